@@ -1,0 +1,249 @@
+//! Why a path cannot be served as a disk.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::FileKind;
+
+/// What an error is about: a path, and the disk that is made of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    disk: Option<String>,
+    path: PathBuf,
+}
+
+impl Place {
+    /// The backing `path` of the disk called `name`.
+    pub fn of_disk(name: &str, path: &Path) -> Self {
+        Self { disk: Some(name.to_owned()), path: path.to_owned() }
+    }
+
+    /// A path that no disk is made of.
+    pub fn of_path(path: &Path) -> Self {
+        Self { disk: None, path: path.to_owned() }
+    }
+
+    /// The path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(disk) = &self.disk {
+            write!(f, "disk \"{disk}\": ")?;
+        }
+        write!(f, "{}", self.path.display())
+    }
+}
+
+/// Why a path cannot be served as a disk. Nothing was changed, and nothing is left behind.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// There is nothing at the path, and nothing can be created there.
+    #[error("{place}: cannot {operation} it ({cause}); {remedy}")]
+    Missing {
+        /// Where.
+        place: Place,
+        /// "open" or "create".
+        operation: &'static str,
+        /// What is not there.
+        cause: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// It is something else than a file.
+    #[error(
+        "{place}: cannot serve it (it is {what}; only regular files are served yet); \
+         give the path of a regular file"
+    )]
+    NotRegular {
+        /// Where.
+        place: Place,
+        /// What it is.
+        what: FileKind,
+    },
+    /// A size that no disk can have.
+    #[error("{place}: cannot serve it ({cause}); {remedy}")]
+    BadSize {
+        /// Where.
+        place: Place,
+        /// Which size, and what is wrong with it.
+        cause: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// The file is smaller than what was asked for.
+    #[error(
+        "{place}: cannot serve {size_bytes} bytes of it (the file has {file_bytes} bytes only); \
+         lower size=, or make the file longer first"
+    )]
+    TooSmall {
+        /// Where.
+        place: Place,
+        /// Bytes asked for.
+        size_bytes: u64,
+        /// Bytes that are there.
+        file_bytes: u64,
+    },
+    /// The file's space cannot be allocated.
+    #[error(
+        "{place}: cannot allocate its space (no space: {} needed, {}: {source}); {remedy}",
+        ByteSize(*needed_bytes), Free(*free_bytes)
+    )]
+    NoSpace {
+        /// Where.
+        place: Place,
+        /// Bytes to allocate.
+        needed_bytes: u64,
+        /// Bytes that were free; not every file system knows.
+        free_bytes: Option<u64>,
+        /// What to do.
+        remedy: &'static str,
+        /// The error of the system.
+        source: io::Error,
+    },
+    /// Somebody serves this file already, and one of both means to write.
+    #[error(
+        "{place}: cannot lock it ({} serves it already); stop that one, serve it with readonly=on on both \
+         sides, or use lock=wait on the destination of a migration",
+        Holder(*holder)
+    )]
+    Locked {
+        /// Where.
+        place: Place,
+        /// The process, where it could be learnt.
+        holder: Option<u32>,
+    },
+    /// The user, the file or the file system does not allow it.
+    #[error("{place}: cannot {operation} it ({source}); {remedy}")]
+    Permission {
+        /// Where.
+        place: Place,
+        /// What was tried.
+        operation: &'static str,
+        /// What to do.
+        remedy: &'static str,
+        /// The error of the system.
+        source: io::Error,
+    },
+    /// The system failed in another way.
+    #[error("{place}: cannot {operation} it ({source}); {remedy}")]
+    Io {
+        /// Where.
+        place: Place,
+        /// What was tried.
+        operation: &'static str,
+        /// What to do.
+        remedy: &'static str,
+        /// The error of the system.
+        source: io::Error,
+    },
+}
+
+impl OpenError {
+    /// Sorts an error of the system into permissions and everything else.
+    pub(super) fn system(
+        place: &Place,
+        operation: &'static str,
+        remedy: &'static str,
+        source: io::Error,
+    ) -> Self {
+        let place = place.clone();
+        let remedy = match source.raw_os_error() {
+            Some(libc::EROFS) => "mount the file system for writing, or serve it with readonly=on",
+            Some(libc::EACCES | libc::EPERM) => {
+                "run as a user who may read and write it, or serve it with readonly=on"
+            }
+            Some(libc::ETXTBSY) => "stop the program that runs from it",
+            _ => return Self::Io { place, operation, remedy, source },
+        };
+        Self::Permission { place, operation, remedy, source }
+    }
+}
+
+/// A number of bytes for people, with one decimal.
+struct ByteSize(u64);
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [(&str, u32); 4] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
+        for (unit, shift) in UNITS {
+            let whole = self.0 >> shift;
+            if whole != 0 {
+                let tenths = ((u128::from(self.0) * 10) >> shift) % 10;
+                return write!(f, "{whole}.{tenths} {unit}");
+            }
+        }
+        write!(f, "{} bytes", self.0)
+    }
+}
+
+/// How much is free, in words.
+struct Free(Option<u64>);
+
+impl fmt::Display for Free {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(bytes) => write!(f, "{} free", ByteSize(bytes)),
+            None => f.write_str("free space unknown"),
+        }
+    }
+}
+
+/// Who holds a lock, in words.
+struct Holder(Option<u32>);
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(pid) if pid == std::process::id() => f.write_str("another disk of this process"),
+            Some(pid) => write!(f, "process {pid}"),
+            None => f.write_str("another process"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn byte_sizes_read_well() {
+        let cases = [
+            (0, "0 bytes"),
+            (1023, "1023 bytes"),
+            (1024, "1.0 KiB"),
+            (1536 << 10, "1.5 MiB"),
+            ((10 << 30) - 1, "9.9 GiB"),
+            (u64::MAX, "16777215.9 TiB"),
+        ];
+        for (bytes, words) in cases {
+            assert_eq!(ByteSize(bytes).to_string(), words);
+        }
+    }
+
+    #[test]
+    fn permissions_are_told_from_other_errors() {
+        let place = Place::of_disk("db0", Path::new("/a"));
+        let error = |code| OpenError::system(&place, "open", "remedy", io::Error::from_raw_os_error(code));
+        for code in [libc::EROFS, libc::EACCES, libc::EPERM, libc::ETXTBSY] {
+            assert!(matches!(error(code), OpenError::Permission { .. }), "{code}");
+        }
+        assert_eq!(
+            error(libc::EIO).to_string(),
+            "disk \"db0\": /a: cannot open it (Input/output error (os error 5)); remedy"
+        );
+    }
+
+    #[test]
+    fn a_lock_names_its_holder() {
+        let locked =
+            |holder| OpenError::Locked { place: Place::of_path(Path::new("/a")), holder }.to_string();
+        assert!(locked(Some(1)).starts_with("/a: cannot lock it (process 1 serves it already); stop"));
+        assert!(locked(None).contains("(another process serves"));
+        assert!(locked(Some(std::process::id())).contains("(another disk of this process serves"));
+    }
+}

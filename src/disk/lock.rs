@@ -1,0 +1,340 @@
+//! One writer at a time: a lock on the backing that other processes respect.
+
+use std::fmt;
+use std::fs::{File, Metadata};
+use std::io;
+use std::ops::Deref;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::{Errno, retry_on_intr};
+
+use super::{OpenError, Place};
+
+/// When the backing is locked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LockMode {
+    /// When it is opened.
+    #[default]
+    On,
+    /// When its first ring starts: for the destination of a migration.
+    Wait,
+    /// Never: for file systems without locks.
+    Off,
+}
+
+impl fmt::Display for LockMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::On => "on",
+            Self::Wait => "wait",
+            Self::Off => "off",
+        })
+    }
+}
+
+/// A word that is no [`LockMode`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a lock mode; use on, wait or off")]
+pub struct UnknownLockMode(pub String);
+
+impl FromStr for LockMode {
+    type Err = UnknownLockMode;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        match word {
+            "on" => Ok(Self::On),
+            "wait" => Ok(Self::Wait),
+            "off" => Ok(Self::Off),
+            _ => Err(UnknownLockMode(word.to_owned())),
+        }
+    }
+}
+
+/// The lock of a disk's backing could not be taken or given back.
+#[derive(Debug, thiserror::Error)]
+#[error("{place}: cannot {operation} it ({source}); {REMEDY}")]
+pub struct LockError {
+    place: Place,
+    operation: &'static str,
+    source: io::Error,
+}
+
+const REMEDY: &str = "if its file system has no locks, make sure that nobody else serves it and use lock=off";
+
+/// A backing's open file, shared by its disk and its lock; whoever drops it last unlocks it.
+///
+/// Closing it is not enough: a child of this process that is between fork and exec has it open, too.
+#[derive(Debug)]
+pub(super) struct BackingFile(File);
+
+impl From<File> for BackingFile {
+    fn from(file: File) -> Self {
+        Self(file)
+    }
+}
+
+impl Deref for BackingFile {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.0
+    }
+}
+
+impl Drop for BackingFile {
+    fn drop(&mut self) {
+        // Best effort: a file system without locks has nothing to unlock.
+        let _ = flock(&self.0, FlockOperation::NonBlockingUnlock);
+    }
+}
+
+/// The `flock(2)` of a backing: exclusive for a disk that is written, shared for one that is only read.
+///
+/// This value shares the open file with the [`Disk`](super::Disk) opened together with it: once taken, the
+/// lock lasts until [`release`](Self::release), or until both are dropped. It belongs to the open file
+/// description, so that two disks of one process exclude each other as well.
+#[derive(Debug)]
+pub struct FileLock {
+    /// None where there is nothing to lock.
+    file: Option<Arc<BackingFile>>,
+    place: Place,
+    mode: LockMode,
+    read_only: bool,
+}
+
+impl FileLock {
+    /// Of `file`, taken at once when the mode is [`LockMode::On`].
+    pub(super) fn open(
+        file: Arc<BackingFile>,
+        place: &Place,
+        mode: LockMode,
+        read_only: bool,
+    ) -> Result<Self, OpenError> {
+        let lock = Self { file: Some(file), place: place.clone(), mode, read_only };
+        if mode == LockMode::On {
+            match lock.try_flock() {
+                Ok(true) => {}
+                Ok(false) => {
+                    return Err(OpenError::Locked { place: place.clone(), holder: lock.holder() });
+                }
+                Err(error) => return Err(OpenError::system(place, "lock", REMEDY, error.into())),
+            }
+        }
+        Ok(lock)
+    }
+
+    /// Of a disk that is no file: there is nothing to lock.
+    pub fn none() -> Self {
+        Self { file: None, place: Place::of_path(Path::new("")), mode: LockMode::Off, read_only: false }
+    }
+
+    /// When it is taken.
+    pub const fn mode(&self) -> LockMode {
+        self.mode
+    }
+
+    /// Takes the lock without waiting; `false` when somebody else has it. Taking it twice is taking it once.
+    /// With [`LockMode::Off`] there is nothing to take, and the answer is `true`.
+    ///
+    /// Call it before the disk's first ring starts.
+    ///
+    /// # Errors
+    /// [`LockError`] when the file system cannot lock.
+    pub fn try_acquire(&self) -> Result<bool, LockError> {
+        match self.mode {
+            LockMode::Off => Ok(true),
+            LockMode::On | LockMode::Wait => self.try_flock().map_err(|errno| self.error("lock", errno)),
+        }
+    }
+
+    /// Gives the lock back with [`LockMode::Wait`], so that the destination of a migration can have it.
+    /// [`LockMode::On`] keeps it: a guest that reboots stops its rings too, and nobody may slip in then.
+    ///
+    /// Call it when the disk's last ring has stopped and nothing of it is written any more.
+    ///
+    /// # Errors
+    /// [`LockError`] when the file system fails to.
+    pub fn release(&self) -> Result<(), LockError> {
+        match &self.file {
+            Some(file) if self.mode == LockMode::Wait => {
+                retry_on_intr(|| flock(&***file, FlockOperation::NonBlockingUnlock))
+                    .map_err(|errno| self.error("unlock", errno))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The process that has the lock, where that can be learnt.
+    pub fn holder(&self) -> Option<u32> {
+        holder(&self.file.as_ref()?.metadata().ok()?)
+    }
+
+    fn try_flock(&self) -> Result<bool, Errno> {
+        let Some(file) = &self.file else { return Ok(true) };
+        let operation = match self.read_only {
+            true => FlockOperation::NonBlockingLockShared,
+            false => FlockOperation::NonBlockingLockExclusive,
+        };
+        match retry_on_intr(|| flock(&***file, operation)) {
+            Ok(()) => Ok(true),
+            Err(Errno::WOULDBLOCK) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn error(&self, operation: &'static str, errno: Errno) -> LockError {
+        LockError { place: self.place.clone(), operation, source: errno.into() }
+    }
+}
+
+/// The process that has a lock on this file, as far as `/proc/locks` tells.
+pub(super) fn holder(metadata: &Metadata) -> Option<u32> {
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    holder_in(&locks, metadata.dev(), metadata.ino())
+}
+
+/// Finds a line like `3: FLOCK  ADVISORY  WRITE 4711 fe:00:131074 0 EOF` for this file.
+fn holder_in(locks: &str, dev: u64, ino: u64) -> Option<u32> {
+    let file = format!("{:02x}:{:02x}:{ino}", rustix::fs::major(dev), rustix::fs::minor(dev));
+    locks.lines().find_map(|line| {
+        let mut words = line.split_ascii_whitespace().skip(1);
+        let held = words.next() == Some("FLOCK");
+        let pid = words.nth(2)?.parse().ok()?;
+        (held && words.next() == Some(&file)).then_some(pid)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lock(path: &Path, mode: LockMode, read_only: bool) -> Result<FileLock, OpenError> {
+        let file = File::options().read(true).write(!read_only).open(path).unwrap();
+        FileLock::open(Arc::new(file.into()), &Place::of_disk("db0", path), mode, read_only)
+    }
+
+    #[test]
+    fn modes_are_words() {
+        for mode in [LockMode::On, LockMode::Wait, LockMode::Off] {
+            assert_eq!(mode.to_string().parse(), Ok(mode));
+        }
+        let error = "true".parse::<LockMode>().unwrap_err();
+        assert_eq!(error.to_string(), "`true` is not a lock mode; use on, wait or off");
+        assert_eq!(LockMode::default(), LockMode::On);
+    }
+
+    #[test]
+    fn one_writer_or_many_readers_also_within_a_process() {
+        let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+        let writer = lock(file.path(), LockMode::On, false).unwrap();
+        for read_only in [false, true] {
+            let error = lock(file.path(), LockMode::On, read_only).unwrap_err();
+            let OpenError::Locked { holder, .. } = &error else { panic!("{error}") };
+            assert_eq!(*holder, Some(std::process::id()));
+            assert!(
+                error.to_string().contains("(another disk of this process serves it already)"),
+                "{error}"
+            );
+        }
+        drop(writer);
+        let readers = [true, true].map(|read_only| lock(file.path(), LockMode::On, read_only).unwrap());
+        assert!(matches!(lock(file.path(), LockMode::On, false), Err(OpenError::Locked { .. })));
+        drop(readers);
+        lock(file.path(), LockMode::On, false).unwrap();
+    }
+
+    #[test]
+    fn a_waiting_lock_is_handed_over() {
+        let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+        let source = lock(file.path(), LockMode::Wait, false).unwrap();
+        let destination = lock(file.path(), LockMode::Wait, false).unwrap();
+        assert!(source.try_acquire().unwrap());
+        assert!(source.try_acquire().unwrap(), "it has it");
+        assert!(!destination.try_acquire().unwrap());
+        destination.release().unwrap();
+        assert!(!destination.try_acquire().unwrap(), "one cannot release what another has");
+        source.release().unwrap();
+        assert!(destination.try_acquire().unwrap());
+        assert!(!source.try_acquire().unwrap());
+        destination.release().unwrap();
+        assert!(source.try_acquire().unwrap());
+    }
+
+    #[test]
+    fn a_lock_that_is_on_is_kept_while_rings_are_stopped() {
+        let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+        let writer = lock(file.path(), LockMode::On, false).unwrap();
+        writer.release().unwrap();
+        assert!(matches!(lock(file.path(), LockMode::On, false), Err(OpenError::Locked { .. })));
+    }
+
+    #[test]
+    fn off_takes_nothing() {
+        let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+        let writer = lock(file.path(), LockMode::On, false).unwrap();
+        let unlocked = lock(file.path(), LockMode::Off, false).unwrap();
+        assert!(unlocked.try_acquire().unwrap());
+        unlocked.release().unwrap();
+        assert!(writer.try_acquire().unwrap());
+        drop(writer);
+        let _taken = lock(file.path(), LockMode::On, false).unwrap();
+        assert_eq!(unlocked.mode(), LockMode::Off);
+        let none = FileLock::none();
+        assert!(none.try_acquire().unwrap());
+        none.release().unwrap();
+        assert_eq!(none.holder(), None);
+    }
+
+    #[test]
+    fn the_lock_lasts_until_the_disk_is_dropped() {
+        let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+        let writer = lock(file.path(), LockMode::On, false).unwrap();
+        let disk = writer.file.clone();
+        drop(writer);
+        assert!(matches!(lock(file.path(), LockMode::On, false), Err(OpenError::Locked { .. })));
+        drop(disk);
+        lock(file.path(), LockMode::On, false).unwrap();
+    }
+
+    /// As a child does that has not come to its exec yet.
+    #[test]
+    fn another_descriptor_does_not_keep_the_lock() {
+        let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+        let writer = lock(file.path(), LockMode::On, false).unwrap();
+        let _inherited = writer.file.as_ref().unwrap().try_clone().unwrap();
+        drop(writer);
+        lock(file.path(), LockMode::On, false).unwrap();
+    }
+
+    #[test]
+    fn the_holder_is_found_by_device_and_inode() {
+        let locks = "1: POSIX  ADVISORY  WRITE 1 fe:00:7 0 EOF\n\
+                     2: FLOCK  ADVISORY  WRITE 4711 fe:00:7 0 EOF\n\
+                     2: -> FLOCK  ADVISORY  WRITE 12 fe:00:8 0 EOF\n\
+                     3: FLOCK  ADVISORY  READ 13 fe:01:8 0 EOF\n\
+                     4: junk";
+        let dev = rustix::fs::makedev(0xfe, 0);
+        assert_eq!(holder_in(locks, dev, 7), Some(4711));
+        assert_eq!(holder_in(locks, dev, 8), None);
+        assert_eq!(holder_in(locks, rustix::fs::makedev(0xfe, 1), 8), Some(13));
+        assert_eq!(holder_in("", dev, 7), None);
+    }
+
+    #[test]
+    fn a_lock_error_says_what_to_do() {
+        let error = LockError {
+            place: Place::of_disk("db0", Path::new("/mnt/a")),
+            operation: "lock",
+            source: Errno::NOLCK.into(),
+        };
+        assert_eq!(
+            error.to_string(),
+            "disk \"db0\": /mnt/a: cannot lock it (No locks available (os error 37)); if its file system has \
+             no locks, make sure that nobody else serves it and use lock=off"
+        );
+    }
+}

@@ -1,0 +1,138 @@
+//! Disks: bytes on media, and what it takes for them to survive.
+//!
+//! Four words are kept apart here:
+//! - *fence*: stores issued so far are ordered before stores issued later (one `sfence` a batch);
+//! - *persist*: a write has reached what the backing promises to keep ([`Durability`]);
+//! - *flush*: the request of a guest that everything acknowledged before it must persist;
+//! - *drain*: requests already fetched from a ring are finished and published.
+
+use std::fmt;
+
+use crate::copy::Segments;
+
+mod backing;
+mod describe;
+mod error;
+mod file;
+mod kind;
+mod lock;
+mod mapped;
+mod mapping;
+mod space;
+
+pub use backing::{Backing, OpenOptions, Opened, open};
+pub use describe::{Description, describe};
+pub use error::{OpenError, Place};
+pub use file::FileDisk;
+pub use kind::{BackingKind, FileKind, FileSystem};
+pub use lock::{FileLock, LockError, LockMode, UnknownLockMode};
+pub use mapped::MappedDisk;
+pub use mapping::Mapping;
+
+/// What a disk is made of, fixed while it is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Size in bytes, a multiple of `block_bytes`.
+    pub capacity_bytes: u64,
+    /// Logical block size in bytes: 512 or 4096.
+    pub block_bytes: u32,
+    /// Writes are refused.
+    pub read_only: bool,
+}
+
+/// How far a completed and flushed write is safe; the model is libpmem2's granularity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Durability {
+    /// Lost with the machine (tmpfs, memfd, hugetlbfs).
+    Volatile,
+    /// Safe once the page cache has been synchronised (fdatasync, msync).
+    Page,
+    /// Safe once its cache lines are flushed and a fence is passed.
+    CacheLine,
+    /// Safe once a fence is passed: the CPU's caches are inside the power-fail domain.
+    Byte,
+}
+
+impl fmt::Display for Durability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Volatile => "volatile (lost with the machine)",
+            Self::Page => "page (safe after a flush)",
+            Self::CacheLine => "cache line (safe once completed)",
+            Self::Byte => "byte (safe once completed, caches are protected)",
+        })
+    }
+}
+
+/// Why a disk could not do what was asked of it. The request fails, nothing else.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// The range is not inside the disk.
+    #[error("the range is outside the disk")]
+    OutOfRange,
+    /// The disk was opened read-only.
+    #[error("the disk is read-only")]
+    ReadOnly,
+    /// The operation does not exist on this backing.
+    #[error("not supported by this backing")]
+    Unsupported,
+    /// The backing, or guest memory, refused.
+    #[error("{operation}: {source}")]
+    Io {
+        /// The system call or step that failed.
+        operation: &'static str,
+        /// Its error.
+        source: std::io::Error,
+    },
+}
+
+/// Bytes that can be read, written and made to last.
+///
+/// Every method may be called by several workers at once. Offsets and lengths are bytes and multiples of
+/// nothing: block rules are the caller's. An implementation checks its own bounds again, since a mistake
+/// there would be a memory error.
+///
+/// A write is visible to every later read once it returns. It persists when a [`flush`](Disk::flush) that
+/// began after its [`fence`](Disk::fence) has returned, or at that fence where
+/// [`durability`](Disk::durability) is at least [`Durability::CacheLine`].
+pub trait Disk: fmt::Debug + Send + Sync + 'static {
+    /// Size, block size, access.
+    fn geometry(&self) -> Geometry;
+
+    /// What the backing promises.
+    fn durability(&self) -> Durability;
+
+    /// Fills `into` with the bytes at `offset`.
+    ///
+    /// # Errors
+    /// As [`DiskError`]; `into` may have been filled in part.
+    fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError>;
+
+    /// Stores `from` at `offset`.
+    ///
+    /// # Errors
+    /// As [`DiskError`]; the range may have been written in part.
+    fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError>;
+
+    /// Orders every write so far before whatever is stored next: called once a batch, before its
+    /// completions are published.
+    fn fence(&self);
+
+    /// Makes every write that finished before the call persist.
+    ///
+    /// # Errors
+    /// As [`DiskError`]; nothing is known about the writes then.
+    fn flush(&self) -> Result<(), DiskError>;
+
+    /// The bytes are no longer needed; they may read as zeroes or as before.
+    ///
+    /// # Errors
+    /// As [`DiskError`].
+    fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError>;
+
+    /// The bytes shall read as zeroes; with `unmap` their space may be given back.
+    ///
+    /// # Errors
+    /// As [`DiskError`].
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<(), DiskError>;
+}

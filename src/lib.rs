@@ -24,3 +24,6 @@
 
 pub mod copy;
 pub mod disk;
+mod log_limit;
+pub mod virtio;
+pub mod worker;

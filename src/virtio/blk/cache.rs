@@ -1,0 +1,86 @@
+//! Who sees to it that writes persist: the guest with its flushes, or we with each write.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+const WRITE_BACK: u8 = 0;
+const WRITE_THROUGH: u8 = 1;
+const UNKNOWN: u8 = 2;
+
+/// The cache mode of one front-end's device, shared by its rings (VIRTIO 1.2 §5.2.6.2).
+///
+/// A front-end that comes back after a restart of ours (QEMU with `reconnect-ms`) does not read the
+/// configuration again and does not repeat that its guest had switched to write-through; a guest in that
+/// mode sends no flush, ever. So a session that has not read the configuration starts in an *unknown* mode
+/// that persists each write, until the guest's first flush shows that it relies on flushes.
+#[derive(Debug)]
+pub struct CacheMode(AtomicU8);
+
+impl CacheMode {
+    /// The mode of a session that has not said anything yet.
+    pub const fn unknown() -> Self {
+        Self(AtomicU8::new(UNKNOWN))
+    }
+
+    /// The guest has chosen (`writeback` of the configuration).
+    pub fn set_writeback(&self, writeback: bool) {
+        self.0.store(if writeback { WRITE_BACK } else { WRITE_THROUGH }, Ordering::Release);
+    }
+
+    /// What the configuration shows. A front-end that reads it before its first ring starts (`settles`)
+    /// passes it on to a driver that is yet to come; a later look changes nothing for a guest that runs.
+    pub fn show_writeback(&self, settles: bool) -> bool {
+        if settles {
+            self.settle();
+        }
+        self.0.load(Ordering::Acquire) != WRITE_THROUGH
+    }
+
+    /// The guest has sent a flush.
+    #[inline]
+    pub fn saw_flush(&self) {
+        if self.0.load(Ordering::Relaxed) == UNKNOWN {
+            self.settle();
+        }
+    }
+
+    fn settle(&self) {
+        // Fails when the guest has chosen already: its choice stands.
+        let _ = self.0.compare_exchange(UNKNOWN, WRITE_BACK, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// Whether a write must persist before it is completed.
+    #[inline]
+    pub fn is_write_through(&self) -> bool {
+        self.0.load(Ordering::Acquire) != WRITE_BACK
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::CacheMode;
+
+    #[test]
+    fn an_unknown_mode_persists_until_a_flush_or_a_look() {
+        let flushing = CacheMode::unknown();
+        assert!(flushing.is_write_through());
+        flushing.saw_flush();
+        assert!(!flushing.is_write_through());
+        let looked_at = CacheMode::unknown();
+        assert!(looked_at.show_writeback(false));
+        assert!(looked_at.is_write_through(), "a look at a running guest's configuration settles nothing");
+        assert!(looked_at.show_writeback(true));
+        assert!(!looked_at.is_write_through());
+    }
+
+    #[test]
+    fn a_guests_choice_stands() {
+        let mode = CacheMode::unknown();
+        mode.set_writeback(false);
+        mode.saw_flush();
+        assert!(!mode.show_writeback(true));
+        assert!(mode.is_write_through());
+        mode.set_writeback(true);
+        assert!(mode.show_writeback(true));
+        assert!(!mode.is_write_through());
+    }
+}

@@ -1,0 +1,36 @@
+//! What a ring has done: plain numbers, owned by the thread that owns the ring.
+
+/// Counts since the ring was started; the control plane adds them up when it takes the ring back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Read requests that succeeded.
+    pub reads: u64,
+    /// Bytes given to the guest.
+    pub read_bytes: u64,
+    /// Write requests that succeeded.
+    pub writes: u64,
+    /// Bytes taken from the guest.
+    pub written_bytes: u64,
+    /// Flushes that succeeded.
+    pub flushes: u64,
+    /// Other requests that succeeded: GET_ID, DISCARD, WRITE_ZEROES.
+    pub others: u64,
+    /// Requests answered with IOERR or UNSUPP.
+    pub failures: u64,
+    /// Rings broken by a driver's mistake.
+    pub broken_rings: u64,
+}
+
+impl Counters {
+    /// Adds `other`.
+    pub const fn add(&mut self, other: &Self) {
+        self.reads = self.reads.wrapping_add(other.reads);
+        self.read_bytes = self.read_bytes.wrapping_add(other.read_bytes);
+        self.writes = self.writes.wrapping_add(other.writes);
+        self.written_bytes = self.written_bytes.wrapping_add(other.written_bytes);
+        self.flushes = self.flushes.wrapping_add(other.flushes);
+        self.others = self.others.wrapping_add(other.others);
+        self.failures = self.failures.wrapping_add(other.failures);
+        self.broken_rings = self.broken_rings.wrapping_add(other.broken_rings);
+    }
+}

@@ -1,0 +1,35 @@
+//! Feature bits offered to a driver.
+
+use virtio_bindings::bindings::virtio_blk as blk;
+use virtio_bindings::bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1};
+use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+/// Bits that have a meaning for the data path.
+pub const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
+/// See [`EVENT_IDX`].
+pub const INDIRECT_DESC: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
+/// The driver sends FLUSH; without it every write must persist at once (VIRTIO 1.2 §5.2.6.2).
+pub const FLUSH: u64 = 1 << blk::VIRTIO_BLK_F_FLUSH;
+
+/// What a disk offers. Sessions without `VERSION_1` work as well: on little-endian hosts the legacy layout
+/// is the same.
+pub const fn offered(read_only: bool, queues: u16) -> u64 {
+    let mut bits = EVENT_IDX
+        | INDIRECT_DESC
+        | FLUSH
+        | 1 << VIRTIO_F_VERSION_1
+        | 1 << VIRTIO_F_IN_ORDER
+        | 1 << blk::VIRTIO_BLK_F_SEG_MAX
+        | 1 << blk::VIRTIO_BLK_F_BLK_SIZE
+        | 1 << blk::VIRTIO_BLK_F_TOPOLOGY
+        | 1 << blk::VIRTIO_BLK_F_CONFIG_WCE;
+    if queues > 1 {
+        bits |= 1 << blk::VIRTIO_BLK_F_MQ;
+    }
+    if read_only {
+        bits |= 1 << blk::VIRTIO_BLK_F_RO;
+    } else {
+        bits |= 1 << blk::VIRTIO_BLK_F_DISCARD | 1 << blk::VIRTIO_BLK_F_WRITE_ZEROES;
+    }
+    bits
+}

@@ -1,0 +1,20 @@
+//! The block device (VIRTIO 1.2 §5.2): what a request asks, and what is answered.
+
+mod cache;
+mod config_space;
+mod counters;
+mod device;
+pub mod features;
+mod request;
+#[cfg(test)]
+mod tests;
+mod units;
+
+pub use cache::CacheMode;
+pub use config_space::{CONFIG_BYTES, ConfigSpace, WRITEBACK_OFFSET};
+pub use counters::Counters;
+pub use device::{Device, Identity};
+pub use request::{Operation, Range, Ranges, Refusal, parse, parse_ranges};
+pub use units::{
+    Limits, MAX_DISCARD_SECTORS, MAX_INDIRECT, MAX_RANGES, MAX_WRITE_ZEROES_SECTORS, SECTOR_BYTES, SEG_MAX,
+};

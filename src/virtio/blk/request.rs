@@ -1,0 +1,186 @@
+//! What a chain asks: pure functions of its bytes and the disk's limits (VIRTIO 1.2 §5.2.6).
+//!
+//! All arithmetic on numbers that come from a guest is here and in [`super::units`].
+
+#![deny(clippy::arithmetic_side_effects)]
+
+use virtio_bindings::bindings::virtio_blk as spec;
+
+use super::units::{Limits, MAX_DISCARD_SECTORS, MAX_RANGES, MAX_WRITE_ZEROES_SECTORS, SECTOR_BYTES};
+use crate::copy::{self, Segments};
+use crate::virtio::queue::Buffer;
+
+/// Length of the header: type, reserved, sector.
+const HEADER_BYTES: usize = 16;
+
+/// Length of one range of a DISCARD or WRITE_ZEROES: sector, number of sectors, flags.
+const RANGE_BYTES: usize = 16;
+
+/// The only flag of a range (WRITE_ZEROES).
+const UNMAP: u32 = spec::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
+
+/// Why a request is answered without being tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// `VIRTIO_BLK_S_IOERR`.
+    IoError,
+    /// `VIRTIO_BLK_S_UNSUPP`.
+    Unsupported,
+}
+
+/// A request that cannot be out of range any more.
+#[derive(Debug)]
+pub enum Operation<'a> {
+    /// Fill `into` from `offset`, in bytes.
+    Read {
+        /// Where on the disk.
+        offset: u64,
+        /// Where to.
+        into: Segments<'a>,
+    },
+    /// Store `from` at `offset`, in bytes.
+    Write {
+        /// Where on the disk.
+        offset: u64,
+        /// Where from.
+        from: Segments<'a>,
+    },
+    /// Everything acknowledged before must persist.
+    Flush,
+    /// The serial number, as much of it as there is room for.
+    GetId {
+        /// Where to.
+        into: Segments<'a>,
+    },
+    /// These bytes are not needed; see [`parse_ranges`].
+    Discard {
+        /// The ranges, still the guest's: read once.
+        payload: Segments<'a>,
+    },
+    /// These bytes shall be zero; see [`parse_ranges`].
+    WriteZeroes {
+        /// As above.
+        payload: Segments<'a>,
+    },
+}
+
+impl Operation<'_> {
+    /// What a person calls it.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Read { .. } => "read",
+            Self::Write { .. } => "write",
+            Self::Flush => "flush",
+            Self::GetId { .. } => "get id",
+            Self::Discard { .. } => "discard",
+            Self::WriteZeroes { .. } => "write zeroes",
+        }
+    }
+}
+
+/// Reads the header and checks what it asks against the limits.
+///
+/// # Errors
+/// How the request is to be refused.
+#[inline]
+pub fn parse<'a>(
+    mut readable: Buffer<'a>,
+    writable: Buffer<'a>,
+    limits: &Limits,
+) -> Result<Operation<'a>, Refusal> {
+    let header = readable.take_front::<HEADER_BYTES>().ok_or(Refusal::IoError)?;
+    let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
+    let sector = u64::from_le_bytes(sector);
+    match u32::from_le_bytes([t0, t1, t2, t3]) {
+        spec::VIRTIO_BLK_T_IN => {
+            let offset = transfer(sector, writable.len_bytes(), readable.len_bytes(), limits)?;
+            Ok(Operation::Read { offset, into: writable.into_segments() })
+        }
+        spec::VIRTIO_BLK_T_OUT if limits.read_only => Err(Refusal::IoError),
+        spec::VIRTIO_BLK_T_OUT => {
+            let offset = transfer(sector, readable.len_bytes(), writable.len_bytes(), limits)?;
+            Ok(Operation::Write { offset, from: readable.into_segments() })
+        }
+        spec::VIRTIO_BLK_T_FLUSH => Ok(Operation::Flush),
+        spec::VIRTIO_BLK_T_GET_ID => Ok(Operation::GetId { into: writable.into_segments() }),
+        spec::VIRTIO_BLK_T_DISCARD if !limits.read_only => {
+            Ok(Operation::Discard { payload: readable.into_segments() })
+        }
+        spec::VIRTIO_BLK_T_WRITE_ZEROES if !limits.read_only => {
+            Ok(Operation::WriteZeroes { payload: readable.into_segments() })
+        }
+        _ => Err(Refusal::Unsupported),
+    }
+}
+
+/// Offset in bytes of a transfer of whole blocks inside the disk, with no data in the other direction.
+fn transfer(sector: u64, data_bytes: u32, wrong_way_bytes: u32, limits: &Limits) -> Result<u64, Refusal> {
+    let data_bytes = u64::from(data_bytes);
+    if wrong_way_bytes > 0 || !data_bytes.is_multiple_of(SECTOR_BYTES) {
+        return Err(Refusal::IoError);
+    }
+    limits.offset_bytes(sector, data_bytes / SECTOR_BYTES).ok_or(Refusal::IoError)
+}
+
+/// A range of a DISCARD or WRITE_ZEROES, inside the disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Range {
+    /// First byte.
+    pub offset: u64,
+    /// Length in bytes.
+    pub len_bytes: u64,
+    /// The space may be given back (WRITE_ZEROES).
+    pub unmap: bool,
+}
+
+/// The ranges of one request.
+#[derive(Debug, Clone, Copy)]
+pub struct Ranges {
+    list: [Range; MAX_RANGES as usize],
+    count: usize,
+}
+
+impl Ranges {
+    /// In the guest's order.
+    pub fn as_slice(&self) -> &[Range] {
+        self.list.get(..self.count).unwrap_or_default()
+    }
+}
+
+/// Reads the ranges of a DISCARD (or, with `zeroes`, of a WRITE_ZEROES) and checks each before any is done.
+///
+/// # Errors
+/// How the request is to be refused.
+pub fn parse_ranges(payload: Segments<'_>, zeroes: bool, limits: &Limits) -> Result<Ranges, Refusal> {
+    let mut bytes = [[0; RANGE_BYTES]; MAX_RANGES as usize];
+    let total = payload.total_bytes();
+    if total == 0 || !total.is_multiple_of(RANGE_BYTES) {
+        return Err(Refusal::IoError);
+    }
+    if total > bytes.as_flattened().len() {
+        return Err(Refusal::Unsupported);
+    }
+    copy::load_slice(payload, bytes.as_flattened_mut());
+    let mut ranges = Ranges { list: Default::default(), count: total / RANGE_BYTES };
+    for (range, raw) in ranges.list.iter_mut().zip(bytes).take(ranges.count) {
+        *range = parse_range(raw, zeroes, limits)?;
+    }
+    Ok(ranges)
+}
+
+fn parse_range(raw: [u8; RANGE_BYTES], zeroes: bool, limits: &Limits) -> Result<Range, Refusal> {
+    let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, flags @ ..] = raw;
+    let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+    let count = u32::from_le_bytes([n0, n1, n2, n3]);
+    let (known, most) = if zeroes { (UNMAP, MAX_WRITE_ZEROES_SECTORS) } else { (0, MAX_DISCARD_SECTORS) };
+    let flags = u32::from_le_bytes(flags);
+    if flags & !known != 0 {
+        return Err(Refusal::Unsupported);
+    }
+    if count > most {
+        return Err(Refusal::IoError);
+    }
+    let offset = limits.offset_bytes(sector, u64::from(count)).ok_or(Refusal::IoError)?;
+    let len_bytes = u64::from(count).saturating_mul(SECTOR_BYTES);
+    Ok(Range { offset, len_bytes, unmap: flags & UNMAP != 0 })
+}

@@ -1,0 +1,80 @@
+//! Sectors, blocks and the limits a guest is told.
+
+use crate::disk::Geometry;
+
+/// A sector in bytes: the unit of every address in a request, whatever the block size (VIRTIO 1.2 §5.2.4).
+pub const SECTOR_BYTES: u64 = 512;
+
+/// Most data segments in a request. QEMU asks for it before it knows the queue size, and it must not exceed
+/// that by more than −2 without indirect descriptors; its default is a queue of 128.
+pub const SEG_MAX: u16 = 126;
+
+/// Longest indirect table where the queue is shorter: the data, a header and a status.
+pub const MAX_INDIRECT: u16 = SEG_MAX + 2;
+
+/// Most ranges in one DISCARD or WRITE_ZEROES.
+pub const MAX_RANGES: u16 = 32;
+
+/// Longest range in a DISCARD, in sectors: 1 GiB.
+pub const MAX_DISCARD_SECTORS: u32 = 1 << 21;
+
+/// Longest range in a WRITE_ZEROES, in sectors: 16 MiB, since it may have to be filled by hand while other
+/// rings wait.
+pub const MAX_WRITE_ZEROES_SECTORS: u32 = 1 << 15;
+
+/// What a request is checked against; fixed while a disk is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Size of the disk.
+    pub capacity_sectors: u64,
+    /// A block in sectors: 1 or 8.
+    pub block_sectors: u64,
+    /// Writes are refused, discards are not known.
+    pub read_only: bool,
+}
+
+impl Limits {
+    /// The limits of a disk of this geometry.
+    pub fn of(geometry: &Geometry) -> Self {
+        Self {
+            capacity_sectors: geometry.capacity_bytes / SECTOR_BYTES,
+            block_sectors: (u64::from(geometry.block_bytes) / SECTOR_BYTES).max(1),
+            read_only: geometry.read_only,
+        }
+    }
+
+    /// Offset in bytes of a run of sectors, if it is made of whole blocks and inside the disk. The comparison
+    /// is in sectors, so nothing can overflow.
+    pub fn offset_bytes(&self, sector: u64, count: u64) -> Option<u64> {
+        let end = sector.checked_add(count)?;
+        let whole = sector.is_multiple_of(self.block_sectors) && count.is_multiple_of(self.block_sectors);
+        if whole && end <= self.capacity_sectors { sector.checked_mul(SECTOR_BYTES) } else { None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// The naive twin computes with 128 bits, where nothing overflows.
+        #[test]
+        fn a_run_is_inside_exactly_when_its_bytes_are(
+            sector in prop_oneof![any::<u64>(), 0..5000_u64, (u64::MAX - 20)..=u64::MAX],
+            count in prop_oneof![any::<u64>(), 0..5000_u64],
+            capacity_sectors in prop_oneof![any::<u64>(), 0..5000_u64],
+            block_sectors in prop_oneof![Just(1_u64), Just(8)],
+        ) {
+            let limits = Limits { capacity_sectors, block_sectors, read_only: false };
+            let (first, end) = (u128::from(sector) * 512, (u128::from(sector) + u128::from(count)) * 512);
+            let block_bytes = u128::from(block_sectors) * 512;
+            let fits = end <= u128::from(capacity_sectors) * 512
+                && first % block_bytes == 0
+                && (end - first) % block_bytes == 0
+                && first <= u128::from(u64::MAX);
+            let offset = limits.offset_bytes(sector, count);
+            prop_assert_eq!(offset.map(u128::from), fits.then_some(first));
+        }
+    }
+}

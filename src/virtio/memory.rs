@@ -1,0 +1,368 @@
+//! Guest memory: which guest address is where in this process.
+//!
+//! A [`MemoryTable`] is an immutable snapshot. The control plane builds a new one for each change and hands
+//! it to the rings; a region is unmapped when the last table that names it is gone, so a worker can never
+//! touch memory that a front-end has taken back and been told is free.
+
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::sync::Arc;
+
+use vm_memory::mmap::{MmapRegion, MmapRegionBuilder, MmapRegionError};
+use vm_memory::{FileOffset, VolatileMemory as _};
+
+use crate::copy::Segment;
+
+/// Most regions a table can have: what vhost-user calls memory slots; QEMU stops at 509 as KVM did.
+pub const MAX_REGIONS: usize = 509;
+
+/// A region as a front-end describes it: unchecked numbers.
+#[derive(Debug)]
+pub struct RegionSpec {
+    /// First guest-physical address.
+    pub guest_start: u64,
+    /// Length in bytes.
+    pub len_bytes: u64,
+    /// First address in the front-end's own address space; ring addresses are given in it.
+    pub user_start: u64,
+    /// Where in `file` the region begins, in bytes.
+    pub file_offset: u64,
+    /// The shared memory.
+    pub file: File,
+}
+
+/// Why a region is refused. The table before it stays in force.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// An end address does not fit 64 bits, or there are no bytes.
+    #[error("region at {0:#x}: its length is zero or runs over the end of the address space")]
+    Overflow(u64),
+    /// Mapping needs whole pages.
+    #[error("region at {0:#x}: file offset {1:#x} is not a multiple of the page size")]
+    UnalignedOffset(u64, u64),
+    /// Touching the missing part would be a SIGBUS.
+    #[error("region at {0:#x}: the file has {1:#x} bytes, the region ends at {2:#x}")]
+    ShortFile(u64, u64, u64),
+    /// Two regions claim the same guest address.
+    #[error("region at {0:#x}: overlaps the region at {1:#x}")]
+    Overlap(u64, u64),
+    /// More than [`MAX_REGIONS`].
+    #[error("more than {MAX_REGIONS} regions")]
+    TooMany,
+    /// Nothing to remove.
+    #[error("no region of {1:#x} bytes at {0:#x}")]
+    NotFound(u64, u64),
+    /// The descriptor says nothing about itself.
+    #[error("region at {0:#x}: fstat: {1}")]
+    Stat(u64, std::io::Error),
+    /// The kernel refused the mapping.
+    #[error("region at {0:#x}: mmap: {1}")]
+    Map(u64, MmapRegionError),
+}
+
+/// One mapped region; unmapped on drop.
+#[derive(Debug)]
+struct Region {
+    guest_start: u64,
+    len_bytes: u64,
+    user_start: u64,
+    mapping: MmapRegion<()>,
+}
+
+impl Region {
+    fn map(spec: RegionSpec) -> Result<Self, MemoryError> {
+        let RegionSpec { guest_start, len_bytes, user_start, file_offset, file } = spec;
+        let overflow = || MemoryError::Overflow(guest_start);
+        let len = usize::try_from(len_bytes).ok().filter(|len| *len > 0).ok_or_else(overflow)?;
+        guest_start.checked_add(len_bytes).ok_or_else(overflow)?;
+        user_start.checked_add(len_bytes).ok_or_else(overflow)?;
+        let file_end = file_offset.checked_add(len_bytes).ok_or_else(overflow)?;
+        if !file_offset.is_multiple_of(rustix::param::page_size() as u64) {
+            return Err(MemoryError::UnalignedOffset(guest_start, file_offset));
+        }
+        let metadata = file.metadata().map_err(|error| MemoryError::Stat(guest_start, error))?;
+        // A device-DAX node used as guest memory says 0; only a real file knows its length.
+        if metadata.is_file() && metadata.len() < file_end {
+            return Err(MemoryError::ShortFile(guest_start, metadata.len(), file_end));
+        }
+        let mapping = MmapRegionBuilder::new_with_bitmap(len, ())
+            .with_file_offset(FileOffset::new(file, file_offset))
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+            .build()
+            .map_err(|error| MemoryError::Map(guest_start, error))?;
+        Ok(Self { guest_start, len_bytes, user_start, mapping })
+    }
+
+    /// Whether both claim some guest address; the sums cannot overflow, see [`Region::map`].
+    fn overlaps(&self, other: &Self) -> bool {
+        self.guest_start < other.guest_start.saturating_add(other.len_bytes)
+            && other.guest_start < self.guest_start.saturating_add(self.len_bytes)
+    }
+}
+
+/// A region as the translator reads it: 24 bytes, no indirection.
+#[derive(Debug, Clone, Copy)]
+struct Extent {
+    start: u64,
+    len_bytes: u64,
+    host: *mut u8,
+}
+
+impl Extent {
+    /// Host address of `address` and how many bytes follow it in this extent.
+    #[inline]
+    fn at(&self, address: u64) -> Option<(*mut u8, u64)> {
+        let offset = address.wrapping_sub(self.start);
+        // A wrapped offset is larger than any length, so one comparison checks both ends.
+        let left = self.len_bytes.checked_sub(offset).filter(|left| *left > 0)?;
+        let host = self.host.wrapping_add(usize::try_from(offset).ok()?);
+        Some((host, left))
+    }
+}
+
+/// All of a front-end's memory: an immutable snapshot, sorted by guest address.
+#[derive(Debug, Default)]
+pub struct MemoryTable {
+    regions: Vec<Arc<Region>>,
+    by_guest: Box<[Extent]>,
+    by_user: Box<[Extent]>,
+}
+
+// SAFETY: the raw pointers lead into `regions`, which live as long as the table, and are only read here.
+// Whoever dereferences them answers for that (`copy`, `virtio::queue`).
+unsafe impl Send for MemoryTable {}
+// SAFETY: as above; the table itself never changes.
+unsafe impl Sync for MemoryTable {}
+
+impl MemoryTable {
+    /// Maps a whole table (`SET_MEM_TABLE`); the order of `specs` does not matter.
+    ///
+    /// # Errors
+    /// The first region that is refused; nothing stays mapped then.
+    pub fn map(specs: Vec<RegionSpec>) -> Result<Self, MemoryError> {
+        let regions = specs.into_iter().map(|spec| Region::map(spec).map(Arc::new));
+        Self::of(regions.collect::<Result<_, _>>()?)
+    }
+
+    /// This table and one region more (`ADD_MEM_REG`).
+    ///
+    /// # Errors
+    /// Why the region is refused; this table stays as it is.
+    pub fn with(&self, spec: RegionSpec) -> Result<Self, MemoryError> {
+        let mut regions = self.regions.clone();
+        regions.push(Arc::new(Region::map(spec)?));
+        Self::of(regions)
+    }
+
+    /// This table without one region (`REM_MEM_REG`), named by all of its numbers.
+    ///
+    /// # Errors
+    /// [`MemoryError::NotFound`].
+    pub fn without(&self, guest_start: u64, len_bytes: u64, user_start: u64) -> Result<Self, MemoryError> {
+        let is_it = |region: &Arc<Region>| {
+            (region.guest_start, region.len_bytes, region.user_start) == (guest_start, len_bytes, user_start)
+        };
+        let mut regions = self.regions.clone();
+        let position = regions.iter().position(is_it).ok_or(MemoryError::NotFound(guest_start, len_bytes))?;
+        regions.remove(position);
+        Self::of(regions)
+    }
+
+    /// How many regions there are.
+    pub fn len(&self) -> usize {
+        self.regions.len()
+    }
+
+    /// Whether there is no memory at all.
+    pub fn is_empty(&self) -> bool {
+        self.regions.is_empty()
+    }
+
+    /// Host address of `len_bytes` bytes at an address of the front-end's own address space, if they lie in
+    /// one region.
+    pub fn resolve_user(&self, address: u64, len_bytes: u64) -> Option<*mut u8> {
+        // Regions may overlap in these addresses, so the first one that holds it all serves.
+        self.by_user.iter().find_map(|extent| match extent.at(address) {
+            Some((host, left)) if left >= len_bytes => Some(host),
+            _ => None,
+        })
+    }
+
+    fn of(mut regions: Vec<Arc<Region>>) -> Result<Self, MemoryError> {
+        if regions.len() > MAX_REGIONS {
+            return Err(MemoryError::TooMany);
+        }
+        regions.sort_by_key(|region| region.guest_start);
+        for (region, next) in regions.iter().zip(regions.iter().skip(1)) {
+            if region.overlaps(next) {
+                return Err(MemoryError::Overlap(next.guest_start, region.guest_start));
+            }
+        }
+        let extents = |start: fn(&Region) -> u64| {
+            let extent = |region: &Arc<Region>| Extent {
+                start: start(region),
+                len_bytes: region.len_bytes,
+                host: region.mapping.as_volatile_slice().ptr_guard_mut().as_ptr(),
+            };
+            regions.iter().map(extent).collect()
+        };
+        let (by_guest, by_user) = (extents(|region| region.guest_start), extents(|region| region.user_start));
+        Ok(Self { regions, by_guest, by_user })
+    }
+}
+
+/// A ring's view of its table: remembers the last region hit, which is nearly always the next one too.
+#[derive(Debug)]
+pub struct Translator {
+    table: Arc<MemoryTable>,
+    last: Extent,
+}
+
+// SAFETY: `last` is a copy of one of the table's extents, see `MemoryTable`.
+unsafe impl Send for Translator {}
+
+impl Translator {
+    /// A view of `table`, which stays mapped as long as the view lives.
+    pub fn new(table: Arc<MemoryTable>) -> Self {
+        let nothing = Extent { start: 0, len_bytes: 0, host: std::ptr::null_mut() };
+        let last = table.by_guest.first().copied().unwrap_or(nothing);
+        Self { table, last }
+    }
+
+    /// The table behind the view.
+    pub const fn table(&self) -> &Arc<MemoryTable> {
+        &self.table
+    }
+
+    /// Host address of `len_bytes` bytes at a guest address, if they lie in one region.
+    #[inline]
+    pub fn resolve(&mut self, address: u64, len_bytes: u64) -> Option<*mut u8> {
+        match self.find(address) {
+            Some((host, left)) if left >= len_bytes => Some(host),
+            _ => None,
+        }
+    }
+
+    /// Appends the host ranges of `len_bytes` bytes at a guest address: one in all but strange cases, more
+    /// where they run over a region's end into the next. Never lets `out` grow beyond its capacity.
+    ///
+    /// Returns whether all of it is mapped (and fitted); if not, `out` is as it was.
+    #[inline]
+    pub fn append(&mut self, address: u64, len_bytes: u32, out: &mut Vec<Segment>) -> bool {
+        let before = out.len();
+        let (mut address, mut missing) = (address, u64::from(len_bytes));
+        while missing > 0 {
+            let Some((host, left)) = self.find(address).filter(|_| out.len() < out.capacity()) else {
+                out.truncate(before);
+                return false;
+            };
+            let here = left.min(missing);
+            // Not more than `len_bytes`, so it fits.
+            out.push(Segment::new(host, usize::try_from(here).unwrap_or(0)));
+            missing -= here;
+            address = address.wrapping_add(here);
+        }
+        true
+    }
+
+    #[inline]
+    fn find(&mut self, address: u64) -> Option<(*mut u8, u64)> {
+        if let Some(hit) = self.last.at(address) {
+            return Some(hit);
+        }
+        let extents = &self.table.by_guest;
+        let after = extents.partition_point(|extent| extent.start <= address);
+        let extent = extents.get(after.checked_sub(1)?)?;
+        let hit = extent.at(address)?;
+        self.last = *extent;
+        Some(hit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: u64 = 4096;
+
+    fn file(len_bytes: u64) -> File {
+        let fd = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let file = File::from(fd);
+        file.set_len(len_bytes).unwrap();
+        file
+    }
+
+    fn spec(guest_start: u64, len_bytes: u64, user_start: u64) -> RegionSpec {
+        RegionSpec { guest_start, len_bytes, user_start, file_offset: 0, file: file(len_bytes) }
+    }
+
+    #[test]
+    fn regions_are_found_in_any_order_and_up_to_their_last_byte() {
+        let specs = vec![spec(8 * PAGE, PAGE, 0x7000_0000), spec(0, 2 * PAGE, 0x1000_0000)];
+        let table = Arc::new(MemoryTable::map(specs).unwrap());
+        let mut view = Translator::new(table.clone());
+        let low = view.resolve(0, 2 * PAGE).unwrap();
+        assert_eq!(view.resolve(PAGE, PAGE), Some(low.wrapping_add(4096)));
+        assert_eq!(view.resolve(2 * PAGE - 1, 2), None, "runs over the region's end");
+        assert_eq!(view.resolve(2 * PAGE, 1), None, "hole");
+        let high = view.resolve(8 * PAGE, PAGE).unwrap();
+        assert_ne!(high, low);
+        assert_eq!(view.resolve(9 * PAGE - 1, 1), Some(high.wrapping_add(4095)));
+        assert_eq!(view.resolve(9 * PAGE, 1), None);
+        assert_eq!(view.resolve(u64::MAX, 1), None);
+        assert_eq!(view.resolve(0, u64::MAX), None);
+        assert_eq!(table.resolve_user(0x7000_0000, PAGE), Some(high));
+        assert_eq!(table.resolve_user(0x7000_0001, PAGE), None);
+    }
+
+    #[test]
+    fn ranges_run_on_into_the_next_region_but_not_into_a_hole() {
+        let specs = vec![spec(0, PAGE, 0), spec(PAGE, PAGE, PAGE), spec(3 * PAGE, PAGE, 3 * PAGE)];
+        let mut view = Translator::new(Arc::new(MemoryTable::map(specs).unwrap()));
+        let mut out = Vec::with_capacity(2);
+        assert!(view.append(PAGE - 1, 2, &mut out));
+        assert_eq!(out.iter().map(Segment::len).collect::<Vec<_>>(), [1, 1]);
+        assert!(!view.append(0, 1, &mut out), "the list is full and must not grow");
+        out.clear();
+        assert!(!view.append(2 * PAGE - 1, 2, &mut out));
+        assert!(out.is_empty(), "nothing stays of a range that is not mapped");
+        assert_eq!(out.capacity(), 2);
+    }
+
+    #[test]
+    fn bad_regions_are_refused_with_the_reason() {
+        let error = |specs| MemoryTable::map(specs).unwrap_err();
+        assert!(matches!(error(vec![spec(0, 0, 0)]), MemoryError::Overflow(0)));
+        assert!(matches!(error(vec![spec(u64::MAX - PAGE + 2, PAGE, 0)]), MemoryError::Overflow(_)));
+        assert!(matches!(error(vec![spec(0, PAGE, u64::MAX)]), MemoryError::Overflow(_)));
+        let huge = RegionSpec { file_offset: u64::MAX, ..spec(0, PAGE, 0) };
+        assert!(matches!(error(vec![huge]), MemoryError::Overflow(_)));
+        let odd = RegionSpec { file_offset: 512, file: file(4 * PAGE), ..spec(0, PAGE, 0) };
+        assert!(matches!(error(vec![odd]), MemoryError::UnalignedOffset(0, 512)));
+        let short = RegionSpec { file: file(PAGE), ..spec(0, 2 * PAGE, 0) };
+        assert!(matches!(error(vec![short]), MemoryError::ShortFile(0, PAGE, _)));
+        let overlap = error(vec![spec(PAGE, PAGE, 0), spec(0, 2 * PAGE, PAGE)]);
+        assert!(matches!(overlap, MemoryError::Overlap(PAGE, 0)));
+        let many = (0..=MAX_REGIONS as u64).map(|i| spec(i * PAGE, PAGE, i * PAGE)).collect();
+        assert!(matches!(error(many), MemoryError::TooMany));
+    }
+
+    #[test]
+    fn a_removed_region_is_unmapped_with_the_last_table_that_names_it() {
+        let named = rustix::fs::memfd_create("only-this-test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let named = File::from(named);
+        named.set_len(PAGE).unwrap();
+        let second = RegionSpec { file: named, ..spec(PAGE, PAGE, PAGE) };
+        let both = Arc::new(MemoryTable::map(vec![spec(0, PAGE, 0), second]).unwrap());
+        let one = both.without(PAGE, PAGE, PAGE).unwrap();
+        assert!(matches!(both.without(PAGE, 2 * PAGE, PAGE), Err(MemoryError::NotFound(..))));
+        let is_mapped = || std::fs::read_to_string("/proc/self/maps").unwrap().contains("only-this-test");
+        assert_eq!(one.len(), 1);
+        assert!(is_mapped());
+        drop(both);
+        assert!(!is_mapped());
+        assert_eq!(one.with(spec(PAGE, PAGE, PAGE)).unwrap().len(), 2);
+    }
+}

@@ -1,0 +1,85 @@
+//! Virtqueues over host pointers.
+//!
+//! A ring is driven by one thread, in order, and a request is finished when it leaves that thread: the used
+//! index alone says what has been done, and a ring started anew begins there (`architecture.md`, D2).
+//!
+//! The life of a batch:
+//!
+//! ```text
+//! park_kicks ─▶ { pop ─▶ Chain ─▶ … ─▶ Completion ─▶ complete }* ─▶ fence ─▶ publish ─▶ call?
+//!                                                                          arm_kicks ─▶ more?
+//! ```
+//!
+//! Everything a guest writes is read once and checked where it is read.
+
+mod chain;
+mod notify;
+mod split;
+
+#[cfg(test)]
+mod tests;
+
+pub use chain::{Buffer, Chain, Completion, Flaw, Head, Parts, StatusByte};
+pub use split::{RingAddresses, RingLayout, SplitQueue};
+
+use crate::virtio::memory::Translator;
+
+/// Largest ring: QEMU's limit, the largest any known front-end asks for.
+pub const MAX_QUEUE_SIZE: u16 = 1024;
+
+/// A ring that the data path can drive, split or packed.
+pub trait Virtqueue {
+    /// Takes the next chain that the driver has made available. The chain borrows the ring: it must become a
+    /// [`Completion`] before the next one is taken.
+    ///
+    /// # Errors
+    /// [`RingError`]: the driver broke the ring's rules so that there is no way to go on with it.
+    fn pop<'a>(&'a mut self, memory: &'a mut Translator) -> Result<Option<Chain<'a>>, RingError>;
+
+    /// Notes a finished chain in the ring. The driver does not see it before [`publish`](Self::publish).
+    fn complete(&mut self, completion: Completion);
+
+    /// Shows everything completed to the driver, with one store. Returns whether it wants to be called.
+    fn publish(&mut self) -> bool;
+
+    /// Asks the driver not to kick while the ring is looked at anyway.
+    fn park_kicks(&mut self);
+
+    /// Asks the driver to kick again. Returns whether chains arrived meanwhile, for which no kick will come.
+    fn arm_kicks(&mut self) -> bool;
+
+    /// Number of the next chain to complete, which is the used index in guest memory after a publish.
+    fn next_used(&self) -> u16;
+}
+
+/// Why a ring cannot be started or cannot go on. Only a restart of that ring by the front-end mends it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RingError {
+    /// Not a power of two up to [`MAX_QUEUE_SIZE`].
+    #[error("queue size {0} is not a power of two from 1 to {MAX_QUEUE_SIZE}")]
+    Size(u32),
+    /// One of the three areas is not inside one memory region.
+    #[error("the {0} lies outside guest memory, or in two regions")]
+    Unmapped(&'static str),
+    /// VIRTIO 1.2 §2.7: 16, 2 and 4 bytes.
+    #[error("the {0} is not aligned")]
+    Misaligned(&'static str),
+    /// The driver cannot have made that many chains available.
+    #[error("the available index is {0} ahead of a ring of {1}")]
+    AvailIndex(u16, u16),
+    /// A head or next index beyond the table.
+    #[error("descriptor index {0} is beyond the table of {1}")]
+    DescriptorIndex(u16, u16),
+    /// A chain longer than its table: it must be a loop.
+    #[error("the descriptor chain does not end")]
+    EndlessChain,
+    /// Its length is no multiple of 16, zero, or more than allowed.
+    #[error("an indirect table of {0} bytes")]
+    IndirectLength(u32),
+    /// An indirect table that is not inside one region.
+    #[error("an indirect table at {0:#x} lies outside guest memory, or in two regions")]
+    IndirectUnmapped(u64),
+    /// The chain has no byte for the status, or one that is not mapped.
+    #[error("a chain has no place for its status byte")]
+    NoStatus,
+}

@@ -1,0 +1,357 @@
+//! The ring against virtio-queue's `Queue`: two copies of one guest's memory, one driven by each.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::mock::MockSplitQueue;
+use virtio_queue::{Queue, QueueT as _};
+use vm_memory::{Bytes as _, FileOffset, GuestAddress, GuestMemoryMmap};
+
+use super::*;
+use crate::virtio::memory::{MemoryTable, RegionSpec, Translator};
+
+const SIZE: u16 = 16;
+const MEMORY_BYTES: usize = 1 << 20;
+/// The mock of virtio-queue 0.18 lets the used ring overlap the available ring (it counts that one's entries
+/// as bytes), so it only gives the first two addresses.
+const USED: u64 = 0x1000;
+/// Indirect tables and buffers lie behind the ring.
+const TABLES: u64 = 0x1_0000;
+const BUFFERS: u64 = 0x2_0000;
+
+/// A buffer: where, how long.
+#[derive(Debug, Clone)]
+struct Piece {
+    at: u64,
+    len_bytes: u32,
+}
+
+/// One chain a driver offers.
+#[derive(Debug, Clone)]
+struct Offer {
+    readable: Vec<Piece>,
+    /// At least one: the status has to go somewhere.
+    writable: Vec<Piece>,
+    is_indirect: bool,
+    written_bytes: u32,
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// The driver offers as many of these as its table has room for.
+    Offer(Vec<Offer>),
+    /// The device takes up to so many chains, completes and publishes them.
+    Serve(usize),
+    /// The driver wants to be called when the used index passes its own plus this.
+    CallAt(u16),
+}
+
+/// One guest: its memory, and the driver's view of the ring.
+struct Guest {
+    memory: GuestMemoryMmap<()>,
+    file: File,
+    avail: u64,
+}
+
+impl Guest {
+    fn new() -> Self {
+        let fd = rustix::fs::memfd_create("ring", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let file = File::from(fd);
+        file.set_len(MEMORY_BYTES as u64).unwrap();
+        let region = FileOffset::new(file.try_clone().unwrap(), 0);
+        let ranges = [(GuestAddress(0), MEMORY_BYTES, Some(region))];
+        let memory = GuestMemoryMmap::from_ranges_with_files(ranges).unwrap();
+        let avail = MockSplitQueue::new(&memory, SIZE).avail_addr().0;
+        Self { memory, file, avail }
+    }
+
+    /// The oracle on this ring, as the mock sets it up.
+    fn oracle(&self) -> Queue {
+        let mut queue: Queue = MockSplitQueue::new(&self.memory, SIZE).create_queue().unwrap();
+        queue.set_used_ring_address(Some(u32::try_from(USED).unwrap()), Some(0));
+        queue
+    }
+
+    fn table(&self) -> Arc<MemoryTable> {
+        let file = self.file.try_clone().unwrap();
+        let len_bytes = MEMORY_BYTES as u64;
+        let spec = RegionSpec { guest_start: 0, len_bytes, user_start: 0, file_offset: 0, file };
+        Arc::new(MemoryTable::map(vec![spec]).unwrap())
+    }
+
+    fn layout(&self, event_idx: bool) -> RingLayout {
+        let addresses = RingAddresses { descriptors: 0, available: self.avail, used: USED };
+        RingLayout { size: u32::from(SIZE), addresses, event_idx, indirect: true, max_indirect: 32 }
+    }
+
+    fn describe(&self, index: u16, descriptor: Descriptor) {
+        self.memory.write_obj(descriptor, GuestAddress(u64::from(index) * 16)).unwrap();
+    }
+
+    fn read(&self, at: u64) -> u16 {
+        u16::from_le(self.memory.read_obj(GuestAddress(at)).unwrap())
+    }
+
+    fn write(&self, at: u64, word: u16) {
+        self.memory.write_obj(word.to_le(), GuestAddress(at)).unwrap();
+    }
+
+    /// The used ring as the driver sees it: flags, index, elements, available event.
+    fn used(&self) -> Vec<u8> {
+        let mut bytes = vec![0; 4 + usize::from(SIZE) * 8 + 2];
+        self.memory.read_slice(&mut bytes, GuestAddress(USED)).unwrap();
+        bytes
+    }
+}
+
+/// The driver: which descriptors are free, how far it has offered and looked.
+#[derive(Debug, Default)]
+struct Driver {
+    next_free: u16,
+    in_flight: std::collections::VecDeque<u16>,
+    offered: u16,
+}
+
+impl Driver {
+    /// Writes a chain into the guests' memory, alike in both; false when the table is full.
+    fn offer(&mut self, guests: &[&Guest], offer: &Offer) -> bool {
+        let pieces = offer.readable.len() + offer.writable.len();
+        let needs = if offer.is_indirect { 1 } else { u16::try_from(pieces).unwrap() };
+        if self.in_flight.iter().sum::<u16>() + needs > SIZE {
+            return false;
+        }
+        let flags = offer.readable.iter().map(|_| 0).chain(offer.writable.iter().map(|_| 2));
+        let all = offer.readable.iter().chain(&offer.writable).zip(flags).enumerate();
+        let head = self.next_free % SIZE;
+        for guest in guests {
+            for (place, (piece, write)) in all.clone() {
+                let is_last = place + 1 == pieces;
+                let place = u16::try_from(place).unwrap();
+                let next = if offer.is_indirect { place + 1 } else { (head + place + 1) % SIZE };
+                let flags = write | u16::from(!is_last);
+                let descriptor = Descriptor::new(piece.at, piece.len_bytes, flags, next);
+                if offer.is_indirect {
+                    let at = TABLES + u64::from(head) * 0x400 + u64::from(place) * 16;
+                    guest.memory.write_obj(descriptor, GuestAddress(at)).unwrap();
+                } else {
+                    guest.describe((head + place) % SIZE, descriptor);
+                }
+            }
+            if offer.is_indirect {
+                let len_bytes = u32::try_from(pieces * 16).unwrap();
+                let table = Descriptor::new(TABLES + u64::from(head) * 0x400, len_bytes, 4, 0);
+                guest.describe(head, table);
+            }
+            let slot = u64::from(self.offered % SIZE) * 2;
+            guest.write(guest.avail + 4 + slot, head);
+            guest.write(guest.avail + 2, self.offered.wrapping_add(1));
+        }
+        self.next_free = (head + needs) % SIZE;
+        self.offered = self.offered.wrapping_add(1);
+        self.in_flight.push_back(needs);
+        true
+    }
+}
+
+/// What a device sees of a chain: its head, and each buffer with its direction.
+type Seen = (u16, Vec<(u64, u32, bool)>);
+
+fn take_ours(queue: &mut SplitQueue, memory: &mut Translator, base: *const u8, len: u32) -> Option<Seen> {
+    let parts = queue.pop(memory).unwrap()?.into_parts().unwrap();
+    assert_eq!(parts.flaw, None);
+    let mut pieces = Vec::new();
+    for (buffer, is_write) in [(&parts.readable, false), (&parts.writable, true)] {
+        for segment in buffer.segments().as_slice() {
+            let at = (segment.ptr().addr() - base.addr()) as u64;
+            pieces.push((at, u32::try_from(segment.len()).unwrap(), is_write));
+        }
+    }
+    let completion = parts.head.complete(len);
+    let head = completion.head();
+    queue.complete(completion);
+    Some((head, pieces))
+}
+
+fn take_oracle(queue: &mut Queue, memory: &GuestMemoryMmap<()>, len: u32) -> Option<Seen> {
+    let chain = queue.pop_descriptor_chain(memory)?;
+    let head = chain.head_index();
+    let mut pieces: Vec<_> = chain.map(|d| (d.addr().0, d.len(), d.is_write_only())).collect();
+    // Ours has taken the status byte off.
+    let last = pieces.last_mut().unwrap();
+    last.1 -= 1;
+    if last.1 == 0 {
+        pieces.pop();
+    }
+    queue.add_used(memory, head, len).unwrap();
+    Some((head, pieces))
+}
+
+fn piece() -> impl Strategy<Value = Piece> {
+    (0..0x800_u64, 1..5000_u32).prop_map(|(at, len_bytes)| Piece { at: BUFFERS + at * 0x100, len_bytes })
+}
+
+fn offer() -> impl Strategy<Value = Offer> {
+    let pieces = |least| prop::collection::vec(piece(), least..5);
+    let parts = (pieces(0), pieces(1), any::<bool>(), any::<u32>());
+    parts.prop_map(|(readable, writable, is_indirect, written_bytes)| Offer {
+        readable,
+        writable,
+        is_indirect,
+        written_bytes,
+    })
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        prop::collection::vec(offer(), 1..6).prop_map(Step::Offer),
+        (0..8_usize).prop_map(Step::Serve),
+        (0..4_u16).prop_map(Step::CallAt),
+    ]
+}
+
+/// Runs one history through both and compares everything a device or a driver can see.
+fn same_as_the_oracle(steps: &[Step], event_idx: bool, start: u16) {
+    let (ours, oracle) = (Guest::new(), Guest::new());
+    let mut twin = oracle.oracle();
+    let (avail, used) = (ours.avail, USED);
+    for guest in [&ours, &oracle] {
+        guest.write(avail + 2, start);
+        guest.write(used + 2, start);
+    }
+    let table = ours.table();
+    let base = table.resolve_user(0, 1).unwrap();
+    let mut memory = Translator::new(table.clone());
+    let mut queue = SplitQueue::start(&ours.layout(event_idx), &table).unwrap();
+    twin.set_next_avail(start);
+    twin.set_next_used(start);
+    twin.set_event_idx(event_idx);
+    let mut driver = Driver { offered: start, ..Driver::default() };
+    let mut lens = std::collections::VecDeque::new();
+    for step in steps {
+        match step {
+            Step::Offer(offers) => {
+                for offer in offers {
+                    if driver.offer(&[&ours, &oracle], offer) {
+                        lens.push_back(offer.written_bytes);
+                    }
+                }
+            }
+            Step::CallAt(ahead) => {
+                let seen = ours.read(used + 2).wrapping_add(*ahead);
+                for guest in [&ours, &oracle] {
+                    guest.write(avail + 4 + u64::from(SIZE) * 2, seen);
+                }
+            }
+            Step::Serve(most) => {
+                queue.park_kicks();
+                twin.disable_notification(&oracle.memory).unwrap();
+                for _ in 0..*most {
+                    let len = lens.front().copied().unwrap_or(0);
+                    let seen = take_ours(&mut queue, &mut memory, base, len);
+                    assert_eq!(seen, take_oracle(&mut twin, &oracle.memory, len));
+                    if seen.is_some() {
+                        (lens.pop_front(), driver.in_flight.pop_front());
+                    }
+                }
+                let has_completed = queue.next_used() != ours.read(used + 2);
+                let call = queue.publish();
+                if has_completed {
+                    assert_eq!(call, twin.needs_notification(&oracle.memory).unwrap());
+                } else {
+                    assert!(!call, "nothing new, nobody to call");
+                }
+                assert_eq!(queue.arm_kicks(), twin.enable_notification(&oracle.memory).unwrap());
+                assert_eq!(queue.next_used(), twin.next_used());
+                assert_eq!(ours.used(), oracle.used());
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn every_history_ends_as_with_virtio_queue(
+        steps in prop::collection::vec(step(), 1..40),
+        event_idx: bool,
+        start in prop_oneof![Just(0), Just(u16::MAX - 3), any::<u16>()],
+    ) {
+        same_as_the_oracle(&steps, event_idx, start);
+    }
+}
+
+#[test]
+fn the_driver_may_forbid_calls() {
+    let guest = Guest::new();
+    let table = guest.table();
+    let avail = guest.avail;
+    let piece = Piece { at: BUFFERS, len_bytes: 1 };
+    let offer = Offer { readable: vec![], writable: vec![piece], is_indirect: false, written_bytes: 1 };
+    let mut driver = Driver::default();
+    let mut queue = SplitQueue::start(&guest.layout(false), &table).unwrap();
+    let mut memory = Translator::new(table.clone());
+    let base = table.resolve_user(0, 1).unwrap();
+    for (flags, is_called) in [(0, true), (1, false), (0, true)] {
+        guest.write(avail, flags);
+        assert!(driver.offer(&[&guest], &offer));
+        assert!(take_ours(&mut queue, &mut memory, base, 1).is_some());
+        assert_eq!(queue.publish(), is_called, "flags {flags}");
+    }
+}
+
+#[test]
+fn kicks_are_parked_and_armed_by_flag() {
+    let guest = Guest::new();
+    let table = guest.table();
+    let used = USED;
+    let mut queue = SplitQueue::start(&guest.layout(false), &table).unwrap();
+    queue.park_kicks();
+    assert_eq!(guest.read(used), 1);
+    assert!(!queue.arm_kicks());
+    assert_eq!(guest.read(used), 0);
+}
+
+#[test]
+fn a_ring_starts_where_its_used_index_stands() {
+    let guest = Guest::new();
+    let (avail, used) = (guest.avail, USED);
+    guest.write(used + 2, 41);
+    guest.write(avail + 2, 43);
+    let table = guest.table();
+    let mut queue = SplitQueue::start(&guest.layout(true), &table).unwrap();
+    assert_eq!(queue.next_used(), 41);
+    assert!(queue.arm_kicks(), "two chains were fetched before a crash and never completed");
+    assert_eq!(guest.read(used + 4 + u64::from(SIZE) * 8), 41);
+}
+
+#[test]
+fn a_ring_that_cannot_be_used_is_refused() {
+    let guest = Guest::new();
+    let table = guest.table();
+    let layout = guest.layout(true);
+    let with = |change: fn(&mut RingLayout)| {
+        let mut layout = layout;
+        change(&mut layout);
+        SplitQueue::start(&layout, &table).map(|_| ()).unwrap_err()
+    };
+    for size in [0, 3, 2048, u32::MAX] {
+        let refused = SplitQueue::start(&RingLayout { size, ..layout }, &table).unwrap_err();
+        assert_eq!(refused, RingError::Size(size));
+    }
+    assert_eq!(with(|l| l.addresses.descriptors = 8), RingError::Misaligned("descriptor table"));
+    assert_eq!(with(|l| l.addresses.available += 1), RingError::Misaligned("available ring"));
+    assert_eq!(with(|l| l.addresses.used += 2), RingError::Misaligned("used ring"));
+    let end = MEMORY_BYTES as u64;
+    assert_eq!(with(|l| l.addresses.used = u64::MAX - 3), RingError::Unmapped("used ring"));
+    let event = RingAddresses { used: end - 4 - u64::from(SIZE) * 8, ..layout.addresses };
+    let short = RingLayout { addresses: event, ..layout };
+    assert_eq!(
+        SplitQueue::start(&short, &table).unwrap_err(),
+        RingError::Unmapped("used ring"),
+        "the event index is part of the area"
+    );
+    assert!(SplitQueue::start(&RingLayout { event_idx: false, ..short }, &table).is_ok());
+}

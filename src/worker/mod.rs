@@ -1,0 +1,14 @@
+//! Workers: one thread, many rings.
+//!
+//! A worker *owns* its rings: nothing of the data path is shared or locked. The control plane changes a
+//! ring by taking it back ([`Pool::detach`]), changing it at leisure, and handing it over again
+//! ([`Pool::attach`]): the ring is quiet meanwhile, everything fetched from it is published, and it is
+//! looked at once when it comes back, so no notification can be lost. Other rings never wait for that.
+
+mod mailbox;
+mod pool;
+mod ring;
+mod run;
+
+pub use pool::{Place, Pool, PoolError};
+pub use ring::{Notifier, Ring, RingKey, RingParts};

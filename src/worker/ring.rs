@@ -1,0 +1,173 @@
+//! A running ring: the queue, its guest memory, its device and its three descriptors.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::Arc;
+
+use rustix::fs::OFlags;
+
+use crate::disk::Disk;
+use crate::log_limit::LogLimit;
+use crate::virtio::blk::{CacheMode, Counters, Device};
+use crate::virtio::memory::{MemoryTable, Translator};
+use crate::virtio::queue::{RingError, RingLayout, SplitQueue, Virtqueue};
+
+/// Requests after which completions are shown to the driver even if more are waiting.
+const BATCH_REQUESTS: u32 = 32;
+
+/// Which ring: unique in the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RingKey {
+    /// The front-end's session.
+    pub session: u32,
+    /// The ring's index in it.
+    pub index: u16,
+}
+
+/// A descriptor that wakes the other side: the call or error eventfd of a ring.
+#[derive(Debug)]
+pub struct Notifier(File);
+
+impl Notifier {
+    /// Takes over an eventfd of the front-end. It is made non-blocking, so that a front-end that never reads
+    /// it cannot hold a worker.
+    ///
+    /// # Errors
+    /// The descriptor does not take flags.
+    pub fn new(file: File) -> std::io::Result<Self> {
+        let flags = rustix::fs::fcntl_getfl(&file)?;
+        if !flags.contains(OFlags::NONBLOCK) {
+            rustix::fs::fcntl_setfl(&file, flags | OFlags::NONBLOCK)?;
+        }
+        Ok(Self(file))
+    }
+
+    /// Wakes the other side. A full counter means that it has been woken already, and a closed pipe that
+    /// nobody is there: neither is our concern.
+    pub fn signal(&self) {
+        let _ = (&self.0).write(&1_u64.to_ne_bytes());
+    }
+}
+
+/// What a ring is made of.
+#[derive(Debug)]
+pub struct RingParts<D> {
+    /// Which one it is.
+    pub key: RingKey,
+    /// Size, addresses, features.
+    pub layout: RingLayout,
+    /// The front-end's memory.
+    pub memory: Arc<MemoryTable>,
+    /// The device behind it.
+    pub device: Arc<Device<D>>,
+    /// The session's cache mode.
+    pub cache: Arc<CacheMode>,
+    /// Readable when the driver has made chains available.
+    pub kick: Arc<File>,
+    /// Signalled after completions, if the driver wants it.
+    pub call: Option<Arc<Notifier>>,
+    /// Signalled when the ring is broken.
+    pub err: Option<Arc<Notifier>>,
+}
+
+/// A started ring, driven by whoever owns it.
+#[derive(Debug)]
+pub struct Ring<D> {
+    key: RingKey,
+    queue: SplitQueue,
+    memory: Translator,
+    device: Arc<Device<D>>,
+    cache: Arc<CacheMode>,
+    kick: Arc<File>,
+    call: Option<Arc<Notifier>>,
+    err: Option<Arc<Notifier>>,
+    counters: Counters,
+    broken: Option<RingError>,
+    log_limit: Arc<LogLimit>,
+}
+
+impl<D: Disk> Ring<D> {
+    /// Starts a ring where its used index stands.
+    ///
+    /// # Errors
+    /// Size or addresses are not usable.
+    pub fn start(parts: RingParts<D>, log_limit: Arc<LogLimit>) -> Result<Self, RingError> {
+        let RingParts { key, layout, memory, device, cache, kick, call, err } = parts;
+        let queue = SplitQueue::start(&layout, &memory)?;
+        let memory = Translator::new(memory);
+        let counters = Counters::default();
+        Ok(Self { key, queue, memory, device, cache, kick, call, err, counters, broken: None, log_limit })
+    }
+
+    /// Which ring this is.
+    pub const fn key(&self) -> RingKey {
+        self.key
+    }
+
+    /// What becomes readable when the driver kicks.
+    pub fn kick(&self) -> BorrowedFd<'_> {
+        self.kick.as_fd()
+    }
+
+    /// Whether the driver broke it: it stays silent until it is started anew.
+    pub const fn is_broken(&self) -> bool {
+        self.broken.is_some()
+    }
+
+    /// The used index, which is where the ring goes on.
+    pub fn base(&self) -> u16 {
+        self.queue.next_used()
+    }
+
+    /// What it has done since it was started.
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Looks at the ring once: does up to a batch of requests, shows them with one store and calls the driver
+    /// at most once. Returns whether there is more to do.
+    #[inline]
+    pub fn serve(&mut self) -> bool {
+        if self.broken.is_some() {
+            return false;
+        }
+        self.queue.park_kicks();
+        let has_more = self.batch();
+        self.device.fence();
+        if self.queue.publish()
+            && let Some(call) = &self.call
+        {
+            call.signal();
+        }
+        if let Err(error) = has_more {
+            self.broke(error);
+            return false;
+        }
+        has_more == Ok(true) || self.queue.arm_kicks()
+    }
+
+    /// Does up to a batch of requests. Returns whether the batch was full.
+    #[inline]
+    fn batch(&mut self) -> Result<bool, RingError> {
+        for _ in 0..BATCH_REQUESTS {
+            let Some(chain) = self.queue.pop(&mut self.memory)? else { return Ok(false) };
+            let completion = self.device.execute(chain, &self.cache, &mut self.counters)?;
+            self.queue.complete(completion);
+        }
+        Ok(true)
+    }
+
+    #[cold]
+    fn broke(&mut self, error: RingError) {
+        self.broken = Some(error);
+        self.counters.broken_rings = self.counters.broken_rings.wrapping_add(1);
+        if let Some(err) = &self.err {
+            err.signal();
+        }
+        if let Some(suppressed) = self.log_limit.admit() {
+            let (disk, ring) = (&self.device.identity().name, self.key.index);
+            tracing::warn!(disk, ring, %error, suppressed, "the driver broke a ring; it waits for a restart");
+        }
+    }
+}

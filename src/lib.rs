@@ -22,8 +22,11 @@
 
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
 
+pub mod config;
 pub mod copy;
 pub mod disk;
 mod log_limit;
+pub mod server;
+pub mod vhost_user;
 pub mod virtio;
 pub mod worker;

@@ -1,0 +1,283 @@
+//! The validated configuration: typed, with no strings left to parse.
+
+use std::num::NonZeroU16;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use crate::disk::LockMode;
+
+/// Queues offered when nothing is said: QEMU refuses to start with fewer than it has vCPUs, and a queue
+/// costs something only once it is started.
+pub const DEFAULT_QUEUES: NonZeroU16 = NonZeroU16::new(64).unwrap();
+
+/// Most queues a disk can offer: one bit each in no mask, but a bound on everything sized by them.
+pub const MAX_QUEUES: u16 = 256;
+
+/// Logical block sizes in bytes that can be offered; the first one is when nothing is said.
+pub const BLOCK_SIZES: [u32; 2] = [512, 4096];
+
+/// Length of a serial number in bytes (VIRTIO 1.2 §5.2.6.1, `VIRTIO_BLK_ID_BYTES`).
+pub const SERIAL_BYTES: usize = 20;
+
+/// What one process serves.
+#[derive(Debug)]
+pub struct ServerConfig {
+    /// The disks, at least one.
+    pub disks: Vec<DiskConfig>,
+    /// Worker threads; by default one per CPU.
+    pub workers: Option<NonZeroU16>,
+    /// Stop the server when the first front-end has left.
+    pub exit_on_disconnect: bool,
+}
+
+/// One disk and the socket it is served on.
+#[derive(Debug)]
+pub struct DiskConfig {
+    /// How logs, errors and metrics call it.
+    pub name: String,
+    /// The backing.
+    pub path: PathBuf,
+    /// Where front-ends come from.
+    pub socket: SocketSource,
+    /// Create the file with this many bytes, or insist that it has at least as many.
+    pub size_bytes: Option<u64>,
+    /// The serial number, padded with zero bytes.
+    pub serial: Serial,
+    /// Refuse writes and open the backing for reading only.
+    pub read_only: bool,
+    /// Logical block size in bytes: 512 or 4096.
+    pub block_bytes: u32,
+    /// Queues offered.
+    pub queues: NonZeroU16,
+    /// Do not allocate the file's space at start.
+    pub sparse: bool,
+    /// How the backing is protected from a second writer.
+    pub lock: LockMode,
+}
+
+/// Where front-ends come from.
+#[derive(Debug)]
+pub enum SocketSource {
+    /// A path that is listened on; a stale socket there is replaced.
+    Path(PathBuf),
+    /// An inherited descriptor: a listening socket, or one that is already connected.
+    Fd(OwnedFd),
+}
+
+/// A disk's serial number as the guest reads it: up to 20 bytes, zero-padded, not terminated when full.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Serial([u8; SERIAL_BYTES]);
+
+/// A configuration that contradicts itself or leaves the limits.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// There is nothing to serve.
+    #[error("no disk is given; a server has at least one")]
+    NoDisk,
+    /// A name that logs cannot show.
+    #[error("disk {name:?}: the name is empty or has control characters; use letters, digits, - and _")]
+    BadName {
+        /// The name.
+        name: String,
+    },
+    /// Two disks with one name.
+    #[error("disk {name:?}: two disks have this name; give each its own with name=")]
+    SameName {
+        /// The name.
+        name: String,
+    },
+    /// Two disks on one socket.
+    #[error(
+        "disk {second:?}: its socket {} is that of disk {first:?} already; a socket serves one disk, give \
+         each its own with socket=",
+        path.display()
+    )]
+    SameSocket {
+        /// The disk that has it.
+        first: String,
+        /// The disk that wants it too.
+        second: String,
+        /// The socket.
+        path: PathBuf,
+    },
+    /// A block size that is not offered.
+    #[error("disk {disk:?}: a logical block cannot have {block_bytes} bytes; it has 512 or 4096")]
+    BlockSize {
+        /// The disk's name.
+        disk: String,
+        /// What was asked for.
+        block_bytes: u32,
+    },
+    /// More queues than can be offered.
+    #[error("disk {disk:?}: {queues} queues are too many; at most {MAX_QUEUES} can be offered")]
+    TooManyQueues {
+        /// The disk's name.
+        disk: String,
+        /// What was asked for.
+        queues: u16,
+    },
+}
+
+impl ServerConfig {
+    /// Looks for contradictions that need nothing but the configuration itself.
+    ///
+    /// # Errors
+    /// The first [`ConfigError`] in the order of the disks.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if self.disks.is_empty() {
+            return Err(ConfigError::NoDisk);
+        }
+        for (index, disk) in self.disks.iter().enumerate() {
+            disk.check()?;
+            for before in self.disks.iter().take(index) {
+                disk.check_beside(before)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl DiskConfig {
+    /// A disk called `name`, with `path` as its backing, and the default for everything else: read-write,
+    /// 512-byte blocks, 64 queues, a serial number made of the name, locked.
+    pub fn new(name: String, path: PathBuf, socket: SocketSource) -> Self {
+        Self {
+            serial: Serial::from_name(&name),
+            name,
+            path,
+            socket,
+            size_bytes: None,
+            read_only: false,
+            block_bytes: BLOCK_SIZES[0],
+            queues: DEFAULT_QUEUES,
+            sparse: false,
+            lock: LockMode::On,
+        }
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        if self.name.is_empty() || self.name.chars().any(char::is_control) {
+            return Err(ConfigError::BadName { name: self.name.clone() });
+        }
+        if !BLOCK_SIZES.contains(&self.block_bytes) {
+            return Err(ConfigError::BlockSize { disk: self.name.clone(), block_bytes: self.block_bytes });
+        }
+        if self.queues.get() > MAX_QUEUES {
+            return Err(ConfigError::TooManyQueues { disk: self.name.clone(), queues: self.queues.get() });
+        }
+        Ok(())
+    }
+
+    fn check_beside(&self, before: &Self) -> Result<(), ConfigError> {
+        if self.name == before.name {
+            return Err(ConfigError::SameName { name: self.name.clone() });
+        }
+        match (self.socket.path(), before.socket.path()) {
+            (Some(path), Some(taken)) if path == taken => Err(ConfigError::SameSocket {
+                first: before.name.clone(),
+                second: self.name.clone(),
+                path: path.to_owned(),
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl SocketSource {
+    /// The path that is listened on; none for an inherited descriptor.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Path(path) => Some(path),
+            Self::Fd(_) => None,
+        }
+    }
+}
+
+/// A serial number longer than the field in the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a serial number has at most {SERIAL_BYTES} bytes, this one has {0}")]
+pub struct SerialTooLong(pub usize);
+
+impl Serial {
+    /// The bytes of `text`, zero-padded.
+    ///
+    /// # Errors
+    /// [`SerialTooLong`] when it does not fit.
+    pub fn new(text: &str) -> Result<Self, SerialTooLong> {
+        let mut bytes = [0; SERIAL_BYTES];
+        let field = bytes.get_mut(..text.len()).ok_or(SerialTooLong(text.len()))?;
+        field.copy_from_slice(text.as_bytes());
+        Ok(Self(bytes))
+    }
+
+    /// A serial number that is the same at every start: the first 20 characters of `name`, with `_` for
+    /// what is not printable ASCII.
+    pub fn from_name(name: &str) -> Self {
+        let mut bytes = [0; SERIAL_BYTES];
+        for (byte, c) in bytes.iter_mut().zip(name.chars()) {
+            *byte = u8::try_from(c).ok().filter(|byte| (b' '..=b'~').contains(byte)).unwrap_or(b'_');
+        }
+        Self(bytes)
+    }
+
+    /// The field as it is given to the guest.
+    pub const fn as_bytes(&self) -> &[u8; SERIAL_BYTES] {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(name: &str, socket: &str) -> DiskConfig {
+        DiskConfig::new(name.into(), "/x".into(), SocketSource::Path(socket.into()))
+    }
+
+    fn check(disks: Vec<DiskConfig>) -> Result<(), ConfigError> {
+        ServerConfig { disks, workers: None, exit_on_disconnect: false }.check()
+    }
+
+    #[test]
+    fn two_disks_differ_in_name_and_socket() {
+        assert_eq!(check(vec![disk("a", "/a"), disk("b", "/b")]), Ok(()));
+        assert_eq!(
+            check(vec![disk("a", "/a"), disk("a", "/b")]),
+            Err(ConfigError::SameName { name: "a".into() })
+        );
+        assert_eq!(
+            check(vec![disk("a", "/s"), disk("b", "/s")]),
+            Err(ConfigError::SameSocket { first: "a".into(), second: "b".into(), path: "/s".into() })
+        );
+    }
+
+    #[test]
+    fn limits_are_kept() {
+        assert_eq!(check(vec![]), Err(ConfigError::NoDisk));
+        assert_eq!(check(vec![disk("a\n", "/a")]), Err(ConfigError::BadName { name: "a\n".into() }));
+        let mut odd = disk("a", "/a");
+        odd.block_bytes = 1024;
+        assert_eq!(check(vec![odd]), Err(ConfigError::BlockSize { disk: "a".into(), block_bytes: 1024 }));
+        let mut many = disk("a", "/a");
+        many.queues = NonZeroU16::new(MAX_QUEUES + 1).unwrap();
+        assert_eq!(check(vec![many]), Err(ConfigError::TooManyQueues { disk: "a".into(), queues: 257 }));
+    }
+
+    #[test]
+    fn a_serial_has_at_most_20_bytes() {
+        let full = "12345678901234567890";
+        assert_eq!(Serial::new(full).unwrap().as_bytes(), full.as_bytes());
+        assert_eq!(Serial::new("123456789012345678901"), Err(SerialTooLong(21)));
+        assert_eq!(Serial::new("db0").unwrap().as_bytes(), b"db0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+    }
+
+    #[test]
+    fn a_name_becomes_the_same_serial_every_time() {
+        assert_eq!(Serial::from_name("db0"), Serial::new("db0").unwrap());
+        assert_eq!(Serial::from_name("grün\t"), Serial::new("gr_n_").unwrap());
+        assert_eq!(
+            Serial::from_name("a-name-longer-than-twenty"),
+            Serial::new("a-name-longer-than-t").unwrap()
+        );
+    }
+}

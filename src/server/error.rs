@@ -1,0 +1,72 @@
+//! Why a server could not start.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::disk::OpenError;
+use crate::vhost_user::ListenerError;
+
+/// Why a server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The backing of a disk.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// A living daemon listens on the path.
+    #[error("disk {disk:?}: {}: another process listens on this socket; stop it or choose another socket=", path.display())]
+    SocketInUse {
+        /// The disk's name.
+        disk: String,
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Any other trouble with the path.
+    #[error("disk {disk:?}: {}: cannot {operation} the socket ({source}); {}", path.display(), remedy(.source))]
+    Socket {
+        /// The disk's name.
+        disk: String,
+        /// The socket.
+        path: PathBuf,
+        /// The step that failed.
+        operation: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// An inherited descriptor.
+    #[error(
+        "disk {disk:?}: cannot use the inherited descriptor ({source}); pass a Unix stream socket that listens or is connected"
+    )]
+    Fd {
+        /// The disk's name.
+        disk: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The threads of the server itself.
+    #[error(
+        "cannot run the server's threads ({0}); check the limits on processes and open files (ulimit -u, -n)"
+    )]
+    Threads(io::Error),
+}
+
+impl ServerError {
+    pub(super) fn listener(disk: String, error: ListenerError) -> Self {
+        match error {
+            ListenerError::InUse(path) => Self::SocketInUse { disk, path },
+            ListenerError::Io { path, operation, source } => Self::Socket { disk, path, operation, source },
+            ListenerError::Inherited(source) => Self::Fd { disk, source },
+        }
+    }
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "run as a user who may write to its folder, or choose another socket="
+        }
+        io::ErrorKind::NotFound => "create its folder, or choose another socket=",
+        io::ErrorKind::InvalidInput => "a socket's path has at most 107 bytes, choose a shorter socket=",
+        io::ErrorKind::AlreadyExists => "remove what is there, or choose another socket=",
+        _ => "choose another socket=",
+    }
+}

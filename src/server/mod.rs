@@ -1,0 +1,201 @@
+//! Disks × sessions × workers: who lives, who stops, in which order.
+//!
+//! Start: open the disks, bind the sockets, accept. Stop: accept no more, hang up on every front-end (whose
+//! rings drain then), end the workers, remove the sockets. Workers start with the first ring.
+
+mod acceptor;
+mod error;
+
+use std::io;
+use std::num::NonZeroU16;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+pub use acceptor::Stopper;
+pub use error::ServerError;
+
+use crate::config::{DiskConfig, ServerConfig, SocketSource};
+use crate::disk::{self, Backing, BackingKind, Disk, Durability, FileLock, OpenOptions, Opened};
+use crate::log_limit::LogLimit;
+use crate::vhost_user::{Baton, Inherited, Listener, ListenerError, SessionContext};
+use crate::virtio::blk::{Counters, Device, Identity};
+use crate::worker::Pool;
+use acceptor::{Acceptor, Door};
+
+/// A disk as it is served.
+#[derive(Debug, Clone)]
+pub struct DiskSummary {
+    /// Its name in logs and errors.
+    pub name: String,
+    /// The backing.
+    pub path: PathBuf,
+    /// Where it is listened for front-ends; none with an inherited descriptor.
+    pub socket: Option<PathBuf>,
+    /// Size in bytes.
+    pub capacity_bytes: u64,
+    /// Logical block size in bytes.
+    pub block_bytes: u32,
+    /// Queues offered.
+    pub queues: NonZeroU16,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// What the path is.
+    pub kind: BackingKind,
+    /// What it promises.
+    pub durability: Durability,
+}
+
+/// A disk of any kind and the door its front-ends come through: what an embedder serves.
+#[derive(Debug)]
+pub struct Service<D> {
+    /// The device.
+    pub device: Device<D>,
+    /// The lock on its backing; [`FileLock::none`] if there is nothing to lock.
+    pub lock: FileLock,
+    /// Where front-ends come from.
+    pub door: Inherited,
+}
+
+/// A running server. Dropping it stops it.
+#[derive(Debug)]
+pub struct Server<D: Disk = Backing> {
+    disks: Vec<DiskSummary>,
+    contexts: Vec<Arc<SessionContext<D>>>,
+    stopper: Stopper,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+impl Server<Backing> {
+    /// Opens disks, binds sockets, and accepts front-ends from then on.
+    ///
+    /// # Errors
+    /// [`ServerError`]; nothing is left behind then.
+    pub fn start(config: ServerConfig) -> Result<Self, ServerError> {
+        let ServerConfig { disks, workers, exit_on_disconnect } = config;
+        let (mut services, mut summaries) = (Vec::new(), Vec::new());
+        for disk in disks {
+            let (service, summary) = open(disk)?;
+            services.push(service);
+            summaries.push(summary);
+        }
+        let mut server = Self::serve(services, workers, exit_on_disconnect)?;
+        server.disks = summaries;
+        Ok(server)
+    }
+
+    /// What is served, in the order of the configuration.
+    pub fn disks(&self) -> &[DiskSummary] {
+        &self.disks
+    }
+}
+
+impl<D: Disk> Server<D> {
+    /// Serves disks of any kind. At most `workers` threads carry the requests, by default one per CPU.
+    ///
+    /// # Errors
+    /// [`ServerError::Threads`].
+    pub fn serve(
+        services: Vec<Service<D>>,
+        workers: Option<NonZeroU16>,
+        exit_on_disconnect: bool,
+    ) -> Result<Self, ServerError> {
+        let pool = Arc::new(Pool::new(workers.unwrap_or_else(cpus)));
+        let (mut doors, mut contexts) = (Vec::new(), Vec::new());
+        for Service { device, lock, door } in services {
+            let is_exclusive = !device.disk().geometry().read_only;
+            let context = Arc::new(SessionContext {
+                device: Arc::new(device),
+                pool: pool.clone(),
+                baton: Baton::new(is_exclusive, lock),
+                totals: Mutex::new(Counters::default()),
+                log_limit: Arc::new(LogLimit::default()),
+            });
+            contexts.push(context.clone());
+            doors.push(Door { inlet: door, context });
+        }
+        let acceptor = Acceptor::new(doors, pool, exit_on_disconnect).map_err(ServerError::Threads)?;
+        let stopper = acceptor.stopper();
+        let thread = std::thread::Builder::new().name("acceptor".into()).spawn(|| acceptor.run());
+        let acceptor = Some(thread.map_err(ServerError::Threads)?);
+        Ok(Self { disks: Vec::new(), contexts, stopper, acceptor })
+    }
+
+    /// What asks the server to stop, from any thread.
+    pub fn stopper(&self) -> Stopper {
+        self.stopper.clone()
+    }
+
+    /// What the rings of a disk that have stopped did, by the disk's name.
+    pub fn totals(&self, disk: &str) -> Option<Counters> {
+        let context = self.contexts.iter().find(|context| context.device.identity().name == disk)?;
+        Some(*context.totals.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    /// Waits until the server has stopped: asked to, or because its only front-end has left. Every request
+    /// fetched from a ring is answered by then.
+    ///
+    /// # Errors
+    /// [`ServerError::Threads`] when the accepting thread died.
+    pub fn wait(mut self) -> Result<(), ServerError> {
+        self.join()
+    }
+
+    fn join(&mut self) -> Result<(), ServerError> {
+        let joined = self.acceptor.take().map_or(Ok(()), JoinHandle::join);
+        joined.map_err(|_| ServerError::Threads(io::Error::other("the accepting thread panicked")))
+    }
+}
+
+impl<D: Disk> Drop for Server<D> {
+    fn drop(&mut self) {
+        if self.acceptor.is_some() {
+            self.stopper.stop();
+            let _ = self.join();
+        }
+    }
+}
+
+/// Opens one disk and its door. The socket comes last: once it exists, the disk is there.
+fn open(config: DiskConfig) -> Result<(Service<Backing>, DiskSummary), ServerError> {
+    let DiskConfig { name, path, socket, size_bytes, serial, read_only, block_bytes, queues, sparse, lock } =
+        config;
+    let options = OpenOptions { name: name.clone(), size_bytes, block_bytes, read_only, sparse, lock };
+    let Opened { disk, lock, kind, created } = disk::open(&path, &options)?;
+    let geometry = disk.geometry();
+    let summary = DiskSummary {
+        name: name.clone(),
+        path,
+        socket: socket.path().map(ToOwned::to_owned),
+        capacity_bytes: geometry.capacity_bytes,
+        block_bytes: geometry.block_bytes,
+        queues,
+        read_only: geometry.read_only,
+        kind,
+        durability: disk.durability(),
+    };
+    let door = match enter(socket) {
+        Ok(door) => door,
+        Err(error) => {
+            if created {
+                // Nothing was written yet: the next try starts afresh.
+                let _ = std::fs::remove_file(&summary.path);
+            }
+            return Err(ServerError::listener(name, error));
+        }
+    };
+    let identity = Identity { name, serial: *serial.as_bytes() };
+    Ok((Service { device: Device::new(disk, identity, queues.get()), lock, door }, summary))
+}
+
+fn enter(socket: SocketSource) -> Result<Inherited, ListenerError> {
+    match socket {
+        SocketSource::Path(path) => Listener::bind(&path).map(Inherited::Listening),
+        SocketSource::Fd(socket) => Listener::inherit(socket),
+    }
+}
+
+fn cpus() -> NonZeroU16 {
+    let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get());
+    u16::try_from(cpus).ok().and_then(NonZeroU16::new).unwrap_or(NonZeroU16::MIN)
+}

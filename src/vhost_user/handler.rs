@@ -1,0 +1,276 @@
+//! What each message does: the bridge from `vhost`'s dispatch to a [`Session`].
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
+    VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
+};
+use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandler};
+
+use super::session::{F_PROTOCOL_FEATURES, Session, SessionError};
+use crate::disk::Disk;
+use crate::virtio::blk::WRITEBACK_OFFSET;
+use crate::virtio::memory::{MAX_REGIONS, MemoryTable, RegionSpec};
+use crate::virtio::queue::{MAX_QUEUE_SIZE, RingAddresses, RingError};
+use crate::worker::Notifier;
+
+/// What is offered: each of these is implemented, and nothing else is.
+pub const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
+    .union(VhostUserProtocolFeatures::CONFIG)
+    .union(VhostUserProtocolFeatures::REPLY_ACK)
+    .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
+    .union(VhostUserProtocolFeatures::BACKEND_REQ)
+    .union(VhostUserProtocolFeatures::RESET_DEVICE);
+
+impl From<SessionError> for Error {
+    fn from(error: SessionError) -> Self {
+        Self::ReqHandlerError(io::Error::other(error))
+    }
+}
+
+/// For messages whose protocol feature is not offered: a front-end that sends them all the same.
+fn unsupported<T>(what: &'static str) -> Result<T> {
+    Err(SessionError::Unsupported(what).into())
+}
+
+fn spec(region: &VhostUserMemoryRegion, file: File) -> RegionSpec {
+    RegionSpec {
+        guest_start: region.guest_phys_addr,
+        len_bytes: region.memory_size,
+        user_start: region.user_addr,
+        file_offset: region.mmap_offset,
+        file,
+    }
+}
+
+impl<D: Disk> Session<D> {
+    /// Whether the front-end gets an answer to each message that asks for one.
+    pub(super) fn has_reply_ack(&self) -> bool {
+        self.state().protocol_features & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
+    }
+
+    fn notifier(index: u8, what: &'static str, file: Option<File>) -> Result<Option<Arc<Notifier>>> {
+        let notifier = file.map(Notifier::new).transpose();
+        let notifier = notifier.map_err(|error| SessionError::Descriptor(u32::from(index), what, error))?;
+        Ok(notifier.map(Arc::new))
+    }
+}
+
+impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
+    fn set_owner(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn reset_owner(&self) -> Result<()> {
+        self.stop_all(&mut self.state());
+        Ok(())
+    }
+
+    /// Stops all rings. The cache mode stays: QEMU keeps the byte that the guest has written over a reset.
+    fn reset_device(&self) -> Result<()> {
+        self.stop_all(&mut self.state());
+        Ok(())
+    }
+
+    fn get_features(&self) -> Result<u64> {
+        Ok(self.context.device.features() | F_PROTOCOL_FEATURES)
+    }
+
+    fn set_features(&self, features: u64) -> Result<()> {
+        let known = features & (self.context.device.features() | F_PROTOCOL_FEATURES);
+        if known == self.state().features {
+            return Ok(());
+        }
+        self.change_all(|state| {
+            state.features = known;
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    fn set_mem_table(
+        &self,
+        regions: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+        _postcopy_listening: Option<bool>,
+    ) -> Result<Option<Vec<vhost::VhostUserMemoryRegionBase>>> {
+        if regions.len() != files.len() {
+            return Err(SessionError::RegionFiles(regions.len(), files.len()).into());
+        }
+        let specs = regions.iter().zip(files).map(|(region, file)| spec(region, file)).collect();
+        let memory = MemoryTable::map(specs).map_err(SessionError::from)?;
+        self.change_all(|state| {
+            state.memory = Arc::new(memory);
+            Ok(())
+        })?;
+        Ok(None)
+    }
+
+    fn set_vring_num(&self, index: u32, num: u32) -> Result<()> {
+        let is_allowed = num.is_power_of_two() && num <= u32::from(MAX_QUEUE_SIZE);
+        if !is_allowed {
+            let index = u16::try_from(index).map_err(|_| SessionError::NoSuchRing(index))?;
+            return Err(SessionError::Ring(index, RingError::Size(num)).into());
+        }
+        Ok(self.change(index, |vring| vring.size = num)?)
+    }
+
+    fn set_vring_addr(
+        &self,
+        index: u32,
+        _flags: VhostUserVringAddrFlags,
+        descriptor: u64,
+        used: u64,
+        available: u64,
+        _log: u64,
+    ) -> Result<()> {
+        let addresses = RingAddresses { descriptors: descriptor, available, used };
+        Ok(self.change(index, |vring| vring.addresses = Some(addresses))?)
+    }
+
+    /// Kept for `GET_VRING_BASE` only: a ring starts at its used index (QEMU sends that one, Cloud Hypervisor
+    /// the available index; D2).
+    fn set_vring_base(&self, index: u32, base: u32) -> Result<()> {
+        let mut state = self.state();
+        // A split ring's index has 16 bits.
+        state.vring(index)?.base = u16::try_from(base & 0xffff).unwrap_or(0);
+        Ok(())
+    }
+
+    fn get_vring_base(&self, index: u32) -> Result<VhostUserVringState> {
+        let base = self.stop(index)?;
+        Ok(VhostUserVringState::new(index, u32::from(base)))
+    }
+
+    fn set_vring_kick(&self, index: u8, fd: Option<File>) -> Result<()> {
+        let index = u32::from(index);
+        let kick = Arc::new(fd.ok_or(SessionError::Polling(index))?);
+        Ok(self.change(index, |vring| vring.kick = Some(kick))?)
+    }
+
+    fn set_vring_call(&self, index: u8, fd: Option<File>) -> Result<()> {
+        let call = Self::notifier(index, "call", fd)?;
+        let first = call.clone();
+        self.change(u32::from(index), |vring| vring.call = call)?;
+        // Whatever was completed while nobody could be called is told now (QEMU's tests wait for it).
+        if let Some(call) = first {
+            call.signal();
+        }
+        Ok(())
+    }
+
+    fn set_vring_err(&self, index: u8, fd: Option<File>) -> Result<()> {
+        let err = Self::notifier(index, "err", fd)?;
+        Ok(self.change(u32::from(index), |vring| vring.err = err)?)
+    }
+
+    fn get_protocol_features(&self) -> Result<VhostUserProtocolFeatures> {
+        Ok(PROTOCOL_FEATURES)
+    }
+
+    fn set_protocol_features(&self, features: u64) -> Result<()> {
+        self.state().protocol_features = features & PROTOCOL_FEATURES.bits();
+        Ok(())
+    }
+
+    fn get_queue_num(&self) -> Result<u64> {
+        Ok(u64::from(self.context.device.queues()))
+    }
+
+    fn set_vring_enable(&self, index: u32, enable: bool) -> Result<()> {
+        Ok(self.change(index, |vring| vring.is_enabled = enable)?)
+    }
+
+    fn get_config(&self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
+        let mut state = self.state();
+        state.has_read_config = true;
+        let writeback = self.cache.show_writeback(!state.has_run);
+        let len = usize::try_from(size).unwrap_or(0);
+        Ok(self.context.device.config_space(writeback).read(offset, len))
+    }
+
+    fn set_config(&self, offset: u32, bytes: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
+        match (offset, bytes) {
+            (WRITEBACK_OFFSET, [writeback @ (0 | 1)]) => {
+                // Rings are quiet meanwhile, so a mode is never changed under a write that is under way; and
+                // what was acknowledged before the switch to write-through persists first.
+                self.change_all(|_state| {
+                    self.cache.set_writeback(*writeback == 1);
+                    self.flush()
+                })?;
+                Ok(())
+            }
+            _ => Err(SessionError::ConfigReadOnly.into()),
+        }
+    }
+
+    fn set_gpu_socket(&self, _gpu_backend: GpuBackend) -> Result<()> {
+        unsupported("GPU_SET_SOCKET")
+    }
+
+    fn get_shared_object(&self, _uuid: VhostUserSharedMsg) -> Result<File> {
+        unsupported("GET_SHARED_OBJECT")
+    }
+
+    fn get_inflight_fd(&self, _inflight: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        unsupported("GET_INFLIGHT_FD")
+    }
+
+    fn set_inflight_fd(&self, _inflight: &VhostUserInflight, _file: File) -> Result<()> {
+        unsupported("SET_INFLIGHT_FD")
+    }
+
+    fn get_max_mem_slots(&self) -> Result<u64> {
+        Ok(MAX_REGIONS as u64)
+    }
+
+    fn add_mem_region(
+        &self,
+        region: &VhostUserSingleMemoryRegion,
+        fd: File,
+        _postcopy_listening: Option<bool>,
+    ) -> Result<Option<vhost::VhostUserMemoryRegionBase>> {
+        let memory = self.state().memory.with(spec(region, fd)).map_err(SessionError::from)?;
+        self.change_all(|state| {
+            state.memory = Arc::new(memory);
+            Ok(())
+        })?;
+        Ok(None)
+    }
+
+    /// Answered only when no worker can touch the region any more: the rings have been taken back meanwhile.
+    fn remove_mem_region(&self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
+        let (start, len, user) = (region.guest_phys_addr, region.memory_size, region.user_addr);
+        let memory = self.state().memory.without(start, len, user).map_err(SessionError::from)?;
+        self.change_all(|state| {
+            state.memory = Arc::new(memory);
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    fn set_device_state_fd(
+        &self,
+        _direction: VhostTransferStateDirection,
+        _phase: VhostTransferStatePhase,
+        _fd: File,
+    ) -> Result<Option<File>> {
+        unsupported("SET_DEVICE_STATE_FD")
+    }
+
+    fn check_device_state(&self) -> Result<()> {
+        unsupported("CHECK_DEVICE_STATE")
+    }
+
+    fn get_shmem_config(&self) -> Result<VhostUserShMemConfig> {
+        unsupported("GET_SHMEM_CONFIG")
+    }
+
+    fn set_log_base(&self, _log: &VhostUserLog, _file: File) -> Result<()> {
+        unsupported("SET_LOG_BASE")
+    }
+}

@@ -1,0 +1,182 @@
+//! Where front-ends come from: a path, or a descriptor that was inherited.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use rustix::net::sockopt;
+
+/// Why nobody can be listened to; the caller names the disk.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenerError {
+    /// Another process answers there.
+    #[error("{}: another process is listening on this socket; stop it or choose another socket=", .0.display())]
+    InUse(PathBuf),
+    /// The kernel refused.
+    #[error("{}: cannot {operation} the socket: {source}", path.display())]
+    Io {
+        /// The socket's path.
+        path: PathBuf,
+        /// The step that failed.
+        operation: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// An inherited descriptor is not what it should be.
+    #[error("descriptor: {0}; pass a Unix stream socket that listens or is connected")]
+    Inherited(io::Error),
+}
+
+/// A listening socket. A path that was bound is removed when the listener is dropped.
+#[derive(Debug)]
+pub struct Listener {
+    socket: UnixListener,
+    bound: Option<Bound>,
+}
+
+/// A path that is ours as long as it is the same inode.
+#[derive(Debug)]
+struct Bound {
+    path: PathBuf,
+    inode: Option<(u64, u64)>,
+}
+
+/// What an inherited descriptor turned out to be.
+#[derive(Debug)]
+pub enum Inherited {
+    /// A listening socket.
+    Listening(Listener),
+    /// A front-end that is there already.
+    Connected(UnixStream),
+}
+
+impl Listener {
+    /// Listens on a path. A socket that nobody answers on is replaced.
+    ///
+    /// # Errors
+    /// [`ListenerError`].
+    pub fn bind(path: &Path) -> Result<Self, ListenerError> {
+        let failed = |operation| move |source| ListenerError::Io { path: path.to_owned(), operation, source };
+        match std::fs::symlink_metadata(path) {
+            Ok(metadata) if !metadata.file_type().is_socket() => {
+                let taken = io::Error::new(io::ErrorKind::AlreadyExists, "the path exists and is no socket");
+                return Err(failed("bind")(taken));
+            }
+            Ok(_) => match UnixStream::connect(path) {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    tracing::info!(socket = %path.display(), "replacing a stale socket");
+                    std::fs::remove_file(path).map_err(failed("replace"))?;
+                }
+                Err(error) => return Err(failed("probe")(error)),
+                Ok(_) => return Err(ListenerError::InUse(path.to_owned())),
+            },
+            Err(_) => {}
+        }
+        let socket = match UnixListener::bind(path) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                return Err(ListenerError::InUse(path.to_owned()));
+            }
+            socket => socket.map_err(failed("bind"))?,
+        };
+        socket.set_nonblocking(true).map_err(failed("set up"))?;
+        let bound = Some(Bound { path: path.to_owned(), inode: inode(path) });
+        Ok(Self { socket, bound })
+    }
+
+    /// Takes over a descriptor that listens, or is connected.
+    ///
+    /// # Errors
+    /// [`ListenerError::Inherited`] when it is no Unix stream socket.
+    pub fn inherit(socket: OwnedFd) -> Result<Inherited, ListenerError> {
+        let refused = |error: rustix::io::Errno| ListenerError::Inherited(error.into());
+        let listens = sockopt::socket_acceptconn(&socket).map_err(refused)?;
+        if sockopt::socket_domain(&socket).map_err(refused)? != rustix::net::AddressFamily::UNIX {
+            return Err(ListenerError::Inherited(io::Error::other("not a Unix socket")));
+        }
+        if !listens {
+            let stream = UnixStream::from(socket);
+            stream.set_nonblocking(false).map_err(ListenerError::Inherited)?;
+            stream.peer_addr().map_err(ListenerError::Inherited)?;
+            return Ok(Inherited::Connected(stream));
+        }
+        let socket = UnixListener::from(socket);
+        socket.set_nonblocking(true).map_err(ListenerError::Inherited)?;
+        Ok(Inherited::Listening(Self { socket, bound: None }))
+    }
+
+    /// The next front-end, if one waits.
+    ///
+    /// # Errors
+    /// `WouldBlock` when none waits; others when there are no descriptors left.
+    pub fn accept(&self) -> io::Result<UnixStream> {
+        let (stream, _) = self.socket.accept()?;
+        stream.set_nonblocking(false)?;
+        Ok(stream)
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let Some(Bound { path, inode: ours }) = &self.bound else { return };
+        // Another daemon may have taken the path over meanwhile.
+        if ours.is_some() && inode(path) == *ours {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+fn inode(path: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists(), "the standard library leaves the path behind: stale");
+        let living = Listener::bind(&path).unwrap();
+        assert!(matches!(Listener::bind(&path), Err(ListenerError::InUse(_))));
+        drop(living);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_is_not_ours_is_not_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        std::fs::write(&path, "precious").unwrap();
+        assert!(matches!(Listener::bind(&path), Err(ListenerError::Io { operation: "bind", .. })));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+        std::fs::remove_file(&path).unwrap();
+        let ours = Listener::bind(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let theirs = UnixListener::bind(&path).unwrap();
+        drop(ours);
+        assert!(path.exists());
+        drop(theirs);
+    }
+
+    #[test]
+    fn an_inherited_descriptor_is_told_apart() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        assert!(matches!(Listener::inherit(ours.into()), Ok(Inherited::Connected(_))));
+        let folder = tempfile::tempdir().unwrap();
+        let socket = UnixListener::bind(folder.path().join("s")).unwrap();
+        assert!(matches!(Listener::inherit(socket.into()), Ok(Inherited::Listening(_))));
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert!(matches!(Listener::inherit(file.into()), Err(ListenerError::Inherited(_))));
+    }
+}

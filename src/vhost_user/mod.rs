@@ -1,0 +1,19 @@
+//! The control plane: front-ends and their messages (QEMU's `docs/interop/vhost-user.rst`).
+//!
+//! It knows messages and never copies guest data. A [`Session`] keeps what one front-end has said and gives
+//! its rings to the workers; the messages themselves are read and answered by `vhost`'s `BackendReqHandler`.
+
+mod baton;
+mod channel;
+mod connection;
+mod handler;
+mod listener;
+mod session;
+mod vring;
+
+pub use baton::{Baton, SessionId};
+pub use channel::Channel;
+pub use connection::{Connection, Hangup};
+pub use handler::PROTOCOL_FEATURES;
+pub use listener::{Inherited, Listener, ListenerError};
+pub use session::{Session, SessionContext};

@@ -1,0 +1,313 @@
+//! One front-end's negotiated state, and its rings.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::JoinHandle;
+
+use super::baton::{Baton, SessionId};
+use super::channel::Channel;
+use super::vring::Vring;
+use crate::disk::{Disk, DiskError};
+use crate::log_limit::LogLimit;
+use crate::virtio::blk::{CacheMode, Counters, Device, MAX_INDIRECT, features};
+use crate::virtio::memory::{MemoryError, MemoryTable};
+use crate::virtio::queue::{RingError, RingLayout};
+use crate::worker::{Pool, PoolError, Ring, RingKey, RingParts};
+
+/// `VHOST_USER_F_PROTOCOL_FEATURES`: once it is acknowledged, rings wait for `SET_VRING_ENABLE`.
+pub(super) const F_PROTOCOL_FEATURES: u64 = 1 << 30;
+
+/// Why a message is refused. The front-end gets a NACK where it asked for an answer, and the log the reason.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SessionError {
+    #[error("ring {0} does not exist")]
+    NoSuchRing(u32),
+    #[error("ring {0}: {1}")]
+    Ring(u16, RingError),
+    #[error("ring {0}: {1}")]
+    Worker(u16, PoolError),
+    #[error("ring {0}: {1} descriptor: {2}")]
+    Descriptor(u32, &'static str, std::io::Error),
+    #[error("ring {0}: kicks without a descriptor are not supported")]
+    Polling(u32),
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    #[error("{0} memory regions came with {1} descriptors")]
+    RegionFiles(usize, usize),
+    #[error("flush: {0}")]
+    Flush(DiskError),
+    #[error("only the writeback byte of the configuration can be written")]
+    ConfigReadOnly,
+    #[error("{0} is not supported")]
+    Unsupported(&'static str),
+}
+
+/// What the sessions of one disk share.
+#[derive(Debug)]
+pub struct SessionContext<D> {
+    /// The device they serve.
+    pub device: Arc<Device<D>>,
+    /// Who drives the rings.
+    pub pool: Arc<Pool<D>>,
+    /// Whose rings may run.
+    pub baton: Baton,
+    /// What rings that have stopped did.
+    pub totals: Mutex<Counters>,
+    /// For lines that a front-end or its guest can cause.
+    pub log_limit: Arc<LogLimit>,
+}
+
+/// The part of a session that messages change. Workers never see it.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) memory: Arc<MemoryTable>,
+    pub(super) vrings: Vec<Vring>,
+    pub(super) features: u64,
+    pub(super) protocol_features: u64,
+    pub(super) channel: Option<Channel>,
+    /// The front-end has read the configuration in this connection.
+    pub(super) has_read_config: bool,
+    /// A ring has run in this connection.
+    pub(super) has_run: bool,
+    /// Waits for the baton.
+    waiter: Option<JoinHandle<()>>,
+}
+
+/// One front-end's session, from its first message until it leaves.
+#[derive(Debug)]
+pub struct Session<D> {
+    id: SessionId,
+    pub(super) context: Arc<SessionContext<D>>,
+    pub(super) cache: Arc<CacheMode>,
+    state: Mutex<State>,
+    is_closed: AtomicBool,
+    me: Weak<Self>,
+}
+
+impl<D: Disk> Session<D> {
+    /// A session that has heard nothing yet.
+    pub fn new(id: SessionId, context: Arc<SessionContext<D>>) -> Arc<Self> {
+        let vrings = (0..context.device.queues()).map(|_| Vring::default()).collect();
+        let state = State {
+            memory: Arc::default(),
+            vrings,
+            features: 0,
+            protocol_features: 0,
+            channel: None,
+            has_read_config: false,
+            has_run: false,
+            waiter: None,
+        };
+        Arc::new_cyclic(|me| Self {
+            id,
+            context,
+            cache: Arc::new(CacheMode::unknown()),
+            state: Mutex::new(state),
+            is_closed: AtomicBool::new(false),
+            me: me.clone(),
+        })
+    }
+
+    /// Its number, for logs.
+    pub const fn id(&self) -> SessionId {
+        self.id
+    }
+
+    /// The disk's name.
+    pub fn disk(&self) -> &str {
+        &self.context.device.identity().name
+    }
+
+    /// The front-end is gone: drains and drops its rings, and passes the baton on.
+    pub fn close(&self) {
+        self.is_closed.store(true, Ordering::Release);
+        self.context.baton.wake();
+        let waiter = self.state().waiter.take();
+        if let Some(waiter) = waiter {
+            // It has seen the flag and ends.
+            let _ = waiter.join();
+        }
+        let mut state = self.state();
+        self.stop_all(&mut state);
+        state.memory = Arc::default();
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what is known of a ring. If it runs it is taken back for that and goes on afterwards, where
+    /// its used index stands, with one look at it: so no notification is lost.
+    pub(super) fn change(&self, index: u32, change: impl FnOnce(&mut Vring)) -> Result<(), SessionError> {
+        let mut state = self.state();
+        let number = u16::try_from(index).map_err(|_| SessionError::NoSuchRing(index))?;
+        self.halt(&mut state, number);
+        change(state.vring(index)?);
+        let started = self.start(&mut state, number);
+        self.release_if_idle(&state);
+        started
+    }
+
+    /// Changes what all rings share: memory or features.
+    pub(super) fn change_all(
+        &self,
+        change: impl FnOnce(&mut State) -> Result<(), SessionError>,
+    ) -> Result<(), SessionError> {
+        let mut state = self.state();
+        let running = state.running();
+        for index in &running {
+            self.halt(&mut state, *index);
+        }
+        let changed = change(&mut state);
+        let started = self.start_all(&mut state);
+        self.release_if_idle(&state);
+        changed.and(started)
+    }
+
+    /// Stops a ring for good, until it is kicked anew. Returns where it stopped.
+    pub(super) fn stop(&self, index: u32) -> Result<u16, SessionError> {
+        let mut state = self.state();
+        state.vring(index)?;
+        let number = u16::try_from(index).map_err(|_| SessionError::NoSuchRing(index))?;
+        self.halt(&mut state, number);
+        let vring = state.vring(index)?;
+        vring.kick = None;
+        let base = vring.base;
+        self.release_if_idle(&state);
+        Ok(base)
+    }
+
+    /// Stops every ring and forgets what was said of it.
+    pub(super) fn stop_all(&self, state: &mut State) {
+        for index in state.running() {
+            self.halt(state, index);
+        }
+        for vring in &mut state.vrings {
+            *vring = Vring { base: vring.base, ..Vring::default() };
+        }
+        self.release_if_idle(state);
+    }
+
+    /// Makes everything acknowledged so far persist.
+    pub(super) fn flush(&self) -> Result<(), SessionError> {
+        self.context.device.disk().flush().map_err(SessionError::Flush)
+    }
+
+    /// Takes a ring back from its worker.
+    fn halt(&self, state: &mut State, index: u16) {
+        let key = RingKey { session: self.id, index };
+        let Some(vring) = state.vrings.get_mut(usize::from(index)) else { return };
+        let Some(ring) = vring.place.take().and_then(|place| self.context.pool.detach(place, key)) else {
+            return;
+        };
+        vring.base = ring.base();
+        self.context.totals.lock().unwrap_or_else(PoisonError::into_inner).add(ring.counters());
+    }
+
+    /// Gives a ring to a worker if all is known that is needed and it is this session's turn.
+    fn start(&self, state: &mut State, index: u16) -> Result<(), SessionError> {
+        let needs_enable = state.features & F_PROTOCOL_FEATURES != 0;
+        let (features, memory) = (state.features, state.memory.clone());
+        let Some(vring) = state.vrings.get_mut(usize::from(index)) else { return Ok(()) };
+        let (Some(kick), Some(addresses), None) = (&vring.kick, vring.addresses, vring.place) else {
+            return Ok(());
+        };
+        if memory.is_empty() || needs_enable && !vring.is_enabled {
+            return Ok(());
+        }
+        if !self.context.baton.try_take(self.id) {
+            return self.wait_for_baton(state);
+        }
+        let layout = RingLayout {
+            size: vring.size,
+            addresses,
+            event_idx: features & features::EVENT_IDX != 0,
+            indirect: features & features::INDIRECT_DESC != 0,
+            max_indirect: MAX_INDIRECT,
+        };
+        let parts = RingParts {
+            key: RingKey { session: self.id, index },
+            layout,
+            memory,
+            device: self.context.device.clone(),
+            cache: self.cache.clone(),
+            kick: kick.clone(),
+            call: vring.call.clone(),
+            err: vring.err.clone(),
+        };
+        let ring = Ring::start(parts, self.context.log_limit.clone())
+            .map_err(|error| SessionError::Ring(index, error))?;
+        let place = self.context.pool.attach(Box::new(ring));
+        vring.place = Some(place.map_err(|error| SessionError::Worker(index, error))?);
+        self.first_ring_runs(state);
+        Ok(())
+    }
+
+    fn start_all(&self, state: &mut State) -> Result<(), SessionError> {
+        let count = u16::try_from(state.vrings.len()).unwrap_or(u16::MAX);
+        let mut result = Ok(());
+        for index in 0..count {
+            result = result.and(self.start(state, index));
+        }
+        result
+    }
+
+    /// Waits on a thread of its own, since the front-end must get its answer meanwhile.
+    fn wait_for_baton(&self, state: &mut State) -> Result<(), SessionError> {
+        let (Some(me), None) = (self.me.upgrade(), &state.waiter) else { return Ok(()) };
+        tracing::info!(disk = self.disk(), session = self.id, "waiting: another front-end's rings run");
+        let wait = move || {
+            if me.context.baton.wait(me.id, &me.is_closed) {
+                me.baton_came();
+            }
+        };
+        let thread = std::thread::Builder::new().name(format!("baton-{}", self.id)).spawn(wait);
+        state.waiter = Some(thread.map_err(|error| SessionError::Worker(0, PoolError::Spawn(error)))?);
+        Ok(())
+    }
+
+    fn baton_came(&self) {
+        let mut state = self.state();
+        // Dropping the handle of the thread that runs this: nobody needs to join it any more.
+        state.waiter = None;
+        if self.is_closed.load(Ordering::Acquire) {
+            return self.context.baton.release(self.id);
+        }
+        tracing::info!(disk = self.disk(), session = self.id, "this front-end's rings run now");
+        if let Err(error) = self.start_all(&mut state) {
+            tracing::warn!(disk = self.disk(), session = self.id, %error, "cannot start a ring");
+        }
+        self.release_if_idle(&state);
+    }
+
+    /// Passes the baton on once no ring is started. A ring that is only disabled keeps it: the guest is
+    /// paused and will go on.
+    fn release_if_idle(&self, state: &State) {
+        if state.vrings.iter().all(|vring| vring.kick.is_none()) {
+            self.context.baton.release(self.id);
+        }
+    }
+
+    /// A front-end that has come back does not read the configuration again (QEMU 10), though the disk may
+    /// have another size by now: it is told to.
+    fn first_ring_runs(&self, state: &mut State) {
+        if std::mem::replace(&mut state.has_run, true) || state.has_read_config {
+            return;
+        }
+        if let Some(Err(error)) = state.channel.as_ref().map(Channel::config_changed) {
+            tracing::warn!(disk = self.disk(), session = self.id, %error, "cannot announce the configuration");
+        }
+    }
+}
+
+impl State {
+    pub(super) fn vring(&mut self, index: u32) -> Result<&mut Vring, SessionError> {
+        let position = usize::try_from(index).ok();
+        position.and_then(|position| self.vrings.get_mut(position)).ok_or(SessionError::NoSuchRing(index))
+    }
+
+    fn running(&self) -> Vec<u16> {
+        let indices = (0_u16..).zip(&self.vrings);
+        indices.filter(|(_, vring)| vring.place.is_some()).map(|(index, _)| index).collect()
+    }
+}

@@ -1,0 +1,28 @@
+//! What a front-end has said about one ring.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use crate::virtio::queue::RingAddresses;
+use crate::worker::{Notifier, Place};
+
+/// A ring as configured; it runs while it has a [`Place`].
+#[derive(Debug, Default)]
+pub(super) struct Vring {
+    /// `SET_VRING_NUM`, checked.
+    pub(super) size: u32,
+    /// `SET_VRING_ADDR`.
+    pub(super) addresses: Option<RingAddresses>,
+    /// What `GET_VRING_BASE` answers: where the ring stopped last, or what the front-end set.
+    pub(super) base: u16,
+    /// `SET_VRING_KICK`: from then on the ring is started, until `GET_VRING_BASE`.
+    pub(super) kick: Option<Arc<File>>,
+    /// `SET_VRING_CALL`.
+    pub(super) call: Option<Arc<Notifier>>,
+    /// `SET_VRING_ERR`.
+    pub(super) err: Option<Arc<Notifier>>,
+    /// `SET_VRING_ENABLE`.
+    pub(super) is_enabled: bool,
+    /// The worker that owns it.
+    pub(super) place: Option<Place>,
+}

@@ -396,6 +396,10 @@ impl Disk for Backing {
     }
 
     #[inline]
+    fn try_flush(&self) -> Option<Result<(), DiskError>> {
+        either!(self, disk => disk.try_flush())
+    }
+
     fn flush(&self) -> Result<(), DiskError> {
         either!(self, disk => disk.flush())
     }

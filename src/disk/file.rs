@@ -73,6 +73,10 @@ impl Disk for FileDisk {
         copy::store_fence();
     }
 
+    fn try_flush(&self) -> Option<Result<(), DiskError>> {
+        None
+    }
+
     fn flush(&self) -> Result<(), DiskError> {
         self.flusher.flush(|| self.file.sync_data())
     }

@@ -80,6 +80,10 @@ impl Disk for MappedDisk {
 
     /// Nothing outlives the machine here, so there is nothing more to do than to order the stores.
     #[inline]
+    fn try_flush(&self) -> Option<Result<(), DiskError>> {
+        Some(self.flush())
+    }
+
     fn flush(&self) -> Result<(), DiskError> {
         self.fence();
         Ok(())

@@ -14,6 +14,7 @@ mod backing;
 mod describe;
 mod error;
 mod file;
+mod flush;
 mod kind;
 mod lock;
 mod mapped;
@@ -24,6 +25,7 @@ pub use backing::{Backing, OpenOptions, Opened, open};
 pub use describe::{Description, describe};
 pub use error::{OpenError, Place};
 pub use file::FileDisk;
+pub use flush::{Flusher, Ticket};
 pub use kind::{BackingKind, FileKind, FileSystem};
 pub use lock::{FileLock, LockError, LockMode, UnknownLockMode};
 pub use mapped::MappedDisk;
@@ -118,7 +120,11 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// completions are published.
     fn fence(&self);
 
-    /// Makes every write that finished before the call persist.
+    /// Answers a flush if that takes no waiting: nothing was written since the last one, or a fence is all
+    /// that is needed. `None` when it takes a [`flush`](Self::flush).
+    fn try_flush(&self) -> Option<Result<(), DiskError>>;
+
+    /// Makes every write that finished before the call persist, and waits for it.
     ///
     /// # Errors
     /// As [`DiskError`]; nothing is known about the writes then.

@@ -45,7 +45,7 @@ impl Stopper {
 
 /// Where the front-ends of one disk come from.
 #[derive(Debug)]
-pub(super) struct Door<D> {
+pub(super) struct Door<D: Disk> {
     pub(super) inlet: Inherited,
     pub(super) context: Arc<SessionContext<D>>,
 }

@@ -48,7 +48,7 @@ pub struct DiskSummary {
 
 /// A disk of any kind and the door its front-ends come through: what an embedder serves.
 #[derive(Debug)]
-pub struct Service<D> {
+pub struct Service<D: Disk> {
     /// The device.
     pub device: Device<D>,
     /// The lock on its backing; [`FileLock::none`] if there is nothing to lock.

@@ -44,7 +44,7 @@ pub(super) enum SessionError {
 
 /// What the sessions of one disk share.
 #[derive(Debug)]
-pub struct SessionContext<D> {
+pub struct SessionContext<D: Disk> {
     /// The device they serve.
     pub device: Arc<Device<D>>,
     /// Who drives the rings.
@@ -75,7 +75,7 @@ pub(super) struct State {
 
 /// One front-end's session, from its first message until it leaves.
 #[derive(Debug)]
-pub struct Session<D> {
+pub struct Session<D: Disk> {
     id: SessionId,
     pub(super) context: Arc<SessionContext<D>>,
     pub(super) cache: Arc<CacheMode>,
@@ -230,7 +230,7 @@ impl<D: Disk> Session<D> {
             layout,
             memory,
             device: self.context.device.clone(),
-            cache: self.cache.clone(),
+            cache: self.cache_mode(features),
             kick: kick.clone(),
             call: vring.call.clone(),
             err: vring.err.clone(),
@@ -241,6 +241,14 @@ impl<D: Disk> Session<D> {
         vring.place = Some(place.map_err(|error| SessionError::Worker(index, error))?);
         self.first_ring_runs(state);
         Ok(())
+    }
+
+    /// A driver that cannot flush gets every write persisted (VIRTIO 1.2 §5.2.6.2).
+    fn cache_mode(&self, features: u64) -> Arc<CacheMode> {
+        match features & features::FLUSH {
+            0 => Arc::new(CacheMode::write_through()),
+            _ => self.cache.clone(),
+        }
     }
 
     fn start_all(&self, state: &mut State) -> Result<(), SessionError> {

@@ -11,4 +11,4 @@ mod ring;
 mod run;
 
 pub use pool::{Place, Pool, PoolError};
-pub use ring::{Notifier, Ring, RingKey, RingParts};
+pub use ring::{Notifier, Ring, RingKey, RingParts, Served};

@@ -30,7 +30,7 @@ pub enum PoolError {
 }
 
 #[derive(Debug)]
-struct Worker<D> {
+struct Worker<D: Disk> {
     mailbox: Mailbox<D>,
     thread: JoinHandle<()>,
     /// Rings it owns.
@@ -39,7 +39,7 @@ struct Worker<D> {
 
 /// The workers. They are started when rings need them: never more than rings were in use at once.
 #[derive(Debug)]
-pub struct Pool<D> {
+pub struct Pool<D: Disk> {
     /// Only the control plane takes this lock; workers do not know of it.
     workers: Mutex<Vec<Worker<D>>>,
     most: usize,

@@ -4,17 +4,18 @@ use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
+use std::task::Waker;
 
 use rustix::fs::OFlags;
 
-use crate::disk::Disk;
+use crate::disk::{Disk, Ticket};
 use crate::log_limit::LogLimit;
-use crate::virtio::blk::{CacheMode, Counters, Device};
+use crate::virtio::blk::{Answer, CacheMode, Counters, Device, Held};
 use crate::virtio::memory::{MemoryTable, Translator};
-use crate::virtio::queue::{RingError, RingLayout, SplitQueue, Virtqueue};
+use crate::virtio::queue::{Completion, RingError, RingLayout, SplitQueue, Virtqueue};
 
 /// Requests after which completions are shown to the driver even if more are waiting.
-const BATCH_REQUESTS: u32 = 32;
+const BATCH_REQUESTS: usize = 32;
 
 /// Which ring: unique in the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -52,7 +53,7 @@ impl Notifier {
 
 /// What a ring is made of.
 #[derive(Debug)]
-pub struct RingParts<D> {
+pub struct RingParts<D: Disk> {
     /// Which one it is.
     pub key: RingKey,
     /// Size, addresses, features.
@@ -73,7 +74,7 @@ pub struct RingParts<D> {
 
 /// A started ring, driven by whoever owns it.
 #[derive(Debug)]
-pub struct Ring<D> {
+pub struct Ring<D: Disk> {
     key: RingKey,
     queue: SplitQueue,
     memory: Translator,
@@ -84,7 +85,29 @@ pub struct Ring<D> {
     err: Option<Arc<Notifier>>,
     counters: Counters,
     broken: Option<RingError>,
+    /// Requests that wait for a flush, and those finished behind them, in the ring's order.
+    held: Vec<Waiting>,
+    /// The flush they wait for.
+    flush: Option<Ticket>,
     log_limit: Arc<LogLimit>,
+}
+
+/// A request behind, or at, a flush.
+#[derive(Debug)]
+enum Waiting {
+    Finished(Completion),
+    Unsettled(Held),
+}
+
+/// What a look at a ring found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Served {
+    /// Nothing more to do until the driver kicks.
+    Idle,
+    /// There is more to do.
+    More,
+    /// It waits for a flush; the waker will say when to look again.
+    Held,
 }
 
 impl<D: Disk> Ring<D> {
@@ -96,8 +119,21 @@ impl<D: Disk> Ring<D> {
         let RingParts { key, layout, memory, device, cache, kick, call, err } = parts;
         let queue = SplitQueue::start(&layout, &memory)?;
         let memory = Translator::new(memory);
-        let counters = Counters::default();
-        Ok(Self { key, queue, memory, device, cache, kick, call, err, counters, broken: None, log_limit })
+        Ok(Self {
+            key,
+            queue,
+            memory,
+            device,
+            cache,
+            kick,
+            call,
+            err,
+            counters: Counters::default(),
+            broken: None,
+            held: Vec::with_capacity(BATCH_REQUESTS),
+            flush: None,
+            log_limit,
+        })
     }
 
     /// Which ring this is.
@@ -115,7 +151,8 @@ impl<D: Disk> Ring<D> {
         self.broken.is_some()
     }
 
-    /// The used index, which is where the ring goes on.
+    /// The used index, which is where the ring goes on: a request that still waits for a flush comes after it
+    /// and is done again.
     pub fn base(&self) -> u16 {
         self.queue.next_used()
     }
@@ -126,36 +163,78 @@ impl<D: Disk> Ring<D> {
     }
 
     /// Looks at the ring once: does up to a batch of requests, shows them with one store and calls the driver
-    /// at most once. Returns whether there is more to do.
+    /// at most once. `waker` is woken when a flush that the ring waits for is done.
     #[inline]
-    pub fn serve(&mut self) -> bool {
+    pub fn serve(&mut self, waker: &Waker) -> Served {
+        if self.flush.is_some() && !self.settle() {
+            return Served::Held;
+        }
         if self.broken.is_some() {
-            return false;
+            return Served::Idle;
         }
         self.queue.park_kicks();
         let has_more = self.batch();
         self.device.fence();
+        self.publish();
+        if !self.held.is_empty() {
+            // Writes that finished before this are covered, and no others need to be.
+            self.flush = Some(self.device.begin_flush(waker));
+        }
+        match has_more {
+            Err(error) => self.broke(error),
+            // Nothing more is fetched, and no kick needed, until the flush is done.
+            Ok(_) if self.flush.is_some() => return Served::Held,
+            Ok(true) => return Served::More,
+            Ok(false) if self.queue.arm_kicks() => return Served::More,
+            Ok(false) => {}
+        }
+        if self.flush.is_some() { Served::Held } else { Served::Idle }
+    }
+
+    /// Does up to a batch of requests, or up to a flush. Returns whether there may be more.
+    #[inline]
+    fn batch(&mut self) -> Result<bool, RingError> {
+        for _ in 0..BATCH_REQUESTS {
+            let Some(chain) = self.queue.pop(&mut self.memory)? else { return Ok(false) };
+            match self.device.execute(chain, &self.cache, &mut self.counters)? {
+                Answer::Done(completion) if self.held.is_empty() => self.queue.complete(completion),
+                Answer::Done(completion) => self.held.push(Waiting::Finished(completion)),
+                Answer::Held(held) => {
+                    let is_flush = held.is_flush();
+                    self.held.push(Waiting::Unsettled(held));
+                    if is_flush {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Answers what waited for a flush, once that is done. Returns whether it is.
+    fn settle(&mut self) -> bool {
+        let Some(has_flushed) = self.flush.and_then(|ticket| self.device.poll_flush(ticket)) else {
+            return false;
+        };
+        self.flush = None;
+        for waiting in self.held.drain(..) {
+            let completion = match waiting {
+                Waiting::Finished(completion) => completion,
+                Waiting::Unsettled(held) => self.device.settle(held, has_flushed, &mut self.counters),
+            };
+            self.queue.complete(completion);
+        }
+        self.publish();
+        true
+    }
+
+    #[inline]
+    fn publish(&mut self) {
         if self.queue.publish()
             && let Some(call) = &self.call
         {
             call.signal();
         }
-        if let Err(error) = has_more {
-            self.broke(error);
-            return false;
-        }
-        has_more == Ok(true) || self.queue.arm_kicks()
-    }
-
-    /// Does up to a batch of requests. Returns whether the batch was full.
-    #[inline]
-    fn batch(&mut self) -> Result<bool, RingError> {
-        for _ in 0..BATCH_REQUESTS {
-            let Some(chain) = self.queue.pop(&mut self.memory)? else { return Ok(false) };
-            let completion = self.device.execute(chain, &self.cache, &mut self.counters)?;
-            self.queue.complete(completion);
-        }
-        Ok(true)
     }
 
     #[cold]

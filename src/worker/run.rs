@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::AsRawFd as _;
+use std::sync::Arc;
+use std::task::Waker;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::mailbox::{Command, Inbox};
-use super::ring::{Ring, RingKey};
+use super::mailbox::{Command, Inbox, WorkerWaker};
+use super::ring::{Ring, RingKey, Served};
 use crate::disk::Disk;
 
 /// Events taken from the kernel at once.
@@ -23,19 +25,22 @@ const fn token(key: RingKey) -> u64 {
 
 /// A ring and whether it is queued to be looked at.
 #[derive(Debug)]
-struct Slot<D> {
+struct Slot<D: Disk> {
     ring: Box<Ring<D>>,
     is_ready: bool,
 }
 
 /// A worker's thread: its rings, and the order in which they are looked at.
 #[derive(Debug)]
-pub(super) struct Runner<D> {
+pub(super) struct Runner<D: Disk> {
     inbox: Inbox<D>,
     epoll: Epoll,
     slots: BTreeMap<u64, Slot<D>>,
     /// Rings with work: first come, first served, a batch at a time.
     ready: VecDeque<u64>,
+    /// Rings that wait for a flush.
+    held: Vec<u64>,
+    waker: Waker,
 }
 
 impl<D: Disk> Runner<D> {
@@ -45,7 +50,9 @@ impl<D: Disk> Runner<D> {
         let epoll = Epoll::new()?;
         let event = EpollEvent::new(EventSet::IN, MAILBOX);
         epoll.ctl(ControlOperation::Add, inbox.wake.as_raw_fd(), event)?;
-        Ok(Self { inbox, epoll, slots: BTreeMap::new(), ready: VecDeque::new() })
+        let waker = Waker::from(Arc::new(WorkerWaker(inbox.wake.clone())));
+        let (slots, ready, held) = (BTreeMap::new(), VecDeque::new(), Vec::new());
+        Ok(Self { inbox, epoll, slots, ready, held, waker })
     }
 
     /// Serves its rings until it is told to stop. Sleeps when there is nothing to do.
@@ -75,9 +82,13 @@ impl<D: Disk> Runner<D> {
             let Some(token) = self.ready.pop_front() else { return };
             // A ring that was taken back may still be queued.
             let Some(slot) = self.slots.get_mut(&token) else { continue };
-            slot.is_ready = slot.ring.serve();
-            if slot.is_ready {
-                self.ready.push_back(token);
+            let served = slot.ring.serve(&self.waker);
+            slot.is_ready = served == Served::More;
+            match served {
+                Served::Idle => {}
+                Served::More => self.ready.push_back(token),
+                Served::Held if self.held.contains(&token) => {}
+                Served::Held => self.held.push(token),
             }
         }
     }
@@ -89,10 +100,13 @@ impl<D: Disk> Runner<D> {
         }
     }
 
-    /// Obeys the control plane. Returns whether to go on. An answer that nobody waits for any more is dropped.
+    /// Obeys the control plane, and looks after rings whose flush may be done. Returns whether to go on. An answer that nobody waits for any more is dropped.
     fn read_mail(&mut self) -> bool {
-        // Emptied before the commands are looked at, so that none is slept over.
+        // Emptied before anything is looked at, so that nothing is slept over.
         let _ = self.inbox.wake.read();
+        for token in std::mem::take(&mut self.held) {
+            self.mark_ready(token);
+        }
         while let Ok(command) = self.inbox.commands.try_recv() {
             match command {
                 Command::Attach(ring, answer) => drop(answer.send(self.attach(ring))),

@@ -21,6 +21,11 @@ impl CacheMode {
         Self(AtomicU8::new(UNKNOWN))
     }
 
+    /// The mode of a driver that has not acknowledged `VIRTIO_BLK_F_FLUSH`: it will never send one.
+    pub const fn write_through() -> Self {
+        Self(AtomicU8::new(WRITE_THROUGH))
+    }
+
     /// The guest has chosen (`writeback` of the configuration).
     pub fn set_writeback(&self, writeback: bool) {
         self.0.store(if writeback { WRITE_BACK } else { WRITE_THROUGH }, Ordering::Release);

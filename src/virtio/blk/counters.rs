@@ -21,7 +21,40 @@ pub struct Counters {
     pub broken_rings: u64,
 }
 
+/// What a request has done, to be counted once it is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// So many bytes were given to the guest.
+    Read(u64),
+    /// So many bytes were taken from it.
+    Written(u64),
+    /// Everything before was made to persist.
+    Flushed,
+    /// Something else.
+    Other,
+    /// Nothing: the request failed.
+    Failed,
+}
+
 impl Counters {
+    /// Counts a request.
+    #[inline]
+    pub const fn count(&mut self, effect: Effect) {
+        match effect {
+            Effect::Read(bytes) => {
+                self.reads = self.reads.wrapping_add(1);
+                self.read_bytes = self.read_bytes.wrapping_add(bytes);
+            }
+            Effect::Written(bytes) => {
+                self.writes = self.writes.wrapping_add(1);
+                self.written_bytes = self.written_bytes.wrapping_add(bytes);
+            }
+            Effect::Flushed => self.flushes = self.flushes.wrapping_add(1),
+            Effect::Other => self.others = self.others.wrapping_add(1),
+            Effect::Failed => self.failures = self.failures.wrapping_add(1),
+        }
+    }
+
     /// Adds `other`.
     pub const fn add(&mut self, other: &Self) {
         self.reads = self.reads.wrapping_add(other.reads);

@@ -1,17 +1,20 @@
 //! The device: executes what a chain asks and decides status and used length, in one place.
 
+use std::sync::Arc;
+use std::task::Waker;
+
 use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP};
 
 use super::cache::CacheMode;
 use super::config_space::ConfigSpace;
-use super::counters::Counters;
+use super::counters::{Counters, Effect};
 use super::features;
 use super::request::{Operation, Refusal, parse, parse_ranges};
 use super::units::Limits;
-use crate::copy;
-use crate::disk::{Disk, DiskError};
+use crate::copy::{self, Segments};
+use crate::disk::{Disk, DiskError, Flusher, Ticket};
 use crate::log_limit::LogLimit;
-use crate::virtio::queue::{Chain, Completion, Parts, RingError};
+use crate::virtio::queue::{Chain, Completion, HeldStatus, Parts, RingError};
 
 /// How a disk calls itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,8 +27,9 @@ pub struct Identity {
 
 /// A block device over a disk. Shared by all rings of all its front-ends; never changes.
 #[derive(Debug)]
-pub struct Device<D> {
-    disk: D,
+pub struct Device<D: Disk> {
+    disk: Arc<D>,
+    flusher: Flusher<D>,
     identity: Identity,
     limits: Limits,
     queues: u16,
@@ -33,14 +37,44 @@ pub struct Device<D> {
 }
 
 /// What became of a request.
+#[derive(Debug)]
+pub enum Answer {
+    /// It is finished.
+    Done(Completion),
+    /// It is done but for a flush that takes time: the ring waits for [`Device::begin_flush`].
+    Held(Held),
+}
+
+/// A request that is finished as soon as everything before it persists.
+#[derive(Debug)]
+#[must_use = "a held request must be settled, or its ring started anew"]
+pub struct Held {
+    completion: Completion,
+    status: HeldStatus,
+    effect: Effect,
+}
+
+impl Held {
+    /// Whether it is a flush: nothing that comes after it in the ring needs to wait with it.
+    pub const fn is_flush(&self) -> bool {
+        matches!(self.effect, Effect::Flushed)
+    }
+}
+
+/// Status, and what was done.
 struct Outcome {
     status: u32,
     /// Data bytes written without a gap from the start of the device-writable part.
     data_bytes: u64,
+    effect: Effect,
+    needs_flush: bool,
 }
 
 impl Outcome {
-    const OK: Self = Self { status: VIRTIO_BLK_S_OK, data_bytes: 0 };
+    #[inline]
+    const fn done(effect: Effect, data_bytes: u64) -> Self {
+        Self { status: VIRTIO_BLK_S_OK, data_bytes, effect, needs_flush: false }
+    }
 }
 
 impl From<Refusal> for Outcome {
@@ -49,7 +83,7 @@ impl From<Refusal> for Outcome {
             Refusal::IoError => VIRTIO_BLK_S_IOERR,
             Refusal::Unsupported => VIRTIO_BLK_S_UNSUPP,
         };
-        Self { status, data_bytes: 0 }
+        Self { status, data_bytes: 0, effect: Effect::Failed, needs_flush: false }
     }
 }
 
@@ -57,11 +91,13 @@ impl<D: Disk> Device<D> {
     /// A device with `queues` queues over `disk`.
     pub fn new(disk: D, identity: Identity, queues: u16) -> Self {
         let limits = Limits::of(&disk.geometry());
-        Self { disk, identity, limits, queues, log_limit: LogLimit::default() }
+        let disk = Arc::new(disk);
+        let flusher = Flusher::new(disk.clone());
+        Self { disk, flusher, identity, limits, queues, log_limit: LogLimit::default() }
     }
 
     /// The disk behind it.
-    pub const fn disk(&self) -> &D {
+    pub fn disk(&self) -> &D {
         &self.disk
     }
 
@@ -95,25 +131,27 @@ impl<D: Disk> Device<D> {
         chain: Chain<'_>,
         cache: &CacheMode,
         counters: &mut Counters,
-    ) -> Result<Completion, RingError> {
+    ) -> Result<Answer, RingError> {
         let Parts { head, readable, writable, status, data_bytes, flaw } =
             chain.into_parts().ok_or(RingError::NoStatus)?;
         let outcome = match flaw {
             Some(_) => Outcome::from(Refusal::IoError),
             None => match parse(readable, writable, &self.limits) {
-                Ok(operation) => self.perform(&operation, cache, counters),
+                Ok(operation) => self.perform(&operation, cache),
                 Err(refusal) => Outcome::from(refusal),
             },
         };
-        if outcome.status != VIRTIO_BLK_S_OK {
-            counters.failures = counters.failures.wrapping_add(1);
-        }
-        // The statuses are 0, 1 and 2.
-        status.store(u8::try_from(outcome.status).unwrap_or(u8::MAX));
         // The status counts only where no gap is before it (VIRTIO 1.2 §2.7.8.2).
         let reaches_status = outcome.data_bytes == data_bytes;
         let written_bytes = outcome.data_bytes.saturating_add(u64::from(reaches_status));
-        Ok(head.complete(u32::try_from(written_bytes).unwrap_or(u32::MAX)))
+        let completion = head.complete(u32::try_from(written_bytes).unwrap_or(u32::MAX));
+        if outcome.needs_flush {
+            return Ok(Answer::Held(Held { completion, status: status.hold(), effect: outcome.effect }));
+        }
+        counters.count(outcome.effect);
+        // The statuses are 0, 1 and 2.
+        status.store(u8::try_from(outcome.status).unwrap_or(u8::MAX));
+        Ok(Answer::Done(completion))
     }
 
     /// Orders all writes of a batch before its completions are published.
@@ -122,56 +160,60 @@ impl<D: Disk> Device<D> {
         self.disk.fence();
     }
 
+    /// Starts the flush that held requests wait for; `waker` is woken when it is done.
+    pub fn begin_flush(&self, waker: &Waker) -> Ticket {
+        self.flusher.begin(waker)
+    }
+
+    /// Whether a flush is done, and if it has succeeded.
+    pub fn poll_flush(&self, ticket: Ticket) -> Option<bool> {
+        Some(match self.flusher.poll(ticket)? {
+            Ok(()) => true,
+            Err(error) => {
+                self.log_failure("flush", &error);
+                false
+            }
+        })
+    }
+
+    /// Answers a request whose flush is done.
+    pub fn settle(&self, held: Held, has_flushed: bool, counters: &mut Counters) -> Completion {
+        let Held { completion, status, effect } = held;
+        counters.count(if has_flushed { effect } else { Effect::Failed });
+        let code = if has_flushed { VIRTIO_BLK_S_OK } else { VIRTIO_BLK_S_IOERR };
+        status.store(u8::try_from(code).unwrap_or(u8::MAX));
+        completion
+    }
+
     #[inline]
-    fn perform(&self, operation: &Operation<'_>, cache: &CacheMode, counters: &mut Counters) -> Outcome {
+    fn perform(&self, operation: &Operation<'_>, cache: &CacheMode) -> Outcome {
         let done = match operation {
             Operation::Read { offset, into } => {
                 let bytes = into.total_bytes() as u64;
-                self.disk.read(*offset, *into).map(|()| {
-                    counters.reads = counters.reads.wrapping_add(1);
-                    counters.read_bytes = counters.read_bytes.wrapping_add(bytes);
-                    bytes
-                })
+                let done = self.disk.read(*offset, *into);
+                done.map(|()| Outcome::done(Effect::Read(bytes), bytes))
             }
             Operation::Write { offset, from } => {
-                let written = self.disk.write(*offset, *from).and_then(|()| self.persist(cache));
-                written.map(|()| {
-                    counters.writes = counters.writes.wrapping_add(1);
-                    let bytes = from.total_bytes() as u64;
-                    counters.written_bytes = counters.written_bytes.wrapping_add(bytes);
-                    0
-                })
+                let written = self.disk.write(*offset, *from);
+                written.and_then(|()| self.persist(Effect::Written(from.total_bytes() as u64), cache))
             }
             Operation::Flush => {
                 cache.saw_flush();
-                let flushed = self.disk.flush();
-                flushed.map(|()| {
-                    counters.flushes = counters.flushes.wrapping_add(1);
-                    0
-                })
+                self.flush(Effect::Flushed)
             }
             Operation::GetId { into } => {
-                counters.others = counters.others.wrapping_add(1);
-                Ok(copy::store_slice(*into, &self.identity.serial) as u64)
+                let bytes = copy::store_slice(*into, &self.identity.serial);
+                Ok(Outcome::done(Effect::Other, bytes as u64))
             }
-            Operation::Discard { payload } => return self.unmap(*payload, false, cache, counters),
-            Operation::WriteZeroes { payload } => return self.unmap(*payload, true, cache, counters),
+            Operation::Discard { payload } => return self.unmap(*payload, false, cache),
+            Operation::WriteZeroes { payload } => return self.unmap(*payload, true, cache),
         };
-        match done {
-            Ok(data_bytes) => Outcome { data_bytes, ..Outcome::OK },
-            Err(error) => self.failed(operation.name(), &error),
-        }
+        done.unwrap_or_else(|error| self.failed(operation.name(), &error))
     }
 
     /// DISCARD, or with `zeroes` WRITE_ZEROES: nothing is done unless every range is good.
     #[cold]
-    fn unmap(
-        &self,
-        payload: copy::Segments<'_>,
-        zeroes: bool,
-        cache: &CacheMode,
-        counters: &mut Counters,
-    ) -> Outcome {
+    fn unmap(&self, payload: Segments<'_>, zeroes: bool, cache: &CacheMode) -> Outcome {
         let ranges = match parse_ranges(payload, zeroes, &self.limits) {
             Ok(ranges) => ranges,
             Err(refusal) => return Outcome::from(refusal),
@@ -181,33 +223,44 @@ impl<D: Disk> Device<D> {
             true => self.disk.write_zeroes(range.offset, range.len_bytes, range.unmap),
             false => self.disk.discard(range.offset, range.len_bytes),
         });
-        match done.and_then(|()| if zeroes { self.persist(cache) } else { Ok(()) }) {
-            Ok(()) => {
-                counters.others = counters.others.wrapping_add(1);
-                Outcome::OK
-            }
-            Err(error) => self.failed(if zeroes { "write zeroes" } else { "discard" }, &error),
-        }
+        let persisted = done.and_then(|()| match zeroes {
+            true => self.persist(Effect::Other, cache),
+            false => Ok(Outcome::done(Effect::Other, 0)),
+        });
+        let name = if zeroes { "write zeroes" } else { "discard" };
+        persisted.unwrap_or_else(|error| self.failed(name, &error))
     }
 
     /// In write-through mode a write is not done before it persists.
     #[inline]
-    fn persist(&self, cache: &CacheMode) -> Result<(), DiskError> {
-        if cache.is_write_through() { self.disk.flush() } else { Ok(()) }
+    fn persist(&self, effect: Effect, cache: &CacheMode) -> Result<Outcome, DiskError> {
+        if cache.is_write_through() { self.flush(effect) } else { Ok(Outcome::done(effect, 0)) }
+    }
+
+    /// At once where that is possible; else the request is held.
+    fn flush(&self, effect: Effect) -> Result<Outcome, DiskError> {
+        let flushed = self.disk.try_flush();
+        let needs_flush = flushed.is_none();
+        flushed.unwrap_or(Ok(()))?;
+        Ok(Outcome { needs_flush, ..Outcome::done(effect, 0) })
     }
 
     /// The media, or guest memory, failed: the request fails, and one line in the log says so.
     #[cold]
     fn failed(&self, operation: &str, error: &DiskError) -> Outcome {
-        if let Some(suppressed) = self.log_limit.admit() {
-            let disk = &self.identity.name;
-            tracing::warn!(disk, operation, %error, suppressed, "request failed");
-        }
+        self.log_failure(operation, error);
         match error {
             DiskError::Unsupported => Outcome::from(Refusal::Unsupported),
             DiskError::OutOfRange | DiskError::ReadOnly | DiskError::Io { .. } => {
                 Outcome::from(Refusal::IoError)
             }
+        }
+    }
+
+    fn log_failure(&self, operation: &str, error: &DiskError) {
+        if let Some(suppressed) = self.log_limit.admit() {
+            let disk = &self.identity.name;
+            tracing::warn!(disk, operation, %error, suppressed, "request failed");
         }
     }
 }

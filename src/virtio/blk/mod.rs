@@ -12,8 +12,8 @@ mod units;
 
 pub use cache::CacheMode;
 pub use config_space::{CONFIG_BYTES, ConfigSpace, WRITEBACK_OFFSET};
-pub use counters::Counters;
-pub use device::{Device, Identity};
+pub use counters::{Counters, Effect};
+pub use device::{Answer, Device, Held, Identity};
 pub use request::{Operation, Range, Ranges, Refusal, parse, parse_ranges};
 pub use units::{
     Limits, MAX_DISCARD_SECTORS, MAX_INDIRECT, MAX_RANGES, MAX_WRITE_ZEROES_SECTORS, SECTOR_BYTES, SEG_MAX,

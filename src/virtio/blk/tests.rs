@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
+use std::task::Waker;
 
 use proptest::prelude::*;
 
@@ -12,7 +13,7 @@ use crate::disk::{Geometry, MappedDisk};
 use crate::log_limit::LogLimit;
 use crate::virtio::memory::{MemoryTable, RegionSpec};
 use crate::virtio::queue::{RingAddresses, RingLayout};
-use crate::worker::{Ring, RingKey, RingParts};
+use crate::worker::{Ring, RingKey, RingParts, Served};
 
 const LIMITS: Limits = Limits { capacity_sectors: 1 << 40, block_sectors: 1, read_only: false };
 
@@ -142,7 +143,7 @@ proptest! {
         };
         let mut ring = Ring::start(parts, Arc::new(LogLimit::default())).unwrap();
         // A request may write into the ring itself and so offer more; but not for ever in so few rounds.
-        let _ = (0..4).take_while(|_| ring.serve()).count();
+        let _ = (0..4).take_while(|_| ring.serve(Waker::noop()) == Served::More).count();
         prop_assert_eq!(disk.metadata().unwrap().len(), DISK_BYTES);
         let done = ring.counters();
         let answered = done.reads + done.writes + done.flushes + done.others + done.failures;

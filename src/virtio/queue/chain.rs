@@ -3,8 +3,10 @@
 #![allow(unsafe_code)]
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use crate::copy::{self, Segment, Segments};
+use crate::virtio::memory::MemoryTable;
 
 /// A chain that the driver expects back. It is not `Clone` and only becomes a [`Completion`].
 #[derive(Debug, PartialEq, Eq)]
@@ -142,18 +144,46 @@ impl<'a> Buffer<'a> {
 #[derive(Debug)]
 pub struct StatusByte<'a> {
     byte: Segment,
-    mapped: PhantomData<&'a u8>,
+    table: &'a Arc<MemoryTable>,
 }
 
 impl StatusByte<'_> {
     /// Writes the status.
     #[inline]
     pub fn store(self, status: u8) {
-        let byte = [self.byte];
-        // SAFETY: the byte was the last one of a buffer that was vouched for.
-        let place = unsafe { Segments::new(&byte) };
-        copy::store_slice(place, &[status]);
+        store_status(self.byte, status);
     }
+
+    /// Keeps the place for later: the guest's memory stays mapped as long.
+    pub fn hold(self) -> HeldStatus {
+        HeldStatus { byte: self.byte, _table: self.table.clone() }
+    }
+}
+
+/// A [`StatusByte`] of a request that waits for a flush.
+#[derive(Debug)]
+pub struct HeldStatus {
+    byte: Segment,
+    _table: Arc<MemoryTable>,
+}
+
+// SAFETY: the byte lies in the table that is held with it, and only the owner of this value writes it.
+unsafe impl Send for HeldStatus {}
+
+impl HeldStatus {
+    /// Writes the status.
+    pub fn store(self, status: u8) {
+        store_status(self.byte, status);
+    }
+}
+
+#[inline]
+fn store_status(byte: Segment, status: u8) {
+    let byte = [byte];
+    // SAFETY: the byte was the last one of a buffer that was vouched for, in a table that is still borrowed
+    // or held.
+    let place = unsafe { Segments::new(&byte) };
+    copy::store_slice(place, &[status]);
 }
 
 /// A popped chain: borrows the ring until it is taken apart and its parts are used up.
@@ -162,6 +192,7 @@ pub struct Chain<'a> {
     head: Head,
     readable: Buffer<'a>,
     writable: Buffer<'a>,
+    table: &'a Arc<MemoryTable>,
     declared_bytes: u64,
     flaw: Option<Flaw>,
 }
@@ -189,10 +220,11 @@ impl<'a> Chain<'a> {
         head: Head,
         readable: Buffer<'a>,
         writable: Buffer<'a>,
+        table: &'a Arc<MemoryTable>,
         declared_bytes: u64,
         flaw: Option<Flaw>,
     ) -> Self {
-        Self { head, readable, writable, declared_bytes, flaw }
+        Self { head, readable, writable, table, declared_bytes, flaw }
     }
 
     /// Takes the chain apart; `None` when no byte is left for the status, and then the head is lost: the ring
@@ -200,8 +232,8 @@ impl<'a> Chain<'a> {
     #[inline]
     pub fn into_parts(mut self) -> Option<Parts<'a>> {
         let byte = self.writable.take_last()?;
-        let status = StatusByte { byte, mapped: PhantomData };
-        let Self { head, readable, writable, declared_bytes, flaw } = self;
+        let Self { head, readable, writable, table, declared_bytes, flaw } = self;
+        let status = StatusByte { byte, table };
         Some(Parts { head, readable, writable, status, data_bytes: declared_bytes.saturating_sub(1), flaw })
     }
 }
@@ -246,7 +278,8 @@ mod tests {
         let writable = unsafe { Buffer::new(&mut list, 8) };
         // SAFETY: no bytes.
         let readable = unsafe { Buffer::new(&mut [], 0) };
-        let parts = Chain::new(Head::new(7), readable, writable, 8, None).into_parts().unwrap();
+        let table = Arc::default();
+        let parts = Chain::new(Head::new(7), readable, writable, &table, 8, None).into_parts().unwrap();
         assert_eq!(parts.writable.len_bytes(), 7);
         parts.status.store(2);
         let completion = parts.head.complete(1);

@@ -19,7 +19,7 @@ mod split;
 #[cfg(test)]
 mod tests;
 
-pub use chain::{Buffer, Chain, Completion, Flaw, Head, Parts, StatusByte};
+pub use chain::{Buffer, Chain, Completion, Flaw, Head, HeldStatus, Parts, StatusByte};
 pub use split::{RingAddresses, RingLayout, SplitQueue};
 
 use crate::virtio::memory::Translator;

@@ -295,7 +295,8 @@ impl Virtqueue for SplitQueue {
         let readable = unsafe { Buffer::new(readable, bounded(walk.readable_bytes)) };
         // SAFETY: as above.
         let writable = unsafe { Buffer::new(writable, bounded(walk.writable_bytes)) };
-        Ok(Some(Chain::new(Head::new(head), readable, writable, walk.declared_bytes, walk.flaw)))
+        let (bytes, flaw) = (walk.declared_bytes, walk.flaw);
+        Ok(Some(Chain::new(Head::new(head), readable, writable, memory.table(), bytes, flaw)))
     }
 
     #[inline]

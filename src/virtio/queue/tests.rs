@@ -252,7 +252,8 @@ fn same_as_the_oracle(steps: &[Step], event_idx: bool, start: u16) {
                     let seen = take_ours(&mut queue, &mut memory, base, len);
                     assert_eq!(seen, take_oracle(&mut twin, &oracle.memory, len));
                     if seen.is_some() {
-                        (lens.pop_front(), driver.in_flight.pop_front());
+                        lens.pop_front();
+                        driver.in_flight.pop_front();
                     }
                 }
                 let has_completed = queue.next_used() != ours.read(used + 2);

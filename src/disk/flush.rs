@@ -1,0 +1,253 @@
+//! Flushes that take a system call: done on a thread of their own, several at once.
+//!
+//! A sync covers only what had finished *before it began*. So flushes are numbered as they are asked for; a
+//! sync answers those up to the number it saw when it started, and none that came later, although its result
+//! may be there when they look (`pmem.md` §1: reusing it would lose data).
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use std::thread::JoinHandle;
+
+use super::{Disk, DiskError};
+
+/// A flush that has been asked for; see [`Flusher::poll`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "nobody else looks whether the flush is done"]
+pub struct Ticket(u64);
+
+/// The flushes of one disk. Its thread starts with the first one that cannot be answered at once, and ends
+/// when this value is dropped.
+#[derive(Debug)]
+pub struct Flusher<D: Disk> {
+    shared: Arc<Shared<D>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug)]
+struct Shared<D> {
+    disk: Arc<D>,
+    /// Flushes up to this number are done.
+    finished: AtomicU64,
+    /// A sync has failed: Linux says so once only, so nothing is known of any write since.
+    has_failed: AtomicBool,
+    asked: Mutex<Asked>,
+    changed: Condvar,
+}
+
+/// What the thread has to do.
+#[derive(Debug, Default)]
+struct Asked {
+    /// Number of the last flush asked for.
+    last: u64,
+    /// Who waits.
+    wakers: Vec<Waker>,
+    is_stopping: bool,
+}
+
+impl<D: Disk> Flusher<D> {
+    /// The flushes of `disk`.
+    pub fn new(disk: Arc<D>) -> Self {
+        let shared = Shared {
+            disk,
+            finished: AtomicU64::new(0),
+            has_failed: AtomicBool::new(false),
+            asked: Mutex::default(),
+            changed: Condvar::new(),
+        };
+        Self { shared: Arc::new(shared), thread: Mutex::new(None) }
+    }
+
+    /// Asks for everything that was written before this call to persist. `waker` is woken when it is worth
+    /// looking again.
+    pub fn begin(&self, waker: &Waker) -> Ticket {
+        let mut asked = self.shared.asked();
+        asked.last = asked.last.wrapping_add(1);
+        let ticket = Ticket(asked.last);
+        asked.wakers.push(waker.clone());
+        drop(asked);
+        self.shared.changed.notify_one();
+        self.ensure_thread();
+        ticket
+    }
+
+    /// Whether a flush is done, and how.
+    ///
+    /// # Errors
+    /// A sync failed, this one or one before: every flush fails from then on.
+    pub fn poll(&self, ticket: Ticket) -> Option<Result<(), DiskError>> {
+        if self.shared.finished.load(Ordering::Acquire) < ticket.0 {
+            return None;
+        }
+        Some(match self.shared.has_failed.load(Ordering::Acquire) {
+            false => Ok(()),
+            true => {
+                let source = std::io::Error::other("a sync of this disk has failed");
+                Err(DiskError::Io { operation: "flush", source })
+            }
+        })
+    }
+
+    fn ensure_thread(&self) {
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if thread.is_some() {
+            return;
+        }
+        let shared = self.shared.clone();
+        match std::thread::Builder::new().name("flusher".into()).spawn(move || shared.run()) {
+            Ok(handle) => *thread = Some(handle),
+            Err(error) => {
+                tracing::warn!(%error, "no thread for a flush: the worker waits for it itself");
+                self.shared.sync();
+            }
+        }
+    }
+}
+
+impl<D: Disk> Drop for Flusher<D> {
+    fn drop(&mut self) {
+        self.shared.asked().is_stopping = true;
+        self.shared.changed.notify_one();
+        if let Some(thread) = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl<D: Disk> Shared<D> {
+    fn run(&self) {
+        loop {
+            let mut asked = self.asked();
+            while asked.last == self.finished.load(Ordering::Relaxed) && !asked.is_stopping {
+                asked = self.changed.wait(asked).unwrap_or_else(PoisonError::into_inner);
+            }
+            if asked.is_stopping {
+                return;
+            }
+            drop(asked);
+            self.sync();
+        }
+    }
+
+    /// One sync, for every flush asked for by now.
+    fn sync(&self) {
+        let (covered, wakers) = {
+            let mut asked = self.asked();
+            (asked.last, std::mem::take(&mut asked.wakers))
+        };
+        if let Err(error) = self.disk.flush()
+            && !self.has_failed.swap(true, Ordering::AcqRel)
+        {
+            tracing::error!(%error, "a sync failed; every flush of this disk fails from now on");
+        }
+        self.finished.store(covered, Ordering::Release);
+        for waker in wakers {
+            waker.wake();
+        }
+    }
+
+    fn asked(&self) -> MutexGuard<'_, Asked> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::copy::Segments;
+    use crate::disk::{Durability, Geometry};
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    /// A disk whose syncs begin and end when the test says so.
+    #[derive(Debug)]
+    struct Slow {
+        began: Mutex<Sender<()>>,
+        end: Mutex<Receiver<Result<(), ()>>>,
+    }
+
+    impl Disk for Slow {
+        fn geometry(&self) -> Geometry {
+            Geometry { capacity_bytes: 0, block_bytes: 512, read_only: false }
+        }
+        fn durability(&self) -> Durability {
+            Durability::Page
+        }
+        fn read(&self, _: u64, _: Segments<'_>) -> Result<(), DiskError> {
+            Err(DiskError::Unsupported)
+        }
+        fn write(&self, _: u64, _: Segments<'_>) -> Result<(), DiskError> {
+            Err(DiskError::Unsupported)
+        }
+        fn fence(&self) {}
+        fn try_flush(&self) -> Option<Result<(), DiskError>> {
+            None
+        }
+        fn flush(&self) -> Result<(), DiskError> {
+            self.began.lock().unwrap().send(()).unwrap();
+            self.end.lock().unwrap().recv().unwrap().map_err(|()| DiskError::Unsupported)
+        }
+        fn discard(&self, _: u64, _: u64) -> Result<(), DiskError> {
+            Err(DiskError::Unsupported)
+        }
+        fn write_zeroes(&self, _: u64, _: u64, _: bool) -> Result<(), DiskError> {
+            Err(DiskError::Unsupported)
+        }
+    }
+
+    struct Bell(Mutex<Sender<()>>);
+
+    impl std::task::Wake for Bell {
+        fn wake(self: Arc<Self>) {
+            self.0.lock().unwrap().send(()).unwrap();
+        }
+    }
+
+    struct Bench {
+        flusher: Flusher<Slow>,
+        began: Receiver<()>,
+        end: Sender<Result<(), ()>>,
+        waker: Waker,
+        rung: Receiver<()>,
+    }
+
+    fn bench() -> Bench {
+        let ((began_in, began), (end, end_out), (ring, rung)) = (channel(), channel(), channel());
+        let disk = Slow { began: Mutex::new(began_in), end: Mutex::new(end_out) };
+        let waker = Waker::from(Arc::new(Bell(Mutex::new(ring))));
+        Bench { flusher: Flusher::new(Arc::new(disk)), began, end, waker, rung }
+    }
+
+    #[test]
+    fn a_sync_answers_no_flush_that_was_asked_for_after_it_began() {
+        let Bench { flusher, began, end, waker, rung } = bench();
+        let first = flusher.begin(&waker);
+        began.recv().unwrap();
+        let late = flusher.begin(&waker);
+        let later = flusher.begin(&waker);
+        assert!(flusher.poll(first).is_none());
+        end.send(Ok(())).unwrap();
+        rung.recv().unwrap();
+        assert!(flusher.poll(first).unwrap().is_ok());
+        assert!(flusher.poll(late).is_none(), "it was asked for while the sync ran");
+        began.recv().unwrap();
+        assert!(flusher.poll(late).is_none());
+        end.send(Ok(())).unwrap();
+        rung.recv().unwrap();
+        rung.recv().unwrap();
+        assert!(flusher.poll(late).unwrap().is_ok());
+        assert!(flusher.poll(later).unwrap().is_ok(), "one sync answers all that waited");
+        assert!(began.try_recv().is_err(), "and no further one is made");
+    }
+
+    #[test]
+    fn a_failed_sync_fails_every_flush_from_then_on() {
+        let Bench { flusher, began, end, waker, rung } = bench();
+        for outcome in [Err(()), Ok(())] {
+            let ticket = flusher.begin(&waker);
+            began.recv().unwrap();
+            end.send(outcome).unwrap();
+            rung.recv().unwrap();
+            assert!(flusher.poll(ticket).unwrap().is_err());
+        }
+    }
+}

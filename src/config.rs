@@ -10,7 +10,7 @@ use crate::disk::LockMode;
 /// costs something only once it is started.
 pub const DEFAULT_QUEUES: NonZeroU16 = NonZeroU16::new(64).unwrap();
 
-/// Most queues a disk can offer: one bit each in no mask, but a bound on everything sized by them.
+/// Most queues a disk can offer: `SET_VRING_KICK` carries a ring's index in 8 bits.
 pub const MAX_QUEUES: u16 = 256;
 
 /// Logical block sizes in bytes that can be offered; the first one is when nothing is said.

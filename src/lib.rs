@@ -22,6 +22,8 @@
 
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
 
+#[cfg(feature = "daemon")]
+pub mod cli;
 pub mod config;
 pub mod copy;
 pub mod disk;

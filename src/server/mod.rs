@@ -73,13 +73,14 @@ impl Server<Backing> {
     /// [`ServerError`]; nothing is left behind then.
     pub fn start(config: ServerConfig) -> Result<Self, ServerError> {
         let ServerConfig { disks, workers, exit_on_disconnect } = config;
-        let (mut services, mut summaries) = (Vec::new(), Vec::new());
+        let (mut services, mut summaries, mut created) = (Vec::new(), Vec::new(), Created::default());
         for disk in disks {
-            let (service, summary) = open(disk)?;
+            let (service, summary) = open(disk, &mut created)?;
             services.push(service);
             summaries.push(summary);
         }
         let mut server = Self::serve(services, workers, exit_on_disconnect)?;
+        created.keep();
         server.disks = summaries;
         Ok(server)
     }
@@ -156,12 +157,35 @@ impl<D: Disk> Drop for Server<D> {
     }
 }
 
+/// Files that this start has created: removed if it fails, so that the next try starts afresh.
+#[derive(Debug, Default)]
+struct Created(Vec<PathBuf>);
+
+impl Created {
+    /// The start has succeeded.
+    fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Created {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            // The error that brought us here is the one to report.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
 /// Opens one disk and its door. The socket comes last: once it exists, the disk is there.
-fn open(config: DiskConfig) -> Result<(Service<Backing>, DiskSummary), ServerError> {
+fn open(config: DiskConfig, files: &mut Created) -> Result<(Service<Backing>, DiskSummary), ServerError> {
     let DiskConfig { name, path, socket, size_bytes, serial, read_only, block_bytes, queues, sparse, lock } =
         config;
     let options = OpenOptions { name: name.clone(), size_bytes, block_bytes, read_only, sparse, lock };
     let Opened { disk, lock, kind, created } = disk::open(&path, &options)?;
+    if created {
+        files.0.push(path.clone());
+    }
     let geometry = disk.geometry();
     let summary = DiskSummary {
         name: name.clone(),
@@ -174,16 +198,7 @@ fn open(config: DiskConfig) -> Result<(Service<Backing>, DiskSummary), ServerErr
         kind,
         durability: disk.durability(),
     };
-    let door = match enter(socket) {
-        Ok(door) => door,
-        Err(error) => {
-            if created {
-                // Nothing was written yet: the next try starts afresh.
-                let _ = std::fs::remove_file(&summary.path);
-            }
-            return Err(ServerError::listener(name, error));
-        }
-    };
+    let door = enter(socket).map_err(|error| ServerError::listener(name.clone(), error))?;
     let identity = Identity { name, serial: *serial.as_bytes() };
     Ok((Service { device: Device::new(disk, identity, queues.get()), lock, door }, summary))
 }

@@ -1,0 +1,81 @@
+//! QEMU's back-end program conventions: one disk, no subcommand
+//! (vhost-user specification, "Backend program conventions").
+
+use std::io::Write;
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::{daemon, disk_option, inherited};
+use crate::config::{DiskConfig, ServerConfig, SocketSource};
+
+/// `VHostUserBackendCapabilities` of the schema vhost-user.json.
+const CAPABILITIES: &str = r#"{
+  "type": "block",
+  "features": [
+    "read-only",
+    "blk-file"
+  ]
+}
+"#;
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Back-end program")]
+#[group(skip)]
+pub(super) struct BackendArgs {
+    /// Listen for the front-end on this Unix socket
+    #[arg(long, value_name = "PATH", group = "endpoint", requires = "blk_file")]
+    socket_path: Option<PathBuf>,
+
+    /// Serve the inherited Unix socket FDNUM, which listens or is connected already
+    #[arg(
+        long,
+        value_name = "FDNUM",
+        allow_negative_numbers = true,
+        group = "endpoint",
+        requires = "blk_file"
+    )]
+    fd: Option<RawFd>,
+
+    /// The file whose bytes are the disk
+    #[arg(long, value_name = "PATH", requires = "endpoint")]
+    blk_file: Option<PathBuf>,
+
+    /// Open the file for reading only and refuse writes
+    #[arg(long, requires = "blk_file")]
+    read_only: bool,
+
+    /// Print what this program can do as JSON; every other argument is ignored
+    #[arg(long)]
+    print_capabilities: bool,
+}
+
+impl BackendArgs {
+    pub(super) const fn is_used(&self) -> bool {
+        self.socket_path.is_some() || self.fd.is_some() || self.blk_file.is_some() || self.read_only
+    }
+}
+
+pub(super) fn print_capabilities() -> Exit {
+    let mut out = std::io::stdout();
+    match out.write_all(CAPABILITIES.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Exit::Success,
+        Err(_) => Exit::Other,
+    }
+}
+
+pub(super) fn run(args: BackendArgs) -> Result<(), Failure> {
+    // clap has made sure of --blk-file and of one of the other two.
+    let path = args.blk_file.unwrap_or_default();
+    let socket = match (args.fd, args.socket_path) {
+        (Some(fd), _) => SocketSource::Fd(inherited::take(fd)?),
+        (None, path) => SocketSource::Path(path.unwrap_or_default()),
+    };
+    let mut disk = DiskConfig::new(disk_option::default_name(Path::new(&path)), path, socket);
+    disk.read_only = args.read_only;
+    let config = ServerConfig { disks: vec![disk], workers: None, exit_on_disconnect: false };
+    // Standard output belongs to whoever started the program: the log says enough.
+    daemon::run(config, |_| ())
+}

@@ -1,0 +1,28 @@
+//! A server's life in the foreground: catch signals, start, announce, wait.
+
+use crate::cli::exit::Failure;
+use crate::cli::signals::StopSignals;
+use crate::config::ServerConfig;
+use crate::server::{DiskSummary, Server};
+
+/// Serves until a signal or the server itself ends it. `announce` is called once everything listens.
+pub(super) fn run(config: ServerConfig, announce: impl FnOnce(&[DiskSummary])) -> Result<(), Failure> {
+    config.check()?;
+    let signals = StopSignals::catch().map_err(Failure::Signals)?;
+    let server = Server::start(config)?;
+    let forwarder = signals.forward_to(server.stopper());
+    announce(server.disks());
+    log(server.disks());
+    if forwarder.is_err() {
+        server.stopper().stop();
+    }
+    server.wait()?;
+    forwarder.map(drop).map_err(Failure::Signals)
+}
+
+fn log(disks: &[DiskSummary]) {
+    for disk in disks {
+        let (path, bytes, durability) = (disk.path.display(), disk.capacity_bytes, disk.durability);
+        tracing::info!(disk = disk.name, %path, bytes, %durability, "ready for front-ends");
+    }
+}

@@ -1,0 +1,158 @@
+//! How the process ends: one code a cause. Help, the manual page and the README show this table.
+
+use std::fmt::Write;
+use std::process::ExitCode;
+
+use crate::cli::disk_option::DiskOptionError;
+use crate::cli::inherited::InheritedError;
+use crate::config::ConfigError;
+use crate::disk::OpenError;
+use crate::server::ServerError;
+
+/// The exit codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Exit {
+    Success = 0,
+    Other = 1,
+    Usage = 2,
+    Missing = 3,
+    NotRegular = 4,
+    BadSize = 5,
+    TooSmall = 6,
+    NoSpace = 7,
+    SocketInUse = 8,
+    Locked = 9,
+    Permission = 10,
+    UnknownKey = 11,
+    Socket = 12,
+}
+
+impl Exit {
+    pub(super) const ALL: [Self; 13] = [
+        Self::Success,
+        Self::Other,
+        Self::Usage,
+        Self::Missing,
+        Self::NotRegular,
+        Self::BadSize,
+        Self::TooSmall,
+        Self::NoSpace,
+        Self::SocketInUse,
+        Self::Locked,
+        Self::Permission,
+        Self::UnknownKey,
+        Self::Socket,
+    ];
+
+    pub(super) const fn code(self) -> u8 {
+        self as u8
+    }
+
+    pub(super) const fn meaning(self) -> &'static str {
+        match self {
+            Self::Success => "success; SIGTERM and SIGINT end a server with it too",
+            Self::Other => "anything that has no code of its own",
+            Self::Usage => "the command line is wrong",
+            Self::Missing => "the path does not exist, and no size= says to create it",
+            Self::NotRegular => "the path is not a regular file",
+            Self::BadSize => {
+                "the size is zero, no multiple of the block size, or too large for the file system"
+            }
+            Self::TooSmall => "the file is smaller than size= says",
+            Self::NoSpace => "no space for the file on its file system",
+            Self::SocketInUse => "another daemon listens on the socket path",
+            Self::Locked => "another process serves the file already",
+            Self::Permission => "permission to use the file or the socket path is denied",
+            Self::UnknownKey => "--disk has a key that does not exist",
+            Self::Socket => "any other error of a socket or an inherited descriptor",
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit.code())
+    }
+}
+
+/// The table as help shows it.
+pub(super) fn help() -> String {
+    let style = clap::builder::Styles::styled();
+    let header = style.get_header();
+    let mut text = format!("{header}Exit codes:{header:#}\n");
+    for exit in Exit::ALL {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "  {:>2}  {}", exit.code(), exit.meaning());
+    }
+    text
+}
+
+/// Why the program did not do what it was told.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error(transparent)]
+    DiskOption(#[from] DiskOptionError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Inherited(#[from] InheritedError),
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    #[error(transparent)]
+    Describe(#[from] OpenError),
+    #[error("cannot take over SIGTERM and SIGINT ({0}); nothing is served")]
+    Signals(std::io::Error),
+    #[error("cannot write to standard output ({0})")]
+    Output(std::io::Error),
+}
+
+impl Failure {
+    pub(super) fn exit(&self) -> Exit {
+        match self {
+            Self::DiskOption(DiskOptionError::UnknownKey { .. }) => Exit::UnknownKey,
+            Self::DiskOption(_) | Self::Config(_) => Exit::Usage,
+            Self::Inherited(_) => Exit::Socket,
+            Self::Server(error) => of_server(error),
+            Self::Describe(error) => of_open(error),
+            Self::Signals(_) | Self::Output(_) => Exit::Other,
+        }
+    }
+}
+
+fn of_server(error: &ServerError) -> Exit {
+    match error {
+        ServerError::Open(error) => of_open(error),
+        ServerError::SocketInUse { .. } => Exit::SocketInUse,
+        ServerError::Socket { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            Exit::Permission
+        }
+        ServerError::Socket { .. } | ServerError::Fd { .. } => Exit::Socket,
+        ServerError::Threads(_) => Exit::Other,
+    }
+}
+
+fn of_open(error: &OpenError) -> Exit {
+    match error {
+        OpenError::Missing { .. } => Exit::Missing,
+        OpenError::NotRegular { .. } => Exit::NotRegular,
+        OpenError::BadSize { .. } => Exit::BadSize,
+        OpenError::TooSmall { .. } => Exit::TooSmall,
+        OpenError::NoSpace { .. } => Exit::NoSpace,
+        OpenError::Locked { .. } => Exit::Locked,
+        OpenError::Permission { .. } => Exit::Permission,
+        OpenError::Io { .. } => Exit::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_is_listed_once_in_order() {
+        for (place, exit) in Exit::ALL.iter().enumerate() {
+            assert_eq!(usize::from(exit.code()), place, "{exit:?}");
+        }
+    }
+}

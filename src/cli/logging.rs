@@ -1,0 +1,91 @@
+//! The log: to standard error, as text for people or as JSON lines for collectors.
+
+use std::io::IsTerminal;
+
+use clap::{Args, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+const DEFAULT_FILTER: &str = "info";
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Logging")]
+pub(super) struct LogArgs {
+    /// What is logged: off, error, warn, info, debug, trace, or a filter such as warn,vhost=debug
+    #[arg(
+        long = "log",
+        value_name = "LEVEL",
+        env = "VHOST_USER_PMEM_LOG",
+        default_value = DEFAULT_FILTER,
+        value_parser = check_filter,
+        global = true
+    )]
+    filter: String,
+
+    /// How the log on standard error is written
+    #[arg(long = "log-format", value_name = "FORMAT", default_value = "text", global = true)]
+    format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people: a line an event
+    Text,
+    /// For log collectors: a JSON object a line
+    Json,
+}
+
+impl LogArgs {
+    pub(super) fn is_json(&self) -> bool {
+        self.format == Format::Json
+    }
+
+    /// Sends the process's events to standard error.
+    pub(super) fn init(&self) {
+        // The filter was checked as an argument.
+        let filter = EnvFilter::try_new(&self.filter).unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
+        // Its complaint about a closed standard error would go there too, and end the thread.
+        let log = tracing_subscriber::fmt().log_internal_errors(false);
+        let log = log.with_env_filter(filter).with_writer(std::io::stderr);
+        // It fails only where a log is set up already, which then gets the events.
+        let _ = match self.format {
+            Format::Text => log.with_target(false).with_ansi(wants_colour()).try_init(),
+            Format::Json => log.json().try_init(),
+        };
+    }
+}
+
+fn wants_colour() -> bool {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    std::io::stderr().is_terminal() && !refused
+}
+
+/// A filter as `tracing-subscriber` reads it; nothing at all stands for the default.
+fn check_filter(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() {
+        return Ok(DEFAULT_FILTER.to_owned());
+    }
+    // A lone word that is no level would be taken for a module and silence the whole log.
+    let is_word = |part: &&str| part.chars().all(|c| c.is_ascii_alphabetic());
+    let is_level = |part: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(part));
+    if let Some(word) = text.split(',').map(str::trim).find(|part| is_word(part) && !is_level(part)) {
+        return Err(format!("{word:?} is no level; the levels are {}", LEVELS.join(", ")));
+    }
+    EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_are_checked() {
+        for good in ["info", "INFO", "off", "warn,vhost_user_pmem=debug", "vhost_user_pmem::worker=trace"] {
+            assert_eq!(check_filter(good), Ok(good.to_owned()));
+        }
+        assert_eq!(check_filter(" "), Ok("info".to_owned()));
+        for bad in ["debgu", "info,verbose", "vhost_user_pmem=loud", "a=b=c"] {
+            assert!(check_filter(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! `vhost-user-pmem man`: the manual page, made of the same texts as help.
+
+use std::io::Write;
+
+use clap::{Arg, Command};
+use clap_mangen::Man;
+use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
+
+use crate::cli::disk_option::Key;
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::{NAME, USAGE};
+
+const SIGNALS: [(&str, &str); 2] = [
+    (
+        "SIGTERM",
+        "Ends the server: requests that were fetched are finished, sockets are removed, exit code 0.",
+    ),
+    ("SIGINT", "The same; a second one ends the process at once."),
+];
+
+const ENVIRONMENT: [(&str, &str); 2] = [
+    ("VHOST_USER_PMEM_LOG", "What is logged where --log is not given."),
+    ("NO_COLOR", "Keeps colours out of the log on a terminal when it is set and not empty."),
+];
+
+const EXAMPLES: [(&str, &str); 3] = [
+    (
+        "Create a disk of 20 GiB and serve it:",
+        "vhost-user-pmem serve --disk path=/mnt/pmem/db0.img,socket=/run/db0.sock,size=20G",
+    ),
+    (
+        "Serve two disks from one process, one of them read-only:",
+        "vhost-user-pmem serve --disk path=/srv/a.img,socket=/run/a.sock \
+         --disk path=/srv/b.img,socket=/run/b.sock,readonly=on",
+    ),
+    (
+        "As management software starts a back-end program:",
+        "vhost-user-pmem --socket-path=/run/a.sock --blk-file=/srv/a.img --read-only",
+    ),
+];
+
+/// Writes the page in roff to standard output.
+pub(super) fn print(mut command: Command) -> Result<(), Failure> {
+    command.build();
+    let mut out = std::io::stdout().lock();
+    page(&command, &mut out).and_then(|()| out.flush()).map_err(Failure::Output)
+}
+
+fn page(command: &Command, out: &mut impl Write) -> std::io::Result<()> {
+    let man = Man::new(command.clone()).section("1").manual("User Commands").date("");
+    man.render_title(out)?;
+    man.render_name_section(out)?;
+    let mut roff = Roff::new();
+    synopsis(&mut roff);
+    roff.to_writer(out)?;
+    man.render_description_section(out)?;
+    let mut roff = Roff::new();
+    for subcommand in command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
+        commands_options(&mut roff, subcommand);
+    }
+    for heading in ["Back-end program", "Logging"] {
+        roff.control("SH", [heading.to_uppercase().as_str()]);
+        options(&mut roff, command.get_arguments().filter(|arg| arg.get_help_heading() == Some(heading)));
+    }
+    endings(&mut roff);
+    roff.to_writer(out)
+}
+
+fn synopsis(roff: &mut Roff) {
+    roff.control("SH", ["SYNOPSIS"]);
+    for line in USAGE.lines() {
+        let rest = line.trim().trim_start_matches(NAME);
+        roff.control("PP", []);
+        roff.text([bold(NAME), roman(rest)]);
+    }
+}
+
+/// The section of a subcommand.
+fn commands_options(roff: &mut Roff, command: &Command) {
+    roff.control("SH", [format!("{} {}", NAME, command.get_name()).as_str()]);
+    if let Some(about) = command.get_long_about().or(command.get_about()) {
+        paragraphs(roff, "PP", &about.to_string());
+    }
+    options(roff, command.get_arguments().filter(|arg| arg.get_help_heading().is_none()));
+    if command.get_name() == "serve" {
+        roff.control("SS", ["Keys of --disk"]);
+        for key in Key::ALL {
+            let head = vec![bold(key.name()), roman("="), italic(key.value())];
+            entry(roff, head, &key.meaning().join(" "));
+        }
+    }
+}
+
+fn options<'a>(roff: &mut Roff, args: impl Iterator<Item = &'a Arg>) {
+    for arg in args.filter(|arg| !arg.is_hide_set() && arg.get_id() != "help") {
+        let mut head = Vec::new();
+        if let Some(long) = arg.get_long() {
+            head.push(bold(format!("--{long}")));
+        }
+        if arg.get_action().takes_values() {
+            let values = arg.get_value_names().unwrap_or_default().iter().map(|name| name.to_string());
+            let gap = if arg.is_positional() { "" } else { " " };
+            head.extend([roman(gap), italic(values.collect::<Vec<_>>().join(" "))]);
+        }
+        let mut text = arg.get_long_help().or(arg.get_help()).map(ToString::to_string).unwrap_or_default();
+        if arg.get_action().takes_values() {
+            text.push_str(&values(arg));
+        }
+        entry(roff, head, &text);
+    }
+}
+
+/// What a value may be, and is when nothing is said, as help shows it.
+fn values(arg: &Arg) -> String {
+    let possible: Vec<_> =
+        arg.get_possible_values().iter().map(|value| value.get_name().to_owned()).collect();
+    let default = arg.get_default_values().first().and_then(|value| value.to_str());
+    let possible = if possible.is_empty() { String::new() } else { format!(" [{}]", possible.join("|")) };
+    let default = default.map(|default| format!(" [default: {default}]")).unwrap_or_default();
+    possible + &default
+}
+
+/// How it ends, and what else has an influence.
+fn endings(roff: &mut Roff) {
+    roff.control("SH", ["EXIT STATUS"]);
+    for exit in Exit::ALL {
+        entry(roff, vec![bold(exit.code().to_string())], exit.meaning());
+    }
+    for (title, rows) in [("SIGNALS", &SIGNALS), ("ENVIRONMENT", &ENVIRONMENT)] {
+        roff.control("SH", [title]);
+        for (name, meaning) in rows {
+            entry(roff, vec![bold(*name)], meaning);
+        }
+    }
+    roff.control("SH", ["EXAMPLES"]);
+    for (what, line) in EXAMPLES {
+        entry(roff, vec![roman(what)], line);
+    }
+}
+
+fn entry(roff: &mut Roff, head: Vec<Inline>, text: &str) {
+    roff.control("TP", []);
+    roff.text(head);
+    paragraphs(roff, "IP", text);
+}
+
+fn paragraphs(roff: &mut Roff, separator: &str, text: &str) {
+    for line in text.lines() {
+        match line.trim() {
+            "" => roff.control(separator, []),
+            line => roff.text([roman(line)]),
+        };
+    }
+}

@@ -1,0 +1,139 @@
+//! The command line of the `vhost-user-pmem` program. Nothing outside this module knows clap.
+//!
+//! | module | subject |
+//! | --- | --- |
+//! | `serve`, `backend`, `info`, `man` | one way to call the program each |
+//! | `disk_option`, `size`, `inherited` | what is written on the command line, checked and typed |
+//! | `daemon`, `signals`, `logging`, `hints` | a server's life in the foreground |
+//! | `exit` | every way to end, one code a cause |
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+mod backend;
+mod daemon;
+mod disk_option;
+mod exit;
+mod hints;
+mod info;
+mod inherited;
+mod logging;
+mod man;
+mod serve;
+mod signals;
+mod size;
+
+use exit::{Exit, Failure};
+
+const NAME: &str = "vhost-user-pmem";
+
+const USAGE: &str = "\
+vhost-user-pmem serve --disk path=FILE,socket=SOCKET[,KEY=VALUE...] [...]
+       vhost-user-pmem info PATH [--json]
+       vhost-user-pmem {--socket-path=PATH | --fd=FDNUM} --blk-file=PATH [--read-only]
+       vhost-user-pmem --print-capabilities";
+
+/// Serve a persistent-memory file to virtual machines as a disk
+///
+/// A virtual machine monitor (QEMU, Cloud Hypervisor, Firecracker) connects to a Unix socket, hands over
+/// its guest's memory and queues over the vhost-user protocol, and its guest sees an ordinary
+/// virtio-blk disk whose bytes are those of the file.
+///
+/// `serve` is the way to start it by hand or from a service manager; `serve --help` lists what can be said
+/// about a disk. The options of the section "Back-end program" are the conventions of QEMU's vhost-user
+/// specification, for management software that starts one process a disk.
+#[derive(Debug, Parser)]
+#[command(
+    name = NAME,
+    version,
+    override_usage = USAGE,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    subcommand_negates_reqs = true,
+    after_long_help = exit::help(),
+    max_term_width = 100
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    backend: backend::BackendArgs,
+    #[command(flatten)]
+    log: logging::LogArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::ServeArgs),
+    Info(info::InfoArgs),
+    /// Print the manual page vhost-user-pmem(1) in roff
+    #[command(hide = true)]
+    Man,
+}
+
+/// Runs the program with its arguments, the first of which is its name, and says how it ended.
+///
+/// It writes to standard output and error, and takes over SIGTERM and SIGINT while it serves. Call it once.
+pub fn run(args: Vec<OsString>) -> ExitCode {
+    // The specification wants every other argument ignored, so clap is not asked.
+    if args.iter().skip(1).any(|arg| arg == "--print-capabilities") {
+        return backend::print_capabilities().into();
+    }
+    match parse(args) {
+        Ok(cli) => execute(cli).into(),
+        Err(error) => {
+            // Help that nobody reads is no failure.
+            let _ = error.print();
+            if error.use_stderr() { Exit::Usage.into() } else { Exit::Success.into() }
+        }
+    }
+}
+
+fn parse(args: Vec<OsString>) -> Result<Cli, clap::Error> {
+    let mut command = Cli::command();
+    let cli = Cli::from_arg_matches(&command.try_get_matches_from_mut(args)?)?;
+    if cli.command.is_some() && cli.backend.is_used() {
+        return Err(command.error(
+            ErrorKind::ArgumentConflict,
+            "the back-end program's options cannot be used with a subcommand; serve has them as keys of --disk",
+        ));
+    }
+    if cli.command.is_none() && !cli.backend.is_used() {
+        return Err(command.error(
+            ErrorKind::MissingSubcommand,
+            "nothing to do; say serve, info, or --socket-path with --blk-file",
+        ));
+    }
+    Ok(cli)
+}
+
+fn execute(cli: Cli) -> Exit {
+    let json = cli.log.is_json();
+    cli.log.init();
+    let outcome = match cli.command {
+        Some(Command::Serve(args)) => serve::run(args),
+        Some(Command::Info(args)) => info::run(&args),
+        Some(Command::Man) => man::print(Cli::command()),
+        None => backend::run(cli.backend),
+    };
+    match outcome {
+        Ok(()) => Exit::Success,
+        Err(failure) => report(&failure, json),
+    }
+}
+
+/// Tells a person, or whoever collects JSON lines, why it failed.
+fn report(failure: &Failure, json: bool) -> Exit {
+    let exit = failure.exit();
+    if json && tracing::enabled!(tracing::Level::ERROR) {
+        tracing::error!(exit_code = exit.code(), "{failure}");
+    } else {
+        // Nobody is left to be told when standard error is closed.
+        let _ = writeln!(std::io::stderr(), "error: {failure}");
+    }
+    exit
+}

@@ -1,0 +1,279 @@
+//! Every way to fail: its exit code, and a message that names the object, the cause and a remedy.
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+use super::common::daemon::{Place, Setup};
+use super::{assert_error, image, program, run, stderr};
+
+/// A folder in memory.
+fn folder() -> TempDir {
+    tempfile::Builder::new().prefix("pmem-test-").tempdir_in("/dev/shm").unwrap()
+}
+
+/// Serves `path` at a socket in `folder` with more `keys`.
+fn serve(folder: &Path, path: &Path, keys: &str) -> Output {
+    let socket = folder.join("s.sock");
+    let output =
+        run(["serve", "--disk", &format!("path={},socket={},{keys}", path.display(), socket.display())]);
+    assert!(!socket.exists(), "the socket stayed behind");
+    output
+}
+
+#[test]
+fn a_wrong_command_line_is_2() {
+    for (args, part) in [
+        (&["nonsense"][..], "unrecognized subcommand 'nonsense'"),
+        (&["--log", "debug"], "nothing to do; say serve, info, or --socket-path"),
+        (&["serve"], "required arguments"),
+        (&["serve", "--disk", "path=/a"], "--disk path=/a: socket is missing; add socket=SOCKET"),
+        (&["serve", "--disk", "socket=/a"], "--disk socket=/a: path is missing; add path=FILE"),
+        (&["serve", "--disk", "path=/a,path=/b"], "path is given twice; leave one of them out"),
+        (&["serve", "--disk", "path=a,socket=s,block-size=1000"], "block-size=1000: write 512 or 4096"),
+        (&["serve", "--disk", "path=a,socket=s,size=12Q"], "size=12Q: \"12Q\" is not a size; write bytes"),
+        (&["serve", "--disk", "path=a,socket=s", "--workers", "0"], "invalid value '0' for '--workers <N>'"),
+        (&["--log=loud", "info", "/"], "\"loud\" is no level; the levels are off, error"),
+        (&["--log-format=xml", "info", "/"], "invalid value 'xml' for '--log-format <FORMAT>'"),
+        (&["--read-only", "serve", "--disk", "path=a,socket=s"], "cannot be used with a subcommand"),
+        (&["--socket-path=s", "--fd=3", "--blk-file=a"], "cannot be used with"),
+        (&["--socket-path=s"], "required arguments"),
+        (&["--blk-file=a"], "required arguments"),
+    ] {
+        assert_error(&run(args), 2, &[part]);
+    }
+    let nothing = run::<&str>([]);
+    assert_eq!(nothing.status.code(), Some(2));
+    assert!(stderr(&nothing).contains("Usage: vhost-user-pmem serve --disk"));
+}
+
+#[test]
+fn disks_must_differ_in_name_and_socket() {
+    let two = |a: &str, b: &str| run(["serve", "--disk", a, "--disk", b]);
+    assert_error(
+        &two("path=a,socket=s,name=db", "path=b,socket=t,name=db"),
+        2,
+        &["disk \"db\": two disks have this name; give each its own with name="],
+    );
+    assert_error(
+        &two("path=a,socket=/s", "path=b,socket=/s"),
+        2,
+        &["disk \"b\": its socket /s is that of disk \"a\" already", "give each its own with socket="],
+    );
+}
+
+#[test]
+fn an_unknown_key_is_11_and_the_nearest_is_named() {
+    let output = run(["serve", "--disk", "path=/a,sokcet=/b"]);
+    let keys = "path, socket, name, size, serial, readonly, block-size, queues, sparse, lock";
+    assert_error(
+        &output,
+        11,
+        &["--disk path=/a,sokcet=/b: unknown key \"sokcet\" (did you mean \"socket\"?)", keys],
+    );
+}
+
+#[test]
+fn a_missing_path_is_3() {
+    let folder = folder();
+    let path = folder.path().join("none.img");
+    let shown = path.to_str().unwrap();
+    for keys in ["name=db", "name=db,readonly=on,size=1M"] {
+        assert_error(
+            &serve(folder.path(), &path, keys),
+            3,
+            &["disk \"db\": ", shown, "cannot open it (", "; "],
+        );
+    }
+    let lost = folder.path().join("no/such/folder.img");
+    assert_error(
+        &serve(folder.path(), &lost, "size=1M"),
+        3,
+        &[lost.to_str().unwrap(), "cannot create it (", "; "],
+    );
+    assert_error(&run(["info".as_ref(), path.as_os_str()]), 3, &[shown, "; "]);
+    assert!(!path.exists());
+}
+
+#[test]
+fn what_is_no_regular_file_is_4() {
+    let folder = folder();
+    let socket = folder.path().join("a.sock");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    for (path, what) in [
+        (folder.path(), "a directory"),
+        (Path::new("/dev/null"), "a character device"),
+        (&socket, "a socket"),
+    ] {
+        for keys in ["name=db", "name=db,readonly=on", "name=db,size=1M"] {
+            let output = serve(folder.path(), path, keys);
+            assert_error(&output, 4, &["disk \"db\": ", path.to_str().unwrap(), what, "; "]);
+        }
+    }
+}
+
+#[test]
+fn a_size_that_is_no_whole_number_of_blocks_is_5() {
+    let folder = folder();
+    let path = folder.path().join("db.img");
+    for keys in ["size=1000", "size=0", "size=1025K,block-size=4096"] {
+        assert_error(&serve(folder.path(), &path, keys), 5, &["disk \"db\": ", "db.img: ", "; "]);
+        assert!(!path.exists(), "{keys}: the file stayed behind");
+    }
+    image(&path, 5 * 512);
+    let output = serve(folder.path(), &path, "block-size=4096");
+    assert_error(&output, 5, &["the file has 2560 bytes", "4096", "; "]);
+    image(&path, 0);
+    assert_error(&serve(folder.path(), &path, "queues=1"), 5, &["the file has 0 bytes", "size="]);
+}
+
+#[test]
+fn a_file_smaller_than_its_size_is_6() {
+    let folder = folder();
+    let path = folder.path().join("db.img");
+    image(&path, 1 << 20);
+    let output = serve(folder.path(), &path, "size=2M");
+    assert_error(&output, 6, &["disk \"db\": ", "db.img: ", "2097152 bytes", "1048576 bytes", "; "]);
+    assert_eq!(path.metadata().unwrap().len(), 1 << 20, "the file was changed");
+}
+
+#[test]
+fn no_space_is_7_and_leaves_nothing_behind() {
+    let folder = folder();
+    let path = folder.path().join("db.img");
+    let output = serve(folder.path(), &path, "size=1P");
+    assert_error(&output, 7, &["disk \"db\": ", "db.img: ", "no space", "; "]);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_socket_of_a_living_daemon_is_8() {
+    let setup = Setup::new(Place::Tmpfs).disk("size=1M,name=first");
+    let daemon = setup.start();
+    let folder = folder();
+    let path = folder.path().join("second.img");
+    let socket = daemon.socket(0);
+    let disk = format!("path={},socket={},size=1M", path.display(), socket.display());
+    let output = run(["serve", "--disk", &disk]);
+    assert_error(&output, 8, &["disk \"second\": ", socket.to_str().unwrap(), "; "]);
+    drop(super::assert_served(std::os::unix::net::UnixStream::connect(&socket).unwrap()));
+    daemon.stop();
+}
+
+#[test]
+fn a_file_that_is_served_already_is_9() {
+    let setup = Setup::new(Place::Tmpfs).disk("size=1M");
+    let daemon = setup.start();
+    let folder = folder();
+    let image = daemon.image(0);
+    let holder = format!("process {}", daemon.pid());
+    for keys in ["name=other", "name=other,readonly=on"] {
+        let output = serve(folder.path(), &image, keys);
+        assert_error(&output, 9, &["disk \"other\": ", image.to_str().unwrap(), &holder, "; "]);
+    }
+    daemon.stop();
+
+    let both = folder.path().join("both.img");
+    super::image(&both, 1 << 20);
+    let twice = ["a", "b"]
+        .map(|name| format!("path={},socket={}", both.display(), folder.path().join(name).display()));
+    let output = run(["serve", "--disk", &twice[0], "--disk", &twice[1]]);
+    assert_error(&output, 9, &["disk \"both-2\": ", both.to_str().unwrap(), "another disk of this process"]);
+}
+
+/// The program as somebody who is not root, with everybody's access to its own binary.
+fn as_nobody(folder: &Path) -> Command {
+    let binary = folder.join("vhost-user-pmem");
+    if !binary.exists() {
+        // Not copied by this process: a child of another test, just forked, would have it open for writing.
+        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_vhost-user-pmem")).arg(&binary).status();
+        assert!(copied.unwrap().success());
+    }
+    let mut command = Command::new(binary);
+    command.stdin(Stdio::null()).current_dir("/");
+    if rustix::process::geteuid().is_root() {
+        command.uid(65534).gid(65534);
+    }
+    command
+}
+
+fn with_mode(path: PathBuf, mode: u32) -> PathBuf {
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+    path
+}
+
+#[test]
+fn permission_denied_is_10() {
+    let folder = folder();
+    let place = with_mode(folder.path().to_owned(), 0o755);
+    let closed = place.join("closed");
+    std::fs::create_dir(&closed).unwrap();
+    let secret = place.join("secret.img");
+    image(&secret, 1 << 20);
+    let secret = with_mode(secret, 0);
+    let public = place.join("public.img");
+    image(&public, 1 << 20);
+    let public = with_mode(public, 0o666);
+    let closed = with_mode(closed, 0o555);
+
+    let open = |path: &Path, socket: &Path| {
+        let disk = format!("path={},socket={}", path.display(), socket.display());
+        as_nobody(&place).args(["serve", "--disk", &disk]).output().unwrap()
+    };
+    let output = open(&secret, &place.join("s"));
+    assert_error(&output, 10, &["disk \"secret\": ", secret.to_str().unwrap(), "Permission denied", "; "]);
+    let socket = closed.join("s");
+    let output = open(&public, &socket);
+    assert_error(&output, 10, &["disk \"public\": ", socket.to_str().unwrap(), "Permission denied", "; "]);
+    with_mode(closed, 0o755);
+}
+
+#[test]
+fn other_socket_errors_are_12() {
+    let folder = folder();
+    let path = folder.path().join("db.img");
+    image(&path, 1 << 20);
+    let at = |socket: &Path| {
+        run(["serve", "--disk", &format!("path={},socket={}", path.display(), socket.display())])
+    };
+    let file = folder.path().join("precious");
+    std::fs::write(&file, "data").unwrap();
+    assert_error(&at(&file), 12, &["disk \"db\": ", file.to_str().unwrap(), "; "]);
+    assert_eq!(std::fs::read(&file).unwrap(), b"data", "a file that is no socket was replaced");
+    let lost = folder.path().join("no/such/folder/s");
+    assert_error(&at(&lost), 12, &["disk \"db\": ", lost.to_str().unwrap(), "; "]);
+    let long = folder.path().join("x".repeat(120));
+    assert_error(&at(&long), 12, &["disk \"db\": ", long.to_str().unwrap(), "; "]);
+}
+
+#[test]
+fn a_failed_start_takes_back_what_it_did() {
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name);
+    let disk = |name: &str, keys: &str| {
+        format!("path={},socket={}{keys}", at(&format!("{name}.img")).display(), at(name).display())
+    };
+    let mut command = program(["serve", "--disk", &disk("a", ",size=1M"), "--disk", &disk("b", "")]);
+    assert_error(&command.output().unwrap(), 3, &["disk \"b\": "]);
+    assert!(!at("a").exists(), "the first disk's socket stayed behind");
+}
+
+#[test]
+fn a_start_that_fails_leaves_no_file_of_an_earlier_disk_behind() {
+    let folder = folder();
+    let (new, kept) = (folder.path().join("new.img"), folder.path().join("kept.img"));
+    std::fs::write(&kept, [7; 4096]).unwrap();
+    let disk = |path: &Path, name: &str| {
+        let socket = folder.path().join(name);
+        format!("path={},socket={},name={name},size=4K", path.display(), socket.display())
+    };
+    let missing = format!("path=/nonexistent/x,socket={}", folder.path().join("x").display());
+    let args = ["serve", "--disk", &disk(&new, "a"), "--disk", &disk(&kept, "b"), "--disk", &missing];
+    assert_error(&run(args), 3, &["/nonexistent/x"]);
+    assert!(!new.exists(), "created by the start that failed");
+    assert!(kept.exists(), "was there before");
+}

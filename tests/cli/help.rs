@@ -1,0 +1,112 @@
+//! What it says about itself.
+
+use super::{run, stdout};
+
+const README: &str = include_str!("../../README.md");
+
+const KEYS: [&str; 10] =
+    ["path", "socket", "name", "size", "serial", "readonly", "block-size", "queues", "sparse", "lock"];
+
+const OPTIONS: [&str; 10] = [
+    "--disk",
+    "--workers",
+    "--exit-on-disconnect",
+    "--socket-path",
+    "--fd",
+    "--blk-file",
+    "--read-only",
+    "--print-capabilities",
+    "--log",
+    "--log-format",
+];
+
+/// The rows of "Exit codes:", the one table of them.
+fn exit_codes(help: &str) -> Vec<(u8, String)> {
+    let table = help.split_once("Exit codes:\n").expect("a table of exit codes").1;
+    table
+        .lines()
+        .map(|line| line.trim().split_once("  ").unwrap())
+        .map(|(code, meaning)| (code.parse().unwrap(), meaning.to_owned()))
+        .collect()
+}
+
+#[test]
+fn every_help_shows_every_exit_code_and_fits_100_columns() {
+    let codes = exit_codes(&stdout(&run(["--help"])));
+    assert_eq!(codes.iter().map(|(code, _)| *code).collect::<Vec<_>>(), (0..=12).collect::<Vec<_>>());
+    for args in [["serve", "--help"], ["info", "--help"]] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(0));
+        assert_eq!(exit_codes(&stdout(&output)), codes, "{args:?}");
+        for line in stdout(&output).lines() {
+            assert!(line.chars().count() <= 100, "{line}");
+        }
+    }
+}
+
+#[test]
+fn help_lists_every_key_and_option() {
+    let serve = stdout(&run(["serve", "--help"]));
+    let all = stdout(&run(["--help"])) + &serve;
+    for key in KEYS {
+        assert!(serve.contains(&format!("\n  {key}=")), "{key}");
+    }
+    for option in OPTIONS {
+        assert!(all.contains(&format!("{option} ")) || all.contains(&format!("{option}\n")), "{option}");
+    }
+}
+
+#[test]
+fn the_readme_has_the_same_keys_options_and_exit_codes() {
+    for (code, meaning) in exit_codes(&stdout(&run(["--help"]))) {
+        let row = format!("| {code} | {meaning} |");
+        assert!(README.contains(&row), "README.md has no line {row}");
+    }
+    for key in KEYS {
+        assert!(README.contains(&format!("| `{key}=")), "README.md has no row for {key}");
+    }
+    for option in OPTIONS {
+        assert!(README.contains(&format!("| `{option}")), "README.md has no row for {option}");
+    }
+}
+
+#[test]
+fn the_manual_page_is_complete() {
+    let output = run(["man"]);
+    assert_eq!(output.status.code(), Some(0));
+    let page = stdout(&output).replace("\\-", "-");
+    assert!(page.contains(".TH vhost-user-pmem 1"), "{page}");
+    for key in KEYS {
+        assert!(page.contains(&format!("\\fB{key}\\fR=")), "{key}");
+    }
+    for option in OPTIONS {
+        assert!(page.contains(&format!("\\fB{option}\\fR")), "{option}");
+    }
+    for (code, meaning) in exit_codes(&stdout(&run(["--help"]))) {
+        assert!(page.contains(&format!("\\fB{code}\\fR\n{meaning}")), "{code} {meaning}");
+    }
+}
+
+#[test]
+fn the_version_is_that_of_the_package() {
+    let output = run(["--version"]);
+    assert_eq!(stdout(&output), concat!("vhost-user-pmem ", env!("CARGO_PKG_VERSION"), "\n"));
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn capabilities_are_those_of_the_specification() {
+    // "Other options and arguments should be ignored", wrong ones too.
+    for args in [
+        &["--print-capabilities"][..],
+        &["--fd=3", "--socket-path=/x", "--print-capabilities"],
+        &["--print-capabilities", "--unknown", "word"],
+    ] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(0), "{args:?}");
+        assert!(output.stderr.is_empty(), "{args:?}");
+        let capabilities: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let expected = serde_json::json!({ "type": "block", "features": ["read-only", "blk-file"] });
+        assert_eq!(capabilities, expected, "{args:?}");
+    }
+}

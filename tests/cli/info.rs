@@ -1,0 +1,92 @@
+//! `info`: what it says, and that it changes nothing.
+
+use std::ffi::OsStr;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::common::daemon::{Place, Setup};
+use super::{image, run, stderr, stdout};
+
+fn lines(path: &Path) -> String {
+    let output = run([OsStr::new("info"), path.as_os_str()]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    stdout(&output)
+}
+
+fn json(path: &Path) -> serde_json::Value {
+    let output = run([OsStr::new("info"), path.as_os_str(), OsStr::new("--json")]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[track_caller]
+fn assert_lines(text: &str, rows: &[(&str, &str)]) {
+    for (name, value) in rows {
+        let found = text.lines().any(|line| {
+            line.trim_start().strip_prefix(name).is_some_and(|rest| rest.trim_start().starts_with(value))
+        });
+        assert!(found, "no line {name:?} {value:?} in:\n{text}");
+    }
+}
+
+#[test]
+fn a_file_in_memory_is_volatile() {
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = folder.path().join("db.img");
+    image(&path, 3 << 20);
+    let before = path.metadata().unwrap();
+    let text = lines(&path);
+    assert_lines(
+        &text,
+        &[
+            ("path", path.to_str().unwrap()),
+            ("type", "a regular file"),
+            ("backing", "memory (tmpfs"),
+            ("size", "3 MiB (3145728 bytes)"),
+            ("allocated", "0 bytes"),
+            ("writable", "yes"),
+            ("served by", "reads and writes through the mapping"),
+            ("durability", "volatile"),
+        ],
+    );
+    assert!(!text.contains("not servable"), "{text}");
+    let report = json(&path);
+    assert_eq!((&report["size_bytes"], &report["durability"]), (&3_145_728.into(), &"volatile".into()));
+    assert!(report["refusal"].is_null() && report["holder_pid"].is_null(), "{report}");
+    let after = path.metadata().unwrap();
+    assert_eq!((after.len(), after.blocks()), (before.len(), before.blocks()), "info changed the file");
+}
+
+#[test]
+fn an_ordinary_file_is_safe_after_a_flush() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = folder.path().join("db.img");
+    image(&path, 1 << 20);
+    let report = json(&path);
+    assert_eq!(report["durability"], "page", "{report}");
+    assert!(report["backing"].as_str().unwrap().starts_with("ordinary file on "), "{report}");
+    assert_lines(&lines(&path), &[("served by", "reads through the mapping, writes by pwritev")]);
+}
+
+#[test]
+fn what_cannot_be_served_says_why() {
+    assert_lines(&lines(Path::new("/")), &[("type", "a directory"), ("not servable", "/: cannot serve it")]);
+    let report = json(Path::new("/dev/null"));
+    assert_eq!(report["type"], "a character device");
+    assert!(report["refusal"].as_str().unwrap().contains("only regular files"), "{report}");
+    assert!(report["backing"].is_null() && report["durability"].is_null(), "{report}");
+
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let odd = folder.path().join("odd.img");
+    image(&odd, 1000);
+    assert!(json(&odd)["refusal"].as_str().unwrap().contains("not a multiple"), "{}", json(&odd));
+}
+
+#[test]
+fn a_served_file_names_its_daemon() {
+    let daemon = Setup::new(Place::Tmpfs).disk("size=1M").start();
+    assert_eq!(json(&daemon.image(0))["holder_pid"], daemon.pid());
+    assert_lines(&lines(&daemon.image(0)), &[("in use", &format!("served by process {}", daemon.pid()))]);
+    let setup = daemon.stop();
+    assert!(json(&setup.image(0))["holder_pid"].is_null());
+}

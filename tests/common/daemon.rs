@@ -1,0 +1,252 @@
+//! The real binary as a child process, with its images and sockets in folders that vanish afterwards.
+//!
+//! ```ignore
+//! let setup = Setup::new(Place::Tmpfs).disk("size=64M,serial=db0");   // path= and socket= are added
+//! let daemon = setup.start();                                         // ready: the sockets are listened on
+//! connect(&daemon.socket(0)); std::fs::read(daemon.image(0));
+//! let setup = daemon.stop();                                          // SIGTERM, exit code 0 or panic
+//! let daemon = setup.start();                                         // again on the same image and socket
+//! ```
+
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use tempfile::TempDir;
+
+use super::wait_for;
+
+/// Which kind of file system the images are on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// `/dev/shm`.
+    Tmpfs,
+    /// Where cargo builds: an ordinary file system.
+    FileSystem,
+}
+
+impl Place {
+    /// Both kinds, for tests that must hold on either.
+    pub const ALL: [Self; 2] = [Self::Tmpfs, Self::FileSystem];
+
+    fn folder(self) -> TempDir {
+        let parent = match self {
+            Self::Tmpfs => "/dev/shm",
+            Self::FileSystem => env!("CARGO_TARGET_TMPDIR"),
+        };
+        tempfile::Builder::new().prefix("pmem-test-").tempdir_in(parent).unwrap()
+    }
+}
+
+/// What is served and how, before it is served.
+#[derive(Debug)]
+pub struct Setup {
+    images: TempDir,
+    /// Apart from the images: a socket's path must be shorter than 108 bytes.
+    sockets: TempDir,
+    disks: Vec<String>,
+    args: Vec<String>,
+}
+
+impl Setup {
+    /// No disk yet; images will be on `place`.
+    pub fn new(place: Place) -> Self {
+        let sockets = tempfile::Builder::new().prefix("pmem-test-").tempdir_in("/tmp").unwrap();
+        Self { images: place.folder(), sockets, disks: Vec::new(), args: Vec::new() }
+    }
+
+    /// Adds a disk with these `--disk` options; `path=` and `socket=` are filled in.
+    pub fn disk(mut self, options: &str) -> Self {
+        self.disks.push(options.to_owned());
+        self
+    }
+
+    /// Adds a command-line argument after `serve`.
+    pub fn arg(mut self, arg: &str) -> Self {
+        self.args.push(arg.to_owned());
+        self
+    }
+
+    /// Where the image of the disk of this index is; write it before the start to serve what is in it.
+    pub fn image(&self, index: usize) -> PathBuf {
+        self.images.path().join(format!("disk{index}.img"))
+    }
+
+    /// Where the disk of this index is served.
+    pub fn socket(&self, index: usize) -> PathBuf {
+        self.sockets.path().join(format!("disk{index}.sock"))
+    }
+
+    /// The command line, for what [`Setup::start`] does not cover.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-user-pmem"));
+        command.arg("serve");
+        for (index, options) in self.disks.iter().enumerate() {
+            let (image, socket) = (self.image(index), self.socket(index));
+            let comma = if options.is_empty() { "" } else { "," };
+            let disk = format!("path={},socket={}{comma}{options}", image.display(), socket.display());
+            command.arg("--disk").arg(disk);
+        }
+        command.args(&self.args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs a daemon that is expected to end by itself.
+    pub fn run(&self) -> Output {
+        self.command().output().unwrap()
+    }
+
+    /// Starts the daemon and waits until it listens on every socket.
+    pub fn start(self) -> Daemon {
+        let mut child = self.command().spawn().unwrap();
+        let stdout = Capture::new(child.stdout.take().unwrap());
+        let stderr = Capture::new(child.stderr.take().unwrap());
+        let mut daemon = Daemon { setup: Some(self), child, stdout, stderr };
+        wait_for("the daemon listens on its sockets", || daemon.is_ready().then_some(()));
+        daemon
+    }
+}
+
+/// A running daemon; killed and reaped when dropped.
+#[derive(Debug)]
+pub struct Daemon {
+    /// Taken only when the daemon ends and the setup outlives it.
+    setup: Option<Setup>,
+    child: Child,
+    stdout: Capture,
+    stderr: Capture,
+}
+
+impl Daemon {
+    /// Where the image of the disk of this index is.
+    pub fn image(&self, index: usize) -> PathBuf {
+        self.setup().image(index)
+    }
+
+    /// Where the disk of this index is served.
+    pub fn socket(&self, index: usize) -> PathBuf {
+        self.setup().socket(index)
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        self.stderr.text()
+    }
+
+    /// What it has printed on standard output so far.
+    pub fn output(&self) -> String {
+        self.stdout.text()
+    }
+
+    /// Waits until the log contains `text`.
+    pub fn wait_for_log(&self, text: &str) {
+        wait_for(&format!("the log says {text:?}"), || self.log().contains(text).then_some(()));
+    }
+
+    /// Panics unless the daemon is still running.
+    pub fn assert_alive(&mut self) {
+        let status = self.child.try_wait().unwrap();
+        assert!(status.is_none(), "the daemon ended ({})", status.unwrap());
+    }
+
+    /// Asks the daemon to end and insists on exit code 0.
+    pub fn stop(mut self) -> Setup {
+        self.signal(libc::SIGTERM);
+        let status = self.wait();
+        assert_eq!(status.code(), Some(0), "exit status after SIGTERM: {status}");
+        self.setup.take().unwrap()
+    }
+
+    /// Kills the daemon where it stands, as a crash would.
+    pub fn kill(mut self) -> Setup {
+        self.signal(libc::SIGKILL);
+        self.wait();
+        self.setup.take().unwrap()
+    }
+
+    /// Sends a signal.
+    #[allow(unsafe_code)]
+    pub fn signal(&self, signal: i32) {
+        let pid = libc::pid_t::try_from(self.child.id()).unwrap();
+        // SAFETY: kill has no memory operands, and the child is not reaped yet, so the pid is its own.
+        let result = unsafe { libc::kill(pid, signal) };
+        assert_eq!(result, 0, "kill: {}", std::io::Error::last_os_error());
+    }
+
+    /// Waits until the daemon has ended by itself or by a signal sent before.
+    pub fn wait(&mut self) -> ExitStatus {
+        wait_for("the daemon ends", || self.child.try_wait().unwrap())
+    }
+
+    fn setup(&self) -> &Setup {
+        self.setup.as_ref().unwrap()
+    }
+
+    /// The kernel's table is asked instead of connecting: a probe would be a front-end that comes and goes.
+    fn is_ready(&mut self) -> bool {
+        self.assert_alive();
+        let table = std::fs::read("/proc/net/unix").unwrap();
+        let listening = |path: PathBuf| {
+            let path = path.as_os_str().as_bytes();
+            table.split(|&byte| byte == b'\n').any(|line| is_listening(line, path))
+        };
+        (0..self.setup().disks.len()).all(|index| listening(self.socket(index)))
+    }
+}
+
+/// A line is `address: references protocol flags type state inode path`.
+fn is_listening(line: &[u8], path: &[u8]) -> bool {
+    const ACCEPTS_CONNECTIONS: &[u8] = b"00010000";
+    line.ends_with(path) && line.split(|&byte| byte == b' ').nth(3) == Some(ACCEPTS_CONNECTIONS)
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            self.stderr.finish();
+            eprintln!("--- log of the daemon\n{}---", self.log());
+        }
+    }
+}
+
+/// What a pipe has delivered so far, read by a thread so that the writer never blocks.
+#[derive(Debug)]
+struct Capture {
+    text: Arc<Mutex<Vec<u8>>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Capture {
+    fn new(mut pipe: impl Read + Send + 'static) -> Self {
+        let text = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&text);
+        let reader = std::thread::spawn(move || {
+            let mut chunk = [0; 4096];
+            while let Ok(count @ 1..) = pipe.read(&mut chunk) {
+                sink.lock().unwrap().extend_from_slice(&chunk[..count]);
+            }
+        });
+        Self { text, reader: Some(reader) }
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.text.lock().unwrap()).into_owned()
+    }
+
+    /// Reads to the end; only after the writer has ended.
+    fn finish(&mut self) {
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+    }
+}

@@ -48,9 +48,9 @@ fn spec(region: &VhostUserMemoryRegion, file: File) -> RegionSpec {
 }
 
 impl<D: Disk> Session<D> {
-    /// Whether the front-end gets an answer to each message that asks for one.
-    pub(super) fn has_reply_ack(&self) -> bool {
-        self.state().protocol_features & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
+    /// Whether a protocol feature is in force.
+    pub(super) fn has_protocol(&self, feature: VhostUserProtocolFeatures) -> bool {
+        self.state().protocol_features & feature.bits() != 0
     }
 
     fn notifier(index: u8, what: &'static str, file: Option<File>) -> Result<Option<Arc<Notifier>>> {

@@ -10,6 +10,7 @@ mod handler;
 mod listener;
 mod session;
 mod vring;
+mod wire;
 
 pub use baton::{Baton, SessionId};
 pub use channel::Channel;

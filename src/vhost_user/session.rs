@@ -148,7 +148,8 @@ impl<D: Disk> Session<D> {
         started
     }
 
-    /// Changes what all rings share: memory or features.
+    /// Changes what all rings share: memory or features. A ring that cannot go on with it is that ring's own
+    /// trouble: its error descriptor is signalled.
     pub(super) fn change_all(
         &self,
         change: impl FnOnce(&mut State) -> Result<(), SessionError>,
@@ -159,9 +160,9 @@ impl<D: Disk> Session<D> {
             self.halt(&mut state, *index);
         }
         let changed = change(&mut state);
-        let started = self.start_all(&mut state);
+        self.start_all(&mut state);
         self.release_if_idle(&state);
-        changed.and(started)
+        changed
     }
 
     /// Stops a ring for good, until it is kicked anew. Returns where it stopped.
@@ -251,13 +252,17 @@ impl<D: Disk> Session<D> {
         }
     }
 
-    fn start_all(&self, state: &mut State) -> Result<(), SessionError> {
+    fn start_all(&self, state: &mut State) {
         let count = u16::try_from(state.vrings.len()).unwrap_or(u16::MAX);
-        let mut result = Ok(());
         for index in 0..count {
-            result = result.and(self.start(state, index));
+            let Err(error) = self.start(state, index) else { continue };
+            if let Some(err) = state.vrings.get(usize::from(index)).and_then(|vring| vring.err.as_ref()) {
+                err.signal();
+            }
+            if let Some(suppressed) = self.context.log_limit.admit() {
+                tracing::warn!(disk = self.disk(), session = self.id, %error, suppressed, "a ring stopped");
+            }
         }
-        result
     }
 
     /// Waits on a thread of its own, since the front-end must get its answer meanwhile.
@@ -282,9 +287,7 @@ impl<D: Disk> Session<D> {
             return self.context.baton.release(self.id);
         }
         tracing::info!(disk = self.disk(), session = self.id, "this front-end's rings run now");
-        if let Err(error) = self.start_all(&mut state) {
-            tracing::warn!(disk = self.disk(), session = self.id, %error, "cannot start a ring");
-        }
+        self.start_all(&mut state);
         self.release_if_idle(&state);
     }
 

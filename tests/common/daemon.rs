@@ -12,12 +12,17 @@ use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
 use super::wait_for;
+
+/// Longest life of a daemon. Some clients wait for an answer without a limit; its end releases them.
+const LIFETIME: Duration = Duration::from_secs(300);
 
 /// Which kind of file system the images are on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +101,18 @@ impl Setup {
 
     /// Runs a daemon that is expected to end by itself.
     pub fn run(&self) -> Output {
-        self.command().output().unwrap()
+        let mut child = self.command().spawn().unwrap();
+        let stdout = Capture::new(child.stdout.take().unwrap());
+        let stderr = Capture::new(child.stderr.take().unwrap());
+        let child = Arc::new(Mutex::new(child));
+        let _end_of_life = watch(Arc::clone(&child));
+        let status = loop {
+            if let Some(status) = child.lock().unwrap().try_wait().unwrap() {
+                break status;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        Output { status, stdout: stdout.into_bytes(), stderr: stderr.into_bytes() }
     }
 
     /// Starts the daemon and waits until it listens on every socket.
@@ -104,7 +120,9 @@ impl Setup {
         let mut child = self.command().spawn().unwrap();
         let stdout = Capture::new(child.stdout.take().unwrap());
         let stderr = Capture::new(child.stderr.take().unwrap());
-        let mut daemon = Daemon { setup: Some(self), child, stdout, stderr };
+        let child = Arc::new(Mutex::new(child));
+        let end_of_life = watch(Arc::clone(&child));
+        let mut daemon = Daemon { setup: Some(self), child, end_of_life, stdout, stderr };
         wait_for("the daemon listens on its sockets", || daemon.is_ready().then_some(()));
         daemon
     }
@@ -115,7 +133,9 @@ impl Setup {
 pub struct Daemon {
     /// Taken only when the daemon ends and the setup outlives it.
     setup: Option<Setup>,
-    child: Child,
+    child: Arc<Mutex<Child>>,
+    /// Dropped with the daemon, which ends the watch over it.
+    end_of_life: mpsc::Sender<()>,
     stdout: Capture,
     stderr: Capture,
 }
@@ -133,7 +153,7 @@ impl Daemon {
 
     /// Process id.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.child.lock().unwrap().id()
     }
 
     /// What it has logged so far.
@@ -153,7 +173,7 @@ impl Daemon {
 
     /// Panics unless the daemon is still running.
     pub fn assert_alive(&mut self) {
-        let status = self.child.try_wait().unwrap();
+        let status = self.child.lock().unwrap().try_wait().unwrap();
         assert!(status.is_none(), "the daemon ended ({})", status.unwrap());
     }
 
@@ -175,7 +195,7 @@ impl Daemon {
     /// Sends a signal.
     #[allow(unsafe_code)]
     pub fn signal(&self, signal: i32) {
-        let pid = libc::pid_t::try_from(self.child.id()).unwrap();
+        let pid = libc::pid_t::try_from(self.pid()).unwrap();
         // SAFETY: kill has no memory operands, and the child is not reaped yet, so the pid is its own.
         let result = unsafe { libc::kill(pid, signal) };
         assert_eq!(result, 0, "kill: {}", std::io::Error::last_os_error());
@@ -183,7 +203,7 @@ impl Daemon {
 
     /// Waits until the daemon has ended by itself or by a signal sent before.
     pub fn wait(&mut self) -> ExitStatus {
-        wait_for("the daemon ends", || self.child.try_wait().unwrap())
+        wait_for("the daemon ends", || self.child.lock().unwrap().try_wait().unwrap())
     }
 
     fn setup(&self) -> &Setup {
@@ -202,6 +222,18 @@ impl Daemon {
     }
 }
 
+/// Kills `child` at the end of its [`LIFETIME`].
+fn watch(child: Arc<Mutex<Child>>) -> mpsc::Sender<()> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        if receiver.recv_timeout(LIFETIME) == Err(RecvTimeoutError::Timeout) {
+            eprintln!("a daemon is killed: it has lived for {LIFETIME:?}");
+            let _ = child.lock().unwrap().kill();
+        }
+    });
+    sender
+}
+
 /// A line is `address: references protocol flags type state inode path`.
 fn is_listening(line: &[u8], path: &[u8]) -> bool {
     const ACCEPTS_CONNECTIONS: &[u8] = b"00010000";
@@ -210,8 +242,10 @@ fn is_listening(line: &[u8], path: &[u8]) -> bool {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Ok(mut child) = self.child.lock() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
         if std::thread::panicking() {
             self.stderr.finish();
             eprintln!("--- log of the daemon\n{}---", self.log());
@@ -241,6 +275,12 @@ impl Capture {
 
     fn text(&self) -> String {
         String::from_utf8_lossy(&self.text.lock().unwrap()).into_owned()
+    }
+
+    /// All there was; only after the writer has ended.
+    fn into_bytes(mut self) -> Vec<u8> {
+        self.finish();
+        std::mem::take(&mut self.text.lock().unwrap())
     }
 
     /// Reads to the end; only after the writer has ended.

@@ -31,7 +31,7 @@ pub struct Options {
     pub queues: usize,
     /// Descriptors in each of them.
     pub queue_size: u16,
-    /// Feature bits that are asked for besides those of the block device.
+    /// Feature bits of the ring, all of which must be offered.
     pub ring_features: VirtioFeatureFlags,
     /// Feature bits of the block device that are taken if they are offered.
     pub block_features: VirtioBlkFeatureFlags,
@@ -74,7 +74,7 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Connects, and insists on getting every feature of `options`.
+    /// Connects, and insists on getting every ring feature of `options`.
     pub fn connect(socket: &Path, options: Options) -> Self {
         let wanted = options.block_features.bits() | options.ring_features.bits();
         let mut transport: Box<VirtioBlkTransport> =

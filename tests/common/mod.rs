@@ -2,10 +2,12 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-#![allow(clippy::cast_possible_truncation, clippy::print_stderr)]
+#![allow(clippy::cast_possible_truncation, clippy::print_stderr, clippy::single_range_in_vec_init)]
 
 pub mod daemon;
 pub mod driver;
+pub mod frontend;
+pub mod process;
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -56,8 +58,12 @@ pub fn shared_memory(bytes: usize) -> MmapRegion {
 /// `bytes` bytes that differ from one `seed` to the next and, mostly, from one place to the next.
 pub fn pattern(seed: u64, bytes: usize) -> Vec<u8> {
     let mut random = Random::new(seed);
-    let words = std::iter::repeat_with(|| random.next().to_le_bytes());
-    words.flatten().take(bytes).collect()
+    let mut pattern = vec![0; bytes.next_multiple_of(8)];
+    for word in pattern.chunks_exact_mut(8) {
+        word.copy_from_slice(&random.next().to_le_bytes());
+    }
+    pattern.truncate(bytes);
+    pattern
 }
 
 /// A reproducible random sequence (SplitMix64).

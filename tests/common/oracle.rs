@@ -28,7 +28,7 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{DescriptorChain, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
@@ -231,32 +231,28 @@ impl Disk {
         M: Deref<Target = GuestMemoryMmap>,
     {
         let descriptors: Vec<Descriptor> = chain.collect();
-        let mut readable = Vec::new();
-        for descriptor in descriptors.iter().filter(|descriptor| !descriptor.is_write_only()) {
-            let start = readable.len();
-            readable.resize(start + descriptor.len() as usize, 0);
-            memory.read_slice(&mut readable[start..], descriptor.addr()).unwrap();
-        }
-        // One address a byte: as slow as it is hard to get wrong.
-        let mut writable: Vec<GuestAddress> = descriptors
-            .iter()
-            .filter(|descriptor| descriptor.is_write_only())
-            .flat_map(|descriptor| {
-                (0..u64::from(descriptor.len())).map(|at| GuestAddress(descriptor.addr().0 + at))
-            })
-            .collect();
+        let is_writable = |descriptor: &&Descriptor| descriptor.is_write_only();
+        let is_readable = |descriptor: &&Descriptor| !descriptor.is_write_only();
+        let readable = gather(memory, descriptors.iter().filter(is_readable));
+        // Written back as a whole, with most of it unchanged.
+        let mut writable = gather(memory, descriptors.iter().filter(is_writable));
+        let (status, space) = writable.split_last_mut().expect("every chain here has a status byte");
 
-        let status_place = writable.pop().expect("every chain of the comparison has a status byte");
         let answer = if descriptors.iter().any(|descriptor| descriptor.len() == 0) {
             Answer::status(IOERR)
         } else {
-            self.answer(&readable, writable.len())
+            self.answer(&readable, space.len())
         };
-        for (&byte, &place) in answer.data.iter().zip(&writable) {
-            memory.write_obj(byte, place).unwrap();
+        space[..answer.data.len()].copy_from_slice(&answer.data);
+        *status = answer.status;
+        let all_written = answer.data.len() == space.len();
+
+        let mut source = writable.as_slice();
+        for descriptor in descriptors.iter().filter(is_writable) {
+            let (bytes, rest) = source.split_at(descriptor.len() as usize);
+            memory.write_slice(bytes, descriptor.addr()).unwrap();
+            source = rest;
         }
-        memory.write_obj(answer.status, status_place).unwrap();
-        let all_written = answer.data.len() == writable.len();
         answer.data.len() as u32 + u32::from(all_written)
     }
 
@@ -348,6 +344,16 @@ impl Disk {
         };
         status_of(checked.into_iter().try_for_each(clear_one))
     }
+}
+
+fn gather<'a>(memory: &GuestMemoryMmap, descriptors: impl Iterator<Item = &'a Descriptor>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for descriptor in descriptors {
+        let start = bytes.len();
+        bytes.resize(start + descriptor.len() as usize, 0);
+        memory.read_slice(&mut bytes[start..], descriptor.addr()).unwrap();
+    }
+    bytes
 }
 
 fn status_of(result: io::Result<()>) -> u8 {

@@ -1,0 +1,249 @@
+//! A front-end without a guest: `vhost`'s `Frontend` for what it can say, the bare socket for the rest, and
+//! rings laid out by hand in memory of its own.
+
+#![allow(unsafe_code)]
+
+pub mod bell;
+pub mod load;
+pub mod memory;
+pub mod request;
+pub mod ring;
+pub mod wire;
+
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
+use vhost::vhost_user::{Error as ProtocolError, Frontend, VhostUserFrontend};
+use vhost::{Error, VhostBackend, VringConfigData};
+
+use super::PATIENCE;
+use memory::{Memory, Span};
+use ring::Ring;
+use wire::Wire;
+
+/// Feature bit: entries of the rings say when to notify.
+pub const EVENT_IDX: u64 = 1 << 29;
+/// Feature bit: a descriptor may be a table of descriptors.
+pub const INDIRECT_DESC: u64 = 1 << 28;
+/// Feature bit: the device is not a legacy one.
+pub const VERSION_1: u64 = 1 << 32;
+/// Feature bit: there are protocol features, and rings wait for being enabled.
+pub const PROTOCOL_FEATURES: u64 = 1 << 30;
+
+/// Two regions, neither at the address 0 nor next to each other.
+pub const SPANS: [Span; 2] =
+    [Span { guest_start: 0x10_0000, bytes: 1 << 30 }, Span { guest_start: 0x1_0000_0000, bytes: 16 << 20 }];
+
+/// What is acknowledged, of what is offered, and which memory is shared.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Virtio feature bits.
+    pub features: u64,
+    /// Protocol feature bits.
+    pub protocol: VhostUserProtocolFeatures,
+    /// The regions of the memory table.
+    pub spans: Vec<Span>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { features: u64::MAX, protocol: VhostUserProtocolFeatures::all(), spans: SPANS.to_vec() }
+    }
+}
+
+/// A front-end's session.
+pub struct Session {
+    /// The socket itself.
+    pub wire: Wire,
+    /// What is shared.
+    pub memory: Memory,
+    /// Virtio feature bits acknowledged.
+    pub features: u64,
+    control: Frontend,
+    socket: UnixStream,
+}
+
+impl Session {
+    /// Connects, acknowledges everything that is offered and shares [`SPANS`].
+    pub fn connect(path: &Path) -> Self {
+        Self::connect_with(path, &Options::default())
+    }
+
+    /// Connects, negotiates and shares memory.
+    pub fn connect_with(path: &Path, options: &Options) -> Self {
+        let mut session = Self::open(path, &options.spans);
+        session.negotiate(options);
+        session.share_memory();
+        session
+    }
+
+    /// Connects and says nothing.
+    pub fn open(path: &Path, spans: &[Span]) -> Self {
+        // Its own number, since every test may try rings that do not exist.
+        const MAX_QUEUES: u64 = 256;
+        let socket = UnixStream::connect(path).unwrap();
+        let wire = Wire::new(socket.try_clone().unwrap());
+        let control = Frontend::from_stream(socket.try_clone().unwrap(), MAX_QUEUES);
+        Self { wire, memory: Memory::new(spans), features: 0, control, socket }
+    }
+
+    /// Acknowledges what is both offered and wanted.
+    pub fn negotiate(&mut self, options: &Options) {
+        let offered = self.ask(|control| control.get_features()).unwrap();
+        self.ask(|control| control.set_owner()).unwrap();
+        self.features = offered & options.features;
+        if self.features & PROTOCOL_FEATURES != 0 {
+            let offered = self.ask(|control| control.get_protocol_features()).unwrap();
+            let wanted = offered & options.protocol;
+            self.ask(|control| control.set_protocol_features(wanted)).unwrap();
+            if wanted.contains(VhostUserProtocolFeatures::REPLY_ACK) {
+                self.control.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+            }
+        }
+        let features = self.features;
+        self.ask(|control| control.set_features(features)).unwrap();
+    }
+
+    /// Announces the memory as a whole table.
+    pub fn share_memory(&self) {
+        let table = self.memory.announcement();
+        self.ask(|control| control.set_mem_table(&table)).unwrap();
+    }
+
+    /// Lets `vhost`'s front-end say something. It would wait for an answer for ever; this does not.
+    pub fn ask<T>(&self, say: impl FnOnce(&mut Frontend) -> T) -> T {
+        let _limit = Limit::on(&self.socket);
+        say(&mut self.control.clone())
+    }
+
+    /// Makes a ring and starts it.
+    pub fn ring(&self, index: u16, size: u16) -> Ring {
+        let ring = Ring::new(&self.memory, index, size, self.features & EVENT_IDX != 0);
+        self.start(&ring, 0).unwrap();
+        ring
+    }
+
+    /// Starts a ring in QEMU's order.
+    pub fn start(&self, ring: &Ring, base: u16) -> vhost::Result<()> {
+        let index = usize::from(ring.index);
+        self.ask(|control| control.set_vring_num(index, ring.size))?;
+        self.ask(|control| control.set_vring_base(index, base))?;
+        self.set_addresses(ring)?;
+        self.set_events(ring)?;
+        self.enable(ring, true)
+    }
+
+    /// Starts a ring in Cloud Hypervisor's order: the base after the addresses.
+    pub fn start_base_last(&self, ring: &Ring, base: u16) -> vhost::Result<()> {
+        let index = usize::from(ring.index);
+        self.ask(|control| control.set_vring_num(index, ring.size))?;
+        self.set_addresses(ring)?;
+        self.ask(|control| control.set_vring_base(index, base))?;
+        self.set_events(ring)?;
+        self.enable(ring, true)
+    }
+
+    /// Announces where a ring is.
+    pub fn set_addresses(&self, ring: &Ring) -> vhost::Result<()> {
+        let addresses = VringConfigData {
+            queue_max_size: ring.size,
+            queue_size: ring.size,
+            flags: 0,
+            desc_table_addr: Ring::user(ring.descriptors),
+            used_ring_addr: Ring::user(ring.used),
+            avail_ring_addr: Ring::user(ring.available),
+            log_addr: None,
+        };
+        self.ask(|control| control.set_vring_addr(usize::from(ring.index), &addresses))
+    }
+
+    /// Hands over a ring's eventfds; the kick starts it.
+    pub fn set_events(&self, ring: &Ring) -> vhost::Result<()> {
+        let index = usize::from(ring.index);
+        self.ask(|control| control.set_vring_err(index, &ring.err.current()))?;
+        self.ask(|control| control.set_vring_call(index, &ring.call.current()))?;
+        self.ask(|control| control.set_vring_kick(index, &ring.kick.current()))
+    }
+
+    /// Enables or disables a ring, where that is negotiated.
+    pub fn enable(&self, ring: &Ring, enable: bool) -> vhost::Result<()> {
+        if self.features & PROTOCOL_FEATURES == 0 {
+            return Ok(());
+        }
+        self.ask(|control| control.set_vring_enable(usize::from(ring.index), enable))
+    }
+
+    /// Stops a ring; returns its base.
+    pub fn stop(&self, ring: &Ring) -> u16 {
+        let base = self.ask(|control| control.get_vring_base(usize::from(ring.index))).unwrap();
+        u16::try_from(base).unwrap()
+    }
+
+    /// Reads the configuration space.
+    pub fn config(&self, offset: u32, bytes: u32) -> vhost::Result<Vec<u8>> {
+        let nothing = vec![0; bytes as usize];
+        let flags = vhost::vhost_user::message::VhostUserConfigFlags::WRITABLE;
+        self.ask(|control| control.get_config(offset, bytes, flags, &nothing)).map(|(_, payload)| payload)
+    }
+}
+
+/// Insists that the back-end has refused, and has said so.
+pub fn assert_refused<T: Debug>(what: &str, result: vhost::Result<T>) {
+    let is_nack = matches!(result, Err(Error::VhostUserProtocol(ProtocolError::BackendInternalError)));
+    assert!(is_nack, "{what} was not refused with a NACK: {result:?}");
+}
+
+/// Gives a back-end time to do what it must not do, before a test looks whether it did.
+pub fn settle() {
+    std::thread::sleep(Duration::from_millis(100));
+}
+
+/// Borrows the descriptor behind a type that does not say that it owns one.
+pub fn fd_of(owner: &impl AsRawFd) -> BorrowedFd<'_> {
+    // SAFETY: the owners used here (eventfds) keep their descriptor open as long as they live.
+    unsafe { BorrowedFd::borrow_raw(owner.as_raw_fd()) }
+}
+
+/// Shuts a socket down when it is not dropped in time, so that whoever waits at it fails.
+struct Limit(u64);
+
+type Deadlines = Mutex<(u64, HashMap<u64, (Instant, UnixStream)>)>;
+
+impl Limit {
+    fn on(socket: &UnixStream) -> Self {
+        let mut deadlines = Self::deadlines().lock().unwrap();
+        deadlines.0 += 1;
+        let number = deadlines.0;
+        deadlines.1.insert(number, (Instant::now() + PATIENCE, socket.try_clone().unwrap()));
+        Self(number)
+    }
+
+    fn deadlines() -> &'static Deadlines {
+        static DEADLINES: OnceLock<Deadlines> = OnceLock::new();
+        DEADLINES.get_or_init(|| {
+            std::thread::spawn(|| {
+                loop {
+                    std::thread::sleep(Duration::from_secs(1));
+                    let deadlines = Self::deadlines().lock().unwrap();
+                    for (_, socket) in deadlines.1.values().filter(|(when, _)| *when < Instant::now()) {
+                        eprintln!("no answer within {PATIENCE:?}");
+                        let _ = socket.shutdown(std::net::Shutdown::Both);
+                    }
+                }
+            });
+            Mutex::default()
+        })
+    }
+}
+
+impl Drop for Limit {
+    fn drop(&mut self) {
+        Self::deadlines().lock().unwrap().1.remove(&self.0);
+    }
+}

@@ -1,0 +1,72 @@
+//! What the kernel says about a process.
+
+use std::fs;
+
+/// Length of the unit of resident memory in `smaps`.
+const KIB: u64 = 1024;
+
+/// A running process.
+#[derive(Debug, Clone, Copy)]
+pub struct Process(pub u32);
+
+impl Process {
+    /// Open descriptors.
+    pub fn fds(self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.0)).unwrap().count()
+    }
+
+    /// Threads.
+    pub fn threads(self) -> usize {
+        self.tasks().len()
+    }
+
+    /// Processor time used by all threads, user and system, in clock ticks.
+    pub fn ticks(self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0)).unwrap();
+        // The name in parentheses may hold spaces; utime and stime are the 12th and 13th field after it.
+        let (_, fields) = stat.rsplit_once(')').unwrap();
+        let fields = fields.split_whitespace().skip(11).take(2);
+        fields.map(|field| field.parse::<u64>().unwrap()).sum()
+    }
+
+    /// How often any of the threads went to sleep.
+    pub fn sleeps(self) -> u64 {
+        let of_task = |task: &String| {
+            let status = fs::read_to_string(task.clone() + "/status").unwrap_or_default();
+            field(&status, "voluntary_ctxt_switches:")
+        };
+        self.tasks().iter().map(of_task).sum()
+    }
+
+    /// Resident memory in bytes, all of it.
+    pub fn resident_bytes(self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0)).unwrap();
+        field(&status, "VmRSS:") * KIB
+    }
+
+    /// Resident memory in bytes without mappings of files whose name contains one of `except`.
+    pub fn resident_bytes_except(self, except: &[&str]) -> u64 {
+        let maps = fs::read_to_string(format!("/proc/{}/smaps", self.0)).unwrap();
+        let (mut counts, mut kib) = (true, 0);
+        for line in maps.lines() {
+            let is_header = line.split_whitespace().next().is_some_and(|word| !word.ends_with(':'));
+            if is_header {
+                counts = !except.iter().any(|name| line.contains(name));
+            } else if counts && line.starts_with("Rss:") {
+                kib += field(line, "Rss:");
+            }
+        }
+        kib * KIB
+    }
+
+    fn tasks(self) -> Vec<String> {
+        let entries = fs::read_dir(format!("/proc/{}/task", self.0)).unwrap();
+        entries.map(|entry| entry.unwrap().path().display().to_string()).collect()
+    }
+}
+
+/// The number behind `name` in a text of lines `name number …`; 0 if there is none.
+fn field(text: &str, name: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}

@@ -1,0 +1,177 @@
+//! What a daemon costs: no processor time while its guests are idle, little memory, few threads.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::cast_possible_truncation, clippy::print_stdout)]
+
+mod common;
+
+use std::time::Duration;
+
+use common::daemon::{Daemon, Place, Setup};
+use common::frontend::request::{OK, Request};
+use common::frontend::ring::{Descriptor, NEXT, Ring};
+use common::frontend::wire::Wire;
+use common::frontend::{EVENT_IDX, Options, Session};
+use common::process::Process;
+use common::{pattern, wait_for};
+
+const MIB: u64 = 1 << 20;
+
+/// Most memory besides the disk's and the guest's own.
+const LIMIT_BYTES: u64 = 16 * MIB;
+
+/// How long nothing may happen.
+const A_WHILE: Duration = Duration::from_secs(3);
+
+fn daemon(options: &str) -> Daemon {
+    Setup::new(Place::Tmpfs).disk(&format!("size=64M{options}")).start()
+}
+
+/// Resident memory without the disk's file and the guest's memory.
+fn own_bytes(daemon: &Daemon) -> u64 {
+    let image = daemon.image(0);
+    Process(daemon.pid()).resident_bytes_except(&[image.to_str().unwrap(), "memfd:guest"])
+}
+
+/// Insists that no thread of the daemon wakes up for a while, or computes anything.
+fn assert_idle(daemon: &Daemon, what: &str) {
+    let process = Process(daemon.pid());
+    // What is going on still may end first.
+    let sleeps = wait_for("the daemon comes to rest", || {
+        let before = process.sleeps();
+        std::thread::sleep(Duration::from_millis(300));
+        (process.sleeps() == before).then_some(before)
+    });
+    let ticks = process.ticks();
+    std::thread::sleep(A_WHILE);
+    assert_eq!(process.ticks() - ticks, 0, "{what}: processor time in clock ticks");
+    assert_eq!(process.sleeps() - sleeps, 0, "{what}: threads that woke up");
+}
+
+fn use_ring(ring: &mut Ring) {
+    let bytes = pattern(7, 4096);
+    assert_eq!(ring.run(&Request::write(0, &bytes)).status, OK);
+    assert_eq!(ring.run(&Request::read(0, 4096)).data, bytes);
+    assert_eq!(ring.run(&Request::flush()).status, OK);
+}
+
+/// Fills a ring with requests and waits for them.
+fn fill_ring(ring: &mut Ring, rounds: usize) {
+    let request = Request::read(0, 4096);
+    for _ in 0..rounds {
+        let count = ring.slots();
+        (0..count).for_each(|_| _ = ring.submit(&request));
+        ring.kick.ring();
+        for _ in 0..count {
+            let used = ring.wait();
+            assert_eq!(ring.answer(&request, used).status, OK);
+        }
+    }
+}
+
+#[test]
+fn nothing_happens_while_nobody_is_connected() {
+    let daemon = daemon("");
+    assert_idle(&daemon, "before the first front-end");
+    use_ring(&mut Session::connect(&daemon.socket(0)).ring(0, 64));
+    assert_idle(&daemon, "after the last front-end");
+}
+
+#[test]
+fn nothing_happens_while_the_guest_is_idle() {
+    let daemon = daemon("");
+    for features in [u64::MAX, !EVENT_IDX] {
+        let session = Session::connect_with(&daemon.socket(0), &Options { features, ..Options::default() });
+        let mut rings: Vec<Ring> = (0..8).map(|index| session.ring(index, 128)).collect();
+        rings.iter_mut().for_each(use_ring);
+        assert_idle(&daemon, "running rings");
+        rings.iter_mut().for_each(use_ring);
+    }
+}
+
+/// None of these may be waited out by looking again and again.
+#[test]
+fn nothing_happens_while_somebody_waits() {
+    let daemon = daemon("");
+    let session = Session::connect(&daemon.socket(0));
+    let mut ring = session.ring(0, 64);
+    use_ring(&mut ring);
+    // A ring that is broken, one that is paused, one that has work but is stopped.
+    let mut broken = session.ring(1, 64);
+    broken.put(0, Descriptor { address: broken.frame(0).header, len: 16, flags: NEXT, next: 0 });
+    broken.offer(0);
+    broken.kick.ring();
+    broken.err.wait("the ring breaks");
+    broken.kick.ring();
+    let mut paused = session.ring(2, 64);
+    session.enable(&paused, false).unwrap();
+    let mut stopped = session.ring(3, 64);
+    session.stop(&stopped);
+    for ring in [&mut paused, &mut stopped] {
+        ring.submit(&Request::read(0, 512));
+        ring.kick.ring();
+    }
+    // A second front-end that waits for the disk, one that has said half a message, one that is silent.
+    let second = Session::connect(&daemon.socket(0));
+    let mut waiting = second.ring(0, 64);
+    waiting.submit(&Request::read(0, 512));
+    waiting.kick.ring();
+    let half = Wire::connect(&daemon.socket(0));
+    half.send_bytes(&[1, 0, 0, 0, 1, 0], &[]);
+    let _silent = Wire::connect(&daemon.socket(0));
+    assert_idle(&daemon, "front-ends that wait");
+    use_ring(&mut ring);
+    assert_eq!(waiting.used_index(), 0);
+}
+
+#[test]
+fn a_disk_with_64_queues_takes_little_memory() {
+    let daemon = daemon("");
+    let at_start = own_bytes(&daemon);
+    let session = Session::connect(&daemon.socket(0));
+    let mut rings: Vec<Ring> = (0..64).map(|index| session.ring(index, 1024)).collect();
+    let running = own_bytes(&daemon);
+    rings.iter_mut().for_each(|ring| fill_ring(ring, 2));
+    let used = own_bytes(&daemon);
+    println!("{at_start} bytes at the start, {running} with 64 rings, {used} when they have been used");
+    assert!(at_start < LIMIT_BYTES, "{at_start} bytes at the start");
+    assert!(used < LIMIT_BYTES, "{used} bytes with 64 rings of 1024 descriptors");
+}
+
+#[test]
+fn memory_does_not_grow_with_requests() {
+    const MARGIN_BYTES: u64 = 64 << 10;
+    let daemon = daemon("");
+    let session = Session::connect(&daemon.socket(0));
+    let mut rings: Vec<Ring> = (0..4).map(|index| session.ring(index, 256)).collect();
+    let mut work = |rounds| rings.iter_mut().for_each(|ring| fill_ring(ring, rounds));
+    work(20);
+    let before = own_bytes(&daemon);
+    work(400);
+    let grown = own_bytes(&daemon).saturating_sub(before);
+    println!("{before} bytes, {grown} more after {} requests", 400 * 64 * 4);
+    assert!(grown <= MARGIN_BYTES, "{grown} bytes more");
+}
+
+#[test]
+fn threads_are_as_many_as_processors_and_no_more_than_rings() {
+    /// The main thread, one for signals, one for new front-ends, and one for each front-end.
+    const OTHERS: usize = 4;
+    let processors = std::thread::available_parallelism().unwrap().get();
+    let daemon = daemon("");
+    let process = Process(daemon.pid());
+    let session = Session::connect(&daemon.socket(0));
+    let mut rings = vec![session.ring(0, 64)];
+    use_ring(&mut rings[0]);
+    assert!(process.threads() <= 1 + OTHERS, "{} threads for one ring", process.threads());
+    rings.extend((1..64).map(|index| session.ring(index, 64)));
+    rings.iter_mut().for_each(use_ring);
+    assert!(process.threads() <= processors + OTHERS, "{} threads for 64 rings", process.threads());
+
+    let with_three = Setup::new(Place::Tmpfs).disk("size=64M").arg("--workers").arg("3").start();
+    let session = Session::connect(&with_three.socket(0));
+    let mut rings: Vec<Ring> = (0..16).map(|index| session.ring(index, 64)).collect();
+    rings.iter_mut().for_each(use_ring);
+    let threads = Process(with_three.pid()).threads();
+    assert!(threads <= 3 + OTHERS, "{threads} threads with three workers");
+}

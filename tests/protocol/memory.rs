@@ -1,0 +1,301 @@
+//! The memory table: replaced, grown and shrunk under rings that run, and refused without a loss.
+
+use std::os::fd::AsRawFd;
+
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
+
+use super::{assert_works, daemon};
+use crate::common::frontend::load::{LOAD_SECTORS, Load};
+use crate::common::frontend::memory::{Memory, Span, USER_BASE};
+use crate::common::frontend::request::{IOERR, OK, Request};
+use crate::common::frontend::ring::{Descriptor, NEXT, NO_STATUS, Ring, WRITE};
+use crate::common::frontend::wire::Verdict;
+use crate::common::frontend::{Options, SPANS, Session, assert_refused};
+use crate::common::pattern;
+
+const PAGE: u64 = 4096;
+const MIB: u64 = 1 << 20;
+
+/// Where regions are added: behind everything that is there from the start.
+const FREE: u64 = 0x10_0000_0000;
+
+/// Most regions.
+const SLOTS: u64 = 509;
+
+const ADD_MEM_REG: u32 = 37;
+const SET_MEM_TABLE: u32 = 5;
+
+/// One region in memory of its own.
+fn region(guest_start: u64, bytes: u64) -> Memory {
+    Memory::new(&[Span { guest_start, bytes }])
+}
+
+fn add(session: &Session, region: &VhostUserMemoryRegionInfo) -> vhost::Result<()> {
+    session.ask(|control| control.add_mem_region(region)).map(|_| ())
+}
+
+fn remove(session: &Session, region: &VhostUserMemoryRegionInfo) -> vhost::Result<()> {
+    session.ask(|control| control.remove_mem_region(region))
+}
+
+/// Reads sector 0 to `data`, a guest address that need not be the ring's memory; returns the status.
+fn read_to(ring: &mut Ring, data: u64, bytes: u32) -> u8 {
+    let frame = ring.frame(0);
+    ring.memory.write(frame.header, &Request::read(0, bytes).header());
+    ring.memory.fill(frame.status, 1, NO_STATUS);
+    ring.put(0, Descriptor { address: frame.header, len: 16, flags: NEXT, next: 1 });
+    ring.put(1, Descriptor { address: data, len: bytes, flags: NEXT | WRITE, next: 2 });
+    ring.put(2, Descriptor { address: frame.status, len: 1, flags: WRITE, next: 0 });
+    ring.offer(0);
+    ring.kick.ring();
+    assert_eq!(ring.wait().head, 0);
+    ring.memory.read(frame.status, 1)[0]
+}
+
+#[test]
+fn slots_come_and_go_while_another_queue_works() {
+    let daemon = daemon("");
+    let session = Session::connect(&daemon.socket(0));
+    let load = Load::start(session.ring(0, 256), LOAD_SECTORS);
+    let mut ring = session.ring(1, 64);
+    let content = pattern(1, 4096);
+    assert_eq!(ring.run(&Request::write(0, &content)).status, OK);
+
+    for round in 0..40 {
+        let start = FREE + round * 2 * MIB;
+        let extra = region(start, 2 * MIB);
+        let info = extra.announcement().remove(0);
+        let last_page = start + 2 * MIB - PAGE;
+        assert_eq!(read_to(&mut ring, last_page, 4096), IOERR, "not there yet");
+        add(&session, &info).unwrap();
+        assert_eq!(read_to(&mut ring, last_page, 4096), OK);
+        assert!(extra.read(last_page, 4096) == content);
+        remove(&session, &info).unwrap();
+        extra.fill(last_page, 4096, 0);
+        assert_eq!(read_to(&mut ring, last_page, 4096), IOERR, "not there any more");
+        assert_eq!(extra.read(last_page, 4096), [0; 4096], "memory that was taken back is written to");
+        load.wait_for_progress();
+    }
+    load.stop();
+}
+
+#[test]
+fn rings_can_live_in_a_slot_that_was_added() {
+    let daemon = daemon("");
+    let session = Session::connect(&daemon.socket(0));
+    let extra = region(FREE, 16 * MIB);
+    add(&session, &extra.announcement()[0]).unwrap();
+    let mut ring = Ring::new(&extra, 3, 64, true);
+    session.start(&ring, 0).unwrap();
+    assert_works(&mut ring, 0);
+
+    // Taken away under the ring: refused, or that ring breaks; the answer says which.
+    let mut other = session.ring(0, 64);
+    let removed = remove(&session, &extra.announcement()[0]);
+    println!("removal: {removed:?}");
+    ring.submit(&Request::read(0, 512));
+    ring.kick.ring();
+    assert_works(&mut other, 0);
+    session.stop(&ring);
+    if removed.is_ok() {
+        add(&session, &extra.announcement()[0]).unwrap();
+    }
+    ring.reset();
+    session.start(&ring, 0).unwrap();
+    assert_works(&mut ring, 8);
+    assert_works(&mut other, 8);
+}
+
+#[test]
+fn a_table_need_not_be_sorted() {
+    let daemon = daemon("");
+    let spans: Vec<Span> =
+        [5, 1, 7, 0, 3, 6, 2, 4].map(|place| Span { guest_start: place * 64 * MIB, bytes: 32 * MIB }).into();
+    let session = Session::connect_with(&daemon.socket(0), &Options { spans, ..Options::default() });
+    let mut ring = session.ring(0, 64);
+    assert_works(&mut ring, 0);
+    let content = ring.run(&Request::read(0, 4096)).data;
+    for Span { guest_start, bytes } in session.memory.spans().into_iter().skip(1) {
+        for data in [guest_start, guest_start + bytes - PAGE] {
+            assert_eq!(read_to(&mut ring, data, 4096), OK, "{data:#x}");
+            assert!(session.memory.read(data, 4096) == content);
+        }
+        assert_eq!(read_to(&mut ring, guest_start + bytes - PAGE + 1, 4096), IOERR, "over the end");
+        assert_eq!(read_to(&mut ring, guest_start + bytes, 4096), IOERR, "in the gap");
+    }
+}
+
+#[test]
+fn a_buffer_may_run_from_one_region_into_its_neighbour() {
+    let daemon = daemon("");
+    let neighbours = [MIB, 33 * MIB].map(|start| Span { guest_start: start, bytes: 32 * MIB });
+    let options = Options { spans: neighbours.to_vec(), ..Options::default() };
+    let session = Session::connect_with(&daemon.socket(0), &options);
+    let mut ring = session.ring(0, 64);
+    assert_works(&mut ring, 0);
+    let content = ring.run(&Request::read(0, 4096)).data;
+    let border = 33 * MIB;
+    assert_eq!(read_to(&mut ring, border - 1000, 4096), OK);
+    assert!(session.memory.read(border - 1000, 1000) == content[..1000]);
+    assert!(session.memory.read(border, 3096) == content[1000..]);
+}
+
+#[test]
+fn a_table_can_be_replaced_under_running_rings() {
+    let daemon = daemon("");
+    let session = Session::connect(&daemon.socket(0));
+    let load = Load::start(session.ring(0, 256), LOAD_SECTORS);
+    let mut ring = session.ring(1, 64);
+    for round in 0..20 {
+        let start = FREE + round * MIB;
+        let extra = region(start, MIB);
+        let table = [session.memory.announcement(), extra.announcement()].concat();
+        session.ask(|control| control.set_mem_table(&table)).unwrap();
+        assert_eq!(read_to(&mut ring, start, 4096), OK);
+        assert_eq!(read_to(&mut ring, start - MIB, 4096), IOERR, "the table before is still in force");
+        load.wait_for_progress();
+    }
+    load.stop();
+}
+
+/// What is wrong with a region, and the region.
+fn bad_regions(good: &VhostUserMemoryRegionInfo) -> Vec<(&'static str, VhostUserMemoryRegionInfo)> {
+    let taken = SPANS[1].guest_start;
+    let of = |change: &dyn Fn(&mut VhostUserMemoryRegionInfo)| {
+        let mut region = *good;
+        change(&mut region);
+        region
+    };
+    vec![
+        ("overlap: the same start", of(&|region| region.guest_phys_addr = taken)),
+        ("overlap: over its start", of(&|region| region.guest_phys_addr = taken - PAGE)),
+        ("overlap: its last page", of(&|region| region.guest_phys_addr = taken + SPANS[1].bytes - PAGE)),
+        ("overlap: inside", of(&|region| region.guest_phys_addr = taken + MIB)),
+        ("guest address over the end", of(&|region| region.guest_phys_addr = 0u64.wrapping_sub(PAGE))),
+        ("user address over the end", of(&|region| region.userspace_addr = 0u64.wrapping_sub(PAGE))),
+        ("file offset over the end", of(&|region| region.mmap_offset = 0u64.wrapping_sub(PAGE))),
+        ("length over the end", of(&|region| region.memory_size = u64::MAX - PAGE + 1)),
+        ("file offset inside a page", of(&|region| (region.mmap_offset, region.memory_size) = (512, PAGE))),
+        ("file a page too short", of(&|region| region.memory_size += PAGE)),
+        ("file too short for the offset", of(&|region| region.mmap_offset = PAGE)),
+        ("offset behind the file", of(&|region| region.mmap_offset = 64 * MIB)),
+        ("more than can be mapped", of(&|region| region.memory_size = 1 << 62)),
+    ]
+}
+
+#[test]
+fn bad_slots_are_refused_and_the_table_stays() {
+    let daemon = daemon("");
+    let session = Session::connect(&daemon.socket(0));
+    let mut ring = session.ring(0, 64);
+    let good = region(FREE, MIB);
+    for (what, bad) in bad_regions(&good.announcement()[0]) {
+        assert_refused(what, add(&session, &bad));
+        assert_works(&mut ring, 0);
+        assert_eq!(read_to(&mut ring, FREE, 512), IOERR, "{what}: it is there after all");
+        let base = session.stop(&ring);
+        session.start(&ring, base).unwrap();
+        assert_works(&mut ring, 8);
+    }
+    assert_eq!(session.wire.tell(ADD_MEM_REG, &slot_message(FREE, 0, FREE, 0), &[good.fd()]), Verdict::Nack);
+    add(&session, &good.announcement()[0]).unwrap();
+    assert_eq!(read_to(&mut ring, FREE, 512), OK);
+}
+
+#[test]
+fn bad_tables_are_refused_and_the_table_before_stays() {
+    let daemon = daemon("");
+    let session = Session::connect(&daemon.socket(0));
+    let mut ring = session.ring(0, 64);
+    let good = region(FREE, MIB);
+    for (what, bad) in bad_regions(&good.announcement()[0]) {
+        let second = session.memory.announcement()[1];
+        assert_refused(what, session.ask(|control| control.set_mem_table(&[second, bad])));
+        assert_works(&mut ring, 0);
+        let base = session.stop(&ring);
+        session.start(&ring, base).unwrap();
+        assert_works(&mut ring, 8);
+    }
+    let table = |regions: u32| regions.to_le_bytes().into_iter().chain([0; 4]).collect::<Vec<u8>>();
+    assert_eq!(session.wire.tell(SET_MEM_TABLE, &table(0), &[]), Verdict::Nack, "no regions");
+    assert_eq!(session.wire.tell(SET_MEM_TABLE, &table(1), &[good.fd()]), Verdict::Nack, "region missing");
+    assert_works(&mut ring, 0);
+}
+
+#[test]
+fn slots_of_strange_descriptors_are_refused() {
+    let daemon = daemon("");
+    let session = Session::connect(&daemon.socket(0));
+    let mut ring = session.ring(0, 64);
+    let good = region(FREE, MIB);
+    let info = good.announcement()[0];
+    let path = format!("/proc/self/fd/{}", info.mmap_handle);
+    let read_only = std::fs::File::open(path).unwrap();
+    let folder = std::fs::File::open("/").unwrap();
+    let (pipe, _writer) = std::io::pipe().unwrap();
+    let event = crate::common::frontend::bell::event();
+    let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+    let handles =
+        [read_only.as_raw_fd(), folder.as_raw_fd(), pipe.as_raw_fd(), event.as_raw_fd(), socket.as_raw_fd()];
+    for (mmap_handle, what) in handles.into_iter().zip(["read-only", "folder", "pipe", "event", "socket"]) {
+        assert_refused(what, add(&session, &VhostUserMemoryRegionInfo { mmap_handle, ..info }));
+        assert_works(&mut ring, 0);
+    }
+    add(&session, &info).unwrap();
+}
+
+#[test]
+fn slots_that_are_not_there_cannot_be_removed() {
+    let daemon = daemon("");
+    let session = Session::connect(&daemon.socket(0));
+    let mut ring = session.ring(0, 64);
+    let there = session.memory.announcement()[1];
+    let wrong = |change: &dyn Fn(&mut VhostUserMemoryRegionInfo)| {
+        let mut region = there;
+        change(&mut region);
+        remove(&session, &region)
+    };
+    assert_refused("another start", wrong(&|region| region.guest_phys_addr += PAGE));
+    assert_refused("another length", wrong(&|region| region.memory_size -= PAGE));
+    assert_refused("another user address", wrong(&|region| region.userspace_addr += PAGE));
+    assert_eq!(read_to(&mut ring, there.guest_phys_addr, 512), OK);
+    remove(&session, &there).unwrap();
+    assert_refused("removed already", remove(&session, &there));
+    assert_eq!(read_to(&mut ring, there.guest_phys_addr, 512), IOERR);
+    assert_works(&mut ring, 0);
+}
+
+#[test]
+fn there_are_509_slots() {
+    let daemon = daemon("");
+    let session = Session::connect(&daemon.socket(0));
+    let mut ring = session.ring(0, 64);
+    let pages = Memory::new(&[Span { guest_start: FREE, bytes: 1024 * PAGE }]);
+    let slot = |number: u64| VhostUserMemoryRegionInfo {
+        guest_phys_addr: FREE + number * 2 * PAGE,
+        memory_size: PAGE,
+        userspace_addr: USER_BASE + FREE + number * 2 * PAGE,
+        mmap_offset: number * PAGE,
+        ..pages.announcement()[0]
+    };
+    let free = SLOTS - SPANS.len() as u64;
+    for number in 0..free {
+        add(&session, &slot(number)).unwrap();
+    }
+    assert_refused("one slot more", add(&session, &slot(free)));
+    for number in [0, free / 2, free - 1] {
+        assert_eq!(read_to(&mut ring, FREE + number * 2 * PAGE, 4096), OK, "slot {number}");
+        assert_eq!(read_to(&mut ring, FREE + (number * 2 + 1) * PAGE, 4096), IOERR, "behind slot {number}");
+    }
+    assert_eq!(read_to(&mut ring, FREE + free * 2 * PAGE, 512), IOERR);
+    remove(&session, &slot(7)).unwrap();
+    add(&session, &slot(free)).unwrap();
+    assert_eq!(read_to(&mut ring, FREE + free * 2 * PAGE, 512), OK);
+    assert_works(&mut ring, 0);
+}
+
+/// A slot's message; the front-end of `vhost` does not send one of no bytes.
+fn slot_message(guest_start: u64, bytes: u64, user_start: u64, offset: u64) -> Vec<u8> {
+    [0, guest_start, bytes, user_start, offset].map(u64::to_le_bytes).as_flattened().to_vec()
+}

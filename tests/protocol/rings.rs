@@ -1,0 +1,331 @@
+//! Rings started, stopped and started again, and rings that cannot be started.
+
+use vhost::VhostBackend;
+
+use super::{assert_works, daemon};
+use crate::common::frontend::request::{OK, Request};
+use crate::common::frontend::ring::{NO_STATUS, Ring};
+use crate::common::frontend::wire::{Verdict, Wire};
+use crate::common::frontend::{SPANS, Session, assert_refused, settle};
+use crate::common::wait_for;
+
+const SET_VRING_NUM: u32 = 8;
+const SET_VRING_ADDR: u32 = 9;
+const SET_VRING_BASE: u32 = 10;
+const GET_VRING_BASE: u32 = 11;
+const SET_VRING_KICK: u32 = 12;
+const SET_VRING_CALL: u32 = 13;
+const SET_VRING_ERR: u32 = 14;
+const SET_VRING_ENABLE: u32 = 18;
+
+fn state(index: u32, number: u32) -> Vec<u8> {
+    [index, number].map(u32::to_le_bytes).as_flattened().to_vec()
+}
+
+fn addresses(index: u32, descriptors: u64, used: u64, available: u64) -> Vec<u8> {
+    let fields = [descriptors, used, available, 0].map(u64::to_le_bytes);
+    [state(index, 0).as_slice(), fields.as_flattened()].concat()
+}
+
+/// The status byte of the request in this slot of a ring.
+fn status(ring: &Ring, slot: usize) -> u8 {
+    ring.memory.read(ring.frame(slot).status, 1)[0]
+}
+
+/// Which base a front-end sends when it starts a ring again.
+#[derive(Debug, Clone, Copy)]
+enum Base {
+    /// What was returned when the ring stopped (QEMU).
+    Returned,
+    /// The guest's available index (Cloud Hypervisor).
+    Available,
+    /// A number that never was anywhere.
+    Nonsense,
+}
+
+#[test]
+fn a_stopped_ring_has_published_what_it_took_and_goes_on_there() {
+    let daemon = daemon("");
+    let session = Session::connect(&daemon.socket(0));
+    let mut ring = session.ring(0, 1024);
+    let slots = ring.slots();
+    let read = Request::read(0, 32 << 10);
+    let mut stopped_halfway = 0;
+    for round in 0..60_u32 {
+        let heads: Vec<u16> = (0..slots).map(|_| ring.submit(&read)).collect();
+        ring.kick.ring();
+        for _ in 0..round * 200 {
+            std::hint::spin_loop();
+        }
+        let first = ring.used_index();
+        let base = session.stop(&ring);
+        let used = ring.used_index();
+        assert_eq!(used, base, "round {round}: the reply came before the ring was at rest");
+        let done = slots - usize::from(ring.offered().wrapping_sub(used));
+        stopped_halfway += usize::from(done > 0 && done < slots);
+        for slot in 0..slots {
+            let expected = if slot < done { OK } else { NO_STATUS };
+            let at = (usize::from(heads[0]) / 4 + slot) % slots;
+            assert_eq!(status(&ring, at), expected, "round {round}, request {slot} of {done} done, {first}");
+        }
+        if round % 16 == 0 {
+            ring.kick.ring();
+            settle();
+            assert_eq!(ring.used_index(), used, "round {round}: the ring runs on");
+        }
+        let base = match [Base::Returned, Base::Available, Base::Nonsense][round as usize % 3] {
+            Base::Returned => base,
+            Base::Available => ring.offered(),
+            Base::Nonsense => base.wrapping_add(12_345),
+        };
+        if round % 2 == 0 { session.start(&ring, base) } else { session.start_base_last(&ring, base) }
+            .unwrap();
+        for head in heads {
+            let used = ring.wait();
+            assert_eq!(used.head, head, "round {round}: requests complete once and in order");
+            assert_eq!(ring.answer(&read, used).status, OK);
+        }
+        assert_eq!(ring.next_used(), None, "round {round}: something was done twice");
+    }
+    println!("stopped halfway in {stopped_halfway} rounds");
+}
+
+#[test]
+fn indices_wrap_around() {
+    let daemon = daemon("");
+    let session = Session::connect(&daemon.socket(0));
+    let mut ring = Ring::new(&session.memory, 0, 1024, true);
+    // As after 65 400 requests.
+    ring.begin_at(u16::MAX - 135);
+    session.start(&ring, u16::MAX - 135).unwrap();
+    for sector in 0..200 {
+        assert_works(&mut ring, sector * 8);
+    }
+    let base = session.stop(&ring);
+    assert_eq!(base, ring.offered());
+    assert!(base < 1024);
+}
+
+#[test]
+fn rings_of_every_size_work() {
+    let daemon = daemon("");
+    let session = Session::connect(&daemon.socket(0));
+    for (index, size) in [4, 8, 16, 32, 64, 128, 256, 512, 1024].into_iter().enumerate() {
+        let mut ring = session.ring(index as u16, size);
+        for sector in 0..300 {
+            assert_works(&mut ring, sector * 8);
+        }
+    }
+}
+
+#[test]
+fn all_64_rings_work_at_once() {
+    let daemon = daemon("");
+    let session = Session::connect(&daemon.socket(0));
+    let mut rings: Vec<Ring> = (0..64).map(|index| session.ring(index, 64)).collect();
+    for ring in &mut rings {
+        ring.submit(&Request::read(0, 4096));
+    }
+    rings.iter().for_each(|ring| ring.kick.ring());
+    for ring in &mut rings {
+        assert_eq!(ring.wait().bytes, 4097);
+    }
+    for ring in &mut rings {
+        assert_works(ring, 8 * u64::from(ring.index));
+    }
+}
+
+#[test]
+fn a_disabled_ring_waits() {
+    let daemon = daemon("");
+    let session = Session::connect(&daemon.socket(0));
+    let mut ring = session.ring(0, 64);
+    for round in 0..5 {
+        assert_works(&mut ring, 0);
+        session.enable(&ring, false).unwrap();
+        let used = ring.used_index();
+        let head = ring.submit(&Request::read(0, 512));
+        ring.kick.ring();
+        settle();
+        assert_eq!(ring.used_index(), used, "round {round}: a disabled ring runs");
+        session.enable(&ring, true).unwrap();
+        assert_eq!(ring.wait().head, head);
+    }
+}
+
+#[test]
+fn a_ring_that_was_never_enabled_waits() {
+    let daemon = daemon("");
+    let session = Session::connect(&daemon.socket(0));
+    let mut ring = Ring::new(&session.memory, 0, 64, true);
+    ring.submit(&Request::read(0, 512));
+    session.ask(|control| control.set_vring_num(0, 64)).unwrap();
+    session.set_addresses(&ring).unwrap();
+    session.ask(|control| control.set_vring_base(0, 0)).unwrap();
+    session.set_events(&ring).unwrap();
+    ring.kick.ring();
+    settle();
+    assert_eq!(ring.used_index(), 0);
+    session.enable(&ring, true).unwrap();
+    ring.wait();
+    assert_works(&mut ring, 0);
+}
+
+#[test]
+fn stopping_a_ring_that_does_not_run_is_answered() {
+    let daemon = daemon("");
+    let session = Session::connect(&daemon.socket(0));
+    let mut ring = session.ring(0, 64);
+    assert_works(&mut ring, 0);
+    let base = session.stop(&ring);
+    assert_eq!(base, ring.offered());
+    assert_eq!(session.stop(&ring), base, "once more");
+    let never_started = Ring::new(&session.memory, 9, 64, true);
+    session.stop(&never_started);
+    session.start(&ring, base).unwrap();
+    assert_works(&mut ring, 0);
+}
+
+#[test]
+fn bad_queue_sizes_are_refused() {
+    let daemon = daemon("");
+    let session = Session::connect(&daemon.socket(0));
+    let mut other = session.ring(1, 64);
+    for size in [0, 3, 6, 100, 127, 1023, 1025, 2048, 32768, 65535, 65536, 65536 + 64, u32::MAX] {
+        assert_eq!(session.wire.tell(SET_VRING_NUM, &state(0, size), &[]), Verdict::Nack, "size {size}");
+        assert_works(&mut other, 0);
+    }
+    assert_works(&mut session.ring(0, 64), 8);
+}
+
+#[test]
+fn bad_ring_addresses_are_refused_or_break_that_ring() {
+    let daemon = daemon("");
+    let session = Session::connect(&daemon.socket(0));
+    let mut other = session.ring(1, 64);
+    let [first, second] = SPANS;
+    let end = first.guest_start + first.bytes;
+    let gap = second.guest_start - 64;
+    let [d, a, u] = {
+        let good = Ring::new(&session.memory, 0, 64, true);
+        [good.descriptors, good.available, good.used]
+    };
+    for (what, [descriptors, available, used]) in [
+        ("descriptors at 0", [0, a, u]),
+        ("descriptors in a gap", [gap, a, u]),
+        ("descriptors over a region's end", [end - 64 * 16 + 16, a, u]),
+        ("descriptors over the address space", [0u64.wrapping_sub(16), a, u]),
+        ("descriptors misaligned", [d + 8, a, u]),
+        ("available ring at 0", [d, 0, u]),
+        ("available ring in a gap", [d, gap, u]),
+        ("available ring over a region's end", [d, end - 6 - 64 * 2 + 2, u]),
+        ("available ring misaligned", [d, a + 1, u]),
+        ("used ring at 0", [d, a, 0]),
+        ("used ring in a gap", [d, a, gap]),
+        ("used ring over a region's end", [d, a, end - 6 - 64 * 8 + 4]),
+        ("used ring misaligned", [d, a, u + 2]),
+        ("everything at the last byte", [u64::MAX; 3]),
+    ] {
+        let mut ring = Ring::new(&session.memory, 0, 64, true);
+        let message = addresses(0, Ring::user(descriptors), Ring::user(used), Ring::user(available));
+        session.ask(|control| control.set_vring_num(0, 64)).unwrap();
+        let mut verdicts = vec![session.wire.tell(SET_VRING_ADDR, &message, &[])];
+        if verdicts[0] == Verdict::Ack {
+            for result in [session.set_events(&ring), session.enable(&ring, true)] {
+                verdicts.push(if result.is_ok() { Verdict::Ack } else { Verdict::Nack });
+            }
+        }
+        ring.kick.ring();
+        if !verdicts.contains(&Verdict::Nack) {
+            ring.err.wait(&format!("{what}: not refused, so the ring must break"));
+        }
+        assert!(!verdicts.contains(&Verdict::Closed), "{what}: {verdicts:?}");
+        assert_works(&mut other, 0);
+        session.stop(&ring);
+        session.start(&ring, 0).unwrap();
+        assert_works(&mut ring, 8);
+        session.stop(&ring);
+        ring.reset();
+    }
+}
+
+#[test]
+fn rings_that_do_not_exist_are_refused() {
+    let daemon = daemon("queues=4");
+    let session = Session::connect(&daemon.socket(0));
+    let mut other = session.ring(3, 64);
+    let event = crate::common::frontend::bell::event();
+    let fd = crate::common::frontend::fd_of(&event);
+    for index in [4_u64, 5, 200, 255] {
+        let number = index.to_le_bytes();
+        assert_eq!(session.wire.tell(SET_VRING_KICK, &number, &[fd]), Verdict::Nack, "kick {index}");
+        assert_eq!(session.wire.tell(SET_VRING_CALL, &number, &[fd]), Verdict::Nack, "call {index}");
+        assert_eq!(session.wire.tell(SET_VRING_ERR, &number, &[fd]), Verdict::Nack, "err {index}");
+    }
+    for index in [4, 5, 255, 256, 65_536, u32::MAX] {
+        assert_eq!(session.wire.tell(SET_VRING_NUM, &state(index, 64), &[]), Verdict::Nack);
+        assert_eq!(session.wire.tell(SET_VRING_BASE, &state(index, 0), &[]), Verdict::Nack);
+        assert_eq!(session.wire.tell(SET_VRING_ENABLE, &state(index, 1), &[]), Verdict::Nack);
+        let message = addresses(index, 0, 0, 0);
+        assert_eq!(session.wire.tell(SET_VRING_ADDR, &message, &[]), Verdict::Nack);
+    }
+    assert_works(&mut other, 0);
+}
+
+/// There is no way to say no to a question but to hang up.
+#[test]
+fn asking_for_the_base_of_a_ring_that_does_not_exist_is_not_left_unanswered() {
+    let daemon = daemon("queues=4");
+    for index in [4, 255, 65_536, u32::MAX] {
+        let wire = Wire::connect(&daemon.socket(0));
+        let answer = wire.ask(GET_VRING_BASE, &state(index, 0), &[]);
+        println!("ring {index}: {answer:?}");
+        assert_works(&mut Session::connect(&daemon.socket(0)).ring(0, 64), 0);
+    }
+}
+
+#[test]
+fn enabling_takes_no_third_value() {
+    let daemon = daemon("");
+    let session = Session::connect(&daemon.socket(0));
+    let mut ring = session.ring(0, 64);
+    assert_works(&mut ring, 0);
+    assert_eq!(session.wire.tell(SET_VRING_ENABLE, &state(0, 2), &[]), Verdict::Nack);
+    assert_works(&mut ring, 0);
+}
+
+/// A ring's numbers may change while it stands still, but not under it.
+#[test]
+fn messages_to_a_running_ring_do_not_disturb_it() {
+    let daemon = daemon("");
+    let session = Session::connect(&daemon.socket(0));
+    let mut ring = session.ring(0, 64);
+    assert_works(&mut ring, 0);
+    let _ = session.ask(|control| control.set_vring_base(0, 999));
+    assert_works(&mut ring, 0);
+    let _ = session.set_addresses(&ring);
+    assert_works(&mut ring, 0);
+    let _ = session.ask(|control| control.set_vring_num(0, 64));
+    assert_works(&mut ring, 0);
+    session.enable(&ring, true).unwrap();
+    assert_works(&mut ring, 0);
+    assert_refused("size 3", session.ask(|control| control.set_vring_num(0, 3)));
+    assert_works(&mut ring, 0);
+    // A front-end that resumes from a snapshot says everything again on the same connection.
+    session.start_base_last(&ring, ring.offered()).unwrap();
+    assert_works(&mut ring, 0);
+}
+
+#[test]
+fn requests_complete_that_were_available_before_the_ring_started() {
+    let daemon = daemon("");
+    let session = Session::connect(&daemon.socket(0));
+    let mut ring = Ring::new(&session.memory, 0, 64, true);
+    let heads: Vec<u16> = (0..ring.slots()).map(|_| ring.submit(&Request::read(0, 512))).collect();
+    session.start(&ring, 0).unwrap();
+    wait_for("all of them are done", || (ring.used_index() == ring.offered()).then_some(()));
+    for head in heads {
+        assert_eq!(ring.wait().head, head);
+    }
+    assert!(!ring.kick.is_rung(), "nobody has kicked");
+}

@@ -13,6 +13,8 @@ use crate::ring::{Batch, DATA_BASE, DATA_BORDER, DATA_BYTES};
 
 /// Most data in a request, in blocks.
 const MOST_BLOCKS: u64 = 8;
+/// Most blocks in a range to be discarded or zeroed: with 512-byte blocks some pages are covered in part.
+const MOST_CLEARED_BLOCKS: u64 = 40;
 const NEXT: u16 = VRING_DESC_F_NEXT as u16;
 const WRITE: u16 = VRING_DESC_F_WRITE as u16;
 const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
@@ -114,14 +116,14 @@ impl Stream {
     }
 
     /// A range inside the disk: sector and length in bytes. One in eight is empty.
-    fn range(&mut self) -> (u64, usize) {
+    fn range(&mut self, most_blocks: u64) -> (u64, usize) {
         let blocks = self.shape.capacity_sectors / self.shape.block_sectors;
-        let count = if self.random.one_in(8) { 0 } else { 1 + self.random.below(MOST_BLOCKS) };
+        let count = if self.random.one_in(8) { 0 } else { 1 + self.random.below(most_blocks) };
         let first = match self.random.below(8) {
             0 => blocks - count.max(1),
             // Requests often meet.
             1..=4 => self.random.below(32),
-            _ => self.random.below(blocks - MOST_BLOCKS),
+            _ => self.random.below(blocks - most_blocks),
         };
         (first * self.shape.block_sectors, count as usize * self.block_bytes())
     }
@@ -131,12 +133,12 @@ impl Stream {
     }
 
     fn read(&mut self, what: &'static str) -> Request {
-        let (sector, len) = self.range();
+        let (sector, len) = self.range(MOST_BLOCKS);
         Request::new(what, VIRTIO_BLK_T_IN, sector).writable(len)
     }
 
     fn write(&mut self, what: &'static str) -> Request {
-        let (sector, len) = self.range();
+        let (sector, len) = self.range(MOST_BLOCKS);
         Request::new(what, VIRTIO_BLK_T_OUT, sector).readable(self.bytes(len))
     }
 
@@ -188,7 +190,7 @@ impl Stream {
             [2, 3, 5, 6, 7, 9, 10, 12, 14, 15, 16, 24, 255, 1 << 16, 1 << 31, u32::MAX];
         let kind = self.random.pick(&secure_erase_and_others);
         let (readable, writable) = (self.random.below(3) * 512, self.random.below(3) * 512);
-        let (sector, _) = self.range();
+        let (sector, _) = self.range(MOST_BLOCKS);
         Request::new("unknown type", kind, sector)
             .readable(self.bytes(readable as usize))
             .writable(writable as usize)
@@ -223,8 +225,8 @@ impl Stream {
     /// DISCARD or WRITE_ZEROES with one range or several.
     fn clear(&mut self, what: &'static str) -> Request {
         let kind = self.random.pick(&[VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES]);
-        let most = self.most_ranges(kind).min(5);
-        let count = 1 + self.random.below(u64::from(most));
+        let most = u64::from(self.most_ranges(kind)).min(64);
+        let count = if self.random.one_in(8) { most } else { 1 + self.random.below(most.min(5)) };
         let payload = (0..count).flat_map(|_| self.clear_range(kind)).collect();
         // The sector in the header means nothing.
         Request::new(what, kind, self.random.next()).readable(payload)
@@ -237,7 +239,7 @@ impl Stream {
     }
 
     fn clear_range(&mut self, kind: u32) -> [u8; 16] {
-        let (sector, bytes) = self.range();
+        let (sector, bytes) = self.range(MOST_CLEARED_BLOCKS);
         let flags = if kind == VIRTIO_BLK_T_WRITE_ZEROES { self.random.below(2) as u32 } else { 0 };
         range_bytes(sector, (bytes / SECTOR_BYTES) as u32, flags)
     }

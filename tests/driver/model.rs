@@ -167,7 +167,7 @@ impl<'a> Run<'a> {
             self.finish_on(step.queue)?;
         }
         // Every other request waits for company: batches of all sizes come up.
-        if step.seed % 2 == 0 {
+        if step.seed.is_multiple_of(2) {
             self.driver.queues()[step.queue].kick();
         }
         self.slots[slot] = Some(step.clone());

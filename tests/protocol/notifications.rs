@@ -3,6 +3,7 @@
 use vhost::VhostBackend;
 
 use super::{assert_works, daemon};
+use crate::common::Random;
 use crate::common::frontend::bell::{Bell, event};
 use crate::common::frontend::load::{LOAD_SECTORS, Load};
 use crate::common::frontend::request::{OK, Request};
@@ -166,6 +167,33 @@ fn with_event_indices_the_driver_is_notified_at_the_entry_it_names() {
             }
         }
         ring.call.wait("the third completion");
+    }
+}
+
+/// The device looks again after it has asked for kicks: a request that came in between is not kicked.
+#[test]
+fn a_driver_that_kicks_only_when_asked_never_waits_in_vain() {
+    const REQUESTS: usize = 20_000;
+    let daemon = daemon("");
+    for options in both() {
+        let session = Session::connect_with(&daemon.socket(0), &options);
+        let mut ring = session.ring(0, 64);
+        let mut random = Random::new(1);
+        let request = Request::read(0, 512);
+        let mut under_way = 0;
+        for _ in 0..REQUESTS {
+            // From just before the device falls asleep to just after it.
+            for _ in 0..random.below(3000) {
+                std::hint::spin_loop();
+            }
+            ring.submit(&request);
+            ring.notify();
+            under_way += 1;
+            while under_way > 0 && (under_way == ring.slots() || random.one_in(2)) {
+                assert_eq!(ring.wait().bytes, 513);
+                under_way -= 1;
+            }
+        }
     }
 }
 

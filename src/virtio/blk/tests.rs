@@ -8,7 +8,7 @@ use std::task::Waker;
 use proptest::prelude::*;
 
 use super::*;
-use crate::copy::{Segment, Segments};
+use crate::copy::testing::Memory;
 use crate::disk::{Geometry, MappedDisk};
 use crate::log_limit::LogLimit;
 use crate::virtio::memory::{MemoryTable, RegionSpec};
@@ -18,13 +18,9 @@ use crate::worker::{Ring, RingKey, RingParts, Served};
 const LIMITS: Limits = Limits { capacity_sectors: 1 << 40, block_sectors: 1, read_only: false };
 
 /// Ranges of a payload, split anywhere.
-fn ranges(bytes: &mut [u8], split: usize, zeroes: bool) -> Result<Vec<Range>, Refusal> {
-    let (first, second) = bytes.split_at_mut(split);
-    let list = [first, second].map(|part| Segment::new(part.as_mut_ptr(), part.len()));
-    #[allow(unsafe_code)]
-    // SAFETY: the bytes outlive the call, and nothing else touches them meanwhile.
-    let payload = unsafe { Segments::new(&list) };
-    parse_ranges(payload, zeroes, &LIMITS).map(|ranges| ranges.as_slice().to_vec())
+fn ranges(bytes: &[u8], split: usize, zeroes: bool) -> Result<Vec<Range>, Refusal> {
+    let memory = Memory::new(bytes).cut(0, &[split, bytes.len() - split], 0);
+    parse_ranges(memory.segments(), zeroes, &LIMITS).map(|ranges| ranges.as_slice().to_vec())
 }
 
 fn raw_range(sector: u64, count: u32, flags: u32) -> Vec<u8> {
@@ -39,14 +35,13 @@ fn ranges_are_read_over_any_split() {
         Range { offset: 1 << 48, len_bytes: 512, unmap: true },
     ];
     for split in 0..=bytes.len() {
-        assert_eq!(ranges(&mut bytes.clone(), split, true).unwrap(), expected);
+        assert_eq!(ranges(&bytes, split, true).unwrap(), expected);
     }
 }
 
 #[test]
 fn ranges_are_refused_as_the_specification_says() {
-    let refused =
-        |bytes: Vec<u8>, zeroes| ranges(&mut bytes.clone(), 3.min(bytes.len()), zeroes).unwrap_err();
+    let refused = |bytes: Vec<u8>, zeroes| ranges(&bytes, 3.min(bytes.len()), zeroes).unwrap_err();
     let many = raw_range(0, 1, 0).repeat(usize::from(MAX_RANGES) + 1);
     let cases = [
         (vec![], true, Refusal::IoError),

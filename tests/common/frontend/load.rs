@@ -88,7 +88,7 @@ fn write_and_read(ring: &mut Ring, first_sector: u64, random: &mut Random) {
 
 fn batch(ring: &mut Ring, requests: &[Request]) -> Vec<Vec<u8>> {
     let heads: Vec<u16> = requests.iter().map(|request| ring.submit(request)).collect();
-    ring.kick.ring();
+    ring.notify();
     let mut data = Vec::new();
     for (request, head) in requests.iter().zip(heads) {
         let used = ring.wait();

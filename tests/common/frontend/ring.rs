@@ -23,6 +23,9 @@ const FRAME_BYTES: u64 = 4096 + DATA_BYTES;
 /// Descriptors that [`Ring::submit`] may use for one request.
 const SLOT_DESCRIPTORS: u16 = 4;
 
+/// Flag of the used ring: the device does not want to be kicked.
+const NO_NOTIFY: u16 = 1;
+
 /// What a status byte holds before the device writes it.
 pub const NO_STATUS: u8 = 0xee;
 
@@ -104,6 +107,8 @@ pub struct Ring {
     offered: u16,
     /// What this side has taken from the used ring.
     seen: u16,
+    /// The available index at the last notification, or when none was wanted.
+    notified: u16,
 }
 
 impl Ring {
@@ -126,6 +131,7 @@ impl Ring {
             submitted: 0,
             offered: 0,
             seen: 0,
+            notified: 0,
         }
     }
 
@@ -134,7 +140,7 @@ impl Ring {
         let slots = usize::from(self.size);
         self.memory.fill(self.available, 6 + slots * 2, 0);
         self.memory.fill(self.used, 6 + slots * 8, 0);
-        (self.submitted, self.offered, self.seen) = (0, 0, 0);
+        (self.submitted, self.offered, self.seen, self.notified) = (0, 0, 0, 0);
         self.call.take();
         self.err.take();
     }
@@ -143,7 +149,7 @@ impl Ring {
     pub fn begin_at(&mut self, index: u16) {
         self.memory.store_u16(self.available + 2, index);
         self.memory.store_u16(self.used + 2, index);
-        (self.offered, self.seen) = (index, index);
+        (self.offered, self.seen, self.notified) = (index, index, index);
     }
 
     /// The address in the front-end's own space under which a guest address is announced.
@@ -183,6 +189,21 @@ impl Ring {
     /// The available index as this side has written it.
     pub fn offered(&self) -> u16 {
         self.offered
+    }
+
+    /// Kicks as a driver does that has made chains available: only if the device wants it (§2.7.10).
+    pub fn notify(&mut self) {
+        let (old, new) = (self.notified, self.offered);
+        self.notified = new;
+        let is_wanted = if self.event_idx {
+            let event = self.memory.load_u16(self.used + 4 + u64::from(self.size) * 8);
+            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+        } else {
+            self.memory.load_u16(self.used) & NO_NOTIFY == 0
+        };
+        if is_wanted {
+            self.kick.ring();
+        }
     }
 
     /// The used index as the device has written it.
@@ -244,7 +265,7 @@ impl Ring {
     /// Does one request alone.
     pub fn run(&mut self, request: &Request) -> Answer {
         let head = self.submit(request);
-        self.kick.ring();
+        self.notify();
         let used = self.wait();
         assert_eq!(used.head, head, "the only request is the one that completes");
         self.answer(request, used)

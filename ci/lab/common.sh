@@ -1,0 +1,69 @@
+# Shared by the scripts of ci/: where things are, how progress is said, and apt with sources of its own.
+# shellcheck shell=bash
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+CACHE=$ROOT/.cache/lab
+APT_LOCK_SECONDS=200
+
+# step WHAT: one line of visible progress, with the seconds since the script began.
+step() { printf '\n==> [%3ds] %s\n' "$SECONDS" "$*"; }
+
+# die WHY: says what went wrong and leaves.
+die() {
+    printf '%s: %s\n' "$(basename "$0")" "$*" >&2
+    exit 1
+}
+
+# as_root COMMAND...: runs it as root, directly or through sudo.
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        die "this needs root and there is no sudo; run as root: $*"
+    fi
+}
+
+# apt_private: fills APT with the arguments that point apt at package lists of our own.
+# The machine's own lists and sources stay as they are, and backports never reach its other upgrades.
+apt_private() {
+    local private=$CACHE/apt
+    mkdir -p "$private/lists/partial" "$private/archives/partial"
+    APT=(-q
+        -o "Dir::State::lists=$private/lists"
+        -o "Dir::Cache::archives=$private/archives"
+        -o "APT::Keep-Downloaded-Packages=false"
+        -o "APT::Sandbox::User=root"
+        -o "DPkg::Lock::Timeout=$APT_LOCK_SECONDS"
+        -o "Acquire::Retries=3")
+    if [ ! -s "$private/sources.list" ]; then
+        apt_sources >"$private/sources.new"
+        [ -s "$private/sources.new" ] || die "apt has no Debian source for $(codename); configure one first"
+        mv "$private/sources.new" "$private/sources.list"
+    fi
+    APT+=(-o "Dir::Etc::sourcelist=$private/sources.list" -o "Dir::Etc::sourceparts=-")
+    # Lists of another day name packages that the mirror no longer has.
+    if [ -z "$(find "$private/updated" -mmin -720 2>/dev/null)" ]; then
+        apt-get "${APT[@]}" update
+        touch "$private/updated"
+    fi
+}
+
+# apt_sources: the machine's own mirrors of this Debian release, with backports added.
+apt_sources() {
+    local keys='' base suite
+    [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] &&
+        keys='[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] '
+    apt-get update --print-uris -o "Dir::State::lists=$CACHE/apt/lists" | cut -d"'" -f2 |
+        sed -n "s,^\(.*\)/dists/\($(codename)[^/]*\)/InRelease\$,\1 \2,p" |
+        while read -r base suite; do
+            echo "deb $keys$base $suite main"
+            [ "$suite" != "$(codename)" ] || echo "deb $keys$base $suite-backports main"
+        done | sort -u
+}
+
+codename() {
+    # shellcheck source=/dev/null
+    (. /etc/os-release && echo "${VERSION_CODENAME:-unknown}")
+}

@@ -1,0 +1,128 @@
+//! A Linux guest that runs commands for the host (`agent.sh`).
+
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::Command;
+
+use super::machine::{KERNEL, Machine, PATIENCE, script};
+
+/// What a command in the guest did.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: i32,
+    pub text: String,
+}
+
+/// A guest that answers.
+#[derive(Debug)]
+pub struct Guest {
+    machine: Machine,
+    line: BufReader<UnixStream>,
+    boot_id: String,
+    /// Set once it has failed to answer: what comes after fails at once.
+    is_lost: bool,
+}
+
+impl Guest {
+    /// Boots a guest whose `/lab` holds this folder's scripts and `files`, and waits until it answers.
+    pub fn boot(folder: &Path, files: &[&Path], disks: Vec<String>) -> Self {
+        let initramfs = folder.join("initramfs");
+        let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest");
+        let names = ["agent.sh", "filesystem.sh", "fio.sh", "partitions.sh"];
+        let built = Command::new(script("initramfs"))
+            .arg(&initramfs)
+            .args(names.map(|name| scripts.join(name)))
+            .args(files)
+            .status();
+        assert!(built.unwrap().success(), "ci/lab/initramfs failed");
+
+        let sockets = tempfile::tempdir_in("/tmp").unwrap();
+        let path = sockets.path().join("agent");
+        let listener = UnixListener::bind(&path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let mut args = disks;
+        args.extend(["-kernel", KERNEL, "-initrd"].map(str::to_owned));
+        args.push(initramfs.display().to_string());
+        args.extend(["-append", "console=ttyS0 no_timer_check panic=-1 lab=agent.sh"].map(str::to_owned));
+        args.extend(["-chardev".to_owned(), format!("socket,id=agent,path={}", path.display())]);
+        args.extend(["-serial", "chardev:agent"].map(str::to_owned));
+        let mut machine = Machine::start(folder, &args);
+        let stream = machine.wait_for("QEMU connects the agent's line", |_| listener.accept().ok()).0;
+        stream.set_nonblocking(false).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+
+        let mut guest =
+            Self { machine, line: BufReader::new(stream), boot_id: String::new(), is_lost: false };
+        guest.boot_id = guest.await_ready();
+        guest
+    }
+
+    /// Runs a shell command.
+    pub fn run(&mut self, command: &str) -> Reply {
+        self.send(command);
+        let mut text = String::new();
+        loop {
+            let line = self.receive(command);
+            match line.split_at_checked(1) {
+                Some(("|", output)) => text.push_str(&format!("{output}\n")),
+                _ => match line.strip_prefix("END ").and_then(|status| status.parse().ok()) {
+                    Some(status) => return Reply { status, text },
+                    None => self.lose(&format!("instead of the end of {command:?} the guest said {line:?}")),
+                },
+            }
+        }
+    }
+
+    /// Runs a shell command that must succeed; what it printed, without white space around it.
+    pub fn shell(&mut self, command: &str) -> String {
+        let Reply { status, text } = self.run(command);
+        assert_eq!(status, 0, "in the guest, {command:?} failed: {text}");
+        text.trim().to_owned()
+    }
+
+    /// Reboots the guest while QEMU lives on, and waits until the new one answers.
+    pub fn reboot(&mut self) {
+        self.send("sync; reboot -f");
+        let boot_id = self.await_ready();
+        assert_ne!(boot_id, self.boot_id, "the guest has not rebooted");
+        self.boot_id = boot_id;
+    }
+
+    /// Switches the guest off and insists that QEMU ends well.
+    pub fn power_off(mut self) {
+        self.send("sync; poweroff -f");
+        let status = self.machine.wait_end();
+        assert!(status.success(), "QEMU: {status}\n{}", self.machine.last_words());
+    }
+
+    fn await_ready(&mut self) -> String {
+        let line = self.receive("boot");
+        match line.strip_prefix("READY ") {
+            Some(boot_id) => boot_id.to_owned(),
+            None => self.lose(&format!("a guest that boots said {line:?}")),
+        }
+    }
+
+    fn send(&mut self, command: &str) {
+        assert!(!self.is_lost, "not tried: the guest is lost");
+        writeln!(self.line.get_mut(), "{command}").unwrap();
+    }
+
+    fn receive(&mut self, what: &str) -> String {
+        let mut line = String::new();
+        match self.line.read_line(&mut line) {
+            Ok(0) => self.lose(&format!("the guest ended in the middle of {what:?}")),
+            Ok(_) => line.trim_end().to_owned(),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                self.lose(&format!("no answer within {PATIENCE:?} to {what:?}"))
+            }
+            Err(error) => self.lose(&format!("the agent's line: {error}")),
+        }
+    }
+
+    fn lose(&mut self, why: &str) -> ! {
+        self.is_lost = true;
+        panic!("{why}\n{}", self.machine.last_words());
+    }
+}

@@ -1,0 +1,106 @@
+//! A QEMU machine as a child process.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// Debian's cloud kernel, fetched by `ci/lab/prepare`.
+pub const KERNEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/.cache/lab/kernel/vmlinuz");
+
+/// The longest that a guest may take for anything: emulated, on a machine that is busy with other things.
+pub const PATIENCE: Duration = Duration::from_secs(300);
+
+/// A running machine, killed and reaped when dropped.
+#[derive(Debug)]
+pub struct Machine {
+    qemu: Child,
+    console: PathBuf,
+    errors: PathBuf,
+}
+
+impl Machine {
+    /// Starts a machine with what all guests share (`ci/lab/guest`) and `args`; its files go to `folder`.
+    pub fn start(folder: &Path, args: &[String]) -> Self {
+        let (console, errors) = (folder.join("console"), folder.join("qemu-errors"));
+        let qemu = Command::new(script("guest"))
+            .args(["-serial", &format!("file:{}", console.display())])
+            .args(args)
+            .stdin(Stdio::null())
+            .stderr(File::create(&errors).unwrap())
+            .spawn()
+            .unwrap();
+        Self { qemu, console, errors }
+    }
+
+    /// What the first serial line has shown so far.
+    pub fn console(&self) -> String {
+        let bytes = std::fs::read(&self.console).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).replace('\r', "")
+    }
+
+    /// The last words, to explain a failure.
+    pub fn last_words(&self) -> String {
+        let errors = std::fs::read_to_string(&self.errors).unwrap_or_default();
+        let console = self.console();
+        let tail: Vec<&str> = console.lines().rev().take(15).collect();
+        let tail: Vec<&str> = tail.into_iter().rev().collect();
+        format!("QEMU said: {}\nthe console ended with:\n{}", errors.trim(), tail.join("\n"))
+    }
+
+    /// The exit status, when the machine has ended.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.qemu.try_wait().unwrap()
+    }
+
+    /// Waits until `condition` yields a value; panics when that takes too long or the machine ends before.
+    pub fn wait_for<T>(&mut self, what: &str, mut condition: impl FnMut(&Self) -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let ended = self.ended();
+            if let Some(value) = condition(self) {
+                return value;
+            }
+            if let Some(status) = ended {
+                panic!("QEMU ended ({status}) before {what}\n{}", self.last_words());
+            }
+            assert!(
+                Instant::now() < deadline,
+                "waited {PATIENCE:?} in vain until {what}\n{}",
+                self.last_words()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until the machine has ended by itself.
+    pub fn wait_end(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.ended() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "QEMU does not end\n{}", self.last_words());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+}
+
+/// A script of `ci/lab`.
+pub fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("ci/lab").join(name)
+}
+
+/// The QEMU arguments that attach the disk behind `socket`; `more` goes to the device.
+pub fn disk_arguments(id: &str, socket: &Path, more: &str) -> Vec<String> {
+    let chardev = format!("socket,id={id},path={}", socket.display());
+    let device = format!("vhost-user-blk-pci,chardev={id},{more}");
+    ["-chardev".to_owned(), chardev, "-device".to_owned(), device].to_vec()
+}

@@ -1,0 +1,59 @@
+//! Real Linux guests, firmware and GRUB in QEMU on disks of the real daemon.
+//!
+//! Not a part of a plain `cargo test`: it needs QEMU, a kernel and tools, which `ci/lab/prepare` brings. Then
+//! `cargo test --release --test guest -- --ignored [PART-OF-A-NAME]` runs it, as `ci/test` does. Each check is one
+//! line, and the host decides: it looks at the image file, and a guest that stops answering has failed.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::print_stdout, clippy::cast_possible_truncation, unreachable_pub)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod bytes;
+mod filesystems;
+mod firmware;
+mod folder;
+mod guest;
+mod identity;
+mod image;
+mod lifecycle;
+mod linux;
+mod machine;
+mod report;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use report::Report;
+
+/// Set to a reason, it makes a machine that cannot run guests pass all the same.
+const SKIP: &str = "VHOST_USER_PMEM_SKIP_GUEST";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let wanted = |flag: &str| arguments.iter().any(|argument| argument == flag);
+    if wanted("--list") {
+        return ExitCode::SUCCESS;
+    }
+    if !wanted("--ignored") && !wanted("--include-ignored") {
+        println!("guest test skipped: it needs QEMU and more; ci/lab/prepare brings them, then run");
+        println!("    cargo test --release --test guest -- --ignored");
+        return ExitCode::SUCCESS;
+    }
+    if let Some(reason) = std::env::var_os(SKIP) {
+        println!("guest test skipped: {SKIP}={}", reason.display());
+        return ExitCode::SUCCESS;
+    }
+    if !Path::new(machine::KERNEL).exists() {
+        println!("FAILED: there is no guest kernel ({}).", machine::KERNEL);
+        println!("Run ci/lab/prepare first, or set {SKIP} to the reason why this machine cannot.");
+        return ExitCode::FAILURE;
+    }
+    folder::remove_all_on_interrupt();
+    let filter = arguments.into_iter().find(|argument| !argument.starts_with('-'));
+    let mut report = Report::new(filter);
+    linux::run(&mut report);
+    firmware::run(&mut report);
+    report.close()
+}

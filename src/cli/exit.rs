@@ -128,7 +128,7 @@ fn of_server(error: &ServerError) -> Exit {
             Exit::Permission
         }
         ServerError::Socket { .. } | ServerError::Fd { .. } => Exit::Socket,
-        ServerError::Threads(_) => Exit::Other,
+        ServerError::Copy(_) | ServerError::Faults(_) | ServerError::Threads(_) => Exit::Other,
     }
 }
 

@@ -3,13 +3,35 @@
 //! Everything here works on host addresses. One side is a disk's mapping or file, the other a list of
 //! [`Segments`] of guest memory. Both may be written by others at any time, so no Rust reference to their
 //! bytes ever exists: only the routines of this module touch them, through raw pointers.
+//!
+//! And both may cease to be there: a file is truncated, a memory cell is bad, a file system is full. Once
+//! [`fault::install`] was called, a routine that meets such a place answers how many bytes it did *not* copy
+//! (on x86_64; elsewhere the process ends, as without it).
+//!
+//! The [`Engine`] is the set of routines that suits the CPU: non-temporal stores into the media, which spare
+//! it the reads that ordinary ones begin with and need no flush behind them; ordinary moves into guest
+//! memory, where the bytes are wanted next. Lines of the media that are written in part are stored
+//! ordinarily and written back at once ([`Persist`]), so that one [`store_fence`] a batch makes all of it
+//! durable.
 
-mod plain;
+mod engine;
+pub mod fault;
+mod portable;
+mod routines;
 mod segments;
 mod syscall;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+mod x86_64;
 
-pub use plain::{copy_from_segments, copy_to_segments, load_slice, store_fence, store_slice, zero};
+pub use engine::{Engine, EngineError, LineFlush, OVERRIDE, Stores};
+pub use routines::{
+    Persist, can_read, copy_from_segments, copy_to_segments, load_slice, prefetch_line, store_fence,
+    store_slice, zero,
+};
 pub use segments::{Segment, Segments};
 pub use syscall::{pwritev_all, pwritev_zeroes};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::lock::BackingFile;
 use super::space::{self, fallocate};
 use super::{Disk, DiskError, Durability, Geometry, Mapping};
-use crate::copy::{self, Segments};
+use crate::copy::{self, Persist, Segments};
 
 /// A disk that is read and written by copies to and from its mapping.
 ///
@@ -35,6 +35,8 @@ impl MappedDisk {
     /// The same of a file that is shared with its lock.
     pub(super) fn over(file: Arc<BackingFile>, geometry: Geometry) -> io::Result<Self> {
         let mapping = Mapping::new(&file, geometry.capacity_bytes, geometry.read_only)?;
+        // Nothing is kept when the power goes, however it is stored.
+        let mapping = mapping.persisting(Persist::FenceOnly);
         let punch_bytes = file.metadata()?.blksize().max(1);
         Ok(Self { mapping, file, geometry, punch_bytes })
     }

@@ -4,23 +4,31 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 use rustix::mm::{MapFlags, ProtFlags};
 
 use super::DiskError;
-use crate::copy::{self, Segments};
+use crate::copy::fault::WatchedRange;
+use crate::copy::{self, Persist, Segments};
 
 /// The first bytes of a file, shared with everyone who has it open.
 ///
 /// Its memory is reached through the methods only, by offset and checked: no pointer leaves.
 #[derive(Debug)]
 pub struct Mapping {
+    /// Dropped before the memory is unmapped; none when too many are watched, which only costs comfort.
+    watch: Option<WatchedRange>,
+    /// Asked when a copy fell short: why?
+    file: File,
     base: *mut u8,
     len: usize,
     /// What `munmap` is told: on hugetlbfs whole huge pages, which may be more than `len`.
     mapped_bytes: usize,
     read_only: bool,
+    persist: Persist,
 }
 
 // SAFETY: the mapping belongs to the process, not to the thread that made it.
@@ -52,7 +60,17 @@ impl Mapping {
         let flags = MapFlags::SHARED | MapFlags::NORESERVE;
         // SAFETY: the kernel chooses an address that is free, so that nothing of this process is replaced.
         let base = unsafe { rustix::mm::mmap(std::ptr::null_mut(), mapped_bytes, access, flags, file, 0) }?;
-        Ok(Self { base: base.cast(), len, mapped_bytes, read_only })
+        let base = base.cast::<u8>();
+        let watch = WatchedRange::media(base, mapped_bytes);
+        let persist = Persist::Lines;
+        Ok(Self { watch, file: file.try_clone()?, base, len, mapped_bytes, read_only, persist })
+    }
+
+    /// Says what writes have to do; without, every line is on its way to the media when they return.
+    #[must_use]
+    pub const fn persisting(mut self, persist: Persist) -> Self {
+        self.persist = persist;
+        self
     }
 
     /// Length in bytes.
@@ -71,7 +89,7 @@ impl Mapping {
         // SAFETY: `at` has checked that as many bytes are mapped there, and they are until `self` is
         // dropped; no reference to them exists and no pointer has left, so `into` is elsewhere.
         let left = unsafe { copy::copy_to_segments(src, into) };
-        complete("reading the mapping", left)
+        self.complete("reading the mapping", src, into.total_bytes(), left)
     }
 
     /// Stores `from` at `offset`.
@@ -84,8 +102,8 @@ impl Mapping {
         // SAFETY: `writable_at` has checked that as many bytes are mapped there for writing, and they are
         // until `self` is dropped; no reference to them exists and no pointer has left, so `from` is
         // elsewhere.
-        let left = unsafe { copy::copy_from_segments(dst, from) };
-        complete("writing the mapping", left)
+        let left = unsafe { copy::copy_from_segments(dst, from, self.persist) };
+        self.complete("writing the mapping", dst, from.total_bytes(), left)
     }
 
     /// Stores `len` zero bytes at `offset`.
@@ -98,8 +116,8 @@ impl Mapping {
         let dst = self.writable_at(offset, len)?;
         // SAFETY: `writable_at` has checked that `len` bytes are mapped there for writing, and they are until
         // `self` is dropped; no reference to them exists.
-        let left = unsafe { copy::zero(dst, len) };
-        complete("zeroing the mapping", left)
+        let left = unsafe { copy::zero(dst, len, self.persist) };
+        self.complete("zeroing the mapping", dst, len, left)
     }
 
     /// Whether `len` bytes at `offset` are inside.
@@ -111,6 +129,40 @@ impl Mapping {
         match offset.checked_add(len) {
             Some(end) if end <= self.len as u64 => Ok(()),
             _ => Err(DiskError::OutOfRange),
+        }
+    }
+
+    /// An error unless every byte was copied.
+    #[inline]
+    fn complete(
+        &self,
+        operation: &'static str,
+        start: *const u8,
+        len: usize,
+        bytes_left: usize,
+    ) -> Result<(), DiskError> {
+        if bytes_left == 0 {
+            return Ok(());
+        }
+        let faulted_at = start.wrapping_add(len.saturating_sub(bytes_left));
+        Err(DiskError::Io { operation, source: io::Error::other(self.loss(faulted_at)) })
+    }
+
+    /// Why a copy ended before the byte at `address`, which is inside.
+    #[cold]
+    fn loss(&self, address: *const u8) -> Loss {
+        let file = path_of(&self.file);
+        // SAFETY: the caller took the address from a range that `at` had checked.
+        if unsafe { copy::can_read(address) } {
+            return Loss::GuestMemory;
+        }
+        let offset = (address.addr() - self.base.addr()) as u64;
+        match self.file.metadata().map(|metadata| metadata.len()) {
+            Ok(file_bytes) if file_bytes <= offset => {
+                Loss::Truncated { file, file_bytes, len_bytes: self.len as u64 }
+            }
+            _ if has_no_space(&self.file) => Loss::Full { file, offset },
+            _ => Loss::Media { file, offset },
         }
     }
 
@@ -134,6 +186,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        drop(self.watch.take());
         // SAFETY: `new` has mapped exactly this range, nothing else unmaps it, and whoever used it had
         // borrowed `self`.
         let unmapped = unsafe { rustix::mm::munmap(self.base.cast(), self.mapped_bytes) };
@@ -141,13 +194,33 @@ impl Drop for Mapping {
     }
 }
 
-/// An error unless every byte was copied.
-#[inline]
-fn complete(operation: &'static str, bytes_left: usize) -> Result<(), DiskError> {
-    if bytes_left == 0 {
-        return Ok(());
-    }
-    Err(DiskError::Io { operation, source: io::Error::from_raw_os_error(libc::EIO) })
+/// What was not there when it was to be copied.
+#[derive(Debug, thiserror::Error)]
+enum Loss {
+    #[error("guest memory is lost (its file was truncated, or a page of it went bad)")]
+    GuestMemory,
+    #[error(
+        "{}: the file was truncated to {file_bytes} bytes while {len_bytes} are served; make it as long again \
+         and restore what is missing", file.display()
+    )]
+    Truncated { file: PathBuf, file_bytes: u64, len_bytes: u64 },
+    #[error(
+        "{}: no space is left on its file system for the hole at byte {offset}; free some, or preallocate",
+        file.display()
+    )]
+    Full { file: PathBuf, offset: u64 },
+    #[error("{}: the media failed at byte {offset}", file.display())]
+    Media { file: PathBuf, offset: u64 },
+}
+
+/// The path of an open file, as the kernel knows it now.
+fn path_of(file: &File) -> PathBuf {
+    let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+    std::fs::read_link(&link).unwrap_or_else(|_| link.into())
+}
+
+fn has_no_space(file: &File) -> bool {
+    rustix::fs::fstatfs(file).is_ok_and(|statfs| statfs.f_blocks > 0 && statfs.f_bfree == 0)
 }
 
 #[cfg(test)]
@@ -269,11 +342,5 @@ mod tests {
         let file = File::from(memfd);
         file.set_len(file.metadata().unwrap().blksize() * 2).unwrap();
         drop(Mapping::new(&file, 4096, false).unwrap());
-    }
-
-    #[test]
-    fn bytes_left_are_an_io_error() {
-        let error = complete("reading the mapping", 1).unwrap_err();
-        assert_eq!(error.to_string(), "reading the mapping: Input/output error (os error 5)");
     }
 }

@@ -171,7 +171,8 @@ impl<D: Disk> Acceptor<D> {
         context: Arc<SessionContext<D>>,
         stream: &UnixStream,
     ) -> io::Result<JoinHandle<()>> {
-        let mut connection = Connection::new(stream.try_clone()?, Session::new(id, context.clone()));
+        let session = Session::new(id, context.clone(), Some(stream.try_clone()?));
+        let mut connection = Connection::new(stream.try_clone()?, session);
         let (ended, wake) = (self.ended.0.clone(), self.stopper.wake.clone());
         std::thread::Builder::new().name(format!("session-{id}")).spawn(move || {
             let hangup = connection.serve();

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::copy::EngineError;
 use crate::disk::OpenError;
 use crate::vhost_user::ListenerError;
 
@@ -42,6 +43,12 @@ pub enum ServerError {
         /// Why.
         source: io::Error,
     },
+    /// The override of the copy engine.
+    #[error(transparent)]
+    Copy(#[from] EngineError),
+    /// The signal handlers that contain faults of memory.
+    #[error("cannot handle SIGBUS and SIGSEGV ({0}); allow sigaction(2) in the sandbox of this process")]
+    Faults(io::Error),
     /// The threads of the server itself.
     #[error(
         "cannot run the server's threads ({0}); check the limits on processes and open files (ulimit -u, -n)"

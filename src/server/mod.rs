@@ -16,6 +16,7 @@ pub use acceptor::Stopper;
 pub use error::ServerError;
 
 use crate::config::{DiskConfig, ServerConfig, SocketSource};
+use crate::copy::{Engine, fault};
 use crate::disk::{self, Backing, BackingKind, Disk, Durability, FileLock, OpenOptions, Opened};
 use crate::log_limit::LogLimit;
 use crate::vhost_user::{Baton, Inherited, Listener, ListenerError, SessionContext};
@@ -72,6 +73,7 @@ impl Server<Backing> {
     /// # Errors
     /// [`ServerError`]; nothing is left behind then.
     pub fn start(config: ServerConfig) -> Result<Self, ServerError> {
+        let engine = prepare()?;
         let ServerConfig { disks, workers, exit_on_disconnect } = config;
         let (mut services, mut summaries, mut created) = (Vec::new(), Vec::new(), Created::default());
         for disk in disks {
@@ -82,6 +84,7 @@ impl Server<Backing> {
         let mut server = Self::serve(services, workers, exit_on_disconnect)?;
         created.keep();
         server.disks = summaries;
+        tracing::info!("copies: {}", engine.describe());
         Ok(server)
     }
 
@@ -95,12 +98,13 @@ impl<D: Disk> Server<D> {
     /// Serves disks of any kind. At most `workers` threads carry the requests, by default one per CPU.
     ///
     /// # Errors
-    /// [`ServerError::Threads`].
+    /// [`ServerError::Threads`], [`ServerError::Copy`].
     pub fn serve(
         services: Vec<Service<D>>,
         workers: Option<NonZeroU16>,
         exit_on_disconnect: bool,
     ) -> Result<Self, ServerError> {
+        prepare()?;
         let pool = Arc::new(Pool::new(workers.unwrap_or_else(cpus)));
         let (mut doors, mut contexts) = (Vec::new(), Vec::new());
         for Service { device, lock, door } in services {
@@ -175,6 +179,13 @@ impl Drop for Created {
             let _ = std::fs::remove_file(path);
         }
     }
+}
+
+/// Chooses how bytes are copied and contains the faults of that, once in a process.
+fn prepare() -> Result<&'static Engine, ServerError> {
+    let engine = Engine::choose()?;
+    fault::install().map_err(ServerError::Faults)?;
+    Ok(engine)
 }
 
 /// Opens one disk and its door. The socket comes last: once it exists, the disk is there.

@@ -1,5 +1,6 @@
 //! One front-end's negotiated state, and its rings.
 
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -79,6 +80,8 @@ pub struct Session<D: Disk> {
     id: SessionId,
     pub(super) context: Arc<SessionContext<D>>,
     pub(super) cache: Arc<CacheMode>,
+    /// What its front-end is connected by, for rings whose memory is lost.
+    connection: Option<Arc<UnixStream>>,
     state: Mutex<State>,
     is_closed: AtomicBool,
     me: Weak<Self>,
@@ -86,7 +89,8 @@ pub struct Session<D: Disk> {
 
 impl<D: Disk> Session<D> {
     /// A session that has heard nothing yet.
-    pub fn new(id: SessionId, context: Arc<SessionContext<D>>) -> Arc<Self> {
+    pub fn new(id: SessionId, context: Arc<SessionContext<D>>, connection: Option<UnixStream>) -> Arc<Self> {
+        let connection = connection.map(Arc::new);
         let vrings = (0..context.device.queues()).map(|_| Vring::default()).collect();
         let state = State {
             memory: Arc::default(),
@@ -102,6 +106,7 @@ impl<D: Disk> Session<D> {
             id,
             context,
             cache: Arc::new(CacheMode::unknown()),
+            connection,
             state: Mutex::new(state),
             is_closed: AtomicBool::new(false),
             me: me.clone(),
@@ -235,6 +240,7 @@ impl<D: Disk> Session<D> {
             kick: kick.clone(),
             call: vring.call.clone(),
             err: vring.err.clone(),
+            connection: self.connection.clone(),
         };
         let ring = Ring::start(parts, self.context.log_limit.clone())
             .map_err(|error| SessionError::Ring(index, error))?;

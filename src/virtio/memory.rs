@@ -13,6 +13,7 @@ use vm_memory::mmap::{MmapRegion, MmapRegionBuilder, MmapRegionError};
 use vm_memory::{FileOffset, VolatileMemory as _};
 
 use crate::copy::Segment;
+use crate::copy::fault::{self, WatchedRange};
 
 /// Most regions a table can have: what vhost-user calls memory slots; QEMU stops at 509 as KVM did.
 pub const MAX_REGIONS: usize = 509;
@@ -56,6 +57,9 @@ pub enum MemoryError {
     /// The descriptor says nothing about itself.
     #[error("region at {0:#x}: fstat: {1}")]
     Stat(u64, std::io::Error),
+    /// No room in the table of ranges that faults are contained in.
+    #[error("region at {0:#x}: too many regions are mapped in this process")]
+    Unwatched(u64),
     /// The kernel refused the mapping.
     #[error("region at {0:#x}: mmap: {1}")]
     Map(u64, MmapRegionError),
@@ -67,6 +71,8 @@ struct Region {
     guest_start: u64,
     len_bytes: u64,
     user_start: u64,
+    /// Before the mapping: what is watched must be mapped.
+    watch: WatchedRange,
     mapping: MmapRegion<()>,
 }
 
@@ -86,19 +92,31 @@ impl Region {
         if metadata.is_file() && metadata.len() < file_end {
             return Err(MemoryError::ShortFile(guest_start, metadata.len(), file_end));
         }
+        let page_bytes = page_bytes(&file).map_err(|error| MemoryError::Stat(guest_start, error))?;
         let mapping = MmapRegionBuilder::new_with_bitmap(len, ())
             .with_file_offset(FileOffset::new(file, file_offset))
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
             .build()
             .map_err(|error| MemoryError::Map(guest_start, error))?;
-        Ok(Self { guest_start, len_bytes, user_start, mapping })
+        let host = mapping.as_volatile_slice().ptr_guard_mut().as_ptr();
+        let watch = WatchedRange::guest(host, len, page_bytes).ok_or(MemoryError::Unwatched(guest_start))?;
+        Ok(Self { guest_start, len_bytes, user_start, watch, mapping })
     }
 
     /// Whether both claim some guest address; the sums cannot overflow, see [`Region::map`].
     fn overlaps(&self, other: &Self) -> bool {
         self.guest_start < other.guest_start.saturating_add(other.len_bytes)
             && other.guest_start < self.guest_start.saturating_add(self.len_bytes)
+    }
+}
+
+/// Size of the pages of a shared memory file: on hugetlbfs they can be replaced only as a whole.
+fn page_bytes(file: &File) -> std::io::Result<usize> {
+    let statfs = rustix::fs::fstatfs(file)?;
+    match usize::try_from(statfs.f_bsize) {
+        Ok(huge) if statfs.f_type == libc::HUGETLBFS_MAGIC => Ok(huge),
+        _ => Ok(rustix::param::page_size()),
     }
 }
 
@@ -180,6 +198,12 @@ impl MemoryTable {
         self.regions.is_empty()
     }
 
+    /// Whether a page of it was lost: the file behind it is shorter than it was, or the page went bad. What
+    /// is read there from then on are zeroes.
+    pub fn has_lost_pages(&self) -> bool {
+        self.regions.iter().any(|region| region.watch.has_faulted())
+    }
+
     /// Host address of `len_bytes` bytes at an address of the front-end's own address space, if they lie in
     /// one region.
     pub fn resolve_user(&self, address: u64, len_bytes: u64) -> Option<*mut u8> {
@@ -218,6 +242,8 @@ impl MemoryTable {
 pub struct Translator {
     table: Arc<MemoryTable>,
     last: Extent,
+    /// Pages lost in the whole process when the table was last asked for its own.
+    losses: u64,
 }
 
 // SAFETY: `last` is a copy of one of the table's extents, see `MemoryTable`.
@@ -228,12 +254,30 @@ impl Translator {
     pub fn new(table: Arc<MemoryTable>) -> Self {
         let nothing = Extent { start: 0, len_bytes: 0, host: std::ptr::null_mut() };
         let last = table.by_guest.first().copied().unwrap_or(nothing);
-        Self { table, last }
+        // Whatever was lost before counts, too.
+        Self { table, last, losses: 0 }
     }
 
     /// The table behind the view.
     pub const fn table(&self) -> &Arc<MemoryTable> {
         &self.table
+    }
+
+    /// Whether a page of the table was lost, so that a ring in it cannot be trusted. Cheap as long as none is
+    /// lost anywhere.
+    #[inline]
+    pub fn is_lost(&mut self) -> bool {
+        let losses = fault::losses();
+        losses != self.losses && self.ask_for_losses(losses)
+    }
+
+    #[cold]
+    fn ask_for_losses(&mut self, losses: u64) -> bool {
+        let is_lost = self.table.has_lost_pages();
+        if !is_lost {
+            self.losses = losses;
+        }
+        is_lost
     }
 
     /// Host address of `len_bytes` bytes at a guest address, if they lie in one region.

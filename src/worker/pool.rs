@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use super::mailbox::{Command, Mailbox, mailbox};
 use super::ring::{Ring, RingKey};
 use super::run::Runner;
+use crate::copy::fault::AltStack;
 use crate::disk::Disk;
 
 /// A worker, by its number.
@@ -129,6 +130,9 @@ impl<D: Disk> Pool<D> {
 fn spawn<D: Disk>(number: usize) -> io::Result<Worker<D>> {
     let (mailbox, inbox) = mailbox()?;
     let runner = Runner::new(inbox)?;
-    let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(|| runner.run())?;
+    let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(|| {
+        let _stack = AltStack::on_this_thread();
+        runner.run();
+    })?;
     Ok(Worker { mailbox, thread, load: 0 })
 }

@@ -2,7 +2,9 @@
 
 use std::fs::File;
 use std::io::Write as _;
+use std::net::Shutdown;
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::task::Waker;
 
@@ -70,6 +72,8 @@ pub struct RingParts<D: Disk> {
     pub call: Option<Arc<Notifier>>,
     /// Signalled when the ring is broken.
     pub err: Option<Arc<Notifier>>,
+    /// The front-end's connection, which is shut down when its memory is lost.
+    pub connection: Option<Arc<UnixStream>>,
 }
 
 /// A started ring, driven by whoever owns it.
@@ -83,6 +87,7 @@ pub struct Ring<D: Disk> {
     kick: Arc<File>,
     call: Option<Arc<Notifier>>,
     err: Option<Arc<Notifier>>,
+    connection: Option<Arc<UnixStream>>,
     counters: Counters,
     broken: Option<RingError>,
     /// Requests that wait for a flush, and those finished behind them, in the ring's order.
@@ -116,7 +121,7 @@ impl<D: Disk> Ring<D> {
     /// # Errors
     /// Size or addresses are not usable.
     pub fn start(parts: RingParts<D>, log_limit: Arc<LogLimit>) -> Result<Self, RingError> {
-        let RingParts { key, layout, memory, device, cache, kick, call, err } = parts;
+        let RingParts { key, layout, memory, device, cache, kick, call, err, connection } = parts;
         let queue = SplitQueue::start(&layout, &memory)?;
         let memory = Translator::new(memory);
         Ok(Self {
@@ -128,6 +133,7 @@ impl<D: Disk> Ring<D> {
             kick,
             call,
             err,
+            connection,
             counters: Counters::default(),
             broken: None,
             held: Vec::with_capacity(BATCH_REQUESTS),
@@ -166,8 +172,10 @@ impl<D: Disk> Ring<D> {
     /// at most once. `waker` is woken when a flush that the ring waits for is done.
     #[inline]
     pub fn serve(&mut self, waker: &Waker) -> Served {
-        if self.flush.is_some() && !self.settle() {
-            return Served::Held;
+        match self.settle() {
+            Ok(true) => {}
+            Ok(false) => return Served::Held,
+            Err(error) => self.broke(error),
         }
         if self.broken.is_some() {
             return Served::Idle;
@@ -181,6 +189,8 @@ impl<D: Disk> Ring<D> {
             self.flush = Some(self.device.begin_flush(waker));
         }
         match has_more {
+            // The ring's own words are read and written without a look at what became of them.
+            _ if self.memory.is_lost() => self.broke(RingError::GuestMemoryLost),
             Err(error) => self.broke(error),
             // Nothing more is fetched, and no kick needed, until the flush is done.
             Ok(_) if self.flush.is_some() => return Served::Held,
@@ -211,21 +221,21 @@ impl<D: Disk> Ring<D> {
         Ok(true)
     }
 
-    /// Answers what waited for a flush, once that is done. Returns whether it is.
-    fn settle(&mut self) -> bool {
-        let Some(has_flushed) = self.flush.and_then(|ticket| self.device.poll_flush(ticket)) else {
-            return false;
-        };
+    /// Answers what waited for a flush, once that is done. Returns whether nothing waits any more.
+    #[inline]
+    fn settle(&mut self) -> Result<bool, RingError> {
+        let Some(ticket) = self.flush else { return Ok(true) };
+        let Some(has_flushed) = self.device.poll_flush(ticket) else { return Ok(false) };
         self.flush = None;
         for waiting in self.held.drain(..) {
             let completion = match waiting {
                 Waiting::Finished(completion) => completion,
-                Waiting::Unsettled(held) => self.device.settle(held, has_flushed, &mut self.counters),
+                Waiting::Unsettled(held) => self.device.settle(held, has_flushed, &mut self.counters)?,
             };
             self.queue.complete(completion);
         }
         self.publish();
-        true
+        Ok(true)
     }
 
     #[inline]
@@ -247,6 +257,12 @@ impl<D: Disk> Ring<D> {
         if let Some(suppressed) = self.log_limit.admit() {
             let (disk, ring) = (&self.device.identity().name, self.key.index);
             tracing::warn!(disk, ring, %error, suppressed, "the driver broke a ring; it waits for a restart");
+        }
+        if error == RingError::GuestMemoryLost
+            && let Some(connection) = &self.connection
+        {
+            // It may be closed already. The session's thread takes its rings back then.
+            let _ = connection.shutdown(Shutdown::Both);
         }
     }
 }

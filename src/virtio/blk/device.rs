@@ -124,7 +124,8 @@ impl<D: Disk> Device<D> {
     /// Does what a chain asks.
     ///
     /// # Errors
-    /// [`RingError::NoStatus`] when there is no place for an answer.
+    /// [`RingError::NoStatus`] when there is no place for an answer, [`RingError::GuestMemoryLost`] when there
+    /// is none any more.
     #[inline]
     pub fn execute(
         &self,
@@ -150,7 +151,7 @@ impl<D: Disk> Device<D> {
         }
         counters.count(outcome.effect);
         // The statuses are 0, 1 and 2.
-        status.store(u8::try_from(outcome.status).unwrap_or(u8::MAX));
+        status.store(u8::try_from(outcome.status).unwrap_or(u8::MAX))?;
         Ok(Answer::Done(completion))
     }
 
@@ -177,12 +178,20 @@ impl<D: Disk> Device<D> {
     }
 
     /// Answers a request whose flush is done.
-    pub fn settle(&self, held: Held, has_flushed: bool, counters: &mut Counters) -> Completion {
+    ///
+    /// # Errors
+    /// [`RingError::GuestMemoryLost`] when the place for the answer is gone.
+    pub fn settle(
+        &self,
+        held: Held,
+        has_flushed: bool,
+        counters: &mut Counters,
+    ) -> Result<Completion, RingError> {
         let Held { completion, status, effect } = held;
         counters.count(if has_flushed { effect } else { Effect::Failed });
         let code = if has_flushed { VIRTIO_BLK_S_OK } else { VIRTIO_BLK_S_IOERR };
-        status.store(u8::try_from(code).unwrap_or(u8::MAX));
-        completion
+        status.store(u8::try_from(code).unwrap_or(u8::MAX))?;
+        Ok(completion)
     }
 
     #[inline]

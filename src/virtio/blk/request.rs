@@ -160,7 +160,9 @@ pub fn parse_ranges(payload: Segments<'_>, zeroes: bool, limits: &Limits) -> Res
     if total > bytes.as_flattened().len() {
         return Err(Refusal::Unsupported);
     }
-    copy::load_slice(payload, bytes.as_flattened_mut());
+    if copy::load_slice(payload, bytes.as_flattened_mut()) != total {
+        return Err(Refusal::IoError);
+    }
     let mut ranges = Ranges { list: Default::default(), count: total / RANGE_BYTES };
     for (range, raw) in ranges.list.iter_mut().zip(bytes).take(ranges.count) {
         *range = parse_range(raw, zeroes, limits)?;

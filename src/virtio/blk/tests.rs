@@ -135,6 +135,7 @@ proptest! {
             kick,
             call: None,
             err: None,
+            connection: None,
         };
         let mut ring = Ring::start(parts, Arc::new(LogLimit::default())).unwrap();
         // A request may write into the ring itself and so offer more; but not for ever in so few rounds.

@@ -5,6 +5,7 @@
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+use super::RingError;
 use crate::copy::{self, Segment, Segments};
 use crate::virtio::memory::MemoryTable;
 
@@ -88,12 +89,15 @@ impl<'a> Buffer<'a> {
         self.len_bytes
     }
 
-    /// Takes the first `N` bytes out: read once, never again. `None`, and nothing taken, if there are fewer.
+    /// Takes the first `N` bytes out: read once, never again. `None`, and nothing taken, if there are fewer or
+    /// they cannot be read.
     #[inline]
     pub fn take_front<const N: usize>(&mut self) -> Option<[u8; N]> {
         let left = self.len_bytes.checked_sub(u32::try_from(N).ok()?)?;
         let mut front = [0; N];
-        copy::load_slice(self.segments(), &mut front);
+        if copy::load_slice(self.segments(), &mut front) != N {
+            return None;
+        }
         self.len_bytes = left;
         let list = std::mem::take(&mut self.list);
         let (mut missing, mut emptied) = (N, 0);
@@ -149,9 +153,12 @@ pub struct StatusByte<'a> {
 
 impl StatusByte<'_> {
     /// Writes the status.
+    ///
+    /// # Errors
+    /// [`RingError::GuestMemoryLost`]: its place is not there any more.
     #[inline]
-    pub fn store(self, status: u8) {
-        store_status(self.byte, status);
+    pub fn store(self, status: u8) -> Result<(), RingError> {
+        store_status(self.byte, status)
     }
 
     /// Keeps the place for later: the guest's memory stays mapped as long.
@@ -172,18 +179,21 @@ unsafe impl Send for HeldStatus {}
 
 impl HeldStatus {
     /// Writes the status.
-    pub fn store(self, status: u8) {
-        store_status(self.byte, status);
+    ///
+    /// # Errors
+    /// As [`StatusByte::store`].
+    pub fn store(self, status: u8) -> Result<(), RingError> {
+        store_status(self.byte, status)
     }
 }
 
 #[inline]
-fn store_status(byte: Segment, status: u8) {
+fn store_status(byte: Segment, status: u8) -> Result<(), RingError> {
     let byte = [byte];
     // SAFETY: the byte was the last one of a buffer that was vouched for, in a table that is still borrowed
     // or held.
     let place = unsafe { Segments::new(&byte) };
-    copy::store_slice(place, &[status]);
+    if copy::store_slice(place, &[status]) == 1 { Ok(()) } else { Err(RingError::GuestMemoryLost) }
 }
 
 /// A popped chain: borrows the ring until it is taken apart and its parts are used up.
@@ -281,7 +291,7 @@ mod tests {
         let table = Arc::default();
         let parts = Chain::new(Head::new(7), readable, writable, &table, 8, None).into_parts().unwrap();
         assert_eq!(parts.writable.len_bytes(), 7);
-        parts.status.store(2);
+        parts.status.store(2).unwrap();
         let completion = parts.head.complete(1);
         assert_eq!((completion.head(), completion.written_bytes()), (7, 1));
         assert_eq!(bytes, [0xee, 0xee, 0xee, 0xee, 0xee, 0xee, 0xee, 2]);

@@ -79,6 +79,9 @@ pub enum RingError {
     /// An indirect table that is not inside one region.
     #[error("an indirect table at {0:#x} lies outside guest memory, or in two regions")]
     IndirectUnmapped(u64),
+    /// A page of guest memory is not there any more: the front-end has truncated it, or it went bad.
+    #[error("guest memory is lost: its file was truncated, or a page of it went bad")]
+    GuestMemoryLost,
     /// The chain has no byte for the status, or one that is not mapped.
     #[error("a chain has no place for its status byte")]
     NoStatus,

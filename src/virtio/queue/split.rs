@@ -285,7 +285,12 @@ impl Virtqueue for SplitQueue {
         }
         let slot = usize::from(self.next_avail & self.mask);
         let head = u16::from_le(self.available_word(4 + slot * 2).load(Ordering::Relaxed));
-        let walk = self.walk(head, memory)?;
+        let walk = self.walk(head, memory);
+        // What was read is not the driver's then: no request may be made of it.
+        if memory.is_lost() {
+            return Err(RingError::GuestMemoryLost);
+        }
+        let walk = walk?;
         self.next_avail = self.next_avail.wrapping_add(1);
         let (readable, writable) =
             self.segments.split_at_mut_checked(walk.readable_count).unwrap_or_default();

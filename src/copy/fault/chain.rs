@@ -1,0 +1,94 @@
+//! The handlers that were there before ours, and how they get what is not ours.
+
+use std::ffi::{c_int, c_void};
+use std::io;
+use std::mem::MaybeUninit;
+use std::sync::OnceLock;
+
+/// A handler with three arguments.
+type Handler = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
+
+/// A handler with one.
+type PlainHandler = extern "C" fn(c_int);
+
+/// Whose handlers are replaced.
+const SIGNALS: [c_int; 2] = [libc::SIGBUS, libc::SIGSEGV];
+
+/// What was there before, in the order of [`SIGNALS`]. Complete before our handler can run.
+static FORMER: OnceLock<[libc::sigaction; 2]> = OnceLock::new();
+
+/// Puts `handler` in place of what is there.
+pub(super) fn install(handler: Handler) -> io::Result<()> {
+    let [bus, segv] = SIGNALS.map(|signal| change(signal, None));
+    let former = [bus?, segv?];
+    FORMER.get_or_init(|| former);
+    // SAFETY: all zeroes is a sigaction: the default action, no flags, no mask.
+    let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+    action.sa_sigaction = handler as *const () as usize;
+    // Not SA_NODEFER: a fault in the handler is a mistake of ours, and the kernel ends the process then.
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
+    for signal in SIGNALS {
+        change(signal, Some(&action))?;
+    }
+    Ok(())
+}
+
+/// Does what would have been done without us. `is_of_instruction`: on return it faults again.
+///
+/// The former handler runs with our mask (the signal itself) and on our stack.
+///
+/// # Safety
+/// The arguments are the ones that the kernel handed to the handler.
+pub(super) unsafe fn pass_on(
+    signal: c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut c_void,
+    is_of_instruction: bool,
+) {
+    let [bus, segv] = match FORMER.get() {
+        Some(former) => former,
+        // Cannot be: it is set before the handler is.
+        None => return default_action(signal, is_of_instruction),
+    };
+    let former = if signal == libc::SIGBUS { bus } else { segv };
+    match former.sa_sigaction {
+        libc::SIG_IGN if !is_of_instruction => {}
+        // The kernel does not let a fault be ignored either.
+        libc::SIG_DFL | libc::SIG_IGN => default_action(signal, is_of_instruction),
+        function if former.sa_flags & libc::SA_SIGINFO != 0 => {
+            // SAFETY: whoever installed it said by the flag that it takes three arguments.
+            let function = unsafe { std::mem::transmute::<usize, Handler>(function) };
+            function(signal, info, context);
+        }
+        function => {
+            // SAFETY: whoever installed it said by the missing flag that it takes one argument.
+            let function = unsafe { std::mem::transmute::<usize, PlainHandler>(function) };
+            function(signal);
+        }
+    }
+}
+
+/// Restores the default action, which then happens: by the same fault, or sent again. It is blocked until the
+/// handler returns.
+fn default_action(signal: c_int, is_of_instruction: bool) {
+    // SAFETY: all zeroes is a sigaction: the default action, no flags, no mask.
+    let action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+    // SAFETY: a valid action; the former one is not asked for.
+    unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
+    if !is_of_instruction {
+        // SAFETY: no memory is involved.
+        unsafe { libc::raise(signal) };
+    }
+}
+
+/// Asks for a signal's action, and sets it if there is a new one.
+fn change(signal: c_int, new: Option<&libc::sigaction>) -> io::Result<libc::sigaction> {
+    let mut former = MaybeUninit::zeroed();
+    let new = new.map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: `new` is null or an action; `former` has room for one.
+    if unsafe { libc::sigaction(signal, new, former.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: all zeroes was an action already, and the call has filled it.
+    Ok(unsafe { former.assume_init() })
+}

@@ -1,0 +1,93 @@
+//! Faults of memory that is not there any more, or bad: contained where they happen.
+//!
+//! The kernel reports them as `SIGBUS` (a truncated file, a full file system, a bad cell) in the thread that
+//! touched the memory. Three things can be done:
+//!
+//! 1. The fault is in one of the copy routines: it goes on at its fix-up, which answers how much is missing.
+//! 2. It is elsewhere, but in guest memory: somebody reads a ring. A page of zeroes is put in place, and the
+//!    range is marked as lost ([`WatchedRange::has_faulted`]), so that its owner stops using it. That is
+//!    never done over the media: a guest would read zeroes that it did not write.
+//! 3. It is foreign: the handler that was there before gets it, or the default action, as if we were not
+//!    here.
+//!
+//! The handler takes no lock and allocates nothing: it reads constants, atomics of static tables and what the
+//! kernel hands to it, and makes at most one system call. It runs on the thread's alternate stack
+//! ([`AltStack`]), with the signal blocked: a fault in the handler itself ends the process.
+
+#![allow(unsafe_code)]
+
+mod alt_stack;
+mod chain;
+mod ranges;
+
+use std::ffi::{c_int, c_void};
+use std::io;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+pub use alt_stack::AltStack;
+pub use ranges::{WatchedRange, losses};
+
+/// `si_code` of a `SIGBUS` that only says that a page has gone bad: nothing has touched it yet.
+const BUS_MCEERR_AO: c_int = 5;
+
+/// Contains faults from now on, in the whole process. Once is enough; to do it again does no harm.
+///
+/// # Errors
+/// The error of `sigaction`, which has no reason to fail.
+pub fn install() -> io::Result<()> {
+    static INSTALLED: Mutex<bool> = Mutex::new(false);
+    let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+    if !*installed {
+        chain::install(on_fault)?;
+        *installed = true;
+    }
+    Ok(())
+}
+
+/// The handler.
+extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    // SAFETY: the handler is installed with SA_SIGINFO, so the kernel hands it over for this call.
+    let what = unsafe { &*info };
+    // SAFETY: some bytes are always there; they are an address where the code says that it is a fault.
+    let (code, address) = (what.si_code, unsafe { what.si_addr() }.addr());
+    let is_about_bad_page = signal == libc::SIGBUS && code == BUS_MCEERR_AO;
+    // What somebody has sent says nothing about the instruction that it happened to interrupt.
+    let is_of_instruction = code > 0 && !is_about_bad_page;
+    // SAFETY: as above.
+    if is_of_instruction && unsafe { mend(context) } {
+        return;
+    }
+    if signal == libc::SIGBUS && is_of_instruction && ranges::replace_lost_page(address) {
+        return;
+    }
+    if is_about_bad_page && ranges::is_watched(address) {
+        // Whoever touches it will be told.
+        return;
+    }
+    // SAFETY: as above.
+    unsafe { chain::pass_on(signal, info, context, is_of_instruction) };
+}
+
+/// Lets the interrupted routine go on at its fix-up, if it is one of ours.
+///
+/// # Safety
+/// `context` is what the kernel handed to the handler.
+#[cfg(target_arch = "x86_64")]
+unsafe fn mend(context: *mut c_void) -> bool {
+    const RIP: usize = libc::REG_RIP as usize;
+    let context = context.cast::<libc::ucontext_t>();
+    // SAFETY: the kernel made it, and it is this handler's alone.
+    let registers = unsafe { &mut (*context).uc_mcontext.gregs };
+    let Some(ip) = registers.get_mut(RIP) else { return false };
+    let address = usize::try_from(ip.cast_unsigned()).ok();
+    let Some(fixup) = address.and_then(super::x86_64::kernels::fixup_of) else { return false };
+    *ip = (fixup as u64).cast_signed();
+    true
+}
+
+/// There are no routines with fix-ups.
+#[cfg(not(target_arch = "x86_64"))]
+const unsafe fn mend(_context: *mut c_void) -> bool {
+    false
+}

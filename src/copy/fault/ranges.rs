@@ -1,0 +1,195 @@
+//! Which memory is the guests' and which is media: a table that the signal handler can read.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, compiler_fence, fence};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Ranges at a time: the memory of eight front-ends with as many regions as there can be.
+const MAX_RANGES: usize = 4096;
+
+/// Bits of [`Slot::kind`]: the page size of guest memory, or this.
+const MEDIA: usize = 0;
+
+/// One range. Registering takes the lock; the handler reads without one, and by the version it knows whether
+/// what it read belongs together.
+#[derive(Debug)]
+struct Slot {
+    /// Odd while the slot is changed.
+    version: AtomicU64,
+    start: AtomicUsize,
+    /// No bytes: the slot is free.
+    len: AtomicUsize,
+    /// [`MEDIA`], or the size of a page of guest memory.
+    kind: AtomicUsize,
+    /// Pages replaced since it was registered.
+    lost_pages: AtomicU64,
+}
+
+static SLOTS: [Slot; MAX_RANGES] = [const { Slot::free() }; MAX_RANGES];
+
+/// Slots that have ever been used: the others need not be looked at.
+static USED_SLOTS: AtomicUsize = AtomicUsize::new(0);
+
+/// Held by whoever changes slots, never by the handler.
+static CHANGES: Mutex<()> = Mutex::new(());
+
+/// Pages of guest memory replaced so far.
+static LOSSES: AtomicU64 = AtomicU64::new(0);
+
+/// How many pages of guest memory were lost so far, all guests together: as long as it does not change, no
+/// [`WatchedRange`] has to be asked.
+#[inline]
+pub fn losses() -> u64 {
+    // Not before what the caller has read: the handler counts in the midst of that.
+    compiler_fence(Ordering::SeqCst);
+    LOSSES.load(Ordering::Relaxed)
+}
+
+/// A range of mapped memory that faults are expected in. It must be dropped before the memory is unmapped.
+#[derive(Debug)]
+pub struct WatchedRange {
+    slot: &'static Slot,
+}
+
+impl WatchedRange {
+    /// Guest memory: a page that is lost is replaced by zeroes, wherever it is touched, and counted.
+    ///
+    /// `page_bytes` is the size of its pages: that of the huge ones on hugetlbfs, else the system's. `start`
+    /// is a multiple of it. `None` when too many ranges are registered.
+    pub fn guest(start: *mut u8, len_bytes: usize, page_bytes: usize) -> Option<Self> {
+        debug_assert!(page_bytes.is_power_of_two(), "{page_bytes}");
+        Self::register(start.addr(), len_bytes, page_bytes)
+    }
+
+    /// Media: when the kernel announces that a page of it has gone bad, nothing is to be done before it is
+    /// touched. `None` when too many ranges are registered.
+    pub fn media(start: *mut u8, len_bytes: usize) -> Option<Self> {
+        Self::register(start.addr(), len_bytes, MEDIA)
+    }
+
+    /// Whether a page of it was lost and replaced, so that what is in it is not what its owner wrote.
+    #[inline]
+    pub fn has_faulted(&self) -> bool {
+        self.slot.lost_pages.load(Ordering::Relaxed) != 0
+    }
+
+    fn register(start: usize, len: usize, kind: usize) -> Option<Self> {
+        let _changes = changes();
+        let number = SLOTS.iter().position(|slot| slot.len.load(Ordering::Relaxed) == 0)?;
+        let slot = SLOTS.get(number).filter(|_| len != 0)?;
+        slot.change(start, len, kind);
+        USED_SLOTS.fetch_max(number + 1, Ordering::Release);
+        Some(Self { slot })
+    }
+}
+
+impl Drop for WatchedRange {
+    fn drop(&mut self) {
+        let _changes = changes();
+        self.slot.change(0, 0, MEDIA);
+    }
+}
+
+impl Slot {
+    const fn free() -> Self {
+        Self {
+            version: AtomicU64::new(0),
+            start: AtomicUsize::new(0),
+            len: AtomicUsize::new(0),
+            kind: AtomicUsize::new(MEDIA),
+            lost_pages: AtomicU64::new(0),
+        }
+    }
+
+    /// Under the lock only.
+    fn change(&self, start: usize, len: usize, kind: usize) {
+        let version = self.version.load(Ordering::Relaxed);
+        self.version.store(version.wrapping_add(1), Ordering::Relaxed);
+        fence(Ordering::Release);
+        self.start.store(start, Ordering::Relaxed);
+        self.len.store(len, Ordering::Relaxed);
+        self.kind.store(kind, Ordering::Relaxed);
+        self.lost_pages.store(0, Ordering::Relaxed);
+        self.version.store(version.wrapping_add(2), Ordering::Release);
+    }
+
+    /// The kind of the range, if `address` is in it. A slot that is being changed is not the range of an
+    /// address that is being used.
+    fn kind_at(&self, address: usize) -> Option<usize> {
+        let version = self.version.load(Ordering::Acquire);
+        let start = self.start.load(Ordering::Relaxed);
+        let len = self.len.load(Ordering::Relaxed);
+        let kind = self.kind.load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        let is_whole = version.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == version;
+        (is_whole && address.wrapping_sub(start) < len).then_some(kind)
+    }
+}
+
+/// The slot of an address and its kind. For the handler.
+fn find(address: usize) -> Option<(&'static Slot, usize)> {
+    let slots = SLOTS.get(..USED_SLOTS.load(Ordering::Acquire))?;
+    slots.iter().find_map(|slot| Some((slot, slot.kind_at(address)?)))
+}
+
+/// Whether somebody has registered the address. For the handler.
+pub(super) fn is_watched(address: usize) -> bool {
+    find(address).is_some()
+}
+
+/// Puts a page of zeroes in place of a lost one of guest memory. For the handler.
+pub(super) fn replace_lost_page(address: usize) -> bool {
+    let Some((slot, page_bytes)) = find(address).filter(|(_, kind)| *kind != MEDIA) else { return false };
+    let page = std::ptr::without_provenance_mut(address - address % page_bytes);
+    let (access, flags) = (
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
+    );
+    // SAFETY: always valid, and the handler must not change what the interrupted code finds in it.
+    let errno = unsafe { libc::__errno_location() };
+    // SAFETY: as above.
+    let before = unsafe { *errno };
+    // SAFETY: the whole page belongs to a range of guest memory that is mapped as long as it is registered;
+    // no Rust reference leads there. Several threads may do this at once: the last page stays.
+    let mapped = unsafe { libc::mmap(page, page_bytes, access, flags, -1, 0) };
+    // SAFETY: as above.
+    unsafe { *errno = before };
+    if mapped == libc::MAP_FAILED {
+        return false;
+    }
+    slot.lost_pages.fetch_add(1, Ordering::Relaxed);
+    LOSSES.fetch_add(1, Ordering::Release);
+    true
+}
+
+fn changes() -> MutexGuard<'static, ()> {
+    CHANGES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_found_as_long_as_its_range_is_registered() {
+        // Never dereferenced, and no mapping is up there.
+        let start = std::ptr::without_provenance_mut::<u8>(0x7fff_ffff_0000_0000);
+        assert!(!is_watched(start.addr()));
+        let media = WatchedRange::media(start, 0x3000).unwrap();
+        let guest = WatchedRange::guest(start.wrapping_add(0x3000), 1, 4096).unwrap();
+        assert!(!is_watched(start.addr() - 1));
+        assert!(is_watched(start.addr()) && is_watched(start.addr() + 0x3000));
+        assert!(!is_watched(start.addr() + 0x3001));
+        assert!(!replace_lost_page(start.addr()), "never over media");
+        assert!(!media.has_faulted() && !guest.has_faulted());
+        drop(media);
+        assert!(!is_watched(start.addr() + 0x2fff));
+        assert!(is_watched(start.addr() + 0x3000));
+        drop(guest);
+        assert!(!is_watched(start.addr() + 0x3000));
+    }
+
+    #[test]
+    fn a_range_of_no_bytes_takes_no_slot() {
+        assert!(WatchedRange::media(std::ptr::null_mut(), 0).is_none());
+    }
+}

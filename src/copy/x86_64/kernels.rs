@@ -1,0 +1,309 @@
+//! The copies themselves, in assembler: every instruction that touches the bytes has a fix-up.
+//!
+//! All take `rdi` = destination, `rsi` = source, `rdx` = length in bytes, and answer in `rax` how many bytes
+//! were *not* done. They use no stack and keep `rdi`, `rsi` and `rdx` true at the beginning of each chunk. So
+//! a fix-up can start anywhere in them: it does the rest byte by byte, up to the one that cannot be done,
+//! and so knows exactly which that is. (If the rest can be done after all, one byte is still reported:
+//! a fault is never taken back, since what was done byte by byte is not flushed.)
+//!
+//! The handler of [`fault`](crate::copy::fault) finds the fix-ups in a table of offsets, built beside them.
+
+use std::arch::global_asm;
+
+/// Loads these registers from the source, then stores them at the destination.
+macro_rules! moves {
+    ($load:literal, $store:literal, $($register:literal @ $offset:literal),+) => {
+        concat!(
+            $($load, " ", $register, ", [rsi + ", $offset, "]\n",)+
+            $($store, " [rdi + ", $offset, "], ", $register, "\n",)+
+        )
+    };
+}
+
+/// Stores one register all over these offsets of the destination.
+macro_rules! stores {
+    ($store:literal, $register:literal, $($offset:literal),+) => {
+        concat!($($store, " [rdi + ", $offset, "], ", $register, "\n",)+)
+    };
+}
+
+/// Begins a routine.
+macro_rules! begin {
+    ($name:literal) => {
+        concat!(
+            ".globl ",
+            $name,
+            "\n.hidden ",
+            $name,
+            "\n.type ",
+            $name,
+            ", @function\n.balign 64\n",
+            $name,
+            ":\n"
+        )
+    };
+}
+
+/// Notes that a fault from one label up to another goes on at a third.
+macro_rules! fixup {
+    ($from:literal, $to:literal, $at:literal) => {
+        concat!(
+            ".pushsection .rodata.vhost_user_pmem_fixups, \"a\", @progbits\n",
+            ".long ",
+            $from,
+            " - .\n.long ",
+            $to,
+            " - .\n.long ",
+            $at,
+            " - .\n.popsection\n"
+        )
+    };
+}
+
+/// A routine over whole lines: `$four` does 256 bytes a turn, then `$one` 64; both use offsets only.
+macro_rules! lines {
+    ($name:literal, $before:literal, $four:expr, $one:expr, $after:literal, $fixup:literal) => {
+        concat!(
+            begin!($name),
+            $before,
+            "\njmp 4f\n.balign 32\n",
+            "2:\n",
+            $four,
+            "add rsi, 256\nadd rdi, 256\nsub rdx, 256\n",
+            "4: cmp rdx, 256\njae 2b\ntest rdx, rdx\njz 6f\n",
+            "5:\n",
+            $one,
+            "add rsi, 64\nadd rdi, 64\nsub rdx, 64\njnz 5b\n",
+            "6:\n",
+            $after,
+            "\nxor eax, eax\nret\n",
+            fixup!("2b", "6b", $fixup)
+        )
+    };
+}
+
+macro_rules! copy64 {
+    ($name:literal, $store:literal) => {
+        // Registers from 16 on, which need no vzeroupper.
+        lines!(
+            $name, "",
+            moves!("vmovdqu64", $store, "zmm16" @ 0, "zmm17" @ 64, "zmm18" @ 128, "zmm19" @ 192),
+            moves!("vmovdqu64", $store, "zmm16" @ 0), "", ".Lvhost_user_pmem_rest_copy"
+        )
+    };
+}
+
+macro_rules! copy32 {
+    ($name:literal, $store:literal) => {
+        lines!(
+            $name, "",
+            moves!("vmovdqu", $store, "ymm0" @ 0, "ymm1" @ 32, "ymm2" @ 64, "ymm3" @ 96, "ymm4" @ 128,
+                   "ymm5" @ 160, "ymm6" @ 192, "ymm7" @ 224),
+            moves!("vmovdqu", $store, "ymm0" @ 0, "ymm1" @ 32), "vzeroupper", ".Lvhost_user_pmem_rest_copy_avx"
+        )
+    };
+}
+
+macro_rules! copy16 {
+    ($name:literal, $store:literal) => {
+        lines!(
+            $name, "",
+            concat!(
+                moves!("movdqu", $store, "xmm0" @ 0, "xmm1" @ 16, "xmm2" @ 32, "xmm3" @ 48, "xmm4" @ 64,
+                       "xmm5" @ 80, "xmm6" @ 96, "xmm7" @ 112),
+                moves!("movdqu", $store, "xmm0" @ 128, "xmm1" @ 144, "xmm2" @ 160, "xmm3" @ 176,
+                       "xmm4" @ 192, "xmm5" @ 208, "xmm6" @ 224, "xmm7" @ 240)
+            ),
+            moves!("movdqu", $store, "xmm0" @ 0, "xmm1" @ 16, "xmm2" @ 32, "xmm3" @ 48),
+            "", ".Lvhost_user_pmem_rest_copy"
+        )
+    };
+}
+
+macro_rules! flush {
+    ($name:literal, $flush:literal) => {
+        concat!(
+            begin!($name),
+            "test rdx, rdx\njz 3f\n2: ",
+            $flush,
+            " [rdi]\nadd rdi, 64\nsub rdx, 64\njnz 2b\n",
+            "3: mov rax, rdx\nret\n",
+            fixup!("2b", "3b", "3b")
+        )
+    };
+}
+
+#[rustfmt::skip]
+global_asm!(
+    ".section .rodata.vhost_user_pmem_fixups, \"a\", @progbits",
+    ".globl vhost_user_pmem_fixups", ".hidden vhost_user_pmem_fixups",
+    ".balign 4", "vhost_user_pmem_fixups:",
+    ".section .text.vhost_user_pmem_kernels, \"ax\", @progbits",
+
+    // At most 64 bytes. Of one and of 16 bytes, a request's status and header, each is read once; otherwise
+    // some may be read twice, and what arrives is from either time.
+    begin!("vhost_user_pmem_copy_small"),
+    "2: cmp rdx, 16", "jne 3f", "movdqu xmm0, [rsi]", "movdqu [rdi], xmm0", "xor eax, eax", "ret",
+    "3: cmp rdx, 1", "jne 4f", "movzx eax, byte ptr [rsi]", "mov [rdi], al", "xor eax, eax", "ret",
+    "4: cmp rdx, 16", "jb 6f", "cmp rdx, 32", "ja 5f",
+    "movdqu xmm0, [rsi]", "movdqu xmm1, [rsi + rdx - 16]",
+    "movdqu [rdi], xmm0", "movdqu [rdi + rdx - 16], xmm1", "xor eax, eax", "ret",
+    "5: movdqu xmm0, [rsi]", "movdqu xmm1, [rsi + 16]",
+    "movdqu xmm2, [rsi + rdx - 32]", "movdqu xmm3, [rsi + rdx - 16]",
+    "movdqu [rdi], xmm0", "movdqu [rdi + 16], xmm1",
+    "movdqu [rdi + rdx - 32], xmm2", "movdqu [rdi + rdx - 16], xmm3", "xor eax, eax", "ret",
+    "6: cmp rdx, 8", "jb 7f",
+    "mov rax, [rsi]", "mov rcx, [rsi + rdx - 8]", "mov [rdi], rax", "mov [rdi + rdx - 8], rcx",
+    "xor eax, eax", "ret",
+    "7: cmp rdx, 4", "jb 8f",
+    "mov eax, [rsi]", "mov ecx, [rsi + rdx - 4]", "mov [rdi], eax", "mov [rdi + rdx - 4], ecx",
+    "xor eax, eax", "ret",
+    "8: test rdx, rdx", "jz 9f",
+    "movzx eax, word ptr [rsi]", "movzx ecx, byte ptr [rsi + rdx - 1]",
+    "mov [rdi], ax", "mov [rdi + rdx - 1], cl",
+    "9: xor eax, eax", "ret",
+    fixup!("2b", "9b", ".Lvhost_user_pmem_rest_copy"),
+
+    // Any length, by the CPU's own loop, which keeps count by itself.
+    begin!("vhost_user_pmem_copy_rep"),
+    "mov rcx, rdx", "2: rep movsb", "3: mov rax, rcx", "ret", fixup!("2b", "3b", "3b"),
+    begin!("vhost_user_pmem_fill"),
+    "mov rcx, rdx", "xor eax, eax", "2: rep stosb", "3: mov rax, rcx", "ret", fixup!("2b", "3b", "3b"),
+
+    copy16!("vhost_user_pmem_copy16", "movdqu"),
+    copy32!("vhost_user_pmem_copy32", "vmovdqu"),
+    copy64!("vhost_user_pmem_copy64", "vmovdqu64"),
+    copy16!("vhost_user_pmem_stream16", "movntdq"),
+    copy32!("vhost_user_pmem_stream32", "vmovntdq"),
+    copy64!("vhost_user_pmem_stream64", "vmovntdq"),
+    lines!(
+        "vhost_user_pmem_zero16", "pxor xmm0, xmm0",
+        stores!("movntdq", "xmm0", 0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240),
+        stores!("movntdq", "xmm0", 0, 16, 32, 48), "", ".Lvhost_user_pmem_rest_zero"
+    ),
+    lines!(
+        "vhost_user_pmem_zero32", "vpxor xmm0, xmm0, xmm0",
+        stores!("vmovntdq", "ymm0", 0, 32, 64, 96, 128, 160, 192, 224),
+        stores!("vmovntdq", "ymm0", 0, 32), "vzeroupper", ".Lvhost_user_pmem_rest_zero_avx"
+    ),
+    lines!(
+        "vhost_user_pmem_zero64", "vpxord zmm16, zmm16, zmm16",
+        stores!("vmovntdq", "zmm16", 0, 64, 128, 192),
+        stores!("vmovntdq", "zmm16", 0), "", ".Lvhost_user_pmem_rest_zero"
+    ),
+
+    flush!("vhost_user_pmem_clwb", "clwb"),
+    flush!("vhost_user_pmem_clflushopt", "clflushopt"),
+    flush!("vhost_user_pmem_clflush", "clflush"),
+
+    // The rest, byte by byte, after a fault: at least one is reported.
+    ".Lvhost_user_pmem_rest_copy_avx:", "vzeroupper",
+    ".Lvhost_user_pmem_rest_copy:", "mov rcx, rdx", "2: rep movsb",
+    "3: mov rax, rcx", "cmp rax, 1", "adc rax, 0", "ret", fixup!("2b", "3b", "3b"),
+    ".Lvhost_user_pmem_rest_zero_avx:", "vzeroupper",
+    ".Lvhost_user_pmem_rest_zero:", "mov rcx, rdx", "xor eax, eax", "2: rep stosb",
+    "3: mov rax, rcx", "cmp rax, 1", "adc rax, 0", "ret", fixup!("2b", "3b", "3b"),
+
+    ".section .rodata.vhost_user_pmem_fixups, \"a\", @progbits",
+    ".globl vhost_user_pmem_fixups_end", ".hidden vhost_user_pmem_fixups_end",
+    "vhost_user_pmem_fixups_end:",
+    ".text",
+);
+
+/// One entry of the table: offsets from the field itself.
+#[repr(C)]
+struct Fixup {
+    from: i32,
+    to: i32,
+    at: i32,
+}
+
+unsafe extern "C" {
+    static vhost_user_pmem_fixups: Fixup;
+    static vhost_user_pmem_fixups_end: Fixup;
+}
+
+/// Declares the routines under the names they are called by here.
+macro_rules! kernels {
+    ($($(#[$doc:meta])* $name:ident = $symbol:literal;)+) => {
+        unsafe extern "C" {
+            $($(#[$doc])*
+            #[link_name = $symbol]
+            pub(in crate::copy) fn $name(dst: *mut u8, src: *const u8, len: usize) -> usize;)+
+        }
+    };
+}
+
+kernels! {
+    /// Copies at most 64 bytes.
+    copy_small = "vhost_user_pmem_copy_small";
+    /// Copies any number of bytes by `rep movsb`.
+    copy_rep = "vhost_user_pmem_copy_rep";
+    /// Stores any number of zero bytes by `rep stosb`; the source is ignored.
+    fill = "vhost_user_pmem_fill";
+    /// Copies multiples of 64 bytes by moves of 16.
+    copy16 = "vhost_user_pmem_copy16";
+    /// Copies multiples of 64 bytes by moves of 32 (AVX).
+    copy32 = "vhost_user_pmem_copy32";
+    /// Copies multiples of 64 bytes by moves of 64 (AVX-512F).
+    copy64 = "vhost_user_pmem_copy64";
+    /// Copies multiples of 64 bytes to whole lines by non-temporal stores of 16.
+    stream16 = "vhost_user_pmem_stream16";
+    /// Copies multiples of 64 bytes to whole lines by non-temporal stores of 32 (AVX).
+    stream32 = "vhost_user_pmem_stream32";
+    /// Copies multiples of 64 bytes to whole lines by non-temporal stores of 64 (AVX-512F).
+    stream64 = "vhost_user_pmem_stream64";
+    /// Zeroes whole lines by non-temporal stores of 16; the source is ignored.
+    zero16 = "vhost_user_pmem_zero16";
+    /// Zeroes whole lines by non-temporal stores of 32 (AVX); the source is ignored.
+    zero32 = "vhost_user_pmem_zero32";
+    /// Zeroes whole lines by non-temporal stores of 64 (AVX-512F); the source is ignored.
+    zero64 = "vhost_user_pmem_zero64";
+    /// Writes whole lines back; the source is ignored.
+    clwb = "vhost_user_pmem_clwb";
+    /// Writes whole lines back and drops them; the source is ignored.
+    clflushopt = "vhost_user_pmem_clflushopt";
+    /// Writes whole lines back and drops them, in order; the source is ignored.
+    clflush = "vhost_user_pmem_clflush";
+}
+
+/// Where to go on when the instruction at `address` faulted, if it is one of these routines.
+///
+/// Used in the signal handler: reads constants, nothing else.
+pub(in crate::copy) fn fixup_of(address: usize) -> Option<usize> {
+    let (first, end) = (&raw const vhost_user_pmem_fixups, &raw const vhost_user_pmem_fixups_end);
+    let mut entry = first;
+    while entry < end {
+        // SAFETY: the assembler put whole entries between the two symbols; they are constants.
+        let fixup = unsafe { &*entry };
+        let target = |field: &i32| (&raw const *field).addr().wrapping_add_signed(*field as isize);
+        if (target(&fixup.from)..target(&fixup.to)).contains(&address) {
+            return Some(target(&fixup.at));
+        }
+        entry = entry.wrapping_add(1);
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::copy::engine::Kernel;
+
+    /// Every routine has a fix-up behind its entry (within its first instructions), and nothing else has.
+    #[test]
+    fn every_routine_is_in_the_table_and_foreign_code_is_not() {
+        let all: [Kernel; 15] = [
+            copy_small, copy_rep, fill, copy16, copy32, copy64, stream16, stream32, stream64, zero16, zero32,
+            zero64, clwb, clflushopt, clflush,
+        ];
+        for kernel in all {
+            let entry = kernel as *const () as usize;
+            assert!((entry..entry + 64).any(|address| fixup_of(address).is_some()), "{entry:#x}");
+            assert_eq!(fixup_of(entry.wrapping_sub(1)), None, "{entry:#x}: padding before it");
+        }
+        for address in [0, 1, fixup_of as *const () as usize, usize::MAX, usize::MAX / 2] {
+            assert_eq!(fixup_of(address), None);
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Memory that goes away under the daemon: the requests that need it fail, and nothing else does.
+//! (Only where the copies have fix-ups.)
+
+#![cfg(target_arch = "x86_64")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::cast_possible_truncation, clippy::print_stderr, clippy::single_range_in_vec_init)]
+
+mod common;
+
+use std::fs::File;
+use std::path::Path;
+use std::process::Command;
+
+use common::daemon::{Daemon, Place, Setup};
+use common::frontend::load::Load;
+use common::frontend::memory::Span;
+use common::frontend::request::{IN, IOERR, OK, OUT, Request, header};
+use common::frontend::ring::{Descriptor, NEXT, Ring, WRITE};
+use common::frontend::{Options, Session};
+use common::{SECTOR_BYTES, pattern, wait_for};
+
+const DISK_BYTES: u64 = 16 << 20;
+
+/// The first sector that is not there any more after the file was cut in half.
+const HALF_SECTOR: u64 = DISK_BYTES / 2 / SECTOR_BYTES as u64;
+
+/// Requests that fail in a row: more than lines of log are written about them.
+const FAILURES: usize = 300;
+
+/// Ring memory first; what is behind it can be cut off.
+const SPANS: [Span; 2] =
+    [Span { guest_start: 0, bytes: 4 << 20 }, Span { guest_start: 1 << 32, bytes: 1 << 20 }];
+
+/// Two disks; the second one is busy while the first one suffers.
+struct Pair {
+    daemon: Daemon,
+    suffering: Session,
+    _busy: Session,
+    load: Load,
+}
+
+impl Pair {
+    fn start(setup: Setup) -> Self {
+        let daemon = setup.start();
+        let options = Options { spans: SPANS.to_vec(), ..Options::default() };
+        let suffering = Session::connect_with(&daemon.socket(0), &options);
+        let busy = Session::connect(&daemon.socket(1));
+        let load = Load::start(busy.ring(0, 64), 0);
+        load.wait_for_progress();
+        Self { daemon, suffering, _busy: busy, load }
+    }
+
+    /// The other disk has not noticed; the daemon ends as it should.
+    fn finish(mut self) -> String {
+        self.load.stop();
+        self.daemon.assert_alive();
+        let log = self.daemon.log();
+        assert!(!log.contains("disk=\"disk1\" operation"), "the other disk had an error:\n{log}");
+        self.daemon.stop();
+        log
+    }
+}
+
+fn two_disks(place: Place) -> Setup {
+    let setup = Setup::new(place).disk("").disk("");
+    for index in 0..2 {
+        File::create(setup.image(index)).unwrap().set_len(DISK_BYTES).unwrap();
+    }
+    setup
+}
+
+/// The lines about failed requests: some, but not one for each, and each with all that is to be known.
+fn assert_log(log: &str, words: &[&str]) {
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("request failed")).collect();
+    assert!(!lines.is_empty() && lines.len() < FAILURES / 2, "{} lines", lines.len());
+    for word in words {
+        assert!(lines.iter().all(|line| line.contains(word)), "{word:?} is not in each of {lines:#?}");
+    }
+}
+
+#[test]
+fn a_truncated_file_fails_the_requests_behind_its_end() {
+    for place in Place::ALL {
+        let pair = Pair::start(two_disks(place));
+        let mut ring = pair.suffering.ring(0, 16);
+        let kept = pattern(1, 4096);
+        assert_eq!(ring.run(&Request::write(HALF_SECTOR - 8, &kept)).status, OK);
+
+        let image = pair.daemon.image(0);
+        let file = File::options().write(true).open(&image).unwrap();
+        file.set_len(DISK_BYTES / 2).unwrap();
+        for index in 0..FAILURES as u64 {
+            let answer = ring.run(&Request::read(HALF_SECTOR + index, 512));
+            assert_eq!(answer.status, IOERR, "{place:?}");
+        }
+        assert_eq!(ring.run(&Request::read(HALF_SECTOR - 8, 8192)).status, IOERR, "half of it is there");
+        let answer = ring.run(&Request::read(HALF_SECTOR - 8, 4096));
+        assert!(
+            (answer.status, answer.data) == (OK, kept),
+            "{place:?}: what is before the end is not touched"
+        );
+        if place == Place::Tmpfs {
+            assert_eq!(ring.run(&Request::write(HALF_SECTOR + 8, &[1; 512])).status, IOERR);
+        }
+
+        // Made longer again, it works again.
+        file.set_len(DISK_BYTES).unwrap();
+        let answer = ring.run(&Request::read(HALF_SECTOR, 512));
+        assert!((answer.status, answer.data) == (OK, vec![0; 512]), "{place:?}");
+        assert_eq!(ring.run(&Request::write(HALF_SECTOR, &[7; 512])).status, OK);
+
+        let log = pair.finish();
+        let file = image.to_str().unwrap();
+        assert_log(&log, &["disk=\"disk0\"", file, "the file was truncated to 8388608 bytes"]);
+    }
+}
+
+/// A request whose data is in the second region, at `offset` of it.
+fn far_request(ring: &mut Ring, kind: u32, offset: u64) -> u8 {
+    let frame = ring.frame(0);
+    ring.memory.write(frame.header, &header(kind, 0));
+    ring.memory.fill(frame.status, 1, 0xee);
+    let data = SPANS[1].guest_start + offset;
+    let direction = if kind == IN { WRITE } else { 0 };
+    ring.put(0, Descriptor { address: frame.header, len: 16, flags: NEXT, next: 1 });
+    ring.put(1, Descriptor { address: data, len: 4096, flags: NEXT | direction, next: 2 });
+    ring.put(2, Descriptor { address: frame.status, len: 1, flags: WRITE, next: 0 });
+    ring.offer(0);
+    ring.kick.ring();
+    assert_eq!(ring.wait().head, 0);
+    ring.memory.read(frame.status, 1)[0]
+}
+
+#[test]
+fn truncated_guest_memory_fails_the_requests_that_need_it() {
+    for place in Place::ALL {
+        let pair = Pair::start(two_disks(place));
+        let mut ring = pair.suffering.ring(0, 16);
+        assert_eq!(far_request(&mut ring, IN, 0), OK);
+        rustix::fs::ftruncate(pair.suffering.memory.fd(), SPANS[0].bytes + 8192).unwrap();
+        for _ in 0..FAILURES {
+            assert_eq!(far_request(&mut ring, IN, 8192), IOERR, "{place:?}");
+        }
+        assert_eq!(far_request(&mut ring, OUT, 8192), IOERR, "{place:?}");
+        assert_eq!(far_request(&mut ring, IN, 8192 - 2048), IOERR, "half of it is there");
+        assert_eq!(far_request(&mut ring, OUT, 4096), OK, "what is there is used");
+        assert_eq!(ring.run(&Request::read(0, 4096)).status, OK);
+        let log = pair.finish();
+        let lines = log.lines().filter(|line| line.contains("request failed") && line.contains("disk0"));
+        assert!((1..FAILURES / 2).contains(&lines.count()), "{log}");
+        assert!(log.contains("guest memory is lost"), "{log}");
+    }
+}
+
+/// Without its ring a session cannot go on. The next front-end of the same disk can.
+#[test]
+fn a_lost_ring_ends_its_session_only() {
+    let mut pair = Pair::start(two_disks(Place::Tmpfs));
+    let mut ring = pair.suffering.ring(0, 16);
+    assert_eq!(ring.run(&Request::read(0, 512)).status, OK);
+    rustix::fs::ftruncate(pair.suffering.memory.fd(), 0).unwrap();
+    // From here on, this process must not look at its ring either.
+    ring.kick.ring();
+    ring.err.wait("the ring is broken");
+    wait_for("the daemon hangs up", || pair.suffering.wire.receive().is_none().then_some(()));
+    pair.daemon.wait_for_log("guest memory is lost");
+    pair.daemon.assert_alive();
+
+    let next = Session::connect(&pair.daemon.socket(0));
+    let mut ring = next.ring(0, 16);
+    assert_eq!(ring.run(&Request::read(0, 512)).status, OK);
+    drop(next);
+    let log = pair.finish();
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("guest memory is lost")).collect();
+    assert!(lines.len() == 1 && lines[0].contains("disk=\"disk0\""), "{lines:#?}");
+}
+
+/// A mount that ends with the test.
+struct Mounted<'a>(&'a Path);
+
+impl<'a> Mounted<'a> {
+    fn tmpfs(folder: &'a Path, size: &str) -> Option<Self> {
+        let mut command = Command::new("mount");
+        command.args(["-t", "tmpfs", "-o", size, "tmpfs"]).arg(folder);
+        command.status().is_ok_and(|status| status.success()).then_some(Self(folder))
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0).status();
+    }
+}
+
+#[test]
+fn a_full_tmpfs_fails_the_writes_that_need_more() {
+    let setup = Setup::new(Place::Tmpfs).disk("size=64M,sparse=on").disk("size=2M");
+    let image = setup.image(0);
+    let folder = image.parent().unwrap();
+    let Some(mounted) = Mounted::tmpfs(folder, "size=8M") else {
+        eprintln!("skipped: a tmpfs cannot be mounted here (not root?)");
+        return;
+    };
+    let pair = Pair::start(setup);
+    let mut ring = pair.suffering.ring(0, 16);
+    let write = |sector| Request::write(sector, &pattern(sector, 4096));
+    let statuses: Vec<u8> = (0..2048).map(|page| ring.run(&write(page * 8)).status).collect();
+    let full_at = statuses.iter().position(|status| *status == IOERR).unwrap();
+    // 6 MiB are left beside the other disk.
+    assert!((1500..=1536).contains(&full_at), "{full_at} pages were written");
+    assert!(statuses[full_at..].iter().all(|status| *status == IOERR));
+    // What was written is there, and can be written again.
+    let answer = ring.run(&Request::read(full_at as u64 * 8 - 8, 4096));
+    assert!((answer.status, answer.data) == (OK, pattern(full_at as u64 * 8 - 8, 4096)));
+    assert_eq!(ring.run(&write(0)).status, OK);
+    let log = pair.finish();
+    assert_log(&log, &["disk=\"disk0\"", image.to_str().unwrap(), "no space is left on its file system"]);
+    drop(mounted);
+}

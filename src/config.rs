@@ -4,7 +4,7 @@ use std::num::NonZeroU16;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use crate::disk::LockMode;
+use crate::disk::{DeepFlush, DiscardPolicy, Durability, LockMode};
 
 /// Queues offered when nothing is said: QEMU refuses to start with fewer than it has vCPUs, and a queue
 /// costs something only once it is started.
@@ -53,6 +53,12 @@ pub struct DiskConfig {
     pub sparse: bool,
     /// How the backing is protected from a second writer.
     pub lock: LockMode,
+    /// The least that a completed and flushed write must be worth; the server does not start otherwise.
+    pub require_durable: Option<Durability>,
+    /// What becomes of space that the guest does not need.
+    pub discard: DiscardPolicy,
+    /// When FLUSH empties the memory controller's queues.
+    pub deep_flush: DeepFlush,
 }
 
 /// Where front-ends come from.
@@ -152,6 +158,9 @@ impl DiskConfig {
             queues: DEFAULT_QUEUES,
             sparse: false,
             lock: LockMode::On,
+            require_durable: None,
+            discard: DiscardPolicy::Auto,
+            deep_flush: DeepFlush::Auto,
         }
     }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::cli::size::{self, SizeError};
 use crate::config::{BLOCK_SIZES, DiskConfig, MAX_QUEUES, Serial, SerialTooLong, SocketSource};
-use crate::disk::{LockMode, UnknownLockMode};
+use crate::disk::{DeepFlush, DiscardPolicy, Durability, LockMode, UnknownLockMode, UnknownWord};
 
 /// A key, in the order in which help lists them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -24,10 +24,13 @@ pub(super) enum Key {
     Queues,
     Sparse,
     Lock,
+    RequireDurable,
+    Discard,
+    DeepFlush,
 }
 
 impl Key {
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 13] = [
         Self::Path,
         Self::Socket,
         Self::Name,
@@ -38,6 +41,9 @@ impl Key {
         Self::Queues,
         Self::Sparse,
         Self::Lock,
+        Self::RequireDurable,
+        Self::Discard,
+        Self::DeepFlush,
     ];
 
     pub(super) const fn name(self) -> &'static str {
@@ -52,6 +58,9 @@ impl Key {
             Self::Queues => "queues",
             Self::Sparse => "sparse",
             Self::Lock => "lock",
+            Self::RequireDurable => "require-durable",
+            Self::Discard => "discard",
+            Self::DeepFlush => "deep-flush",
         }
     }
 
@@ -67,6 +76,9 @@ impl Key {
             Self::BlockSize => "512|4096",
             Self::Queues => "N",
             Self::Lock => "on|wait|off",
+            Self::RequireDurable => "CLASS",
+            Self::Discard => "auto|ignore|unmap",
+            Self::DeepFlush => "auto|never|always",
         }
     }
 
@@ -89,11 +101,25 @@ impl Key {
                 "When another process serves the file: refuse to start, wait for it with",
                 "the first queue, or do not look [default: on]",
             ],
+            Self::RequireDurable => &[
+                "As --require-durable, for this disk: page (also without =CLASS), cacheline,",
+                "byte, or off",
+            ],
+            Self::Discard => &[
+                "Space the guest no longer needs: keep it, or give it back; auto keeps it on",
+                "DAX only [default: auto]",
+            ],
+            Self::DeepFlush => &["As --deep-flush, for this disk"],
         }
     }
 
-    const fn is_switch(self) -> bool {
-        matches!(self, Self::ReadOnly | Self::Sparse)
+    /// What the bare key means, where that is allowed.
+    const fn bare(self) -> Option<&'static str> {
+        match self {
+            Self::ReadOnly | Self::Sparse => Some("on"),
+            Self::RequireDurable => Some("page"),
+            _ => None,
+        }
     }
 
     fn named(name: &str) -> Option<Self> {
@@ -111,14 +137,14 @@ pub(super) fn help() -> String {
     let (header, literal) = (style.get_header(), style.get_literal());
     let mut text = format!("{header}Keys of --disk:{header:#}\n");
     for key in Key::ALL {
-        let pad = 20_usize.saturating_sub(key.name().len() + key.value().len() + 1);
+        let pad = 25_usize.saturating_sub(key.name().len() + key.value().len() + 1);
         for (number, line) in key.meaning().iter().enumerate() {
             // Writing to a string cannot fail.
             let _ = match number {
                 0 => {
                     writeln!(text, "  {literal}{}{literal:#}={}{:pad$}  {line}", key.name(), key.value(), "")
                 }
-                _ => writeln!(text, "  {:20}  {line}", ""),
+                _ => writeln!(text, "  {:25}  {line}", ""),
             };
         }
     }
@@ -163,6 +189,10 @@ pub(super) enum ValueError {
     SerialNotAscii,
     #[error(transparent)]
     Lock(#[from] UnknownLockMode),
+    #[error("write page, cacheline, byte or off")]
+    NotAClass,
+    #[error(transparent)]
+    Word(#[from] UnknownWord),
 }
 
 /// The nearest key, where one is near.
@@ -190,6 +220,17 @@ pub(super) struct DiskOption {
     queues: Option<NonZeroU16>,
     sparse: bool,
     lock: Option<LockMode>,
+    /// `Some(None)` is "off": nothing, whatever is required of the other disks.
+    require_durable: Option<Option<Durability>>,
+    discard: Option<DiscardPolicy>,
+    deep_flush: Option<DeepFlush>,
+}
+
+/// What holds for disks that do not say it themselves.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Defaults {
+    pub(super) require_durable: Option<Durability>,
+    pub(super) deep_flush: DeepFlush,
 }
 
 impl DiskOption {
@@ -207,10 +248,13 @@ impl DiskOption {
             queues: values.take(Key::Queues, queues)?,
             sparse: values.take(Key::Sparse, switch)?.unwrap_or(false),
             lock: values.take(Key::Lock, |value| Ok(value.parse()?))?,
+            require_durable: values.take(Key::RequireDurable, class_or_off)?,
+            discard: values.take(Key::Discard, |value| Ok(value.parse()?))?,
+            deep_flush: values.take(Key::DeepFlush, |value| Ok(value.parse()?))?,
         })
     }
 
-    fn into_config(self, name: String) -> DiskConfig {
+    fn into_config(self, name: String, defaults: Defaults) -> DiskConfig {
         let mut config = DiskConfig::new(name, self.path, SocketSource::Path(self.socket));
         config.size_bytes = self.size_bytes;
         config.serial = self.serial.unwrap_or(config.serial);
@@ -219,19 +263,22 @@ impl DiskOption {
         config.queues = self.queues.unwrap_or(config.queues);
         config.sparse = self.sparse;
         config.lock = self.lock.unwrap_or(config.lock);
+        config.require_durable = self.require_durable.unwrap_or(defaults.require_durable);
+        config.discard = self.discard.unwrap_or(config.discard);
+        config.deep_flush = self.deep_flush.unwrap_or(defaults.deep_flush);
         config
     }
 }
 
 /// Gives every disk without a name one of its own: that of its file, with a number where it is taken.
-pub(super) fn into_configs(options: Vec<DiskOption>) -> Vec<DiskConfig> {
+pub(super) fn into_configs(options: Vec<DiskOption>, defaults: Defaults) -> Vec<DiskConfig> {
     let mut taken: HashSet<String> = options.iter().filter_map(|option| option.name.clone()).collect();
     options
         .into_iter()
         .map(|mut option| {
             let name = option.name.take().unwrap_or_else(|| free_name(&option.path, &taken));
             taken.insert(name.clone());
-            option.into_config(name)
+            option.into_config(name, defaults)
         })
         .collect()
 }
@@ -282,9 +329,9 @@ impl Values {
         if self.items.iter().any(|(before, _)| *before == key) {
             return Err(DiskOptionError::Twice { option, key });
         }
-        let value = match parts.next() {
-            Some(value) if !value.is_empty() => OsString::from_vec(value.to_vec()),
-            None if key.is_switch() => OsString::from("on"),
+        let value = match (parts.next(), key.bare()) {
+            (Some(value), _) if !value.is_empty() => OsString::from_vec(value.to_vec()),
+            (None, Some(bare)) => OsString::from(bare),
             _ => return Err(DiskOptionError::NoValue { option, key }),
         };
         self.items.push((key, value));
@@ -337,6 +384,13 @@ fn switch(text: &str) -> Result<bool, ValueError> {
     }
 }
 
+fn class_or_off(text: &str) -> Result<Option<Durability>, ValueError> {
+    match text {
+        "off" => Ok(None),
+        _ => text.parse().map(Some).map_err(|_| ValueError::NotAClass),
+    }
+}
+
 fn block_size(text: &str) -> Result<u32, ValueError> {
     text.parse().ok().filter(|bytes| BLOCK_SIZES.contains(bytes)).ok_or(ValueError::NotABlockSize)
 }
@@ -354,119 +408,4 @@ fn serial(text: &str) -> Result<Serial, ValueError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(text: &str) -> Result<DiskOption, DiskOptionError> {
-        DiskOption::parse(OsStr::new(text))
-    }
-
-    fn error(text: &str) -> String {
-        parse(text).unwrap_err().to_string()
-    }
-
-    #[test]
-    fn every_key_reaches_the_configuration() {
-        let option = parse(
-            "path=/a.img,socket=/a.sock,name=db,size=1M,serial=S1,readonly=yes,block-size=4096,queues=3,\
-             sparse=true,lock=wait",
-        );
-        let disk = into_configs(vec![option.unwrap()]).remove(0);
-        assert_eq!((disk.name.as_str(), disk.path), ("db", "/a.img".into()));
-        assert_eq!(disk.socket.path(), Some(Path::new("/a.sock")));
-        assert_eq!((disk.size_bytes, disk.block_bytes, disk.queues.get()), (Some(1 << 20), 4096, 3));
-        assert_eq!(disk.serial, Serial::new("S1").unwrap());
-        assert!(disk.read_only && disk.sparse);
-        assert!(matches!(disk.lock, LockMode::Wait));
-    }
-
-    #[test]
-    fn what_is_not_said_has_its_default() {
-        let disk = into_configs(vec![parse("socket=/a.sock,path=/pm/db0.img").unwrap()]).remove(0);
-        assert_eq!((disk.name.as_str(), disk.size_bytes), ("db0", None));
-        assert_eq!((disk.block_bytes, disk.queues.get()), (512, 64));
-        assert_eq!(disk.serial, Serial::new("db0").unwrap());
-        assert!(!disk.read_only && !disk.sparse);
-        assert!(matches!(disk.lock, LockMode::On));
-    }
-
-    #[test]
-    fn a_pair_of_commas_is_a_comma() {
-        for (text, path, socket) in [
-            ("path=a,,b,socket=s", "a,b", "s"),
-            ("path=a,,,socket=s", "a,", "s"),
-            ("path=,,,,a,socket=s,,", ",,a", "s,"),
-            ("path=a=b,socket=s", "a=b", "s"),
-        ] {
-            let option = parse(text).unwrap();
-            assert_eq!((option.path, option.socket), (path.into(), socket.into()), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_path_needs_no_utf8() {
-        let text = OsStr::from_bytes(b"path=/\xff,socket=/s,name=db");
-        assert_eq!(DiskOption::parse(text).unwrap().path.as_os_str().as_bytes(), b"/\xff");
-        let text = OsStr::from_bytes(b"path=/a,socket=/s,name=\xff");
-        assert!(DiskOption::parse(text).unwrap_err().to_string().ends_with("it is not UTF-8 text"));
-    }
-
-    #[test]
-    fn switches_are_on_by_their_bare_name() {
-        for (text, on) in [("", false), (",readonly", true), (",readonly=on", true), (",readonly=no", false)]
-        {
-            assert_eq!(parse(&format!("path=a,socket=s{text}")).unwrap().read_only, on, "{text}");
-        }
-    }
-
-    #[test]
-    fn errors_say_what_and_what_to_do() {
-        for (rest, message) in [
-            (",readonly=maybe", "readonly=maybe: write on or off"),
-            (",block-size=1000", "block-size=1000: write 512 or 4096"),
-            (",queues=0", "queues=0: write a whole number from 1 to 256"),
-            (",queues=257", "queues=257: write a whole number from 1 to 256"),
-            (",serial=123456789012345678901", "at most 20 bytes, this one has 21; shorten it"),
-            (",serial=grün", "printable ASCII characters only"),
-            (",lock=yes", "lock=yes: `yes` is not a lock mode; use on, wait or off"),
-            (",size=1X", "is not a size; write bytes, or a whole number with K, M, G, T or P"),
-            (",size", "size has no value; write size=SIZE"),
-            (",name=", "name has no value; write name=NAME"),
-            (",path=b", "path is given twice; leave one of them out"),
-            (",", "nothing between two commas or at an end"),
-        ] {
-            let text = error(&format!("path=a,socket=s{rest}"));
-            assert!(text.starts_with(&format!("--disk path=a,socket=s{rest}: ")), "{text}");
-            assert!(text.contains(message), "{text}");
-        }
-        assert!(error("path=a").ends_with("socket is missing; add socket=SOCKET"));
-        assert!(error("socket=a").ends_with("path is missing; add path=FILE"));
-    }
-
-    #[test]
-    fn an_unknown_key_gets_the_nearest_one() {
-        for (key, nearest) in [
-            ("sokcet", "socket"),
-            ("read-only", "readonly"),
-            ("blocksize", "block-size"),
-            ("num-queues", "queues"),
-            ("Path", "path"),
-            ("locks", "lock"),
-        ] {
-            let text = error(&format!("{key}=x"));
-            let expected =
-                format!("unknown key {key:?} (did you mean {nearest:?}?); the keys are path, socket,");
-            assert!(text.contains(&expected), "{text}");
-        }
-        assert!(error("colour=red").contains("unknown key \"colour\"; the keys are path, socket, name,"));
-    }
-
-    #[test]
-    fn names_are_made_unique() {
-        let options = ["path=/x/db.img", "path=/y/db.img", "path=/z,name=db-2", "path=/v/db.raw"]
-            .map(|text| parse(&format!("{text},socket=s")).unwrap());
-        let names: Vec<_> = into_configs(options.into()).into_iter().map(|disk| disk.name).collect();
-        assert_eq!(names, ["db", "db-3", "db-2", "db-4"]);
-        assert_eq!(default_name(Path::new("/")), "disk");
-    }
-}
+mod tests;

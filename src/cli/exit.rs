@@ -26,10 +26,11 @@ pub(super) enum Exit {
     Permission = 10,
     UnknownKey = 11,
     Socket = 12,
+    NotDurable = 13,
 }
 
 impl Exit {
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 14] = [
         Self::Success,
         Self::Other,
         Self::Usage,
@@ -43,6 +44,7 @@ impl Exit {
         Self::Permission,
         Self::UnknownKey,
         Self::Socket,
+        Self::NotDurable,
     ];
 
     pub(super) const fn code(self) -> u8 {
@@ -55,17 +57,18 @@ impl Exit {
             Self::Other => "anything that has no code of its own",
             Self::Usage => "the command line is wrong",
             Self::Missing => "the path does not exist, and no size= says to create it",
-            Self::NotRegular => "the path is not a regular file",
+            Self::NotRegular => "the path is neither a file nor a device that can be a disk",
             Self::BadSize => {
                 "the size is zero, no multiple of the block size, or too large for the file system"
             }
             Self::TooSmall => "the file is smaller than size= says",
             Self::NoSpace => "no space for the file on its file system",
             Self::SocketInUse => "another daemon listens on the socket path",
-            Self::Locked => "another process serves the file already",
+            Self::Locked => "another process serves the file or uses the device already",
             Self::Permission => "permission to use the file or the socket path is denied",
             Self::UnknownKey => "--disk has a key that does not exist",
             Self::Socket => "any other error of a socket or an inherited descriptor",
+            Self::NotDurable => "the disk is less durable than --require-durable says",
         }
     }
 }
@@ -139,7 +142,8 @@ fn of_open(error: &OpenError) -> Exit {
         OpenError::BadSize { .. } => Exit::BadSize,
         OpenError::TooSmall { .. } => Exit::TooSmall,
         OpenError::NoSpace { .. } => Exit::NoSpace,
-        OpenError::Locked { .. } => Exit::Locked,
+        OpenError::Locked { .. } | OpenError::InUse { .. } => Exit::Locked,
+        OpenError::NotDurable { .. } => Exit::NotDurable,
         OpenError::Permission { .. } => Exit::Permission,
         OpenError::Io { .. } => Exit::Other,
     }

@@ -24,6 +24,7 @@ impl fmt::Display for Hints<'_> {
         write!(f, "  size        {} ({} bytes), ", Size(disk.capacity_bytes), disk.capacity_bytes)?;
         writeln!(f, "{}-byte blocks, {access}", disk.block_bytes)?;
         writeln!(f, "  durability  {}", disk.durability)?;
+        writeln!(f, "              because: {}; a flush is: {}", disk.why, disk.flush)?;
         writeln!(f, "  queues      {}", disk.queues)?;
         if let Some(socket) = &disk.socket {
             // Whoever pastes the command may do so in another folder.

@@ -1,6 +1,7 @@
 //! `vhost-user-pmem info`: what a path is and how it would be served.
 
 use std::io::{self, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -8,7 +9,7 @@ use serde::Serialize;
 
 use crate::cli::exit::{self, Failure};
 use crate::cli::size::Size;
-use crate::disk::{self, Description, Durability};
+use crate::disk::{self, Description, Durability, Media, Region};
 
 /// Say what a path is, its size, and how it would be served; nothing is changed
 #[derive(Debug, Args)]
@@ -34,12 +35,15 @@ pub(super) fn run(args: &InfoArgs) -> Result<(), Failure> {
 
 fn write_lines(out: &mut impl Write, path: &Path, it: &Description) -> io::Result<()> {
     let mut line = |name, value: String| writeln!(out, "  {name:<14}{value}");
+    let size = |bytes| format!("{} ({bytes} bytes)", Size(bytes));
     line("path", path.display().to_string())?;
     line("type", it.file_kind.to_string())?;
-    if let Some(kind) = it.kind {
-        line("backing", kind.to_string())?;
-        line("size", format!("{} ({} bytes)", Size(it.length_bytes), it.length_bytes))?;
-        line("allocated", format!("{} ({} bytes)", Size(it.allocated_bytes), it.allocated_bytes))?;
+    if let Some(media) = &it.media {
+        line("backing", media.kind.to_string())?;
+        line("size", size(it.length_bytes))?;
+        if !media.kind.is_device() {
+            line("allocated", size(it.allocated_bytes))?;
+        }
     }
     line("writable", if it.writable { "yes" } else { "no" }.to_owned())?;
     if let Some(pid) = it.holder {
@@ -48,13 +52,41 @@ fn write_lines(out: &mut impl Write, path: &Path, it: &Description) -> io::Resul
     if let Some(data_path) = it.data_path() {
         line("served by", data_path.to_owned())?;
     }
-    if let Some(durability) = it.durability() {
-        line("durability", durability.to_string())?;
+    if let Some(media) = &it.media {
+        line("durability", media.durability.to_string())?;
+        line("because", media.why.clone())?;
+        line("a flush is", media.flush().to_owned())?;
+        line("page size", size(it.page_bytes))?;
+        if let Some(discard) = it.discard() {
+            line("discards", discard.to_string())?;
+        }
+        for region in &media.regions {
+            line("region", region_line(region))?;
+        }
+        for range in &media.bad_ranges {
+            line("bad media", format!("{} bytes at {}", range.end - range.start, range.start))?;
+        }
     }
     match &it.refusal {
         Some(refusal) => line("not servable", refusal.to_string()),
         None => Ok(()),
     }
+}
+
+fn region_line(region: &Region) -> String {
+    let mut text = format!(
+        "{} of {}, persistence_domain {}",
+        region.name,
+        region.provider.as_deref().unwrap_or("an unknown bus"),
+        region.persistence_domain.as_deref().unwrap_or("unknown"),
+    );
+    if let Some(node) = region.numa_node {
+        text += &format!(", NUMA node {node}");
+    }
+    if let Some(count) = region.dirty_shutdowns {
+        text += &format!(", dirty shutdowns {count}");
+    }
+    text
 }
 
 /// The same for programs. A field that does not apply is null.
@@ -69,32 +101,70 @@ struct Report<'a> {
     holder_pid: Option<u32>,
     data_path: Option<&'static str>,
     durability: Option<&'static str>,
+    durability_reason: Option<&'a str>,
+    flush: Option<&'static str>,
+    page_bytes: u64,
+    discard: Option<String>,
+    numa_node: Option<u32>,
+    regions: Vec<RegionReport<'a>>,
+    bad_ranges: Vec<RangeReport>,
     refusal: Option<String>,
 }
 
+#[derive(Debug, Serialize)]
+struct RegionReport<'a> {
+    name: &'a str,
+    provider: Option<&'a str>,
+    persistence_domain: Option<&'a str>,
+    flush_hints: bool,
+    numa_node: Option<u32>,
+    dirty_shutdowns: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct RangeReport {
+    offset_bytes: u64,
+    length_bytes: u64,
+}
+
 fn write_json(out: &mut impl Write, path: &Path, it: &Description) -> io::Result<()> {
+    let media = it.media.as_ref();
+    let (regions, bad_ranges) =
+        media.map_or((&[][..], &[][..]), |media| (&media.regions[..], &media.bad_ranges[..]));
     let report = Report {
         path: path.to_string_lossy(),
         r#type: it.file_kind.to_string(),
-        backing: it.kind.map(|kind| kind.to_string()),
+        backing: it.kind().map(|kind| kind.to_string()),
         size_bytes: it.length_bytes,
         allocated_bytes: it.allocated_bytes,
         writable: it.writable,
         holder_pid: it.holder,
         data_path: it.data_path(),
-        durability: it.durability().map(word),
+        durability: it.durability().map(Durability::word),
+        durability_reason: media.map(|media| media.why.as_str()),
+        flush: media.map(Media::flush),
+        page_bytes: it.page_bytes,
+        discard: it.discard().map(|discard| discard.to_string()),
+        numa_node: media.and_then(Media::numa_node),
+        regions: regions.iter().map(region_report).collect(),
+        bad_ranges: bad_ranges.iter().map(range_report).collect(),
         refusal: it.refusal.as_ref().map(ToString::to_string),
     };
     serde_json::to_writer_pretty(&mut *out, &report)?;
     writeln!(out)
 }
 
-/// A durability class as one word.
-const fn word(durability: Durability) -> &'static str {
-    match durability {
-        Durability::Volatile => "volatile",
-        Durability::Page => "page",
-        Durability::CacheLine => "cache-line",
-        Durability::Byte => "byte",
+fn region_report(region: &Region) -> RegionReport<'_> {
+    RegionReport {
+        name: &region.name,
+        provider: region.provider.as_deref(),
+        persistence_domain: region.persistence_domain.as_deref(),
+        flush_hints: region.has_flush_hints,
+        numa_node: region.numa_node,
+        dirty_shutdowns: region.dirty_shutdowns,
     }
+}
+
+const fn range_report(range: &Range<u64>) -> RangeReport {
+    RangeReport { offset_bytes: range.start, length_bytes: range.end - range.start }
 }

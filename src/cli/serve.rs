@@ -6,10 +6,11 @@ use std::num::NonZeroU16;
 
 use clap::Args;
 
-use crate::cli::disk_option::{self, DiskOption};
+use crate::cli::disk_option::{self, Defaults, DiskOption};
 use crate::cli::exit::{self, Failure};
 use crate::cli::{daemon, hints};
 use crate::config::{DiskConfig, ServerConfig};
+use crate::disk::{DeepFlush, Durability};
 use crate::server::DiskSummary;
 
 /// Serve files as disks, each on its own socket, until SIGTERM or SIGINT
@@ -33,6 +34,16 @@ pub(super) struct ServeArgs {
     /// End when the first front-end has left, instead of listening again
     #[arg(long)]
     exit_on_disconnect: bool,
+
+    /// Refuse to start unless every disk is that durable: after a flush (page, also without a value), once a
+    /// write is completed (cacheline), or also without flushing caches (byte)
+    #[arg(long, value_name = "CLASS", num_args = 0..=1, require_equals = true, default_missing_value = "page")]
+    require_durable: Option<Durability>,
+
+    /// Whether a flush also empties the memory controller's queues (deep_flush of the region): where the
+    /// platform does not say that it saves them, never, or wherever possible
+    #[arg(long, value_name = "auto|never|always", default_value = "auto")]
+    deep_flush: DeepFlush,
 }
 
 fn help() -> String {
@@ -45,7 +56,8 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
 
 fn configuration(args: ServeArgs) -> Result<ServerConfig, Failure> {
     let options = args.disks.iter().map(|text| DiskOption::parse(text)).collect::<Result<Vec<_>, _>>()?;
-    let disks = disk_option::into_configs(options);
+    let defaults = Defaults { require_durable: args.require_durable, deep_flush: args.deep_flush };
+    let disks = disk_option::into_configs(options, defaults);
     warn_of_equal_serials(&disks);
     Ok(ServerConfig { disks, workers: args.workers, exit_on_disconnect: args.exit_on_disconnect })
 }

@@ -1,25 +1,30 @@
 //! What a path is and how it would be served, found out by looking only.
 
+use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::Access;
 
-use super::backing::{check_regular, check_size};
-use super::{BackingKind, Durability, FileKind, OpenError, Place, lock};
+use super::media::is_dax_path;
+use super::open::check_size;
+use super::sysfs::Sysfs;
+use super::{BackingKind, DiscardPolicy, Durability, FileKind, Media, OpenError, Place, lock};
 
 /// What a path is and how it would be served.
 #[derive(Debug)]
 pub struct Description {
     /// What is there.
     pub file_kind: FileKind,
-    /// Length in bytes, as the file system tells; 0 for devices.
+    /// Length in bytes, as the file system or sysfs tells.
     pub length_bytes: u64,
     /// Bytes that have space allocated.
     pub allocated_bytes: u64,
-    /// What its bytes lie on; only regular files have that yet.
-    pub kind: Option<BackingKind>,
+    /// What its bytes lie on; none for what cannot be a disk.
+    pub media: Option<Media>,
+    /// Pages that it is mapped in, at least, or blocks that it is transferred in: bytes.
+    pub page_bytes: u64,
     /// Whether this user may write it.
     pub writable: bool,
     /// The process that has it locked now, where that can be learnt.
@@ -29,19 +34,30 @@ pub struct Description {
 }
 
 impl Description {
+    /// What its bytes lie on.
+    pub fn kind(&self) -> Option<BackingKind> {
+        self.media.as_ref().map(|media| media.kind)
+    }
+
     /// How requests would reach the bytes, in words.
     pub fn data_path(&self) -> Option<&'static str> {
-        self.kind.map(BackingKind::data_path)
+        self.kind().map(BackingKind::data_path)
     }
 
     /// What a completed and flushed write would be worth.
     pub fn durability(&self) -> Option<Durability> {
-        self.kind.map(BackingKind::durability)
+        self.media.as_ref().map(|media| media.durability)
+    }
+
+    /// What becomes of discarded space by default: it is given back, or the discard is ignored.
+    pub fn discard(&self) -> Option<DiscardPolicy> {
+        let unmaps = DiscardPolicy::Auto.unmaps(self.kind()?);
+        Some(if unmaps { DiscardPolicy::Unmap } else { DiscardPolicy::Ignore })
     }
 }
 
-/// Describes what is at `path`. It is not opened: nothing is created, locked or changed, and no device is
-/// woken.
+/// Describes what is at `path`. Nothing is created, locked or changed; only a file on a DAX file system is
+/// opened, to ask whether it can be mapped with `MAP_SYNC`, and no device is woken.
 ///
 /// # Errors
 /// [`OpenError`] when there is nothing at the path or it may not be looked at.
@@ -57,29 +73,51 @@ pub fn describe(path: &Path) -> Result<Description, OpenError> {
         _ => OpenError::system(&place, "look at", "correct the path", source),
     })?;
     let file_kind = FileKind::from(metadata.file_type());
-    let kind = match file_kind {
-        FileKind::Regular => {
-            let statfs = rustix::fs::statfs(path).map_err(|errno| {
-                OpenError::system(&place, "tell the file system of", "check the file system", errno.into())
-            })?;
-            Some(BackingKind::of(&statfs))
-        }
-        _ => None,
+    let media = recognise(&place, &metadata)?;
+    let length_bytes = match &media {
+        Some(media) if media.kind.is_device() => media.device_bytes,
+        _ => metadata.len(),
     };
-    let refusal = check_regular(&place, &metadata)
-        .and_then(|()| check_size(&place, "the file", metadata.len(), 512))
-        .and_then(|()| {
-            rustix::fs::access(path, Access::READ_OK)
-                .map_err(|errno| OpenError::system(&place, "read", "allow reading it", errno.into()))
-        })
-        .err();
+    let what = if file_kind.is_device() { "the device" } else { "the file" };
+    let refusal = match &media {
+        None => Err(OpenError::NotRegular { place: place.clone(), what: file_kind }),
+        Some(_) => check_size(&place, what, length_bytes, 512),
+    }
+    .and_then(|()| {
+        rustix::fs::access(path, Access::READ_OK)
+            .map_err(|errno| OpenError::system(&place, "read", "allow reading it", errno.into()))
+    })
+    .err();
+    let page_bytes = match &media {
+        Some(media) if media.kind.is_device() => media.unit_bytes,
+        Some(media) if media.kind == BackingKind::Hugetlbfs => metadata.blksize(),
+        _ => rustix::param::page_size() as u64,
+    };
     Ok(Description {
         file_kind,
-        length_bytes: metadata.len(),
+        length_bytes,
         allocated_bytes: metadata.blocks().saturating_mul(512),
-        kind,
+        media,
+        page_bytes,
         writable: rustix::fs::access(path, Access::WRITE_OK).is_ok(),
         holder: lock::holder(&metadata),
         refusal,
     })
+}
+
+fn recognise(place: &Place, metadata: &Metadata) -> Result<Option<Media>, OpenError> {
+    let sysfs = Sysfs::system();
+    match FileKind::from(metadata.file_type()) {
+        FileKind::Regular => {}
+        FileKind::BlockDevice => return Ok(Some(Media::of_block_device(metadata, &sysfs))),
+        FileKind::CharacterDevice => return Ok(Media::of_character_device(metadata, &sysfs)),
+        _ => return Ok(None),
+    }
+    let statfs = rustix::fs::statfs(place.path()).map_err(|errno| {
+        OpenError::system(place, "tell the file system of", "check the file system", errno.into())
+    })?;
+    let is_dax = is_dax_path(place.path()).unwrap_or(false);
+    let open = || File::options().read(true).custom_flags(libc::O_NOATIME).open(place.path());
+    let file = is_dax.then(open).and_then(Result::ok);
+    Ok(Some(Media::of_file(metadata, &statfs, file.as_ref(), &sysfs)))
 }

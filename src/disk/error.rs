@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::FileKind;
+use super::{Durability, FileKind};
 
 /// What an error is about: a path, and the disk that is made of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,10 +54,10 @@ pub enum OpenError {
         /// What to do.
         remedy: &'static str,
     },
-    /// It is something else than a file.
+    /// It is neither a file nor a device that can be a disk.
     #[error(
-        "{place}: cannot serve it (it is {what}; only regular files are served yet); \
-         give the path of a regular file"
+        "{place}: cannot serve it (it is {what}; a disk is a regular file, a block device or device DAX); \
+         give the path of one of these"
     )]
     NotRegular {
         /// Where.
@@ -117,6 +117,30 @@ pub enum OpenError {
         /// The process, where it could be learnt.
         holder: Option<u32>,
     },
+    /// A device that something else uses: a mount, another device upon it, another daemon.
+    #[error(
+        "{place}: cannot open it for writing (the device is in use: mounted, part of another device, or served \
+         already); unmount it, stop who uses it, or serve it with readonly=on"
+    )]
+    InUse {
+        /// Where.
+        place: Place,
+    },
+    /// It promises less than is required.
+    #[error(
+        "{place}: cannot promise durability \"{}\" ({why}: it is \"{}\"); {}",
+        required.word(), found.word(), durability_remedy(*required)
+    )]
+    NotDurable {
+        /// Where.
+        place: Place,
+        /// The least that is required.
+        required: Durability,
+        /// What it is.
+        found: Durability,
+        /// Why it is not more.
+        why: String,
+    },
     /// The user, the file or the file system does not allow it.
     #[error("{place}: cannot {operation} it ({source}); {remedy}")]
     Permission {
@@ -161,6 +185,22 @@ impl OpenError {
             _ => return Self::Io { place, operation, remedy, source },
         };
         Self::Permission { place, operation, remedy, source }
+    }
+}
+
+/// Where such durability is found.
+const fn durability_remedy(required: Durability) -> &'static str {
+    match required {
+        Durability::Byte => {
+            "use persistent memory whose persistence_domain is cpu_cache, or lower require-durable"
+        }
+        Durability::CacheLine => {
+            "use device DAX, or a file on ext4 or xfs mounted with -o dax on persistent memory of this machine, \
+             or lower require-durable"
+        }
+        Durability::Page | Durability::Volatile => {
+            "use a file on a disk or on persistent memory, or drop require-durable"
+        }
     }
 }
 
@@ -235,6 +275,21 @@ mod tests {
         assert_eq!(
             error(libc::EIO).to_string(),
             "disk \"db0\": /a: cannot open it (Input/output error (os error 5)); remedy"
+        );
+    }
+
+    #[test]
+    fn what_is_not_durable_says_why_and_what_to_do() {
+        let error = OpenError::NotDurable {
+            place: Place::of_disk("db0", Path::new("/dev/shm/a")),
+            required: Durability::Page,
+            found: Durability::Volatile,
+            why: "memory does not outlive the machine".to_owned(),
+        };
+        assert_eq!(
+            error.to_string(),
+            "disk \"db0\": /dev/shm/a: cannot promise durability \"page\" (memory does not outlive the machine: \
+             it is \"volatile\"); use a file on a disk or on persistent memory, or drop require-durable"
         );
     }
 

@@ -3,11 +3,11 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use super::lock::BackingFile;
 use super::space::{self, fallocate};
+use super::syncs::Syncs;
 use super::{Disk, DiskError, Durability, Geometry, Mapping};
 use crate::copy::{self, Segments};
 
@@ -21,7 +21,9 @@ pub struct FileDisk {
     mapping: Mapping,
     file: Arc<BackingFile>,
     geometry: Geometry,
-    flusher: Flusher,
+    syncs: Syncs,
+    /// Whether discards give space back.
+    unmaps: bool,
 }
 
 impl FileDisk {
@@ -30,13 +32,15 @@ impl FileDisk {
     /// # Errors
     /// As [`Mapping::new`].
     pub fn new(file: File, geometry: Geometry) -> io::Result<Self> {
-        Self::over(Arc::new(file.into()), geometry)
+        Self::over(Arc::new(file.into()), geometry, true)
     }
 
-    /// The same of a file that is shared with its lock.
-    pub(super) fn over(file: Arc<BackingFile>, geometry: Geometry) -> io::Result<Self> {
+    /// The same of a file that is shared with its lock; with `unmaps` discards give space back.
+    pub(super) fn over(file: Arc<BackingFile>, geometry: Geometry, unmaps: bool) -> io::Result<Self> {
         let mapping = Mapping::new(&file, geometry.capacity_bytes, true)?;
-        Ok(Self { mapping, file, geometry, flusher: Flusher::default() })
+        // A process before this one may have left something in the page cache.
+        let syncs = Syncs::new("fdatasync", !geometry.read_only);
+        Ok(Self { mapping, file, geometry, syncs, unmaps })
     }
 
     fn check_write(&self, offset: u64, len: u64) -> Result<(), DiskError> {
@@ -65,7 +69,9 @@ impl Disk for FileDisk {
 
     fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
         self.check_write(offset, from.total_bytes() as u64)?;
-        copy::pwritev_all(self.file.as_fd(), offset, from).map_err(failed("pwritev"))
+        copy::pwritev_all(self.file.as_fd(), offset, from).map_err(failed("pwritev"))?;
+        self.syncs.wrote();
+        Ok(())
     }
 
     #[inline]
@@ -73,28 +79,33 @@ impl Disk for FileDisk {
         copy::store_fence();
     }
 
+    #[inline]
     fn try_flush(&self) -> Option<Result<(), DiskError>> {
-        None
+        self.syncs.at_once()
     }
 
     fn flush(&self) -> Result<(), DiskError> {
-        self.flusher.flush(|| self.file.sync_data())
+        self.syncs.sync(|| self.file.sync_data())
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         self.check_write(offset, len)?;
-        // Only advice: a file system that has no holes keeps the bytes.
-        fallocate(&self.file, space::PUNCH, offset, len).map_err(failed("punching a hole"))?;
+        if self.unmaps {
+            // Only advice: a file system that has no holes keeps the bytes.
+            fallocate(&self.file, space::PUNCH, offset, len).map_err(failed("punching a hole"))?;
+            self.syncs.wrote();
+        }
         Ok(())
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<(), DiskError> {
         self.check_write(offset, len)?;
-        let what = if unmap { space::PUNCH } else { space::ZERO };
-        if fallocate(&self.file, what, offset, len).map_err(failed("zeroing a range"))? {
-            return Ok(());
+        let what = if unmap && self.unmaps { space::PUNCH } else { space::ZERO };
+        if !fallocate(&self.file, what, offset, len).map_err(failed("zeroing a range"))? {
+            copy::pwritev_zeroes(self.file.as_fd(), offset, len).map_err(failed("pwritev"))?;
         }
-        copy::pwritev_zeroes(self.file.as_fd(), offset, len).map_err(failed("pwritev"))
+        self.syncs.wrote();
+        Ok(())
     }
 }
 
@@ -102,43 +113,9 @@ fn failed(operation: &'static str) -> impl Fn(io::Error) -> DiskError {
     move |source| DiskError::Io { operation, source }
 }
 
-/// Answers flushes, and never with success once one has failed: the kernel reports lost pages once, to one
-/// of those who ask, and takes them for clean afterwards.
-#[derive(Debug, Default)]
-struct Flusher {
-    failed: AtomicBool,
-    /// Shared while a sync runs, until its outcome is in `failed`.
-    syncing: RwLock<()>,
-}
-
-impl Flusher {
-    fn flush(&self, sync: impl FnOnce() -> io::Result<()>) -> Result<(), DiskError> {
-        if self.failed.load(Ordering::Acquire) {
-            return Err(lost());
-        }
-        {
-            let _syncing = self.syncing.read().unwrap_or_else(PoisonError::into_inner);
-            sync()
-                .inspect_err(|_| self.failed.store(true, Ordering::Release))
-                .map_err(failed("fdatasync"))?;
-        }
-        // A sync at the same time may have been given the error about our pages: wait for its outcome.
-        drop(self.syncing.write());
-        if self.failed.load(Ordering::Acquire) { Err(lost()) } else { Ok(()) }
-    }
-}
-
-#[cold]
-fn lost() -> DiskError {
-    let source = io::Error::other("an earlier fdatasync failed, data may be lost; restart the disk");
-    DiskError::Io { operation: "fdatasync", source }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{FileExt, MetadataExt};
-    use std::sync::mpsc;
-    use std::thread;
 
     use super::*;
     use crate::copy::testing::{Memory, pattern};
@@ -279,41 +256,38 @@ mod tests {
     }
 
     #[test]
-    fn after_a_failed_sync_every_flush_fails() {
+    fn a_flush_is_answered_at_once_when_nothing_was_written() {
         let disk = disk(&pattern(LEN, 1));
-        disk.flush().unwrap();
-        let eio = || Err(io::Error::from_raw_os_error(libc::EIO));
-        let error = disk.flusher.flush(eio).unwrap_err();
-        assert_eq!(error.to_string(), "fdatasync: Input/output error (os error 5)");
-        for _ in 0..3 {
-            let error = disk.flush().unwrap_err();
-            assert!(error.to_string().contains("an earlier fdatasync failed"), "{error}");
+        assert!(disk.initial_writeback());
+        assert!(disk.try_flush().is_none(), "a process before may have left something");
+        let guest = Memory::new(&pattern(512, 2));
+        let changes: [&dyn Fn() -> Result<(), DiskError>; 4] = [
+            &|| disk.write(0, guest.segments()),
+            &|| disk.discard(0, 4096),
+            &|| disk.write_zeroes(0, 512, false),
+            &|| disk.write_zeroes(0, 4096, true),
+        ];
+        for (index, change) in changes.into_iter().enumerate() {
+            disk.flush().unwrap();
+            assert!(matches!(disk.try_flush(), Some(Ok(()))), "{index}");
+            disk.read(0, guest.segments()).unwrap();
+            assert!(matches!(disk.try_flush(), Some(Ok(()))), "a read changes nothing");
+            change().unwrap();
+            assert!(disk.try_flush().is_none(), "{index}");
         }
     }
 
-    /// The kernel gives an error to one of two syncs at the same time: both flushes must fail.
     #[test]
-    fn a_flush_waits_for_the_outcome_of_another_sync() {
-        let flusher = Flusher::default();
-        let (entered_tx, entered) = mpsc::channel();
-        let (synced_tx, synced) = mpsc::channel();
-        thread::scope(|scope| {
-            let flusher = &flusher;
-            let failing = scope.spawn(move || {
-                flusher.flush(|| {
-                    entered_tx.send(()).unwrap();
-                    synced.recv().unwrap();
-                    thread::yield_now();
-                    Err(io::ErrorKind::Other.into())
-                })
-            });
-            entered.recv().unwrap();
-            let other = flusher.flush(|| {
-                synced_tx.send(()).unwrap();
-                Ok(())
-            });
-            assert!(other.is_err(), "the other sync had the error");
-            assert!(failing.join().unwrap().is_err());
-        });
+    fn ignored_discards_keep_bytes_and_space() {
+        let file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        file.write_all_at(&pattern(LEN, 1), 0).unwrap();
+        let disk = FileDisk::over(Arc::new(file.into()), geometry(), false).unwrap();
+        disk.flush().unwrap();
+        let blocks = disk.file.metadata().unwrap().blocks();
+        disk.discard(0, 8192).unwrap();
+        assert!(image(&disk) == pattern(LEN, 1));
+        disk.write_zeroes(0, 8192, true).unwrap();
+        assert!(image(&disk)[..8192] == [0; 8192]);
+        assert!(disk.file.metadata().unwrap().blocks() >= blocks);
     }
 }

@@ -6,8 +6,6 @@ use std::os::unix::fs::FileTypeExt;
 
 use rustix::fs::StatFs;
 
-use super::Durability;
-
 /// What is at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
@@ -25,6 +23,13 @@ pub enum FileKind {
     Socket,
     /// Nothing this program knows.
     Other,
+}
+
+impl FileKind {
+    /// Whether it may be a disk by itself.
+    pub(super) const fn is_device(self) -> bool {
+        matches!(self, Self::BlockDevice | Self::CharacterDevice)
+    }
 }
 
 impl From<FileType> for FileKind {
@@ -55,7 +60,7 @@ impl fmt::Display for FileKind {
     }
 }
 
-/// What the bytes of a regular file lie on.
+/// What the bytes of a disk lie on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BackingKind {
     /// Memory of the kernel: tmpfs, memfd.
@@ -64,6 +69,19 @@ pub enum BackingKind {
     Hugetlbfs,
     /// Memory of the kernel, without a limit.
     Ramfs,
+    /// A device-DAX node, `/dev/daxX.Y`.
+    DeviceDax,
+    /// A file whose pages are the media itself.
+    DaxFile {
+        /// Of which file system.
+        file_system: FileSystem,
+    },
+    /// A block device of persistent memory, `/dev/pmemN`.
+    PmemBlock,
+    /// A block device of persistent memory whose sectors do not tear, `/dev/pmemNs`.
+    SectorBlock,
+    /// Any other block device.
+    BlockDevice,
     /// A file behind the page cache.
     OrdinaryFile {
         /// Of which file system.
@@ -82,36 +100,44 @@ impl BackingKind {
         }
     }
 
-    /// What a completed and flushed write is worth.
-    pub const fn durability(self) -> Durability {
+    /// Whether writes are stores into the mapping, for which every page must have its space before.
+    pub const fn is_written_through_mapping(self) -> bool {
         match self {
-            Self::Tmpfs | Self::Hugetlbfs | Self::Ramfs => Durability::Volatile,
-            Self::OrdinaryFile { .. } => Durability::Page,
+            Self::Tmpfs | Self::Hugetlbfs | Self::Ramfs | Self::DeviceDax | Self::DaxFile { .. } => true,
+            Self::PmemBlock | Self::SectorBlock | Self::BlockDevice | Self::OrdinaryFile { .. } => false,
         }
     }
 
-    /// Whether writes are stores into the mapping, for which every page must have its space before.
-    pub const fn is_written_through_mapping(self) -> bool {
-        !matches!(self, Self::OrdinaryFile { .. })
+    /// Whether it is a device and not a file of a file system.
+    pub const fn is_device(self) -> bool {
+        matches!(self, Self::DeviceDax | Self::PmemBlock | Self::SectorBlock | Self::BlockDevice)
     }
 
     /// How requests reach the bytes, in words.
     pub const fn data_path(self) -> &'static str {
         match self {
-            Self::Tmpfs | Self::Hugetlbfs | Self::Ramfs => "reads and writes through the mapping",
             Self::OrdinaryFile { .. } => "reads through the mapping, writes by pwritev",
+            Self::PmemBlock | Self::SectorBlock | Self::BlockDevice => {
+                "reads and writes past the page cache (O_DIRECT)"
+            }
+            _ => "reads and writes through the mapping",
         }
     }
 }
 
 impl fmt::Display for BackingKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tmpfs => f.write_str("memory (tmpfs or memfd)"),
-            Self::Hugetlbfs => f.write_str("huge pages (hugetlbfs)"),
-            Self::Ramfs => f.write_str("memory (ramfs)"),
-            Self::OrdinaryFile { file_system } => write!(f, "ordinary file on {file_system}"),
-        }
+        f.write_str(match self {
+            Self::Tmpfs => "memory (tmpfs or memfd)",
+            Self::Hugetlbfs => "huge pages (hugetlbfs)",
+            Self::Ramfs => "memory (ramfs)",
+            Self::DeviceDax => "device DAX",
+            Self::DaxFile { file_system } => return write!(f, "DAX file on {file_system}"),
+            Self::PmemBlock => "block device of persistent memory",
+            Self::SectorBlock => "block device of persistent memory with atomic sectors (BTT)",
+            Self::BlockDevice => "block device",
+            Self::OrdinaryFile { file_system } => return write!(f, "ordinary file on {file_system}"),
+        })
     }
 }
 
@@ -120,7 +146,7 @@ impl fmt::Display for BackingKind {
 pub struct FileSystem(u64);
 
 impl FileSystem {
-    fn of(statfs: &StatFs) -> Self {
+    pub(super) fn of(statfs: &StatFs) -> Self {
         Self(u64::try_from(statfs.f_type).unwrap_or_default())
     }
 }
@@ -163,12 +189,10 @@ mod tests {
     #[test]
     fn memory_is_volatile_and_other_file_systems_have_names() {
         assert_eq!(kind("/dev/shm"), BackingKind::Tmpfs);
-        assert_eq!(BackingKind::Tmpfs.durability(), Durability::Volatile);
         assert!(BackingKind::Tmpfs.is_written_through_mapping());
 
         let proc = kind("/proc");
         assert_eq!(proc.to_string(), "ordinary file on a file system of type 0x9fa0");
-        assert_eq!(proc.durability(), Durability::Page);
         assert!(!proc.is_written_through_mapping());
         assert_eq!(
             BackingKind::OrdinaryFile { file_system: FileSystem(0xEF53) }.to_string(),

@@ -1,15 +1,24 @@
-//! A disk whose bytes are memory: tmpfs, memfd, hugetlbfs.
+//! A disk whose bytes are memory: persistent memory, tmpfs, memfd, hugetlbfs.
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
+use super::extents::{Extents, Written};
 use super::lock::BackingFile;
+use super::mapping::{HUGE_PAGE_BYTES, Loss, MapOptions, persist_of};
+use super::poison::{BadRanges, PAGE_BYTES};
 use super::space::{self, fallocate};
-use super::{Disk, DiskError, Durability, Geometry, Mapping};
-use crate::copy::{self, Persist, Segments};
+use super::syncs::Syncs;
+use super::{BackingKind, DiscardPolicy, Disk, DiskError, Durability, Geometry, Mapping, Media};
+use crate::copy::{self, Segments};
+use crate::log_limit::LogLimit;
+
+/// What the media takes a write in, at least: a cache line.
+const LINE_BYTES: u64 = 64;
 
 /// A disk that is read and written by copies to and from its mapping.
 ///
@@ -19,26 +28,149 @@ pub struct MappedDisk {
     mapping: Mapping,
     file: Arc<BackingFile>,
     geometry: Geometry,
-    /// Bytes that a hole is made of: a page of the file system.
+    kind: BackingKind,
+    durability: Durability,
+    persistence: Persistence,
+    /// Whether discards give space back.
+    unmaps: bool,
+    /// Bytes that a hole is made of: a page of the file system, 2 MiB on DAX, to keep its huge mappings.
     punch_bytes: u64,
+    bad: BadRanges,
+    namespace: Option<String>,
+    log_limit: LogLimit,
+}
+
+/// What makes finished writes persist.
+#[derive(Debug)]
+enum Persistence {
+    /// The fence of their batch, or nothing at all.
+    Fence,
+    /// That fence; the memory controller's queues are emptied as well.
+    Deep { syncs: Syncs, files: Vec<File> },
+    /// `msync` of what was written, or `fdatasync`.
+    Pages { syncs: Syncs, extents: Extents },
 }
 
 impl MappedDisk {
-    /// Serves the first `capacity_bytes` of `file`, whose `flock(2)`, if any, ends with the disk.
+    /// Serves the first `capacity_bytes` of `file`, which does not outlive the machine, and whose `flock(2)`,
+    /// if any, ends with the disk.
     ///
     /// # Errors
     /// As [`Mapping::new`].
     pub fn new(file: File, geometry: Geometry) -> io::Result<Self> {
-        Self::over(Arc::new(file.into()), geometry)
+        let mapping = Mapping::new(&file, geometry.capacity_bytes, geometry.read_only)?;
+        Ok(Self {
+            mapping,
+            punch_bytes: file.metadata()?.blksize().max(1),
+            file: Arc::new(file.into()),
+            geometry,
+            kind: BackingKind::Tmpfs,
+            durability: Durability::Volatile,
+            persistence: Persistence::Fence,
+            unmaps: true,
+            bad: BadRanges::default(),
+            namespace: None,
+            log_limit: LogLimit::default(),
+        })
     }
 
-    /// The same of a file that is shared with its lock.
-    pub(super) fn over(file: Arc<BackingFile>, geometry: Geometry) -> io::Result<Self> {
-        let mapping = Mapping::new(&file, geometry.capacity_bytes, geometry.read_only)?;
-        // Nothing is kept when the power goes, however it is stored.
-        let mapping = mapping.persisting(Persist::FenceOnly);
-        let punch_bytes = file.metadata()?.blksize().max(1);
-        Ok(Self { mapping, file, geometry, punch_bytes })
+    /// Serves a file or device that is shared with its lock and long enough; `deep_flush` are the attributes
+    /// that FLUSH writes to.
+    pub(super) fn over(
+        file: Arc<BackingFile>,
+        geometry: Geometry,
+        media: &Media,
+        discard: DiscardPolicy,
+        deep_flush: Vec<File>,
+    ) -> io::Result<Self> {
+        let page_bytes = match media.kind {
+            BackingKind::DeviceDax => media.unit_bytes,
+            _ => file.metadata()?.blksize().max(1),
+        };
+        let is_synchronous = matches!(media.durability, Durability::CacheLine | Durability::Byte);
+        let options = MapOptions {
+            len_bytes: geometry.capacity_bytes,
+            unit_bytes: page_bytes,
+            read_only: geometry.read_only,
+            synchronous: is_synchronous,
+            persist: persist_of(media.durability),
+        };
+        let mapping = Mapping::with(&file, options)?;
+        if media.kind == BackingKind::Tmpfs {
+            // Without huge pages it is slower, that is all.
+            let _ = mapping.want_huge_pages();
+        }
+        // A process before this one may have left something unwritten.
+        let dirty = !geometry.read_only;
+        let persistence = match media.durability {
+            Durability::Page => Persistence::Pages {
+                syncs: Syncs::new("fdatasync", dirty),
+                extents: Extents::new(rustix::param::page_size() as u64, dirty),
+            },
+            _ if deep_flush.is_empty() => Persistence::Fence,
+            _ => Persistence::Deep { syncs: Syncs::new("deep flush", dirty), files: deep_flush },
+        };
+        let is_dax = matches!(media.kind, BackingKind::DaxFile { .. });
+        Ok(Self {
+            mapping,
+            file,
+            geometry,
+            kind: media.kind,
+            durability: media.durability,
+            persistence,
+            unmaps: discard.unmaps(media.kind),
+            punch_bytes: if is_dax { HUGE_PAGE_BYTES as u64 } else { page_bytes },
+            bad: BadRanges::new(&media.bad_ranges),
+            namespace: media.namespace.clone(),
+            log_limit: LogLimit::default(),
+        })
+    }
+
+    /// The mapping, to be populated.
+    pub(super) const fn mapping(&self) -> &Mapping {
+        &self.mapping
+    }
+
+    /// The parts of the disk that have space, where holes must be left as they are.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// What it lies on.
+    pub(super) const fn kind(&self) -> BackingKind {
+        self.kind
+    }
+
+    /// A load from the page at `offset` has failed: from now on reads of it fail without touching it.
+    ///
+    /// Call it only if the mapping failed, not guest memory, and the file is still as long as the disk.
+    #[cold]
+    pub fn learn_bad(&self, offset: u64) {
+        let page = offset - offset % PAGE_BYTES;
+        self.bad.add(page..page.saturating_add(PAGE_BYTES));
+        if let Some(suppressed) = self.log_limit.admit() {
+            tracing::error!(
+                offset = page,
+                len = PAGE_BYTES,
+                suppressed,
+                "bad media: the page cannot be read"
+            );
+        }
+    }
+
+    /// Remembers the page that a read has failed at, if it was the media that failed.
+    #[cold]
+    fn learn(&self, error: &DiskError) {
+        let DiskError::Io { source, .. } = error else { return };
+        let loss = source.get_ref().and_then(|inner| inner.downcast_ref::<Loss>());
+        if let Some(Loss::Media { offset, .. }) = loss {
+            self.learn_bad(*offset);
+        }
+    }
+
+    /// The ranges in bytes that are known to be bad.
+    pub fn bad_ranges(&self) -> Vec<Range<u64>> {
+        self.bad.list()
     }
 
     fn check_write(&self, offset: u64, len: u64) -> Result<(), DiskError> {
@@ -48,10 +180,95 @@ impl MappedDisk {
         self.mapping.check(offset, len)
     }
 
+    /// A write to `len` bytes at `offset` has finished.
+    #[inline]
+    fn wrote(&self, offset: u64, len: u64) {
+        match &self.persistence {
+            Persistence::Fence => {}
+            Persistence::Deep { syncs, .. } => syncs.wrote(),
+            Persistence::Pages { syncs, extents } => {
+                // In this order: a sync clears the flag before it takes the extents.
+                extents.note(offset..offset + len);
+                syncs.wrote();
+            }
+        }
+    }
+
+    /// The file system has changed where the bytes lie: that lasts when it is synced.
+    fn changed_layout(&self) -> Result<(), DiskError> {
+        match &self.persistence {
+            Persistence::Pages { syncs, extents } => {
+                extents.note_all();
+                syncs.wrote();
+                Ok(())
+            }
+            _ if self.durability == Durability::Volatile => Ok(()),
+            _ => self.file.sync_data().map_err(failed("fdatasync")),
+        }
+    }
+
     fn punch(&self, range: Range<u64>) -> Result<bool, DiskError> {
         fallocate(&self.file, space::PUNCH, range.start, range.end - range.start)
-            .map_err(|source| DiskError::Io { operation: "punching a hole", source })
+            .map_err(failed("punching a hole"))
     }
+
+    /// Makes the bad pages that the range touches good again, if it covers them: they are zero then.
+    #[cold]
+    fn mend(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        let pages = self.bad.within(offset, len);
+        if pages.is_empty() {
+            return Ok(());
+        }
+        let capacity_bytes = self.geometry.capacity_bytes;
+        let covers = |page: &Range<u64>| offset <= page.start && page.end.min(capacity_bytes) <= offset + len;
+        match self.kind {
+            BackingKind::DaxFile { .. } | BackingKind::Tmpfs if pages.iter().all(covers) => {}
+            _ => return Err(self.beyond_repair(&pages)),
+        }
+        for page in pages {
+            let page_bytes = page.end - page.start;
+            if copy::pwritev_zeroes(self.file.as_fd(), page.start, page_bytes).is_err() {
+                self.punch(page.clone())?;
+                fallocate(&self.file, space::ALLOCATE, page.start, page_bytes)
+                    .map_err(failed("allocating"))?;
+            }
+            // The page table may still say that there is no memory.
+            self.mapping.forget(page.clone()).map_err(failed("madvise"))?;
+            self.bad.remove(&page);
+            tracing::warn!(offset = page.start, len = page_bytes, "bad media: the range was written anew");
+        }
+        self.changed_layout()
+    }
+
+    #[cold]
+    fn beyond_repair(&self, pages: &[Range<u64>]) -> DiskError {
+        if self.kind == BackingKind::DeviceDax
+            && let Some(suppressed) = self.log_limit.admit()
+        {
+            let namespace = self.namespace.as_deref().unwrap_or("NAMESPACE");
+            tracing::error!(
+                ?pages,
+                suppressed,
+                "bad media: end this disk, then run `ndctl clear-errors {namespace}`"
+            );
+        }
+        bad_media("writing")
+    }
+
+    fn zero(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        self.mapping.zero(offset, len)?;
+        self.wrote(offset, len);
+        Ok(())
+    }
+}
+
+fn failed(operation: &'static str) -> impl Fn(io::Error) -> DiskError {
+    move |source| DiskError::Io { operation, source }
+}
+
+#[cold]
+fn bad_media(operation: &'static str) -> DiskError {
+    DiskError::Io { operation, source: io::Error::from_raw_os_error(libc::EIO) }
 }
 
 impl Disk for MappedDisk {
@@ -62,17 +279,46 @@ impl Disk for MappedDisk {
 
     #[inline]
     fn durability(&self) -> Durability {
-        Durability::Volatile
+        self.durability
+    }
+
+    fn initial_writeback(&self) -> bool {
+        match self.persistence {
+            Persistence::Fence => self.durability == Durability::Volatile,
+            Persistence::Deep { .. } | Persistence::Pages { .. } => true,
+        }
+    }
+
+    fn discard_alignment_bytes(&self) -> u64 {
+        self.punch_bytes.max(PAGE_BYTES)
+    }
+
+    #[inline]
+    fn media_written_bytes(&self, offset: u64, len: u64) -> u64 {
+        match len {
+            0 => 0,
+            _ => ((offset + len - 1) / LINE_BYTES - offset / LINE_BYTES + 1) * LINE_BYTES,
+        }
     }
 
     #[inline]
     fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
-        self.mapping.read(offset, into)
+        if !self.bad.is_empty() && self.bad.touch(offset, into.total_bytes() as u64) {
+            return Err(bad_media("reading bad media"));
+        }
+        self.mapping.read(offset, into).inspect_err(|error| self.learn(error))
     }
 
     #[inline]
     fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
-        self.mapping.write(offset, from)
+        let len = from.total_bytes() as u64;
+        if !self.bad.is_empty() {
+            self.check_write(offset, len)?;
+            self.mend(offset, len)?;
+        }
+        self.mapping.write(offset, from)?;
+        self.wrote(offset, len);
+        Ok(())
     }
 
     #[inline]
@@ -80,34 +326,65 @@ impl Disk for MappedDisk {
         copy::store_fence();
     }
 
-    /// Nothing outlives the machine here, so there is nothing more to do than to order the stores.
     #[inline]
     fn try_flush(&self) -> Option<Result<(), DiskError>> {
-        Some(self.flush())
+        self.fence();
+        match &self.persistence {
+            Persistence::Fence => Some(Ok(())),
+            Persistence::Deep { syncs, .. } | Persistence::Pages { syncs, .. } => syncs.at_once(),
+        }
     }
 
     fn flush(&self) -> Result<(), DiskError> {
         self.fence();
-        Ok(())
+        match &self.persistence {
+            Persistence::Fence => Ok(()),
+            Persistence::Deep { syncs, files } => {
+                syncs.sync(|| files.iter().try_for_each(|file| file.write_all_at(b"1", 0)))
+            }
+            Persistence::Pages { syncs, extents } => syncs.sync(|| match extents.take() {
+                Written::Runs(runs) => runs.into_iter().try_for_each(|run| self.mapping.sync(run)),
+                Written::Many => self.file.sync_data(),
+            }),
+        }
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         self.check_write(offset, len)?;
-        // Only advice: a file system that has no holes keeps the bytes.
-        self.punch(offset..offset + len).map(|_| ())
+        let range = match self.kind {
+            BackingKind::DaxFile { .. } => whole_units(offset..offset + len, self.punch_bytes),
+            _ => Some(offset..offset + len),
+        };
+        let Some(range) = range.filter(|_| self.unmaps) else { return Ok(()) };
+        // Only advice: a file system that has no holes keeps the bytes. What is lost of it when the power
+        // fails is no harm either, so nothing waits for a sync.
+        self.punch(range)?;
+        if let Persistence::Pages { syncs, extents } = &self.persistence {
+            extents.note_all();
+            syncs.wrote();
+        }
+        Ok(())
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<(), DiskError> {
         self.check_write(offset, len)?;
+        if !self.bad.is_empty() {
+            self.mend(offset, len)?;
+        }
         let end = offset + len;
-        let Some(pages) = whole_units(offset..end, self.punch_bytes).filter(|_| unmap) else {
-            return self.mapping.zero(offset, len);
+        // Up to 2 MiB are zeroed faster than given back, where giving back means a journal to be written.
+        let is_small = matches!(self.kind, BackingKind::DaxFile { .. }) && len <= HUGE_PAGE_BYTES as u64;
+        let Some(pages) =
+            whole_units(offset..end, self.punch_bytes).filter(|_| unmap && self.unmaps && !is_small)
+        else {
+            return self.zero(offset, len);
         };
         if !self.punch(pages.clone())? {
-            return self.mapping.zero(offset, len);
+            return self.zero(offset, len);
         }
-        self.mapping.zero(offset, pages.start - offset)?;
-        self.mapping.zero(pages.end, end - pages.end)
+        self.changed_layout()?;
+        self.zero(offset, pages.start - offset)?;
+        self.zero(pages.end, end - pages.end)
     }
 }
 
@@ -119,137 +396,4 @@ fn whole_units(range: Range<u64>, unit: u64) -> Option<Range<u64>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::FileExt;
-
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::copy::testing::{Memory, pattern};
-
-    const LEN: usize = 16 * 4096 + 512;
-
-    fn geometry() -> Geometry {
-        Geometry { capacity_bytes: LEN as u64, block_bytes: 512, read_only: false }
-    }
-
-    fn disk(bytes: &[u8]) -> MappedDisk {
-        let file = tempfile::tempfile_in("/dev/shm").unwrap();
-        file.write_all_at(bytes, 0).unwrap();
-        MappedDisk::new(file, geometry()).unwrap()
-    }
-
-    fn image(disk: &MappedDisk) -> Vec<u8> {
-        let mut bytes = vec![0; LEN];
-        disk.file.read_exact_at(&mut bytes, 0).unwrap();
-        bytes
-    }
-
-    fn allocated_bytes(disk: &MappedDisk) -> u64 {
-        disk.file.metadata().unwrap().blocks() * 512
-    }
-
-    #[test]
-    fn reads_see_writes() {
-        let disk = disk(&pattern(LEN, 0));
-        let guest = Memory::new(&pattern(5000, 9)).cut(0, &[1000, 4000], 0);
-        disk.write(777, guest.segments()).unwrap();
-        disk.fence();
-        disk.flush().unwrap();
-        let back = Memory::new(&[0; 5000]);
-        disk.read(777, back.segments()).unwrap();
-        assert_eq!(back.bytes(), guest.bytes());
-        let mut expected = pattern(LEN, 0);
-        expected[777..5777].copy_from_slice(&guest.bytes());
-        assert!(image(&disk) == expected);
-        assert_eq!(disk.durability(), Durability::Volatile);
-        assert_eq!(disk.geometry(), geometry());
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-        /// Whatever the edges are, exactly the range is zeroed; unmapped pages are given back, others kept.
-        #[test]
-        fn write_zeroes_zeroes_exactly_the_range(
-            start in 0..LEN, len in prop_oneof![0..1000_usize, 0..LEN], unmap: bool,
-        ) {
-            let len = len.min(LEN - start);
-            let before = pattern(LEN, 1).into_iter().map(|byte| byte | 1).collect::<Vec<_>>();
-            let disk = disk(&before);
-            let allocated = allocated_bytes(&disk);
-            disk.write_zeroes(start as u64, len as u64, unmap).unwrap();
-            let mut expected = before;
-            expected[start..start + len].fill(0);
-            prop_assert!(image(&disk) == expected);
-            let pages = whole_units(start as u64..(start + len) as u64, disk.punch_bytes);
-            let freed = pages.filter(|_| unmap).map_or(0, |pages| pages.end - pages.start);
-            prop_assert_eq!(allocated - allocated_bytes(&disk), freed);
-        }
-    }
-
-    #[test]
-    fn discard_gives_space_back_and_keeps_the_rest() {
-        let before = pattern(LEN, 1);
-        let disk = disk(&before);
-        let allocated = allocated_bytes(&disk);
-        disk.discard(0, 0).unwrap();
-        assert_eq!(allocated_bytes(&disk), allocated);
-        disk.discard(4096, 8192).unwrap();
-        assert_eq!(allocated - allocated_bytes(&disk), 8192);
-        let mut expected = before;
-        expected[4096..4096 + 8192].fill(0);
-        assert!(image(&disk) == expected);
-        assert_eq!(disk.file.metadata().unwrap().len(), LEN as u64);
-    }
-
-    #[test]
-    fn nothing_outside_is_touched() {
-        let disk = disk(&pattern(LEN, 1));
-        let guest = Memory::new(&[0; 512]);
-        let len = LEN as u64;
-        for offset in [len - 511, len, u64::MAX - 511, u64::MAX] {
-            let refused = [
-                disk.read(offset, guest.segments()),
-                disk.write(offset, guest.segments()),
-                disk.discard(offset, 512),
-                disk.write_zeroes(offset, 512, false),
-                disk.write_zeroes(offset, 512, true),
-            ];
-            for result in refused {
-                assert!(matches!(result, Err(DiskError::OutOfRange)), "{offset}: {result:?}");
-            }
-        }
-        disk.read(len, Segments::empty()).unwrap();
-        assert!(image(&disk) == pattern(LEN, 1));
-    }
-
-    #[test]
-    fn a_read_only_disk_refuses_every_change() {
-        let named = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
-        named.as_file().write_all_at(&pattern(LEN, 1), 0).unwrap();
-        let file = File::open(named.path()).unwrap();
-        let disk = MappedDisk::new(file, Geometry { read_only: true, ..geometry() }).unwrap();
-        let guest = Memory::new(&[0; 512]);
-        let refused = [
-            disk.write(0, guest.segments()),
-            disk.discard(0, 4096),
-            disk.write_zeroes(0, 4096, false),
-            disk.write_zeroes(0, 4096, true),
-        ];
-        for result in refused {
-            assert!(matches!(result, Err(DiskError::ReadOnly)), "{result:?}");
-        }
-        disk.read(0, guest.segments()).unwrap();
-        assert_eq!(guest.bytes(), pattern(512, 1));
-        disk.flush().unwrap();
-    }
-
-    #[test]
-    fn whole_units_lie_inside() {
-        assert_eq!(whole_units(0..4096, 4096), Some(0..4096));
-        assert_eq!(whole_units(1..8191, 4096), None);
-        assert_eq!(whole_units(1..8192, 4096), Some(4096..8192));
-        assert_eq!(whole_units(5000..6000, 4096), None);
-        assert_eq!(whole_units(u64::MAX - 5..u64::MAX, 4096), None);
-    }
-}
+mod tests;

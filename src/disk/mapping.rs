@@ -4,19 +4,47 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, MsyncFlags, ProtFlags};
 
-use super::DiskError;
+use super::{DiskError, Durability};
 use crate::copy::fault::WatchedRange;
 use crate::copy::{self, Persist, Segments};
 
+/// Mappings begin at a multiple of this: a page table entry can then stand for as much.
+pub(super) const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// How a file is mapped.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct MapOptions {
+    /// Bytes that are used.
+    pub(super) len_bytes: u64,
+    /// Bytes that the mapping must be a multiple of.
+    pub(super) unit_bytes: u64,
+    /// Nothing is stored.
+    pub(super) read_only: bool,
+    /// With `MAP_SYNC`: a page that can be written to is there to stay.
+    pub(super) synchronous: bool,
+    /// How far a write must get by itself.
+    pub(super) persist: Persist,
+}
+
+/// What a write into a mapping of this class needs besides the fence of its batch.
+pub(super) const fn persist_of(durability: Durability) -> Persist {
+    match durability {
+        Durability::CacheLine => Persist::Lines,
+        Durability::Volatile | Durability::Page | Durability::Byte => Persist::FenceOnly,
+    }
+}
+
 /// The first bytes of a file, shared with everyone who has it open.
 ///
-/// Its memory is reached through the methods only, by offset and checked: no pointer leaves.
+/// It begins at a multiple of 2 MiB, so that huge pages fit. Its memory is reached through the methods only,
+/// by offset and checked: no pointer leaves.
 #[derive(Debug)]
 pub struct Mapping {
     /// Dropped before the memory is unmapped; none when too many are watched, which only costs comfort.
@@ -52,25 +80,107 @@ impl Mapping {
                 format!("a file of {} bytes does not have {len_bytes} bytes to map", metadata.len()),
             ));
         }
+        let options = MapOptions {
+            len_bytes,
+            unit_bytes: metadata.blksize(),
+            read_only,
+            synchronous: false,
+            persist: Persist::FenceOnly,
+        };
+        Self::with(file, options)
+    }
+
+    /// Maps a file or device, of which the caller knows that it is long enough.
+    ///
+    /// # Errors
+    /// The error of `mmap`.
+    pub(super) fn with(file: &File, options: MapOptions) -> io::Result<Self> {
+        let MapOptions { len_bytes, unit_bytes, read_only, synchronous, persist } = options;
         let too_large = || io::Error::from(io::ErrorKind::FileTooLarge);
         let len = usize::try_from(len_bytes).map_err(|_| too_large())?;
-        let unit = usize::try_from(metadata.blksize().max(1)).map_err(|_| too_large())?;
+        let unit = usize::try_from(unit_bytes.max(1)).map_err(|_| too_large())?;
         let mapped_bytes = len.checked_next_multiple_of(unit).ok_or_else(too_large)?;
         let access = if read_only { ProtFlags::READ } else { ProtFlags::READ | ProtFlags::WRITE };
-        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
-        // SAFETY: the kernel chooses an address that is free, so that nothing of this process is replaced.
-        let base = unsafe { rustix::mm::mmap(std::ptr::null_mut(), mapped_bytes, access, flags, file, 0) }?;
-        let base = base.cast::<u8>();
+        let flags = match synchronous {
+            true => MapFlags::SHARED_VALIDATE | MapFlags::SYNC,
+            false => MapFlags::SHARED,
+        };
+        let room = Room::reserve(mapped_bytes, unit.max(HUGE_PAGE_BYTES)).ok_or_else(too_large)??;
+        let flags = flags | MapFlags::NORESERVE | MapFlags::FIXED;
+        // SAFETY: `room` is as many bytes of address space that this process has reserved and nobody uses.
+        let mapped = unsafe { rustix::mm::mmap(room.base.cast(), mapped_bytes, access, flags, file, 0) };
+        let base = mapped.inspect_err(|_| room.give_back())?.cast::<u8>();
         let watch = WatchedRange::media(base, mapped_bytes);
-        let persist = Persist::Lines;
         Ok(Self { watch, file: file.try_clone()?, base, len, mapped_bytes, read_only, persist })
     }
 
-    /// Says what writes have to do; without, every line is on its way to the media when they return.
-    #[must_use]
-    pub const fn persisting(mut self, persist: Persist) -> Self {
-        self.persist = persist;
-        self
+    /// Whether a mapping of this file can be had with `MAP_SYNC`. Nothing of it is touched.
+    pub(super) fn can_be_synchronous(file: &File) -> bool {
+        let options = MapOptions {
+            len_bytes: 1,
+            unit_bytes: 4096,
+            read_only: true,
+            synchronous: true,
+            persist: Persist::FenceOnly,
+        };
+        Self::with(file, options).is_ok()
+    }
+
+    /// Has a part of the mapping entered into the page tables before it is needed: for writing (which gives
+    /// holes their space) unless the mapping is read-only. Nothing that is there changes.
+    ///
+    /// # Errors
+    /// The error of `madvise(2)`; `EINVAL` on Linux before 5.14.
+    pub(super) fn populate(&self, range: Range<u64>) -> io::Result<()> {
+        let advice = if self.read_only { Advice::LinuxPopulateRead } else { Advice::LinuxPopulateWrite };
+        let Some((start, len)) = self.pages(&range) else { return Ok(()) };
+        // SAFETY: `pages` has checked that the range is inside of the mapping; populating changes no byte.
+        unsafe { rustix::mm::madvise(start, len, advice) }.map_err(Into::into)
+    }
+
+    /// Asks for huge pages where the kernel has a choice.
+    ///
+    /// # Errors
+    /// The error of `madvise(2)`; `EINVAL` in a kernel without them.
+    pub(super) fn want_huge_pages(&self) -> io::Result<()> {
+        // SAFETY: it is exactly what is mapped, and the advice changes no byte.
+        unsafe { rustix::mm::madvise(self.base.cast(), self.mapped_bytes, Advice::LinuxHugepage) }
+            .map_err(Into::into)
+    }
+
+    /// Waits until a part of the mapping is written down (`msync(2)`).
+    ///
+    /// # Errors
+    /// The error of `msync`.
+    pub(super) fn sync(&self, range: Range<u64>) -> io::Result<()> {
+        let Some((start, len)) = self.pages(&range) else { return Ok(()) };
+        // SAFETY: `pages` has checked that the range is inside of the mapping; writing it down changes no byte.
+        unsafe { rustix::mm::msync(start, len, MsyncFlags::SYNC) }.map_err(Into::into)
+    }
+
+    /// Has a part entered into the page tables anew when it is next touched; no byte changes.
+    ///
+    /// # Errors
+    /// The error of `madvise(2)`.
+    pub(super) fn forget(&self, range: Range<u64>) -> io::Result<()> {
+        let Some((start, len)) = self.pages(&range) else { return Ok(()) };
+        // SAFETY: `pages` has checked that the range is inside of the mapping, which is shared: what was
+        // stored there is in the file and not lost.
+        unsafe { rustix::mm::madvise(start, len, Advice::LinuxDontNeed) }.map_err(Into::into)
+    }
+
+    /// Where it begins.
+    pub(super) fn address(&self) -> usize {
+        self.base.addr()
+    }
+
+    /// Address and length of the pages that a range is in; none if it is empty or outside.
+    fn pages(&self, range: &Range<u64>) -> Option<(*mut std::ffi::c_void, usize)> {
+        let start = usize::try_from(range.start).ok()?;
+        let start = start - start % rustix::param::page_size();
+        let end = usize::try_from(range.end).ok()?.min(self.mapped_bytes);
+        let len = end.checked_sub(start).filter(|len| *len != 0)?;
+        Some((self.base.wrapping_add(start).cast(), len))
     }
 
     /// Length in bytes.
@@ -196,7 +306,7 @@ impl Drop for Mapping {
 
 /// What was not there when it was to be copied.
 #[derive(Debug, thiserror::Error)]
-enum Loss {
+pub(super) enum Loss {
     #[error("guest memory is lost (its file was truncated, or a page of it went bad)")]
     GuestMemory,
     #[error(
@@ -223,124 +333,42 @@ fn has_no_space(file: &File) -> bool {
     rustix::fs::fstatfs(file).is_ok_and(|statfs| statfs.f_blocks > 0 && statfs.f_bfree == 0)
 }
 
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::FileExt;
+/// Address space without memory.
+struct Room {
+    base: *mut u8,
+    len: usize,
+}
 
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::copy::testing::{Memory, pattern};
-
-    fn file(bytes: &[u8]) -> File {
-        let file = tempfile::tempfile_in("/dev/shm").unwrap();
-        file.write_all_at(bytes, 0).unwrap();
-        file
-    }
-
-    const LEN: usize = 10_000;
-
-    proptest! {
-        /// Any offset and length, inside or not: right bytes or `OutOfRange`, and never anything else.
-        #[test]
-        fn bounds_are_exact(
-            offset in prop_oneof![0..LEN as u64 + 20, LEN as u64 - 5..LEN as u64 + 5, u64::MAX - 20..=u64::MAX],
-            lens in prop::collection::vec(0..LEN / 3, 0..5),
-        ) {
-            let before = pattern(LEN, 3);
-            let file = file(&before);
-            // The file goes on behind the mapping: nothing there may change.
-            file.set_len(LEN as u64 + 4096).unwrap();
-            let mapping = Mapping::new(&file, LEN as u64, false).unwrap();
-            let total: usize = lens.iter().sum();
-            let guest_bytes = pattern(total, 200);
-            let guest = Memory::new(&guest_bytes).cut(0, &lens, 0);
-            let inside = usize::try_from(offset).ok()
-                .and_then(|at| before.get(at..at.checked_add(total)?).map(|bytes| (at, bytes.to_vec())));
-
-            let mut image = before.clone();
-            let wrote = mapping.write(offset, guest.segments());
-            let (read_into, zeroed);
-            match &inside {
-                Some((at, bytes)) => {
-                    wrote.unwrap();
-                    image[*at..at + total].copy_from_slice(&guest_bytes);
-                    let now = image_of(&file);
-                    prop_assert_eq!(&now[..LEN], &image[..]);
-                    prop_assert!(now[LEN..].iter().all(|byte| *byte == 0));
-                    file.write_all_at(bytes, offset).unwrap();
-                    read_into = bytes.clone();
-                    image[*at..at + total].fill(0);
-                    zeroed = Ok(());
-                }
-                None => {
-                    prop_assert!(matches!(wrote, Err(DiskError::OutOfRange)));
-                    read_into = guest_bytes;
-                    zeroed = Err(());
-                }
-            }
-            let read = mapping.read(offset, guest.segments());
-            prop_assert_eq!(read.is_ok(), inside.is_some());
-            prop_assert_eq!(guest.bytes(), read_into);
-            prop_assert_eq!(mapping.zero(offset, total as u64).map_err(|_| ()), zeroed);
-            let now = image_of(&file);
-            prop_assert_eq!(&now[..LEN], &image[..]);
-        }
-    }
-
-    fn image_of(file: &File) -> Vec<u8> {
-        let mut bytes = vec![0; LEN + 4096];
-        file.read_exact_at(&mut bytes, 0).unwrap();
-        bytes
-    }
-
-    #[test]
-    fn a_read_only_mapping_refuses_writes() {
-        let file = file(&pattern(4096, 1));
-        let mapping = Mapping::new(&file, 4096, true).unwrap();
-        let guest = Memory::new(&[0; 512]);
-        assert!(matches!(mapping.write(0, guest.segments()), Err(DiskError::ReadOnly)));
-        assert!(matches!(mapping.zero(0, 512), Err(DiskError::ReadOnly)));
-        mapping.read(0, guest.segments()).unwrap();
-        assert_eq!(guest.bytes(), pattern(512, 1));
-    }
-
-    #[test]
-    fn nothing_and_more_than_the_file_cannot_be_mapped() {
-        let file = file(&[1; 1000]);
-        for len in [0, 1001, u64::MAX] {
-            let error = Mapping::new(&file, len, false).unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{len}");
-        }
-        assert_eq!(Mapping::new(&file, 1000, false).unwrap().len_bytes(), 1000);
-    }
-
-    #[test]
-    fn dropping_it_unmaps_it() {
-        let mapped = || {
-            let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-            maps.lines().filter(|line| line.contains("unmapped-by-drop")).count()
+impl Room {
+    /// Reserves `len` bytes at a multiple of `align`; none where addresses are too short for that.
+    fn reserve(len: usize, align: usize) -> Option<io::Result<Self>> {
+        let page_bytes = rustix::param::page_size();
+        let len = len.checked_next_multiple_of(page_bytes)?;
+        let whole = Self { base: std::ptr::null_mut(), len: len.checked_add(align)? };
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: the kernel chooses an address that is free, so that nothing of this process is replaced.
+        let base =
+            unsafe { rustix::mm::mmap_anonymous(whole.base.cast(), whole.len, ProtFlags::empty(), flags) };
+        let base: *mut u8 = match base {
+            Ok(base) => base.cast(),
+            Err(error) => return Some(Err(error.into())),
         };
-        let memfd = rustix::fs::memfd_create("unmapped-by-drop", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-        let file = File::from(memfd);
-        file.set_len(3 * 4096).unwrap();
-        let mapping = Mapping::new(&file, 4096 + 512, false).unwrap();
-        assert_eq!(mapped(), 1);
-        drop(mapping);
-        assert_eq!(mapped(), 0);
+        let before = base.addr().next_multiple_of(align) - base.addr();
+        let aligned = Self { base: base.wrapping_add(before), len };
+        Self { base, len: before }.give_back();
+        Self { base: aligned.base.wrapping_add(len), len: whole.len - before - len }.give_back();
+        Some(Ok(aligned))
     }
 
-    /// A part of a huge page: the whole one has to be unmapped (`Drop` asserts that it was).
-    #[test]
-    #[allow(clippy::print_stderr)]
-    fn huge_pages_are_mapped_and_unmapped_whole() {
-        let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::HUGETLB;
-        let Ok(memfd) = rustix::fs::memfd_create("huge", flags) else {
-            eprintln!("skipped: no huge memfd here");
+    fn give_back(&self) {
+        if self.len == 0 {
             return;
-        };
-        let file = File::from(memfd);
-        file.set_len(file.metadata().unwrap().blksize() * 2).unwrap();
-        drop(Mapping::new(&file, 4096, false).unwrap());
+        }
+        // SAFETY: `reserve` has reserved exactly this range, and nothing has been put there.
+        let unmapped = unsafe { rustix::mm::munmap(self.base.cast(), self.len) };
+        debug_assert!(unmapped.is_ok(), "munmap: {unmapped:?}");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,17 +12,31 @@ use crate::copy::Segments;
 
 mod backing;
 mod describe;
+mod device;
+mod direct;
 mod error;
+mod extents;
 mod file;
 mod flush;
 mod kind;
 mod lock;
 mod mapped;
 mod mapping;
+mod media;
+mod open;
+mod poison;
+mod policy;
+mod populate;
+mod region;
+mod regular;
 mod space;
+mod syncs;
+mod sys;
+mod sysfs;
 
-pub use backing::{Backing, OpenOptions, Opened, open};
+pub use backing::Backing;
 pub use describe::{Description, describe};
+pub use direct::BlockDisk;
 pub use error::{OpenError, Place};
 pub use file::FileDisk;
 pub use flush::{Flusher, Ticket};
@@ -30,6 +44,11 @@ pub use kind::{BackingKind, FileKind, FileSystem};
 pub use lock::{FileLock, LockError, LockMode, UnknownLockMode};
 pub use mapped::MappedDisk;
 pub use mapping::Mapping;
+pub use media::Media;
+pub use open::{OpenOptions, Opened, open};
+pub use policy::{DeepFlush, DiscardPolicy, UnknownWord};
+pub use populate::Populated;
+pub use region::Region;
 
 /// What a disk is made of, fixed while it is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +123,28 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// What the backing promises.
     fn durability(&self) -> Durability;
 
+    /// What a guest is told at first of the cache: that it must flush (`writeback` is 1, VIRTIO 1.2 §5.2.4),
+    /// or that each completed write persists.
+    fn initial_writeback(&self) -> bool {
+        self.durability() < Durability::CacheLine
+    }
+
+    /// What offset and length of a discard should be multiples of, in bytes.
+    fn discard_alignment_bytes(&self) -> u64 {
+        4096
+    }
+
+    /// Bytes that the media takes when `len` bytes are written at `offset`, where that is known: whole cache
+    /// lines of mapped media, otherwise as many as are handed over.
+    ///
+    /// It depends on its arguments only, so that a worker can add it up for its own rings: a counter here
+    /// would be a cache line that all of them write.
+    #[inline]
+    fn media_written_bytes(&self, offset: u64, len: u64) -> u64 {
+        let _ = offset;
+        len
+    }
+
     /// Fills `into` with the bytes at `offset`.
     ///
     /// # Errors
@@ -120,8 +161,8 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// completions are published.
     fn fence(&self);
 
-    /// Answers a flush if that takes no waiting: nothing was written since the last one, or a fence is all
-    /// that is needed. `None` when it takes a [`flush`](Self::flush).
+    /// Answers a flush if that takes no system call: nothing was written since the last one that is over, and
+    /// none is under way, or a fence is all that is needed. `None` when it takes a [`flush`](Self::flush).
     fn try_flush(&self) -> Option<Result<(), DiskError>>;
 
     /// Makes every write that finished before the call persist, and waits for it.

@@ -5,6 +5,7 @@
 
 mod acceptor;
 mod error;
+mod populator;
 
 use std::io;
 use std::num::NonZeroU16;
@@ -17,12 +18,13 @@ pub use error::ServerError;
 
 use crate::config::{DiskConfig, ServerConfig, SocketSource};
 use crate::copy::{Engine, fault};
-use crate::disk::{self, Backing, BackingKind, Disk, Durability, FileLock, OpenOptions, Opened};
+use crate::disk::{self, Backing, BackingKind, Disk, Durability, FileLock, Media, OpenOptions, Opened};
 use crate::log_limit::LogLimit;
 use crate::vhost_user::{Baton, Inherited, Listener, ListenerError, SessionContext};
 use crate::virtio::blk::{Counters, Device, Identity};
 use crate::worker::Pool;
 use acceptor::{Acceptor, Door};
+use populator::Populator;
 
 /// A disk as it is served.
 #[derive(Debug, Clone)]
@@ -45,6 +47,12 @@ pub struct DiskSummary {
     pub kind: BackingKind,
     /// What it promises.
     pub durability: Durability,
+    /// Why it promises that and not more.
+    pub why: String,
+    /// What FLUSH does.
+    pub flush: &'static str,
+    /// Holes are left as they are.
+    pub sparse: bool,
 }
 
 /// A disk of any kind and the door its front-ends come through: what an embedder serves.
@@ -65,6 +73,7 @@ pub struct Server<D: Disk = Backing> {
     contexts: Vec<Arc<SessionContext<D>>>,
     stopper: Stopper,
     acceptor: Option<JoinHandle<()>>,
+    populator: Option<Populator>,
 }
 
 impl Server<Backing> {
@@ -85,6 +94,9 @@ impl Server<Backing> {
         created.keep();
         server.disks = summaries;
         tracing::info!("copies: {}", engine.describe());
+        // The sockets are listened on: from here on nothing makes a front-end wait.
+        let eager = server.disks.iter().zip(&server.contexts).filter(|(disk, _)| !disk.sparse);
+        server.populator = Populator::start(eager.map(|(_, context)| context.device.clone()).collect());
         Ok(server)
     }
 
@@ -123,7 +135,7 @@ impl<D: Disk> Server<D> {
         let stopper = acceptor.stopper();
         let thread = std::thread::Builder::new().name("acceptor".into()).spawn(|| acceptor.run());
         let acceptor = Some(thread.map_err(ServerError::Threads)?);
-        Ok(Self { disks: Vec::new(), contexts, stopper, acceptor })
+        Ok(Self { disks: Vec::new(), contexts, stopper, acceptor, populator: None })
     }
 
     /// What asks the server to stop, from any thread.
@@ -148,6 +160,8 @@ impl<D: Disk> Server<D> {
 
     fn join(&mut self) -> Result<(), ServerError> {
         let joined = self.acceptor.take().map_or(Ok(()), JoinHandle::join);
+        // It would only delay the end.
+        self.populator = None;
         joined.map_err(|_| ServerError::Threads(io::Error::other("the accepting thread panicked")))
     }
 }
@@ -190,10 +204,20 @@ fn prepare() -> Result<&'static Engine, ServerError> {
 
 /// Opens one disk and its door. The socket comes last: once it exists, the disk is there.
 fn open(config: DiskConfig, files: &mut Created) -> Result<(Service<Backing>, DiskSummary), ServerError> {
-    let DiskConfig { name, path, socket, size_bytes, serial, read_only, block_bytes, queues, sparse, lock } =
-        config;
-    let options = OpenOptions { name: name.clone(), size_bytes, block_bytes, read_only, sparse, lock };
-    let Opened { disk, lock, kind, created } = disk::open(&path, &options)?;
+    let options = OpenOptions {
+        name: config.name.clone(),
+        size_bytes: config.size_bytes,
+        block_bytes: config.block_bytes,
+        read_only: config.read_only,
+        sparse: config.sparse,
+        lock: config.lock,
+        require_durable: config.require_durable,
+        discard: config.discard,
+        deep_flush: config.deep_flush,
+    };
+    let DiskConfig { name, path, socket, serial, queues, sparse, .. } = config;
+    let Opened { disk, lock, media, created } = disk::open(&path, &options)?;
+    log_media(&name, &media);
     if created {
         files.0.push(path.clone());
     }
@@ -206,12 +230,44 @@ fn open(config: DiskConfig, files: &mut Created) -> Result<(Service<Backing>, Di
         block_bytes: geometry.block_bytes,
         queues,
         read_only: geometry.read_only,
-        kind,
-        durability: disk.durability(),
+        kind: media.kind,
+        durability: media.durability,
+        flush: media.flush(),
+        why: media.why,
+        sparse,
     };
     let door = enter(socket).map_err(|error| ServerError::listener(name.clone(), error))?;
     let identity = Identity { name, serial: *serial.as_bytes() };
     Ok((Service { device: Device::new(disk, identity, queues.get()), lock, door }, summary))
+}
+
+/// Says what a disk is worth, and what is wrong with its media.
+fn log_media(disk: &str, media: &Media) {
+    let Media { kind, durability, why, .. } = media;
+    let domains: Vec<_> =
+        media.regions.iter().map(|it| it.persistence_domain.as_deref().unwrap_or("unknown")).collect();
+    tracing::info!(
+        disk,
+        backing = %kind,
+        durability = durability.word(),
+        why,
+        flush = media.flush(),
+        persistence_domain = (!domains.is_empty()).then(|| domains.join(",")),
+        numa_node = media.numa_node(),
+        "opened"
+    );
+    let dirty_shutdowns: u64 = media.regions.iter().filter_map(|it| it.dirty_shutdowns).sum();
+    if dirty_shutdowns != 0 {
+        tracing::warn!(
+            disk,
+            dirty_shutdowns,
+            "persistent memory has lost power uncleanly before; check the data"
+        );
+    }
+    if !media.bad_ranges.is_empty() {
+        let ranges = &media.bad_ranges;
+        tracing::warn!(disk, ?ranges, "bad media: reads of these ranges fail until they are written");
+    }
 }
 
 fn enter(socket: SocketSource) -> Result<Inherited, ListenerError> {

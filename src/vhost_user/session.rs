@@ -102,10 +102,11 @@ impl<D: Disk> Session<D> {
             has_run: false,
             waiter: None,
         };
+        let writeback = context.device.disk().initial_writeback();
         Arc::new_cyclic(|me| Self {
             id,
             context,
-            cache: Arc::new(CacheMode::unknown()),
+            cache: Arc::new(CacheMode::unknown(writeback)),
             connection,
             state: Mutex::new(state),
             is_closed: AtomicBool::new(false),

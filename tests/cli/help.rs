@@ -4,10 +4,25 @@ use super::{run, stdout};
 
 const README: &str = include_str!("../../README.md");
 
-const KEYS: [&str; 10] =
-    ["path", "socket", "name", "size", "serial", "readonly", "block-size", "queues", "sparse", "lock"];
+const KEYS: [&str; 13] = [
+    "path",
+    "socket",
+    "name",
+    "size",
+    "serial",
+    "readonly",
+    "block-size",
+    "queues",
+    "sparse",
+    "lock",
+    "require-durable",
+    "discard",
+    "deep-flush",
+];
 
-const OPTIONS: [&str; 10] = [
+const OPTIONS: [&str; 12] = [
+    "--require-durable",
+    "--deep-flush",
     "--disk",
     "--workers",
     "--exit-on-disconnect",
@@ -33,7 +48,7 @@ fn exit_codes(help: &str) -> Vec<(u8, String)> {
 #[test]
 fn every_help_shows_every_exit_code_and_fits_100_columns() {
     let codes = exit_codes(&stdout(&run(["--help"])));
-    assert_eq!(codes.iter().map(|(code, _)| *code).collect::<Vec<_>>(), (0..=12).collect::<Vec<_>>());
+    assert_eq!(codes.iter().map(|(code, _)| *code).collect::<Vec<_>>(), (0..=13).collect::<Vec<_>>());
     for args in [["serve", "--help"], ["info", "--help"]] {
         let output = run(args);
         assert_eq!(output.status.code(), Some(0));

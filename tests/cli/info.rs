@@ -73,7 +73,7 @@ fn what_cannot_be_served_says_why() {
     assert_lines(&lines(Path::new("/")), &[("type", "a directory"), ("not servable", "/: cannot serve it")]);
     let report = json(Path::new("/dev/null"));
     assert_eq!(report["type"], "a character device");
-    assert!(report["refusal"].as_str().unwrap().contains("only regular files"), "{report}");
+    assert!(report["refusal"].as_str().unwrap().contains("a disk is a regular file"), "{report}");
     assert!(report["backing"].is_null() && report["durability"].is_null(), "{report}");
 
     let folder = tempfile::tempdir_in("/dev/shm").unwrap();

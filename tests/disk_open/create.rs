@@ -42,7 +42,7 @@ fn an_empty_file_with_a_size_is_grown() {
 fn the_backing_decides_how_the_disk_works() {
     let folder = memory();
     let opened = open(&folder.path().join("a.img"), &sized(MIB)).unwrap();
-    assert_eq!(opened.kind, BackingKind::Tmpfs);
+    assert_eq!(opened.media.kind, BackingKind::Tmpfs);
     assert!(matches!(opened.disk, Backing::Mapped(_)));
     assert_eq!(opened.disk.durability(), Durability::Volatile);
     if let Some(folder) = ordinary() {
@@ -53,7 +53,7 @@ fn the_backing_decides_how_the_disk_works() {
     let memfd = rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     let path = PathBuf::from(format!("/proc/self/fd/{}", memfd.as_raw_fd()));
     let opened = open(&path, &sized(MIB)).unwrap();
-    assert_eq!((opened.kind, capacity(&opened)), (BackingKind::Tmpfs, MIB));
+    assert_eq!((opened.media.kind, capacity(&opened)), (BackingKind::Tmpfs, MIB));
 }
 
 #[test]

@@ -5,14 +5,15 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    clippy::print_stderr
+    clippy::print_stderr,
+    clippy::cast_possible_truncation
 )]
 #![allow(unsafe_code, missing_docs)]
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -24,20 +25,15 @@ use vhost_user_pmem::disk::{
 };
 
 mod create;
+mod device;
+mod durable;
 mod refuse;
 mod share;
 
 const MIB: u64 = 1 << 20;
 
 fn options() -> OpenOptions {
-    OpenOptions {
-        name: "db0".to_owned(),
-        size_bytes: None,
-        block_bytes: 512,
-        read_only: false,
-        sparse: false,
-        lock: LockMode::On,
-    }
+    OpenOptions::new("db0")
 }
 
 fn sized(size_bytes: u64) -> OpenOptions {
@@ -52,7 +48,7 @@ fn memory() -> TempDir {
 /// A folder on the file system of the sources, when that is an ordinary one.
 fn ordinary() -> Option<TempDir> {
     let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
-    let kind = open(&folder.path().join("probe"), &sized(512)).unwrap().kind;
+    let kind = open(&folder.path().join("probe"), &sized(512)).unwrap().media.kind;
     if matches!(kind, BackingKind::OrdinaryFile { .. }) {
         return Some(folder);
     }

@@ -78,7 +78,7 @@ fn no_descriptor_is_inherited() {
             seen += 1;
         }
     }
-    assert_eq!(seen, 1, "disk and lock share it");
+    assert_eq!(seen, 2, "disk and lock share one, the mapping asks another what became of the file");
 }
 
 #[test]
@@ -112,13 +112,14 @@ fn describing_changes_nothing() {
 
         let opened = open(&path, &options()).unwrap();
         let description = describe(&path).unwrap();
-        assert_eq!(description.kind, Some(opened.kind));
+        assert_eq!(description.kind(), Some(opened.media.kind));
         assert_eq!(description.durability(), Some(opened.disk.durability()));
         assert_eq!(description.holder, Some(std::process::id()));
         assert!(matches!(refused(&path, &options()), OpenError::Locked { .. }), "the lock is still there");
         let words = match opened.disk {
             Backing::Mapped(_) => "reads and writes through the mapping",
             Backing::File(_) => "reads through the mapping, writes by pwritev",
+            Backing::Block(_) => panic!("a file"),
         };
         assert_eq!(description.data_path(), Some(words));
 

@@ -13,22 +13,27 @@ const UNKNOWN: u8 = 2;
 /// mode sends no flush, ever. So a session that has not read the configuration starts in an *unknown* mode
 /// that persists each write, until the guest's first flush shows that it relies on flushes.
 #[derive(Debug)]
-pub struct CacheMode(AtomicU8);
+pub struct CacheMode {
+    mode: AtomicU8,
+    /// What an unknown mode turns out to be when nobody has chosen.
+    initial: u8,
+}
 
 impl CacheMode {
-    /// The mode of a session that has not said anything yet.
-    pub const fn unknown() -> Self {
-        Self(AtomicU8::new(UNKNOWN))
+    /// The mode of a session that has not said anything yet, on a disk that starts with `writeback`.
+    pub const fn unknown(writeback: bool) -> Self {
+        let initial = if writeback { WRITE_BACK } else { WRITE_THROUGH };
+        Self { mode: AtomicU8::new(UNKNOWN), initial }
     }
 
     /// The mode of a driver that has not acknowledged `VIRTIO_BLK_F_FLUSH`: it will never send one.
     pub const fn write_through() -> Self {
-        Self(AtomicU8::new(WRITE_THROUGH))
+        Self { mode: AtomicU8::new(WRITE_THROUGH), initial: WRITE_THROUGH }
     }
 
     /// The guest has chosen (`writeback` of the configuration).
     pub fn set_writeback(&self, writeback: bool) {
-        self.0.store(if writeback { WRITE_BACK } else { WRITE_THROUGH }, Ordering::Release);
+        self.mode.store(if writeback { WRITE_BACK } else { WRITE_THROUGH }, Ordering::Release);
     }
 
     /// What the configuration shows. A front-end that reads it before its first ring starts (`settles`)
@@ -37,26 +42,29 @@ impl CacheMode {
         if settles {
             self.settle();
         }
-        self.0.load(Ordering::Acquire) != WRITE_THROUGH
+        match self.mode.load(Ordering::Acquire) {
+            UNKNOWN => self.initial == WRITE_BACK,
+            mode => mode == WRITE_BACK,
+        }
     }
 
     /// The guest has sent a flush.
     #[inline]
     pub fn saw_flush(&self) {
-        if self.0.load(Ordering::Relaxed) == UNKNOWN {
+        if self.mode.load(Ordering::Relaxed) == UNKNOWN {
             self.settle();
         }
     }
 
     fn settle(&self) {
         // Fails when the guest has chosen already: its choice stands.
-        let _ = self.0.compare_exchange(UNKNOWN, WRITE_BACK, Ordering::AcqRel, Ordering::Acquire);
+        let _ = self.mode.compare_exchange(UNKNOWN, self.initial, Ordering::AcqRel, Ordering::Acquire);
     }
 
     /// Whether a write must persist before it is completed.
     #[inline]
     pub fn is_write_through(&self) -> bool {
-        self.0.load(Ordering::Acquire) != WRITE_BACK
+        self.mode.load(Ordering::Acquire) != WRITE_BACK
     }
 }
 
@@ -66,11 +74,11 @@ mod tests {
 
     #[test]
     fn an_unknown_mode_persists_until_a_flush_or_a_look() {
-        let flushing = CacheMode::unknown();
+        let flushing = CacheMode::unknown(true);
         assert!(flushing.is_write_through());
         flushing.saw_flush();
         assert!(!flushing.is_write_through());
-        let looked_at = CacheMode::unknown();
+        let looked_at = CacheMode::unknown(true);
         assert!(looked_at.show_writeback(false));
         assert!(looked_at.is_write_through(), "a look at a running guest's configuration settles nothing");
         assert!(looked_at.show_writeback(true));
@@ -78,8 +86,17 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_whose_writes_persist_by_themselves_says_so_at_first() {
+        let mode = CacheMode::unknown(false);
+        assert!(!mode.show_writeback(true));
+        assert!(mode.is_write_through());
+        mode.set_writeback(true);
+        assert!(mode.show_writeback(true));
+    }
+
+    #[test]
     fn a_guests_choice_stands() {
-        let mode = CacheMode::unknown();
+        let mode = CacheMode::unknown(true);
         mode.set_writeback(false);
         mode.saw_flush();
         assert!(!mode.show_writeback(true));

@@ -20,6 +20,8 @@ pub struct ConfigSpace {
     pub limits: Limits,
     /// Queues offered.
     pub queues: u16,
+    /// What a discard should be aligned to, in sectors.
+    pub discard_alignment_sectors: u32,
     /// 1: the driver must flush; 0: each completed write persists.
     pub writeback: bool,
 }
@@ -46,10 +48,9 @@ impl ConfigSpace {
         put(32, &[u8::from(self.writeback)]);
         put(34, &self.queues.to_le_bytes());
         if !read_only {
-            let alignment = u32::try_from(PHYSICAL_BLOCK_BYTES / SECTOR_BYTES).unwrap_or(1);
             put(36, &MAX_DISCARD_SECTORS.to_le_bytes());
             put(40, &u32::from(MAX_RANGES).to_le_bytes());
-            put(44, &alignment.to_le_bytes());
+            put(44, &self.discard_alignment_sectors.to_le_bytes());
             put(48, &MAX_WRITE_ZEROES_SECTORS.to_le_bytes());
             put(52, &u32::from(MAX_RANGES).to_le_bytes());
             put(56, &[1]);
@@ -71,7 +72,8 @@ mod tests {
     use virtio_bindings::bindings::virtio_blk::virtio_blk_config;
 
     const LIMITS: Limits = Limits { capacity_sectors: 0x1234_5678, block_sectors: 1, read_only: false };
-    const SPACE: ConfigSpace = ConfigSpace { limits: LIMITS, queues: 64, writeback: true };
+    const SPACE: ConfigSpace =
+        ConfigSpace { limits: LIMITS, queues: 64, discard_alignment_sectors: 8, writeback: true };
 
     #[test]
     fn fields_lie_where_the_kernels_header_has_them() {

@@ -11,6 +11,8 @@ pub struct Counters {
     pub writes: u64,
     /// Bytes taken from the guest.
     pub written_bytes: u64,
+    /// Bytes that the media took for them: endurance is spent on these.
+    pub media_written_bytes: u64,
     /// Flushes that succeeded.
     pub flushes: u64,
     /// Other requests that succeeded: GET_ID, DISCARD, WRITE_ZEROES.
@@ -26,8 +28,13 @@ pub struct Counters {
 pub enum Effect {
     /// So many bytes were given to the guest.
     Read(u64),
-    /// So many bytes were taken from it.
-    Written(u64),
+    /// So many bytes were taken from it, and so many did the media take for them.
+    Written {
+        /// The guest's.
+        bytes: u64,
+        /// The media's.
+        media_bytes: u64,
+    },
     /// Everything before was made to persist.
     Flushed,
     /// Something else.
@@ -45,9 +52,10 @@ impl Counters {
                 self.reads = self.reads.wrapping_add(1);
                 self.read_bytes = self.read_bytes.wrapping_add(bytes);
             }
-            Effect::Written(bytes) => {
+            Effect::Written { bytes, media_bytes } => {
                 self.writes = self.writes.wrapping_add(1);
                 self.written_bytes = self.written_bytes.wrapping_add(bytes);
+                self.media_written_bytes = self.media_written_bytes.wrapping_add(media_bytes);
             }
             Effect::Flushed => self.flushes = self.flushes.wrapping_add(1),
             Effect::Other => self.others = self.others.wrapping_add(1),
@@ -61,6 +69,7 @@ impl Counters {
         self.read_bytes = self.read_bytes.wrapping_add(other.read_bytes);
         self.writes = self.writes.wrapping_add(other.writes);
         self.written_bytes = self.written_bytes.wrapping_add(other.written_bytes);
+        self.media_written_bytes = self.media_written_bytes.wrapping_add(other.media_written_bytes);
         self.flushes = self.flushes.wrapping_add(other.flushes);
         self.others = self.others.wrapping_add(other.others);
         self.failures = self.failures.wrapping_add(other.failures);

@@ -10,7 +10,7 @@ use super::config_space::ConfigSpace;
 use super::counters::{Counters, Effect};
 use super::features;
 use super::request::{Operation, Refusal, parse, parse_ranges};
-use super::units::Limits;
+use super::units::{Limits, SECTOR_BYTES};
 use crate::copy::{self, Segments};
 use crate::disk::{Disk, DiskError, Flusher, Ticket};
 use crate::log_limit::LogLimit;
@@ -117,8 +117,10 @@ impl<D: Disk> Device<D> {
     }
 
     /// The configuration space as a front-end in this cache mode sees it.
-    pub const fn config_space(&self, writeback: bool) -> ConfigSpace {
-        ConfigSpace { limits: self.limits, queues: self.queues, writeback }
+    pub fn config_space(&self, writeback: bool) -> ConfigSpace {
+        let alignment = self.disk.discard_alignment_bytes() / SECTOR_BYTES;
+        let discard_alignment_sectors = u32::try_from(alignment).unwrap_or(1).max(1);
+        ConfigSpace { limits: self.limits, queues: self.queues, discard_alignment_sectors, writeback }
     }
 
     /// Does what a chain asks.
@@ -203,8 +205,10 @@ impl<D: Disk> Device<D> {
                 done.map(|()| Outcome::done(Effect::Read(bytes), bytes))
             }
             Operation::Write { offset, from } => {
-                let written = self.disk.write(*offset, *from);
-                written.and_then(|()| self.persist(Effect::Written(from.total_bytes() as u64), cache))
+                let bytes = from.total_bytes() as u64;
+                let effect =
+                    Effect::Written { bytes, media_bytes: self.disk.media_written_bytes(*offset, bytes) };
+                self.disk.write(*offset, *from).and_then(|()| self.persist(effect, cache))
             }
             Operation::Flush => {
                 cache.saw_flush();

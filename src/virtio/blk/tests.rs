@@ -131,7 +131,7 @@ proptest! {
             layout: RingLayout { size: 8, addresses, event_idx, indirect, max_indirect: MAX_INDIRECT },
             memory: Arc::new(MemoryTable::map(vec![spec]).unwrap()),
             device: Arc::new(device),
-            cache: Arc::new(CacheMode::unknown()),
+            cache: Arc::new(CacheMode::unknown(true)),
             kick,
             call: None,
             err: None,

@@ -1,0 +1,136 @@
+//! Tests of `disk_option`.
+
+use super::*;
+
+fn parse(text: &str) -> Result<DiskOption, DiskOptionError> {
+    DiskOption::parse(OsStr::new(text))
+}
+
+fn error(text: &str) -> String {
+    parse(text).unwrap_err().to_string()
+}
+
+#[test]
+fn every_key_reaches_the_configuration() {
+    let option = parse(
+        "path=/a.img,socket=/a.sock,name=db,size=1M,serial=S1,readonly=yes,block-size=4096,queues=3,\
+         sparse=true,lock=wait,require-durable=byte,discard=ignore,deep-flush=always",
+    );
+    let disk = into_configs(vec![option.unwrap()], Defaults::default()).remove(0);
+    assert_eq!((disk.name.as_str(), disk.path), ("db", "/a.img".into()));
+    assert_eq!(disk.socket.path(), Some(Path::new("/a.sock")));
+    assert_eq!((disk.size_bytes, disk.block_bytes, disk.queues.get()), (Some(1 << 20), 4096, 3));
+    assert_eq!(disk.serial, Serial::new("S1").unwrap());
+    assert!(disk.read_only && disk.sparse);
+    assert!(matches!(disk.lock, LockMode::Wait));
+    assert_eq!(disk.require_durable, Some(Durability::Byte));
+    assert_eq!((disk.discard, disk.deep_flush), (DiscardPolicy::Ignore, DeepFlush::Always));
+}
+
+#[test]
+fn what_is_not_said_has_its_default() {
+    let disk = into_configs(vec![parse("socket=/a.sock,path=/pm/db0.img").unwrap()], Defaults::default());
+    let disk = &disk[0];
+    assert_eq!((disk.name.as_str(), disk.size_bytes), ("db0", None));
+    assert_eq!((disk.block_bytes, disk.queues.get()), (512, 64));
+    assert_eq!(disk.serial, Serial::new("db0").unwrap());
+    assert!(!disk.read_only && !disk.sparse);
+    assert!(matches!(disk.lock, LockMode::On));
+    assert_eq!((disk.require_durable, disk.discard), (None, DiscardPolicy::Auto));
+}
+
+#[test]
+fn a_disk_goes_before_what_holds_for_all() {
+    let defaults = Defaults { require_durable: Some(Durability::CacheLine), deep_flush: DeepFlush::Never };
+    for (text, class, deep_flush) in [
+        ("", Some(Durability::CacheLine), DeepFlush::Never),
+        (",require-durable", Some(Durability::Page), DeepFlush::Never),
+        (",require-durable=byte,deep-flush=auto", Some(Durability::Byte), DeepFlush::Auto),
+        (",require-durable=off", None, DeepFlush::Never),
+    ] {
+        let option = parse(&format!("path=a,socket=s{text}")).unwrap();
+        let disk = into_configs(vec![option], defaults).remove(0);
+        assert_eq!((disk.require_durable, disk.deep_flush), (class, deep_flush), "{text}");
+    }
+}
+
+#[test]
+fn a_pair_of_commas_is_a_comma() {
+    for (text, path, socket) in [
+        ("path=a,,b,socket=s", "a,b", "s"),
+        ("path=a,,,socket=s", "a,", "s"),
+        ("path=,,,,a,socket=s,,", ",,a", "s,"),
+        ("path=a=b,socket=s", "a=b", "s"),
+    ] {
+        let option = parse(text).unwrap();
+        assert_eq!((option.path, option.socket), (path.into(), socket.into()), "{text}");
+    }
+}
+
+#[test]
+fn a_path_needs_no_utf8() {
+    let text = OsStr::from_bytes(b"path=/\xff,socket=/s,name=db");
+    assert_eq!(DiskOption::parse(text).unwrap().path.as_os_str().as_bytes(), b"/\xff");
+    let text = OsStr::from_bytes(b"path=/a,socket=/s,name=\xff");
+    assert!(DiskOption::parse(text).unwrap_err().to_string().ends_with("it is not UTF-8 text"));
+}
+
+#[test]
+fn switches_are_on_by_their_bare_name() {
+    for (text, on) in [("", false), (",readonly", true), (",readonly=on", true), (",readonly=no", false)] {
+        assert_eq!(parse(&format!("path=a,socket=s{text}")).unwrap().read_only, on, "{text}");
+    }
+}
+
+#[test]
+fn errors_say_what_and_what_to_do() {
+    for (rest, message) in [
+        (",readonly=maybe", "readonly=maybe: write on or off"),
+        (",block-size=1000", "block-size=1000: write 512 or 4096"),
+        (",queues=0", "queues=0: write a whole number from 1 to 256"),
+        (",queues=257", "queues=257: write a whole number from 1 to 256"),
+        (",serial=123456789012345678901", "at most 20 bytes, this one has 21; shorten it"),
+        (",serial=grün", "printable ASCII characters only"),
+        (",lock=yes", "lock=yes: `yes` is not a lock mode; use on, wait or off"),
+        (",require-durable=yes", "require-durable=yes: write page, cacheline, byte or off"),
+        (",discard=no", "discard=no: `no` is none of its values; use auto, ignore, unmap"),
+        (",size=1X", "is not a size; write bytes, or a whole number with K, M, G, T or P"),
+        (",size", "size has no value; write size=SIZE"),
+        (",name=", "name has no value; write name=NAME"),
+        (",path=b", "path is given twice; leave one of them out"),
+        (",", "nothing between two commas or at an end"),
+    ] {
+        let text = error(&format!("path=a,socket=s{rest}"));
+        assert!(text.starts_with(&format!("--disk path=a,socket=s{rest}: ")), "{text}");
+        assert!(text.contains(message), "{text}");
+    }
+    assert!(error("path=a").ends_with("socket is missing; add socket=SOCKET"));
+    assert!(error("socket=a").ends_with("path is missing; add path=FILE"));
+}
+
+#[test]
+fn an_unknown_key_gets_the_nearest_one() {
+    for (key, nearest) in [
+        ("sokcet", "socket"),
+        ("read-only", "readonly"),
+        ("blocksize", "block-size"),
+        ("num-queues", "queues"),
+        ("Path", "path"),
+        ("locks", "lock"),
+    ] {
+        let text = error(&format!("{key}=x"));
+        let expected = format!("unknown key {key:?} (did you mean {nearest:?}?); the keys are path, socket,");
+        assert!(text.contains(&expected), "{text}");
+    }
+    assert!(error("colour=red").contains("unknown key \"colour\"; the keys are path, socket, name,"));
+}
+
+#[test]
+fn names_are_made_unique() {
+    let options = ["path=/x/db.img", "path=/y/db.img", "path=/z,name=db-2", "path=/v/db.raw"]
+        .map(|text| parse(&format!("{text},socket=s")).unwrap());
+    let names: Vec<_> =
+        into_configs(options.into(), Defaults::default()).into_iter().map(|disk| disk.name).collect();
+    assert_eq!(names, ["db", "db-3", "db-2", "db-4"]);
+    assert_eq!(default_name(Path::new("/")), "disk");
+}

@@ -1,0 +1,341 @@
+//! A disk on a block device, past the page cache: `/dev/pmemN`, its partitions, BTT, any other.
+//!
+//! A mapping of a block device would be page cache, which for persistent memory is a second copy in DRAM.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::lock::BackingFile;
+use super::space::{self, fallocate};
+use super::syncs::Syncs;
+use super::sys::{self, Cursor};
+use super::{Disk, DiskError, Durability, Geometry, Media};
+use crate::copy::{self, Segments};
+
+/// Buffers for guest memory that the device cannot reach by itself, and so requests of that kind at a time.
+const BOUNCES: usize = 4;
+
+/// Bytes moved through a buffer at a time.
+const BOUNCE_BYTES: usize = 256 << 10;
+
+/// A disk on a block device that was opened with `O_DIRECT`.
+///
+/// Bytes go straight between the device and guest memory where the segments begin and end at multiples of
+/// the device's logical block, as a guest's buffers do; otherwise through a buffer.
+#[derive(Debug)]
+pub struct BlockDisk {
+    file: Arc<BackingFile>,
+    geometry: Geometry,
+    durability: Durability,
+    syncs: Syncs,
+    /// Whether discards give space back.
+    unmaps: bool,
+    /// What offsets, lengths and addresses must be multiples of.
+    unit_bytes: usize,
+    bounces: [Mutex<Bounce>; BOUNCES],
+    next_bounce: AtomicUsize,
+}
+
+impl BlockDisk {
+    /// Serves a device that is shared with its lock. Its blocks are not larger than those of the disk.
+    pub(super) fn over(file: Arc<BackingFile>, geometry: Geometry, media: &Media, unmaps: bool) -> Self {
+        let unit_bytes = usize::try_from(media.unit_bytes).unwrap_or(4096).max(1);
+        Self {
+            file,
+            geometry,
+            durability: media.durability,
+            // A process before this one may have left something in the device's cache.
+            syncs: Syncs::new("fdatasync", !geometry.read_only),
+            unmaps,
+            unit_bytes,
+            bounces: std::array::from_fn(|_| Mutex::new(Bounce::new(unit_bytes))),
+            next_bounce: AtomicUsize::new(0),
+        }
+    }
+
+    /// Nothing but whole blocks inside of the disk.
+    fn check(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        let unit_bytes = self.unit_bytes as u64;
+        match offset.checked_add(len) {
+            Some(end) if end > self.geometry.capacity_bytes => Err(DiskError::OutOfRange),
+            Some(end) if offset.is_multiple_of(unit_bytes) && end.is_multiple_of(unit_bytes) => Ok(()),
+            Some(_) => Err(failed("direct I/O")(io::ErrorKind::InvalidInput.into())),
+            None => Err(DiskError::OutOfRange),
+        }
+    }
+
+    fn check_write(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        if self.geometry.read_only {
+            return Err(DiskError::ReadOnly);
+        }
+        self.check(offset, len)
+    }
+
+    /// Whether the device can reach these bytes itself.
+    fn is_aligned(&self, segments: Segments<'_>) -> bool {
+        let is_whole = |bytes: usize| bytes.is_multiple_of(self.unit_bytes);
+        segments.as_slice().iter().all(|it| is_whole(it.ptr().addr()) && is_whole(it.len()))
+    }
+
+    /// A buffer: a free one, or the next in turn.
+    fn bounce(&self) -> Option<MutexGuard<'_, Bounce>> {
+        let turn = self.next_bounce.fetch_add(1, Ordering::Relaxed) % BOUNCES;
+        let free = self.bounces.iter().find_map(|bounce| bounce.try_lock().ok());
+        free.or_else(|| Some(self.bounces.get(turn)?.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    /// Calls `with` for each part of the range, with its offset and a buffer of its length.
+    fn in_parts(
+        &self,
+        offset: u64,
+        len: u64,
+        mut with: impl FnMut(u64, &mut [u8]) -> Result<(), DiskError>,
+    ) -> Result<(), DiskError> {
+        let mut bounce = self.bounce().ok_or(DiskError::Unsupported)?;
+        let mut done = 0;
+        while done < len {
+            let part = bounce.part(len - done);
+            with(offset + done, part)?;
+            done += part.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn read_through_buffer(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
+        let mut cursor = Cursor::new(into);
+        self.in_parts(offset, into.total_bytes() as u64, |at, part| {
+            self.file.read_exact_at(part, at).map_err(failed("pread"))?;
+            whole(cursor.store(part), part.len())
+        })
+    }
+
+    fn write_through_buffer(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
+        let mut cursor = Cursor::new(from);
+        self.in_parts(offset, from.total_bytes() as u64, |at, part| {
+            whole(cursor.load(part), part.len())?;
+            self.file.write_all_at(part, at).map_err(failed("pwrite"))
+        })
+    }
+}
+
+fn failed(operation: &'static str) -> impl Fn(io::Error) -> DiskError {
+    move |source| DiskError::Io { operation, source }
+}
+
+/// Guest memory that is gone ends a copy early.
+fn whole(copied: usize, len: usize) -> Result<(), DiskError> {
+    match copied == len {
+        true => Ok(()),
+        false => Err(failed("copying guest memory")(io::Error::from_raw_os_error(libc::EFAULT))),
+    }
+}
+
+impl Disk for BlockDisk {
+    #[inline]
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    #[inline]
+    fn durability(&self) -> Durability {
+        self.durability
+    }
+
+    fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
+        self.check(offset, into.total_bytes() as u64)?;
+        match self.is_aligned(into) {
+            true => sys::preadv_all(self.file.as_fd(), offset, into).map_err(failed("preadv")),
+            false => self.read_through_buffer(offset, into),
+        }
+    }
+
+    fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
+        self.check_write(offset, from.total_bytes() as u64)?;
+        match self.is_aligned(from) {
+            true => copy::pwritev_all(self.file.as_fd(), offset, from).map_err(failed("pwritev"))?,
+            false => self.write_through_buffer(offset, from)?,
+        }
+        self.syncs.wrote();
+        Ok(())
+    }
+
+    /// The device has taken every write when its call returns.
+    #[inline]
+    fn fence(&self) {
+        copy::store_fence();
+    }
+
+    #[inline]
+    fn try_flush(&self) -> Option<Result<(), DiskError>> {
+        self.syncs.at_once()
+    }
+
+    fn flush(&self) -> Result<(), DiskError> {
+        self.syncs.sync(|| self.file.sync_data())
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        self.check_write(offset, len)?;
+        if self.unmaps && len != 0 {
+            // Only advice: a device that cannot give space back keeps the bytes.
+            sys::discard(&self.file, offset, len).map_err(failed("discarding"))?;
+            self.syncs.wrote();
+        }
+        Ok(())
+    }
+
+    /// The device zeroes them itself if it can (`fallocate(2)` on a device is `BLKZEROOUT`).
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<(), DiskError> {
+        self.check_write(offset, len)?;
+        let zero = |what| fallocate(&self.file, what, offset, len).map_err(failed("zeroing a range"));
+        let is_done = unmap && self.unmaps && zero(space::PUNCH)? || zero(space::ZERO)?;
+        if !is_done {
+            self.in_parts(offset, len, |at, part| {
+                part.fill(0);
+                self.file.write_all_at(part, at).map_err(failed("pwrite"))
+            })?;
+        }
+        self.syncs.wrote();
+        Ok(())
+    }
+}
+
+/// A buffer that the device can reach.
+#[derive(Debug)]
+struct Bounce {
+    bytes: Vec<u8>,
+    unit_bytes: usize,
+}
+
+impl Bounce {
+    fn new(unit_bytes: usize) -> Self {
+        Self { bytes: vec![0; BOUNCE_BYTES.next_multiple_of(unit_bytes) + unit_bytes], unit_bytes }
+    }
+
+    /// The first bytes of it, as many as there are or `len`.
+    fn part(&mut self, len: u64) -> &mut [u8] {
+        let start = self.bytes.as_ptr().addr().next_multiple_of(self.unit_bytes) - self.bytes.as_ptr().addr();
+        let most = self.bytes.len() - self.unit_bytes;
+        let len = usize::try_from(len).unwrap_or(most).min(most);
+        self.bytes.get_mut(start..start + len).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::OpenOptionsExt;
+
+    use super::*;
+    use crate::copy::testing::{Memory, pattern};
+    use crate::disk::BackingKind;
+
+    const LEN: usize = 2 << 20;
+
+    /// A file that takes direct I/O only stands for the device; a real one is in the tests of `disk_open`.
+    #[allow(clippy::print_stderr)]
+    fn disk(bytes: &[u8], unmaps: bool) -> Option<BlockDisk> {
+        let named = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        named.as_file().write_all_at(bytes, 0).unwrap();
+        named.as_file().sync_all().unwrap();
+        let mut options = std::fs::File::options();
+        let file = match options.read(true).write(true).custom_flags(libc::O_DIRECT).open(named.path()) {
+            Ok(file) => file,
+            Err(error) => {
+                eprintln!("skipped: no direct I/O on this file system: {error}");
+                return None;
+            }
+        };
+        let geometry = Geometry { capacity_bytes: LEN as u64, block_bytes: 512, read_only: false };
+        let media = Media::testing(BackingKind::BlockDevice, Durability::Page, vec![]);
+        let disk =
+            BlockDisk::over(Arc::new(file.into()), geometry, &Media { unit_bytes: 512, ..media }, unmaps);
+        Some(disk)
+    }
+
+    fn image(disk: &BlockDisk) -> Vec<u8> {
+        let mut bounce = Bounce { bytes: vec![0; LEN + 512], unit_bytes: 512 };
+        let part = bounce.part(LEN as u64);
+        disk.file.read_exact_at(part, 0).unwrap();
+        part.to_vec()
+    }
+
+    /// Wherever the segments begin and end, by way of the buffer or straight.
+    #[test]
+    fn any_segments_are_read_and_written() {
+        let Some(disk) = disk(&pattern(LEN, 1), true) else { return };
+        let mut expected = pattern(LEN, 1);
+        let room = Memory::new(&vec![0; LEN + 4096]);
+        let start = room.ptr().addr().next_multiple_of(4096) - room.ptr().addr();
+        drop(room);
+        for (index, (start, lens, gap)) in [
+            (start, vec![4096], 0),
+            (start, vec![512, 1024, 512], 512),
+            (start + 1, vec![4096], 0),
+            (start, vec![700, 324], 3),
+            (start + 7, vec![LEN - 512, 512], 11),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let total: usize = lens.iter().sum();
+            let bytes = pattern(LEN + 8192, index as u8 + 2);
+            let guest = Memory::new(&bytes).cut(start, &lens, gap);
+            let offset = if total > LEN / 2 { 0 } else { 8192 * index + 512 };
+            disk.write(offset as u64, guest.segments()).unwrap();
+            let mut at = start;
+            let mut wrote = Vec::new();
+            for len in &lens {
+                wrote.extend_from_slice(&bytes[at..at + len]);
+                at += len + gap;
+            }
+            expected[offset..offset + total].copy_from_slice(&wrote);
+            assert!(image(&disk) == expected, "{index}");
+            let back = Memory::new(&vec![0; LEN + 8192]).cut(start, &lens, gap);
+            disk.read(offset as u64, back.segments()).unwrap();
+            let mut at = start;
+            for len in &lens {
+                assert!(back.bytes()[at..at + len] == bytes[at..at + len], "{index}");
+                at += len + gap;
+            }
+            assert!(disk.try_flush().is_none());
+            disk.flush().unwrap();
+            assert!(matches!(disk.try_flush(), Some(Ok(()))));
+        }
+    }
+
+    #[test]
+    fn zeroes_are_exact_and_discards_are_advice() {
+        for unmaps in [true, false] {
+            let before: Vec<u8> = pattern(LEN, 1).into_iter().map(|byte| byte | 1).collect();
+            let Some(disk) = disk(&before, unmaps) else { return };
+            let mut expected = before;
+            for (start, len, unmap) in [(512, 512, false), (4096, 1 << 20, true), (LEN - 512, 512, true)] {
+                disk.write_zeroes(start as u64, len as u64, unmap).unwrap();
+                expected[start..start + len].fill(0);
+                assert!(image(&disk) == expected, "{start}+{len}");
+            }
+            disk.discard(0, 512).unwrap();
+            assert!(image(&disk)[512..] == expected[512..]);
+        }
+    }
+
+    #[test]
+    fn nothing_but_whole_blocks_inside() {
+        let Some(disk) = disk(&pattern(LEN, 1), true) else { return };
+        let guest = Memory::new(&[0; 512]);
+        for offset in [LEN as u64, u64::MAX - 511] {
+            assert!(matches!(disk.read(offset, guest.segments()), Err(DiskError::OutOfRange)));
+            assert!(matches!(disk.write(offset, guest.segments()), Err(DiskError::OutOfRange)));
+            assert!(matches!(disk.write_zeroes(offset, 512, false), Err(DiskError::OutOfRange)));
+            assert!(matches!(disk.discard(offset, 512), Err(DiskError::OutOfRange)));
+        }
+        assert!(matches!(disk.write(1, guest.segments()), Err(DiskError::Io { .. })));
+        let read_only = BlockDisk { geometry: Geometry { read_only: true, ..disk.geometry }, ..disk };
+        assert!(matches!(read_only.write(0, guest.segments()), Err(DiskError::ReadOnly)));
+        assert!(matches!(read_only.discard(0, 512), Err(DiskError::ReadOnly)));
+        assert!(image(&read_only) == pattern(LEN, 1));
+    }
+}

@@ -1,0 +1,334 @@
+//! What a path is made of, and what a write to it is worth.
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
+
+use rustix::fs::{AtFlags, StatFs, StatxAttributes, StatxFlags, statx};
+
+use super::region::Region;
+use super::sysfs::{Node, Sysfs};
+use super::{BackingKind, Durability, FileSystem, Mapping, poison, sys};
+use crate::copy::Engine;
+
+/// What a path is made of.
+#[derive(Debug, Clone)]
+pub struct Media {
+    /// What it is.
+    pub kind: BackingKind,
+    /// What a completed and flushed write is worth.
+    pub durability: Durability,
+    /// Why it has this durability and no other, in words.
+    pub why: String,
+    /// Regions of persistent memory below: one, none, or those of a device-mapper device.
+    pub regions: Vec<Region>,
+    /// Bytes that were known to be bad when this was found out, as offsets in the disk.
+    pub bad_ranges: Vec<Range<u64>>,
+    /// The namespace of persistent memory that a device-DAX node is made of, as `ndctl` calls it.
+    pub namespace: Option<String>,
+    /// Size in bytes that sysfs has for a device; 0 for files.
+    pub device_bytes: u64,
+    /// Unit of mappings of a device-DAX node, of transfers of a block device: bytes.
+    pub unit_bytes: u64,
+}
+
+impl Media {
+    /// What FLUSH does, in words.
+    pub fn flush(&self) -> &'static str {
+        match (self.durability, self.kind) {
+            (Durability::Volatile, _) | (Durability::CacheLine | Durability::Byte, _) => "fence",
+            (Durability::Page, BackingKind::DaxFile { .. } | BackingKind::DeviceDax) => {
+                "msync of what was written, or fdatasync"
+            }
+            (Durability::Page, _) => "fdatasync",
+        }
+    }
+
+    /// The NUMA node that all of it is near to.
+    pub fn numa_node(&self) -> Option<u32> {
+        let mut nodes = self.regions.iter().map(|region| region.numa_node);
+        let first = nodes.next()??;
+        nodes.all(|node| node == Some(first)).then_some(first)
+    }
+
+    /// Of a regular file. `file` is what is asked whether it can be mapped with `MAP_SYNC`.
+    pub(super) fn of_file(metadata: &Metadata, statfs: &StatFs, file: Option<&File>, sysfs: &Sysfs) -> Self {
+        let kind = BackingKind::of(statfs);
+        if kind.is_written_through_mapping() {
+            return Self::plain(kind, Durability::Volatile, format!("{kind} does not outlive the machine"));
+        }
+        let device = sysfs.block(metadata.dev());
+        let regions = device.as_ref().map(Region::all_of).unwrap_or_default();
+        let dax = file.map_or(Dax::No, Dax::of);
+        let mut media = Self::of_dax(dax, FileSystem::of(statfs), regions);
+        if let Some(file) = file {
+            media.find_bad_ranges(file, metadata, sysfs);
+        }
+        media
+    }
+
+    /// Looks where the blocks of a DAX file lie now, and which of them are bad. Files on several devices are
+    /// not known: their reads fail one by one.
+    pub(super) fn find_bad_ranges(&mut self, file: &File, metadata: &Metadata, sysfs: &Sysfs) {
+        if !matches!(self.kind, BackingKind::DaxFile { .. }) {
+            return;
+        }
+        let device = sysfs.block(metadata.dev());
+        let device_ranges = device.as_ref().map(poison::of_block_device).unwrap_or_default();
+        if !device_ranges.is_empty() {
+            self.bad_ranges = poison::of_file(&device_ranges, &sys::extents(file).unwrap_or_default());
+        }
+    }
+
+    /// Of a regular file that is not in memory, by what it says of DAX and by the regions below it.
+    fn of_dax(dax: Dax, file_system: FileSystem, regions: Vec<Region>) -> Self {
+        // Lines that cannot be written back make nothing durable: the page cache's rules then.
+        let dax = match dax {
+            Dax::Synchronous if !Engine::get().flushes_lines() => Dax::Pages,
+            dax => dax,
+        };
+        let kind = match dax {
+            Dax::No => BackingKind::OrdinaryFile { file_system },
+            Dax::Pages | Dax::Synchronous => BackingKind::DaxFile { file_system },
+        };
+        let weakest = regions.iter().min_by_key(|region| region.durability());
+        let (durability, why) = match (dax, weakest) {
+            (Dax::No, None) => (Durability::Page, "writes go through the page cache".to_owned()),
+            (Dax::No, Some(_)) => {
+                (Durability::Page, "on persistent memory, but not mounted with DAX: page cache".to_owned())
+            }
+            (_, Some(region)) if region.is_volatile => (Durability::Volatile, region.why()),
+            (Dax::Pages, _) => (Durability::Page, "DAX, but MAP_SYNC is refused or of no use".to_owned()),
+            // The kernel has been seen to accept MAP_SYNC on virtio-pmem: the region decides.
+            (Dax::Synchronous, Some(region)) => (region.durability(), region.why()),
+            (Dax::Synchronous, None) => {
+                (Durability::Page, "DAX with MAP_SYNC, but on no known persistent memory".to_owned())
+            }
+        };
+        Self { regions, ..Self::plain(kind, durability, why) }
+    }
+
+    /// Of a character device; none unless it is device DAX.
+    pub(super) fn of_character_device(metadata: &Metadata, sysfs: &Sysfs) -> Option<Self> {
+        let device = sysfs.character(metadata.rdev())?;
+        device.link_name("subsystem").filter(|name| name == "dax")?;
+        let regions = Region::all_of(&device);
+        let (durability, why) = match regions.first() {
+            // It has no fsync that could ask the host.
+            Some(region) if region.is_virtual => (Durability::Volatile, region.why()),
+            Some(_) if !Engine::get().flushes_lines() => {
+                (Durability::Volatile, "this CPU's cache lines cannot be written back".to_owned())
+            }
+            Some(region) => (region.durability(), region.why()),
+            None => (Durability::Volatile, "no nd region: memory set aside (hmem, CXL) is lost".to_owned()),
+        };
+        let bad_ranges = regions.first().map(|region| poison::of_device_dax(&device, region.node()));
+        Some(Self {
+            bad_ranges: bad_ranges.unwrap_or_default(),
+            namespace: device.ancestry().find_map(|node| node.text("namespace")),
+            device_bytes: device.number("size").unwrap_or(0),
+            // 2 MiB is what ndctl chooses; the kernel before 5.2 does not tell.
+            unit_bytes: device.number("align").filter(|it| it.is_power_of_two()).unwrap_or(2 << 20),
+            regions,
+            ..Self::plain(BackingKind::DeviceDax, durability, why)
+        })
+    }
+
+    /// Of a block device.
+    pub(super) fn of_block_device(metadata: &Metadata, sysfs: &Sysfs) -> Self {
+        let device = sysfs.block(metadata.rdev());
+        let regions = device.as_ref().map(Region::all_of).unwrap_or_default();
+        let is_btt = |node: &Node| node.ancestry().any(|it| it.name().starts_with("btt"));
+        let kind = match &device {
+            Some(node) if !regions.is_empty() && is_btt(node) => BackingKind::SectorBlock,
+            _ if !regions.is_empty() => BackingKind::PmemBlock,
+            _ => BackingKind::BlockDevice,
+        };
+        let volatile = regions.iter().find(|region| region.is_volatile);
+        let (durability, why) = match volatile {
+            Some(region) => (Durability::Volatile, region.why()),
+            None => (Durability::Page, "a block device's writes are durable after fdatasync".to_owned()),
+        };
+        let sectors = device.as_ref().and_then(|node| node.number("size")).unwrap_or(0);
+        Self {
+            bad_ranges: device.as_ref().map(poison::of_block_device).unwrap_or_default(),
+            device_bytes: sectors.saturating_mul(512),
+            unit_bytes: device.as_ref().and_then(block_bytes).unwrap_or(512),
+            regions,
+            ..Self::plain(kind, durability, why)
+        }
+    }
+
+    /// Whatever a test needs.
+    #[cfg(test)]
+    pub(super) fn testing(kind: BackingKind, durability: Durability, regions: Vec<Region>) -> Self {
+        Self { regions, ..Self::plain(kind, durability, String::new()) }
+    }
+
+    fn plain(kind: BackingKind, durability: Durability, why: String) -> Self {
+        let (regions, bad_ranges) = (Vec::new(), Vec::new());
+        let namespace = None;
+        Self { kind, durability, why, regions, bad_ranges, namespace, device_bytes: 0, unit_bytes: 1 }
+    }
+}
+
+/// Whether a file's pages are the media.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dax {
+    No,
+    /// Yes, but its file system must be asked to write its own data down.
+    Pages,
+    /// Yes, and a page that can be written to is there to stay.
+    Synchronous,
+}
+
+impl Dax {
+    fn of(file: &File) -> Self {
+        if !is_dax(file) {
+            Self::No
+        } else if Mapping::can_be_synchronous(file) {
+            Self::Synchronous
+        } else {
+            Self::Pages
+        }
+    }
+}
+
+/// Whether `statx` says that this file's pages are the media.
+fn is_dax(file: &File) -> bool {
+    statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::empty())
+        .is_ok_and(|it| it.stx_attributes.contains(StatxAttributes::DAX))
+}
+
+/// As above, for a path; nothing is opened.
+pub(super) fn is_dax_path(path: &std::path::Path) -> io::Result<bool> {
+    let found = statx(rustix::fs::CWD, path, AtFlags::empty(), StatxFlags::empty())?;
+    Ok(found.stx_attributes.contains(StatxAttributes::DAX))
+}
+
+/// The smallest transfer of a block device, in bytes; a partition has that of its disk.
+fn block_bytes(device: &Node) -> Option<u64> {
+    device.ancestry().take(2).find_map(|node| node.number("queue/logical_block_size"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::region::testing::{NFIT, bus, pmem};
+    use super::super::sysfs::testing::Tree;
+    use super::*;
+
+    fn tree(provider: &str, domain: Option<&str>) -> Tree {
+        let tree = Tree::new();
+        bus(&tree, NFIT, provider, domain);
+        pmem(&tree, NFIT);
+        tree
+    }
+
+    fn regions(tree: &Tree) -> Vec<Region> {
+        Region::all_of(&tree.sysfs().block(rustix::fs::makedev(259, 0)).unwrap())
+    }
+
+    /// The rows of regular files: what MAP_SYNC says and what is below.
+    #[test]
+    fn files_are_as_durable_as_both_the_mapping_and_the_region_say() {
+        use Dax::{No, Pages, Synchronous};
+        use Durability::{Byte, CacheLine, Page};
+        let ext4 = FileSystem::of(&rustix::fs::statfs("/").unwrap());
+        for (dax, provider, domain, durability, why) in [
+            (Synchronous, "ACPI.NFIT", Some("memory_controller"), CacheLine, "memory_controller"),
+            (Synchronous, "ACPI.NFIT", Some("cpu_cache"), Byte, "caches are saved"),
+            (Synchronous, "e820", None, CacheLine, "of e820: no persistence_domain"),
+            (Synchronous, "virtio-pmem", None, Page, "belongs to virtio-pmem"),
+            (Synchronous, "virtio3", Some("cpu_cache"), Page, "belongs to virtio3"),
+            (Pages, "ACPI.NFIT", Some("cpu_cache"), Page, "MAP_SYNC is refused"),
+            (No, "ACPI.NFIT", Some("cpu_cache"), Page, "not mounted with DAX"),
+        ] {
+            let media = Media::of_dax(dax, ext4, regions(&tree(provider, domain)));
+            assert_eq!(media.durability, durability, "{dax:?} {provider} {domain:?}");
+            assert!(media.why.contains(why), "{}", media.why);
+            let is_dax = matches!(media.kind, BackingKind::DaxFile { .. });
+            assert_eq!(is_dax, dax != No);
+            assert_eq!(media.kind.is_written_through_mapping(), dax != No);
+            assert_eq!(media.numa_node(), Some(1));
+            assert_eq!(media.flush().contains("fdatasync"), durability == Page);
+        }
+        let nowhere = Media::of_dax(Synchronous, ext4, vec![]);
+        assert_eq!(nowhere.durability, Page, "{}", nowhere.why);
+        assert_eq!(Media::of_dax(No, ext4, vec![]).flush(), "fdatasync");
+    }
+
+    /// `/dev/null` stands for the node: only its number counts.
+    #[test]
+    fn device_dax_is_told_by_its_subsystem() {
+        let metadata = std::fs::metadata("/dev/null").unwrap();
+        let number = format!("{}:{}", rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
+        let of = |tree: &Tree| Media::of_character_device(&metadata, &tree.sysfs());
+        for (domain, durability) in
+            [(Some("cpu_cache"), Durability::Byte), (Some("memory_controller"), Durability::CacheLine)]
+        {
+            let tree = tree("ACPI.NFIT", domain);
+            assert!(of(&tree).is_none());
+            let device = format!("{NFIT}/region0/dax0.1/dax0.0");
+            tree.device("char", &number, &device).file(&format!("{device}/size"), "1073741824\n");
+            assert!(of(&tree).is_none(), "no subsystem");
+            tree.link(&format!("{device}/subsystem"), "bus/dax")
+                .file(&format!("{NFIT}/region0/dax0.1/namespace"), "namespace0.0\n");
+            let media = of(&tree).unwrap();
+            assert_eq!((media.kind, media.durability), (BackingKind::DeviceDax, durability));
+            assert_eq!((media.device_bytes, media.unit_bytes), (1 << 30, 2 << 20));
+            assert_eq!(media.namespace.as_deref(), Some("namespace0.0"));
+            tree.file(&format!("{device}/align"), "4096");
+            assert_eq!(of(&tree).unwrap().unit_bytes, 4096);
+        }
+        let hmem = Tree::new();
+        hmem.device("char", &number, "devices/platform/hmem.0/dax0.0")
+            .link("devices/platform/hmem.0/dax0.0/subsystem", "bus/dax");
+        let media = of(&hmem).unwrap();
+        assert_eq!((media.durability, media.device_bytes), (Durability::Volatile, 0));
+    }
+
+    #[test]
+    fn block_devices_need_a_sync_whatever_they_are_made_of() {
+        let metadata = std::fs::metadata("/dev/null").unwrap();
+        let number = format!("{}:{}", rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
+        let of = |device: &str, domain| {
+            let tree = tree("ACPI.NFIT", domain);
+            tree.device("block", &number, device)
+                .file(&format!("{device}/size"), "2048\n")
+                .file(&format!("{device}/queue/logical_block_size"), "4096\n")
+                .file(&format!("{device}/badblocks"), "16 8\n");
+            Media::of_block_device(&metadata, &tree.sysfs())
+        };
+        for domain in [None, Some("cpu_cache")] {
+            let media = of(&format!("{NFIT}/region0/pfn0.2/block/pmem1"), domain);
+            assert_eq!((media.kind, media.durability), (BackingKind::PmemBlock, Durability::Page));
+            assert_eq!((media.device_bytes, media.unit_bytes), (1 << 20, 4096));
+            assert_eq!(media.bad_ranges, [8192..12288]);
+            assert_eq!(
+                of(&format!("{NFIT}/region0/btt0.0/block/pmem1s"), domain).kind,
+                BackingKind::SectorBlock
+            );
+        }
+        let other = of("devices/pci/block/sda", None);
+        assert_eq!((other.kind, other.durability), (BackingKind::BlockDevice, Durability::Page));
+        assert!(other.regions.is_empty() && other.flush() == "fdatasync");
+    }
+
+    #[test]
+    fn the_file_system_of_the_machine_is_told() {
+        let of = |folder: &str| {
+            let file = tempfile::tempfile_in(folder).unwrap();
+            let statfs = rustix::fs::fstatfs(&file).unwrap();
+            Media::of_file(&file.metadata().unwrap(), &statfs, Some(&file), &Sysfs::system())
+        };
+        let memory = of("/dev/shm");
+        assert_eq!((memory.kind, memory.durability), (BackingKind::Tmpfs, Durability::Volatile));
+        assert_eq!(memory.flush(), "fence");
+        let ordinary = of(env!("CARGO_MANIFEST_DIR"));
+        if matches!(ordinary.kind, BackingKind::OrdinaryFile { .. }) {
+            assert_eq!(ordinary.durability, Durability::Page);
+        }
+        assert!(!is_dax_path(std::path::Path::new("/")).unwrap());
+    }
+}

@@ -1,0 +1,164 @@
+//! Opening a path as a disk: what is there is found out, checked, and given to who knows it.
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::path::Path;
+
+use super::sysfs::Sysfs;
+use super::{
+    Backing, DeepFlush, DiscardPolicy, Durability, FileKind, FileLock, LockMode, Media, OpenError, Place,
+    device, regular,
+};
+
+/// What to open, and how.
+#[derive(Debug, Clone)]
+pub struct OpenOptions {
+    /// How errors call the disk.
+    pub name: String,
+    /// Bytes to serve: a file that is missing or empty is made that long, a longer one is served in part, a
+    /// shorter one is refused. Without it the whole file is served.
+    pub size_bytes: Option<u64>,
+    /// Logical block size in bytes: 512 or 4096.
+    pub block_bytes: u32,
+    /// Open for reading only; nothing is created, grown or allocated then.
+    pub read_only: bool,
+    /// Leave holes as they are. On tmpfs, hugetlbfs and DAX a write into a hole that cannot be filled any more
+    /// is fatal.
+    pub sparse: bool,
+    /// When the file is locked.
+    pub lock: LockMode,
+    /// The least that a completed and flushed write must be worth.
+    pub require_durable: Option<Durability>,
+    /// What becomes of space that the guest does not need.
+    pub discard: DiscardPolicy,
+    /// When FLUSH empties the memory controller's queues.
+    pub deep_flush: DeepFlush,
+}
+
+impl OpenOptions {
+    /// Everything as it is by default: the whole file, read-write, 512-byte blocks, locked.
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            size_bytes: None,
+            block_bytes: 512,
+            read_only: false,
+            sparse: false,
+            lock: LockMode::On,
+            require_durable: None,
+            discard: DiscardPolicy::Auto,
+            deep_flush: DeepFlush::Auto,
+        }
+    }
+}
+
+/// A path, opened.
+#[derive(Debug)]
+pub struct Opened {
+    /// Its bytes.
+    pub disk: Backing,
+    /// Its lock, taken when the mode is [`LockMode::On`].
+    pub lock: FileLock,
+    /// What it is made of.
+    pub media: Media,
+    /// Whether it was not there before.
+    pub created: bool,
+}
+
+/// Opens `path` as a disk.
+///
+/// # Errors
+/// As [`OpenError`]. A file that was created is removed again then, and one that was empty is empty again.
+pub fn open(path: &Path, options: &OpenOptions) -> Result<Opened, OpenError> {
+    let place = Place::of_disk(&options.name, path);
+    check_block_size(&place, options.block_bytes)?;
+    if let Some(size_bytes) = options.size_bytes {
+        check_size(&place, "size=", size_bytes, options.block_bytes)?;
+    }
+    let sysfs = Sysfs::system();
+    // Only looked at first: opening a device may do something.
+    match std::fs::metadata(path) {
+        Ok(metadata) if FileKind::from(metadata.file_type()).is_device() => {
+            device::open(place, &metadata, options, &sysfs)
+        }
+        Ok(metadata) => {
+            check_regular(&place, &metadata)?;
+            regular::open(place, options, &sysfs)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => regular::open(place, options, &sysfs),
+        Err(error) => {
+            Err(OpenError::system(&place, "look at", "correct path=, or mend what it leads to", error))
+        }
+    }
+}
+
+/// Refuses what promises less than is required.
+pub(super) fn check_durability(place: &Place, media: &Media, options: &OpenOptions) -> Result<(), OpenError> {
+    match options.require_durable {
+        Some(required) if media.durability < required => Err(OpenError::NotDurable {
+            place: place.clone(),
+            required,
+            found: media.durability,
+            why: media.why.clone(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The attributes that FLUSH writes to.
+pub(super) fn deep_flush_files(
+    place: &Place,
+    media: &Media,
+    options: &OpenOptions,
+) -> Result<Vec<File>, OpenError> {
+    options.deep_flush.files(media).map_err(|source| {
+        OpenError::system(
+            place,
+            "open deep_flush of the region of",
+            "run as root, or use deep-flush=auto",
+            source,
+        )
+    })
+}
+
+/// Refuses everything but regular files.
+pub(super) fn check_regular(place: &Place, metadata: &Metadata) -> Result<(), OpenError> {
+    match FileKind::from(metadata.file_type()) {
+        FileKind::Regular => Ok(()),
+        what => Err(OpenError::NotRegular { place: place.clone(), what }),
+    }
+}
+
+fn check_block_size(place: &Place, block_bytes: u32) -> Result<(), OpenError> {
+    match block_bytes {
+        512 | 4096 => Ok(()),
+        _ => Err(OpenError::BadSize {
+            place: place.clone(),
+            cause: format!("its block size cannot be {block_bytes} bytes"),
+            remedy: "use block-size=512 or block-size=4096".to_owned(),
+        }),
+    }
+}
+
+/// Refuses nothing at all and parts of blocks; `what` has this size.
+pub(super) fn check_size(
+    place: &Place,
+    what: &str,
+    size_bytes: u64,
+    block_bytes: u32,
+) -> Result<(), OpenError> {
+    let block_bytes = u64::from(block_bytes);
+    let whole_bytes = size_bytes - size_bytes % block_bytes;
+    let bad = |cause, remedy| Err(OpenError::BadSize { place: place.clone(), cause, remedy });
+    if size_bytes == 0 {
+        return bad(format!("{what} has 0 bytes"), "give the size of the disk with size=".to_owned());
+    }
+    if whole_bytes == size_bytes {
+        return Ok(());
+    }
+    let cause = format!("{what} has {size_bytes} bytes, not a multiple of the {block_bytes}-byte blocks");
+    match whole_bytes {
+        0 => bad(cause, format!("use size={block_bytes} or more")),
+        _ => bad(cause, format!("use size={whole_bytes}")),
+    }
+}

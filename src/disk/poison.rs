@@ -1,0 +1,242 @@
+//! Bad ranges: bytes of the media that cannot be read any more.
+//!
+//! Linux lists them in `badblocks` of a device and of a region, in sectors. What the list has at the start is
+//! taken over, what reads run into is added, and a write that covers a whole page can take it off again,
+//! which is never for good: a page may go bad a second time.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{PoisonError, RwLock};
+
+use super::extents::add;
+use super::sysfs::Node;
+
+/// Unit of `badblocks` and of partition tables in sysfs.
+const SECTOR_BYTES: u64 = 512;
+
+/// Unit in which file systems and the kernel take pages out of use and repair them.
+pub(super) const PAGE_BYTES: u64 = 4096;
+
+/// Most ranges that are kept: what is beyond is found out by reading.
+const MAX_RANGES: usize = 4096;
+
+/// Ranges in bytes of the disk, whole pages, in order.
+#[derive(Debug, Default)]
+pub(super) struct BadRanges {
+    /// Whether there are any: all that a healthy disk looks at.
+    any: AtomicBool,
+    ranges: RwLock<Vec<Range<u64>>>,
+}
+
+impl BadRanges {
+    pub(super) fn new(ranges: &[Range<u64>]) -> Self {
+        let bad = Self::default();
+        ranges.iter().for_each(|range| bad.add(range.clone()));
+        bad
+    }
+
+    /// Whether nothing is known to be bad.
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        !self.any.load(Ordering::Relaxed)
+    }
+
+    /// Whether any byte of the range is known to be bad.
+    #[inline]
+    pub(super) fn touch(&self, offset: u64, len: u64) -> bool {
+        !self.is_empty() && !self.within(offset, len).is_empty()
+    }
+
+    /// The bad parts that the range touches, as whole pages.
+    #[cold]
+    pub(super) fn within(&self, offset: u64, len: u64) -> Vec<Range<u64>> {
+        if len == 0 {
+            return Vec::new();
+        }
+        let end = offset.saturating_add(len).checked_next_multiple_of(PAGE_BYTES).unwrap_or(u64::MAX);
+        let start = offset - offset % PAGE_BYTES;
+        let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
+        let cut = ranges.iter().map(|it| it.start.max(start)..it.end.min(end));
+        cut.filter(|range| range.start < range.end).collect()
+    }
+
+    /// The pages of this range are bad.
+    pub(super) fn add(&self, range: Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
+        let start = range.start - range.start % PAGE_BYTES;
+        let end = range.end.checked_next_multiple_of(PAGE_BYTES).unwrap_or(u64::MAX);
+        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
+        if ranges.len() < MAX_RANGES {
+            add(&mut ranges, start..end);
+        }
+        self.any.store(true, Ordering::Release);
+    }
+
+    /// The pages of this range, whole ones, were repaired.
+    pub(super) fn remove(&self, range: &Range<u64>) {
+        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
+        let rest =
+            ranges.iter().flat_map(|it| [it.start..it.end.min(range.start), it.start.max(range.end)..it.end]);
+        *ranges = rest.filter(|it| it.start < it.end).collect();
+        self.any.store(!ranges.is_empty(), Ordering::Release);
+    }
+
+    /// All of them.
+    pub(super) fn list(&self) -> Vec<Range<u64>> {
+        self.ranges.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The ranges in bytes that `badblocks` of a device or region lists: lines of first sector and count.
+fn listed(node: &Node) -> Vec<Range<u64>> {
+    let text = node.text("badblocks").unwrap_or_default();
+    let ranges = text.lines().filter_map(|line| {
+        let mut numbers = line.split_ascii_whitespace().map(|word| word.parse::<u64>().ok());
+        let (sector, count) = (numbers.next()??, numbers.next()??);
+        Some(sector.checked_mul(SECTOR_BYTES)?..sector.checked_add(count)?.checked_mul(SECTOR_BYTES)?)
+    });
+    ranges.collect()
+}
+
+/// What of `ranges` is inside of `window`, counted from its start.
+pub(super) fn seen_through(ranges: &[Range<u64>], window: &Range<u64>) -> Vec<Range<u64>> {
+    let cut = ranges.iter().map(|it| it.start.max(window.start)..it.end.min(window.end));
+    let inside = cut.filter(|range| range.start < range.end);
+    inside.map(|range| range.start - window.start..range.end - window.start).collect()
+}
+
+/// The bad ranges of a block device or partition, in bytes from its start.
+pub(super) fn of_block_device(device: &Node) -> Vec<Range<u64>> {
+    let (Some(start), Some(disk)) = (device.number("start"), device.child("..")) else {
+        return listed(device);
+    };
+    let start = start.saturating_mul(SECTOR_BYTES);
+    let len = device.number("size").unwrap_or(0).saturating_mul(SECTOR_BYTES);
+    seen_through(&listed(&disk), &(start..start.saturating_add(len)))
+}
+
+/// The bad ranges of a device-DAX device, in bytes from its start; its region lists them from its own.
+///
+/// None are known where the addresses of the two may not be read (they are root's).
+pub(super) fn of_device_dax(device: &Node, region: &Node) -> Vec<Range<u64>> {
+    let (Some(base), Some(start)) = (region.number("resource"), device.number("resource")) else {
+        return Vec::new();
+    };
+    let Some(offset) = start.checked_sub(base) else { return Vec::new() };
+    let len = device.number("size").unwrap_or(0);
+    seen_through(&listed(region), &(offset..offset.saturating_add(len)))
+}
+
+/// A part of a file and where it lies on the file system's device, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct FileExtent {
+    /// Offset in the file.
+    pub(super) logical: u64,
+    /// Offset on the device.
+    pub(super) physical: u64,
+    /// Length.
+    pub(super) len: u64,
+}
+
+/// The bad ranges of a file, from those of the device that its file system is on.
+pub(super) fn of_file(device_ranges: &[Range<u64>], extents: &[FileExtent]) -> Vec<Range<u64>> {
+    let parts = extents.iter().flat_map(|extent| {
+        let window = extent.physical..extent.physical.saturating_add(extent.len);
+        let parts = seen_through(device_ranges, &window).into_iter();
+        parts.map(|it| it.start.saturating_add(extent.logical)..it.end.saturating_add(extent.logical))
+    });
+    let mut ranges = Vec::new();
+    parts.for_each(|part| add(&mut ranges, part));
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::super::region::testing::{NFIT, bus, pmem};
+    use super::super::sysfs::testing::Tree;
+    use super::*;
+
+    fn block(tree: &Tree, minor: u32) -> Node {
+        tree.sysfs().block(rustix::fs::makedev(259, minor)).unwrap()
+    }
+
+    #[test]
+    fn a_device_lists_sectors_and_a_partition_has_its_part() {
+        let tree = Tree::new();
+        bus(&tree, NFIT, "ACPI.NFIT", None);
+        pmem(&tree, NFIT);
+        let disk = format!("{NFIT}/region0/pfn0.1/block/pmem0");
+        tree.file(&format!("{disk}/badblocks"), "8 8\n2040 16\nnonsense\n7 x\n18446744073709551615 2\n")
+            .device("block", "259:1", &format!("{disk}/pmem0p1"))
+            .file(&format!("{disk}/pmem0p1/start"), "2048")
+            .file(&format!("{disk}/pmem0p1/size"), "2048");
+        assert_eq!(of_block_device(&block(&tree, 0)), [4096..8192, 2040 * 512..2056 * 512]);
+        assert_eq!(of_block_device(&block(&tree, 1)), [0..8 * 512]);
+    }
+
+    #[test]
+    fn a_dax_device_has_a_window_on_its_region() {
+        let tree = Tree::new();
+        bus(&tree, NFIT, "ACPI.NFIT", None);
+        let device = format!("{NFIT}/region0/dax0.1/dax0.0");
+        tree.file(&format!("{NFIT}/region0/badblocks"), "0 8\n4100 1\n")
+            .device("char", "252:0", &device)
+            .file(&format!("{device}/size"), "4194304");
+        let node = tree.sysfs().character(rustix::fs::makedev(252, 0)).unwrap();
+        let region = node.ancestry().find(|node| node.name() == "region0").unwrap();
+        assert!(of_device_dax(&node, &region).is_empty(), "its address is not known");
+        tree.file(&format!("{device}/resource"), "0x100200000\n");
+        assert_eq!(of_device_dax(&node, &region), [4 * 512..5 * 512]);
+    }
+
+    #[test]
+    fn a_file_has_what_its_extents_lie_on() {
+        let extent = |logical, physical, len| FileExtent { logical, physical, len };
+        let extents = [extent(0, 1 << 20, 8192), extent(1 << 30, 1 << 16, 4096), extent(8192, 0, 4096)];
+        let bad = [(1 << 20) + 4096..(1 << 20) + 16384, (1 << 16) + 512..(1 << 16) + 1024];
+        assert_eq!(of_file(&bad, &extents), [4096..8192, (1 << 30) + 512..(1 << 30) + 1024]);
+        assert!(of_file(&[], &extents).is_empty());
+    }
+
+    #[test]
+    fn whole_pages_are_bad_and_repaired() {
+        let bad = BadRanges::new(&[]);
+        assert!(bad.is_empty() && !bad.touch(0, u64::MAX));
+        bad.add(5000..5001);
+        assert!(bad.touch(8191, 1) && bad.touch(0, 4097) && !bad.touch(8192, 9) && !bad.touch(4096, 0));
+        assert_eq!(bad.within(0, 1 << 30), [4096..8192]);
+        bad.remove(&(4096..8192));
+        assert!(bad.is_empty());
+        bad.add(5000..5001);
+        assert!(bad.touch(4096, 512), "again");
+    }
+
+    proptest! {
+        /// A set of pages is the naive twin.
+        #[test]
+        fn they_are_a_set_of_pages(steps in prop::collection::vec((any::<bool>(), 0..30_u64, 1..6_u64), 0..20)) {
+            let bad = BadRanges::default();
+            let mut pages = BTreeSet::new();
+            for (adds, first, count) in steps {
+                let range = first * PAGE_BYTES..(first + count) * PAGE_BYTES;
+                if adds {
+                    bad.add(range.start + 1..range.end);
+                    pages.extend(first..first + count);
+                } else {
+                    bad.remove(&range);
+                    pages.retain(|page| !(first..first + count).contains(page));
+                }
+                prop_assert_eq!(bad.is_empty(), pages.is_empty());
+            }
+            for page in 0..40 {
+                prop_assert_eq!(bad.touch(page * PAGE_BYTES + 7, 1), pages.contains(&page));
+            }
+        }
+    }
+}

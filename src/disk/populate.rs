@@ -1,0 +1,189 @@
+//! Entering a mapping into the page tables before a guest needs it.
+//!
+//! A first touch costs a fault, and on DAX with `MAP_SYNC` a commit of the file system's journal. Nothing
+//! waits for it: the disk is served meanwhile.
+
+use std::ops::Range;
+
+use rustix::fs::SeekFrom;
+
+use super::{Backing, BackingKind, Disk, MappedDisk};
+
+/// Bytes between two looks at whether it should stop.
+const STEP_BYTES: u64 = 64 << 20;
+
+/// Bytes populated at a time where a whole step failed.
+const SMALL_STEP_BYTES: u64 = 2 << 20;
+
+/// What came of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Populated {
+    /// Bytes that are in the page tables now.
+    pub bytes: u64,
+    /// Bytes that could not be entered: bad media, no space, or the kernel has no means (before 5.14).
+    pub failed_bytes: u64,
+    /// Bytes of the mapping on huge pages, as far as the kernel tells; it does not for DAX.
+    pub huge_bytes: Option<u64>,
+}
+
+impl Backing {
+    /// Enters the disk's mapping into the page tables, until `should_stop`. None where that is no use: page
+    /// cache and block devices.
+    ///
+    /// No hole is filled that the disk was to leave: call it only for disks that are not sparse. Bytes that a
+    /// guest discards meanwhile may be given space again.
+    pub fn populate(&self, should_stop: impl Fn() -> bool) -> Option<Populated> {
+        match self {
+            Self::Mapped(disk) => Some(populate(disk, should_stop)),
+            Self::File(_) | Self::Block(_) => None,
+        }
+    }
+}
+
+fn populate(disk: &MappedDisk, should_stop: impl Fn() -> bool) -> Populated {
+    let mut populated = Populated::default();
+    let capacity_bytes = disk.geometry().capacity_bytes;
+    let mut at = 0;
+    while let Some(part) = next_part(disk, at..capacity_bytes) {
+        if should_stop() {
+            break;
+        }
+        let len = part.end - part.start;
+        at = part.end;
+        let failed_bytes = match disk.mapping().populate(part.clone()) {
+            Ok(()) => 0,
+            Err(_) => failed_bytes(disk, part),
+        };
+        populated.bytes += len - failed_bytes;
+        populated.failed_bytes += failed_bytes;
+    }
+    populated.huge_bytes = huge_bytes(disk);
+    populated
+}
+
+/// Populates what can be in smaller parts, and answers how much could not.
+#[cold]
+fn failed_bytes(disk: &MappedDisk, range: Range<u64>) -> u64 {
+    let mut failed_bytes = 0;
+    let mut at = range.start;
+    while at < range.end {
+        let end = range.end.min(at.saturating_add(SMALL_STEP_BYTES));
+        if disk.mapping().populate(at..end).is_err() {
+            failed_bytes += end - at;
+        }
+        at = end;
+    }
+    failed_bytes
+}
+
+/// The next part of `range` to be populated, at most a step. Reading a hole of tmpfs would fill it: a disk
+/// that is only read, whose holes were not filled at the start, leaves them out.
+fn next_part(disk: &MappedDisk, range: Range<u64>) -> Option<Range<u64>> {
+    if range.is_empty() {
+        return None;
+    }
+    let step = range.start..range.end.min(range.start.saturating_add(STEP_BYTES));
+    if !disk.geometry().read_only || disk.kind() == BackingKind::DeviceDax {
+        return Some(step);
+    }
+    // Offsets of the open file are nobody's business: all I/O names its own.
+    let start = rustix::fs::seek(disk.file(), SeekFrom::Data(range.start)).ok()?;
+    let end = rustix::fs::seek(disk.file(), SeekFrom::Hole(start)).ok()?;
+    let part = start..end.min(range.end).min(start.saturating_add(STEP_BYTES));
+    (!part.is_empty()).then_some(part)
+}
+
+/// Bytes on huge pages, from the lines of `/proc/self/smaps` that belong to the mapping.
+fn huge_bytes(disk: &MappedDisk) -> Option<u64> {
+    if !matches!(disk.kind(), BackingKind::Tmpfs | BackingKind::Hugetlbfs) {
+        return None;
+    }
+    let start = disk.mapping().address();
+    let end = start.checked_add(usize::try_from(disk.geometry().capacity_bytes).ok()?)?;
+    Some(huge_bytes_in(&std::fs::read_to_string("/proc/self/smaps").ok()?, start, end))
+}
+
+/// Sums the huge pages of the mappings that begin from `start` to before `end`.
+fn huge_bytes_in(smaps: &str, start: usize, end: usize) -> u64 {
+    let mut is_inside = false;
+    let mut kib = 0_u64;
+    for line in smaps.lines() {
+        let (name, rest) = line.split_once(':').unwrap_or((line, ""));
+        let first = line.split_once('-').and_then(|(first, _)| usize::from_str_radix(first, 16).ok());
+        if let Some(first) = first {
+            is_inside = (start..end).contains(&first);
+        } else if is_inside
+            && matches!(name, "ShmemPmdMapped" | "FilePmdMapped" | "Shared_Hugetlb" | "Private_Hugetlb")
+        {
+            let number = rest.trim().trim_end_matches(" kB").parse::<u64>();
+            kib = kib.saturating_add(number.unwrap_or(0));
+        }
+    }
+    kib.saturating_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    use super::*;
+    use crate::disk::{Geometry, LockMode, OpenOptions, open};
+
+    #[test]
+    fn a_disk_is_populated_step_by_step_until_told_to_stop() {
+        let file = tempfile::tempfile_in("/dev/shm").unwrap();
+        let capacity_bytes = 2 * STEP_BYTES + 4096;
+        file.set_len(capacity_bytes).unwrap();
+        let again = file.try_clone().unwrap();
+        let geometry = Geometry { capacity_bytes, block_bytes: 512, read_only: false };
+        let disk = Backing::Mapped(MappedDisk::new(file, geometry).unwrap());
+        let steps = std::cell::Cell::new(0);
+        let stop = || {
+            steps.set(steps.get() + 1);
+            steps.get() == 2
+        };
+        let populated = disk.populate(stop).unwrap();
+        assert_eq!((populated.bytes, populated.failed_bytes), (STEP_BYTES, 0));
+        assert_eq!(again.metadata().unwrap().blocks() * 512, STEP_BYTES);
+        assert_eq!(disk.populate(|| false).unwrap().bytes, capacity_bytes);
+        assert!(populated.huge_bytes.is_some());
+    }
+
+    #[test]
+    fn holes_of_a_disk_that_is_only_read_stay() {
+        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = folder.path().join("a.img");
+        let file = File::create_new(&path).unwrap();
+        file.set_len(64 << 20).unwrap();
+        file.write_all_at(&[1; 8192], 32 << 20).unwrap();
+        let before = file.metadata().unwrap().blocks();
+        let options = OpenOptions { read_only: true, lock: LockMode::Off, ..OpenOptions::new("db0") };
+        let opened = open(&path, &options).unwrap();
+        let populated = opened.disk.populate(|| false).unwrap();
+        assert_eq!((populated.bytes, populated.failed_bytes), (8192, 0));
+        assert_eq!(file.metadata().unwrap().blocks(), before);
+    }
+
+    #[test]
+    fn a_file_cut_short_is_counted_as_failed() {
+        let file = tempfile::tempfile_in("/dev/shm").unwrap();
+        file.set_len(8 << 20).unwrap();
+        let again = file.try_clone().unwrap();
+        let geometry = Geometry { capacity_bytes: 8 << 20, block_bytes: 512, read_only: false };
+        let disk = Backing::Mapped(MappedDisk::new(file, geometry).unwrap());
+        again.set_len(3 << 20).unwrap();
+        let populated = disk.populate(|| false).unwrap();
+        assert_eq!((populated.bytes, populated.failed_bytes), (2 << 20, 6 << 20));
+    }
+
+    #[test]
+    fn huge_pages_are_summed_over_the_parts_of_a_mapping() {
+        let smaps = "7f0000000000-7f0000200000 rw-s 00000000 00:1 1 /dev/shm/a\n\
+                     Size: 2048 kB\nShmemPmdMapped:    2048 kB\nShared_Hugetlb:   0 kB\n\
+                     7f0000200000-7f0000400000 rw-s 00000000 00:1 1 /dev/shm/a\nShmemPmdMapped: 1024 kB\n\
+                     7f0000400000-7f0000600000 rw-s 00000000 00:1 1 /b\nShmemPmdMapped: 4096 kB\n";
+        assert_eq!(huge_bytes_in(smaps, 0x7f00_0000_0000, 0x7f00_0040_0000), 3 << 20);
+        assert_eq!(huge_bytes_in("", 0, 1), 0);
+    }
+}

@@ -1,0 +1,286 @@
+//! Opening a regular file as a disk: it is created, allocated and locked.
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::lock::BackingFile;
+use super::open::{check_durability, check_regular, check_size, deep_flush_files};
+use super::space::{self, fallocate};
+use super::sysfs::Sysfs;
+use super::{
+    Backing, BackingKind, Durability, FileDisk, FileLock, Geometry, MappedDisk, Media, OpenError,
+    OpenOptions, Opened, Place,
+};
+
+/// Opens the regular file at `place`, or creates it.
+pub(super) fn open(place: Place, options: &OpenOptions, sysfs: &Sysfs) -> Result<Opened, OpenError> {
+    let found = Found::open_or_create(place, options, sysfs)?;
+    let lock = found.lock()?;
+    found.serve(lock, sysfs)
+}
+
+/// What a file that was opened is made of.
+fn recognise(place: &Place, file: &File, sysfs: &Sysfs) -> Result<Media, OpenError> {
+    let failed =
+        |operation| move |source| OpenError::system(place, operation, "check the file system", source);
+    let metadata = file.metadata().map_err(failed("look at"))?;
+    let statfs =
+        rustix::fs::fstatfs(file).map_err(|errno| failed("tell the file system of")(errno.into()))?;
+    Ok(Media::of_file(&metadata, &statfs, Some(file), sysfs))
+}
+
+/// A regular file that was opened or created.
+struct Found<'a> {
+    place: Place,
+    options: &'a OpenOptions,
+    file: Arc<BackingFile>,
+    media: Media,
+    created: bool,
+}
+
+impl<'a> Found<'a> {
+    fn open_or_create(place: Place, options: &'a OpenOptions, sysfs: &Sysfs) -> Result<Self, OpenError> {
+        let (file, created) = match open_existing(&place, options.read_only)? {
+            Some(file) => (file, false),
+            None => (create(&place, options)?, true),
+        };
+        let media = recognise(&place, &file, sysfs).and_then(|media| {
+            check_durability(&place, &media, options)?;
+            Ok(media)
+        });
+        let media = media.inspect_err(|_| {
+            if created {
+                remove(&place);
+            }
+        })?;
+        Ok(Self { place, options, file: Arc::new(file.into()), media, created })
+    }
+
+    fn lock(&self) -> Result<FileLock, OpenError> {
+        let OpenOptions { lock, read_only, .. } = *self.options;
+        FileLock::open(Arc::clone(&self.file), &self.place, lock, read_only).inspect_err(|error| {
+            // Whoever was faster than we with the lock serves the file that we have created.
+            if self.created && !matches!(error, OpenError::Locked { .. }) {
+                remove(&self.place);
+            }
+        })
+    }
+
+    /// Sizes, allocates and maps the file; the lock is taken, so nobody else does the same now.
+    fn serve(mut self, lock: FileLock, sysfs: &Sysfs) -> Result<Opened, OpenError> {
+        let before = self.metadata()?;
+        self.fill(&before)
+            .and_then(|capacity_bytes| {
+                // Space that was allocated just now may be bad already.
+                self.media.find_bad_ranges(&self.file, &before, sysfs);
+                self.disk(capacity_bytes)
+            })
+            .map(|disk| Opened { disk, lock, media: self.media.clone(), created: self.created })
+            .inspect_err(|_| {
+                if self.created {
+                    remove(&self.place);
+                } else if before.len() == 0 && self.metadata().is_ok_and(|now| now.len() != 0) {
+                    // Best effort: the error that brought us here is the one to report.
+                    let _ = self.file.set_len(0);
+                }
+            })
+    }
+
+    /// Makes the file as long and as full as it shall be; answers how many bytes are served.
+    fn fill(&self, metadata: &Metadata) -> Result<u64, OpenError> {
+        let (place, options, file_bytes) = (&self.place, self.options, metadata.len());
+        match options.size_bytes {
+            None => {
+                check_size(place, "the file", file_bytes, options.block_bytes)?;
+                self.fill_holes(metadata, file_bytes)?;
+                Ok(file_bytes)
+            }
+            Some(size_bytes) if file_bytes == 0 && !options.read_only => {
+                self.grow(metadata, size_bytes)?;
+                Ok(size_bytes)
+            }
+            Some(size_bytes) if size_bytes > file_bytes => {
+                Err(OpenError::TooSmall { place: place.clone(), size_bytes, file_bytes })
+            }
+            Some(size_bytes) => {
+                self.fill_holes(metadata, size_bytes)?;
+                Ok(size_bytes)
+            }
+        }
+    }
+
+    /// Makes an empty file `size_bytes` long, and has it allocated.
+    fn grow(&self, metadata: &Metadata, size_bytes: u64) -> Result<(), OpenError> {
+        let page_bytes = metadata.blksize().max(1);
+        if self.media.kind == BackingKind::Hugetlbfs && !size_bytes.is_multiple_of(page_bytes) {
+            return Err(OpenError::BadSize {
+                place: self.place.clone(),
+                cause: format!("size= is {size_bytes} bytes, not a multiple of the {page_bytes}-byte pages"),
+                remedy: format!("use size={}", size_bytes.next_multiple_of(page_bytes)),
+            });
+        }
+        self.file.set_len(size_bytes).map_err(|source| match source.kind() {
+            io::ErrorKind::FileTooLarge | io::ErrorKind::InvalidInput => OpenError::BadSize {
+                place: self.place.clone(),
+                cause: format!("size= is {size_bytes} bytes, more than its file system allows: {source}"),
+                remedy: "choose a smaller size=".to_owned(),
+            },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                self.no_space(size_bytes, self.free_bytes(), source)
+            }
+            _ => OpenError::system(&self.place, "grow", "check the file system", source),
+        })?;
+        if !self.options.sparse {
+            self.allocate(size_bytes, size_bytes)?;
+        }
+        if self.created && self.media.durability > Durability::Volatile {
+            sync_entry(self.place.path(), &self.file)
+                .map_err(|source| OpenError::system(&self.place, "sync", "check the file system", source))?;
+        }
+        Ok(())
+    }
+
+    /// Gives every hole its space where a write could not fail otherwise.
+    fn fill_holes(&self, metadata: &Metadata, size_bytes: u64) -> Result<(), OpenError> {
+        let allocated_bytes = metadata.blocks().saturating_mul(512);
+        let full = allocated_bytes >= metadata.len();
+        if full
+            || self.options.sparse
+            || self.options.read_only
+            || !self.media.kind.is_written_through_mapping()
+        {
+            return Ok(());
+        }
+        self.allocate(size_bytes, size_bytes.saturating_sub(allocated_bytes))
+    }
+
+    fn allocate(&self, size_bytes: u64, missing_bytes: u64) -> Result<(), OpenError> {
+        // Asked before: not every file system gives back at once what a failed allocation took.
+        let free_bytes = self.free_bytes();
+        match fallocate(&self.file, space::ALLOCATE, 0, size_bytes) {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!(
+                disk = self.options.name,
+                path = %self.place.path().display(),
+                "the file system cannot preallocate: the disk is sparse, and a write that finds no space fails"
+            ),
+            Err(source) => {
+                return Err(match source.raw_os_error() {
+                    Some(libc::ENOSPC | libc::EDQUOT) => self.no_space(missing_bytes, free_bytes, source),
+                    // What hugetlbfs says when its pool is empty.
+                    Some(libc::ENOMEM) if self.media.kind == BackingKind::Hugetlbfs => {
+                        self.no_space(missing_bytes, free_bytes, source)
+                    }
+                    _ => OpenError::system(&self.place, "allocate", "use sparse=on", source),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes that this user could still allocate, where the file system knows.
+    fn free_bytes(&self) -> Option<u64> {
+        let statvfs = rustix::fs::fstatvfs(&**self.file).ok().filter(|it| it.f_blocks != 0)?;
+        Some(statvfs.f_bavail.saturating_mul(statvfs.f_frsize))
+    }
+
+    fn no_space(&self, needed_bytes: u64, free_bytes: Option<u64>, source: io::Error) -> OpenError {
+        let remedy = match self.media.kind {
+            BackingKind::Hugetlbfs => "reserve more huge pages (vm.nr_hugepages) or choose a smaller size=",
+            _ => "free some space, choose a smaller size=, or use sparse=on",
+        };
+        OpenError::NoSpace { place: self.place.clone(), needed_bytes, free_bytes, remedy, source }
+    }
+
+    fn disk(&self, capacity_bytes: u64) -> Result<Backing, OpenError> {
+        let OpenOptions { block_bytes, read_only, discard, .. } = *self.options;
+        let deep_flush = deep_flush_files(&self.place, &self.media, self.options)?;
+        let geometry = Geometry { capacity_bytes, block_bytes, read_only };
+        let (file, kind) = (Arc::clone(&self.file), self.media.kind);
+        match kind.is_written_through_mapping() {
+            true => MappedDisk::over(file, geometry, &self.media, discard, deep_flush).map(Backing::Mapped),
+            false => FileDisk::over(file, geometry, discard.unmaps(kind)).map(Backing::File),
+        }
+        .map_err(|source| {
+            let remedy = "use a file system whose files can be mapped, and allow as much address space";
+            OpenError::system(&self.place, "map", remedy, source)
+        })
+    }
+
+    fn metadata(&self) -> Result<Metadata, OpenError> {
+        self.file
+            .metadata()
+            .map_err(|source| OpenError::system(&self.place, "look at", "check the file system", source))
+    }
+}
+
+/// Opens a regular file; `None` when there is nothing at the path.
+fn open_existing(place: &Place, read_only: bool) -> Result<Option<File>, OpenError> {
+    let failed = |operation| {
+        move |source| OpenError::system(place, operation, "correct path=, or mend what it leads to", source)
+    };
+    let open = |flags| {
+        File::options()
+            .read(true)
+            .write(!read_only)
+            .custom_flags(flags | libc::O_NOCTTY | libc::O_NONBLOCK)
+            .open(place.path())
+    };
+    // Reads need no time stamps, but only the owner may leave them out.
+    let file = match open(libc::O_NOATIME) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => open(0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        result => result,
+    }
+    .map_err(failed("open"))?;
+    let opened = file.metadata().map_err(failed("look at"))?;
+    check_regular(place, &opened)?;
+    Ok(Some(file))
+}
+
+fn create(place: &Place, options: &OpenOptions) -> Result<File, OpenError> {
+    let missing =
+        |operation, cause, remedy| OpenError::Missing { place: place.clone(), operation, cause, remedy };
+    if options.size_bytes.is_none() || options.read_only {
+        let remedy = match options.read_only {
+            true => "correct path=; a read-only disk is not created",
+            false => "correct path=, or give size= to create it",
+        };
+        return Err(missing("open", "there is no such file", remedy));
+    }
+    File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOATIME)
+        .open(place.path())
+        .map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => {
+                missing("create", "its directory does not exist", "create the directory or correct path=")
+            }
+            io::ErrorKind::AlreadyExists => missing(
+                "open",
+                "it is a link to a file that does not exist",
+                "mend the link or correct path=",
+            ),
+            _ => OpenError::system(place, "create", "correct path=, or mend what it leads to", source),
+        })
+}
+
+/// Removes what was created; the error that made it useless is the one to report.
+fn remove(place: &Place) {
+    let _ = std::fs::remove_file(place.path());
+}
+
+/// Makes a new file survive a power failure: itself, and its name in the directory.
+fn sync_entry(path: &Path, file: &File) -> io::Result<()> {
+    file.sync_all()?;
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
+        _ => File::open(".")?.sync_all(),
+    }
+}

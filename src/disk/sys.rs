@@ -1,0 +1,279 @@
+//! System calls that no crate wraps safely: reads into guest memory, and what block devices and file systems
+//! are asked by ioctl.
+
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use super::poison::FileExtent;
+use crate::copy::{self, Segment, Segments};
+
+/// Segments given to one `preadv`: as many as an ordinary request has, fewer than `IOV_MAX` of Linux.
+const MAX_SEGMENTS: usize = 128;
+
+/// `BLKDISCARD` of `linux/fs.h`.
+const BLKDISCARD: libc::Ioctl = 0x1277;
+
+/// `FS_IOC_FIEMAP` of `linux/fs.h`.
+const FS_IOC_FIEMAP: libc::Ioctl = 0xC020_660B;
+
+/// Fills all of `into` with the bytes at `offset` of a file that was opened for direct I/O.
+///
+/// # Errors
+/// The error of `preadv` (guest memory that is gone is `EFAULT`), `UnexpectedEof` at the file's end, also
+/// when the kernel stopped at an odd place: direct I/O cannot go on there.
+pub(super) fn preadv_all(fd: BorrowedFd<'_>, offset: u64, into: Segments<'_>) -> io::Result<()> {
+    let mut offset = offset;
+    for list in into.as_slice().chunks(MAX_SEGMENTS) {
+        // What is left to be filled of each; the rest is empty.
+        let mut left = [Segment::EMPTY; MAX_SEGMENTS];
+        left.iter_mut().zip(list).for_each(|(left, segment)| *left = *segment);
+        let mut rest = left.as_mut_slice();
+        while let Some(first) = rest.iter().position(|segment| !segment.is_empty()) {
+            rest = rest.get_mut(first..).unwrap_or_default();
+            // SAFETY: the list is made of parts of `into`, whose segments are mapped and writable.
+            let mut read = match unsafe { preadv(fd, offset, rest) } {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            offset = offset.saturating_add(read as u64);
+            for segment in rest.iter_mut() {
+                let now = read.min(segment.len());
+                segment.advance(now);
+                read -= now;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One `preadv`; answers how many bytes were read.
+///
+/// # Safety
+/// The bytes of every segment must be memory that may be written. (Where it is not there, the kernel answers
+/// `EFAULT` or less than all.)
+unsafe fn preadv(fd: BorrowedFd<'_>, offset: u64, list: &[Segment]) -> io::Result<usize> {
+    let offset = libc::off_t::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+    let count = libc::c_int::try_from(list.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: `list` is `count` structures of iovec's layout (asserted in `copy::syscall`); the caller vouches
+    // for the bytes they name; `fd` is open while it is borrowed.
+    let read = unsafe { libc::preadv(fd.as_raw_fd(), list.as_ptr().cast(), count, offset) };
+    usize::try_from(read).map_err(|_| io::Error::last_os_error())
+}
+
+/// Segments that are filled or read bit by bit, from the first to the last.
+#[derive(Debug)]
+pub(super) struct Cursor<'a> {
+    /// The segment that has been begun, without what is done of it.
+    begun: Segment,
+    rest: std::slice::Iter<'a, Segment>,
+}
+
+impl<'a> Cursor<'a> {
+    pub(super) fn new(of: Segments<'a>) -> Self {
+        Self { begun: Segment::EMPTY, rest: of.as_slice().iter() }
+    }
+
+    /// Fills `bytes` from the segments; answers how many were filled.
+    pub(super) fn load(&mut self, bytes: &mut [u8]) -> usize {
+        let mut done = 0;
+        while let Some(room) = bytes.get_mut(done..).filter(|room| !room.is_empty()) {
+            let most = room.len();
+            match self.with_piece(most, |piece| copy::load_slice(piece, room)) {
+                0 => break,
+                loaded => done += loaded,
+            }
+        }
+        done
+    }
+
+    /// Stores `bytes` into the segments; answers how many were stored.
+    pub(super) fn store(&mut self, bytes: &[u8]) -> usize {
+        let mut done = 0;
+        while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
+            match self.with_piece(rest.len(), |piece| copy::store_slice(piece, rest)) {
+                0 => break,
+                stored => done += stored,
+            }
+        }
+        done
+    }
+
+    /// Calls `with` for the next piece, of at most `max_bytes`, and goes on by as many bytes as it answers.
+    fn with_piece(&mut self, max_bytes: usize, with: impl FnOnce(Segments<'_>) -> usize) -> usize {
+        while self.begun.is_empty() {
+            let Some(next) = self.rest.next() else { return 0 };
+            self.begun = *next;
+        }
+        let mut piece = self.begun;
+        piece.truncate(max_bytes);
+        // SAFETY: the piece is a part of a segment of what this was made of, which is mapped for `'a`.
+        let done = with(unsafe { Segments::new(std::slice::from_ref(&piece)) });
+        self.begun.advance(done);
+        done
+    }
+}
+
+/// Tells a block device that these bytes are not needed; `false` when it does not want to know.
+///
+/// # Errors
+/// The error of the ioctl.
+pub(super) fn discard(device: &File, offset: u64, len: u64) -> io::Result<bool> {
+    let range = [offset, len];
+    // SAFETY: the kernel reads two 64-bit numbers there, which live until the call returns.
+    let done = unsafe { libc::ioctl(device.as_raw_fd(), BLKDISCARD, range.as_ptr()) };
+    if done == 0 {
+        return Ok(true);
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::EOPNOTSUPP | libc::ENOTTY) => Ok(false),
+        _ => Err(error),
+    }
+}
+
+/// `struct fiemap` with its array, of `linux/fiemap.h`.
+#[repr(C)]
+struct Fiemap {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped_extents: u32,
+    extent_count: u32,
+    reserved: u32,
+    extents: [FiemapExtent; FIEMAP_EXTENTS],
+}
+
+/// Extents asked for with one call.
+const FIEMAP_EXTENTS: usize = 128;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct FiemapExtent {
+    logical: u64,
+    physical: u64,
+    length: u64,
+    reserved64: [u64; 2],
+    flags: u32,
+    reserved: [u32; 3],
+}
+
+const FIEMAP_EXTENT_LAST: u32 = 1;
+/// Its place is unknown, not on the device, or not in whole blocks: nothing can be said about it.
+const FIEMAP_EXTENT_ELSEWHERE: u32 = 0x2 | 0x4 | 0x8 | 0x100;
+
+const _: () = assert!(size_of::<FiemapExtent>() == 56);
+const _: () = assert!(std::mem::offset_of!(Fiemap, extents) == 32);
+
+/// Where the parts of a file lie on its file system's device.
+///
+/// # Errors
+/// The error of the ioctl: not every file system knows.
+pub(super) fn extents(file: &File) -> io::Result<Vec<FileExtent>> {
+    let none =
+        FiemapExtent { logical: 0, physical: 0, length: 0, reserved64: [0; 2], flags: 0, reserved: [0; 3] };
+    let mut found = Vec::new();
+    let mut start = 0;
+    loop {
+        let mut map = Fiemap {
+            start,
+            length: u64::MAX - start,
+            flags: 0,
+            mapped_extents: 0,
+            extent_count: u32::try_from(FIEMAP_EXTENTS).unwrap_or(0),
+            reserved: 0,
+            extents: [none; FIEMAP_EXTENTS],
+        };
+        // SAFETY: the kernel reads and writes a `struct fiemap` and as many extents as `extent_count` says,
+        // all inside of `map`, which nothing else refers to.
+        if unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP, &raw mut map) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let count = usize::try_from(map.mapped_extents).unwrap_or(0).min(FIEMAP_EXTENTS);
+        for extent in map.extents.iter().take(count) {
+            if extent.flags & FIEMAP_EXTENT_ELSEWHERE == 0 {
+                let FiemapExtent { logical, physical, length: len, .. } = *extent;
+                found.push(FileExtent { logical, physical, len });
+            }
+            if extent.flags & FIEMAP_EXTENT_LAST != 0 {
+                return Ok(found);
+            }
+            start = extent.logical.saturating_add(extent.length);
+        }
+        if count == 0 {
+            return Ok(found);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+    use crate::copy::testing::{Memory, pattern};
+
+    #[test]
+    fn reads_fill_every_segment_in_order() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&pattern(20_000, 3), 0).unwrap();
+        let lens: Vec<usize> = (0..3000).map(|index| index % 11).collect();
+        let total: usize = lens.iter().sum();
+        let guest = Memory::new(&vec![0; total]).cut(0, &lens, 0);
+        preadv_all(file.as_fd(), 777, guest.segments()).unwrap();
+        assert!(guest.bytes() == pattern(20_000, 3)[777..777 + total]);
+        preadv_all(file.as_fd(), u64::MAX, Segments::empty()).unwrap();
+        let error = preadv_all(file.as_fd(), 10_000, guest.segments()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_cursor_goes_through_every_byte_once() {
+        let bytes = pattern(1000, 7);
+        let lens = [0, 300, 1, 0, 699];
+        for step in [1, 7, 128, 300, 999, 2000] {
+            let guest = Memory::new(&bytes).cut(0, &lens, 0);
+            let (mut cursor, mut got) = (Cursor::new(guest.segments()), Vec::new());
+            loop {
+                let mut part = vec![0; step];
+                let loaded = cursor.load(&mut part);
+                got.extend_from_slice(&part[..loaded]);
+                if loaded < step {
+                    break;
+                }
+            }
+            assert_eq!(got, bytes, "{step}");
+            let blank = Memory::new(&[0; 1000]).cut(0, &lens, 0);
+            let mut cursor = Cursor::new(blank.segments());
+            let stored: usize = bytes.chunks(step).map(|part| cursor.store(part)).sum();
+            assert_eq!((stored, cursor.store(&[1])), (1000, 0));
+            assert_eq!(blank.bytes(), bytes, "{step}");
+        }
+    }
+
+    /// Where the file system knows, the extents of a file with a hole are its data and nothing else.
+    #[test]
+    #[allow(clippy::print_stderr)]
+    fn extents_leave_holes_out() {
+        let file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        for index in 0..300 {
+            file.write_all_at(&[1; 4096], index * 16384).unwrap();
+        }
+        file.sync_all().unwrap();
+        let extents = match extents(&file) {
+            Ok(extents) => extents,
+            Err(error) => {
+                eprintln!("skipped: this file system does not tell extents: {error}");
+                return;
+            }
+        };
+        let bytes: u64 = extents.iter().map(|extent| extent.len).sum();
+        assert_eq!(bytes, 300 * 4096);
+        assert!(extents.len() == 300 && extents.iter().all(|it| it.logical % 16384 == 0 && it.physical != 0));
+    }
+}

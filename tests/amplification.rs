@@ -1,0 +1,176 @@
+//! Write amplification on an ordinary file system, measured by the counters of the device below it: random
+//! 4 KiB writes, each followed by a flush, through the daemon and, for comparison, by stores into a shared
+//! mapping and `fdatasync`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::cast_possible_truncation, clippy::print_stderr, clippy::print_stdout)]
+#![allow(unsafe_code, missing_docs)]
+
+mod common;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use common::driver::{Driver, Options, Request};
+use common::{Random, pattern, wait_for};
+use tempfile::TempDir;
+use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
+
+const IMAGE_BYTES: u64 = 128 << 20;
+const BLOCK_BYTES: u64 = 4096;
+const DAEMON_WRITES: u64 = 256;
+const NAIVE_WRITES: u64 = 48;
+
+/// What the daemon may cost: device bytes for each byte of the guest.
+const MOST: f64 = 1.2;
+
+/// ext4 on a loop device, mounted for this thread and its children.
+struct FileSystem {
+    device: PathBuf,
+    folder: TempDir,
+}
+
+impl FileSystem {
+    /// # Errors
+    /// Why there cannot be one here.
+    fn new() -> Result<Self, String> {
+        // SAFETY: it concerns this thread only, which ends with the test.
+        if unsafe { libc::unshare(libc::CLONE_NEWNS) } != 0 {
+            return Err("mounting needs root".to_owned());
+        }
+        run("mount", &["--make-rprivate", "/"])?;
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).map_err(|error| error.to_string())?;
+        let file = folder.path().join("device");
+        File::create_new(&file).unwrap().set_len(4 * IMAGE_BYTES).unwrap();
+        let device = run("losetup", &["--find", "--show", file.to_str().unwrap()])?;
+        let it = Self { device: device.trim().into(), folder };
+        let device = it.device.to_str().unwrap();
+        run("mkfs.ext4", &["-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", device])?;
+        std::fs::create_dir(it.mount()).unwrap();
+        run("mount", &[device, it.mount().to_str().unwrap()])?;
+        Ok(it)
+    }
+
+    fn mount(&self) -> PathBuf {
+        self.folder.path().join("mount")
+    }
+
+    /// Bytes written to the device so far (Documentation/block/stat.rst: the seventh field, in sectors).
+    fn written_bytes(&self) -> u64 {
+        let name = self.device.file_name().unwrap().to_str().unwrap();
+        let stat = std::fs::read_to_string(format!("/sys/block/{name}/stat")).unwrap();
+        stat.split_ascii_whitespace().nth(6).unwrap().parse::<u64>().unwrap() * 512
+    }
+
+    /// Device bytes for each byte that `write` was told to write.
+    fn amplification(&self, count: u64, write: impl FnOnce()) -> f64 {
+        // SAFETY: it has no operands.
+        unsafe { libc::sync() };
+        let before = self.written_bytes();
+        write();
+        (self.written_bytes() - before) as f64 / (count * BLOCK_BYTES) as f64
+    }
+}
+
+impl Drop for FileSystem {
+    fn drop(&mut self) {
+        let _ = run("umount", &[self.mount().to_str().unwrap()]);
+        let _ = run("losetup", &["--detach", self.device.to_str().unwrap()]);
+    }
+}
+
+fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
+    let output = Command::new(program).args(arguments).output().map_err(|it| format!("{program}: {it}"))?;
+    match output.status.success() {
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        false => Err(format!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim())),
+    }
+}
+
+/// A file all of whose blocks were written, as those of a disk in use are.
+fn filled(path: &Path) -> File {
+    let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
+    let chunk = pattern(1, 1 << 20);
+    for index in 0..IMAGE_BYTES / chunk.len() as u64 {
+        file.write_all_at(&chunk, index * chunk.len() as u64).unwrap();
+    }
+    file.sync_all().unwrap();
+    file
+}
+
+fn offsets(seed: u64) -> impl Iterator<Item = u64> {
+    let mut random = Random::new(seed);
+    std::iter::repeat_with(move || random.below(IMAGE_BYTES / BLOCK_BYTES) * BLOCK_BYTES)
+}
+
+struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn through_the_daemon(file_system: &FileSystem) -> f64 {
+    let image = file_system.mount().join("daemon.img");
+    filled(&image);
+    let sockets = tempfile::tempdir_in("/tmp").unwrap();
+    let socket = sockets.path().join("s");
+    let child = Command::new(env!("CARGO_BIN_EXE_vhost-user-pmem"))
+        .args(["serve", "--require-durable", "--disk"])
+        .arg(format!("path={},socket={}", image.display(), socket.display()))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let _daemon = Daemon(child);
+    wait_for("the daemon listens", || UnixStream::connect(&socket).ok());
+    let mut driver = Driver::connect(&socket, Options::default());
+    let queue = driver.queue();
+    queue.run(&Request::Flush).unwrap();
+    let data = pattern(2, BLOCK_BYTES as usize);
+    let amplification = file_system.amplification(DAEMON_WRITES, || {
+        for offset in offsets(3).take(DAEMON_WRITES as usize) {
+            queue.write(offset, &data).unwrap();
+            queue.run(&Request::Flush).unwrap();
+        }
+    });
+    let mut back = vec![0; BLOCK_BYTES as usize];
+    File::open(&image).unwrap().read_exact_at(&mut back, offsets(3).next().unwrap()).unwrap();
+    assert!(back == data, "the writes were real");
+    amplification
+}
+
+fn through_a_mapping(file_system: &FileSystem) -> f64 {
+    let file = filled(&file_system.mount().join("naive.img"));
+    let mapping =
+        MmapRegion::<()>::from_file(FileOffset::new(file.try_clone().unwrap(), 0), IMAGE_BYTES as usize)
+            .unwrap();
+    let data = pattern(2, BLOCK_BYTES as usize);
+    file_system.amplification(NAIVE_WRITES, || {
+        for offset in offsets(3).take(NAIVE_WRITES as usize) {
+            mapping.as_volatile_slice().write_slice(&data, offset as usize).unwrap();
+            file.sync_data().unwrap();
+        }
+    })
+}
+
+#[test]
+fn a_flushed_write_costs_the_device_little_more_than_itself() {
+    let test = || match FileSystem::new() {
+        Err(reason) => eprintln!("skipped: {reason}"),
+        Ok(file_system) => {
+            let daemon = through_the_daemon(&file_system);
+            let naive = through_a_mapping(&file_system);
+            println!("device bytes for each guest byte: daemon {daemon:.2}, naive mapping {naive:.2}");
+            assert!(
+                (1.0..=MOST).contains(&daemon),
+                "the daemon costs {daemon:.2}, at most {MOST} is allowed"
+            );
+        }
+    };
+    std::thread::scope(|scope| scope.spawn(test).join().unwrap());
+}

@@ -1,0 +1,121 @@
+//! A block device as a disk: a loop device, where the machine has one.
+
+use super::durable::{read, write};
+use super::*;
+
+/// A loop device over a file; detached when dropped.
+struct Loop {
+    path: PathBuf,
+    file: PathBuf,
+    _folder: TempDir,
+}
+
+impl Loop {
+    fn new(bytes: u64, arguments: &[&str]) -> Option<Self> {
+        if !is_root() {
+            return None;
+        }
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let file = folder.path().join("disk");
+        sparse_file(&file, bytes);
+        let output = Command::new("losetup").args(arguments).args(["--find", "--show"]).arg(&file).output();
+        match output {
+            Ok(output) if output.status.success() => {
+                let path = String::from_utf8(output.stdout).unwrap().trim().into();
+                Some(Self { path, file, _folder: folder })
+            }
+            Ok(output) => {
+                eprintln!("skipped: no loop device: {}", String::from_utf8_lossy(&output.stderr).trim());
+                None
+            }
+            Err(error) => {
+                eprintln!("skipped: no losetup: {error}");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("--detach").arg(&self.path).status();
+    }
+}
+
+#[test]
+fn a_block_device_is_served_past_the_page_cache() {
+    let Some(device) = Loop::new(8 * MIB, &[]) else { return };
+    let description = describe(&device.path).unwrap();
+    assert_eq!(description.file_kind, FileKind::BlockDevice);
+    assert_eq!((description.kind(), description.length_bytes), (Some(BackingKind::BlockDevice), 8 * MIB));
+    assert!(description.refusal.is_none() && description.durability() == Some(Durability::Page));
+
+    let opened = open(&device.path, &OpenOptions { lock: LockMode::Wait, ..options() }).unwrap();
+    assert!(matches!(opened.disk, Backing::Block(_)));
+    assert_eq!((capacity(&opened), opened.created), (8 * MIB, false));
+    assert_eq!((opened.disk.durability(), opened.media.flush()), (Durability::Page, "fdatasync"));
+    let mut expected = vec![0; 8 << 20];
+    for (offset, len) in [(0, 512), (4096 + 512, 8192), (MIB, 1 << 20), (8 * MIB - 512, 512)] {
+        let mut bytes: Vec<u8> = (0..len).map(|index| (index % 251) as u8 + 1).collect();
+        write(&opened, offset, &mut bytes).unwrap();
+        expected[offset as usize..offset as usize + len].copy_from_slice(&bytes);
+        let mut back = vec![0; len];
+        read(&opened, offset, &mut back).unwrap();
+        assert!(back == bytes, "{offset}+{len}");
+    }
+    opened.disk.flush().unwrap();
+    assert!(fs::read(&device.file).unwrap() == expected, "through the loop device, on the file below");
+
+    for (offset, len, unmap) in [(512, 512, false), (MIB, 65536, true)] {
+        opened.disk.write_zeroes(offset, len, unmap).unwrap();
+        expected[offset as usize..(offset + len) as usize].fill(0);
+    }
+    opened.disk.flush().unwrap();
+    assert!(fs::read(&device.file).unwrap() == expected);
+    let before = allocated_bytes(&device.file);
+    opened.disk.discard(MIB + 65536, 65536).unwrap();
+    assert_eq!(before - allocated_bytes(&device.file), 65536, "the loop device punches the file below");
+}
+
+#[test]
+fn a_device_in_use_is_not_written() {
+    let Some(device) = Loop::new(8 * MIB, &[]) else { return };
+    let opened = open(&device.path, &options()).unwrap();
+    let error = refused(&device.path, &options());
+    assert!(matches!(error, OpenError::InUse { .. }), "{error}");
+    assert_eq!(
+        message(&device.path, &error),
+        "cannot open it for writing (the device is in use: mounted, part of another device, or served already); \
+         unmount it, stop who uses it, or serve it with readonly=on"
+    );
+    drop(opened);
+    let made = Command::new("mkfs.ext4").arg("-q").arg(&device.path).status();
+    if !made.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: no mkfs.ext4");
+        return;
+    }
+    let folder = memory();
+    let (path, at) = (device.path.to_str().unwrap(), folder.path().to_str().unwrap());
+    with_mount(&[path, at], || {
+        assert!(matches!(refused(&device.path, &options()), OpenError::InUse { .. }));
+        open(&device.path, &OpenOptions { read_only: true, ..options() }).unwrap();
+    });
+}
+
+#[test]
+fn a_device_has_its_size_and_its_blocks() {
+    let Some(device) = Loop::new(8 * MIB, &["--sector-size", "4096"]) else { return };
+    let error = refused(&device.path, &options());
+    assert_eq!(
+        message(&device.path, &error),
+        "cannot serve it (the device has 4096-byte blocks, larger than the disk's 512 bytes); \
+         use block-size=4096"
+    );
+    let blocks = |size_bytes| OpenOptions { block_bytes: 4096, size_bytes, ..options() };
+    let error = refused(&device.path, &blocks(Some(9 * MIB)));
+    assert!(matches!(error, OpenError::TooSmall { file_bytes: 8_388_608, .. }), "{error}");
+    assert_eq!(capacity(&open(&device.path, &blocks(Some(MIB))).unwrap()), MIB);
+    assert_eq!(capacity(&open(&device.path, &blocks(None)).unwrap()), 8 * MIB);
+    let required = OpenOptions { require_durable: Some(Durability::CacheLine), ..blocks(None) };
+    assert!(matches!(refused(&device.path, &required), OpenError::NotDurable { .. }));
+}

@@ -13,6 +13,8 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use common::driver::{Driver, Options, Queue, Request};
+use common::frontend::Session;
+use common::frontend::request::{OK, Request as RawRequest};
 use common::{PATIENCE, pattern, wait_for};
 use vhost_user_pmem::copy::Segments;
 use vhost_user_pmem::disk::{Disk, DiskError, Durability, FileLock, Geometry, MappedDisk};
@@ -191,6 +193,27 @@ fn after_a_failed_sync_every_flush_fails() {
     assert_eq!(counted.failures, 0, "counted when the ring stops");
     drop(driver);
     wait_for("the session ends", || (bench.server.totals("gated").unwrap().failures == 2).then_some(()));
+    bench.finish();
+}
+
+/// QEMU that comes back after a restart of ours does not read the configuration again, and does not say that
+/// its guest had switched to write-through.
+#[test]
+fn a_front_end_that_has_not_read_the_configuration_gets_every_write_persisted_until_it_flushes() {
+    let bench = Bench::new();
+    let session = Session::connect(&bench.socket);
+    let mut ring = session.ring(0, 64);
+    let write = RawRequest::write(8, &[7; 512]);
+    for request in [&write, &RawRequest::flush()] {
+        ring.submit(request);
+        ring.kick.ring();
+        bench.sync_begins();
+        assert_eq!(ring.next_used(), None, "it is not answered before it persists");
+        bench.sync_ends(Ok(()));
+        ring.wait();
+    }
+    assert_eq!(ring.run(&write).status, OK);
+    assert!(bench.began.try_recv().is_err(), "its guest relies on flushes");
     bench.finish();
 }
 

@@ -1,6 +1,6 @@
 //! Several front-ends on one disk: one writer at a time, any number of readers.
 
-use super::{assert_works, daemon};
+use super::{assert_works, daemon, with_disks};
 use crate::common::frontend::request::{OK, Request};
 use crate::common::frontend::ring::Ring;
 use crate::common::frontend::{Session, settle};
@@ -143,5 +143,35 @@ fn read_only_disks_serve_any_number_at_once() {
             let answer = ring.run(&Request::read(0, 4096));
             assert_eq!((answer.status, answer.data), (OK, vec![0; 4096]));
         }
+    }
+}
+
+/// Two daemons, one file, as on the two sides of a migration on one host: `lock=wait` waits with its first
+/// ring, not with its start.
+#[test]
+fn a_daemon_that_waits_for_the_lock_takes_over_from_another_process() {
+    for (source_lock, source_keeps_it) in [("lock=on", true), ("lock=wait", false)] {
+        let source = daemon(source_lock);
+        let destination = with_disks(&["lock=wait"]);
+        std::fs::remove_file(destination.image(0)).unwrap();
+        std::fs::hard_link(source.image(0), destination.image(0)).unwrap();
+        let first = Session::connect(&source.socket(0));
+        let mut ring = first.ring(0, 64);
+        let content = pattern(9, 4096);
+        assert_eq!(ring.run(&Request::write(0, &content)).status, OK);
+
+        let destination = destination.start();
+        let second = Session::connect(&destination.socket(0));
+        assert_eq!(second.config(0, 60).unwrap(), first.config(0, 60).unwrap());
+        let mut waiting = second.ring(0, 64);
+        submit_and_wait_in_vain(&mut waiting);
+        first.stop(&ring);
+        if source_keeps_it {
+            settle();
+            assert_eq!(waiting.used_index(), 0, "lock=on holds the file as long as the daemon lives");
+            source.stop();
+        }
+        assert_has_read(&mut waiting, &content);
+        assert_works(&mut waiting, 8);
     }
 }

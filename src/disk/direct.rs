@@ -12,7 +12,7 @@ use super::lock::BackingFile;
 use super::space::{self, fallocate};
 use super::syncs::Syncs;
 use super::sys::{self, Cursor};
-use super::{Disk, DiskError, Durability, Geometry, Media};
+use super::{Disk, DiskError, Durability, Geometry, Media, failed};
 use crate::copy::{self, Segments};
 
 /// Buffers for guest memory that the device cannot reach by itself, and so requests of that kind at a time.
@@ -121,10 +121,6 @@ impl BlockDisk {
     }
 }
 
-fn failed(operation: &'static str) -> impl Fn(io::Error) -> DiskError {
-    move |source| DiskError::Io { operation, source }
-}
-
 /// Guest memory that is gone ends a copy early.
 fn whole(copied: usize, len: usize) -> Result<(), DiskError> {
     match copied == len {
@@ -160,12 +156,6 @@ impl Disk for BlockDisk {
         }
         self.syncs.wrote();
         Ok(())
-    }
-
-    /// The device has taken every write when its call returns.
-    #[inline]
-    fn fence(&self) {
-        copy::store_fence();
     }
 
     #[inline]

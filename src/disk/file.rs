@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::lock::BackingFile;
 use super::space::{self, fallocate};
 use super::syncs::Syncs;
-use super::{Disk, DiskError, Durability, Geometry, Mapping};
+use super::{Disk, DiskError, Durability, Geometry, Mapping, failed};
 use crate::copy::{self, Segments};
 
 /// A disk that is read through a mapping of the page cache and written by system calls.
@@ -75,11 +75,6 @@ impl Disk for FileDisk {
     }
 
     #[inline]
-    fn fence(&self) {
-        copy::store_fence();
-    }
-
-    #[inline]
     fn try_flush(&self) -> Option<Result<(), DiskError>> {
         self.syncs.at_once()
     }
@@ -107,10 +102,6 @@ impl Disk for FileDisk {
         self.syncs.wrote();
         Ok(())
     }
-}
-
-fn failed(operation: &'static str) -> impl Fn(io::Error) -> DiskError {
-    move |source| DiskError::Io { operation, source }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use super::mapping::{HUGE_PAGE_BYTES, Loss, MapOptions, persist_of};
 use super::poison::{BadRanges, PAGE_BYTES};
 use super::space::{self, fallocate};
 use super::syncs::Syncs;
-use super::{BackingKind, DiscardPolicy, Disk, DiskError, Durability, Geometry, Mapping, Media};
+use super::{BackingKind, DiscardPolicy, Disk, DiskError, Durability, Geometry, Mapping, Media, failed};
 use crate::copy::{self, Segments};
 use crate::log_limit::LogLimit;
 
@@ -262,10 +262,6 @@ impl MappedDisk {
     }
 }
 
-fn failed(operation: &'static str) -> impl Fn(io::Error) -> DiskError {
-    move |source| DiskError::Io { operation, source }
-}
-
 #[cold]
 fn bad_media(operation: &'static str) -> DiskError {
     DiskError::Io { operation, source: io::Error::from_raw_os_error(libc::EIO) }
@@ -319,11 +315,6 @@ impl Disk for MappedDisk {
         self.mapping.write(offset, from)?;
         self.wrote(offset, len);
         Ok(())
-    }
-
-    #[inline]
-    fn fence(&self) {
-        copy::store_fence();
     }
 
     #[inline]

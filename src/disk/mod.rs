@@ -8,7 +8,7 @@
 
 use std::fmt;
 
-use crate::copy::Segments;
+use crate::copy::{self, Segments};
 
 mod backing;
 mod describe;
@@ -107,6 +107,11 @@ pub enum DiskError {
     },
 }
 
+/// For `map_err`: the system call or step that failed.
+fn failed(operation: &'static str) -> impl Fn(std::io::Error) -> DiskError {
+    move |source| DiskError::Io { operation, source }
+}
+
 /// Bytes that can be read, written and made to last.
 ///
 /// Every method may be called by several workers at once. Offsets and lengths are bytes and multiples of
@@ -158,8 +163,11 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError>;
 
     /// Orders every write so far before whatever is stored next: called once a batch, before its
-    /// completions are published.
-    fn fence(&self);
+    /// completions are published. A disk that needs more than the CPU's fence says so.
+    #[inline]
+    fn fence(&self) {
+        copy::store_fence();
+    }
 
     /// Answers a flush if that takes no system call: nothing was written since the last one that is over, and
     /// none is under way, or a fence is all that is needed. `None` when it takes a [`flush`](Self::flush).

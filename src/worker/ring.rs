@@ -19,6 +19,10 @@ use crate::virtio::queue::{Completion, RingError, RingLayout, SplitQueue, Virtqu
 /// Requests after which completions are shown to the driver even if more are waiting.
 const BATCH_REQUESTS: usize = 32;
 
+/// Bytes after which they are as well: a driver with large requests should have the first ones back while
+/// the others are copied, and other rings of the worker their turn.
+const BATCH_BYTES: u64 = 256 << 10;
+
 /// Which ring: unique in the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RingKey {
@@ -204,7 +208,11 @@ impl<D: Disk> Ring<D> {
     /// Does up to a batch of requests, or up to a flush. Returns whether there may be more.
     #[inline]
     fn batch(&mut self) -> Result<bool, RingError> {
+        let start_bytes = self.counters.moved_bytes();
         for _ in 0..BATCH_REQUESTS {
+            if self.counters.moved_bytes().wrapping_sub(start_bytes) >= BATCH_BYTES {
+                break;
+            }
             let Some(chain) = self.queue.pop(&mut self.memory)? else { return Ok(false) };
             match self.device.execute(chain, &self.cache, &mut self.counters)? {
                 Answer::Done(completion) if self.held.is_empty() => self.queue.complete(completion),

@@ -63,6 +63,12 @@ impl Counters {
         }
     }
 
+    /// Bytes copied in either direction.
+    #[inline]
+    pub const fn moved_bytes(&self) -> u64 {
+        self.read_bytes.wrapping_add(self.written_bytes)
+    }
+
     /// Adds `other`.
     pub const fn add(&mut self, other: &Self) {
         self.reads = self.reads.wrapping_add(other.reads);

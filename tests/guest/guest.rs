@@ -26,7 +26,12 @@ pub struct Guest {
 
 impl Guest {
     /// Boots a guest whose `/lab` holds this folder's scripts and `files`, and waits until it answers.
-    pub fn boot(folder: &Path, files: &[&Path], disks: Vec<String>) -> Self {
+    pub fn boot(folder: &Path, files: &[&Path], devices: Vec<String>) -> Self {
+        Self::boot_with(folder, files, devices, "")
+    }
+
+    /// The same, with more on the kernel's command line.
+    pub fn boot_with(folder: &Path, files: &[&Path], devices: Vec<String>, kernel_arguments: &str) -> Self {
         let initramfs = folder.join("initramfs");
         let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest");
         let names = ["agent.sh", "filesystem.sh", "fio.sh", "partitions.sh"];
@@ -41,10 +46,11 @@ impl Guest {
         let path = sockets.path().join("agent");
         let listener = UnixListener::bind(&path).unwrap();
         listener.set_nonblocking(true).unwrap();
-        let mut args = disks;
+        let mut args = devices;
         args.extend(["-kernel", KERNEL, "-initrd"].map(str::to_owned));
         args.push(initramfs.display().to_string());
-        args.extend(["-append", "console=ttyS0 no_timer_check panic=-1 lab=agent.sh"].map(str::to_owned));
+        let append = format!("console=ttyS0 no_timer_check panic=-1 lab=agent.sh {kernel_arguments}");
+        args.extend(["-append".to_owned(), append]);
         args.extend(["-chardev".to_owned(), format!("socket,id=agent,path={}", path.display())]);
         args.extend(["-serial", "chardev:agent"].map(str::to_owned));
         let mut machine = Machine::start(folder, &args);

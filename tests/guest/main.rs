@@ -11,6 +11,7 @@
 mod common;
 
 mod bytes;
+mod client;
 mod filesystems;
 mod firmware;
 mod folder;
@@ -20,6 +21,7 @@ mod image;
 mod lifecycle;
 mod linux;
 mod machine;
+mod pmem;
 mod report;
 
 use std::path::Path;
@@ -32,6 +34,10 @@ const SKIP: &str = "VHOST_USER_PMEM_SKIP_GUEST";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(("client", rest)) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        client::run(rest);
+        return ExitCode::SUCCESS;
+    }
     let wanted = |flag: &str| arguments.iter().any(|argument| argument == flag);
     if wanted("--list") {
         return ExitCode::SUCCESS;
@@ -55,5 +61,6 @@ fn main() -> ExitCode {
     let mut report = Report::new(filter);
     linux::run(&mut report);
     firmware::run(&mut report);
+    pmem::run(&mut report);
     report.close()
 }

@@ -27,9 +27,14 @@ impl Report {
         Self { filter, passed: 0, failed: 0 }
     }
 
+    /// Whether a check of this name is run.
+    pub fn wants(&self, name: &str) -> bool {
+        self.filter.as_ref().is_none_or(|part| name.contains(part))
+    }
+
     /// Runs a check, unless it is filtered out.
     pub fn check(&mut self, name: &str, check: impl FnOnce() -> String) {
-        if self.filter.as_ref().is_none_or(|part| name.contains(part)) {
+        if self.wants(name) {
             self.produce(name, || ((), check()));
         }
     }

@@ -26,6 +26,9 @@
 pub mod cli;
 pub mod config;
 pub mod copy;
+#[cfg(test)]
+#[cfg(target_arch = "x86_64")]
+mod crash;
 pub mod disk;
 mod log_limit;
 pub mod server;

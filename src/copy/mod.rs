@@ -17,6 +17,8 @@
 mod engine;
 pub mod fault;
 mod portable;
+#[cfg(test)]
+pub(crate) mod recording;
 mod routines;
 mod segments;
 mod syscall;

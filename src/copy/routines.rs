@@ -283,6 +283,8 @@ pub fn store_fence() {
     }
     #[cfg(not(target_arch = "x86_64"))]
     std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+    #[cfg(test)]
+    super::recording::fenced();
 }
 
 /// Copies a header, a status byte or a little more: no engine is needed for that.
@@ -302,10 +304,13 @@ unsafe fn copy_any(dst: *mut u8, src: *const u8, len: usize) -> usize {
 unsafe fn copy_small(dst: *mut u8, src: *const u8, len: usize) -> usize {
     // SAFETY: the caller vouches for `len` bytes on both sides.
     #[cfg(target_arch = "x86_64")]
-    return unsafe { kernels::copy_small(dst, src, len) };
+    let left = unsafe { kernels::copy_small(dst, src, len) };
     // SAFETY: as above.
     #[cfg(not(target_arch = "x86_64"))]
-    return unsafe { portable::copy(dst, src, len) };
+    let left = unsafe { portable::copy(dst, src, len) };
+    #[cfg(test)]
+    super::recording::stored_small(dst, len - left);
+    left
 }
 
 /// Zeroes at most a line; the source is ignored.
@@ -313,10 +318,13 @@ unsafe fn copy_small(dst: *mut u8, src: *const u8, len: usize) -> usize {
 unsafe fn fill_small(dst: *mut u8, src: *const u8, len: usize) -> usize {
     // SAFETY: the caller vouches for `len` bytes at `dst`.
     #[cfg(target_arch = "x86_64")]
-    return unsafe { kernels::fill(dst, src, len) };
+    let left = unsafe { kernels::fill(dst, src, len) };
     // SAFETY: as above.
     #[cfg(not(target_arch = "x86_64"))]
-    return unsafe { portable::zero(dst, src, len) };
+    let left = unsafe { portable::zero(dst, src, len) };
+    #[cfg(test)]
+    super::recording::stored_small(dst, len - left);
+    left
 }
 
 /// Sum of the lengths of the segments behind number `index`.

@@ -114,6 +114,13 @@ impl Mapping {
         Ok(Self { watch, file: file.try_clone()?, base, len, mapped_bytes, read_only, persist })
     }
 
+    /// The same with another need of its writes.
+    #[cfg(test)]
+    pub(crate) const fn persisting(mut self, persist: Persist) -> Self {
+        self.persist = persist;
+        self
+    }
+
     /// Whether a mapping of this file can be had with `MAP_SYNC`. Nothing of it is touched.
     pub(super) fn can_be_synchronous(file: &File) -> bool {
         let options = MapOptions {

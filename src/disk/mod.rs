@@ -121,6 +121,10 @@ fn failed(operation: &'static str) -> impl Fn(std::io::Error) -> DiskError {
 /// A write is visible to every later read once it returns. It persists when a [`flush`](Disk::flush) that
 /// began after its [`fence`](Disk::fence) has returned, or at that fence where
 /// [`durability`](Disk::durability) is at least [`Durability::CacheLine`].
+///
+/// A write that the power failed before may be there in part, also inside of a sector: mapped persistent
+/// media takes 8 aligned bytes as a whole, and where two segments meet at a place that is no multiple of 8,
+/// in the cache line around it, not even these (`crash` shows such states). Whole sectors take a layer above.
 pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// Size, block size, access.
     fn geometry(&self) -> Geometry;

@@ -26,6 +26,8 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 
 pub use alt_stack::AltStack;
+#[cfg(test)]
+pub(super) use ranges::offset_in_media;
 pub use ranges::{WatchedRange, losses};
 
 /// `si_code` of a `SIGBUS` that only says that a page has gone bad: nothing has touched it yet.

@@ -131,6 +131,13 @@ fn find(address: usize) -> Option<(&'static Slot, usize)> {
     slots.iter().find_map(|slot| Some((slot, slot.kind_at(address)?)))
 }
 
+/// Where in its media an address lies, in bytes, if it is in any.
+#[cfg(test)]
+pub(in crate::copy) fn offset_in_media(address: usize) -> Option<usize> {
+    let (slot, _) = find(address).filter(|(_, kind)| *kind == MEDIA)?;
+    Some(address - slot.start.load(Ordering::Relaxed))
+}
+
 /// Whether somebody has registered the address. For the handler.
 pub(super) fn is_watched(address: usize) -> bool {
     find(address).is_some()

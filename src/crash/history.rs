@@ -1,0 +1,218 @@
+//! What drivers ask, one batch after the other.
+
+use std::ops::Range;
+
+/// SplitMix64: small, and the same everywhere.
+#[derive(Debug)]
+pub(super) struct Random(u64);
+
+impl Random {
+    pub(super) const fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(super) const fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// A number less than `limit`.
+    pub(super) const fn below(&mut self, limit: usize) -> usize {
+        (self.next() % limit as u64) as usize
+    }
+}
+
+/// Length of a sector.
+pub(super) const SECTOR_BYTES: usize = 512;
+
+/// A request of a driver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Request {
+    /// Store `data` at `at`, from buffers that end at `cuts` (the last one is the end of the data).
+    Write { at: usize, data: Vec<u8>, cuts: Vec<usize> },
+    /// WRITE_ZEROES, without unmap.
+    Zero { range: Range<usize> },
+    /// FLUSH.
+    Flush,
+}
+
+impl Request {
+    /// The bytes of the disk that it changes.
+    pub(super) fn range(&self) -> Range<usize> {
+        match self {
+            Self::Write { at, data, .. } => *at..at + data.len(),
+            Self::Zero { range } => range.clone(),
+            Self::Flush => 0..0,
+        }
+    }
+
+    /// What it stores at an offset inside of its range.
+    pub(super) fn byte(&self, at: usize) -> u8 {
+        match self {
+            Self::Write { at: start, data, .. } => data[at - start],
+            Self::Zero { .. } | Self::Flush => 0,
+        }
+    }
+
+    pub(super) const fn is_flush(&self) -> bool {
+        matches!(self, Self::Flush)
+    }
+
+    /// Whether the guest's buffers meet in the line at this offset, inside of 8 bytes.
+    pub(super) fn splits_unit_in_line(&self, line: Range<usize>) -> bool {
+        let Self::Write { at, cuts, .. } = self else { return false };
+        cuts.iter().any(|cut| line.contains(&(at + cut)) && (at + cut) % 8 != 0)
+    }
+
+    fn apply(&self, image: &mut [u8]) {
+        for at in self.range() {
+            image[at] = self.byte(at);
+        }
+    }
+}
+
+/// Requests that one ring is offered at once.
+#[derive(Debug, Clone)]
+pub(super) struct Step {
+    pub(super) ring: usize,
+    pub(super) requests: Vec<Request>,
+}
+
+/// What is on the disk before, and what is asked.
+#[derive(Debug, Clone)]
+pub(super) struct History {
+    pub(super) before: Vec<u8>,
+    pub(super) steps: Vec<Step>,
+}
+
+/// Letters of which small histories are made. Each changes a few bytes only, so that all states can be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Letter {
+    /// One sector from one buffer.
+    Whole,
+    /// The same sector from two buffers, cut at an odd place.
+    Cut,
+    /// Three sectors from three buffers.
+    Long,
+    /// Zeroes over two sectors.
+    Zero,
+    Flush,
+    /// A flush on another ring, by another CPU.
+    FlushElsewhere,
+}
+
+impl Letter {
+    pub(super) const ALL: [Self; 6] =
+        [Self::Whole, Self::Cut, Self::Long, Self::Zero, Self::Flush, Self::FlushElsewhere];
+
+    const fn ring(self) -> usize {
+        if matches!(self, Self::FlushElsewhere) { 1 } else { 0 }
+    }
+
+    /// The request, on a disk of these bytes; `fresh` has not been stored before.
+    fn request(self, image: &[u8], fresh: u8) -> Request {
+        let write = |at: usize, cuts: &[usize], changes: &[Range<usize>]| {
+            let mut data = image[at..at + cuts[cuts.len() - 1]].to_vec();
+            changes.iter().for_each(|change| data[change.clone()].fill(fresh));
+            Request::Write { at, data, cuts: cuts.to_vec() }
+        };
+        match self {
+            Self::Whole => write(0, &[512], &[0..8, 504..512]),
+            // A unit in which the buffers meet, one in the same line, one in a line that is whole.
+            Self::Cut => write(0, &[100, 512], &[99..101, 64..65, 504..512]),
+            Self::Long => write(0, &[512, 515, 1536], &[0..8, 514..516, 1528..1536]),
+            Self::Zero => Request::Zero { range: 0..1024 },
+            Self::Flush | Self::FlushElsewhere => Request::Flush,
+        }
+    }
+}
+
+/// Every history of these letters; bit `i` of `joins` puts letter `i + 1` into the batch of the one before.
+pub(super) fn small(letters: &[Letter], joins: u32) -> History {
+    let mut image = vec![0; 4 * SECTOR_BYTES];
+    image[500..508].fill(0xee);
+    let before = image.clone();
+    let mut steps: Vec<Step> = Vec::new();
+    for (index, letter) in letters.iter().enumerate() {
+        let request = letter.request(&image, index as u8 + 1);
+        request.apply(&mut image);
+        match steps.last_mut() {
+            Some(step) if step.ring == letter.ring() && joins & (1 << (index - 1)) != 0 => {
+                step.requests.push(request);
+            }
+            _ => steps.push(Step { ring: letter.ring(), requests: vec![request] }),
+        }
+    }
+    History { before, steps }
+}
+
+/// Sectors of a disk for random histories.
+pub(super) const SECTORS: usize = 24;
+
+/// A random history. With `is_plain` no two requests of a batch touch the same sector, and every store
+/// changes every byte: nothing that the engine does for them could be left out unnoticed.
+pub(super) fn random(seed: u64, steps: usize, is_plain: bool) -> History {
+    let mut random = Random::new(seed);
+    let mut image: Vec<u8> = (0..SECTORS * SECTOR_BYTES).map(|_| random.below(255) as u8 + 1).collect();
+    let before = image.clone();
+    let mut batches = Vec::new();
+    for _ in 0..steps {
+        let ring = random.below(2);
+        let mut requests: Vec<Request> = Vec::new();
+        for _ in 0..=random.below(4) {
+            let request = any_request(&mut random, &image, is_plain);
+            let (range, is_zero) = (request.range(), matches!(request, Request::Zero { .. }));
+            let overlaps = |other: &Request| {
+                let other = other.range();
+                range.start < other.end && other.start < range.end
+            };
+            let is_vain = is_zero && image[range.clone()].contains(&0);
+            if is_plain && (requests.iter().any(overlaps) || is_vain) {
+                continue;
+            }
+            request.apply(&mut image);
+            requests.push(request);
+        }
+        if !requests.is_empty() {
+            batches.push(Step { ring, requests });
+        }
+    }
+    History { before, steps: batches }
+}
+
+fn any_request(random: &mut Random, image: &[u8], is_plain: bool) -> Request {
+    let kind = random.below(10);
+    if kind < 2 {
+        return Request::Flush;
+    }
+    // Mostly small; up to 8 KiB, where not every flush is tried.
+    let most = if is_plain { 2 } else { [1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 4, 4, 16][random.below(16)] };
+    let len = (random.below(most) + 1) * SECTOR_BYTES;
+    let at = random.below((image.len() - len) / SECTOR_BYTES + 1) * SECTOR_BYTES;
+    if kind == 2 {
+        return Request::Zero { range: at..at + len };
+    }
+    let data = image[at..at + len].iter().map(|old| other_byte(random, *old)).collect();
+    let mut cuts: Vec<usize> = match kind {
+        3..=4 => vec![],
+        5..=6 => (0..random.below(4)).map(|_| random.below(len / 8) * 8).collect(),
+        _ => (0..random.below(6)).map(|_| random.below(len)).collect(),
+    };
+    cuts.extend([0, len]);
+    cuts.sort_unstable();
+    cuts.dedup();
+    cuts.remove(0);
+    Request::Write { at, data, cuts }
+}
+
+/// Neither zero nor what is there.
+fn other_byte(random: &mut Random, old: u8) -> u8 {
+    loop {
+        match random.below(255) as u8 + 1 {
+            byte if byte == old => {}
+            byte => return byte,
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! What a driver may expect of the disk after a crash: from the requests alone, and from when they were
+//! offered and acknowledged.
+
+use super::history::Request;
+use super::media::Unit;
+use super::scene::{Played, RINGS, indices_of};
+use crate::copy::recording::{Event, LINE_BYTES, Logged, UNIT_BYTES};
+
+/// When a write is safe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Promise {
+    /// Once it is acknowledged: what `writeback` = 0 means (VIRTIO 1.2 §5.2.6.2), and what we say of media
+    /// whose durability is that of the cache line, in either cache mode.
+    AtCompletion,
+    /// Once a flush is acknowledged that was offered after the write was: what `writeback` = 1 means.
+    AtFlush,
+}
+
+/// When things happened to a request: after so many events of the log.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Times {
+    offered: Option<usize>,
+    acknowledged: Option<usize>,
+    /// From here on it is promised to survive.
+    safe: Option<usize>,
+}
+
+/// Times of all requests of a history.
+pub(super) fn times(played: &Played, log: &[Logged], promise: Promise) -> Vec<Times> {
+    let mut times = vec![Times::default(); played.requests.len()];
+    for (after, logged) in (1..).zip(log) {
+        let Event::Seen(seen) = logged.event else { continue };
+        let mut numbers = [0; RINGS];
+        for ((ring, _), times) in played.requests.iter().zip(&mut times) {
+            let (used, available) = indices_of(seen, *ring);
+            let number = numbers[*ring];
+            numbers[*ring] += 1;
+            if number < available {
+                times.offered.get_or_insert(after);
+            }
+            if number < used {
+                times.acknowledged.get_or_insert(after);
+            }
+        }
+    }
+    let flushes: Vec<Times> = played
+        .requests
+        .iter()
+        .zip(&times)
+        .filter_map(|((_, request), times)| request.is_flush().then_some(*times))
+        .collect();
+    for write in &mut times {
+        let covers = |flush: &&Times| write.acknowledged.is_some_and(|at| flush.offered > Some(at));
+        write.safe = match promise {
+            Promise::AtCompletion => write.acknowledged,
+            Promise::AtFlush => flushes.iter().filter(covers).filter_map(|flush| flush.acknowledged).min(),
+        };
+    }
+    times
+}
+
+/// What a unit may be because of one request.
+#[derive(Debug, Clone, Copy)]
+struct Version {
+    /// The request; none for what was there at first.
+    request: Option<usize>,
+    before: Unit,
+    value: Unit,
+    /// Some bytes may be new and others old, since the guest's buffers meet nearby at an odd place.
+    may_tear: bool,
+}
+
+/// Every version of every unit.
+#[derive(Debug)]
+pub(super) struct Oracle<'a> {
+    pub(super) played: &'a Played,
+    units: Vec<Vec<Version>>,
+}
+
+/// What the units may be at one moment.
+#[derive(Debug)]
+pub(super) struct Expected<'a> {
+    oracle: &'a Oracle<'a>,
+    times: &'a [Times],
+    after: usize,
+}
+
+impl<'p> Oracle<'p> {
+    pub(super) fn new(played: &'p Played) -> Self {
+        let first =
+            |value: &Unit| vec![Version { request: None, before: *value, value: *value, may_tear: false }];
+        let mut units: Vec<Vec<Version>> =
+            played.before.as_chunks::<UNIT_BYTES>().0.iter().map(first).collect();
+        for (number, (_, request)) in played.requests.iter().enumerate() {
+            let range = request.range();
+            let covered = range.start / UNIT_BYTES..range.end / UNIT_BYTES;
+            for (unit, versions) in covered.clone().zip(&mut units[covered]) {
+                let start = unit * UNIT_BYTES;
+                let value = std::array::from_fn(|index| request.byte(start + index));
+                let may_tear = tears(request, start);
+                let before = versions[versions.len() - 1].value;
+                versions.push(Version { request: Some(number), before, value, may_tear });
+            }
+        }
+        Self { played, units }
+    }
+
+    /// What may be there after so many events.
+    pub(super) const fn after<'a>(&'a self, after: usize, times: &'a [Times]) -> Expected<'a> {
+        Expected { oracle: self, times, after }
+    }
+}
+
+/// Whether the guest's buffers meet inside of a unit of the line of this one.
+fn tears(request: &Request, at: usize) -> bool {
+    let line = at - at % LINE_BYTES;
+    request.splits_unit_in_line(line..line + LINE_BYTES)
+}
+
+impl Expected<'_> {
+    /// Whether a unit may have this value: that of the last write that is safe, or of one after it that was
+    /// offered.
+    pub(super) fn allows(&self, unit: usize, value: Unit) -> bool {
+        for version in self.oracle.units[unit].iter().rev() {
+            let times = version.request.map(|number| self.times[number]);
+            let has_come = |time: Option<usize>| time.is_some_and(|time| time <= self.after);
+            if times.is_some_and(|times| !has_come(times.offered)) {
+                continue;
+            }
+            if value == version.value {
+                return true;
+            }
+            if times.is_none_or(|times| has_come(times.safe)) {
+                return false;
+            }
+            if version.may_tear && is_mixture(value, version.before, version.value) {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+fn is_mixture(value: Unit, one: Unit, other: Unit) -> bool {
+    value.iter().zip(one.iter().zip(&other)).all(|(byte, (one, other))| byte == one || byte == other)
+}

@@ -42,13 +42,6 @@ impl FileDisk {
         let syncs = Syncs::new("fdatasync", !geometry.read_only);
         Ok(Self { mapping, file, geometry, syncs, unmaps })
     }
-
-    fn check_write(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        if self.geometry.read_only {
-            return Err(DiskError::ReadOnly);
-        }
-        self.mapping.check(offset, len)
-    }
 }
 
 impl Disk for FileDisk {
@@ -68,7 +61,7 @@ impl Disk for FileDisk {
     }
 
     fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
-        self.check_write(offset, from.total_bytes() as u64)?;
+        self.geometry.check_write(offset, from.total_bytes() as u64)?;
         copy::pwritev_all(self.file.as_fd(), offset, from).map_err(failed("pwritev"))?;
         self.syncs.wrote();
         Ok(())
@@ -84,7 +77,7 @@ impl Disk for FileDisk {
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        self.check_write(offset, len)?;
+        self.geometry.check_write(offset, len)?;
         if self.unmaps {
             // Only advice: a file system that has no holes keeps the bytes.
             fallocate(&self.file, space::PUNCH, offset, len).map_err(failed("punching a hole"))?;
@@ -94,7 +87,7 @@ impl Disk for FileDisk {
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<(), DiskError> {
-        self.check_write(offset, len)?;
+        self.geometry.check_write(offset, len)?;
         let what = if unmap && self.unmaps { space::PUNCH } else { space::ZERO };
         if !fallocate(&self.file, what, offset, len).map_err(failed("zeroing a range"))? {
             copy::pwritev_zeroes(self.file.as_fd(), offset, len).map_err(failed("pwritev"))?;

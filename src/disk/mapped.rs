@@ -173,13 +173,6 @@ impl MappedDisk {
         self.bad.list()
     }
 
-    fn check_write(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        if self.geometry.read_only {
-            return Err(DiskError::ReadOnly);
-        }
-        self.mapping.check(offset, len)
-    }
-
     /// A write to `len` bytes at `offset` has finished.
     #[inline]
     fn wrote(&self, offset: u64, len: u64) {
@@ -309,7 +302,7 @@ impl Disk for MappedDisk {
     fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
         let len = from.total_bytes() as u64;
         if !self.bad.is_empty() {
-            self.check_write(offset, len)?;
+            self.geometry.check_write(offset, len)?;
             self.mend(offset, len)?;
         }
         self.mapping.write(offset, from)?;
@@ -341,7 +334,7 @@ impl Disk for MappedDisk {
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        self.check_write(offset, len)?;
+        self.geometry.check_write(offset, len)?;
         let range = match self.kind {
             BackingKind::DaxFile { .. } => whole_units(offset..offset + len, self.punch_bytes),
             _ => Some(offset..offset + len),
@@ -358,7 +351,7 @@ impl Disk for MappedDisk {
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<(), DiskError> {
-        self.check_write(offset, len)?;
+        self.geometry.check_write(offset, len)?;
         if !self.bad.is_empty() {
             self.mend(offset, len)?;
         }

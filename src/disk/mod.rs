@@ -61,6 +61,18 @@ pub struct Geometry {
     pub read_only: bool,
 }
 
+impl Geometry {
+    /// Whether `len` bytes at `offset` may be written.
+    #[inline]
+    fn check_write(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        match offset.checked_add(len) {
+            _ if self.read_only => Err(DiskError::ReadOnly),
+            Some(end) if end <= self.capacity_bytes => Ok(()),
+            _ => Err(DiskError::OutOfRange),
+        }
+    }
+}
+
 /// How far a completed and flushed write is safe; the model is libpmem2's granularity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Durability {

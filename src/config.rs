@@ -4,7 +4,9 @@ use std::num::NonZeroU16;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use crate::cpus::Cpus;
 use crate::disk::{DeepFlush, DiscardPolicy, Durability, LockMode};
+use crate::worker::Polling;
 
 /// Queues offered when nothing is said: QEMU refuses to start with fewer than it has vCPUs, and a queue
 /// costs something only once it is started.
@@ -24,8 +26,11 @@ pub const SERIAL_BYTES: usize = 20;
 pub struct ServerConfig {
     /// The disks, at least one.
     pub disks: Vec<DiskConfig>,
-    /// Worker threads; by default one per CPU.
+    /// Worker threads; by default one per CPU that they may run on. Disks whose workers run on other CPUs
+    /// than those of other disks have as many of their own.
     pub workers: Option<NonZeroU16>,
+    /// How long a worker without requests waits for the next one awake.
+    pub polling: Polling,
     /// Stop the server when the first front-end has left.
     pub exit_on_disconnect: bool,
 }
@@ -59,6 +64,20 @@ pub struct DiskConfig {
     pub discard: DiscardPolicy,
     /// When FLUSH empties the memory controller's queues.
     pub deep_flush: DeepFlush,
+    /// Where the workers of its queues run.
+    pub cpus: CpuChoice,
+}
+
+/// Where workers run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum CpuChoice {
+    /// Wherever the process may.
+    #[default]
+    Any,
+    /// On these CPUs.
+    Set(Cpus),
+    /// On the CPUs of the NUMA node that the backing belongs to, if Linux knows it.
+    NearBacking,
 }
 
 /// Where front-ends come from.
@@ -161,6 +180,7 @@ impl DiskConfig {
             require_durable: None,
             discard: DiscardPolicy::Auto,
             deep_flush: DeepFlush::Auto,
+            cpus: CpuChoice::Any,
         }
     }
 
@@ -244,7 +264,8 @@ mod tests {
     }
 
     fn check(disks: Vec<DiskConfig>) -> Result<(), ConfigError> {
-        ServerConfig { disks, workers: None, exit_on_disconnect: false }.check()
+        let polling = Polling::default();
+        ServerConfig { disks, workers: None, polling, exit_on_disconnect: false }.check()
     }
 
     #[test]

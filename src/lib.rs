@@ -26,6 +26,7 @@
 pub mod cli;
 pub mod config;
 pub mod copy;
+pub mod cpus;
 #[cfg(test)]
 #[cfg(target_arch = "x86_64")]
 mod crash;

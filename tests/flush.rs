@@ -18,7 +18,7 @@ use common::frontend::request::{OK, Request as RawRequest};
 use common::{PATIENCE, pattern, wait_for};
 use vhost_user_pmem::copy::Segments;
 use vhost_user_pmem::disk::{Disk, DiskError, Durability, FileLock, Geometry, MappedDisk};
-use vhost_user_pmem::server::{Server, Service};
+use vhost_user_pmem::server::{ServeOptions, Server, Service};
 use vhost_user_pmem::vhost_user::{Inherited, Listener};
 use vhost_user_pmem::virtio::blk::{Device, Identity};
 use virtio_driver::VirtioBlkFeatureFlags;
@@ -90,8 +90,10 @@ impl Bench {
         let socket = folder.path().join("gated.sock");
         let identity = Identity { name: "gated".into(), serial: [0; 20] };
         let door = Inherited::Listening(Listener::bind(&socket).unwrap());
-        let service = Service { device: Device::new(disk, identity, 4), lock: FileLock::none(), door };
-        let server = Server::serve(vec![service], NonZeroU16::new(1), false).unwrap();
+        let service =
+            Service { device: Device::new(disk, identity, 4), lock: FileLock::none(), door, cpus: None };
+        let options = ServeOptions { workers: NonZeroU16::new(1), ..ServeOptions::default() };
+        let server = Server::serve(vec![service], options).unwrap();
         Self { began, end, socket, _folder: folder, server }
     }
 

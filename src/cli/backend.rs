@@ -10,6 +10,7 @@ use clap::Args;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::{daemon, disk_option, inherited};
 use crate::config::{DiskConfig, ServerConfig, SocketSource};
+use crate::worker::Polling;
 
 /// `VHostUserBackendCapabilities` of the schema vhost-user.json.
 const CAPABILITIES: &str = r#"{
@@ -75,7 +76,12 @@ pub(super) fn run(args: BackendArgs) -> Result<(), Failure> {
     };
     let mut disk = DiskConfig::new(disk_option::default_name(Path::new(&path)), path, socket);
     disk.read_only = args.read_only;
-    let config = ServerConfig { disks: vec![disk], workers: None, exit_on_disconnect: false };
+    let config = ServerConfig {
+        disks: vec![disk],
+        workers: None,
+        polling: Polling::default(),
+        exit_on_disconnect: false,
+    };
     // Standard output belongs to whoever started the program: the log says enough.
     daemon::run(config, |_| ())
 }

@@ -8,7 +8,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use crate::cli::size::{self, SizeError};
-use crate::config::{BLOCK_SIZES, DiskConfig, MAX_QUEUES, Serial, SerialTooLong, SocketSource};
+use crate::config::{BLOCK_SIZES, CpuChoice, DiskConfig, MAX_QUEUES, Serial, SerialTooLong, SocketSource};
+use crate::cpus::NotCpus;
 use crate::disk::{DeepFlush, DiscardPolicy, Durability, LockMode, UnknownLockMode, UnknownWord};
 
 /// A key, in the order in which help lists them.
@@ -27,10 +28,12 @@ pub(super) enum Key {
     RequireDurable,
     Discard,
     DeepFlush,
+    Cpus,
+    Numa,
 }
 
 impl Key {
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 15] = [
         Self::Path,
         Self::Socket,
         Self::Name,
@@ -44,6 +47,8 @@ impl Key {
         Self::RequireDurable,
         Self::Discard,
         Self::DeepFlush,
+        Self::Cpus,
+        Self::Numa,
     ];
 
     pub(super) const fn name(self) -> &'static str {
@@ -61,6 +66,8 @@ impl Key {
             Self::RequireDurable => "require-durable",
             Self::Discard => "discard",
             Self::DeepFlush => "deep-flush",
+            Self::Cpus => "cpus",
+            Self::Numa => "numa",
         }
     }
 
@@ -79,6 +86,8 @@ impl Key {
             Self::RequireDurable => "CLASS",
             Self::Discard => "auto|ignore|unmap",
             Self::DeepFlush => "auto|never|always",
+            Self::Cpus => "LIST",
+            Self::Numa => "auto|off",
         }
     }
 
@@ -110,6 +119,8 @@ impl Key {
                 "DAX only [default: auto]",
             ],
             Self::DeepFlush => &["As --deep-flush, for this disk"],
+            Self::Cpus => &["As --cpus, for this disk: 2-5, or 2-5,,8"],
+            Self::Numa => &["As --numa, for this disk"],
         }
     }
 
@@ -166,6 +177,8 @@ pub(super) enum DiskOptionError {
         "--disk {option}: there is nothing between two commas or at an end; a comma in a value is \",,\""
     )]
     Empty { option: String },
+    #[error("--disk {option}: cpus and numa=auto both say where its workers run; leave one of them out")]
+    TwoPlaces { option: String },
     #[error("--disk {option}: {}={value}: {cause}", key.name())]
     Value { option: String, key: Key, value: String, cause: ValueError },
 }
@@ -193,6 +206,10 @@ pub(super) enum ValueError {
     NotAClass,
     #[error(transparent)]
     Word(#[from] UnknownWord),
+    #[error(transparent)]
+    Cpus(#[from] NotCpus),
+    #[error("write auto or off")]
+    NotNuma,
 }
 
 /// The nearest key, where one is near.
@@ -224,13 +241,15 @@ pub(super) struct DiskOption {
     require_durable: Option<Option<Durability>>,
     discard: Option<DiscardPolicy>,
     deep_flush: Option<DeepFlush>,
+    cpus: Option<CpuChoice>,
 }
 
 /// What holds for disks that do not say it themselves.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Defaults {
     pub(super) require_durable: Option<Durability>,
     pub(super) deep_flush: DeepFlush,
+    pub(super) cpus: CpuChoice,
 }
 
 impl DiskOption {
@@ -251,10 +270,11 @@ impl DiskOption {
             require_durable: values.take(Key::RequireDurable, class_or_off)?,
             discard: values.take(Key::Discard, |value| Ok(value.parse()?))?,
             deep_flush: values.take(Key::DeepFlush, |value| Ok(value.parse()?))?,
+            cpus: values.cpus()?,
         })
     }
 
-    fn into_config(self, name: String, defaults: Defaults) -> DiskConfig {
+    fn into_config(self, name: String, defaults: &Defaults) -> DiskConfig {
         let mut config = DiskConfig::new(name, self.path, SocketSource::Path(self.socket));
         config.size_bytes = self.size_bytes;
         config.serial = self.serial.unwrap_or(config.serial);
@@ -266,6 +286,7 @@ impl DiskOption {
         config.require_durable = self.require_durable.unwrap_or(defaults.require_durable);
         config.discard = self.discard.unwrap_or(config.discard);
         config.deep_flush = self.deep_flush.unwrap_or(defaults.deep_flush);
+        config.cpus = self.cpus.unwrap_or_else(|| defaults.cpus.clone());
         config
     }
 }
@@ -278,7 +299,7 @@ pub(super) fn into_configs(options: Vec<DiskOption>, defaults: Defaults) -> Vec<
         .map(|mut option| {
             let name = option.name.take().unwrap_or_else(|| free_name(&option.path, &taken));
             taken.insert(name.clone());
-            option.into_config(name, defaults)
+            option.into_config(name, &defaults)
         })
         .collect()
 }
@@ -358,6 +379,22 @@ impl Values {
             let value = value.to_string_lossy().into_owned();
             DiskOptionError::Value { option: self.option.clone(), key, value, cause }
         })
+    }
+}
+
+impl Values {
+    /// Two keys for one thing: which CPUs, by number or by what they are near to.
+    fn cpus(&mut self) -> Result<Option<CpuChoice>, DiskOptionError> {
+        let numa = self.take(Key::Numa, |value| match value {
+            "auto" => Ok(CpuChoice::NearBacking),
+            "off" => Ok(CpuChoice::Any),
+            _ => Err(ValueError::NotNuma),
+        })?;
+        let cpus = self.take(Key::Cpus, |value| Ok(CpuChoice::Set(value.parse()?)))?;
+        if numa == Some(CpuChoice::NearBacking) && cpus.is_some() {
+            return Err(DiskOptionError::TwoPlaces { option: self.option.clone() });
+        }
+        Ok(cpus.or(numa))
     }
 }
 

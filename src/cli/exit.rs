@@ -131,6 +131,7 @@ fn of_server(error: &ServerError) -> Exit {
             Exit::Permission
         }
         ServerError::Socket { .. } | ServerError::Fd { .. } => Exit::Socket,
+        ServerError::NoCpu { .. } => Exit::Usage,
         ServerError::Copy(_) | ServerError::Faults(_) | ServerError::Threads(_) => Exit::Other,
     }
 }

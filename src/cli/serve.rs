@@ -3,15 +3,18 @@
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::num::NonZeroU16;
+use std::time::Duration;
 
 use clap::Args;
 
 use crate::cli::disk_option::{self, Defaults, DiskOption};
 use crate::cli::exit::{self, Failure};
 use crate::cli::{daemon, hints};
-use crate::config::{DiskConfig, ServerConfig};
+use crate::config::{CpuChoice, DiskConfig, ServerConfig};
+use crate::cpus::Cpus;
 use crate::disk::{DeepFlush, Durability};
 use crate::server::DiskSummary;
+use crate::worker::Polling;
 
 /// Serve files as disks, each on its own socket, until SIGTERM or SIGINT
 ///
@@ -28,8 +31,26 @@ pub(super) struct ServeArgs {
     disks: Vec<OsString>,
 
     /// Threads that carry the requests [default: one per CPU]
+    ///
+    /// Disks with cpus= or numa= of their own have as many besides.
     #[arg(long, value_name = "N")]
     workers: Option<NonZeroU16>,
+
+    /// Longest time in microseconds that a worker without requests waits for the next one awake, which saves
+    /// the guest a kick and the worker a wake-up: 0 is not at all, `busy` is always
+    ///
+    /// Up to this limit it waits for as long as pays, which it learns from the pauses between requests; an idle
+    /// worker sleeps.
+    #[arg(long, value_name = "N|busy", default_value = "50", value_parser = polling)]
+    poll_max_us: Polling,
+
+    /// CPUs that workers run on, such as 2-5 or 2-5,8 [default: any]
+    #[arg(long, value_name = "LIST", conflicts_with = "numa")]
+    cpus: Option<Cpus>,
+
+    /// Run the workers of a disk on the CPUs of the NUMA node that its backing belongs to (auto), or on any
+    #[arg(long, value_name = "auto|off")]
+    numa: Option<Numa>,
 
     /// End when the first front-end has left, instead of listening again
     #[arg(long)]
@@ -46,6 +67,25 @@ pub(super) struct ServeArgs {
     deep_flush: DeepFlush,
 }
 
+/// The longest that can be said: a minute.
+const MAX_POLL_US: u64 = 60_000_000;
+
+fn polling(text: &str) -> Result<Polling, String> {
+    match (text, text.parse()) {
+        ("busy", _) => Ok(Polling::Always),
+        (_, Ok(0)) => Ok(Polling::Never),
+        (_, Ok(micros)) if micros <= MAX_POLL_US => Ok(Polling::UpTo(Duration::from_micros(micros))),
+        _ => Err(format!("write a whole number of microseconds up to {MAX_POLL_US}, or busy")),
+    }
+}
+
+/// Whether workers stay near the backing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Numa {
+    Auto,
+    Off,
+}
+
 fn help() -> String {
     format!("{}\n{}", disk_option::help(), exit::help())
 }
@@ -56,10 +96,20 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
 
 fn configuration(args: ServeArgs) -> Result<ServerConfig, Failure> {
     let options = args.disks.iter().map(|text| DiskOption::parse(text)).collect::<Result<Vec<_>, _>>()?;
-    let defaults = Defaults { require_durable: args.require_durable, deep_flush: args.deep_flush };
+    let cpus = match (args.cpus, args.numa) {
+        (Some(cpus), _) => CpuChoice::Set(cpus),
+        (None, Some(Numa::Auto)) => CpuChoice::NearBacking,
+        (None, _) => CpuChoice::Any,
+    };
+    let defaults = Defaults { require_durable: args.require_durable, deep_flush: args.deep_flush, cpus };
     let disks = disk_option::into_configs(options, defaults);
     warn_of_equal_serials(&disks);
-    Ok(ServerConfig { disks, workers: args.workers, exit_on_disconnect: args.exit_on_disconnect })
+    Ok(ServerConfig {
+        disks,
+        workers: args.workers,
+        polling: args.poll_max_us,
+        exit_on_disconnect: args.exit_on_disconnect,
+    })
 }
 
 /// A guest with both disks would find one of them only under `/dev/disk/by-id`.

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::copy::EngineError;
+use crate::cpus::Cpus;
 use crate::disk::OpenError;
 use crate::vhost_user::ListenerError;
 
@@ -49,6 +50,16 @@ pub enum ServerError {
     /// The signal handlers that contain faults of memory.
     #[error("cannot handle SIGBUS and SIGSEGV ({0}); allow sigaction(2) in the sandbox of this process")]
     Faults(io::Error),
+    /// The CPUs chosen for a disk.
+    #[error(
+        "disk {disk:?}: cpus={cpus}: this process may use none of these CPUs; choose from `taskset -cp $$`"
+    )]
+    NoCpu {
+        /// The disk's name.
+        disk: String,
+        /// What was chosen.
+        cpus: Cpus,
+    },
     /// The threads of the server itself.
     #[error(
         "cannot run the server's threads ({0}); check the limits on processes and open files (ulimit -u, -n)"

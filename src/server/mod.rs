@@ -16,13 +16,14 @@ use std::thread::JoinHandle;
 pub use acceptor::Stopper;
 pub use error::ServerError;
 
-use crate::config::{DiskConfig, ServerConfig, SocketSource};
+use crate::config::{CpuChoice, DiskConfig, ServerConfig, SocketSource};
 use crate::copy::{Engine, fault};
+use crate::cpus::Cpus;
 use crate::disk::{self, Backing, BackingKind, Disk, Durability, FileLock, Media, OpenOptions, Opened};
 use crate::log_limit::LogLimit;
 use crate::vhost_user::{Baton, Inherited, Listener, ListenerError, SessionContext};
 use crate::virtio::blk::{Counters, Device, Identity};
-use crate::worker::Pool;
+use crate::worker::{Polling, Pool};
 use acceptor::{Acceptor, Door};
 use populator::Populator;
 
@@ -64,6 +65,19 @@ pub struct Service<D: Disk> {
     pub lock: FileLock,
     /// Where front-ends come from.
     pub door: Inherited,
+    /// Where its workers run; none for anywhere.
+    pub cpus: Option<Cpus>,
+}
+
+/// How disks are served.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ServeOptions {
+    /// Most worker threads for each choice of CPUs; by default one a CPU.
+    pub workers: Option<NonZeroU16>,
+    /// How long a worker without requests waits for the next one awake.
+    pub polling: Polling,
+    /// Stop when the first front-end has left.
+    pub exit_on_disconnect: bool,
 }
 
 /// A running server. Dropping it stops it.
@@ -83,14 +97,14 @@ impl Server<Backing> {
     /// [`ServerError`]; nothing is left behind then.
     pub fn start(config: ServerConfig) -> Result<Self, ServerError> {
         let engine = prepare()?;
-        let ServerConfig { disks, workers, exit_on_disconnect } = config;
+        let ServerConfig { disks, workers, polling, exit_on_disconnect } = config;
         let (mut services, mut summaries, mut created) = (Vec::new(), Vec::new(), Created::default());
         for disk in disks {
             let (service, summary) = open(disk, &mut created)?;
             services.push(service);
             summaries.push(summary);
         }
-        let mut server = Self::serve(services, workers, exit_on_disconnect)?;
+        let mut server = Self::serve(services, ServeOptions { workers, polling, exit_on_disconnect })?;
         created.keep();
         server.disks = summaries;
         tracing::info!("copies: {}", engine.describe());
@@ -107,23 +121,21 @@ impl Server<Backing> {
 }
 
 impl<D: Disk> Server<D> {
-    /// Serves disks of any kind. At most `workers` threads carry the requests, by default one per CPU.
+    /// Serves disks of any kind.
     ///
     /// # Errors
     /// [`ServerError::Threads`], [`ServerError::Copy`].
-    pub fn serve(
-        services: Vec<Service<D>>,
-        workers: Option<NonZeroU16>,
-        exit_on_disconnect: bool,
-    ) -> Result<Self, ServerError> {
+    pub fn serve(services: Vec<Service<D>>, options: ServeOptions) -> Result<Self, ServerError> {
         prepare()?;
-        let pool = Arc::new(Pool::new(workers.unwrap_or_else(cpus)));
+        let ServeOptions { workers, polling, exit_on_disconnect } = options;
+        let pool = Arc::new(Pool::new(workers, polling));
         let (mut doors, mut contexts) = (Vec::new(), Vec::new());
-        for Service { device, lock, door } in services {
+        for Service { device, lock, door, cpus } in services {
             let is_exclusive = !device.disk().geometry().read_only;
             let context = Arc::new(SessionContext {
                 device: Arc::new(device),
                 pool: pool.clone(),
+                cpus: cpus.map(Arc::new),
                 baton: Baton::new(is_exclusive, lock),
                 totals: Mutex::new(Counters::default()),
                 log_limit: Arc::new(LogLimit::default()),
@@ -215,12 +227,13 @@ fn open(config: DiskConfig, files: &mut Created) -> Result<(Service<Backing>, Di
         discard: config.discard,
         deep_flush: config.deep_flush,
     };
-    let DiskConfig { name, path, socket, serial, queues, sparse, .. } = config;
+    let DiskConfig { name, path, socket, serial, queues, sparse, cpus, .. } = config;
     let Opened { disk, lock, media, created } = disk::open(&path, &options)?;
     log_media(&name, &media);
     if created {
         files.0.push(path.clone());
     }
+    let cpus = place(&name, cpus, media.numa_node())?;
     let geometry = disk.geometry();
     let summary = DiskSummary {
         name: name.clone(),
@@ -238,7 +251,7 @@ fn open(config: DiskConfig, files: &mut Created) -> Result<(Service<Backing>, Di
     };
     let door = enter(socket).map_err(|error| ServerError::listener(name.clone(), error))?;
     let identity = Identity { name, serial: *serial.as_bytes() };
-    Ok((Service { device: Device::new(disk, identity, queues.get()), lock, door }, summary))
+    Ok((Service { device: Device::new(disk, identity, queues.get()), lock, door, cpus }, summary))
 }
 
 /// Says what a disk is worth, and what is wrong with its media.
@@ -277,7 +290,25 @@ fn enter(socket: SocketSource) -> Result<Inherited, ListenerError> {
     }
 }
 
-fn cpus() -> NonZeroU16 {
-    let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get());
-    u16::try_from(cpus).ok().and_then(NonZeroU16::new).unwrap_or(NonZeroU16::MIN)
+/// The CPUs that the workers of a disk run on; none for any.
+fn place(disk: &str, choice: CpuChoice, numa_node: Option<u32>) -> Result<Option<Cpus>, ServerError> {
+    match choice {
+        CpuChoice::Any => Ok(None),
+        CpuChoice::Set(cpus) => match cpus.allowed() {
+            None => Err(ServerError::NoCpu { disk: disk.to_owned(), cpus }),
+            allowed => Ok(allowed),
+        },
+        CpuChoice::NearBacking => {
+            let cpus = numa_node.and_then(Cpus::of_node);
+            match &cpus {
+                Some(cpus) => tracing::info!(disk, numa_node, %cpus, "workers run near the backing"),
+                None => tracing::info!(
+                    disk,
+                    numa_node,
+                    "no CPUs are known to be near the backing: workers run on any"
+                ),
+            }
+            Ok(cpus)
+        }
+    }
 }

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use super::baton::{Baton, SessionId};
 use super::channel::Channel;
 use super::vring::Vring;
+use crate::cpus::Cpus;
 use crate::disk::{Disk, DiskError};
 use crate::log_limit::LogLimit;
 use crate::virtio::blk::{CacheMode, Counters, Device, MAX_INDIRECT, features};
@@ -50,6 +51,8 @@ pub struct SessionContext<D: Disk> {
     pub device: Arc<Device<D>>,
     /// Who drives the rings.
     pub pool: Arc<Pool<D>>,
+    /// Where; none for anywhere.
+    pub cpus: Option<Arc<Cpus>>,
     /// Whose rings may run.
     pub baton: Baton,
     /// What rings that have stopped did.
@@ -245,7 +248,7 @@ impl<D: Disk> Session<D> {
         };
         let ring = Ring::start(parts, self.context.log_limit.clone())
             .map_err(|error| SessionError::Ring(index, error))?;
-        let place = self.context.pool.attach(Box::new(ring));
+        let place = self.context.pool.attach(Box::new(ring), self.context.cpus.as_ref());
         vring.place = Some(place.map_err(|error| SessionError::Worker(index, error))?);
         self.first_ring_runs(state);
         Ok(())

@@ -1,6 +1,8 @@
-//! How the control plane reaches a worker: a queue and an eventfd to wake it.
+//! How the control plane reaches a worker: a queue, a flag for a worker that looks, and an eventfd for one that
+//! sleeps.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -19,18 +21,59 @@ pub(super) enum Command<D: Disk> {
     Stop,
 }
 
+/// What wakes a worker, whether it sleeps or looks at its rings.
+#[derive(Debug)]
+#[repr(align(64))] // a worker reads it in every round: nothing that others write may share its cache line
+pub(super) struct Bell {
+    has_rung: AtomicBool,
+    event: EventFd,
+}
+
+impl Bell {
+    /// Wakes the worker.
+    pub(super) fn ring(&self) {
+        self.has_rung.store(true, Ordering::Release);
+        // Only a full counter can fail, and that wakes as well.
+        let _ = self.event.write(1);
+    }
+
+    /// Whether it was rung since the last time this said so.
+    #[inline]
+    pub(super) fn has_rung(&self) -> bool {
+        self.is_ringing() && self.has_rung.swap(false, Ordering::Acquire)
+    }
+
+    /// Whether [`has_rung`](Self::has_rung) would say so.
+    #[inline]
+    pub(super) fn is_ringing(&self) -> bool {
+        self.has_rung.load(Ordering::Relaxed)
+    }
+
+    /// What is written when it is rung, and never read: to be waited for by its edge.
+    pub(super) const fn event(&self) -> &EventFd {
+        &self.event
+    }
+}
+
+/// Of a ring that waits for a flush.
+impl std::task::Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.ring();
+    }
+}
+
 /// The control plane's end.
 #[derive(Debug)]
 pub(super) struct Mailbox<D: Disk> {
     commands: Sender<Command<D>>,
-    wake: Arc<EventFd>,
+    bell: Arc<Bell>,
 }
 
 /// The worker's end.
 #[derive(Debug)]
 pub(super) struct Inbox<D: Disk> {
     pub(super) commands: Receiver<Command<D>>,
-    pub(super) wake: Arc<EventFd>,
+    pub(super) bell: Arc<Bell>,
 }
 
 /// Both ends of a new mailbox.
@@ -38,29 +81,19 @@ pub(super) struct Inbox<D: Disk> {
 /// # Errors
 /// No descriptor is left.
 pub(super) fn mailbox<D: Disk>() -> std::io::Result<(Mailbox<D>, Inbox<D>)> {
-    let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+    let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+    let bell = Arc::new(Bell { has_rung: AtomicBool::new(false), event });
     let (sender, receiver) = channel();
-    let mailbox = Mailbox { commands: sender, wake: wake.clone() };
-    Ok((mailbox, Inbox { commands: receiver, wake }))
+    let mailbox = Mailbox { commands: sender, bell: bell.clone() };
+    Ok((mailbox, Inbox { commands: receiver, bell }))
 }
 
 impl<D: Disk> Mailbox<D> {
     /// Leaves a command and wakes the worker. If the worker is gone the command is dropped, and with it the
     /// sender on which an answer is awaited.
     pub(super) fn post(&self, command: Command<D>) {
-        // Both can only fail when there is nobody to wake.
+        // It can only fail when there is nobody to wake.
         let _ = self.commands.send(command);
-        let _ = self.wake.write(1);
-    }
-}
-
-/// Wakes a worker whose ring waits for a flush.
-#[derive(Debug)]
-pub(super) struct WorkerWaker(pub(super) Arc<EventFd>);
-
-impl std::task::Wake for WorkerWaker {
-    fn wake(self: Arc<Self>) {
-        // Only a full counter can fail, and that wakes as well.
-        let _ = self.0.write(1);
+        self.bell.ring();
     }
 }

@@ -4,11 +4,16 @@
 //! ring by taking it back ([`Pool::detach`]), changing it at leisure, and handing it over again
 //! ([`Pool::attach`]): the ring is quiet meanwhile, everything fetched from it is published, and it is
 //! looked at once when it comes back, so no notification can be lost. Other rings never wait for that.
+//!
+//! A worker whose rings are empty goes on looking at them for as long as pays ([`Polling`]) before it has their
+//! drivers kick and sleeps.
 
 mod mailbox;
+mod poll;
 mod pool;
 mod ring;
 mod run;
 
+pub use poll::Polling;
 pub use pool::{Place, Pool, PoolError};
 pub use ring::{Notifier, Ring, RingKey, RingParts, Served};

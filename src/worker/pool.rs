@@ -3,13 +3,15 @@
 use std::io;
 use std::num::NonZeroU16;
 use std::sync::mpsc::sync_channel;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use super::mailbox::{Command, Mailbox, mailbox};
+use super::poll::Polling;
 use super::ring::{Ring, RingKey};
 use super::run::Runner;
 use crate::copy::fault::AltStack;
+use crate::cpus::Cpus;
 use crate::disk::Disk;
 
 /// A worker, by its number.
@@ -34,33 +36,38 @@ pub enum PoolError {
 struct Worker<D: Disk> {
     mailbox: Mailbox<D>,
     thread: JoinHandle<()>,
+    /// Where it runs, if not anywhere.
+    cpus: Option<Arc<Cpus>>,
     /// Rings it owns.
     load: usize,
 }
 
 /// The workers. They are started when rings need them: never more than rings were in use at once.
+///
+/// Rings that are to be driven on certain CPUs have workers there, which drive no others.
 #[derive(Debug)]
 pub struct Pool<D: Disk> {
     /// Only the control plane takes this lock; workers do not know of it.
     workers: Mutex<Vec<Worker<D>>>,
-    most: usize,
+    most: Option<NonZeroU16>,
+    polling: Polling,
 }
 
 impl<D: Disk> Pool<D> {
-    /// A pool of at most `most` threads; none runs yet.
-    pub fn new(most: NonZeroU16) -> Self {
-        Self { workers: Mutex::new(Vec::new()), most: usize::from(most.get()) }
+    /// A pool of at most `most` threads for each choice of CPUs, or of one a CPU; none runs yet.
+    pub fn new(most: Option<NonZeroU16>, polling: Polling) -> Self {
+        Self { workers: Mutex::new(Vec::new()), most, polling }
     }
 
-    /// Hands a ring to the worker with the fewest, which looks at it at once.
+    /// Hands a ring to the worker with the fewest on these CPUs (or on any), which looks at it at once.
     ///
     /// # Errors
     /// [`PoolError`]; the ring is stopped then.
-    pub fn attach(&self, ring: Box<Ring<D>>) -> Result<Place, PoolError> {
+    pub fn attach(&self, ring: Box<Ring<D>>, cpus: Option<&Arc<Cpus>>) -> Result<Place, PoolError> {
         let (answer, answered) = sync_channel(1);
         let place = {
             let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
-            let place = self.place(&mut workers)?;
+            let place = self.place(&mut workers, cpus)?;
             let worker = workers.get_mut(place.0).ok_or(PoolError::Stopped)?;
             worker.load = worker.load.saturating_add(1);
             worker.mailbox.post(Command::Attach(ring, answer));
@@ -106,14 +113,18 @@ impl<D: Disk> Pool<D> {
         }
     }
 
-    /// The idlest worker; a new one as long as none is idle and there may be more.
-    fn place(&self, workers: &mut Vec<Worker<D>>) -> Result<Place, PoolError> {
-        let idlest = workers.iter().enumerate().min_by_key(|(_, worker)| worker.load);
-        match idlest {
-            Some((number, worker)) if worker.load == 0 || workers.len() >= self.most => Ok(Place(number)),
+    /// The idlest worker there; a new one as long as none is idle and there may be more.
+    fn place(&self, workers: &mut Vec<Worker<D>>, cpus: Option<&Arc<Cpus>>) -> Result<Place, PoolError> {
+        let is_there = |(_, worker): &(usize, &Worker<D>)| worker.cpus.as_ref() == cpus;
+        let there = || workers.iter().enumerate().filter(is_there);
+        let most = self.most.unwrap_or_else(|| cpus.map_or_else(all_cpus, |cpus| cpus.count()));
+        match there().min_by_key(|(_, worker)| worker.load) {
+            Some((number, worker)) if worker.load == 0 || there().count() >= usize::from(most.get()) => {
+                Ok(Place(number))
+            }
             _ => {
                 let number = workers.len();
-                workers.push(spawn(number).map_err(PoolError::Spawn)?);
+                workers.push(spawn(number, self.polling, cpus.cloned()).map_err(PoolError::Spawn)?);
                 Ok(Place(number))
             }
         }
@@ -127,12 +138,23 @@ impl<D: Disk> Pool<D> {
     }
 }
 
-fn spawn<D: Disk>(number: usize) -> io::Result<Worker<D>> {
+fn spawn<D: Disk>(number: usize, polling: Polling, cpus: Option<Arc<Cpus>>) -> io::Result<Worker<D>> {
     let (mailbox, inbox) = mailbox()?;
-    let runner = Runner::new(inbox)?;
-    let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(|| {
+    let runner = Runner::new(inbox, polling)?;
+    let place = cpus.clone();
+    let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
         let _stack = AltStack::on_this_thread();
+        if let Some(cpus) = place
+            && let Err(error) = cpus.pin_this_thread()
+        {
+            tracing::warn!(%cpus, %error, "a worker cannot be pinned to its CPUs; it runs on any");
+        }
         runner.run();
     })?;
-    Ok(Worker { mailbox, thread, load: 0 })
+    Ok(Worker { mailbox, thread, cpus, load: 0 })
+}
+
+fn all_cpus() -> NonZeroU16 {
+    let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get());
+    u16::try_from(cpus).ok().and_then(NonZeroU16::new).unwrap_or(NonZeroU16::MIN)
 }

@@ -108,12 +108,12 @@ enum Waiting {
     Unsettled(Held),
 }
 
-/// What a look at a ring found.
+/// How a look at a ring ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Served {
-    /// Nothing more to do until the driver kicks.
+    /// It is empty, or broken. Before it is left alone, [`arm`](Ring::arm) it.
     Idle,
-    /// There is more to do.
+    /// There may be more to do.
     More,
     /// It waits for a flush; the waker will say when to look again.
     Held,
@@ -172,8 +172,22 @@ impl<D: Disk> Ring<D> {
         &self.counters
     }
 
+    /// Whether a look at it would find something to do. Costs one load.
+    #[inline]
+    pub fn has_work(&self) -> bool {
+        self.broken.is_none() && (self.flush.is_some() || self.queue.has_available())
+    }
+
+    /// Asks the driver to kick when it makes chains available. Returns whether some have come meanwhile, for
+    /// which no kick will come.
+    #[inline]
+    pub fn arm(&mut self) -> bool {
+        self.broken.is_none() && self.queue.arm_kicks()
+    }
+
     /// Looks at the ring once: does up to a batch of requests, shows them with one store and calls the driver
-    /// at most once. `waker` is woken when a flush that the ring waits for is done.
+    /// at most once. `waker` is woken when a flush that the ring waits for is done. The driver does not kick
+    /// from then on, unless the ring is [armed](Self::arm).
     #[inline]
     pub fn serve(&mut self, waker: &Waker) -> Served {
         match self.settle() {
@@ -197,9 +211,8 @@ impl<D: Disk> Ring<D> {
             _ if self.memory.is_lost() => self.broke(RingError::GuestMemoryLost),
             Err(error) => self.broke(error),
             // Nothing more is fetched, and no kick needed, until the flush is done.
-            Ok(_) if self.flush.is_some() => return Served::Held,
+            Ok(_) if self.flush.is_some() => {}
             Ok(true) => return Served::More,
-            Ok(false) if self.queue.arm_kicks() => return Served::More,
             Ok(false) => {}
         }
         if self.flush.is_some() { Served::Held } else { Served::Idle }

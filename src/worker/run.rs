@@ -1,111 +1,229 @@
 //! The loop of a worker's thread.
+//!
+//! A ring is *hot* while the worker looks at it: its driver has been asked not to kick. A hot ring that stays
+//! empty is armed and left to its kick; when no ring is hot the worker sleeps. How long "stays" is, is the
+//! [`Window`]'s to say.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::AsRawFd as _;
-use std::sync::Arc;
 use std::task::Waker;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::mailbox::{Command, Inbox, WorkerWaker};
+use super::mailbox::{Command, Inbox};
+use super::poll::{Polling, Window};
 use super::ring::{Ring, RingKey, Served};
 use crate::disk::Disk;
 
 /// Events taken from the kernel at once.
 const EVENTS: usize = 64;
 
-/// The mailbox's event; no ring has this [`token`].
+/// The mailbox's event; no ring has this number.
 const MAILBOX: u64 = u64::MAX;
 
-/// A ring's number in the worker.
-const fn token(key: RingKey) -> u64 {
-    (key.session as u64) << 16 | key.index as u64
+/// Looks at empty rings before the clock is read for the first time: 1 to 3 µs, which cost less than to sleep.
+const UNTIMED_LOOKS: u32 = 32;
+
+/// Looks between two readings of the clock.
+const LOOKS: u32 = 16;
+
+/// How long kicks of other rings may wait while some are hot.
+const GLANCE: Duration = Duration::from_micros(20);
+
+/// A ring that is hot and has had nothing to do for so many glances, while others had, goes back to its kick.
+const QUIET_GLANCES: u8 = 100;
+
+/// Where a ring stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Its driver kicks.
+    Armed,
+    /// It is looked at; glances since it had something to do.
+    Hot { quiet_glances: u8 },
+    /// It waits for a flush.
+    Held,
+    /// Nothing is to be had of it any more.
+    Broken,
 }
 
-/// A ring and whether it is queued to be looked at.
 #[derive(Debug)]
 struct Slot<D: Disk> {
     ring: Box<Ring<D>>,
-    is_ready: bool,
+    state: State,
 }
 
-/// A worker's thread: its rings, and the order in which they are looked at.
+/// A worker's thread: its rings, and which of them are looked at.
 #[derive(Debug)]
 pub(super) struct Runner<D: Disk> {
     inbox: Inbox<D>,
     epoll: Epoll,
-    slots: BTreeMap<u64, Slot<D>>,
-    /// Rings with work: first come, first served, a batch at a time.
-    ready: VecDeque<u64>,
-    /// Rings that wait for a flush.
-    held: Vec<u64>,
+    /// A ring's place here is its number for the kernel. A stale number costs a look at another ring.
+    slots: Vec<Option<Slot<D>>>,
+    /// The rings that are hot; each gets a batch in its turn.
+    hot: Vec<usize>,
+    /// How many are armed: only for these the kernel must be asked.
+    armed: usize,
+    window: Window,
+    last_glance: Instant,
     waker: Waker,
 }
 
 impl<D: Disk> Runner<D> {
     /// # Errors
     /// No descriptor is left.
-    pub(super) fn new(inbox: Inbox<D>) -> io::Result<Self> {
+    pub(super) fn new(inbox: Inbox<D>, polling: Polling) -> io::Result<Self> {
         let epoll = Epoll::new()?;
-        let event = EpollEvent::new(EventSet::IN, MAILBOX);
-        epoll.ctl(ControlOperation::Add, inbox.wake.as_raw_fd(), event)?;
-        let waker = Waker::from(Arc::new(WorkerWaker(inbox.wake.clone())));
-        let (slots, ready, held) = (BTreeMap::new(), VecDeque::new(), Vec::new());
-        Ok(Self { inbox, epoll, slots, ready, held, waker })
+        // Edge-triggered, here and for kicks: they wake us without having to be read.
+        let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, MAILBOX);
+        epoll.ctl(ControlOperation::Add, inbox.bell.event().as_raw_fd(), event)?;
+        let waker = Waker::from(inbox.bell.clone());
+        let (slots, hot, window) = (Vec::new(), Vec::new(), Window::new(polling));
+        Ok(Self { inbox, epoll, slots, hot, armed: 0, window, last_glance: Instant::now(), waker })
     }
 
     /// Serves its rings until it is told to stop. Sleeps when there is nothing to do.
     pub(super) fn run(mut self) {
-        let mut events = [EpollEvent::default(); EVENTS];
         loop {
-            let timeout_ms = if self.ready.is_empty() { -1 } else { 0 };
-            // Only EINTR can fail here, and then there is nothing to do but to wait again.
-            let count = self.epoll.wait(timeout_ms, &mut events).unwrap_or(0);
-            let mut has_mail = false;
-            for event in events.iter().take(count) {
-                match event.data() {
-                    MAILBOX => has_mail = true,
-                    token => self.mark_ready(token),
-                }
-            }
-            if has_mail && !self.read_mail() {
+            if self.inbox.bell.has_rung() && !self.read_mail() {
                 return;
             }
-            self.serve_ready();
-        }
-    }
-
-    /// One batch for each ring that had work when the round began.
-    fn serve_ready(&mut self) {
-        for _ in 0..self.ready.len() {
-            let Some(token) = self.ready.pop_front() else { return };
-            // A ring that was taken back may still be queued.
-            let Some(slot) = self.slots.get_mut(&token) else { continue };
-            let served = slot.ring.serve(&self.waker);
-            slot.is_ready = served == Served::More;
-            match served {
-                Served::Idle => {}
-                Served::More => self.ready.push_back(token),
-                Served::Held if self.held.contains(&token) => {}
-                Served::Held => self.held.push(token),
+            if !self.serve_hot() {
+                self.pause();
+            } else if self.armed > 0 {
+                self.glance(Instant::now());
             }
         }
     }
 
-    fn mark_ready(&mut self, token: u64) {
-        if let Some(slot) = self.slots.get_mut(&token).filter(|slot| !slot.is_ready) {
-            slot.is_ready = true;
-            self.ready.push_back(token);
+    /// One batch for each hot ring that has something to do. Returns whether any had.
+    #[inline]
+    fn serve_hot(&mut self) -> bool {
+        let mut has_served = false;
+        let mut turn = 0;
+        while let Some(&number) = self.hot.get(turn) {
+            let Some(slot) = self.slots.get_mut(number).and_then(Option::as_mut) else { break };
+            if slot.ring.has_work() {
+                has_served = true;
+                slot.state = State::Hot { quiet_glances: 0 };
+                let rests = match slot.ring.serve(&self.waker) {
+                    Served::Held => Some(State::Held),
+                    _ if slot.ring.is_broken() => Some(State::Broken),
+                    Served::Idle | Served::More => None,
+                };
+                if let Some(state) = rests {
+                    slot.state = state;
+                    self.hot.swap_remove(turn);
+                    continue;
+                }
+            }
+            turn = turn.wrapping_add(1);
+        }
+        has_served
+    }
+
+    /// Nothing is to be done: waits until there is, looking or sleeping.
+    fn pause(&mut self) {
+        if !self.window.length().is_zero() && !self.hot.is_empty() && self.look(UNTIMED_LOOKS) {
+            return;
+        }
+        let start = Instant::now();
+        let mut now = start;
+        while !self.hot.is_empty() && now.saturating_duration_since(start) < self.window.length() {
+            self.glance(now);
+            let has_work = self.look(LOOKS);
+            now = Instant::now();
+            if has_work {
+                return self.window.learn(now.saturating_duration_since(start));
+            }
+        }
+        if self.arm_hot() {
+            return;
+        }
+        self.wait_for_events(-1);
+        self.window.learn(start.elapsed());
+    }
+
+    /// Looks at the hot rings, and for mail, so many times. Returns whether there is something to do.
+    #[inline]
+    fn look(&self, times: u32) -> bool {
+        let has_work = |number: &usize| {
+            self.slots.get(*number).and_then(Option::as_ref).is_some_and(|it| it.ring.has_work())
+        };
+        for _ in 0..times {
+            if self.hot.iter().any(has_work) || self.inbox.bell.is_ringing() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        false
+    }
+
+    /// Leaves the hot rings to their kicks. Returns whether one has got something to do meanwhile.
+    fn arm_hot(&mut self) -> bool {
+        let Self { slots, hot, armed, .. } = self;
+        hot.retain(|number| {
+            let Some(slot) = slots.get_mut(*number).and_then(Option::as_mut) else { return false };
+            if slot.ring.arm() {
+                return true;
+            }
+            slot.state = State::Armed;
+            *armed = armed.saturating_add(1);
+            false
+        });
+        !hot.is_empty()
+    }
+
+    /// Now and then: looks after kicks of other rings while some are hot, and lets go of those that have had
+    /// nothing to do for long.
+    fn glance(&mut self, now: Instant) {
+        if self.armed == 0 || now.saturating_duration_since(self.last_glance) < GLANCE {
+            return;
+        }
+        self.last_glance = now;
+        self.wait_for_events(0);
+        let Self { slots, hot, armed, .. } = self;
+        hot.retain(|number| {
+            let Some(slot) = slots.get_mut(*number).and_then(Option::as_mut) else { return false };
+            let State::Hot { quiet_glances } = &mut slot.state else { return false };
+            *quiet_glances = quiet_glances.saturating_add(1);
+            if *quiet_glances <= QUIET_GLANCES || slot.ring.arm() {
+                return true;
+            }
+            slot.state = State::Armed;
+            *armed = armed.saturating_add(1);
+            false
+        });
+    }
+
+    fn wait_for_events(&mut self, timeout_ms: i32) {
+        let mut events = [EpollEvent::default(); EVENTS];
+        // Only EINTR can fail here, and then there is nothing to do but to look again.
+        let count = self.epoll.wait(timeout_ms, &mut events).unwrap_or(0);
+        for event in events.iter().take(count) {
+            // That of the mailbox has woken us, and that was all it had to do.
+            if let Ok(number) = usize::try_from(event.data()) {
+                self.heat(number, State::Armed);
+            }
         }
     }
 
-    /// Obeys the control plane, and looks after rings whose flush may be done. Returns whether to go on. An answer that nobody waits for any more is dropped.
+    /// A ring that is in this state gets its turns from now on.
+    fn heat(&mut self, number: usize, from: State) {
+        let Some(slot) = self.slots.get_mut(number).and_then(Option::as_mut) else { return };
+        if slot.state == from {
+            slot.state = State::Hot { quiet_glances: 0 };
+            self.hot.push(number);
+            self.armed = self.armed.saturating_sub(usize::from(from == State::Armed));
+        }
+    }
+
+    /// Obeys the control plane, and looks after rings whose flush may be done. Returns whether to go on. An
+    /// answer that nobody waits for any more is dropped.
+    #[cold]
     fn read_mail(&mut self) -> bool {
-        // Emptied before anything is looked at, so that nothing is slept over.
-        let _ = self.inbox.wake.read();
-        for token in std::mem::take(&mut self.held) {
-            self.mark_ready(token);
+        for number in 0..self.slots.len() {
+            self.heat(number, State::Held);
         }
         while let Ok(command) = self.inbox.commands.try_recv() {
             match command {
@@ -118,17 +236,26 @@ impl<D: Disk> Runner<D> {
     }
 
     fn attach(&mut self, ring: Box<Ring<D>>) -> io::Result<()> {
-        let token = token(ring.key());
-        // Edge-triggered: a kick wakes us without the eventfd having to be read.
-        let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, token);
+        let free = self.slots.iter().position(Option::is_none).unwrap_or(self.slots.len());
+        let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, free as u64);
         self.epoll.ctl(ControlOperation::Add, ring.kick().as_raw_fd(), event)?;
-        self.slots.insert(token, Slot { ring, is_ready: false });
-        self.mark_ready(token);
+        let slot = Some(Slot { ring, state: State::Hot { quiet_glances: 0 } });
+        match self.slots.get_mut(free) {
+            Some(place) => *place = slot,
+            None => self.slots.push(slot),
+        }
+        // Whatever becomes of it, there is room among the hot ones.
+        self.hot.push(free);
+        self.hot.reserve(self.slots.len().saturating_sub(self.hot.len()));
         Ok(())
     }
 
     fn detach(&mut self, key: RingKey) -> Option<Box<Ring<D>>> {
-        let Slot { ring, .. } = self.slots.remove(&token(key))?;
+        let has_key = |slot: &Option<Slot<D>>| slot.as_ref().is_some_and(|slot| slot.ring.key() == key);
+        let number = self.slots.iter().position(has_key)?;
+        let Slot { ring, state } = self.slots.get_mut(number)?.take()?;
+        self.hot.retain(|hot| *hot != number);
+        self.armed = self.armed.saturating_sub(usize::from(state == State::Armed));
         let nothing = EpollEvent::default();
         // Cannot fail for a descriptor that was added; the ring still holds it open.
         let _ = self.epoll.ctl(ControlOperation::Delete, ring.kick().as_raw_fd(), nothing);

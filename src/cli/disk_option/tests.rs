@@ -41,7 +41,11 @@ fn what_is_not_said_has_its_default() {
 
 #[test]
 fn a_disk_goes_before_what_holds_for_all() {
-    let defaults = Defaults { require_durable: Some(Durability::CacheLine), deep_flush: DeepFlush::Never };
+    let defaults = Defaults {
+        require_durable: Some(Durability::CacheLine),
+        deep_flush: DeepFlush::Never,
+        ..Defaults::default()
+    };
     for (text, class, deep_flush) in [
         ("", Some(Durability::CacheLine), DeepFlush::Never),
         (",require-durable", Some(Durability::Page), DeepFlush::Never),
@@ -49,7 +53,7 @@ fn a_disk_goes_before_what_holds_for_all() {
         (",require-durable=off", None, DeepFlush::Never),
     ] {
         let option = parse(&format!("path=a,socket=s{text}")).unwrap();
-        let disk = into_configs(vec![option], defaults).remove(0);
+        let disk = into_configs(vec![option], defaults.clone()).remove(0);
         assert_eq!((disk.require_durable, disk.deep_flush), (class, deep_flush), "{text}");
     }
 }
@@ -94,6 +98,9 @@ fn errors_say_what_and_what_to_do() {
         (",lock=yes", "lock=yes: `yes` is not a lock mode; use on, wait or off"),
         (",require-durable=yes", "require-durable=yes: write page, cacheline, byte or off"),
         (",discard=no", "discard=no: `no` is none of its values; use auto, ignore, unmap"),
+        (",cpus=all", "cpus=all: write CPU numbers below 1024 and ranges of them"),
+        (",numa=1", "numa=1: write auto or off"),
+        (",cpus=1,numa=auto", "cpus and numa=auto both say where its workers run; leave one of them out"),
         (",size=1X", "is not a size; write bytes, or a whole number with K, M, G, T or P"),
         (",size", "size has no value; write size=SIZE"),
         (",name=", "name has no value; write name=NAME"),
@@ -106,6 +113,22 @@ fn errors_say_what_and_what_to_do() {
     }
     assert!(error("path=a").ends_with("socket is missing; add socket=SOCKET"));
     assert!(error("socket=a").ends_with("path is missing; add path=FILE"));
+}
+
+#[test]
+fn a_disk_says_where_its_workers_run_or_all_of_them_do() {
+    let set = |text: &str| CpuChoice::Set(text.parse().unwrap());
+    let defaults = Defaults { cpus: set("7"), ..Defaults::default() };
+    for (text, choice) in [
+        ("", set("7")),
+        (",cpus=2-5,,8", set("2-5,8")),
+        (",numa=auto", CpuChoice::NearBacking),
+        (",numa=off", CpuChoice::Any),
+        (",numa=off,cpus=3", set("3")),
+    ] {
+        let option = parse(&format!("path=a,socket=s{text}")).unwrap();
+        assert_eq!(into_configs(vec![option], defaults.clone()).remove(0).cpus, choice, "{text}");
+    }
 }
 
 #[test]

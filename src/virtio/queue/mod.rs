@@ -36,6 +36,10 @@ pub trait Virtqueue {
     /// [`RingError`]: the driver broke the ring's rules so that there is no way to go on with it.
     fn pop<'a>(&'a mut self, memory: &'a mut Translator) -> Result<Option<Chain<'a>>, RingError>;
 
+    /// Whether the driver has made chains available that are not taken yet, or broken the ring's rules about
+    /// it: [`pop`](Self::pop) will tell.
+    fn has_available(&self) -> bool;
+
     /// Notes a finished chain in the ring. The driver does not see it before [`publish`](Self::publish).
     fn complete(&mut self, completion: Completion);
 

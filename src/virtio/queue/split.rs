@@ -305,6 +305,11 @@ impl Virtqueue for SplitQueue {
     }
 
     #[inline]
+    fn has_available(&self) -> bool {
+        self.waiting() != Ok(0)
+    }
+
+    #[inline]
     fn complete(&mut self, completion: Completion) {
         let slot = usize::from(self.next_used & self.mask);
         let element = [u32::from(completion.head()).to_le(), completion.written_bytes().to_le()];
@@ -349,8 +354,7 @@ impl Virtqueue for SplitQueue {
         }
         // The driver makes chains available and then reads this: one of us sees the other.
         fence(Ordering::SeqCst);
-        // A broken index is found by the next pop.
-        self.waiting() != Ok(0)
+        self.has_available()
     }
 
     fn next_used(&self) -> u16 {

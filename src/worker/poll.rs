@@ -1,0 +1,123 @@
+//! How long a worker looks at its rings before it sleeps.
+
+use std::time::Duration;
+
+/// Whether a worker whose rings are empty goes on looking at them.
+///
+/// Looking costs CPU time, sleeping costs the driver a kick and the worker a wake-up: some 5 to 30 µs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Polling {
+    /// It sleeps at once.
+    Never,
+    /// It looks for as long as pays, but for no longer than this. What pays is learnt from the pauses between
+    /// requests: where they are longer it soon does not look at all.
+    UpTo(Duration),
+    /// It looks for ever, as long as it has a ring.
+    Always,
+}
+
+impl Polling {
+    /// What is good for most: longer than the pause of a driver that sends one request at a time, and too
+    /// short to be noticed when the requests end.
+    pub const DEFAULT: Self = Self::UpTo(Duration::from_micros(50));
+}
+
+impl Default for Polling {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+/// Where a window that has been closed begins again.
+const FIRST: Duration = Duration::from_micros(4);
+
+/// How long it pays to look, learnt from how long the rings were empty.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Window {
+    polling: Polling,
+    length: Duration,
+}
+
+impl Window {
+    pub(super) const fn new(polling: Polling) -> Self {
+        let length = match polling {
+            Polling::Never | Polling::UpTo(_) => Duration::ZERO,
+            Polling::Always => Duration::MAX,
+        };
+        Self { polling, length }
+    }
+
+    /// How long to look. Zero: not at all.
+    pub(super) const fn length(&self) -> Duration {
+        self.length
+    }
+
+    /// The rings were empty for `pause`, of which the worker has looked at them for as long as the window is.
+    ///
+    /// A pause that a longer window would have met makes it longer; one that no allowed window meets makes it
+    /// shorter, down to nothing.
+    pub(super) fn learn(&mut self, pause: Duration) {
+        let Polling::UpTo(most) = self.polling else { return };
+        if pause <= self.length {
+            return;
+        }
+        self.length = if pause > most {
+            let shorter = self.length / 2;
+            if shorter < FIRST { Duration::ZERO } else { shorter }
+        } else {
+            self.length.saturating_mul(2).max(FIRST).min(most)
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOST: Duration = Duration::from_micros(50);
+
+    fn micros(count: u64) -> Duration {
+        Duration::from_micros(count)
+    }
+
+    #[test]
+    fn a_window_grows_until_it_meets_the_pauses() {
+        let mut window = Window::new(Polling::UpTo(MOST));
+        let lengths: Vec<_> = (0..6)
+            .map(|_| {
+                window.learn(micros(20));
+                window.length()
+            })
+            .collect();
+        assert_eq!(lengths, [4, 8, 16, 32, 32, 32].map(micros));
+        window.learn(micros(45));
+        assert_eq!(window.length(), MOST, "and not beyond what is allowed");
+    }
+
+    #[test]
+    fn long_pauses_close_it() {
+        let mut window = Window::new(Polling::UpTo(MOST));
+        (0..6).for_each(|_| window.learn(micros(40)));
+        assert_eq!(window.length(), MOST);
+        let mut looked = Duration::ZERO;
+        while !window.length().is_zero() {
+            looked += window.length();
+            window.learn(micros(51));
+        }
+        assert!(looked < 2 * MOST);
+        window.learn(Duration::MAX);
+        assert_eq!(window.length(), Duration::ZERO);
+    }
+
+    #[test]
+    fn never_and_always_learn_nothing() {
+        for (polling, length) in [(Polling::Never, Duration::ZERO), (Polling::Always, Duration::MAX)] {
+            let mut window = Window::new(polling);
+            [1, 30, 1000].into_iter().for_each(|pause| window.learn(micros(pause)));
+            assert_eq!(window.length(), length);
+        }
+        let mut off = Window::new(Polling::UpTo(Duration::ZERO));
+        off.learn(micros(1));
+        assert_eq!(off.length(), Duration::ZERO, "nothing is allowed");
+    }
+}

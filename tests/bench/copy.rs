@@ -8,13 +8,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::print_stdout, clippy::cast_possible_truncation)]
 
-use std::fs::File;
+mod common;
+
 use std::hint::black_box;
-use std::os::fd::AsRawFd as _;
-use std::ptr::null_mut;
 use std::time::Instant;
 
 use vhost_user_pmem::copy::{Engine, Persist, Segment, Segments, Stores, prefetch_line, store_fence};
+
+use common::{Random, map, memfd, quartiles};
 
 const MEDIA_BYTES: usize = 1 << 30;
 const GUEST_BYTES: usize = 64 << 20;
@@ -49,7 +50,7 @@ fn main() {
         words.iter().any(|word| word == what) || !words.iter().any(|word| all.contains(&word.as_str()))
     };
     let sizes = SIZES.map(|size| size.to_string());
-    let (media, guest) = (map(MEDIA_BYTES, rounds > 1), map(GUEST_BYTES, true));
+    let (media, guest) = (bytes(MEDIA_BYTES, rounds > 1), bytes(GUEST_BYTES, true));
     println!("this CPU: {}", Engine::best().describe());
     let all = [("writes", writes as fn() -> Vec<Candidate<'static>>), ("reads", reads), ("zeroes", zeroes)];
     for (what, candidates) in all {
@@ -218,36 +219,7 @@ fn report(size: usize, candidates: &[Candidate<'_>]) {
     println!();
 }
 
-fn quartiles(numbers: impl Iterator<Item = f64>) -> [f64; 3] {
-    let mut numbers: Vec<f64> = numbers.collect();
-    numbers.sort_by(f64::total_cmp);
-    [1, 2, 3].map(|quarter| numbers[(numbers.len() - 1) * quarter / 4])
-}
-
 /// Bytes of a file in memory, as a disk's and a guest's are.
-fn map(bytes: usize, populate: bool) -> *mut u8 {
-    let memfd = rustix::fs::memfd_create("bench", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-    let file = File::from(memfd);
-    file.set_len(bytes as u64).unwrap();
-    let access = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: the kernel chooses an address that is free.
-    let base = unsafe { libc::mmap(null_mut(), bytes, access, libc::MAP_SHARED, file.as_raw_fd(), 0) };
-    assert_ne!(base, libc::MAP_FAILED);
-    if populate {
-        // SAFETY: our own mapping.
-        unsafe { libc::madvise(base, bytes, libc::MADV_POPULATE_WRITE) };
-    }
-    base.cast()
-}
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((mixed ^ (mixed >> 31)) % limit as u64) as usize
-    }
+fn bytes(bytes: usize, populate: bool) -> *mut u8 {
+    map(&memfd(bytes), bytes, populate)
 }

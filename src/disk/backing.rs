@@ -62,6 +62,11 @@ impl Disk for Backing {
     }
 
     #[inline]
+    fn prefetch(&self, offset: u64) {
+        either!(self, disk => disk.prefetch(offset));
+    }
+
+    #[inline]
     fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
         either!(self, disk => disk.read(offset, into))
     }

@@ -56,6 +56,11 @@ impl Disk for FileDisk {
     }
 
     #[inline]
+    fn prefetch(&self, offset: u64) {
+        self.mapping.prefetch(offset);
+    }
+
+    #[inline]
     fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
         self.mapping.read(offset, into)
     }

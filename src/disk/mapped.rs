@@ -291,6 +291,14 @@ impl Disk for MappedDisk {
     }
 
     #[inline]
+    fn prefetch(&self, offset: u64) {
+        // Bad media is not to be touched, not even so.
+        if self.bad.is_empty() {
+            self.mapping.prefetch(offset);
+        }
+    }
+
+    #[inline]
     fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
         if !self.bad.is_empty() && self.bad.touch(offset, into.total_bytes() as u64) {
             return Err(bad_media("reading bad media"));

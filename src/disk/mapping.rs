@@ -209,6 +209,14 @@ impl Mapping {
         self.complete("reading the mapping", src, into.total_bytes(), left)
     }
 
+    /// Asks the CPU for the line at `offset`, if it is inside, and so for its address's translation.
+    #[inline]
+    pub fn prefetch(&self, offset: u64) {
+        if let Ok(start) = self.at(offset, 1) {
+            copy::prefetch_line(start);
+        }
+    }
+
     /// Stores `from` at `offset`.
     ///
     /// # Errors

@@ -166,6 +166,13 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
         len
     }
 
+    /// A read or a write at `offset`, which need not be inside the disk, is likely to come soon. A hint, and free
+    /// to be ignored.
+    #[inline]
+    fn prefetch(&self, offset: u64) {
+        let _ = offset;
+    }
+
     /// Fills `into` with the bytes at `offset`.
     ///
     /// # Errors

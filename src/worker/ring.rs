@@ -17,11 +17,14 @@ use crate::virtio::memory::{MemoryTable, Translator};
 use crate::virtio::queue::{Completion, RingError, RingLayout, SplitQueue, Virtqueue};
 
 /// Requests after which completions are shown to the driver even if more are waiting.
-const BATCH_REQUESTS: usize = 32;
+const BATCH_REQUESTS: u16 = 32;
 
 /// Bytes after which they are as well: a driver with large requests should have the first ones back while
 /// the others are copied, and other rings of the worker their turn.
 const BATCH_BYTES: u64 = 256 << 10;
+
+/// Requests whose media is asked for at once.
+const LOOK_AHEAD: u16 = 16;
 
 /// Which ring: unique in the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -140,7 +143,7 @@ impl<D: Disk> Ring<D> {
             connection,
             counters: Counters::default(),
             broken: None,
-            held: Vec::with_capacity(BATCH_REQUESTS),
+            held: Vec::with_capacity(usize::from(BATCH_REQUESTS)),
             flush: None,
             log_limit,
         })
@@ -222,7 +225,10 @@ impl<D: Disk> Ring<D> {
     #[inline]
     fn batch(&mut self) -> Result<bool, RingError> {
         let start_bytes = self.counters.moved_bytes();
-        for _ in 0..BATCH_REQUESTS {
+        for number in 0..BATCH_REQUESTS {
+            if number.is_multiple_of(LOOK_AHEAD) {
+                self.look_ahead();
+            }
             if self.counters.moved_bytes().wrapping_sub(start_bytes) >= BATCH_BYTES {
                 break;
             }
@@ -240,6 +246,15 @@ impl<D: Disk> Ring<D> {
             }
         }
         Ok(true)
+    }
+
+    /// Asks for the media of the next requests, one right after the other: their page walks overlap then.
+    #[inline]
+    fn look_ahead(&mut self) {
+        for ahead in 0..LOOK_AHEAD {
+            let Some(header) = self.queue.peek(ahead, &mut self.memory) else { return };
+            self.device.expect(&header);
+        }
     }
 
     /// Answers what waited for a flush, once that is done. Returns whether nothing waits any more.

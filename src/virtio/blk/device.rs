@@ -9,7 +9,7 @@ use super::cache::CacheMode;
 use super::config_space::ConfigSpace;
 use super::counters::{Counters, Effect};
 use super::features;
-use super::request::{Operation, Refusal, parse, parse_ranges};
+use super::request::{HEADER_BYTES, Operation, Refusal, guess_offset, parse, parse_ranges};
 use super::units::{Limits, SECTOR_BYTES};
 use crate::copy::{self, Segments};
 use crate::disk::{Disk, DiskError, Flusher, Ticket};
@@ -155,6 +155,14 @@ impl<D: Disk> Device<D> {
         // The statuses are 0, 1 and 2.
         status.store(u8::try_from(outcome.status).unwrap_or(u8::MAX))?;
         Ok(Answer::Done(completion))
+    }
+
+    /// A request that begins with this header will probably come soon.
+    #[inline]
+    pub fn expect(&self, header: &[u8; HEADER_BYTES]) {
+        if let Some(offset) = guess_offset(header) {
+            self.disk.prefetch(offset);
+        }
     }
 
     /// Orders all writes of a batch before its completions are published.

@@ -11,7 +11,7 @@ use crate::copy::{self, Segments};
 use crate::virtio::queue::Buffer;
 
 /// Length of the header: type, reserved, sector.
-const HEADER_BYTES: usize = 16;
+pub(super) const HEADER_BYTES: usize = 16;
 
 /// Length of one range of a DISCARD or WRITE_ZEROES: sector, number of sectors, flags.
 const RANGE_BYTES: usize = 16;
@@ -111,6 +111,16 @@ pub fn parse<'a>(
         }
         _ => Err(Refusal::Unsupported),
     }
+}
+
+/// Where a request that begins with this header will read or write, if that is what it asks: a guess, of which
+/// nothing is checked.
+#[inline]
+pub(super) fn guess_offset(header: &[u8; HEADER_BYTES]) -> Option<u64> {
+    let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = *header;
+    let moves_data =
+        matches!(u32::from_le_bytes([t0, t1, t2, t3]), spec::VIRTIO_BLK_T_IN | spec::VIRTIO_BLK_T_OUT);
+    u64::from_le_bytes(sector).checked_mul(SECTOR_BYTES).filter(|_| moves_data)
 }
 
 /// Offset in bytes of a transfer of whole blocks inside the disk, with no data in the other direction.

@@ -36,6 +36,10 @@ pub trait Virtqueue {
     /// [`RingError`]: the driver broke the ring's rules so that there is no way to go on with it.
     fn pop<'a>(&'a mut self, memory: &'a mut Translator) -> Result<Option<Chain<'a>>, RingError>;
 
+    /// The first bytes of a chain that is to be popped later, `ahead` chains after the next one: a guess at what
+    /// it will ask, of which nothing has been checked and which will be read again.
+    fn peek<const N: usize>(&self, ahead: u16, memory: &mut Translator) -> Option<[u8; N]>;
+
     /// Whether the driver has made chains available that are not taken yet, or broken the ring's rules about
     /// it: [`pop`](Self::pop) will tell.
     fn has_available(&self) -> bool;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU16, Ordering, fence};
 use super::chain::{Buffer, Chain, Completion, Flaw, Head};
 use super::notify::{NO_INTERRUPT, NO_NOTIFY, passed};
 use super::{MAX_QUEUE_SIZE, RingError, Virtqueue};
-use crate::copy::Segment;
+use crate::copy::{self, Segment, Segments};
 use crate::virtio::memory::{MemoryTable, Translator};
 
 /// Descriptor flags (VIRTIO 1.2 §2.7.5): the chain goes on, the device writes, a table of descriptors.
@@ -302,6 +302,26 @@ impl Virtqueue for SplitQueue {
         let writable = unsafe { Buffer::new(writable, bounded(walk.writable_bytes)) };
         let (bytes, flaw) = (walk.declared_bytes, walk.flaw);
         Ok(Some(Chain::new(Head::new(head), readable, writable, memory.table(), bytes, flaw)))
+    }
+
+    #[inline]
+    fn peek<const N: usize>(&self, ahead: u16, memory: &mut Translator) -> Option<[u8; N]> {
+        if self.waiting().ok()? <= ahead {
+            return None;
+        }
+        let slot = usize::from(self.next_avail.wrapping_add(ahead) & self.mask);
+        let head = u16::from_le(self.available_word(4 + slot * 2).load(Ordering::Relaxed));
+        let mut first = self.table.read(head).ok()?;
+        if first.flags & INDIRECT != 0 {
+            let base = memory.resolve(first.address, u64::from(DESCRIPTOR_BYTES))?;
+            first = Table { base, len: 1 }.read(0).ok()?;
+        }
+        let start = memory.resolve(first.address, N as u64)?;
+        let bytes = [Segment::new(start, N)];
+        // SAFETY: the translator found the segment in its table, which it keeps mapped.
+        let bytes = unsafe { Segments::new(&bytes) };
+        let mut peeked = [0; N];
+        (copy::load_slice(bytes, &mut peeked) == N).then_some(peeked)
     }
 
     #[inline]

@@ -1,16 +1,16 @@
 //! A recorder under the routines: what the media got, in the order of the program. For tests.
 //!
-//! It stands in for the four routines of an [`Engine`] and is told of the small moves and of the fence by the
-//! functions that make them. The bytes are really moved, by the engine that is recorded; what is stored
-//! elsewhere than into a disk's mapping is not noted.
+//! It stands in for the four routines of an [`Engine`] and is told of the small moves, of the fences and of
+//! system calls by the functions that make them. The bytes are really moved, by the engine that is recorded;
+//! what is stored elsewhere than into a disk's mapping or file is not noted.
 
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use super::engine::{Engine, LineFlush, Stores};
-use super::fault;
+use super::{Segments, fault, load_slice};
 
 /// Length of a cache line.
 pub(crate) const LINE_BYTES: usize = 64;
@@ -27,6 +27,20 @@ pub(crate) enum Via {
     CacheBytes,
     /// Non-temporally: on the media at any time, in any order, and for certain after a fence.
     Stream,
+    /// The file system, which writes bytes, zeroes them or gives their space back: on the media at any time,
+    /// and for certain once everything was synced.
+    File,
+}
+
+/// What a sync waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Synced {
+    /// The bytes of the mapping from here to there (`msync`).
+    Range { start: u64, end: u64 },
+    /// All bytes of the file, and where they lie (`fdatasync`).
+    Everything,
+    /// What the memory controller has taken but not yet stored (a deep flush).
+    Queues,
 }
 
 /// What happened.
@@ -38,6 +52,10 @@ pub(crate) enum Event {
     FlushLine { at: usize, is_ordered: bool },
     /// All earlier stores and flushes of this CPU come before all later ones.
     Fence,
+    /// A sync has begun; on one CPU there is one at a time.
+    SyncBegins(Synced),
+    /// It is over.
+    SyncEnds,
     /// What the test looks at is this now; it was something else before the event before.
     Seen(u64),
 }
@@ -55,6 +73,16 @@ pub(crate) enum Forgets {
     Nothing,
     LineFlushes,
     Fences,
+    Syncs,
+}
+
+/// Asked before each event; called after it, when others may go on.
+pub(crate) trait Watch: Send + Sync {
+    /// What a driver sees. An acknowledgement is where somebody else sees it.
+    fn seen(&self) -> u64;
+
+    /// This has happened on that CPU.
+    fn happened(&self, cpu: usize, event: &Event);
 }
 
 struct Recorder {
@@ -62,70 +90,86 @@ struct Recorder {
     engine: &'static Engine,
     twin: &'static Engine,
     forgets: Forgets,
-    cpu: usize,
-    watch: Box<dyn Fn() -> u64>,
-    seen: u64,
-    log: Vec<Logged>,
+    watch: Arc<dyn Watch>,
+    seen: Mutex<u64>,
+    log: Mutex<Vec<Logged>>,
 }
+
+/// The recorder of a thread, and the CPU it takes itself for.
+type Attached = Option<(Arc<Recorder>, usize)>;
 
 thread_local! {
-    static RECORDER: RefCell<Option<Recorder>> = const { RefCell::new(None) };
+    static RECORDER: RefCell<Attached> = const { RefCell::new(None) };
 }
 
-/// A recording on this thread; ends when dropped.
+/// A recording.
+#[derive(Clone)]
+pub(crate) struct Recording(Arc<Recorder>);
+
+/// A thread that takes part in a recording until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Recording(());
+pub(crate) struct OnCpu(());
 
-impl Recording {
-    /// Records what `engine`, number so and so of [`Engine::available`], does on this thread. `watch` is
-    /// asked before each event: an acknowledgement is where somebody else sees it.
-    pub(crate) fn start(engine: usize, forgets: Forgets, watch: Box<dyn Fn() -> u64>) -> Self {
-        static ENGINES: OnceLock<Vec<(Engine, Engine)>> = OnceLock::new();
-        let engines = ENGINES.get_or_init(|| {
-            Engine::available().into_iter().map(|engine| (engine, twin_of(&engine))).collect()
-        });
-        let (engine, twin) = &engines[engine];
-        let seen = watch();
-        let log = Vec::new();
-        RECORDER.set(Some(Recorder { engine, twin, forgets, cpu: 0, watch, seen, log }));
-        Self(())
-    }
-
-    /// What is done from now on is done by another CPU.
-    pub(crate) fn on_cpu(&self, cpu: usize) {
-        RECORDER.with_borrow_mut(|recorder| recorder.as_mut().unwrap().cpu = cpu);
-    }
-
-    /// Asks the watch now, whatever happens next.
-    pub(crate) fn look(&self) {
-        RECORDER.with_borrow_mut(|recorder| recorder.as_mut().unwrap().look());
-    }
-
-    /// What was recorded.
-    pub(crate) fn finish(self) -> Vec<Logged> {
-        self.look();
-        RECORDER.take().unwrap().log
-    }
-}
-
-impl Drop for Recording {
+impl Drop for OnCpu {
     fn drop(&mut self) {
         RECORDER.set(None);
     }
 }
 
+impl std::fmt::Debug for Recording {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Recording")
+    }
+}
+
+impl Recording {
+    /// Will record what `engine`, number so and so of [`Engine::available`], does on threads that take part.
+    pub(crate) fn new(engine: usize, forgets: Forgets, watch: Arc<dyn Watch>) -> Self {
+        static ENGINES: OnceLock<Vec<(Engine, Engine)>> = OnceLock::new();
+        let engines = ENGINES.get_or_init(|| {
+            Engine::available().into_iter().map(|engine| (engine, twin_of(&engine))).collect()
+        });
+        let (engine, twin) = &engines[engine];
+        let seen = Mutex::new(watch.seen());
+        Self(Arc::new(Recorder { engine, twin, forgets, watch, seen, log: Mutex::default() }))
+    }
+
+    /// What this thread does from now on is done by this CPU.
+    pub(crate) fn on_cpu(&self, cpu: usize) -> OnCpu {
+        RECORDER.set(Some((self.0.clone(), cpu)));
+        OnCpu(())
+    }
+
+    /// Asks the watch now, whatever happens next.
+    pub(crate) fn look(&self, cpu: usize) {
+        self.0.look(cpu);
+    }
+
+    /// What was recorded so far.
+    pub(crate) fn log(&self) -> Vec<Logged> {
+        self.0.log().clone()
+    }
+}
+
 impl Recorder {
-    fn look(&mut self) {
-        let now = (self.watch)();
-        if now != self.seen {
-            self.seen = now;
-            self.log.push(Logged { cpu: self.cpu, event: Event::Seen(now) });
+    fn log(&self) -> MutexGuard<'_, Vec<Logged>> {
+        self.log.lock().unwrap()
+    }
+
+    fn look(&self, cpu: usize) {
+        let now = self.watch.seen();
+        let mut seen = self.seen.lock().unwrap();
+        if now != *seen {
+            *seen = now;
+            self.log().push(Logged { cpu, event: Event::Seen(now) });
         }
     }
 
-    fn note(&mut self, event: Event) {
-        self.look();
-        self.log.push(Logged { cpu: self.cpu, event });
+    fn note(&self, cpu: usize, event: Event) {
+        self.look(cpu);
+        self.log().push(Logged { cpu, event: event.clone() });
+        // No lock is held: others may note something before this returns.
+        self.watch.happened(cpu, &event);
     }
 
     /// How the routines for whole lines store.
@@ -134,18 +178,72 @@ impl Recorder {
     }
 }
 
+/// The recorder of this thread, if there is one.
+fn recorder() -> Attached {
+    RECORDER.with_borrow(Clone::clone)
+}
+
 /// The engine that records, if somebody does on this thread.
 pub(super) fn engine() -> Option<&'static Engine> {
-    RECORDER.with_borrow(|recorder| recorder.as_ref().map(|recorder| recorder.twin))
+    RECORDER.with_borrow(|recorder| recorder.as_ref().map(|(recorder, _)| recorder.twin))
+}
+
+/// The CPU that this thread takes itself for.
+pub(crate) fn cpu() -> Option<usize> {
+    RECORDER.with_borrow(|recorder| recorder.as_ref().map(|(_, cpu)| *cpu))
 }
 
 /// Notes a fence.
 pub(super) fn fenced() {
-    RECORDER.with_borrow_mut(|recorder| {
-        if let Some(recorder) = recorder.as_mut().filter(|recorder| recorder.forgets != Forgets::Fences) {
-            recorder.note(Event::Fence);
-        }
-    });
+    let Some((recorder, cpu)) = recorder() else { return };
+    if recorder.forgets != Forgets::Fences {
+        recorder.note(cpu, Event::Fence);
+    }
+}
+
+/// Notes what has been written to the file. The kernel copies piece by piece.
+pub(super) fn wrote_file(at: u64, from: Segments<'_>) {
+    let Some((recorder, cpu)) = recorder() else { return };
+    let mut bytes = vec![0; from.total_bytes()];
+    load_slice(from, &mut bytes);
+    let (mut at, mut rest) = (usize::try_from(at).unwrap(), bytes.as_slice());
+    for segment in from.as_slice() {
+        let (piece, others) = rest.split_at(segment.len());
+        recorder.note(cpu, Event::Store { at, bytes: piece.to_vec(), via: Via::File });
+        (at, rest) = (at + piece.len(), others);
+    }
+}
+
+/// Notes zeroes that the file has instead of what was there.
+pub(crate) fn zeroed_file(at: u64, len: u64) {
+    let Some((recorder, cpu)) = recorder() else { return };
+    let (at, bytes) = (usize::try_from(at).unwrap(), vec![0; usize::try_from(len).unwrap()]);
+    recorder.note(cpu, Event::Store { at, bytes, via: Via::File });
+}
+
+/// A sync that runs until this is dropped, and succeeds.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Syncing(());
+
+impl Syncing {
+    pub(crate) fn start(what: Synced) -> Self {
+        note_sync(Event::SyncBegins(what));
+        Self(())
+    }
+}
+
+impl Drop for Syncing {
+    fn drop(&mut self) {
+        note_sync(Event::SyncEnds);
+    }
+}
+
+fn note_sync(event: Event) {
+    let Some((recorder, cpu)) = recorder() else { return };
+    if recorder.forgets != Forgets::Syncs {
+        recorder.note(cpu, event);
+    }
 }
 
 /// Notes a store of less than a line, which is there already. Moves of 4 and of 2 bytes overlap in those that
@@ -156,19 +254,16 @@ pub(super) fn stored_small(dst: *mut u8, len: usize) {
 }
 
 fn stored(dst: *mut u8, len: usize, via: impl Fn(&Recorder) -> Via) {
-    RECORDER.with_borrow_mut(|recorder| {
-        let Some(recorder) = recorder else { return };
-        let Some(at) = fault::offset_in_media(dst.addr()).filter(|_| len != 0) else { return };
-        let mut bytes = vec![0; len];
-        // SAFETY: they were just stored by the caller, which is the only one that uses this media.
-        unsafe { bytes.as_mut_ptr().copy_from_nonoverlapping(dst, len) };
-        let via = via(recorder);
-        recorder.note(Event::Store { at, bytes, via });
-    });
+    let Some((recorder, cpu)) = recorder() else { return };
+    let Some(at) = fault::offset_in_media(dst.addr()).filter(|_| len != 0) else { return };
+    let mut bytes = vec![0; len];
+    // SAFETY: they were just stored by the caller, which is the only one that uses this media.
+    unsafe { bytes.as_mut_ptr().copy_from_nonoverlapping(dst, len) };
+    recorder.note(cpu, Event::Store { at, bytes, via: via(&recorder) });
 }
 
 fn recorded() -> &'static Engine {
-    RECORDER.with_borrow(|recorder| recorder.as_ref().unwrap().engine)
+    RECORDER.with_borrow(|recorder| recorder.as_ref().unwrap().0.engine)
 }
 
 /// The same engine, recorded.
@@ -203,13 +298,13 @@ unsafe extern "C" fn zero(dst: *mut u8, src: *const u8, len: usize) -> usize {
 unsafe extern "C" fn flush(dst: *mut u8, src: *const u8, len: usize) -> usize {
     // SAFETY: the caller's obligations.
     let left = unsafe { (recorded().flush)(dst, src, len) };
-    RECORDER.with_borrow_mut(|recorder| {
-        let recorder = recorder.as_mut().filter(|recorder| recorder.forgets != Forgets::LineFlushes);
-        let (Some(recorder), Some(start)) = (recorder, fault::offset_in_media(dst.addr())) else { return };
-        let is_ordered = recorder.engine.line_flush() == LineFlush::Clflush;
-        for at in (start..start + len - left).step_by(LINE_BYTES) {
-            recorder.note(Event::FlushLine { at, is_ordered });
-        }
-    });
+    let recorder = recorder().filter(|(recorder, _)| recorder.forgets != Forgets::LineFlushes);
+    let (Some((recorder, cpu)), Some(start)) = (recorder, fault::offset_in_media(dst.addr())) else {
+        return left;
+    };
+    let is_ordered = recorder.engine.line_flush() == LineFlush::Clflush;
+    for at in (start..start + len - left).step_by(LINE_BYTES) {
+        recorder.note(cpu, Event::FlushLine { at, is_ordered });
+    }
     left
 }

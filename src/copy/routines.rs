@@ -289,6 +289,16 @@ pub fn store_fence() {
     super::recording::fenced();
 }
 
+/// Orders every store of this CPU so far, non-temporal ones and line flushes included, before every later load
+/// and store, on this CPU and as seen by others: what [`store_fence`] does, and full.
+#[inline]
+pub fn full_fence() {
+    // On x86_64 this is `mfence` or a locked instruction, each of which empties the write-combining buffers.
+    std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+    #[cfg(test)]
+    super::recording::fenced();
+}
+
 /// Copies a header, a status byte or a little more: no engine is needed for that.
 #[inline]
 unsafe fn copy_any(dst: *mut u8, src: *const u8, len: usize) -> usize {

@@ -34,7 +34,10 @@ pub fn pwritev_all(fd: BorrowedFd<'_>, offset: u64, from: Segments<'_>) -> io::R
     write_all_with(offset, from.as_slice(), |offset, list| {
         // SAFETY: the list is a part of `from`, whose segments are mapped and readable.
         unsafe { pwritev(fd, offset, list) }
-    })
+    })?;
+    #[cfg(test)]
+    super::recording::wrote_file(offset, from);
+    Ok(())
 }
 
 /// Writes `len` zero bytes at `offset` of the file.
@@ -58,6 +61,8 @@ pub fn pwritev_zeroes(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<(
         })?;
         at += pages.iter().map(|page| page.len() as u64).sum::<u64>();
     }
+    #[cfg(test)]
+    super::recording::zeroed_file(offset, len);
     Ok(())
 }
 

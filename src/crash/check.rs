@@ -55,7 +55,7 @@ pub(super) fn check_from(
     effort: Effort,
 ) -> Result<Checked, Violation> {
     let times = times(oracle.played, log, promise);
-    let mut media = Media::new(&oracle.played.before);
+    let mut media = Media::new(oracle.played.class, &oracle.played.before);
     let seed = match effort {
         Effort::All { .. } => 0,
         Effort::Sample { seed, .. } => seed,
@@ -79,9 +79,10 @@ pub(super) fn check_from(
     Ok(checked)
 }
 
-/// Most is undecided before a fence; most is promised after an acknowledgement.
+/// Most is undecided before a fence, or the end of a sync; most is promised after an acknowledgement.
 fn is_telling(log: &[Logged], after: usize) -> bool {
-    let is_before_fence = log.get(after).is_none_or(|next| next.event == Event::Fence);
+    let decides = |next: &Logged| matches!(next.event, Event::Fence | Event::SyncEnds);
+    let is_before_fence = log.get(after).is_none_or(decides);
     let last = after.checked_sub(1).and_then(|last| log.get(last));
     is_before_fence || last.is_some_and(|last| matches!(last.event, Event::Seen(_)))
 }

@@ -32,8 +32,10 @@ pub(super) const SECTOR_BYTES: usize = 512;
 pub(super) enum Request {
     /// Store `data` at `at`, from buffers that end at `cuts` (the last one is the end of the data).
     Write { at: usize, data: Vec<u8>, cuts: Vec<usize> },
-    /// WRITE_ZEROES, without unmap.
-    Zero { range: Range<usize> },
+    /// WRITE_ZEROES, with unmap or without.
+    Zero { range: Range<usize>, unmap: bool },
+    /// DISCARD.
+    Discard { range: Range<usize> },
     /// FLUSH.
     Flush,
 }
@@ -43,16 +45,16 @@ impl Request {
     pub(super) fn range(&self) -> Range<usize> {
         match self {
             Self::Write { at, data, .. } => *at..at + data.len(),
-            Self::Zero { range } => range.clone(),
+            Self::Zero { range, .. } | Self::Discard { range } => range.clone(),
             Self::Flush => 0..0,
         }
     }
 
-    /// What it stores at an offset inside of its range.
+    /// What it stores at an offset inside of its range, or may store.
     pub(super) fn byte(&self, at: usize) -> u8 {
         match self {
             Self::Write { at: start, data, .. } => data[at - start],
-            Self::Zero { .. } | Self::Flush => 0,
+            Self::Zero { .. } | Self::Discard { .. } | Self::Flush => 0,
         }
     }
 
@@ -66,7 +68,11 @@ impl Request {
         cuts.iter().any(|cut| line.contains(&(at + cut)) && (at + cut) % 8 != 0)
     }
 
+    /// Makes of an image what the driver may count on.
     fn apply(&self, image: &mut [u8]) {
+        if matches!(self, Self::Discard { .. }) {
+            return;
+        }
         for at in self.range() {
             image[at] = self.byte(at);
         }
@@ -84,6 +90,8 @@ pub(super) struct Step {
 #[derive(Debug, Clone)]
 pub(super) struct History {
     pub(super) before: Vec<u8>,
+    /// Where a page begins that cannot be read before it is written anew.
+    pub(super) bad_at: Option<usize>,
     pub(super) steps: Vec<Step>,
 }
 
@@ -98,17 +106,20 @@ pub(super) enum Letter {
     Long,
     /// Zeroes over two sectors.
     Zero,
+    /// Zeroes over three, and the space of two is given back.
+    Unmap,
+    /// The first three sectors are no longer needed.
+    Discard,
+    /// The third sector, on another ring, by another CPU.
+    WholeElsewhere,
     Flush,
-    /// A flush on another ring, by another CPU.
+    /// A flush on another ring.
     FlushElsewhere,
 }
 
 impl Letter {
-    pub(super) const ALL: [Self; 6] =
-        [Self::Whole, Self::Cut, Self::Long, Self::Zero, Self::Flush, Self::FlushElsewhere];
-
     const fn ring(self) -> usize {
-        if matches!(self, Self::FlushElsewhere) { 1 } else { 0 }
+        if matches!(self, Self::WholeElsewhere | Self::FlushElsewhere) { 1 } else { 0 }
     }
 
     /// The request, on a disk of these bytes; `fresh` has not been stored before.
@@ -123,7 +134,13 @@ impl Letter {
             // A unit in which the buffers meet, one in the same line, one in a line that is whole.
             Self::Cut => write(0, &[100, 512], &[99..101, 64..65, 504..512]),
             Self::Long => write(0, &[512, 515, 1536], &[0..8, 514..516, 1528..1536]),
-            Self::Zero => Request::Zero { range: 0..1024 },
+            Self::WholeElsewhere => {
+                let Request::Write { data, .. } = write(0, &[1536], &[1024..1032]) else { unreachable!() };
+                Request::Write { at: 1024, data: data[1024..].to_vec(), cuts: vec![512] }
+            }
+            Self::Zero => Request::Zero { range: 0..1024, unmap: false },
+            Self::Unmap => Request::Zero { range: 0..1536, unmap: true },
+            Self::Discard => Request::Discard { range: 0..1536 },
             Self::Flush | Self::FlushElsewhere => Request::Flush,
         }
     }
@@ -145,16 +162,33 @@ pub(super) fn small(letters: &[Letter], joins: u32) -> History {
             _ => steps.push(Step { ring: letter.ring(), requests: vec![request] }),
         }
     }
-    History { before, steps }
+    History { before, bad_at: None, steps }
 }
 
 /// Sectors of a disk for random histories.
 pub(super) const SECTORS: usize = 24;
 
-/// A random history. With `is_plain` no two requests of a batch touch the same sector, and every store
-/// changes every byte: nothing that the engine does for them could be left out unnoticed.
-pub(super) fn random(seed: u64, steps: usize, is_plain: bool) -> History {
+/// What random histories are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Style {
+    /// Anything.
+    Any,
+    /// Anything, and a page is bad at first.
+    Mending,
+    /// No two requests of a batch touch the same sector, and every store changes every byte: nothing that is
+    /// done for them could be left out unnoticed. Nothing is discarded, since that may be lost.
+    Plain,
+}
+
+/// A page of the disk, which may be bad.
+const PAGE: Range<usize> = 4096..8192;
+
+/// A random history of as many steps.
+pub(super) fn random(seed: u64, steps: usize, style: Style) -> History {
+    let is_plain = style == Style::Plain;
     let mut random = Random::new(seed);
+    let mut is_bad = style == Style::Mending;
+    let bad_at = is_bad.then_some(PAGE.start);
     let mut image: Vec<u8> = (0..SECTORS * SECTOR_BYTES).map(|_| random.below(255) as u8 + 1).collect();
     let before = image.clone();
     let mut batches = Vec::new();
@@ -162,14 +196,24 @@ pub(super) fn random(seed: u64, steps: usize, is_plain: bool) -> History {
         let ring = random.below(2);
         let mut requests: Vec<Request> = Vec::new();
         for _ in 0..=random.below(4) {
-            let request = any_request(&mut random, &image, is_plain);
+            let mut request = any_request(&mut random, &image, is_plain);
+            let touches = |range: &Range<usize>| range.start < PAGE.end && PAGE.start < range.end;
+            let covers = |range: &Range<usize>| range.start <= PAGE.start && PAGE.end <= range.end;
+            if is_bad && touches(&request.range()) {
+                let is_discard = matches!(request, Request::Discard { .. });
+                if !is_discard && !covers(&request.range()) {
+                    request = covering_request(&mut random, &image);
+                }
+                is_bad = is_discard;
+            }
             let (range, is_zero) = (request.range(), matches!(request, Request::Zero { .. }));
             let overlaps = |other: &Request| {
                 let other = other.range();
                 range.start < other.end && other.start < range.end
             };
             let is_vain = is_zero && image[range.clone()].contains(&0);
-            if is_plain && (requests.iter().any(overlaps) || is_vain) {
+            let is_discard = matches!(request, Request::Discard { .. });
+            if is_plain && (requests.iter().any(overlaps) || is_vain || is_discard) {
                 continue;
             }
             request.apply(&mut image);
@@ -179,7 +223,8 @@ pub(super) fn random(seed: u64, steps: usize, is_plain: bool) -> History {
             batches.push(Step { ring, requests });
         }
     }
-    History { before, steps: batches }
+    assert!(!is_bad, "nothing has mended the page");
+    History { before, bad_at, steps: batches }
 }
 
 fn any_request(random: &mut Random, image: &[u8], is_plain: bool) -> Request {
@@ -188,23 +233,49 @@ fn any_request(random: &mut Random, image: &[u8], is_plain: bool) -> Request {
         return Request::Flush;
     }
     // Mostly small; up to 8 KiB, where not every flush is tried.
-    let most = if is_plain { 2 } else { [1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 4, 4, 16][random.below(16)] };
+    let most = if kind == 2 {
+        4
+    } else if is_plain {
+        2
+    } else {
+        [1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 4, 4, 16][random.below(16)]
+    };
     let len = (random.below(most) + 1) * SECTOR_BYTES;
     let at = random.below((image.len() - len) / SECTOR_BYTES + 1) * SECTOR_BYTES;
-    if kind == 2 {
-        return Request::Zero { range: at..at + len };
+    match (kind, random.below(4)) {
+        (2, 0) => return Request::Discard { range: at..at + len },
+        (2, 1) => return Request::Zero { range: at..at + len, unmap: false },
+        (2, _) => return Request::Zero { range: at..at + len, unmap: true },
+        _ => {}
     }
-    let data = image[at..at + len].iter().map(|old| other_byte(random, *old)).collect();
-    let mut cuts: Vec<usize> = match kind {
+    let cuts: Vec<usize> = match kind {
         3..=4 => vec![],
         5..=6 => (0..random.below(4)).map(|_| random.below(len / 8) * 8).collect(),
         _ => (0..random.below(6)).map(|_| random.below(len)).collect(),
     };
-    cuts.extend([0, len]);
+    any_write(random, image, at..at + len, cuts)
+}
+
+/// A request that mends the page.
+fn covering_request(random: &mut Random, image: &[u8]) -> Request {
+    let range = PAGE.start - random.below(3) * SECTOR_BYTES..PAGE.end + random.below(3) * SECTOR_BYTES;
+    match random.below(3) {
+        0 => Request::Zero { range, unmap: true },
+        cuts => {
+            let cuts = (0..cuts).map(|_| random.below(range.len())).collect();
+            any_write(random, image, range, cuts)
+        }
+    }
+}
+
+/// Other bytes than are there, from buffers that meet at these places.
+fn any_write(random: &mut Random, image: &[u8], range: Range<usize>, mut cuts: Vec<usize>) -> Request {
+    cuts.extend([0, range.len()]);
     cuts.sort_unstable();
     cuts.dedup();
     cuts.remove(0);
-    Request::Write { at, data, cuts }
+    let data = image[range.clone()].iter().map(|old| other_byte(random, *old)).collect();
+    Request::Write { at: range.start, data, cuts }
 }
 
 /// Neither zero nor what is there.

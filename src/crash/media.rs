@@ -1,19 +1,35 @@
-//! What may be on the media after so much of a log.
+//! What may be on the media after so much of a log, by the class of the media.
 
 use std::collections::BTreeMap;
 
-use crate::copy::recording::{Event, LINE_BYTES, Logged, UNIT_BYTES, Via};
+use crate::copy::recording::{Event, LINE_BYTES, Logged, Synced, UNIT_BYTES, Via};
 
 /// What the media takes as a whole or not at all.
 pub(super) type Unit = [u8; UNIT_BYTES];
+
+/// What makes stores certain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Class {
+    /// A flush of their lines, and a fence; non-temporal ones only the fence.
+    Lines,
+    /// The same brings them as far as the memory controller, which loses them unless a deep flush that begins
+    /// afterwards is over.
+    Queues,
+    /// A sync that begins after a fence, and is over.
+    Pages,
+}
 
 /// How far a store has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     /// Waits for a flush of its line, unless the line happens to be evicted.
     Cached,
-    /// A fence makes it certain.
+    /// Waits for a fence.
     OnItsWay,
+    /// Waits for a sync that begins later than this event.
+    Done(usize),
+    /// By the file system: waits for a sync of everything that begins later than this event.
+    Filed(usize),
 }
 
 /// A store that may or may not be there yet.
@@ -30,16 +46,21 @@ struct Pending {
 /// The media, unit by unit.
 #[derive(Debug)]
 pub(super) struct Media {
+    class: Class,
     certain: Vec<Unit>,
     /// Stores since what is certain, in order, by the number of their unit. None is empty.
     pending: BTreeMap<usize, Vec<Pending>>,
+    /// Events so far.
+    events: usize,
+    /// Syncs that run, each with its beginning, by their CPUs.
+    syncs: BTreeMap<usize, (Synced, usize)>,
 }
 
 impl Media {
     /// Media on which `bytes` are certain.
-    pub(super) fn new(bytes: &[u8]) -> Self {
+    pub(super) fn new(class: Class, bytes: &[u8]) -> Self {
         let certain = bytes.as_chunks::<UNIT_BYTES>().0.to_vec();
-        Self { certain, pending: BTreeMap::new() }
+        Self { class, certain, pending: BTreeMap::new(), events: 0, syncs: BTreeMap::new() }
     }
 
     /// What is there for certain, or was at last.
@@ -83,6 +104,7 @@ impl Media {
 
     /// The next event of the log.
     pub(super) fn apply(&mut self, logged: &Logged) {
+        self.events += 1;
         let cpu = logged.cpu;
         match &logged.event {
             Event::Store { at, bytes, via } => self.store(cpu, *at, bytes, *via),
@@ -93,26 +115,39 @@ impl Media {
             }
             Event::Fence => {
                 let units: Vec<usize> = self.pending.keys().copied().collect();
-                units.into_iter().for_each(|unit| self.settle(cpu, unit));
+                units.into_iter().for_each(|unit| self.arrive(cpu, unit, usize::MAX));
+            }
+            Event::SyncBegins(what) => {
+                let before = self.syncs.insert(cpu, (*what, self.events));
+                assert!(before.is_none(), "two syncs at once on one CPU");
+            }
+            Event::SyncEnds => {
+                let Some((what, begin)) = self.syncs.remove(&cpu) else { return };
+                self.sync(what, begin);
             }
             Event::Seen(_) => {}
         }
     }
 
     fn store(&mut self, cpu: usize, at: usize, bytes: &[u8], via: Via) {
-        let (is_by_bytes, stage) = match via {
-            Via::Cache => (false, Stage::Cached),
-            Via::CacheBytes => (true, Stage::Cached),
-            Via::Stream => (false, Stage::OnItsWay),
+        let stage = match via {
+            Via::File => Stage::Filed(self.events),
+            Via::Stream => Stage::OnItsWay,
+            Via::Cache | Via::CacheBytes if self.class == Class::Pages => Stage::OnItsWay,
+            Via::Cache | Via::CacheBytes => Stage::Cached,
         };
-        for unit in at / UNIT_BYTES..(at + bytes.len()).div_ceil(UNIT_BYTES) {
+        let end = at + bytes.len();
+        for unit in at / UNIT_BYTES..end.div_ceil(UNIT_BYTES) {
             let stores = self.pending.entry(unit).or_default();
             let mut value = stores.last().map_or(self.certain[unit], |store| store.value);
-            for (offset, byte) in (unit * UNIT_BYTES..).zip(&mut value) {
+            let start = unit * UNIT_BYTES;
+            for (offset, byte) in (start..).zip(&mut value) {
                 if let Some(stored) = offset.checked_sub(at).and_then(|index| bytes.get(index)) {
                     *byte = *stored;
                 }
             }
+            let is_part = start < at || end < start + UNIT_BYTES;
+            let is_by_bytes = via == Via::CacheBytes || (via == Via::File && is_part);
             stores.push(Pending { value, is_by_bytes, stage, cpu });
         }
     }
@@ -127,15 +162,56 @@ impl Media {
             }
         }
         if is_ordered {
-            self.make_certain(unit, flushed);
+            self.arrive(cpu, unit, flushed);
         }
     }
 
-    /// A fence of this CPU.
-    fn settle(&mut self, cpu: usize, unit: usize) {
-        let stores = &self.pending[&unit];
-        let last = stores.iter().rposition(|store| store.cpu == cpu && store.stage == Stage::OnItsWay);
-        self.make_certain(unit, last.map_or(0, |last| last + 1));
+    /// Of the first `count` stores of this CPU to a unit, those on their way get where a fence brings them.
+    fn arrive(&mut self, cpu: usize, unit: usize, count: usize) {
+        let Some(stores) = self.pending.get_mut(&unit) else { return };
+        let mut arrived = 0;
+        for (number, store) in (1..).zip(stores.iter_mut().take(count)) {
+            if store.cpu == cpu && store.stage == Stage::OnItsWay {
+                store.stage = Stage::Done(self.events);
+                arrived = number;
+            }
+        }
+        if self.class == Class::Lines {
+            self.make_certain(unit, arrived);
+        }
+    }
+
+    /// A sync is over that began at this event.
+    ///
+    /// Stores behind something that the file system did are not covered by one of a range: what they are
+    /// found by may be gone. Where lines or queues are what counts a page is there to stay before it can be
+    /// stored into (`MAP_SYNC`).
+    fn sync(&mut self, what: Synced, begin: usize) {
+        let units: Vec<usize> = self.pending.keys().copied().collect();
+        for unit in units {
+            let start = (unit * UNIT_BYTES) as u64;
+            let is_in_range = match what {
+                Synced::Range { start: first, end } => first <= start && start + UNIT_BYTES as u64 <= end,
+                Synced::Everything | Synced::Queues => true,
+            };
+            let is_filed = |stage: Stage| matches!(stage, Stage::Filed(_));
+            let covers = |stage: Stage| match (self.class, what, stage) {
+                (_, Synced::Everything, Stage::Filed(since)) => since < begin,
+                (Class::Pages, Synced::Everything | Synced::Range { .. }, Stage::Done(since))
+                | (Class::Queues, Synced::Queues, Stage::Done(since)) => since < begin,
+                _ => false,
+            };
+            let stores = &self.pending[&unit];
+            let reach = match what {
+                Synced::Range { .. } => stores.iter().position(|store| is_filed(store.stage)),
+                Synced::Everything | Synced::Queues => None,
+            };
+            let reached = &stores[..reach.unwrap_or(stores.len())];
+            let covered = reached.iter().rposition(|store| covers(store.stage)).map_or(0, |last| last + 1);
+            if is_in_range {
+                self.make_certain(unit, covered);
+            }
+        }
     }
 
     /// The first `count` stores to a unit are there, each overwritten by the next.
@@ -167,7 +243,11 @@ mod tests {
     const OLD: Unit = [0; UNIT_BYTES];
 
     fn free_after(events: &[(usize, Event)]) -> Vec<Unit> {
-        let mut media = Media::new(&[0; 128]);
+        free_of(Class::Lines, events)
+    }
+
+    fn free_of(class: Class, events: &[(usize, Event)]) -> Vec<Unit> {
+        let mut media = Media::new(class, &[0; 128]);
         for (cpu, event) in events {
             media.apply(&Logged { cpu: *cpu, event: event.clone() });
         }
@@ -213,5 +293,45 @@ mod tests {
         let bytes = (0, Event::Store { at: 65, bytes: vec![7, 8], via: Via::CacheBytes });
         let unit = |a, b| [0, a, b, 0, 0, 0, 0, 0];
         assert_eq!(free_after(&[bytes]), [unit(0, 0), unit(7, 0), unit(7, 8)]);
+    }
+
+    /// Every way that a sync may miss a store.
+    #[test]
+    fn a_sync_covers_what_was_done_before_it_began() {
+        const NEW: Unit = [1; UNIT_BYTES];
+        let store = |via| (0, Event::Store { at: 64, bytes: vec![1; 8], via });
+        let (streamed, filed, fence) = (store(Via::Stream), store(Via::File), (0, Event::Fence));
+        let begins = |what| (1, Event::SyncBegins(what));
+        let end = (1, Event::SyncEnds);
+        let range = |start, end| begins(Synced::Range { start, end });
+        let (here, all, queues) = (range(64, 72), begins(Synced::Everything), begins(Synced::Queues));
+        let unsure = vec![OLD, NEW];
+        let cases = [
+            (Class::Pages, vec![&streamed, &fence], &unsure),
+            (Class::Pages, vec![&streamed, &fence, &here], &unsure),
+            (Class::Pages, vec![&streamed, &fence, &here, &end], &vec![NEW]),
+            (Class::Pages, vec![&streamed, &fence, &all, &end], &vec![NEW]),
+            (Class::Pages, vec![&streamed, &here, &fence, &end], &unsure),
+            (Class::Pages, vec![&streamed, &here, &end, &fence], &unsure),
+            (Class::Pages, vec![&here, &streamed, &fence, &end], &unsure),
+            (Class::Pages, vec![&filed, &here, &end], &unsure),
+            (Class::Pages, vec![&filed, &streamed, &fence, &here, &end], &unsure),
+            (Class::Pages, vec![&filed, &all, &end], &vec![NEW]),
+            (Class::Pages, vec![&all, &filed, &end], &unsure),
+            (Class::Lines, vec![&filed, &fence], &unsure),
+            (Class::Lines, vec![&filed, &all, &end], &vec![NEW]),
+            (Class::Queues, vec![&streamed, &fence], &unsure),
+            (Class::Queues, vec![&streamed, &fence, &all, &end], &unsure),
+            (Class::Queues, vec![&streamed, &queues, &fence, &end], &unsure),
+            (Class::Queues, vec![&streamed, &fence, &queues, &end], &vec![NEW]),
+        ];
+        for (class, events, values) in cases {
+            let events: Vec<_> = events.into_iter().cloned().collect();
+            assert_eq!(free_of(class, &events), *values, "{class:?} {events:?}");
+        }
+        for elsewhere in [range(0, 64), range(72, 128)] {
+            let events = [streamed.clone(), fence.clone(), elsewhere, end.clone()];
+            assert_eq!(free_of(Class::Pages, &events), unsure, "{events:?}");
+        }
     }
 }

@@ -1,10 +1,16 @@
 //! What a driver may expect of the disk after a crash: from the requests alone, and from when they were
 //! offered and acknowledged.
 
+use std::ops::Range;
+
+use super::driver::{RINGS, indices_of};
 use super::history::Request;
 use super::media::Unit;
-use super::scene::{Played, RINGS, indices_of};
+use super::scene::Played;
 use crate::copy::recording::{Event, LINE_BYTES, Logged, UNIT_BYTES};
+
+/// What a bad place makes unreadable.
+const BAD_BYTES: usize = 4096;
 
 /// When a write is safe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,8 +72,19 @@ struct Version {
     request: Option<usize>,
     before: Unit,
     value: Unit,
+    /// It may never be there, or no more: a discard, or the zeroes that a bad page is mended with.
+    is_optional: bool,
+    /// The one before is optional: it may have been that or the one before it.
+    is_after_optional: bool,
     /// Some bytes may be new and others old, since the guest's buffers meet nearby at an odd place.
     may_tear: bool,
+}
+
+impl Version {
+    const fn first(value: Unit) -> Self {
+        let (is_optional, is_after_optional) = (false, false);
+        Self { request: None, before: value, value, is_optional, is_after_optional, may_tear: false }
+    }
 }
 
 /// Every version of every unit.
@@ -87,22 +104,39 @@ pub(super) struct Expected<'a> {
 
 impl<'p> Oracle<'p> {
     pub(super) fn new(played: &'p Played) -> Self {
-        let first =
-            |value: &Unit| vec![Version { request: None, before: *value, value: *value, may_tear: false }];
-        let mut units: Vec<Vec<Version>> =
-            played.before.as_chunks::<UNIT_BYTES>().0.iter().map(first).collect();
+        let units = played.before.as_chunks::<UNIT_BYTES>().0.iter();
+        let mut oracle = Self { played, units: units.map(|value| vec![Version::first(*value)]).collect() };
+        let mut bad = played.bad_at.map(|at| at..played.before.len().min(at + BAD_BYTES));
         for (number, (_, request)) in played.requests.iter().enumerate() {
             let range = request.range();
-            let covered = range.start / UNIT_BYTES..range.end / UNIT_BYTES;
-            for (unit, versions) in covered.clone().zip(&mut units[covered]) {
-                let start = unit * UNIT_BYTES;
-                let value = std::array::from_fn(|index| request.byte(start + index));
-                let may_tear = tears(request, start);
-                let before = versions[versions.len() - 1].value;
-                versions.push(Version { request: Some(number), before, value, may_tear });
+            let is_discard = matches!(request, Request::Discard { .. });
+            if !is_discard
+                && let Some(page) = bad.take_if(|bad| range.start <= bad.start && bad.end <= range.end)
+            {
+                oracle.versions(number, page, true, |_| (Unit::default(), false));
             }
+            let value = |at| (std::array::from_fn(|index| request.byte(at + index)), tears(request, at));
+            oracle.versions(number, range, is_discard, value);
         }
-        Self { played, units }
+        oracle
+    }
+
+    /// What a request may make of each unit of a range.
+    fn versions(
+        &mut self,
+        request: usize,
+        range: Range<usize>,
+        is_optional: bool,
+        value: impl Fn(usize) -> (Unit, bool),
+    ) {
+        let covered = range.start / UNIT_BYTES..range.end / UNIT_BYTES;
+        for (unit, versions) in covered.clone().zip(&mut self.units[covered]) {
+            let (value, may_tear) = value(unit * UNIT_BYTES);
+            let is_after_optional = versions.last().is_some_and(|last| last.is_optional);
+            let before = versions.iter().rfind(|version| !version.is_optional).map_or(value, |it| it.value);
+            let request = Some(request);
+            versions.push(Version { request, before, value, is_optional, is_after_optional, may_tear });
+        }
     }
 
     /// What may be there after so many events.
@@ -130,10 +164,16 @@ impl Expected<'_> {
             if value == version.value {
                 return true;
             }
+            if version.is_optional {
+                continue;
+            }
             if times.is_none_or(|times| has_come(times.safe)) {
                 return false;
             }
-            if version.may_tear && is_mixture(value, version.before, version.value) {
+            let is_torn = |before| is_mixture(value, before, version.value);
+            if version.may_tear
+                && (is_torn(version.before) || version.is_after_optional && is_torn(Unit::default()))
+            {
                 return true;
             }
         }

@@ -1,32 +1,57 @@
-//! The real device over a recorded disk: rings in guest memory, driven by a driver of the test's own.
+//! The real device over a recorded disk, in a history.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::Waker;
 
-use virtio_bindings::bindings::virtio_blk::{
-    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
-};
-
-use super::history::{History, Request, SECTOR_BYTES};
-use crate::copy::recording::{Forgets, Logged, Recording};
-use crate::copy::{self, Persist, Segments};
-use crate::disk::{Disk, DiskError, Durability, Geometry, Mapping};
+use super::baton::{Baton, Bell, FLUSHER, Moments, Over, Watcher};
+use super::driver::{Driver, MEMORY_BYTES, RING_SIZE, RINGS, addresses};
+use super::history::{History, Random, Request};
+use super::media::Class;
+use crate::copy::Segments;
+use crate::copy::recording::{self, Forgets, Logged, Recording};
+use crate::disk::{Backing, Disk, DiskError, Durability, FileDisk, Forced, Geometry, MappedDisk};
 use crate::log_limit::LogLimit;
 use crate::virtio::blk::{CacheMode, Device, Identity};
 use crate::virtio::memory::{MemoryTable, RegionSpec};
-use crate::virtio::queue::{RingAddresses, RingLayout};
+use crate::virtio::queue::RingLayout;
 use crate::worker::{Ring, RingKey, RingParts, Served};
 
-pub(super) const RINGS: usize = 2;
-const RING_SIZE: u16 = 64;
-/// Guest memory: a page for each area of each ring, then the buffers of a batch.
-const RING_AREAS: u64 = 0x4000;
-const AVAIL: u64 = 0x1000;
-const USED: u64 = 0x2000;
-const BUFFERS: u64 = RING_AREAS * RINGS as u64;
-const MEMORY_BYTES: u64 = BUFFERS + (256 << 10);
+/// What a disk's mapping is synced by, and its holes consist of, in these tests.
+const UNIT_BYTES: u64 = 1024;
+
+/// Which disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Mapped, on media of this class.
+    Mapped(Class),
+    /// An ordinary file, behind the page cache.
+    File,
+}
+
+impl Kind {
+    pub(super) const fn class(self) -> Class {
+        match self {
+            Self::Mapped(class) => class,
+            Self::File => Class::Pages,
+        }
+    }
+}
+
+/// How far the flusher gets after each batch.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Pace {
+    /// Flushes are over before anything else is asked for.
+    AtOnce,
+    /// It goes on as often after the first batch, the second, the third.
+    Steps([usize; 3]),
+    /// By chance, also in the midst of a batch.
+    Random(u64),
+    /// After so many events of all rings, and then at once to the end of all it has to do.
+    Between(usize),
+}
 
 /// How a history is played.
 #[derive(Debug, Clone, Copy)]
@@ -35,16 +60,39 @@ pub(super) struct Play {
     pub(super) engine: usize,
     /// The cache mode: 1, or 0, where each write persists before it is completed.
     pub(super) writeback: bool,
-    /// Whether a flush of the disk passes a fence itself; the one of the batch comes after it anyway.
-    pub(super) flush_fences: bool,
+    pub(super) kind: Kind,
+    /// Whether discards give space back, where that is a choice.
+    pub(super) unmaps: bool,
+    pub(super) pace: Pace,
     /// What is left out.
     pub(super) forgets: Forgets,
+    /// What the disk does wrong.
+    pub(super) mistake: Option<Mistake>,
+}
+
+impl Play {
+    /// The best engine, and nothing left out.
+    pub(super) const fn on(kind: Kind, writeback: bool) -> Self {
+        let (unmaps, pace, forgets) = (true, Pace::AtOnce, Forgets::Nothing);
+        Self { engine: 0, writeback, kind, unmaps, pace, forgets, mistake: None }
+    }
+}
+
+/// What a disk may do wrong without any sync being left out of those that it makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mistake {
+    /// What was written while a sync ran is taken for clean when it is over.
+    CleanAfterSync,
+    /// A flush is answered while the sync that covers it still runs.
+    AnswerDuringSync,
 }
 
 /// A history that was played, and what the media got.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Played {
+    pub(super) class: Class,
     pub(super) before: Vec<u8>,
+    pub(super) bad_at: Option<usize>,
     /// In the order in which they were done, with their rings.
     pub(super) requests: Vec<(usize, Request)>,
     pub(super) log: Vec<Logged>,
@@ -52,147 +100,74 @@ pub(super) struct Played {
     pub(super) after: Vec<u8>,
 }
 
-/// A disk on media whose durability is that of the cache line: the real mapping, the real fence.
+/// The real disk, and who does what on it when.
 #[derive(Debug)]
-struct Medium {
-    mapping: Mapping,
-    flush_fences: bool,
+struct Recorded {
+    disk: Backing,
+    recording: Recording,
+    baton: Arc<Baton>,
+    /// The rings of all requests that change bytes, in the order in which they were done.
+    changes: Arc<Mutex<Vec<usize>>>,
+    mistake: Option<Mistake>,
+    /// Something was written since, as the mistaken see it.
+    is_dirty: Mutex<bool>,
 }
 
-impl Disk for Medium {
+impl Recorded {
+    fn changes(&self) {
+        self.changes.lock().unwrap().push(recording::cpu().unwrap());
+    }
+
+    fn changed(&self, done: Result<(), DiskError>) -> Result<(), DiskError> {
+        *self.is_dirty.lock().unwrap() = true;
+        done
+    }
+}
+
+impl Disk for Recorded {
     fn geometry(&self) -> Geometry {
-        Geometry { capacity_bytes: self.mapping.len_bytes(), block_bytes: 512, read_only: false }
+        self.disk.geometry()
     }
     fn durability(&self) -> Durability {
-        Durability::CacheLine
+        self.disk.durability()
     }
     fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
-        self.mapping.read(offset, into)
+        self.disk.read(offset, into)
     }
     fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
-        self.mapping.write(offset, from)
+        self.changes();
+        self.changed(self.disk.write(offset, from))
     }
     fn fence(&self) {
-        copy::store_fence();
+        self.disk.fence();
     }
     fn try_flush(&self) -> Option<Result<(), DiskError>> {
-        Some(self.flush())
+        match self.mistake {
+            None => self.disk.try_flush(),
+            Some(_) => (!*self.is_dirty.lock().unwrap()).then_some(Ok(())),
+        }
     }
     fn flush(&self) -> Result<(), DiskError> {
-        if self.flush_fences {
-            self.fence();
+        let _on_cpu = self.recording.on_cpu(FLUSHER);
+        self.baton.pause();
+        if self.mistake == Some(Mistake::AnswerDuringSync) {
+            *self.is_dirty.lock().unwrap() = false;
         }
-        Ok(())
-    }
-    fn discard(&self, _: u64, _: u64) -> Result<(), DiskError> {
-        Err(DiskError::Unsupported)
-    }
-    fn write_zeroes(&self, offset: u64, len: u64, _unmap: bool) -> Result<(), DiskError> {
-        self.mapping.zero(offset, len)
-    }
-}
-
-/// What a driver has written into guest memory.
-#[derive(Debug)]
-struct Driver {
-    guest: File,
-    /// Chains made available so far.
-    offered: [u16; RINGS],
-    next_descriptor: u16,
-    next_buffer: u64,
-    /// Where the statuses of this batch are.
-    statuses: Vec<u64>,
-}
-
-impl Driver {
-    fn write(&self, at: u64, bytes: &[u8]) {
-        self.guest.write_all_at(bytes, at).unwrap();
-    }
-
-    fn buffer(&mut self, bytes: &[u8]) -> u64 {
-        let at = self.next_buffer;
-        self.write(at, bytes);
-        // Odd buffers begin at odd addresses.
-        self.next_buffer += bytes.len() as u64 + 1;
-        at
-    }
-
-    fn descriptor(&mut self, ring: usize, buffer: (u64, usize), flags: u16) {
-        let index = self.next_descriptor;
-        let mut bytes = buffer.0.to_le_bytes().to_vec();
-        bytes.extend_from_slice(&(buffer.1 as u32).to_le_bytes());
-        bytes.extend_from_slice(&flags.to_le_bytes());
-        bytes.extend_from_slice(&(index + 1).to_le_bytes());
-        self.write(area(ring, 0) + u64::from(index) * 16, &bytes);
-        self.next_descriptor += 1;
-        assert!(self.next_descriptor <= RING_SIZE, "the batch does not fit the table");
-    }
-
-    /// Writes a chain; the driver shows it with [`offer`](Self::offer).
-    fn chain(&mut self, ring: usize, request: &Request) {
-        const NEXT: u16 = 1;
-        const WRITE: u16 = 2;
-        let (kind, sector, pieces) = match request {
-            Request::Flush => (VIRTIO_BLK_T_FLUSH, 0, vec![]),
-            Request::Write { at, data, cuts } => {
-                let starts = std::iter::once(&0).chain(cuts);
-                let pieces = starts.zip(cuts).map(|(start, end)| data[*start..*end].to_vec());
-                (VIRTIO_BLK_T_OUT, at / SECTOR_BYTES, pieces.collect())
-            }
-            Request::Zero { range } => {
-                let mut bytes = ((range.start / SECTOR_BYTES) as u64).to_le_bytes().to_vec();
-                bytes.extend_from_slice(&((range.len() / SECTOR_BYTES) as u32).to_le_bytes());
-                bytes.extend_from_slice(&[0; 4]);
-                (VIRTIO_BLK_T_WRITE_ZEROES, 0, vec![bytes])
-            }
-        };
-        let head = self.next_descriptor;
-        let header = [&kind.to_le_bytes()[..], &[0; 4], &(sector as u64).to_le_bytes()].concat();
-        for piece in std::iter::once(header).chain(pieces) {
-            let at = self.buffer(&piece);
-            self.descriptor(ring, (at, piece.len()), NEXT);
+        let done = self.disk.flush();
+        if self.mistake == Some(Mistake::CleanAfterSync) {
+            *self.is_dirty.lock().unwrap() = false;
         }
-        let status = self.buffer(&[0xff]);
-        self.descriptor(ring, (status, 1), WRITE);
-        self.statuses.push(status);
-        let slot = self.offered[ring] % RING_SIZE;
-        self.write(area(ring, AVAIL) + 4 + u64::from(slot) * 2, &head.to_le_bytes());
-        self.offered[ring] = self.offered[ring].wrapping_add(1);
+        self.baton.pause();
+        done
     }
-
-    fn offer(&self, ring: usize) {
-        self.write(area(ring, AVAIL) + 2, &self.offered[ring].to_le_bytes());
+    fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        self.changes();
+        self.changed(self.disk.discard(offset, len))
     }
-
-    /// Every request of the batch was done well; its memory is used again.
-    fn reap(&mut self) {
-        for at in std::mem::take(&mut self.statuses) {
-            let mut status = [0xff];
-            self.guest.read_exact_at(&mut status, at).unwrap();
-            assert_eq!(status, [0], "a request failed");
-        }
-        (self.next_descriptor, self.next_buffer) = (0, BUFFERS);
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<(), DiskError> {
+        self.changes();
+        self.changed(self.disk.write_zeroes(offset, len, unmap))
     }
-}
-
-const fn area(ring: usize, at: u64) -> u64 {
-    ring as u64 * RING_AREAS + at
-}
-
-/// The used and the available index of every ring, as a driver sees them.
-fn indices(guest: &File) -> u64 {
-    let word = |ring: usize, at: u64| {
-        let mut bytes = [0; 2];
-        guest.read_exact_at(&mut bytes, area(ring, at) + 2).unwrap();
-        u64::from(u16::from_le_bytes(bytes))
-    };
-    (0..RINGS).fold(0, |all, ring| all << 32 | word(ring, USED) << 16 | word(ring, AVAIL))
-}
-
-/// Used and available index of a ring in what [`indices`] answered.
-pub(super) fn indices_of(seen: u64, ring: usize) -> (usize, usize) {
-    let both = seen >> ((RINGS - 1 - ring) * 32);
-    (usize::from((both >> 16) as u16), usize::from(both as u16))
 }
 
 fn memfd(name: &str, len_bytes: u64) -> File {
@@ -201,12 +176,25 @@ fn memfd(name: &str, len_bytes: u64) -> File {
     file
 }
 
-fn rings(guest: &File, disk: &File, play: Play) -> Vec<Ring<Medium>> {
-    let len_bytes = disk.metadata().unwrap().len();
-    let mapping = Mapping::new(disk, len_bytes, false).unwrap().persisting(Persist::Lines);
+fn backing(file: &File, history: &History, play: Play) -> Backing {
+    let (file, capacity_bytes) = (file.try_clone().unwrap(), history.before.len() as u64);
+    let (durability, deep_flush) = match play.kind {
+        Kind::File => {
+            let geometry = Geometry { capacity_bytes, block_bytes: 512, read_only: false };
+            return Backing::File(FileDisk::new(file, geometry).unwrap());
+        }
+        Kind::Mapped(Class::Lines) => (Durability::CacheLine, vec![]),
+        Kind::Mapped(Class::Queues) => (Durability::CacheLine, vec![memfd("crash-deep-flush", 1)]),
+        Kind::Mapped(Class::Pages) => (Durability::Page, vec![]),
+    };
+    let bad_at = history.bad_at.map(|at| at as u64);
+    let how = Forced { durability, deep_flush, unmaps: play.unmaps, unit_bytes: UNIT_BYTES, bad_at };
+    Backing::Mapped(MappedDisk::forced(file, how))
+}
+
+fn rings(guest: &File, disk: Recorded, play: Play) -> Vec<Ring<Recorded>> {
     let identity = Identity { name: "crash".into(), serial: [b'x'; 20] };
-    let medium = Medium { mapping, flush_fences: play.flush_fences };
-    let device = Arc::new(Device::new(medium, identity, RINGS as u16));
+    let device = Arc::new(Device::new(disk, identity, RINGS as u16));
     let cache = Arc::new(CacheMode::write_through());
     cache.set_writeback(play.writeback);
     let file = guest.try_clone().unwrap();
@@ -214,12 +202,7 @@ fn rings(guest: &File, disk: &File, play: Play) -> Vec<Ring<Medium>> {
     let memory = Arc::new(MemoryTable::map(vec![spec]).unwrap());
     let kick = Arc::new(File::open("/dev/null").unwrap());
     let start = |ring| {
-        let addresses = RingAddresses {
-            descriptors: area(ring, 0),
-            available: area(ring, AVAIL),
-            used: area(ring, USED),
-        };
-        let size = u32::from(RING_SIZE);
+        let (size, addresses) = (u32::from(RING_SIZE), addresses(ring));
         let parts = RingParts {
             key: RingKey { session: 0, index: ring as u16 },
             layout: RingLayout { size, addresses, event_idx: false, indirect: false, max_indirect: 0 },
@@ -236,36 +219,128 @@ fn rings(guest: &File, disk: &File, play: Play) -> Vec<Ring<Medium>> {
     (0..RINGS).map(start).collect()
 }
 
+/// Rings, each with a CPU and a driver of its own.
+struct Scene {
+    rings: Vec<Ring<Recorded>>,
+    drivers: Vec<Driver>,
+    recording: Recording,
+    baton: Arc<Baton>,
+}
+
+impl Scene {
+    fn serve(&mut self, ring: usize) {
+        // A step of its own, though nothing is stored by a flush that has no fence.
+        self.recording.look(ring);
+        self.baton.serving(ring);
+        let waker = Waker::from(Arc::new(Bell { ring, baton: self.baton.clone() }));
+        let on_cpu = self.recording.on_cpu(ring);
+        let served = self.rings[ring].serve(&waker);
+        drop(on_cpu);
+        self.recording.look(ring);
+        assert_ne!(served, Served::More);
+        self.baton.served(ring, served == Served::Held);
+        if served == Served::Idle {
+            self.drivers[ring].reap();
+        }
+    }
+
+    /// Serves those whose flush is done.
+    fn serve_woken(&mut self) {
+        (0..RINGS).filter(|ring| self.baton.is_rung(*ring)).collect::<Vec<_>>().into_iter().for_each(
+            |ring| {
+                self.serve(ring);
+            },
+        );
+    }
+
+    /// Everything that was asked of a ring is done.
+    fn finish(&mut self, ring: usize) {
+        while self.baton.is_held(ring) {
+            while !self.baton.is_rung(ring) {
+                assert!(self.baton.advance(), "ring {ring} waits for a flush that nobody does");
+            }
+            self.serve(ring);
+        }
+    }
+}
+
 /// Plays a history: each batch is offered and then served, each ring by a CPU of its own.
 pub(super) fn play(history: &History, play: Play) -> Played {
     let guest = memfd("crash-guest", MEMORY_BYTES);
     let disk = memfd("crash-media", history.before.len() as u64);
     disk.write_all_at(&history.before, 0).unwrap();
-    let mut rings = rings(&guest, &disk, play);
-    let mut driver = Driver {
-        guest: guest.try_clone().unwrap(),
-        offered: [0; RINGS],
-        next_descriptor: 0,
-        next_buffer: BUFFERS,
-        statuses: Vec::new(),
+    let mut random = match play.pace {
+        Pace::Random(seed) => Some(Random::new(seed)),
+        Pace::AtOnce | Pace::Steps(_) | Pace::Between(_) => None,
     };
-    let recording = Recording::start(play.engine, play.forgets, Box::new(move || indices(&guest)));
-    let mut requests = Vec::new();
-    for step in &history.steps {
-        recording.on_cpu(step.ring);
+    let baton = Baton::new(match play.pace {
+        Pace::Random(seed) => Moments::Random(Random::new(!seed)),
+        Pace::Between(events) => Moments::After(events),
+        Pace::AtOnce | Pace::Steps(_) => Moments::Never,
+    });
+    let watcher = Watcher { guest: guest.try_clone().unwrap(), baton: baton.clone() };
+    let recording = Recording::new(play.engine, play.forgets, Arc::new(watcher));
+    let changes = Arc::<Mutex<Vec<usize>>>::default();
+    let recorded = Recorded {
+        disk: backing(&disk, history, play),
+        recording: recording.clone(),
+        baton: baton.clone(),
+        changes: changes.clone(),
+        mistake: play.mistake,
+        is_dirty: Mutex::new(true),
+    };
+    let rings = rings(&guest, recorded, play);
+    let drivers = (0..RINGS).map(|ring| Driver::new(&guest, ring)).collect();
+    let mut scene = Scene { rings, drivers, recording, baton: baton.clone() };
+    // Dropped first: if this fails the flusher must not wait.
+    let over = Over(baton);
+    let mut asked: [VecDeque<Request>; RINGS] = Default::default();
+    for (number, step) in history.steps.iter().enumerate() {
+        scene.finish(step.ring);
         for request in &step.requests {
-            driver.chain(step.ring, request);
-            requests.push((step.ring, request.clone()));
+            scene.drivers[step.ring].chain(request);
+            asked[step.ring].push_back(request.clone());
         }
-        driver.offer(step.ring);
-        // A step of its own, though nothing is stored by a flush that has no fence.
-        recording.look();
-        assert_eq!(rings[step.ring].serve(Waker::noop()), Served::Idle);
-        recording.look();
-        driver.reap();
+        scene.drivers[step.ring].offer();
+        scene.serve(step.ring);
+        let turns = match play.pace {
+            Pace::AtOnce => usize::MAX,
+            Pace::Steps(turns) => turns.get(number).copied().unwrap_or(0),
+            Pace::Between(_) => 0,
+            Pace::Random(_) => random.as_mut().map_or(0, |random| random.below(4)),
+        };
+        for _ in 0..turns {
+            if !scene.baton.advance() {
+                break;
+            }
+        }
+        scene.serve_woken();
     }
-    let log = recording.finish();
+    (0..RINGS).for_each(|ring| scene.finish(ring));
+    let log = scene.recording.log();
+    drop(over);
     let mut after = vec![0; history.before.len()];
     disk.read_exact_at(&mut after, 0).unwrap();
-    Played { before: history.before.clone(), requests, log, after }
+    let requests = in_order(asked, &changes.lock().unwrap());
+    let (class, before, bad_at) = (play.kind.class(), history.before.clone(), history.bad_at);
+    Played { class, before, bad_at, requests, log, after }
+}
+
+/// The requests as they were done: those that change bytes in this order of rings, flushes anywhere between.
+fn in_order(mut asked: [VecDeque<Request>; RINGS], changes: &[usize]) -> Vec<(usize, Request)> {
+    let mut requests = Vec::new();
+    for ring in changes {
+        while let Some(request) = asked[*ring].pop_front() {
+            let is_change = !request.is_flush();
+            requests.push((*ring, request));
+            if is_change {
+                break;
+            }
+        }
+    }
+    for (ring, rest) in asked.into_iter().enumerate() {
+        assert!(rest.iter().all(Request::is_flush), "asked for and never done");
+        requests.extend(rest.into_iter().map(|request| (ring, request)));
+    }
+    requests
 }

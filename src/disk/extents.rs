@@ -7,6 +7,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Mutex, PoisonError};
 
+use crate::copy;
+
 /// Runs that are told apart.
 const MAX_RUNS: usize = 2;
 
@@ -38,7 +40,7 @@ impl Extents {
     /// A write to this range has finished.
     pub(super) fn note(&self, range: Range<u64>) {
         // As in `Syncs::wrote`: whoever finds `many` set is covered by whoever clears it afterwards.
-        fence(Ordering::SeqCst);
+        copy::full_fence();
         if range.is_empty() || self.many.load(Ordering::SeqCst) {
             return;
         }

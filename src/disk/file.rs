@@ -78,7 +78,7 @@ impl Disk for FileDisk {
     }
 
     fn flush(&self) -> Result<(), DiskError> {
-        self.syncs.sync(|| self.file.sync_data())
+        self.syncs.sync(|| space::sync_data(&self.file))
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {

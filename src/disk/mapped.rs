@@ -14,6 +14,8 @@ use super::poison::{BadRanges, PAGE_BYTES};
 use super::space::{self, fallocate};
 use super::syncs::Syncs;
 use super::{BackingKind, DiscardPolicy, Disk, DiskError, Durability, Geometry, Mapping, Media, failed};
+#[cfg(test)]
+use crate::copy::recording::{Synced, Syncing};
 use crate::copy::{self, Segments};
 use crate::log_limit::LogLimit;
 
@@ -49,6 +51,26 @@ enum Persistence {
     Deep { syncs: Syncs, files: Vec<File> },
     /// `msync` of what was written, or `fdatasync`.
     Pages { syncs: Syncs, extents: Extents },
+}
+
+impl Persistence {
+    /// What it takes on media of this class; what is to be synced is noted in units of `run_bytes`.
+    fn of(durability: Durability, deep_flush: Vec<File>, run_bytes: u64, dirty: bool) -> Self {
+        match durability {
+            Durability::Page => {
+                Self::Pages { syncs: Syncs::new("fdatasync", dirty), extents: Extents::new(run_bytes, dirty) }
+            }
+            _ if deep_flush.is_empty() => Self::Fence,
+            _ => Self::Deep { syncs: Syncs::new("deep flush", dirty), files: deep_flush },
+        }
+    }
+}
+
+/// Empties the memory controller's queues of a region.
+fn flush_deep(file: &File) -> io::Result<()> {
+    #[cfg(test)]
+    let _recorded = Syncing::start(Synced::Queues);
+    file.write_all_at(b"1", 0)
 }
 
 impl MappedDisk {
@@ -102,14 +124,8 @@ impl MappedDisk {
         }
         // A process before this one may have left something unwritten.
         let dirty = !geometry.read_only;
-        let persistence = match media.durability {
-            Durability::Page => Persistence::Pages {
-                syncs: Syncs::new("fdatasync", dirty),
-                extents: Extents::new(rustix::param::page_size() as u64, dirty),
-            },
-            _ if deep_flush.is_empty() => Persistence::Fence,
-            _ => Persistence::Deep { syncs: Syncs::new("deep flush", dirty), files: deep_flush },
-        };
+        let run_bytes = rustix::param::page_size() as u64;
+        let persistence = Persistence::of(media.durability, deep_flush, run_bytes, dirty);
         let is_dax = matches!(media.kind, BackingKind::DaxFile { .. });
         Ok(Self {
             mapping,
@@ -196,7 +212,7 @@ impl MappedDisk {
                 Ok(())
             }
             _ if self.durability == Durability::Volatile => Ok(()),
-            _ => self.file.sync_data().map_err(failed("fdatasync")),
+            _ => space::sync_data(&self.file).map_err(failed("fdatasync")),
         }
     }
 
@@ -331,12 +347,10 @@ impl Disk for MappedDisk {
         self.fence();
         match &self.persistence {
             Persistence::Fence => Ok(()),
-            Persistence::Deep { syncs, files } => {
-                syncs.sync(|| files.iter().try_for_each(|file| file.write_all_at(b"1", 0)))
-            }
+            Persistence::Deep { syncs, files } => syncs.sync(|| files.iter().try_for_each(flush_deep)),
             Persistence::Pages { syncs, extents } => syncs.sync(|| match extents.take() {
                 Written::Runs(runs) => runs.into_iter().try_for_each(|run| self.mapping.sync(run)),
-                Written::Many => self.file.sync_data(),
+                Written::Many => space::sync_data(&self.file),
             }),
         }
     }
@@ -365,7 +379,7 @@ impl Disk for MappedDisk {
         }
         let end = offset + len;
         // Up to 2 MiB are zeroed faster than given back, where giving back means a journal to be written.
-        let is_small = matches!(self.kind, BackingKind::DaxFile { .. }) && len <= HUGE_PAGE_BYTES as u64;
+        let is_small = matches!(self.kind, BackingKind::DaxFile { .. }) && len <= self.punch_bytes;
         let Some(pages) =
             whole_units(offset..end, self.punch_bytes).filter(|_| unmap && self.unmaps && !is_small)
         else {
@@ -387,5 +401,7 @@ fn whole_units(range: Range<u64>, unit: u64) -> Option<Range<u64>> {
     (start < end).then_some(start..end)
 }
 
+#[cfg(test)]
+pub(crate) mod forced;
 #[cfg(test)]
 mod tests;

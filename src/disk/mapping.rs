@@ -13,6 +13,8 @@ use rustix::mm::{Advice, MapFlags, MsyncFlags, ProtFlags};
 
 use super::{DiskError, Durability};
 use crate::copy::fault::WatchedRange;
+#[cfg(test)]
+use crate::copy::recording::{Synced, Syncing};
 use crate::copy::{self, Persist, Segments};
 
 /// Mappings begin at a multiple of this: a page table entry can then stand for as much.
@@ -161,6 +163,8 @@ impl Mapping {
     /// The error of `msync`.
     pub(super) fn sync(&self, range: Range<u64>) -> io::Result<()> {
         let Some((start, len)) = self.pages(&range) else { return Ok(()) };
+        #[cfg(test)]
+        let _recorded = Syncing::start(Synced::Range { start: range.start, end: range.end });
         // SAFETY: `pages` has checked that the range is inside of the mapping; writing it down changes no byte.
         unsafe { rustix::mm::msync(start, len, MsyncFlags::SYNC) }.map_err(Into::into)
     }

@@ -43,6 +43,8 @@ pub use flush::{Flusher, Ticket};
 pub use kind::{BackingKind, FileKind, FileSystem};
 pub use lock::{FileLock, LockError, LockMode, UnknownLockMode};
 pub use mapped::MappedDisk;
+#[cfg(test)]
+pub(crate) use mapped::forced::Forced;
 pub use mapping::Mapping;
 pub use media::Media;
 pub use open::{OpenOptions, Opened, open};

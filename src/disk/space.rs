@@ -1,10 +1,13 @@
-//! The space of a file: allocated, given back, zeroed by the file system.
+//! The space of a file: allocated, given back, zeroed by the file system, and made to last.
 
 use std::fs::File;
 use std::io;
 
 use rustix::fs::FallocateFlags;
 use rustix::io::{Errno, retry_on_intr};
+
+#[cfg(test)]
+use crate::copy::recording::{self, Synced, Syncing};
 
 /// Make sure that every byte has its space.
 pub(super) const ALLOCATE: FallocateFlags = FallocateFlags::empty();
@@ -24,8 +27,24 @@ pub(super) fn fallocate(file: &File, what: FallocateFlags, offset: u64, len: u64
         return Ok(true); // the system calls that an error
     }
     match retry_on_intr(|| rustix::fs::fallocate(file, what, offset, len)) {
-        Ok(()) => Ok(true),
+        Ok(()) => {
+            #[cfg(test)]
+            if what != ALLOCATE {
+                recording::zeroed_file(offset, len);
+            }
+            Ok(true)
+        }
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Waits until the bytes of the file are on its media, and what it takes to find them there.
+///
+/// # Errors
+/// The error of `fdatasync(2)`.
+pub(super) fn sync_data(file: &File) -> io::Result<()> {
+    #[cfg(test)]
+    let _recorded = Syncing::start(Synced::Everything);
+    file.sync_data()
 }

@@ -5,14 +5,16 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use std::sync::{PoisonError, RwLock};
 
 use super::DiskError;
+use crate::copy;
 
 /// The state of a backing that is made durable by system calls: whether anything was written since the last
 /// one began, how many run, and whether one has failed.
 ///
 /// Why a flush that is answered at once loses nothing:
 /// - A write sets `dirty` when it has finished, a sync clears it before it starts, and each has a full fence
-///   between its two steps. So for every write either the sync sees the bytes, or it does not clear the flag
-///   that the write has set or found set. A write that finishes during a sync leaves `dirty` set.
+///   between its two steps, which non-temporal stores do not pass either. So for every write either the sync
+///   sees the bytes, or it does not clear the flag that the write has set or found set. A write that finishes
+///   during a sync leaves `dirty` set.
 /// - A sync counts itself in `in_flight` before it clears `dirty`, and leaves only when its outcome is known.
 ///   Who finds `dirty` clear therefore finds that sync in `in_flight` until it is over, provided that he
 ///   looks at `dirty` first. The other way round, a sync could begin between the two looks, clear the flag,
@@ -46,7 +48,8 @@ impl Syncs {
     /// A write has finished.
     #[inline]
     pub(super) fn wrote(&self) {
-        fence(Ordering::SeqCst);
+        // Non-temporal stores too: the batch's fence comes too late for a sync that begins before it.
+        copy::full_fence();
         // A store only where it changes something: the line stays with every worker otherwise.
         if !self.dirty.load(Ordering::Relaxed) {
             self.dirty.store(true, Ordering::SeqCst);

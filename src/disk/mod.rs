@@ -196,6 +196,9 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
 
     /// Answers a flush if that takes no system call: nothing was written since the last one that is over, and
     /// none is under way, or a fence is all that is needed. `None` when it takes a [`flush`](Self::flush).
+    ///
+    /// The answer holds for what was [fenced](Self::fence) when it is passed on: a ring does that once for all
+    /// answers of a batch.
     fn try_flush(&self) -> Option<Result<(), DiskError>>;
 
     /// Makes every write that finished before the call persist, and waits for it.

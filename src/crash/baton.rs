@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::task::Wake;
+use std::time::Duration;
 
 use super::driver::{RINGS, indices};
 use super::history::Random;
@@ -13,6 +14,9 @@ use crate::copy::recording::{Event, Watch};
 
 /// The CPU that flushes; those before it serve the ring of their number.
 pub(super) const FLUSHER: usize = RINGS;
+
+/// No sync takes as long.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Default)]
 pub(super) struct Baton {
@@ -68,6 +72,14 @@ impl Baton {
         turn.may_go_on = false;
     }
 
+    /// Waits for the flusher, which does not come back if it has panicked.
+    fn settle(&self, turn: MutexGuard<'_, Turn>) {
+        let waited = self.changed.wait_timeout_while(turn, PATIENCE, |turn| !turn.is_settled()).unwrap();
+        let has_come = !waited.1.timed_out();
+        drop(waited);
+        assert!(has_come, "the flusher is gone");
+    }
+
     /// Lets the flusher go on to its next pause; `false` if it has nothing to do.
     pub(super) fn advance(&self) -> bool {
         let mut turn = self.turn();
@@ -76,7 +88,7 @@ impl Baton {
         }
         (turn.is_paused, turn.may_go_on) = (false, true);
         self.changed.notify_all();
-        drop(self.changed.wait_while(turn, |turn| !turn.is_settled()).unwrap());
+        self.settle(turn);
         true
     }
 
@@ -84,7 +96,7 @@ impl Baton {
     pub(super) fn served(&self, ring: usize, is_held: bool) {
         let mut turn = self.turn();
         turn.held[ring] = is_held;
-        drop(self.changed.wait_while(turn, |turn| !turn.is_settled()).unwrap());
+        self.settle(turn);
     }
 
     /// A ring is about to be served.

@@ -38,6 +38,8 @@ pub enum Kind {
     GetId,
     /// Of no sectors, so that nothing is given back.
     Discard,
+    /// Of one sector.
+    WriteZeroes,
     /// Of a type that does not exist.
     Unknown,
     /// A read beyond the end.
@@ -331,6 +333,7 @@ fn write_chain(memory: &mut Memory, shape: &Shape, chain: usize, table: *mut u8,
         Kind::Flush => blk::VIRTIO_BLK_T_FLUSH,
         Kind::GetId => blk::VIRTIO_BLK_T_GET_ID,
         Kind::Discard => blk::VIRTIO_BLK_T_DISCARD,
+        Kind::WriteZeroes => blk::VIRTIO_BLK_T_WRITE_ZEROES,
         Kind::Unknown => 99,
     };
     let header = take(memory, 17, 64);
@@ -348,7 +351,11 @@ fn write_chain(memory: &mut Memory, shape: &Shape, chain: usize, table: *mut u8,
             }
         }
         Kind::GetId => list.push((take(memory, 20, 64).0, 20, WRITE)),
-        Kind::Discard => list.push((take(memory, 16, 64).0, 16, 0)),
+        Kind::Discard | Kind::WriteZeroes => {
+            let (guest, host) = take(memory, 16, 64);
+            put(host.wrapping_add(8), u32::from(kind == Kind::WriteZeroes));
+            list.push((guest, 16, 0));
+        }
         Kind::Flush | Kind::Unknown => {}
     }
     // Linux has it behind the header, in the same cache line.

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::hint::black_box;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::task::Waker;
@@ -108,7 +109,8 @@ struct Driver {
 #[derive(Debug)]
 pub struct Guest {
     shape: Shape,
-    memory: Memory,
+    table: Arc<MemoryTable>,
+    devices: Vec<Arc<Device<MappedDisk>>>,
     drivers: Vec<Driver>,
     rings: Vec<Ring<MappedDisk>>,
     next_ring: usize,
@@ -171,7 +173,7 @@ impl Guest {
             drivers.push(driver);
             rings.push(start(&shape, ring, addresses, &table, &devices[ring % devices.len()]));
         }
-        Self { shape, memory, drivers, rings, next_ring: 0, media, engine: Engine::get() }
+        Self { shape, table, devices, drivers, rings, next_ring: 0, media, engine: Engine::get() }
     }
 
     /// Makes a batch available, each request at the place that `place` says, in bytes.
@@ -259,9 +261,15 @@ impl Guest {
         unsafe { driver.chains[last].status.read_volatile() }
     }
 
-    /// Every byte of guest memory that the driver has put something into.
-    pub fn taken_bytes(&self) -> usize {
-        self.memory.taken_bytes.iter().sum()
+    /// Where everything lies that all rings of a device use: the device, its disk, the table of memory.
+    pub fn shared(&self) -> Vec<(&'static str, Range<usize>)> {
+        fn place<T>(of: &T) -> Range<usize> {
+            let start = std::ptr::from_ref(of).addr();
+            start..start + size_of::<T>()
+        }
+        let devices = self.devices.iter();
+        let each = devices.flat_map(|device| [("device", place(&**device)), ("disk", place(device.disk()))]);
+        each.chain([("memory table", place(&*self.table))]).collect()
     }
 }
 

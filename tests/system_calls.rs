@@ -1,0 +1,142 @@
+//! Which system calls requests take: a worker of the real daemon under `strace`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use common::daemon::{Daemon, Place, Setup};
+use common::driver::{Driver, Options, Queue, Request};
+use tempfile::NamedTempFile;
+
+const BATCHES: u64 = 400;
+const BATCH_REQUESTS: u64 = 16;
+
+/// A trace of a daemon's workers, from its start to its end.
+struct Trace {
+    strace: Child,
+    output: NamedTempFile,
+}
+
+impl Trace {
+    /// Follows the workers; they are held until it has begun.
+    fn start(daemon: &Daemon) -> Self {
+        let workers = workers(daemon.pid());
+        let output = NamedTempFile::new().unwrap();
+        let mut strace = Command::new("strace")
+            .args(workers.iter().flat_map(|thread| ["-p".to_owned(), thread.to_string()]))
+            .arg("-o")
+            .arg(output.path())
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("strace cannot be run; ci/lab/install installs it");
+        // It says so of each thread.
+        let said = BufReader::new(strace.stderr.take().unwrap()).lines().take(workers.len());
+        for line in said {
+            let line = line.unwrap();
+            assert!(line.contains("attached"), "{line}");
+        }
+        Self { strace, output }
+    }
+
+    /// Ends it; answers how often each system call was made.
+    fn end(mut self) -> BTreeMap<String, u64> {
+        let pid = rustix::process::Pid::from_child(&self.strace);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        self.strace.wait().unwrap();
+        let mut calls = BTreeMap::new();
+        for line in std::fs::read_to_string(self.output.path()).unwrap().lines() {
+            // With more than one thread their numbers come first.
+            let call = line.trim_start_matches(|letter: char| letter.is_ascii_digit() || letter == ' ');
+            let Some((name, _)) = call.split_once('(') else { continue };
+            *calls.entry(name.to_owned()).or_default() += 1;
+        }
+        calls
+    }
+}
+
+/// The threads that own rings.
+fn workers(pid: u32) -> Vec<u32> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let threads = threads.map(|thread| thread.unwrap().path());
+    let is_worker = |thread: &std::path::PathBuf| {
+        std::fs::read_to_string(thread.join("comm")).unwrap().starts_with("worker")
+    };
+    let found: Vec<u32> = threads
+        .filter(is_worker)
+        .map(|thread| thread.file_name().unwrap().to_str().unwrap().parse().unwrap())
+        .collect();
+    assert!(!found.is_empty(), "no thread of the daemon is called a worker");
+    found
+}
+
+/// Reads, writes and flushes, a batch at a time.
+fn use_queue(queue: &mut Queue, batches: u64) {
+    for batch in 0..batches {
+        for request in 0..BATCH_REQUESTS {
+            let place = request as usize * 4096..(request as usize + 1) * 4096;
+            let offset = (batch * BATCH_REQUESTS + request) % 1024 * 4096;
+            let request = match request % 4 {
+                0 | 1 => Request::Read { offset, into: vec![place] },
+                2 => Request::Write { offset, from: vec![place] },
+                _ => Request::Flush,
+            };
+            assert!(queue.submit(&request, 0));
+        }
+        queue.kick();
+        let mut done = 0;
+        while done < BATCH_REQUESTS {
+            let completions = queue.wait();
+            assert!(completions.iter().all(|(_, outcome)| outcome.is_ok()));
+            done += completions.len() as u64;
+        }
+    }
+}
+
+/// The system calls of so many requests.
+fn traced(args: &[&str], polled: bool) -> BTreeMap<String, u64> {
+    let setup = Setup::new(Place::Tmpfs).disk("size=64M").arg("--workers").arg("1");
+    let daemon = args.iter().fold(setup, |setup, arg| setup.arg(arg)).start();
+    let mut driver = Driver::connect(&daemon.socket(0), Options { polled, ..Options::default() });
+    use_queue(driver.queue(), 2);
+    let trace = Trace::start(&daemon);
+    use_queue(driver.queue(), BATCHES);
+    let calls = trace.end();
+    drop(driver);
+    daemon.stop();
+    calls
+}
+
+#[test]
+fn requests_take_no_system_call_but_those_of_kick_and_call() {
+    for polled in [false, true] {
+        let calls = traced(&[], polled);
+        let mut others = calls.clone();
+        others.retain(|call, _| {
+            !["epoll_wait", "epoll_pwait", "epoll_pwait2", "write"].contains(&call.as_str())
+        });
+        // Attaching interrupts a call that sleeps.
+        others.remove("restart_syscall");
+        assert_eq!(others, BTreeMap::new(), "{BATCHES} batches: {calls:?}");
+        let writes = calls.get("write").copied().unwrap_or(0);
+        assert!(
+            writes <= if polled { 0 } else { BATCHES * BATCH_REQUESTS },
+            "calls of the driver: {calls:?}"
+        );
+        assert!(!calls.is_empty(), "nothing was traced");
+    }
+}
+
+/// Looks now and then for mail or for a kick of a ring that sleeps; but not more often for more requests.
+#[test]
+#[ignore = "until adaptive polling lands"]
+fn a_polling_worker_makes_no_system_calls() {
+    let calls = traced(&["--poll-max-us", "busy"], true);
+    let total: u64 = calls.values().sum();
+    let requests = BATCHES * BATCH_REQUESTS;
+    assert!(total < requests / 100, "{total} system calls for {requests} requests: {calls:?}");
+}

@@ -12,8 +12,8 @@ use common::daemon::{Daemon, Place, Setup};
 use common::driver::{Driver, Options, Queue, Request};
 use tempfile::NamedTempFile;
 
-const BATCHES: u64 = 400;
-const BATCH_REQUESTS: u64 = 16;
+const BATCHES: usize = 400;
+const BATCH_REQUESTS: usize = 16;
 
 /// A trace of a daemon's workers, from its start to its end.
 struct Trace {
@@ -44,7 +44,7 @@ impl Trace {
     }
 
     /// Ends it; answers how often each system call was made.
-    fn end(mut self) -> BTreeMap<String, u64> {
+    fn end(mut self) -> BTreeMap<String, usize> {
         let pid = rustix::process::Pid::from_child(&self.strace);
         rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
         self.strace.wait().unwrap();
@@ -75,11 +75,11 @@ fn workers(pid: u32) -> Vec<u32> {
 }
 
 /// Reads, writes and flushes, a batch at a time.
-fn use_queue(queue: &mut Queue, batches: u64) {
+fn use_queue(queue: &mut Queue, batches: usize) {
     for batch in 0..batches {
         for request in 0..BATCH_REQUESTS {
-            let place = request as usize * 4096..(request as usize + 1) * 4096;
-            let offset = (batch * BATCH_REQUESTS + request) % 1024 * 4096;
+            let place = request * 4096..(request + 1) * 4096;
+            let offset = ((batch * BATCH_REQUESTS + request) % 1024 * 4096) as u64;
             let request = match request % 4 {
                 0 | 1 => Request::Read { offset, into: vec![place] },
                 2 => Request::Write { offset, from: vec![place] },
@@ -92,13 +92,13 @@ fn use_queue(queue: &mut Queue, batches: u64) {
         while done < BATCH_REQUESTS {
             let completions = queue.wait();
             assert!(completions.iter().all(|(_, outcome)| outcome.is_ok()));
-            done += completions.len() as u64;
+            done += completions.len();
         }
     }
 }
 
 /// The system calls of so many requests.
-fn traced(args: &[&str], polled: bool) -> BTreeMap<String, u64> {
+fn traced(args: &[&str], polled: bool) -> BTreeMap<String, usize> {
     let setup = Setup::new(Place::Tmpfs).disk("size=64M").arg("--workers").arg("1");
     let daemon = args.iter().fold(setup, |setup, arg| setup.arg(arg)).start();
     let mut driver = Driver::connect(&daemon.socket(0), Options { polled, ..Options::default() });
@@ -136,7 +136,7 @@ fn requests_take_no_system_call_but_those_of_kick_and_call() {
 #[ignore = "until adaptive polling lands"]
 fn a_polling_worker_makes_no_system_calls() {
     let calls = traced(&["--poll-max-us", "busy"], true);
-    let total: u64 = calls.values().sum();
+    let total: usize = calls.values().sum();
     let requests = BATCHES * BATCH_REQUESTS;
     assert!(total < requests / 100, "{total} system calls for {requests} requests: {calls:?}");
 }

@@ -99,8 +99,9 @@ struct Chain {
 #[derive(Debug)]
 struct Driver {
     chains: Vec<Chain>,
-    available: *const AtomicU16,
-    used: *const AtomicU16,
+    /// The indices of the two rings.
+    available: &'static AtomicU16,
+    used: &'static AtomicU16,
     /// Requests made available so far.
     offered: u16,
 }
@@ -146,6 +147,12 @@ fn put<T>(at: *mut u8, value: T) {
     unsafe { at.cast::<T>().write_unaligned(value) };
 }
 
+/// The index of an available or used ring.
+fn index(ring: *mut u8) -> &'static AtomicU16 {
+    // SAFETY: in the driver's mapping, which stays for good, and aligned; only accessed atomically.
+    unsafe { AtomicU16::from_ptr(ring.wrapping_add(2).cast()) }
+}
+
 impl Guest {
     /// A guest of this shape over the first `disk_bytes` of `disk`, which `media` is another mapping of.
     pub fn new(shape: Shape, disk: &File, disk_bytes: usize, media: *mut u8) -> Self {
@@ -189,8 +196,7 @@ impl Guest {
             unsafe { chain.sector.write_volatile((place(request) / 512) as u64) };
         }
         driver.offered = driver.offered.wrapping_add(self.shape.depth as u16);
-        // SAFETY: in the driver's mapping, aligned; only accessed atomically.
-        unsafe { &*driver.available.add(1) }.store(driver.offered, Ordering::Release);
+        driver.available.store(driver.offered, Ordering::Release);
         ring
     }
 
@@ -208,8 +214,7 @@ impl Guest {
         while self.rings[ring].serve(Waker::noop()) != Served::Idle {}
         edge();
         let driver = &self.drivers[ring];
-        // SAFETY: in the driver's mapping, aligned; only accessed atomically.
-        let used = unsafe { &*driver.used.add(1) }.load(Ordering::Acquire);
+        let used = driver.used.load(Ordering::Acquire);
         assert_eq!(used, driver.offered, "not every request came back");
     }
 
@@ -244,11 +249,8 @@ impl Guest {
     /// Forgets what the driver did for [`copy_batch`](Self::copy_batch): the device has not seen it.
     pub fn take_back(&mut self) {
         for driver in &mut self.drivers {
-            // SAFETY: as in `batch_between`.
-            let used = unsafe { &*driver.used.add(1) }.load(Ordering::Acquire);
-            driver.offered = used;
-            // SAFETY: as in `offer`.
-            unsafe { &*driver.available.add(1) }.store(used, Ordering::Release);
+            driver.offered = driver.used.load(Ordering::Acquire);
+            driver.available.store(driver.offered, Ordering::Release);
         }
     }
 
@@ -323,7 +325,7 @@ fn lay_out(memory: &mut Memory, shape: &Shape, chains: usize) -> (RingAddresses,
         write_chain(memory, shape, chain, table, chain * stride)
     };
     let chains = (0..chains).map(chain).collect();
-    let driver = Driver { chains, available: avail_host.cast(), used: used_host.cast(), offered: 0 };
+    let driver = Driver { chains, available: index(avail_host), used: index(used_host), offered: 0 };
     (RingAddresses { descriptors, available, used }, driver)
 }
 

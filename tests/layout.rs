@@ -51,7 +51,6 @@ fn requests_write_to_nothing_that_rings_share() {
 
 /// Its counters and the queue's indices change with each request; the allocator may put another one beside it.
 #[test]
-#[ignore = "until Ring is aligned to 128 bytes"]
 fn a_ring_has_its_cache_lines_for_itself() {
     assert_eq!(align_of::<Ring<MappedDisk>>() % LINES_BYTES, 0);
 }

@@ -133,7 +133,6 @@ fn requests_take_no_system_call_but_those_of_kick_and_call() {
 
 /// Looks now and then for mail or for a kick of a ring that sleeps; but not more often for more requests.
 #[test]
-#[ignore = "until adaptive polling lands"]
 fn a_polling_worker_makes_no_system_calls() {
     let calls = traced(&["--poll-max-us", "busy"], true);
     let total: usize = calls.values().sum();

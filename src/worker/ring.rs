@@ -85,6 +85,7 @@ pub struct RingParts<D: Disk> {
 
 /// A started ring, driven by whoever owns it.
 #[derive(Debug)]
+#[repr(align(128))] // it changes with each request: no other worker's ring may share a cache line, or a pair of them
 pub struct Ring<D: Disk> {
     key: RingKey,
     queue: SplitQueue,

@@ -20,6 +20,9 @@ use crate::copy::{self, Persist, Segments};
 /// Mappings begin at a multiple of this: a page table entry can then stand for as much.
 pub(super) const HUGE_PAGE_BYTES: usize = 2 << 20;
 
+/// `madvise(2)`: gather pages into huge ones now (Linux 6.1).
+const MADV_COLLAPSE: libc::c_int = 25;
+
 /// How a file is mapped.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct MapOptions {
@@ -155,6 +158,20 @@ impl Mapping {
         // SAFETY: it is exactly what is mapped, and the advice changes no byte.
         unsafe { rustix::mm::madvise(self.base.cast(), self.mapped_bytes, Advice::LinuxHugepage) }
             .map_err(Into::into)
+    }
+
+    /// Has the pages of this part of a file in memory gathered into huge ones, whatever the system's setting for
+    /// new pages is: their content stays, and whoever uses them does not notice.
+    ///
+    /// # Errors
+    /// The error of `madvise(2)`: no huge page is free, or Linux is older than 6.1.
+    pub(super) fn gather(&self, range: Range<u64>) -> io::Result<()> {
+        let Some((start, len)) = self.pages(&range) else { return Ok(()) };
+        // SAFETY: `pages` has checked that the range is inside of the mapping; collapsing changes no byte.
+        match unsafe { libc::madvise(start, len, MADV_COLLAPSE) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 
     /// Waits until a part of the mapping is written down (`msync(2)`).

@@ -63,7 +63,7 @@ impl Disk for GatedDisk {
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         self.bytes.discard(offset, len)
     }
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<(), DiskError> {
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<u64, DiskError> {
         self.bytes.write_zeroes(offset, len, unmap)
     }
 }
@@ -234,5 +234,25 @@ fn a_client_that_cannot_flush_gets_every_write_persisted() {
     let mut driver = bench.connect();
     driver.queue().write(4096, &pattern(2, 512)).unwrap();
     assert!(bench.began.try_recv().is_err(), "this one relies on flushes: no write is synced");
+    bench.finish();
+}
+
+#[test]
+fn what_zeroes_cost_the_media_is_counted() {
+    let bench = Bench::new();
+    let mut driver = bench.connect();
+    let zeroes = |unmap| Request::WriteZeroes { offset: 0, len: 512 << 10, unmap };
+    for unmap in [false, true] {
+        assert_eq!(driver.queue().run(&zeroes(unmap)), Ok(()));
+    }
+    drop(driver);
+    let totals = || bench.server.totals("gated").unwrap();
+    wait_for("the session ends", || (totals().others == 2).then_some(()));
+    let counted = totals();
+    assert_eq!(
+        (counted.written_bytes, counted.media_written_bytes),
+        (0, 512 << 10),
+        "the second time it is a hole"
+    );
     bench.finish();
 }

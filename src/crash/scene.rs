@@ -118,7 +118,7 @@ impl Recorded {
         self.changes.lock().unwrap().push(recording::cpu().unwrap());
     }
 
-    fn changed(&self, done: Result<(), DiskError>) -> Result<(), DiskError> {
+    fn changed<T>(&self, done: Result<T, DiskError>) -> Result<T, DiskError> {
         *self.is_dirty.lock().unwrap() = true;
         done
     }
@@ -164,7 +164,7 @@ impl Disk for Recorded {
         self.changes();
         self.changed(self.disk.discard(offset, len))
     }
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<(), DiskError> {
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<u64, DiskError> {
         self.changes();
         self.changed(self.disk.write_zeroes(offset, len, unmap))
     }

@@ -97,7 +97,7 @@ impl Disk for Backing {
     }
 
     #[inline]
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<(), DiskError> {
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<u64, DiskError> {
         either!(self, disk => disk.write_zeroes(offset, len, unmap))
     }
 }

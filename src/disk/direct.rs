@@ -178,18 +178,18 @@ impl Disk for BlockDisk {
     }
 
     /// The device zeroes them itself if it can (`fallocate(2)` on a device is `BLKZEROOUT`).
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<(), DiskError> {
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<u64, DiskError> {
         self.check_write(offset, len)?;
         let zero = |what| fallocate(&self.file, what, offset, len).map_err(failed("zeroing a range"));
-        let is_done = unmap && self.unmaps && zero(space::PUNCH)? || zero(space::ZERO)?;
-        if !is_done {
+        let is_noted = unmap && self.unmaps && zero(space::PUNCH)? || zero(space::ZERO)?;
+        if !is_noted {
             self.in_parts(offset, len, |at, part| {
                 part.fill(0);
                 self.file.write_all_at(part, at).map_err(failed("pwrite"))
             })?;
         }
         self.syncs.wrote();
-        Ok(())
+        Ok(if is_noted { 0 } else { len })
     }
 }
 

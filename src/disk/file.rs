@@ -91,14 +91,15 @@ impl Disk for FileDisk {
         Ok(())
     }
 
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<(), DiskError> {
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<u64, DiskError> {
         self.geometry.check_write(offset, len)?;
         let what = if unmap && self.unmaps { space::PUNCH } else { space::ZERO };
-        if !fallocate(&self.file, what, offset, len).map_err(failed("zeroing a range"))? {
+        let is_noted = fallocate(&self.file, what, offset, len).map_err(failed("zeroing a range"))?;
+        if !is_noted {
             copy::pwritev_zeroes(self.file.as_fd(), offset, len).map_err(failed("pwritev"))?;
         }
         self.syncs.wrote();
-        Ok(())
+        Ok(if is_noted { 0 } else { len })
     }
 }
 
@@ -205,8 +206,8 @@ mod tests {
                 disk.read(offset, guest.segments()),
                 disk.write(offset, guest.segments()),
                 disk.discard(offset, 512),
-                disk.write_zeroes(offset, 512, false),
-                disk.write_zeroes(offset, 512, true),
+                disk.write_zeroes(offset, 512, false).map(drop),
+                disk.write_zeroes(offset, 512, true).map(drop),
             ];
             for result in refused {
                 assert!(matches!(result, Err(DiskError::OutOfRange)), "{offset}: {result:?}");
@@ -225,8 +226,8 @@ mod tests {
         let refused = [
             disk.write(0, guest.segments()),
             disk.discard(0, 4096),
-            disk.write_zeroes(0, 4096, false),
-            disk.write_zeroes(0, 4096, true),
+            disk.write_zeroes(0, 4096, false).map(drop),
+            disk.write_zeroes(0, 4096, true).map(drop),
         ];
         for result in refused {
             assert!(matches!(result, Err(DiskError::ReadOnly)), "{result:?}");
@@ -253,8 +254,8 @@ mod tests {
         let changes: [&dyn Fn() -> Result<(), DiskError>; 4] = [
             &|| disk.write(0, guest.segments()),
             &|| disk.discard(0, 4096),
-            &|| disk.write_zeroes(0, 512, false),
-            &|| disk.write_zeroes(0, 4096, true),
+            &|| disk.write_zeroes(0, 512, false).map(drop),
+            &|| disk.write_zeroes(0, 4096, true).map(drop),
         ];
         for (index, change) in changes.into_iter().enumerate() {
             disk.flush().unwrap();

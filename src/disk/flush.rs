@@ -189,7 +189,7 @@ mod tests {
         fn discard(&self, _: u64, _: u64) -> Result<(), DiskError> {
             Err(DiskError::Unsupported)
         }
-        fn write_zeroes(&self, _: u64, _: u64, _: bool) -> Result<(), DiskError> {
+        fn write_zeroes(&self, _: u64, _: u64, _: bool) -> Result<u64, DiskError> {
             Err(DiskError::Unsupported)
         }
     }

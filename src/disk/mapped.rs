@@ -264,10 +264,11 @@ impl MappedDisk {
         bad_media("writing")
     }
 
-    fn zero(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+    /// Zeroes in place. Returns what the media takes.
+    fn zero(&self, offset: u64, len: u64) -> Result<u64, DiskError> {
         self.mapping.zero(offset, len)?;
         self.wrote(offset, len);
-        Ok(())
+        Ok(self.media_written_bytes(offset, len))
     }
 }
 
@@ -372,7 +373,7 @@ impl Disk for MappedDisk {
         Ok(())
     }
 
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<(), DiskError> {
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<u64, DiskError> {
         self.geometry.check_write(offset, len)?;
         if !self.bad.is_empty() {
             self.mend(offset, len)?;
@@ -389,8 +390,8 @@ impl Disk for MappedDisk {
             return self.zero(offset, len);
         }
         self.changed_layout()?;
-        self.zero(offset, pages.start - offset)?;
-        self.zero(pages.end, end - pages.end)
+        let before = self.zero(offset, pages.start - offset)?;
+        Ok(before + self.zero(pages.end, end - pages.end)?)
     }
 }
 

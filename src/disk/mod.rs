@@ -213,9 +213,10 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// As [`DiskError`].
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError>;
 
-    /// The bytes shall read as zeroes; with `unmap` their space may be given back.
+    /// The bytes shall read as zeroes; with `unmap` their space may be given back. Returns how many bytes the
+    /// media takes for it: none where the file system only notes that they are zero.
     ///
     /// # Errors
     /// As [`DiskError`].
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<(), DiskError>;
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<u64, DiskError>;
 }

@@ -55,13 +55,15 @@ proptest! {
         let before = pattern(LEN, 1).into_iter().map(|byte| byte | 1).collect::<Vec<_>>();
         let disk = disk(&before);
         let allocated = allocated_bytes(&disk);
-        disk.write_zeroes(start as u64, len as u64, unmap).unwrap();
+        let media_bytes = disk.write_zeroes(start as u64, len as u64, unmap).unwrap();
         let mut expected = before;
         expected[start..start + len].fill(0);
         prop_assert!(image(&disk) == expected);
         let pages = whole_units(start as u64..(start + len) as u64, disk.punch_bytes);
         let freed = pages.filter(|_| unmap).map_or(0, |pages| pages.end - pages.start);
         prop_assert_eq!(allocated - allocated_bytes(&disk), freed);
+        let lines_bytes = disk.media_written_bytes(start as u64, len as u64);
+        prop_assert_eq!(media_bytes, lines_bytes - freed, "what is not given back is zeroed by whole lines");
     }
 }
 
@@ -90,8 +92,8 @@ fn nothing_outside_is_touched() {
             disk.read(offset, guest.segments()),
             disk.write(offset, guest.segments()),
             disk.discard(offset, 512),
-            disk.write_zeroes(offset, 512, false),
-            disk.write_zeroes(offset, 512, true),
+            disk.write_zeroes(offset, 512, false).map(drop),
+            disk.write_zeroes(offset, 512, true).map(drop),
         ];
         for result in refused {
             assert!(matches!(result, Err(DiskError::OutOfRange)), "{offset}: {result:?}");
@@ -111,8 +113,8 @@ fn a_read_only_disk_refuses_every_change() {
     let refused = [
         disk.write(0, guest.segments()),
         disk.discard(0, 4096),
-        disk.write_zeroes(0, 4096, false),
-        disk.write_zeroes(0, 4096, true),
+        disk.write_zeroes(0, 4096, false).map(drop),
+        disk.write_zeroes(0, 4096, true).map(drop),
     ];
     for result in refused {
         assert!(matches!(result, Err(DiskError::ReadOnly)), "{result:?}");

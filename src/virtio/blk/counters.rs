@@ -11,7 +11,7 @@ pub struct Counters {
     pub writes: u64,
     /// Bytes taken from the guest.
     pub written_bytes: u64,
-    /// Bytes that the media took for them: endurance is spent on these.
+    /// Bytes that the media took, for these and for zeroes: endurance is spent on them.
     pub media_written_bytes: u64,
     /// Flushes that succeeded.
     pub flushes: u64,
@@ -35,6 +35,11 @@ pub enum Effect {
         /// The media's.
         media_bytes: u64,
     },
+    /// A range was zeroed.
+    Zeroed {
+        /// What the media took for it.
+        media_bytes: u64,
+    },
     /// Everything before was made to persist.
     Flushed,
     /// Something else.
@@ -55,6 +60,10 @@ impl Counters {
             Effect::Written { bytes, media_bytes } => {
                 self.writes = self.writes.wrapping_add(1);
                 self.written_bytes = self.written_bytes.wrapping_add(bytes);
+                self.media_written_bytes = self.media_written_bytes.wrapping_add(media_bytes);
+            }
+            Effect::Zeroed { media_bytes } => {
+                self.others = self.others.wrapping_add(1);
                 self.media_written_bytes = self.media_written_bytes.wrapping_add(media_bytes);
             }
             Effect::Flushed => self.flushes = self.flushes.wrapping_add(1),

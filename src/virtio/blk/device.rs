@@ -240,12 +240,15 @@ impl<D: Disk> Device<D> {
             Err(refusal) => return Outcome::from(refusal),
         };
         let mut each = ranges.as_slice().iter();
-        let done = each.try_for_each(|range| match zeroes {
-            true => self.disk.write_zeroes(range.offset, range.len_bytes, range.unmap),
-            false => self.disk.discard(range.offset, range.len_bytes),
+        let media_bytes = each.try_fold(0_u64, |sum, range| match zeroes {
+            true => {
+                let taken = self.disk.write_zeroes(range.offset, range.len_bytes, range.unmap)?;
+                Ok(sum.saturating_add(taken))
+            }
+            false => self.disk.discard(range.offset, range.len_bytes).map(|()| sum),
         });
-        let persisted = done.and_then(|()| match zeroes {
-            true => self.persist(Effect::Other, cache),
+        let persisted = media_bytes.and_then(|media_bytes| match zeroes {
+            true => self.persist(Effect::Zeroed { media_bytes }, cache),
             false => Ok(Outcome::done(Effect::Other, 0)),
         });
         let name = if zeroes { "write zeroes" } else { "discard" };

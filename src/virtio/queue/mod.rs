@@ -15,6 +15,7 @@
 mod chain;
 mod notify;
 mod split;
+mod walk;
 
 #[cfg(test)]
 mod tests;

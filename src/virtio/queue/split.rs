@@ -7,22 +7,12 @@
 
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
-use super::chain::{Buffer, Chain, Completion, Flaw, Head};
+use super::chain::{Chain, Completion, Flaw, Head};
 use super::notify::{NO_INTERRUPT, NO_NOTIFY, passed};
+use super::walk::{DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, Walk, indirect_len, read_halves, scratch};
 use super::{MAX_QUEUE_SIZE, RingError, Virtqueue};
 use crate::copy::{self, Segment, Segments};
 use crate::virtio::memory::{MemoryTable, Translator};
-
-/// Descriptor flags (VIRTIO 1.2 §2.7.5): the chain goes on, the device writes, a table of descriptors.
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const INDIRECT: u16 = 4;
-
-/// Size of a descriptor in bytes.
-const DESCRIPTOR_BYTES: u32 = 16;
-
-/// Segments a chain may take beyond one a descriptor, where buffers run over the borders of regions.
-const SPLIT_SEGMENTS: usize = 64;
 
 /// Where the three areas are, in the front-end's own addresses (`SET_VRING_ADDR`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,11 +49,6 @@ struct Descriptor {
     next: u16,
 }
 
-/// Half a descriptor, wherever it lies.
-#[derive(Clone, Copy)]
-#[repr(C, packed)]
-struct Word(u64);
-
 /// A table of descriptors that is mapped: the ring's own, or an indirect one.
 #[derive(Debug, Clone, Copy)]
 struct Table {
@@ -78,30 +63,12 @@ impl Table {
             return Err(RingError::DescriptorIndex(index, self.len));
         }
         let at = self.base.wrapping_add(usize::from(index) * DESCRIPTOR_BYTES as usize);
-        // SAFETY: the table's `len` descriptors are mapped (checked when it was made) and index < len; an
-        // indirect table need not be aligned, hence `Word`. Volatile: each word is read exactly once.
-        let address = unsafe { at.cast::<Word>().read_volatile() };
-        // SAFETY: as above.
-        let rest = unsafe { at.cast::<Word>().wrapping_add(1).read_volatile() };
-        let address = u64::from_le(address.0);
-        let [l0, l1, l2, l3, f0, f1, n0, n1] = rest.0.to_ne_bytes();
+        // SAFETY: the table's `len` descriptors are mapped (checked when it was made) and index < len.
+        let [address, rest] = unsafe { read_halves(at) };
+        let [l0, l1, l2, l3, f0, f1, n0, n1] = rest.to_le_bytes();
         let (flags, next) = (u16::from_le_bytes([f0, f1]), u16::from_le_bytes([n0, n1]));
         Ok(Descriptor { address, len_bytes: u32::from_le_bytes([l0, l1, l2, l3]), flags, next })
     }
-}
-
-/// What a walk over a chain has found so far.
-#[derive(Debug, Default)]
-struct Walk {
-    readable_count: usize,
-    readable_bytes: u64,
-    /// As declared by the driver, mapped or not.
-    declared_bytes: u64,
-    /// Of these, mapped.
-    writable_bytes: u64,
-    /// The last writable descriptor is not mapped: the status byte has no place.
-    status_lost: bool,
-    flaw: Option<Flaw>,
 }
 
 /// A split ring, running.
@@ -156,7 +123,7 @@ impl SplitQueue {
             event_idx: layout.event_idx,
             indirect: layout.indirect,
             max_indirect,
-            segments: Vec::with_capacity(usize::from(size) + usize::from(max_indirect) + SPLIT_SEGMENTS),
+            segments: scratch(size, max_indirect),
         };
         let start = u16::from_le(queue.used_word(2).load(Ordering::Acquire));
         (queue.next_avail, queue.next_used, queue.published) = (start, start, start);
@@ -203,69 +170,32 @@ impl SplitQueue {
             let descriptor = table.read(index)?;
             if descriptor.flags & INDIRECT != 0 && !in_table {
                 if !self.indirect || descriptor.flags & NEXT != 0 {
-                    walk.flaw = Some(Flaw::Indirect);
+                    walk.flawed(Flaw::Indirect);
                 }
                 table = self.indirect_table(&descriptor, memory)?;
                 (index, left, in_table) = (0, table.len, true);
                 continue;
             }
             if descriptor.flags & INDIRECT != 0 {
-                walk.flaw = Some(Flaw::Indirect);
+                walk.flawed(Flaw::Indirect);
             } else {
-                walk.take(&descriptor, memory, &mut self.segments);
+                let Descriptor { address, len_bytes, flags, .. } = descriptor;
+                walk.take(address, len_bytes, flags & WRITE != 0, memory, &mut self.segments);
             }
             if descriptor.flags & NEXT == 0 {
                 break;
             }
             index = descriptor.next;
         }
-        if walk.writable_bytes == 0 || walk.status_lost {
-            return Err(RingError::NoStatus);
-        }
-        if walk.readable_bytes.max(walk.declared_bytes) > u64::from(u32::MAX) {
-            walk.flaw = Some(Flaw::TooLong);
-        }
-        Ok(walk)
+        walk.end()
     }
 
     fn indirect_table(&self, descriptor: &Descriptor, memory: &mut Translator) -> Result<Table, RingError> {
-        let bytes = descriptor.len_bytes;
-        let len = u16::try_from(bytes / DESCRIPTOR_BYTES).unwrap_or(u16::MAX);
-        if !bytes.is_multiple_of(DESCRIPTOR_BYTES) || len == 0 || len > self.max_indirect {
-            return Err(RingError::IndirectLength(bytes));
-        }
+        let len = indirect_len(descriptor.len_bytes, self.max_indirect)?;
         let base = memory
-            .resolve(descriptor.address, u64::from(bytes))
+            .resolve(descriptor.address, u64::from(descriptor.len_bytes))
             .ok_or(RingError::IndirectUnmapped(descriptor.address))?;
         Ok(Table { base, len })
-    }
-}
-
-impl Walk {
-    #[inline]
-    fn take(&mut self, descriptor: &Descriptor, memory: &mut Translator, out: &mut Vec<Segment>) {
-        let writable = descriptor.flags & WRITE != 0;
-        if descriptor.len_bytes == 0 {
-            self.flaw = Some(Flaw::Empty);
-            return;
-        }
-        if !writable && self.declared_bytes > 0 {
-            self.flaw = Some(Flaw::ReadableAfterWritable);
-            return;
-        }
-        let is_mapped = memory.append(descriptor.address, descriptor.len_bytes, out);
-        if !is_mapped {
-            self.flaw = Some(Flaw::Unmapped);
-        }
-        let mapped_bytes = if is_mapped { u64::from(descriptor.len_bytes) } else { 0 };
-        if writable {
-            self.status_lost = !is_mapped;
-            self.declared_bytes += u64::from(descriptor.len_bytes);
-            self.writable_bytes += mapped_bytes;
-        } else {
-            self.readable_count = out.len();
-            self.readable_bytes += mapped_bytes;
-        }
     }
 }
 
@@ -292,16 +222,8 @@ impl Virtqueue for SplitQueue {
         }
         let walk = walk?;
         self.next_avail = self.next_avail.wrapping_add(1);
-        let (readable, writable) =
-            self.segments.split_at_mut_checked(walk.readable_count).unwrap_or_default();
-        let bounded = |bytes| u32::try_from(bytes).unwrap_or(u32::MAX);
-        // SAFETY: the translator found the segments in its table, which it keeps mapped for 'a, and
-        // `segments` is borrowed as long. Guest memory is never the target of a Rust reference.
-        let readable = unsafe { Buffer::new(readable, bounded(walk.readable_bytes)) };
-        // SAFETY: as above.
-        let writable = unsafe { Buffer::new(writable, bounded(walk.writable_bytes)) };
-        let (bytes, flaw) = (walk.declared_bytes, walk.flaw);
-        Ok(Some(Chain::new(Head::new(head), readable, writable, memory.table(), bytes, flaw)))
+        // SAFETY: the walk has filled `segments` by this translator.
+        Ok(Some(unsafe { walk.into_chain(Head::new(head), &mut self.segments, memory) }))
     }
 
     #[inline]

@@ -18,10 +18,13 @@
 //! | [`disk`] | bytes, media and their durability | virtio |
 //! | [`copy`] | how bytes move | where they come from |
 //!
-//! [`server`] ties disks, sessions and workers together; [`config`] is what it is told to do.
+//! [`server`] ties disks, sessions and workers together; [`config`] is what it is told to do, and `api` says what
+//! it has done.
 
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
 
+#[cfg(feature = "daemon")]
+pub mod api;
 #[cfg(feature = "daemon")]
 pub mod cli;
 pub mod config;

@@ -83,5 +83,5 @@ pub(super) fn run(args: BackendArgs) -> Result<(), Failure> {
         exit_on_disconnect: false,
     };
     // Standard output belongs to whoever started the program: the log says enough.
-    daemon::run(config, |_| ())
+    daemon::run(config, None, |_| ())
 }

@@ -1,15 +1,25 @@
 //! A server's life in the foreground: catch signals, start, announce, wait.
 
+use std::path::Path;
+
+use crate::api::{Endpoint, Serving};
 use crate::cli::exit::Failure;
 use crate::cli::signals::StopSignals;
 use crate::config::ServerConfig;
 use crate::server::{DiskSummary, Server};
 
-/// Serves until a signal or the server itself ends it. `announce` is called once everything listens.
-pub(super) fn run(config: ServerConfig, announce: impl FnOnce(&[DiskSummary])) -> Result<(), Failure> {
+/// Serves until a signal or the server itself ends it, and metrics on a socket if one is given. `announce` is
+/// called once everything listens.
+pub(super) fn run(
+    config: ServerConfig,
+    metrics: Option<&Path>,
+    announce: impl FnOnce(&[DiskSummary]),
+) -> Result<(), Failure> {
     config.check()?;
     let signals = StopSignals::catch().map_err(Failure::Signals)?;
+    let endpoint = metrics.map(Endpoint::bind).transpose()?;
     let server = Server::start(config)?;
+    let metrics: Option<Serving> = endpoint.map(|endpoint| endpoint.serve(server.observer())).transpose()?;
     let forwarder = signals.forward_to(server.stopper());
     announce(server.disks());
     log(server.disks());
@@ -17,6 +27,8 @@ pub(super) fn run(config: ServerConfig, announce: impl FnOnce(&[DiskSummary])) -
         server.stopper().stop();
     }
     server.wait()?;
+    // It can be read until the disks are at rest, and their last numbers are the right ones.
+    drop(metrics);
     forwarder.map(drop).map_err(Failure::Signals)
 }
 

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::process::ExitCode;
 
+use crate::api::EndpointError;
 use crate::cli::disk_option::DiskOptionError;
 use crate::cli::inherited::InheritedError;
 use crate::config::ConfigError;
@@ -103,6 +104,8 @@ pub(super) enum Failure {
     #[error(transparent)]
     Server(#[from] ServerError),
     #[error(transparent)]
+    Metrics(#[from] EndpointError),
+    #[error(transparent)]
     Describe(#[from] OpenError),
     #[error("cannot take over SIGTERM and SIGINT ({0}); nothing is served")]
     Signals(std::io::Error),
@@ -117,6 +120,7 @@ impl Failure {
             Self::DiskOption(_) | Self::Config(_) => Exit::Usage,
             Self::Inherited(_) => Exit::Socket,
             Self::Server(error) => of_server(error),
+            Self::Metrics(error) => of_metrics(error),
             Self::Describe(error) => of_open(error),
             Self::Signals(_) | Self::Output(_) => Exit::Other,
         }
@@ -127,12 +131,25 @@ fn of_server(error: &ServerError) -> Exit {
     match error {
         ServerError::Open(error) => of_open(error),
         ServerError::SocketInUse { .. } => Exit::SocketInUse,
-        ServerError::Socket { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
-            Exit::Permission
-        }
-        ServerError::Socket { .. } | ServerError::Fd { .. } => Exit::Socket,
+        ServerError::Socket { source, .. } => of_socket(source),
+        ServerError::Fd { .. } => Exit::Socket,
         ServerError::NoCpu { .. } => Exit::Usage,
         ServerError::Copy(_) | ServerError::Faults(_) | ServerError::Threads(_) => Exit::Other,
+    }
+}
+
+fn of_metrics(error: &EndpointError) -> Exit {
+    match error {
+        EndpointError::InUse(_) => Exit::SocketInUse,
+        EndpointError::Socket { source, .. } => of_socket(source),
+        EndpointError::Thread(_) => Exit::Other,
+    }
+}
+
+fn of_socket(error: &std::io::Error) -> Exit {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => Exit::Permission,
+        _ => Exit::Socket,
     }
 }
 

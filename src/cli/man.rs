@@ -23,7 +23,7 @@ const ENVIRONMENT: [(&str, &str); 2] = [
     ("NO_COLOR", "Keeps colours out of the log on a terminal when it is set and not empty."),
 ];
 
-const EXAMPLES: [(&str, &str); 3] = [
+const EXAMPLES: [(&str, &str); 4] = [
     (
         "Create a disk of 20 GiB and serve it:",
         "vhost-user-pmem serve --disk path=/mnt/pmem/db0.img,socket=/run/db0.sock,size=20G",
@@ -32,6 +32,11 @@ const EXAMPLES: [(&str, &str); 3] = [
         "Serve two disks from one process, one of them read-only:",
         "vhost-user-pmem serve --disk path=/srv/a.img,socket=/run/a.sock \
          --disk path=/srv/b.img,socket=/run/b.sock,readonly=on",
+    ),
+    (
+        "Serve metrics as well, and read them:",
+        "vhost-user-pmem serve --disk path=/srv/a.img,socket=/run/a.sock --metrics=/run/metrics.sock & \
+         curl --unix-socket /run/metrics.sock http://localhost/metrics",
     ),
     (
         "As management software starts a back-end program:",

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::num::NonZeroU16;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -52,6 +53,13 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "auto|off")]
     numa: Option<Numa>,
 
+    /// Answer GET /metrics, in the text format of Prometheus, on this Unix socket
+    ///
+    /// A stale socket is replaced, one of a living process is not. `curl --unix-socket SOCKET
+    /// http://localhost/metrics` reads them.
+    #[arg(long, value_name = "SOCKET")]
+    metrics: Option<PathBuf>,
+
     /// End when the first front-end has left, instead of listening again
     #[arg(long)]
     exit_on_disconnect: bool,
@@ -91,7 +99,8 @@ fn help() -> String {
 }
 
 pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
-    daemon::run(configuration(args)?, announce)
+    let metrics = args.metrics.clone();
+    daemon::run(configuration(args)?, metrics.as_deref(), announce)
 }
 
 fn configuration(args: ServeArgs) -> Result<ServerConfig, Failure> {

@@ -17,11 +17,13 @@ pub enum Backing {
 }
 
 impl Backing {
-    /// The ranges in bytes that are known to be bad; only a mapping must be kept from touching them.
+    /// The ranges in bytes that are known to be bad: for a mapping, which must be kept from touching them, what it
+    /// knows of them itself, for a device what Linux says now.
     pub fn bad_ranges(&self) -> Vec<Range<u64>> {
         match self {
             Self::Mapped(disk) => disk.bad_ranges(),
-            Self::File(_) | Self::Block(_) => Vec::new(),
+            Self::File(_) => Vec::new(),
+            Self::Block(disk) => disk.bad_ranges(),
         }
     }
 }

@@ -3,8 +3,9 @@
 //! A mapping of a block device would be page cache, which for persistent memory is a second copy in DRAM.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt as _};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,7 +13,8 @@ use super::lock::BackingFile;
 use super::space::{self, fallocate};
 use super::syncs::Syncs;
 use super::sys::{self, Cursor};
-use super::{Disk, DiskError, Durability, Geometry, Media, failed};
+use super::sysfs::Sysfs;
+use super::{Disk, DiskError, Durability, Geometry, Media, failed, poison};
 use crate::copy::{self, Segments};
 
 /// Buffers for guest memory that the device cannot reach by itself, and so requests of that kind at a time.
@@ -54,6 +56,14 @@ impl BlockDisk {
             bounces: std::array::from_fn(|_| Mutex::new(Bounce::new(unit_bytes))),
             next_bounce: AtomicUsize::new(0),
         }
+    }
+
+    /// The ranges in bytes that Linux lists as bad now.
+    pub(super) fn bad_ranges(&self) -> Vec<Range<u64>> {
+        let number = self.file.metadata().map_or(0, |metadata| metadata.rdev());
+        let device = Sysfs::system().block(number);
+        let ranges = device.as_ref().map(poison::of_block_device).unwrap_or_default();
+        poison::seen_through(&ranges, &(0..self.geometry.capacity_bytes))
     }
 
     /// Nothing but whole blocks inside of the disk.

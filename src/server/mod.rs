@@ -5,6 +5,7 @@
 
 mod acceptor;
 mod error;
+mod observer;
 mod populator;
 
 use std::io;
@@ -15,13 +16,14 @@ use std::thread::JoinHandle;
 
 pub use acceptor::Stopper;
 pub use error::ServerError;
+pub use observer::{Observation, Observer};
 
 use crate::config::{CpuChoice, DiskConfig, ServerConfig, SocketSource};
 use crate::copy::{Engine, fault};
 use crate::cpus::Cpus;
 use crate::disk::{self, Backing, BackingKind, Disk, Durability, FileLock, Media, OpenOptions, Opened};
 use crate::log_limit::LogLimit;
-use crate::vhost_user::{Baton, Inherited, Listener, ListenerError, SessionContext};
+use crate::vhost_user::{Baton, FrontEnds, Inherited, Listener, ListenerError, SessionContext};
 use crate::virtio::blk::{Counters, Device, Identity};
 use crate::worker::{Polling, Pool};
 use acceptor::{Acceptor, Door};
@@ -85,6 +87,7 @@ pub struct ServeOptions {
 pub struct Server<D: Disk = Backing> {
     disks: Vec<DiskSummary>,
     contexts: Vec<Arc<SessionContext<D>>>,
+    pool: Arc<Pool<D>>,
     stopper: Stopper,
     acceptor: Option<JoinHandle<()>>,
     populator: Option<Populator>,
@@ -118,6 +121,12 @@ impl Server<Backing> {
     pub fn disks(&self) -> &[DiskSummary] {
         &self.disks
     }
+
+    /// What looks at the disks while they are served.
+    pub fn observer(&self) -> Observer {
+        let kinds = self.disks.iter().map(|disk| disk.kind);
+        Observer::new(self.contexts.iter().cloned().zip(kinds), self.pool.clone())
+    }
 }
 
 impl<D: Disk> Server<D> {
@@ -138,16 +147,18 @@ impl<D: Disk> Server<D> {
                 cpus: cpus.map(Arc::new),
                 baton: Baton::new(is_exclusive, lock),
                 totals: Mutex::new(Counters::default()),
+                front_ends: FrontEnds::default(),
                 log_limit: Arc::new(LogLimit::default()),
             });
             contexts.push(context.clone());
             doors.push(Door { inlet: door, context });
         }
-        let acceptor = Acceptor::new(doors, pool, exit_on_disconnect).map_err(ServerError::Threads)?;
+        let acceptor =
+            Acceptor::new(doors, pool.clone(), exit_on_disconnect).map_err(ServerError::Threads)?;
         let stopper = acceptor.stopper();
         let thread = std::thread::Builder::new().name("acceptor".into()).spawn(|| acceptor.run());
         let acceptor = Some(thread.map_err(ServerError::Threads)?);
-        Ok(Self { disks: Vec::new(), contexts, stopper, acceptor, populator: None })
+        Ok(Self { disks: Vec::new(), contexts, pool, stopper, acceptor, populator: None })
     }
 
     /// What asks the server to stop, from any thread.

@@ -17,4 +17,4 @@ pub use channel::Channel;
 pub use connection::{Connection, Hangup};
 pub use handler::PROTOCOL_FEATURES;
 pub use listener::{Inherited, Listener, ListenerError};
-pub use session::{Session, SessionContext};
+pub use session::{FrontEnds, Session, SessionContext};

@@ -57,8 +57,21 @@ pub struct SessionContext<D: Disk> {
     pub baton: Baton,
     /// What rings that have stopped did.
     pub totals: Mutex<Counters>,
+    /// Who is connected.
+    pub front_ends: FrontEnds,
     /// For lines that a front-end or its guest can cause.
     pub log_limit: Arc<LogLimit>,
+}
+
+/// How many sessions a disk has.
+#[derive(Debug, Default)]
+pub struct FrontEnds(Arc<()>);
+
+impl FrontEnds {
+    /// How many there are now.
+    pub fn count(&self) -> usize {
+        Arc::strong_count(&self.0).saturating_sub(1)
+    }
 }
 
 /// The part of a session that messages change. Workers never see it.
@@ -87,6 +100,8 @@ pub struct Session<D: Disk> {
     connection: Option<Arc<UnixStream>>,
     state: Mutex<State>,
     is_closed: AtomicBool,
+    /// Counts it as one of those of the disk.
+    _presence: Arc<()>,
     me: Weak<Self>,
 }
 
@@ -107,6 +122,7 @@ impl<D: Disk> Session<D> {
         };
         let writeback = context.device.disk().initial_writeback();
         Arc::new_cyclic(|me| Self {
+            _presence: context.front_ends.0.clone(),
             id,
             context,
             cache: Arc::new(CacheMode::unknown(writeback)),

@@ -9,6 +9,10 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::ring::{Ring, RingKey};
 use crate::disk::Disk;
+use crate::virtio::blk::{Counters, Device};
+
+/// What a ring has done since it was started.
+pub type RingCount<D> = (Arc<Device<D>>, Counters);
 
 /// What a worker can be asked.
 #[derive(Debug)]
@@ -17,6 +21,8 @@ pub(super) enum Command<D: Disk> {
     Attach(Box<Ring<D>>, SyncSender<std::io::Result<()>>),
     /// Give this ring back, with everything fetched from it published.
     Detach(RingKey, SyncSender<Option<Box<Ring<D>>>>),
+    /// Say what each ring has done, and of which device it is; the sender is dropped when all have been named.
+    Count(Sender<RingCount<D>>),
     /// End the thread; rings still owned are dropped.
     Stop,
 }

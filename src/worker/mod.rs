@@ -14,6 +14,7 @@ mod pool;
 mod ring;
 mod run;
 
+pub use mailbox::RingCount;
 pub use poll::Polling;
 pub use pool::{Place, Pool, PoolError};
 pub use ring::{Notifier, Ring, RingKey, RingParts, Served};

@@ -2,11 +2,12 @@
 
 use std::io;
 use std::num::NonZeroU16;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use super::mailbox::{Command, Mailbox, mailbox};
+use super::mailbox::{Command, Mailbox, RingCount, mailbox};
 use super::poll::Polling;
 use super::ring::{Ring, RingKey};
 use super::run::Runner;
@@ -94,6 +95,20 @@ impl<D: Disk> Pool<D> {
         let ring = answered.recv().ok().flatten()?;
         self.unload(place);
         Some(ring)
+    }
+
+    /// What each ring that runs has done so far. Workers that do not answer within `patience`, since their media
+    /// is slow, are left out.
+    pub fn count(&self, patience: Duration) -> Vec<RingCount<D>> {
+        let (answer, answers) = channel();
+        for worker in self.workers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            worker.mailbox.post(Command::Count(answer.clone()));
+        }
+        // Only the workers' ends are left: the answers end when the last worker has let go of its own.
+        drop(answer);
+        let deadline = Instant::now() + patience;
+        let next = || answers.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok();
+        std::iter::from_fn(next).collect()
     }
 
     /// Threads running.

@@ -171,6 +171,11 @@ impl<D: Disk> Ring<D> {
         self.queue.next_used()
     }
 
+    /// The device behind it.
+    pub const fn device(&self) -> &Arc<Device<D>> {
+        &self.device
+    }
+
     /// What it has done since it was started.
     pub const fn counters(&self) -> &Counters {
         &self.counters

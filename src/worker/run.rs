@@ -6,12 +6,13 @@
 
 use std::io;
 use std::os::fd::AsRawFd as _;
+use std::sync::mpsc::Sender;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::mailbox::{Command, Inbox};
+use super::mailbox::{Command, Inbox, RingCount};
 use super::poll::{Polling, Window};
 use super::ring::{Ring, RingKey, Served};
 use crate::disk::Disk;
@@ -229,10 +230,17 @@ impl<D: Disk> Runner<D> {
             match command {
                 Command::Attach(ring, answer) => drop(answer.send(self.attach(ring))),
                 Command::Detach(key, answer) => drop(answer.send(self.detach(key))),
+                Command::Count(answers) => self.count(&answers),
                 Command::Stop => return false,
             }
         }
         true
+    }
+
+    fn count(&self, answers: &Sender<RingCount<D>>) {
+        for slot in self.slots.iter().flatten() {
+            let _ = answers.send((slot.ring.device().clone(), *slot.ring.counters()));
+        }
     }
 
     fn attach(&mut self, ring: Box<Ring<D>>) -> io::Result<()> {

@@ -20,11 +20,12 @@ const KEYS: [&str; 13] = [
     "deep-flush",
 ];
 
-const OPTIONS: [&str; 12] = [
+const OPTIONS: [&str; 13] = [
     "--require-durable",
     "--deep-flush",
     "--disk",
     "--workers",
+    "--metrics",
     "--exit-on-disconnect",
     "--socket-path",
     "--fd",

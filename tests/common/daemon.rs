@@ -85,6 +85,17 @@ impl Setup {
         self.sockets.path().join(format!("disk{index}.sock"))
     }
 
+    /// Where metrics are read once it is started with [`Setup::with_metrics`].
+    pub fn metrics_socket(&self) -> PathBuf {
+        self.sockets.path().join("metrics.sock")
+    }
+
+    /// Serves metrics as well.
+    pub fn with_metrics(self) -> Self {
+        let socket = self.metrics_socket().display().to_string();
+        self.arg("--metrics").arg(&socket)
+    }
+
     /// The command line, for what [`Setup::start`] does not cover.
     pub fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-user-pmem"));
@@ -149,6 +160,11 @@ impl Daemon {
     /// Where the disk of this index is served.
     pub fn socket(&self, index: usize) -> PathBuf {
         self.setup().socket(index)
+    }
+
+    /// Where metrics are read.
+    pub fn metrics_socket(&self) -> PathBuf {
+        self.setup().metrics_socket()
     }
 
     /// Process id.

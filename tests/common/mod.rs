@@ -7,6 +7,7 @@
 pub mod daemon;
 pub mod driver;
 pub mod frontend;
+pub mod metrics;
 pub mod process;
 
 use std::os::fd::{AsRawFd, BorrowedFd};

@@ -79,15 +79,37 @@ impl Counters {
     }
 
     /// Adds `other`.
-    pub const fn add(&mut self, other: &Self) {
-        self.reads = self.reads.wrapping_add(other.reads);
-        self.read_bytes = self.read_bytes.wrapping_add(other.read_bytes);
-        self.writes = self.writes.wrapping_add(other.writes);
-        self.written_bytes = self.written_bytes.wrapping_add(other.written_bytes);
-        self.media_written_bytes = self.media_written_bytes.wrapping_add(other.media_written_bytes);
-        self.flushes = self.flushes.wrapping_add(other.flushes);
-        self.others = self.others.wrapping_add(other.others);
-        self.failures = self.failures.wrapping_add(other.failures);
-        self.broken_rings = self.broken_rings.wrapping_add(other.broken_rings);
+    pub fn add(&mut self, other: &Self) {
+        self.merge(other, u64::wrapping_add);
+    }
+
+    /// Takes those of `other` that are higher.
+    pub fn raise_to(&mut self, other: &Self) {
+        self.merge(other, u64::max);
+    }
+
+    fn merge(&mut self, other: &Self, with: impl Fn(u64, u64) -> u64) {
+        self.reads = with(self.reads, other.reads);
+        self.read_bytes = with(self.read_bytes, other.read_bytes);
+        self.writes = with(self.writes, other.writes);
+        self.written_bytes = with(self.written_bytes, other.written_bytes);
+        self.media_written_bytes = with(self.media_written_bytes, other.media_written_bytes);
+        self.flushes = with(self.flushes, other.flushes);
+        self.others = with(self.others, other.others);
+        self.failures = with(self.failures, other.failures);
+        self.broken_rings = with(self.broken_rings, other.broken_rings);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_lower_does_not_lower_it() {
+        let seen = Counters { reads: 5, writes: 1, ..Counters::default() };
+        let mut counters = seen;
+        counters.raise_to(&Counters { reads: 3, writes: 2, broken_rings: 1, ..Counters::default() });
+        assert_eq!(counters, Counters { writes: 2, broken_rings: 1, ..seen });
     }
 }

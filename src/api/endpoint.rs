@@ -1,0 +1,187 @@
+//! The socket that metrics are read from: one client after the other, each for a short time.
+
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
+
+use super::http::{self, MAX_HEAD_BYTES, Status};
+use super::metrics;
+use crate::server::Observer;
+use crate::vhost_user::{Listener, ListenerError};
+
+/// How long a client may take to ask and to take its answer.
+const CLIENT_LIMIT: Duration = Duration::from_secs(2);
+
+/// Pause after a client could not be let in for want of descriptors.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why metrics cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// Another process answers there.
+    #[error("--metrics {}: another process listens on this socket; stop it or choose another path", .0.display())]
+    InUse(PathBuf),
+    /// The kernel refused the socket.
+    #[error(
+        "--metrics {}: cannot {operation} the socket ({source}); choose a path of at most 107 bytes in a \
+         folder that you may write to, where nothing else is",
+        path.display()
+    )]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// The step that failed.
+        operation: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// No thread or no descriptor.
+    #[error("--metrics: no thread to serve them ({0}); check the limits (ulimit -u, -n)")]
+    Thread(io::Error),
+}
+
+/// A socket that is listened on, and not yet answered.
+#[derive(Debug)]
+pub struct Endpoint(Listener);
+
+/// A thread that answers. Dropping it ends it and removes the socket.
+#[derive(Debug)]
+pub struct Serving {
+    stop: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Endpoint {
+    /// Listens on a path. A socket that nobody answers on is replaced.
+    ///
+    /// # Errors
+    /// [`EndpointError`].
+    pub fn bind(path: &Path) -> Result<Self, EndpointError> {
+        Listener::bind(path).map(Self).map_err(|error| match error {
+            ListenerError::InUse(path) => EndpointError::InUse(path),
+            ListenerError::Io { path, operation, source } => {
+                EndpointError::Socket { path, operation, source }
+            }
+            ListenerError::Inherited(source) => EndpointError::Thread(source),
+        })
+    }
+
+    /// Answers with what `observer` sees, on a thread of its own.
+    ///
+    /// # Errors
+    /// [`EndpointError::Thread`].
+    pub fn serve(self, observer: Observer) -> Result<Serving, EndpointError> {
+        let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let stop = Arc::new(stop.map_err(|errno| EndpointError::Thread(errno.into()))?);
+        let stopped = stop.clone();
+        let run = move || answer_clients(&self.0, observer, &stopped);
+        let thread = std::thread::Builder::new().name("metrics".into()).spawn(run);
+        Ok(Serving { stop, thread: Some(thread.map_err(EndpointError::Thread)?) })
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // Only a full counter can fail, and that stops it as well.
+        let _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
+        if let Some(thread) = self.thread.take() {
+            // A panic there has hurt nobody.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn answer_clients(listener: &Listener, mut observer: Observer, stop: &OwnedFd) {
+    while wait(listener, PollFlags::IN, stop, None).is_ok() {
+        let client = match listener.accept() {
+            Ok(stream) => Client { stream, stop, deadline: Instant::now() + CLIENT_LIMIT },
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => {
+                tracing::error!(%error, "cannot let a reader of metrics in; check the limits (ulimit -n)");
+                std::thread::sleep(EXHAUSTED_PAUSE);
+                continue;
+            }
+        };
+        if let Err(error) = client.answer(|| metrics::text(&observer.look())) {
+            tracing::debug!(%error, "a reader of metrics got no answer");
+        }
+    }
+}
+
+/// One who asks, and how long it may take.
+struct Client<'a> {
+    stream: UnixStream,
+    stop: &'a OwnedFd,
+    deadline: Instant,
+}
+
+impl Client<'_> {
+    fn answer(mut self, metrics: impl FnOnce() -> String) -> io::Result<()> {
+        self.stream.set_nonblocking(true)?;
+        let status = self.status()?;
+        let body = match status {
+            Status::Ok => metrics(),
+            _ => "the metrics are at /metrics, for GET\n".to_owned(),
+        };
+        self.send(&http::answer(status, &body))
+    }
+
+    fn status(&mut self) -> io::Result<Status> {
+        let mut received = Vec::with_capacity(MAX_HEAD_BYTES);
+        loop {
+            if let Some(status) = http::status_of(&received) {
+                return Ok(status);
+            }
+            self.wait(PollFlags::IN)?;
+            let room = MAX_HEAD_BYTES.saturating_sub(received.len()) as u64;
+            match (&self.stream).take(room).read_to_end(&mut received) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+                _ => {}
+            }
+        }
+    }
+
+    fn send(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            self.wait(PollFlags::OUT)?;
+            match self.stream.write(bytes) {
+                Ok(sent) => bytes = bytes.get(sent..).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn wait(&self, flags: PollFlags) -> io::Result<()> {
+        wait(&self.stream, flags, self.stop, Some(self.deadline))
+    }
+}
+
+/// Waits until there is something to do. Fails when it is time to stop, or too late.
+fn wait(
+    descriptor: impl AsFd,
+    flags: PollFlags,
+    stop: &OwnedFd,
+    deadline: Option<Instant>,
+) -> io::Result<()> {
+    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    let left = left.and_then(|left| Timespec::try_from(left).ok());
+    let mut polled = [PollFd::new(stop, PollFlags::IN), PollFd::new(&descriptor, flags)];
+    match poll(&mut polled, left.as_ref()) {
+        Ok(0) => Err(io::ErrorKind::TimedOut.into()),
+        Ok(_) if polled.first().is_some_and(|stop| !stop.revents().is_empty()) => {
+            Err(io::ErrorKind::Interrupted.into())
+        }
+        Err(error) if error != Errno::INTR => Err(error.into()),
+        _ => Ok(()),
+    }
+}

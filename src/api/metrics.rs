@@ -1,0 +1,162 @@
+//! Metrics in the text format of Prometheus: a family of samples after another, one sample a disk.
+
+use std::fmt::{Display, Write as _};
+
+use crate::server::Observation;
+use crate::virtio::blk::Counters;
+
+/// Bad ranges that are listed one by one for each disk; all of them are in the sum.
+const MOST_RANGES: usize = 256;
+
+/// A family with one number a disk.
+struct Family {
+    name: &'static str,
+    help: &'static str,
+    kind: &'static str,
+    value: fn(&Observation) -> Value,
+}
+
+/// A sample's value; none where there is nothing to be said.
+type Value = Option<f64>;
+
+const fn gauge(name: &'static str, help: &'static str, value: fn(&Observation) -> Value) -> Family {
+    Family { name, help, kind: "gauge", value }
+}
+
+const fn counter(name: &'static str, help: &'static str, value: fn(&Observation) -> Value) -> Family {
+    Family { name, help, kind: "counter", value }
+}
+
+const FAMILIES: [Family; 14] = [
+    gauge("capacity_bytes", "Size of the disk.", |disk| number(disk.capacity_bytes)),
+    gauge("read_only", "1 where writes are refused.", |disk| number(disk.read_only.into())),
+    gauge("front_ends", "Front-ends that are connected.", |disk| number(disk.front_ends as u64)),
+    gauge("bad_bytes", "Bytes of the disk whose media is known to be bad.", |disk| {
+        number(disk.bad_ranges.iter().map(|range| range.end.saturating_sub(range.start)).sum())
+    }),
+    counter("reads_total", "Read requests that succeeded.", |disk| number(disk.counters.reads)),
+    counter("read_bytes_total", "Bytes given to guests.", |disk| number(disk.counters.read_bytes)),
+    counter("writes_total", "Write requests that succeeded.", |disk| number(disk.counters.writes)),
+    counter("written_bytes_total", "Bytes taken from guests.", |disk| number(disk.counters.written_bytes)),
+    counter("media_written_bytes_total", "Bytes that the media took, for writes and for zeroes.", |disk| {
+        number(disk.counters.media_written_bytes)
+    }),
+    gauge("write_amplification", "Bytes that the media took for each byte taken from guests.", |disk| {
+        amplification(&disk.counters)
+    }),
+    counter("flushes_total", "Flushes that succeeded.", |disk| number(disk.counters.flushes)),
+    counter(
+        "other_requests_total",
+        "Requests of other kinds that succeeded: serial number, discard, write zeroes.",
+        |disk| number(disk.counters.others),
+    ),
+    counter("failures_total", "Requests answered with an error.", |disk| number(disk.counters.failures)),
+    counter("broken_rings_total", "Rings that were broken by a driver's mistake.", |disk| {
+        number(disk.counters.broken_rings)
+    }),
+];
+
+/// Exact up to 2^53, as every reader of the format takes it.
+#[expect(clippy::unnecessary_wraps, reason = "what families have in common")]
+const fn number(value: u64) -> Value {
+    Some(value as f64)
+}
+
+/// Nothing before the first write.
+fn amplification(counters: &Counters) -> Value {
+    let Counters { media_written_bytes, written_bytes, .. } = counters;
+    (*written_bytes != 0).then(|| *media_written_bytes as f64 / *written_bytes as f64)
+}
+
+/// All metrics of these disks.
+pub fn text(disks: &[Observation]) -> String {
+    let mut text = String::new();
+    header(&mut text, "build_info", "The version of the program.", "gauge");
+    sample(&mut text, "build_info", &[("version", &env!("CARGO_PKG_VERSION"))], 1.0);
+    header(&mut text, "disk_info", "What the disk lies on, and how far a flushed write is safe.", "gauge");
+    for disk in disks {
+        let (durability, backing) = (disk.durability.word(), disk.kind.to_string());
+        let labels: [(_, &dyn Display); 3] =
+            [("disk", &disk.name), ("durability", &durability), ("backing", &backing)];
+        sample(&mut text, "disk_info", &labels, 1.0);
+    }
+    for Family { name, help, kind, value } in &FAMILIES {
+        header(&mut text, name, help, kind);
+        for disk in disks {
+            if let Some(value) = value(disk) {
+                sample(&mut text, name, &[("disk", &disk.name)], value);
+            }
+        }
+    }
+    let help = "Length of each range of bad media, by its offset in the disk in bytes; at most 256 a disk.";
+    header(&mut text, "bad_range_bytes", help, "gauge");
+    for disk in disks {
+        for range in disk.bad_ranges.iter().take(MOST_RANGES) {
+            let labels: [(_, &dyn Display); 2] = [("disk", &disk.name), ("offset", &range.start)];
+            sample(&mut text, "bad_range_bytes", &labels, range.end.saturating_sub(range.start) as f64);
+        }
+    }
+    text
+}
+
+fn header(text: &mut String, name: &str, help: &str, kind: &str) {
+    // Writing to a string cannot fail, here and below.
+    let _ = writeln!(text, "# HELP vhost_user_pmem_{name} {help}\n# TYPE vhost_user_pmem_{name} {kind}");
+}
+
+fn sample(text: &mut String, name: &str, labels: &[(&str, &dyn Display)], value: f64) {
+    let label = |(name, value): &(&str, &dyn Display)| format!("{name}=\"{}\"", escaped(&value.to_string()));
+    let labels = labels.iter().map(label).collect::<Vec<_>>().join(",");
+    let _ = writeln!(text, "vhost_user_pmem_{name}{{{labels}}} {value}");
+}
+
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::{BackingKind, Durability};
+
+    fn disk() -> Observation {
+        Observation {
+            name: "a \"b\" \\".into(),
+            kind: BackingKind::Tmpfs,
+            durability: Durability::CacheLine,
+            capacity_bytes: 1 << 40,
+            read_only: true,
+            front_ends: 2,
+            bad_ranges: vec![4096..8192, 16384..32768],
+            counters: Counters::default(),
+        }
+    }
+
+    #[test]
+    fn every_family_is_declared_and_labelled() {
+        let text = text(&[disk()]);
+        for line in [
+            r#"vhost_user_pmem_capacity_bytes{disk="a \"b\" \\"} 1099511627776"#,
+            r#"vhost_user_pmem_read_only{disk="a \"b\" \\"} 1"#,
+            r#"vhost_user_pmem_front_ends{disk="a \"b\" \\"} 2"#,
+            r#"vhost_user_pmem_bad_bytes{disk="a \"b\" \\"} 20480"#,
+            r#"vhost_user_pmem_bad_range_bytes{disk="a \"b\" \\",offset="16384"} 16384"#,
+        ] {
+            assert!(text.lines().any(|it| it == line), "no line {line} in:\n{text}");
+        }
+        assert!(text.contains(r#",durability="cacheline",backing="memory (tmpfs"#), "{text}");
+        assert!(!text.contains("write_amplification{"), "nothing was written: {text}");
+        for sample in text.lines().filter(|line| !line.starts_with('#')) {
+            let name = sample.split('{').next().unwrap();
+            assert_eq!(text.matches(&format!("# TYPE {name} ")).count(), 1, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_disk_full_of_bad_ranges_is_listed_in_part() {
+        let bad_ranges = (0..1000).map(|page| page * 8192..page * 8192 + 4096).collect();
+        let text = text(&[Observation { bad_ranges, ..disk() }]);
+        assert_eq!(text.matches("vhost_user_pmem_bad_range_bytes{").count(), MOST_RANGES);
+        assert!(text.contains(&format!(r#"bad_bytes{{disk="a \"b\" \\"}} {}"#, 1000 * 4096)), "{text}");
+    }
+}

@@ -1,0 +1,14 @@
+//! What a running server tells those who look after it: metrics, over HTTP on a Unix socket.
+//!
+//! | module | subject |
+//! | --- | --- |
+//! | `metrics` | the names, and the text that Prometheus reads |
+//! | `http` | as much of HTTP/1.1 as it takes |
+//! | `endpoint` | the socket, its thread, its limits |
+
+mod endpoint;
+mod http;
+mod metrics;
+
+pub use endpoint::{Endpoint, EndpointError, Serving};
+pub use metrics::text;

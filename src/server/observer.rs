@@ -1,0 +1,97 @@
+//! What the disks have done, looked up while they are served.
+
+use std::ops::Range;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use crate::disk::{Backing, BackingKind, Disk as _, Durability};
+use crate::vhost_user::SessionContext;
+use crate::virtio::blk::Counters;
+use crate::worker::Pool;
+
+/// How long workers are waited for; one that is busy with slow media is left out until the next time.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A disk at the moment.
+#[derive(Debug, Clone)]
+pub struct Observation {
+    /// Its name.
+    pub name: String,
+    /// What it lies on.
+    pub kind: BackingKind,
+    /// What a completed and flushed write is worth.
+    pub durability: Durability,
+    /// Size in bytes.
+    pub capacity_bytes: u64,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// Front-ends that are connected.
+    pub front_ends: usize,
+    /// Bytes of the disk that cannot be read any more.
+    pub bad_ranges: Vec<Range<u64>>,
+    /// What all its rings have done since the server started.
+    pub counters: Counters,
+}
+
+/// Looks at the disks of a server, which stay open for as long as it is kept.
+///
+/// A look costs the workers a mail each, and holds nothing else up: no session is waited for.
+#[derive(Debug)]
+pub struct Observer {
+    disks: Vec<Observed>,
+    pool: Arc<Pool<Backing>>,
+}
+
+#[derive(Debug)]
+struct Observed {
+    context: Arc<SessionContext<Backing>>,
+    kind: BackingKind,
+    /// The highest that was seen.
+    counters: Counters,
+}
+
+impl Observer {
+    pub(super) fn new(
+        disks: impl Iterator<Item = (Arc<SessionContext<Backing>>, BackingKind)>,
+        pool: Arc<Pool<Backing>>,
+    ) -> Self {
+        let disks = disks.map(|(context, kind)| Observed { context, kind, counters: Counters::default() });
+        Self { disks: disks.collect(), pool }
+    }
+
+    /// The disks, in the order of the configuration. Counters never go backwards from one look to the next.
+    pub fn look(&mut self) -> Vec<Observation> {
+        // In this order: a ring that is taken back in between is missed, not counted twice, and what was seen of
+        // it before stands.
+        let of_stopped: Vec<_> = self.disks.iter().map(|disk| disk.of_stopped_rings()).collect();
+        let running = self.pool.count(PATIENCE);
+        for (disk, mut sum) in self.disks.iter_mut().zip(of_stopped) {
+            let name = &disk.context.device.identity().name;
+            let rings = running.iter().filter(|(device, _)| device.identity().name == *name);
+            rings.for_each(|(_, counters)| sum.add(counters));
+            disk.counters.raise_to(&sum);
+        }
+        self.disks.iter().map(Observed::observation).collect()
+    }
+}
+
+impl Observed {
+    fn of_stopped_rings(&self) -> Counters {
+        *self.context.totals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn observation(&self) -> Observation {
+        let disk = self.context.device.disk();
+        let geometry = disk.geometry();
+        Observation {
+            name: self.context.device.identity().name.clone(),
+            kind: self.kind,
+            durability: disk.durability(),
+            capacity_bytes: geometry.capacity_bytes,
+            read_only: geometry.read_only,
+            front_ends: self.context.front_ends.count(),
+            bad_ranges: disk.bad_ranges(),
+            counters: self.counters,
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! `serve --metrics`: what is counted, through the socket, and what hostile readers can do.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::print_stderr)]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::Command;
+
+use common::daemon::{Daemon, Place, Setup};
+use common::frontend::Session;
+use common::frontend::request::{DISCARD, IOERR, OK, Request, WRITE_ZEROES, range};
+use common::frontend::ring::{Descriptor, NEXT, Ring};
+use common::metrics::{self, Samples};
+use common::{PATIENCE, wait_for};
+
+const README: &str = include_str!("../README.md");
+
+/// What one disk has counted.
+const COUNTERS: [&str; 9] = [
+    "reads_total",
+    "read_bytes_total",
+    "writes_total",
+    "written_bytes_total",
+    "media_written_bytes_total",
+    "flushes_total",
+    "other_requests_total",
+    "failures_total",
+    "broken_rings_total",
+];
+
+/// A daemon with two disks, and what it counts of them.
+struct Counting(Daemon);
+
+impl Counting {
+    fn start() -> Self {
+        Self(Setup::new(Place::Tmpfs).disk("size=1M").disk("size=2M,readonly=off").with_metrics().start())
+    }
+
+    fn samples(&self) -> Samples {
+        metrics::read(&self.0.metrics_socket())
+    }
+
+    /// Has `act` done to the first disk, and insists that exactly these of its counters grew, each by this much,
+    /// and none of the other disk's.
+    fn assert_counts(&self, what: &str, act: impl FnOnce(), grown: &[(&str, f64)]) {
+        let before = self.samples();
+        act();
+        let after = self.samples();
+        for counter in COUNTERS {
+            let expected = grown.iter().find(|(name, _)| *name == counter).map_or(0.0, |(_, by)| *by);
+            for (disk, expected) in [("disk0", expected), ("disk1", 0.0)] {
+                let name = format!("{counter}{{disk=\"{disk}\"}}");
+                assert_eq!(after[&name] - before[&name], expected, "{name} after {what}");
+            }
+        }
+    }
+}
+
+fn zeroes(sector: u64, sectors: u32) -> Request {
+    Request { kind: WRITE_ZEROES, sector: 0, payload: range(sector, sectors, 0).to_vec(), writable_bytes: 0 }
+}
+
+fn discard(sector: u64, sectors: u32) -> Request {
+    Request { kind: DISCARD, ..zeroes(sector, sectors) }
+}
+
+#[test]
+fn every_counter_counts_while_its_ring_runs() {
+    let counting = Counting::start();
+    let session = Session::connect(&counting.0.socket(0));
+    let mut ring = session.ring(0, 16);
+    let mut run = |request: Request, status| assert_eq!(ring.run(&request).status, status, "{request:?}");
+    counting.assert_counts(
+        "a read",
+        || run(Request::read(0, 1536), OK),
+        &[("reads_total", 1.0), ("read_bytes_total", 1536.0)],
+    );
+    counting.assert_counts(
+        "a write",
+        || run(Request::write(3, &[7; 4096]), OK),
+        &[("writes_total", 1.0), ("written_bytes_total", 4096.0), ("media_written_bytes_total", 4096.0)],
+    );
+    let amplification = |samples: &Samples| samples[r#"write_amplification{disk="disk0"}"#];
+    assert_eq!(amplification(&counting.samples()), 1.0);
+    counting.assert_counts(
+        "zeroes",
+        || run(zeroes(0, 16), OK),
+        &[("other_requests_total", 1.0), ("media_written_bytes_total", 8192.0)],
+    );
+    assert_eq!(amplification(&counting.samples()), 3.0);
+    counting.assert_counts("a flush", || run(Request::flush(), OK), &[("flushes_total", 1.0)]);
+    counting.assert_counts("a discard", || run(discard(0, 8), OK), &[("other_requests_total", 1.0)]);
+    counting.assert_counts(
+        "the serial number",
+        || run(Request::get_id(), OK),
+        &[("other_requests_total", 1.0)],
+    );
+    counting.assert_counts(
+        "a read outside",
+        || run(Request::read(1 << 40, 512), IOERR),
+        &[("failures_total", 1.0)],
+    );
+    let broken = session.ring(1, 16);
+    counting.assert_counts("a broken ring", || break_ring(broken), &[("broken_rings_total", 1.0)]);
+    // Nothing is lost, nor counted twice, when the rings stop and their front-end leaves.
+    counting.assert_counts("the ring's stop", || assert_ne!(session.stop(&ring), 0), &[]);
+    counting.assert_counts("the front-end's leave", || leave(session, &counting), &[]);
+    let next = Session::connect(&counting.0.socket(0));
+    let mut ring = next.ring(0, 16);
+    counting.assert_counts(
+        "the next front-end's read",
+        || assert_eq!(ring.run(&Request::read(0, 512)).status, OK),
+        &[("reads_total", 1.0), ("read_bytes_total", 512.0)],
+    );
+    counting.0.stop();
+}
+
+fn break_ring(mut ring: Ring) {
+    ring.put(0, Descriptor { address: ring.frame(0).header, len: 16, flags: NEXT, next: 0 });
+    ring.offer(0);
+    ring.kick.ring();
+    ring.err.wait("the ring breaks");
+}
+
+fn leave(session: Session, counting: &Counting) {
+    drop(session);
+    wait_for("it has left", || (counting.samples()[r#"front_ends{disk="disk0"}"#] == 0.0).then_some(()));
+}
+
+#[test]
+fn gauges_follow_what_is_there() {
+    let setup = Setup::new(Place::Tmpfs).disk("size=1M").disk("readonly=on").with_metrics();
+    std::fs::write(setup.image(1), [0; 4096]).unwrap();
+    let daemon = setup.start();
+    let samples = || metrics::read(&daemon.metrics_socket());
+    let front_ends = |disk: &str| samples()[&format!("front_ends{{disk=\"{disk}\"}}")];
+    let seen = samples();
+    for (name, value) in [
+        (r#"capacity_bytes{disk="disk0"}"#, 1_048_576.0),
+        (r#"capacity_bytes{disk="disk1"}"#, 4096.0),
+        (r#"read_only{disk="disk0"}"#, 0.0),
+        (r#"read_only{disk="disk1"}"#, 1.0),
+        (r#"bad_bytes{disk="disk0"}"#, 0.0),
+        (concat!(r#"build_info{version=""#, env!("CARGO_PKG_VERSION"), r#""}"#), 1.0),
+    ] {
+        assert_eq!(seen.get(name), Some(&value), "{name} in {seen:#?}");
+    }
+    let info = seen.keys().find(|name| name.starts_with(r#"disk_info{disk="disk0""#)).unwrap();
+    assert!(info.contains(r#"durability="volatile",backing="memory (tmpfs"#), "{info}");
+    assert_eq!((front_ends("disk0"), front_ends("disk1")), (0.0, 0.0));
+    let one = Session::connect(&daemon.socket(1));
+    let two = Session::connect(&daemon.socket(1));
+    assert_eq!((front_ends("disk0"), front_ends("disk1")), (0.0, 2.0));
+    drop((one, two));
+    wait_for("both have left", || (front_ends("disk1") == 0.0).then_some(()));
+    daemon.stop();
+}
+
+#[test]
+fn the_readme_lists_every_metric() {
+    let daemon = Setup::new(Place::Tmpfs).disk("size=1M").with_metrics().start();
+    let text = metrics::read_text(&daemon.metrics_socket());
+    let described =
+        text.lines().filter_map(|line| line.strip_prefix("# HELP vhost_user_pmem_")?.split_once(' '));
+    let mut count = 0;
+    for (name, _) in described {
+        assert!(README.contains(&format!("| `{name}` |")), "README.md has no row for {name}");
+        count += 1;
+    }
+    assert_eq!(count, 17, "{text}");
+    daemon.stop();
+}
+
+#[test]
+fn curl_reads_them() {
+    let daemon = Setup::new(Place::Tmpfs).disk("size=1M").with_metrics().start();
+    let mut curl = Command::new("curl");
+    curl.args(["-sS", "--fail", "--unix-socket"])
+        .arg(daemon.metrics_socket())
+        .arg("http://localhost/metrics");
+    match curl.output() {
+        Ok(output) => {
+            let text = String::from_utf8(output.stdout).unwrap();
+            assert!(
+                output.status.success(),
+                "{}: {}",
+                output.status,
+                String::from_utf8_lossy(&output.stderr)
+            );
+            assert!(text.contains("\nvhost_user_pmem_reads_total{disk=\"disk0\"} 0\n"), "{text}");
+        }
+        Err(error) => eprintln!("skipped: no curl here ({error})"),
+    }
+    daemon.stop();
+}
+
+#[test]
+fn nonsense_is_refused_and_holds_nobody_up() {
+    let mut daemon = Setup::new(Place::Tmpfs).disk("size=1M").with_metrics().start();
+    let socket = daemon.metrics_socket();
+    for (request, status) in [
+        (&b"\r\n\r\n"[..], "400"),
+        (b"GET /other HTTP/1.1\r\n\r\n", "404"),
+        (b"DELETE /metrics HTTP/1.1\r\n\r\n", "405"),
+        (&[b'x'; 8192][..], "431"),
+        (b"GET /metrics HTTP/2.0\r\n\r\n", "505"),
+    ] {
+        let answer = metrics::ask(&socket, request);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+    }
+    // One that says nothing, one that goes away in the middle, and one that does not read its answer.
+    let silent = UnixStream::connect(&socket).unwrap();
+    UnixStream::connect(&socket).unwrap().write_all(b"GET /met").unwrap();
+    let mut deaf = UnixStream::connect(&socket).unwrap();
+    deaf.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+    // The disks do not notice.
+    let session = Session::connect(&daemon.socket(0));
+    let mut ring = session.ring(0, 16);
+    assert_eq!(ring.run(&Request::read(0, 512)).status, OK);
+    // The silent one is hung up on, and whoever waits gets an answer.
+    assert_eq!(metrics::read(&socket)[r#"reads_total{disk="disk0"}"#], 1.0);
+    silent.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(matches!((&silent).read(&mut [0]), Ok(0)), "the silent one is still connected");
+    daemon.assert_alive();
+    daemon.stop();
+}
+
+#[test]
+fn a_reader_does_not_hold_up_the_end() {
+    let daemon = Setup::new(Place::Tmpfs).disk("size=1M").with_metrics().start();
+    let socket = daemon.metrics_socket();
+    let silent = UnixStream::connect(&socket).unwrap();
+    let setup = daemon.stop();
+    assert!(!socket.exists(), "the socket is left behind");
+    drop((silent, setup));
+}
+
+#[test]
+fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
+    let setup = Setup::new(Place::Tmpfs).disk("size=1M").with_metrics();
+    drop(UnixListener::bind(setup.metrics_socket()).unwrap());
+    let daemon = setup.start();
+    assert_eq!(metrics::read(&daemon.metrics_socket())[r#"reads_total{disk="disk0"}"#], 0.0);
+
+    let socket = daemon.metrics_socket().display().to_string();
+    let other = Setup::new(Place::Tmpfs).disk("size=1M").arg("--metrics").arg(&socket);
+    let output = other.run();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(8), "{text}");
+    assert!(text.contains(&format!("--metrics {socket}: another process listens")), "{text}");
+    assert!(!other.image(0).exists(), "it has begun to open its disks");
+    daemon.stop();
+
+    let output = Setup::new(Place::Tmpfs).disk("size=1M").arg("--metrics").arg("/no/such/folder/m").run();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(12), "{text}");
+    assert!(text.contains("--metrics /no/such/folder/m: cannot bind the socket"), "{text}");
+}

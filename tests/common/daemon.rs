@@ -8,9 +8,10 @@
 //! let daemon = setup.start();                                         // again on the same image and socket
 //! ```
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
@@ -54,13 +55,18 @@ pub struct Setup {
     sockets: TempDir,
     disks: Vec<String>,
     args: Vec<String>,
+    program: PathBuf,
+    /// Where the log is also kept, one life of the daemon after the other.
+    log_file: Option<PathBuf>,
 }
 
 impl Setup {
     /// No disk yet; images will be on `place`.
     pub fn new(place: Place) -> Self {
         let sockets = tempfile::Builder::new().prefix("pmem-test-").tempdir_in("/tmp").unwrap();
-        Self { images: place.folder(), sockets, disks: Vec::new(), args: Vec::new() }
+        let program = env!("CARGO_BIN_EXE_vhost-user-pmem").into();
+        let (images, disks, args) = (place.folder(), Vec::new(), Vec::new());
+        Self { images, sockets, disks, args, program, log_file: None }
     }
 
     /// Adds a disk with these `--disk` options; `path=` and `socket=` are filled in.
@@ -72,6 +78,18 @@ impl Setup {
     /// Adds a command-line argument after `serve`.
     pub fn arg(mut self, arg: &str) -> Self {
         self.args.push(arg.to_owned());
+        self
+    }
+
+    /// Starts another build of the daemon from now on.
+    pub fn program(mut self, program: &Path) -> Self {
+        program.clone_into(&mut self.program);
+        self
+    }
+
+    /// Appends the log of what [`Setup::start`] starts to this file, too.
+    pub fn log_to(mut self, file: PathBuf) -> Self {
+        self.log_file = Some(file);
         self
     }
 
@@ -98,7 +116,7 @@ impl Setup {
 
     /// The command line, for what [`Setup::start`] does not cover.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-user-pmem"));
+        let mut command = Command::new(&self.program);
         command.arg("serve");
         for (index, options) in self.disks.iter().enumerate() {
             let (image, socket) = (self.image(index), self.socket(index));
@@ -130,7 +148,9 @@ impl Setup {
     pub fn start(self) -> Daemon {
         let mut child = self.command().spawn().unwrap();
         let stdout = Capture::new(child.stdout.take().unwrap());
-        let stderr = Capture::new(child.stderr.take().unwrap());
+        let log_file = self.log_file.as_ref();
+        let log_file = log_file.map(|path| File::options().create(true).append(true).open(path).unwrap());
+        let stderr = Capture::with_copy(child.stderr.take().unwrap(), log_file);
         let child = Arc::new(Mutex::new(child));
         let end_of_life = watch(Arc::clone(&child));
         let mut daemon = Daemon { setup: Some(self), child, end_of_life, stdout, stderr };
@@ -277,13 +297,21 @@ struct Capture {
 }
 
 impl Capture {
-    fn new(mut pipe: impl Read + Send + 'static) -> Self {
+    fn new(pipe: impl Read + Send + 'static) -> Self {
+        Self::with_copy(pipe, None)
+    }
+
+    /// The same; what is read goes to `file`, too.
+    fn with_copy(mut pipe: impl Read + Send + 'static, mut file: Option<File>) -> Self {
         let text = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&text);
         let reader = std::thread::spawn(move || {
             let mut chunk = [0; 4096];
             while let Ok(count @ 1..) = pipe.read(&mut chunk) {
                 sink.lock().unwrap().extend_from_slice(&chunk[..count]);
+                if let Some(file) = &mut file {
+                    file.write_all(&chunk[..count]).unwrap();
+                }
             }
         });
         Self { text, reader: Some(reader) }

@@ -21,6 +21,11 @@ pub fn remove_on_interrupt(folder: &Path) {
     FOLDERS.lock().unwrap().push(folder.to_owned());
 }
 
+/// The opposite: `folder` stays, whatever comes.
+pub fn keep_on_interrupt(folder: &Path) {
+    FOLDERS.lock().unwrap().retain(|known| known != folder);
+}
+
 /// From now on SIGINT and SIGTERM remove the folders and end the test.
 #[allow(clippy::exit, reason = "no other way to end all threads")]
 pub fn remove_all_on_interrupt() {

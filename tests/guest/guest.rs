@@ -1,8 +1,8 @@
 //! A Linux guest that runs commands for the host (`agent.sh`).
 
-use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::machine::{KERNEL, Machine, PATIENCE, script};
@@ -32,6 +32,11 @@ impl Guest {
 
     /// The same, with more on the kernel's command line.
     pub fn boot_with(folder: &Path, files: &[&Path], devices: Vec<String>, kernel_arguments: &str) -> Self {
+        Self::boot_from(&Self::initramfs(folder, files), folder, devices, kernel_arguments)
+    }
+
+    /// Makes the root file system of a guest in `folder`; any number of guests boot from it.
+    pub fn initramfs(folder: &Path, files: &[&Path]) -> PathBuf {
         let initramfs = folder.join("initramfs");
         let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest");
         let names = ["agent.sh", "filesystem.sh", "fio.sh", "partitions.sh"];
@@ -41,7 +46,11 @@ impl Guest {
             .args(files)
             .status();
         assert!(built.unwrap().success(), "ci/lab/initramfs failed");
+        initramfs
+    }
 
+    /// Boots from what [`Guest::initramfs`] made; the machine's files go to `folder`.
+    pub fn boot_from(initramfs: &Path, folder: &Path, devices: Vec<String>, kernel_arguments: &str) -> Self {
         let sockets = tempfile::tempdir_in("/tmp").unwrap();
         let path = sockets.path().join("agent");
         let listener = UnixListener::bind(&path).unwrap();
@@ -100,6 +109,31 @@ impl Guest {
         self.send("sync; poweroff -f");
         let status = self.machine.wait_end();
         assert!(status.success(), "QEMU: {status}\n{}", self.machine.last_words());
+    }
+
+    /// Starts a shell command whose output is the agent's line itself; [`Guest::line`] reads it.
+    pub fn stream(&mut self, command: &str) {
+        self.send(&format!("{command} >/dev/ttyS1"));
+    }
+
+    /// The next line of what [`Guest::stream`] started.
+    pub fn line(&mut self) -> String {
+        self.receive("a stream")
+    }
+
+    /// Kills QEMU where it stands, as a power cut would; the lines that the guest has sent until then, whole ones only.
+    pub fn cut(mut self) -> Vec<String> {
+        self.machine.kill();
+        let mut rest = Vec::new();
+        // A connection reset by the death is an end, too.
+        let _ = self.line.read_to_end(&mut rest);
+        let rest = String::from_utf8_lossy(&rest);
+        rest.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')).map(str::to_owned).collect()
+    }
+
+    /// What the kernel has said so far.
+    pub fn console(&self) -> String {
+        self.machine.console()
     }
 
     fn await_ready(&mut self) -> String {

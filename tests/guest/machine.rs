@@ -73,6 +73,12 @@ impl Machine {
         }
     }
 
+    /// Kills QEMU where it stands.
+    pub fn kill(&mut self) {
+        self.qemu.kill().unwrap();
+        self.qemu.wait().unwrap();
+    }
+
     /// Waits until the machine has ended by itself.
     pub fn wait_end(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;

@@ -3,6 +3,8 @@
 //! Not a part of a plain `cargo test`: it needs QEMU, a kernel and tools, which `ci/lab/prepare` brings. Then
 //! `cargo test --release --test guest -- --ignored [PART-OF-A-NAME]` runs it, as `ci/test` does. Each check is one
 //! line, and the host decides: it looks at the image file, and a guest that stops answering has failed.
+//!
+//! With `--soak=kills=20,power-cuts=50,...` only what a disk must outlive is run, so often (`ci/soak`).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::print_stdout, clippy::cast_possible_truncation, unreachable_pub)]
@@ -23,20 +25,29 @@ mod linux;
 mod machine;
 mod pmem;
 mod report;
+mod soak;
 
 use std::path::Path;
 use std::process::ExitCode;
 
 use report::Report;
+use soak::Counts;
 
 /// Set to a reason, it makes a machine that cannot run guests pass all the same.
 const SKIP: &str = "VHOST_USER_PMEM_SKIP_GUEST";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let Some(("client", rest)) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
-        client::run(rest);
-        return ExitCode::SUCCESS;
+    match arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        Some(("client", rest)) => {
+            client::run(rest);
+            return ExitCode::SUCCESS;
+        }
+        Some(("soak", rest)) => {
+            soak::in_guest::run(rest);
+            return ExitCode::SUCCESS;
+        }
+        _ => {}
     }
     let wanted = |flag: &str| arguments.iter().any(|argument| argument == flag);
     if wanted("--list") {
@@ -57,10 +68,17 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     folder::remove_all_on_interrupt();
+    let full = arguments.iter().find_map(|argument| argument.strip_prefix("--soak="));
+    let full = full.map(|counts| Counts::parse(counts).expect("--soak=NAME=NUMBER,..."));
     let filter = arguments.into_iter().find(|argument| !argument.starts_with('-'));
     let mut report = Report::new(filter);
+    if let Some(counts) = full {
+        println!("{}", soak::run(&mut report, &counts));
+        return report.close();
+    }
     linux::run(&mut report);
     firmware::run(&mut report);
     pmem::run(&mut report);
+    soak::run(&mut report, &Counts::SHORT);
     report.close()
 }

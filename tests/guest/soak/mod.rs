@@ -1,0 +1,109 @@
+//! What a disk must outlive, in real guests under load: the end of its daemon, the end of the power.
+//!
+//! Each scenario is one function of a count: `ci/test` calls it with [`Counts::SHORT`], `ci/soak` with more. When
+//! one fails, the serial lines of its guests and the log of its daemons stay in a folder that is named.
+
+pub mod in_guest;
+mod power;
+mod recovery;
+mod rig;
+mod table;
+
+use std::path::{Path, PathBuf};
+
+use super::folder;
+use super::report::Report;
+use table::{Row, Table};
+
+/// How often each thing happens.
+#[derive(Debug, Clone, Copy)]
+pub struct Counts {
+    /// Ends of the daemon, of each kind and on each kind of ring.
+    kills: u32,
+    power_cuts: u32,
+    /// Of every random moment.
+    seed: u64,
+}
+
+impl Counts {
+    /// As a part of the guest tests.
+    pub const SHORT: Self = Self { kills: 3, power_cuts: 3, seed: 1 };
+
+    /// Reads `kills=20,power-cuts=50,seed=7`; what is not named does not happen.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut counts = Self { kills: 0, power_cuts: 0, seed: 1 };
+        for word in text.split(',') {
+            match word.split_once('=')? {
+                ("kills", number) => counts.kills = number.parse().ok()?,
+                ("power-cuts", number) => counts.power_cuts = number.parse().ok()?,
+                ("seed", number) => counts.seed = number.parse().ok()?,
+                _ => return None,
+            }
+        }
+        Some(counts)
+    }
+}
+
+/// What a scenario is given.
+#[derive(Debug)]
+struct Order<'a> {
+    /// How often; at least once.
+    rounds: u32,
+    seed: u64,
+    /// For the machines' and the daemons' files.
+    folder: &'a Path,
+}
+
+type Scenario = fn(&Order<'_>) -> Vec<Row>;
+
+/// Runs every scenario that is wanted and counted.
+pub fn run(report: &mut Report, counts: &Counts) -> Table {
+    let scenarios: [(&str, u32, Scenario); 2] = [
+        ("soak: daemon ends under fio, split rings", counts.kills, recovery::split),
+        ("soak: power cut", counts.power_cuts, power::cuts),
+    ];
+    let mut table = Table::default();
+    for (name, rounds, scenario) in scenarios {
+        if rounds == 0 || !report.wants(name) {
+            continue;
+        }
+        let rows = report.produce(name, || {
+            let evidence = Evidence::new(name);
+            let rows = scenario(&Order { rounds, seed: counts.seed, folder: &evidence.folder });
+            let seen: Vec<String> = rows.iter().map(ToString::to_string).collect();
+            (rows, seen.join("; "))
+        });
+        table.add(name, rows);
+    }
+    table
+}
+
+/// A folder that stays when its scenario panics.
+#[derive(Debug)]
+struct Evidence {
+    folder: PathBuf,
+}
+
+impl Evidence {
+    fn new(name: &str) -> Self {
+        let name = name.replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        // Of an earlier failure.
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        folder::remove_on_interrupt(&folder);
+        Self { folder }
+    }
+}
+
+impl Drop for Evidence {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = std::fs::remove_file(self.folder.join("initramfs"));
+            folder::keep_on_interrupt(&self.folder);
+            println!("       the logs of what fails next are in {}", self.folder.display());
+        } else {
+            let _ = std::fs::remove_dir_all(&self.folder);
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! The daemon ends at random moments under load and starts again: the guest sees a pause and nothing else.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use super::super::common::Random;
+use super::super::common::daemon::{Daemon, Place, Setup};
+use super::super::folder;
+use super::super::guest::Guest;
+use super::super::image::Image;
+use super::Order;
+use super::rig::{self, await_pulse, moment, pulse};
+use super::table::Row;
+
+/// The longest that the daemon is left in peace between two ends.
+const PEACE: Duration = Duration::from_millis(1500);
+
+pub fn split(order: &Order<'_>) -> Vec<Row> {
+    ends(order, "num-queues=2")
+}
+
+fn ends(order: &Order<'_>, device: &str) -> Vec<Row> {
+    let setup = Setup::new(Place::Tmpfs).disk("size=64M,serial=soak").log_to(order.folder.join("daemon.log"));
+    folder::remove_on_interrupt(setup.image(0).parent().unwrap());
+    let daemon = setup.start();
+    let image = Image::open(daemon.image(0));
+    let disk = rig::disk(&daemon.socket(0), device);
+    let mut guest = Guest::boot_from(&rig::initramfs(order.folder), order.folder, disk, "");
+    rig::start_pulse(&mut guest, &image);
+
+    let mut scene = Scene { guest, daemon: Some(daemon), image, random: Random::new(order.seed) };
+    let rows = vec![
+        scene.rounds(order, "kill -9", |_, daemon| daemon.kill()),
+        scene.rounds(order, "SIGTERM", |_, daemon| daemon.stop()),
+        scene.replacements(order),
+    ];
+    scene.guest.power_off();
+    rows
+}
+
+/// A guest, and the daemon that comes and goes.
+#[derive(Debug)]
+struct Scene {
+    guest: Guest,
+    /// Taken only between an end and a start.
+    daemon: Option<Daemon>,
+    image: Image,
+    random: Random,
+}
+
+impl Scene {
+    /// The daemon is stopped, and what starts is in turn another build and this one.
+    fn replacements(&mut self, order: &Order<'_>) -> Row {
+        let builds = [other_build(), env!("CARGO_BIN_EXE_vhost-user-pmem").into()];
+        self.rounds(order, "SIGTERM, then another build", |round, daemon| {
+            daemon.stop().program(&builds[round % builds.len()])
+        })
+    }
+
+    /// Under fio, each round ends the daemon at a random moment and starts what comes after it.
+    fn rounds(&mut self, order: &Order<'_>, what: &str, end: impl Fn(usize, Daemon) -> Setup) -> Row {
+        let start = Instant::now();
+        rig::start_load(&mut self.guest);
+        let mut pauses = Vec::new();
+        for round in 0..order.rounds {
+            std::thread::sleep(moment(&mut self.random, PEACE));
+            let daemon = self.daemon.take().unwrap();
+            let cut = Instant::now();
+            let setup = end(round as usize, daemon);
+            let last = pulse(&self.image);
+            self.daemon = Some(setup.start());
+            await_pulse(&self.image, last);
+            pauses.push(cut.elapsed());
+        }
+        let passes = rig::finish_load(&mut self.guest);
+        let what = format!("{what} in {passes} passes of fio");
+        Row { what, rounds: order.rounds, seconds: start.elapsed().as_secs_f32(), pauses }
+    }
+}
+
+/// The daemon as the other of cargo's two profiles builds it.
+fn other_build() -> PathBuf {
+    let (profile, folder) = if cfg!(debug_assertions) { ("release", "release") } else { ("dev", "debug") };
+    let name = env!("CARGO_PKG_NAME");
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--locked", "--bin", name, "--profile", profile])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status();
+    assert!(built.unwrap().success(), "cargo cannot make another build");
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
+    target.join(folder).join(name)
+}

@@ -11,10 +11,10 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandler};
 
-use super::session::{F_PROTOCOL_FEATURES, Session, SessionError};
+use super::session::{F_LOG_ALL, FRONT_END_FEATURES, Session, SessionError};
 use crate::disk::Disk;
 use crate::virtio::blk::WRITEBACK_OFFSET;
-use crate::virtio::memory::{MAX_REGIONS, MemoryTable, RegionSpec};
+use crate::virtio::memory::{DirtyLog, MAX_REGIONS, MemoryTable, RegionSpec};
 use crate::virtio::queue::{MAX_QUEUE_SIZE, RingAddresses, RingError};
 use crate::worker::Notifier;
 
@@ -24,6 +24,7 @@ pub const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatur
     .union(VhostUserProtocolFeatures::REPLY_ACK)
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
     .union(VhostUserProtocolFeatures::BACKEND_REQ)
+    .union(VhostUserProtocolFeatures::LOG_SHMFD)
     .union(VhostUserProtocolFeatures::RESET_DEVICE);
 
 impl From<SessionError> for Error {
@@ -77,15 +78,19 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
     }
 
     fn get_features(&self) -> Result<u64> {
-        Ok(self.context.device.features() | F_PROTOCOL_FEATURES)
+        Ok(self.context.device.features() | FRONT_END_FEATURES)
     }
 
     fn set_features(&self, features: u64) -> Result<()> {
-        let known = features & (self.context.device.features() | F_PROTOCOL_FEATURES);
+        let known = features & (self.context.device.features() | FRONT_END_FEATURES);
         if known == self.state().features {
             return Ok(());
         }
         self.change_all(|state| {
+            if state.features & !known & F_LOG_ALL != 0 {
+                // The next migration brings its own.
+                state.log = None;
+            }
             state.features = known;
             Ok(())
         })?;
@@ -122,14 +127,18 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
     fn set_vring_addr(
         &self,
         index: u32,
-        _flags: VhostUserVringAddrFlags,
+        flags: VhostUserVringAddrFlags,
         descriptor: u64,
         used: u64,
         available: u64,
-        _log: u64,
+        log: u64,
     ) -> Result<()> {
         let addresses = RingAddresses { descriptors: descriptor, available, used };
-        Ok(self.change(index, |vring| vring.addresses = Some(addresses))?)
+        let log_address = flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG).then_some(log);
+        Ok(self.change(index, |vring| {
+            vring.addresses = Some(addresses);
+            vring.log_address = log_address;
+        })?)
     }
 
     /// Kept for `GET_VRING_BASE` only: a ring starts at its used index (QEMU sends that one, Cloud Hypervisor
@@ -270,7 +279,13 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
         unsupported("GET_SHMEM_CONFIG")
     }
 
-    fn set_log_base(&self, _log: &VhostUserLog, _file: File) -> Result<()> {
-        unsupported("SET_LOG_BASE")
+    /// Answered when nobody marks the log before it any more: the front-end reads that once more, and it is gone.
+    fn set_log_base(&self, log: &VhostUserLog, file: File) -> Result<()> {
+        let log = DirtyLog::map(file, log.mmap_offset, log.mmap_size).map_err(SessionError::from)?;
+        self.change_all(|state| {
+            state.log = Some(Arc::new(log));
+            Ok(())
+        })?;
+        Ok(())
     }
 }

@@ -12,12 +12,18 @@ use crate::cpus::Cpus;
 use crate::disk::{Disk, DiskError};
 use crate::log_limit::LogLimit;
 use crate::virtio::blk::{CacheMode, Counters, Device, MAX_INDIRECT, features};
-use crate::virtio::memory::{MemoryError, MemoryTable};
-use crate::virtio::queue::{RingError, RingLayout};
+use crate::virtio::memory::{DirtyLog, LogError, MemoryError, MemoryTable};
+use crate::virtio::queue::{RingError, RingLayout, RingLog};
 use crate::worker::{Pool, PoolError, Ring, RingKey, RingParts};
 
 /// `VHOST_USER_F_PROTOCOL_FEATURES`: once it is acknowledged, rings wait for `SET_VRING_ENABLE`.
 pub(super) const F_PROTOCOL_FEATURES: u64 = 1 << 30;
+
+/// `VHOST_F_LOG_ALL`: while it is acknowledged, what is written to guest memory is marked in the dirty log.
+pub(super) const F_LOG_ALL: u64 = 1 << 26;
+
+/// Feature bits for the front-end, which the guest never sees.
+pub(super) const FRONT_END_FEATURES: u64 = F_PROTOCOL_FEATURES | F_LOG_ALL;
 
 /// Why a message is refused. The front-end gets a NACK where it asked for an answer, and the log the reason.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +40,8 @@ pub(super) enum SessionError {
     Polling(u32),
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    #[error(transparent)]
+    Log(#[from] LogError),
     #[error("{0} memory regions came with {1} descriptors")]
     RegionFiles(usize, usize),
     #[error("flush: {0}")]
@@ -78,6 +86,8 @@ impl FrontEnds {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) memory: Arc<MemoryTable>,
+    /// `SET_LOG_BASE`: for as long as the front-end wants it.
+    pub(super) log: Option<Arc<DirtyLog>>,
     pub(super) vrings: Vec<Vring>,
     pub(super) features: u64,
     pub(super) protocol_features: u64,
@@ -112,6 +122,7 @@ impl<D: Disk> Session<D> {
         let vrings = (0..context.device.queues()).map(|_| Vring::default()).collect();
         let state = State {
             memory: Arc::default(),
+            log: None,
             vrings,
             features: 0,
             protocol_features: 0,
@@ -155,6 +166,7 @@ impl<D: Disk> Session<D> {
         let mut state = self.state();
         self.stop_all(&mut state);
         state.memory = Arc::default();
+        state.log = None;
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -234,6 +246,7 @@ impl<D: Disk> Session<D> {
     fn start(&self, state: &mut State, index: u16) -> Result<(), SessionError> {
         let needs_enable = state.features & F_PROTOCOL_FEATURES != 0;
         let (features, memory) = (state.features, state.memory.clone());
+        let log = state.log.clone().filter(|_| features & F_LOG_ALL != 0);
         let Some(vring) = state.vrings.get_mut(usize::from(index)) else { return Ok(()) };
         let (Some(kick), Some(addresses), None) = (&vring.kick, vring.addresses, vring.place) else {
             return Ok(());
@@ -254,7 +267,7 @@ impl<D: Disk> Session<D> {
         let parts = RingParts {
             key: RingKey { session: self.id, index },
             layout,
-            memory,
+            memory: memory.clone(),
             device: self.context.device.clone(),
             cache: self.cache_mode(features),
             kick: kick.clone(),
@@ -262,8 +275,10 @@ impl<D: Disk> Session<D> {
             err: vring.err.clone(),
             connection: self.connection.clone(),
         };
-        let ring = Ring::start(parts, self.context.log_limit.clone())
+        let log = log.map(|log| RingLog::new(log, memory, &layout, vring.log_address));
+        let mut ring = Ring::start(parts, self.context.log_limit.clone())
             .map_err(|error| SessionError::Ring(index, error))?;
+        log.into_iter().for_each(|log| ring.log_to(log));
         let place = self.context.pool.attach(Box::new(ring), self.context.cpus.as_ref());
         vring.place = Some(place.map_err(|error| SessionError::Worker(index, error))?);
         self.first_ring_runs(state);

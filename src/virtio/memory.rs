@@ -6,6 +6,8 @@
 
 #![allow(unsafe_code)]
 
+mod dirty_log;
+
 use std::fs::File;
 use std::sync::Arc;
 
@@ -14,6 +16,8 @@ use vm_memory::{FileOffset, VolatileMemory as _};
 
 use crate::copy::Segment;
 use crate::copy::fault::{self, WatchedRange};
+
+pub use dirty_log::{DirtyLog, LOG_PAGE_BYTES, LogError};
 
 /// Most regions a table can have: what vhost-user calls memory slots; QEMU stops at 509 as KVM did.
 pub const MAX_REGIONS: usize = 509;
@@ -211,6 +215,14 @@ impl MemoryTable {
         self.by_user.iter().find_map(|extent| match extent.at(address) {
             Some((host, left)) if left >= len_bytes => Some(host),
             _ => None,
+        })
+    }
+
+    /// Guest-physical address of what is mapped at a host address.
+    pub(super) fn guest_address(&self, host: *const u8) -> Option<u64> {
+        self.by_guest.iter().find_map(|extent| {
+            let offset = u64::try_from(host.addr().checked_sub(extent.host.addr())?).ok()?;
+            (offset < extent.len_bytes).then(|| extent.start.wrapping_add(offset))
         })
     }
 

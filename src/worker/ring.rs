@@ -14,7 +14,7 @@ use crate::disk::{Disk, Ticket};
 use crate::log_limit::LogLimit;
 use crate::virtio::blk::{Answer, CacheMode, Counters, Device, Held};
 use crate::virtio::memory::{MemoryTable, Translator};
-use crate::virtio::queue::{Completion, RingError, RingLayout, SplitQueue, Virtqueue};
+use crate::virtio::queue::{Completion, RingError, RingLayout, RingLog, SplitQueue, Virtqueue};
 
 /// Requests after which completions are shown to the driver even if more are waiting.
 const BATCH_REQUESTS: u16 = 32;
@@ -102,6 +102,8 @@ pub struct Ring<D: Disk> {
     held: Vec<Waiting>,
     /// The flush they wait for.
     flush: Option<Ticket>,
+    /// Marks what is written to guest memory, while that is wanted.
+    log: Option<Box<RingLog>>,
     log_limit: Arc<LogLimit>,
 }
 
@@ -146,8 +148,15 @@ impl<D: Disk> Ring<D> {
             broken: None,
             held: Vec::with_capacity(usize::from(BATCH_REQUESTS)),
             flush: None,
+            log: None,
             log_limit,
         })
+    }
+
+    /// Marks what it writes to guest memory from now on: a migration copies it.
+    pub fn log_to(&mut self, log: RingLog) {
+        self.queue.log_all(&log);
+        self.log = Some(Box::new(log));
     }
 
     /// Which ring this is.
@@ -191,7 +200,14 @@ impl<D: Disk> Ring<D> {
     /// which no kick will come.
     #[inline]
     pub fn arm(&mut self) -> bool {
-        self.broken.is_none() && self.queue.arm_kicks()
+        if self.broken.is_some() {
+            return false;
+        }
+        let has_more = self.queue.arm_kicks();
+        if let Some(log) = &self.log {
+            self.queue.log(log);
+        }
+        has_more
     }
 
     /// Looks at the ring once: does up to a batch of requests, shows them with one store and calls the driver
@@ -208,7 +224,7 @@ impl<D: Disk> Ring<D> {
             return Served::Idle;
         }
         self.queue.park_kicks();
-        let has_more = self.batch();
+        let has_more = if self.log.is_none() { self.batch::<false>() } else { self.logged_batch() };
         self.device.fence();
         self.publish();
         if !self.held.is_empty() {
@@ -229,7 +245,7 @@ impl<D: Disk> Ring<D> {
 
     /// Does up to a batch of requests, or up to a flush. Returns whether there may be more.
     #[inline]
-    fn batch(&mut self) -> Result<bool, RingError> {
+    fn batch<const LOGGED: bool>(&mut self) -> Result<bool, RingError> {
         let start_bytes = self.counters.moved_bytes();
         for number in 0..BATCH_REQUESTS {
             if number.is_multiple_of(LOOK_AHEAD) {
@@ -239,7 +255,16 @@ impl<D: Disk> Ring<D> {
                 break;
             }
             let Some(chain) = self.queue.pop(&mut self.memory)? else { return Ok(false) };
-            match self.device.execute(chain, &self.cache, &mut self.counters)? {
+            if LOGGED && let Some(log) = &mut self.log {
+                log.note(&chain);
+            }
+            let answer = self.device.execute(chain, &self.cache, &mut self.counters);
+            if LOGGED && let Some(log) = &mut self.log {
+                // What was copied past the caches is stored when it can be seen, and not before.
+                self.device.fence();
+                log.executed(matches!(answer, Ok(Answer::Held(_))));
+            }
+            match answer? {
                 Answer::Done(completion) if self.held.is_empty() => self.queue.complete(completion),
                 Answer::Done(completion) => self.held.push(Waiting::Finished(completion)),
                 Answer::Held(held) => {
@@ -252,6 +277,13 @@ impl<D: Disk> Ring<D> {
             }
         }
         Ok(true)
+    }
+
+    /// As [`batch`](Self::batch), and what it may have written is marked.
+    #[cold]
+    #[inline(never)]
+    fn logged_batch(&mut self) -> Result<bool, RingError> {
+        self.batch::<true>()
     }
 
     /// Asks for the media of the next requests, one right after the other: their page walks overlap then.
@@ -276,15 +308,23 @@ impl<D: Disk> Ring<D> {
             };
             self.queue.complete(completion);
         }
+        if let Some(log) = &mut self.log {
+            log.settled();
+        }
         self.publish();
         Ok(true)
     }
 
     #[inline]
     fn publish(&mut self) {
-        if self.queue.publish()
-            && let Some(call) = &self.call
-        {
+        if let Some(log) = &self.log {
+            self.queue.log(log);
+        }
+        let is_wanted = self.queue.publish();
+        if let Some(log) = &self.log {
+            self.queue.log(log);
+        }
+        if is_wanted && let Some(call) = &self.call {
             call.signal();
         }
     }

@@ -36,6 +36,9 @@ pub const VERSION_1: u64 = 1 << 32;
 /// Feature bit: there are protocol features, and rings wait for being enabled.
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
 
+/// Feature bit: what is written to memory is marked in the dirty log.
+pub const LOG_ALL: u64 = 1 << 26;
+
 /// Two regions, neither at the address 0 nor next to each other.
 pub const SPANS: [Span; 2] =
     [Span { guest_start: 0x10_0000, bytes: 1 << 30 }, Span { guest_start: 0x1_0000_0000, bytes: 16 << 20 }];
@@ -106,8 +109,7 @@ impl Session {
                 self.control.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
             }
         }
-        let features = self.features;
-        self.ask(|control| control.set_features(features)).unwrap();
+        self.set_features(self.features);
     }
 
     /// Announces the memory as a whole table.
@@ -151,16 +153,28 @@ impl Session {
 
     /// Announces where a ring is.
     pub fn set_addresses(&self, ring: &Ring) -> vhost::Result<()> {
+        self.set_addresses_and_log(ring, None)
+    }
+
+    /// As [`Self::set_addresses`]; the used ring is logged as if it were at this guest address, if any.
+    pub fn set_addresses_and_log(&self, ring: &Ring, log_addr: Option<u64>) -> vhost::Result<()> {
+        const F_LOG: u32 = 1;
         let addresses = VringConfigData {
             queue_max_size: ring.size,
             queue_size: ring.size,
-            flags: 0,
+            flags: if log_addr.is_some() { F_LOG } else { 0 },
             desc_table_addr: Ring::user(ring.descriptors),
             used_ring_addr: Ring::user(ring.used),
             avail_ring_addr: Ring::user(ring.available),
-            log_addr: None,
+            log_addr,
         };
         self.ask(|control| control.set_vring_addr(usize::from(ring.index), &addresses))
+    }
+
+    /// Acknowledges other features while rings run.
+    pub fn set_features(&mut self, features: u64) {
+        self.features = features;
+        self.ask(|control| control.set_features(features)).unwrap();
     }
 
     /// Hands over a ring's eventfds; the kick starts it.

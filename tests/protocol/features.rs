@@ -24,6 +24,7 @@ const MQ: u64 = 1 << 12;
 const DISCARD: u64 = 1 << 13;
 const WRITE_ZEROES: u64 = 1 << 14;
 const IN_ORDER: u64 = 1 << 35;
+const LOG_ALL: u64 = 1 << 26;
 
 /// Offered by every disk.
 const ALWAYS: u64 = SEG_MAX
@@ -35,7 +36,8 @@ const ALWAYS: u64 = SEG_MAX
     | EVENT_IDX
     | PROTOCOL_FEATURES
     | VERSION_1
-    | IN_ORDER;
+    | IN_ORDER
+    | LOG_ALL;
 
 fn offered(options: &str) -> u64 {
     let daemon = daemon(options);
@@ -65,6 +67,7 @@ fn protocol_features_are_exactly_those_that_exist() {
         | VhostUserProtocolFeatures::REPLY_ACK
         | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
         | VhostUserProtocolFeatures::BACKEND_REQ
+        | VhostUserProtocolFeatures::LOG_SHMFD
         | VhostUserProtocolFeatures::RESET_DEVICE;
     assert_eq!(offered, expected.bits());
 }

@@ -237,6 +237,11 @@ impl<'a> Chain<'a> {
         Self { head, readable, writable, table, declared_bytes, flaw }
     }
 
+    /// Where the device may write, the status byte included.
+    pub(super) fn writable(&self) -> Segments<'_> {
+        self.writable.segments()
+    }
+
     /// Takes the chain apart; `None` when no byte is left for the status, and then the head is lost: the ring
     /// is broken.
     #[inline]

@@ -13,6 +13,7 @@
 //! Everything a guest writes is read once and checked where it is read.
 
 mod chain;
+mod log;
 mod notify;
 mod split;
 mod walk;
@@ -21,6 +22,7 @@ mod walk;
 mod tests;
 
 pub use chain::{Buffer, Chain, Completion, Flaw, Head, HeldStatus, Parts, StatusByte};
+pub use log::RingLog;
 pub use split::{RingAddresses, RingLayout, SplitQueue};
 
 use crate::virtio::memory::Translator;
@@ -56,6 +58,13 @@ pub trait Virtqueue {
 
     /// Asks the driver to kick again. Returns whether chains arrived meanwhile, for which no kick will come.
     fn arm_kicks(&mut self) -> bool;
+
+    /// Marks what it has written to guest memory itself: what has been completed and not published, and the words
+    /// that are written over and over. To be called before and after each publish, and after arming.
+    fn log(&self, log: &RingLog);
+
+    /// Marks all that it, or a back-end before it, may ever have written to guest memory itself.
+    fn log_all(&self, log: &RingLog);
 
     /// Number of the next chain to complete, which is the used index in guest memory after a publish.
     fn next_used(&self) -> u16;

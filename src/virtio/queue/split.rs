@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU16, Ordering, fence};
 use super::chain::{Chain, Completion, Flaw, Head};
 use super::notify::{NO_INTERRUPT, NO_NOTIFY, passed};
 use super::walk::{DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, Walk, indirect_len, read_halves, scratch};
-use super::{MAX_QUEUE_SIZE, RingError, Virtqueue};
+use super::{MAX_QUEUE_SIZE, RingError, RingLog, Virtqueue};
 use crate::copy::{self, Segment, Segments};
 use crate::virtio::memory::{MemoryTable, Translator};
 
@@ -297,6 +297,22 @@ impl Virtqueue for SplitQueue {
         // The driver makes chains available and then reads this: one of us sees the other.
         fence(Ordering::SeqCst);
         self.has_available()
+    }
+
+    fn log(&self, log: &RingLog) {
+        for number in 0..self.next_used.wrapping_sub(self.published) {
+            let slot = u64::from(self.published.wrapping_add(number) & self.mask);
+            log.mark_used(4 + slot * 8, 8);
+        }
+        log.mark_used(0, 4);
+        if self.event_idx {
+            log.mark_used(4 + u64::from(self.table.len) * 8, 2);
+        }
+    }
+
+    fn log_all(&self, log: &RingLog) {
+        let event_bytes = if self.event_idx { 2 } else { 0 };
+        log.mark_used(0, 4 + u64::from(self.table.len) * 8 + event_bytes);
     }
 
     fn next_used(&self) -> u16 {

@@ -20,8 +20,9 @@ pub(super) const DESCRIPTOR_BYTES: u32 = 16;
 /// Segments a chain may take beyond one a descriptor, where buffers run over the borders of regions.
 const SPLIT_SEGMENTS: usize = 64;
 
-/// Scratch for the segments of any one chain of a ring of `size` descriptors, allocated once (D7).
-pub(super) fn scratch(size: u16, max_indirect: u16) -> Vec<Segment> {
+/// Scratch for the segments of any one chain of a ring of `size` descriptors, allocated once (D7): host ranges,
+/// or whatever else is kept of each.
+pub(super) fn scratch<T>(size: u16, max_indirect: u16) -> Vec<T> {
     Vec::with_capacity(usize::from(size) + usize::from(max_indirect) + SPLIT_SEGMENTS)
 }
 

@@ -1,0 +1,77 @@
+//! What a ring writes to guest memory while a live migration copies it, marked in the dirty log.
+//!
+//! Bytes are stored, then marked, then shown to the driver by the used index; that word is stored last, and
+//! marked right after. Whoever clears a mark and copies the page afterwards either has the bytes or finds the
+//! page marked again. What a back-end that dies between the two has not marked is marked by the next one: it
+//! begins with the whole used ring.
+
+use std::sync::Arc;
+
+use super::chain::Chain;
+use super::split::RingLayout;
+use super::{MAX_QUEUE_SIZE, walk};
+use crate::virtio::memory::{DirtyLog, MemoryTable};
+
+/// One ring's access to the log: made when the ring starts, dropped when it stops or logging ends.
+#[derive(Debug)]
+pub struct RingLog {
+    log: Arc<DirtyLog>,
+    memory: Arc<MemoryTable>,
+    /// Guest-physical address of the used ring (`SET_VRING_ADDR`); none if it is not to be logged.
+    used_start: Option<u64>,
+    /// Where the chain that is executed may be written to: address and length in bytes.
+    written: Vec<(u64, u64)>,
+    /// Addresses of status bytes that are stored later: those of requests that wait for a flush.
+    held: Vec<u64>,
+}
+
+impl RingLog {
+    /// For a ring in `memory`, whose used ring begins at this guest-physical address, if it is to be logged.
+    pub fn new(
+        log: Arc<DirtyLog>,
+        memory: Arc<MemoryTable>,
+        layout: &RingLayout,
+        used_start: Option<u64>,
+    ) -> Self {
+        let size = u16::try_from(layout.size).unwrap_or(MAX_QUEUE_SIZE);
+        let (written, held) = (walk::scratch(size, layout.max_indirect.max(size)), walk::scratch(size, 0));
+        Self { log, memory, used_start, written, held }
+    }
+
+    /// Remembers where a chain may be written to, before it is taken apart.
+    pub fn note(&mut self, chain: &Chain<'_>) {
+        self.written.clear();
+        for segment in chain.writable().as_slice() {
+            if let Some(address) = self.memory.guest_address(segment.ptr()) {
+                self.written.push((address, segment.len() as u64));
+            }
+        }
+    }
+
+    /// The chain noted last has been executed: marks what may have been written. If it `is_held` its status
+    /// comes later.
+    pub fn executed(&mut self, is_held: bool) {
+        for &(address, len_bytes) in &self.written {
+            self.log.mark(address, len_bytes);
+        }
+        if let Some((address, len_bytes)) = self.written.last()
+            && is_held
+        {
+            self.held.push(address.saturating_add(len_bytes.saturating_sub(1)));
+        }
+    }
+
+    /// The status of all held requests has been stored.
+    pub fn settled(&mut self) {
+        for address in self.held.drain(..) {
+            self.log.mark(address, 1);
+        }
+    }
+
+    /// Marks bytes of the used ring, counted from its start.
+    pub(super) fn mark_used(&self, offset: u64, len_bytes: u64) {
+        if let Some(start) = self.used_start {
+            self.log.mark(start.saturating_add(offset), len_bytes);
+        }
+    }
+}

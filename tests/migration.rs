@@ -1,0 +1,12 @@
+//! Live migration as the front-ends of both sides see it: the dirty log, and who may run when.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::cast_possible_truncation, clippy::print_stdout)]
+
+#[path = "migration/chains.rs"]
+mod chains;
+mod common;
+#[path = "migration/dirty_log.rs"]
+mod dirty_log;
+#[path = "migration/log.rs"]
+mod log;

@@ -1,0 +1,110 @@
+//! Random requests as random chains: data in pieces of any length at any place, in tables or not.
+
+use crate::common::frontend::memory::{Memory, Span};
+use crate::common::frontend::request::{DISCARD, FLUSH, GET_ID, IN, OUT, WRITE_ZEROES, header, range};
+use crate::common::frontend::ring::{Descriptor, INDIRECT, NEXT, Ring, WRITE};
+use crate::common::{Random, SECTOR_BYTES};
+
+use super::log::{Pages, pages_of};
+
+/// Regions next to each other, so that buffers run from one into the other, and one far away.
+pub(super) const SPANS: [Span; 3] = [
+    Span { guest_start: 1 << 20, bytes: 12 << 20 },
+    Span { guest_start: 13 << 20, bytes: 2 << 20 },
+    Span { guest_start: 1 << 32, bytes: 2 << 20 },
+];
+
+/// Where data may be: nothing else is there.
+pub(super) const DATA: [Span; 2] =
+    [Span { guest_start: 11 << 20, bytes: 4 << 20 }, Span { guest_start: 1 << 32, bytes: 2 << 20 }];
+
+/// Sectors of the disk that requests ask for; some are behind its end.
+pub(super) const SECTORS: u64 = 4096;
+
+/// Descriptors of one chain at most.
+const CHAIN: u16 = 8;
+
+/// Lays out random chains in the ring, to be made available by `ring.set_offered(…)`, `count` further than before.
+/// Returns the pages that may be written to.
+pub(super) fn lay_out(ring: &Ring, random: &mut Random, count: u16, tables: &Tables) -> Pages {
+    let mut pages = Pages::new();
+    for number in 0..count {
+        let mut parts = parts(&ring.memory, random, tables.headers + u64::from(number) * 256);
+        let writable = parts.iter().filter(|part| part.flags & WRITE != 0);
+        pages.extend(writable.flat_map(|part| pages_of(part.address, u64::from(part.len))));
+        let last = parts.len() - 1;
+        for (at, part) in parts.iter_mut().take(last).enumerate() {
+            (part.flags, part.next) = (part.flags | NEXT, at as u16 + 1);
+        }
+        let head = number * CHAIN;
+        if random.one_in(2) {
+            let table = tables.indirect + u64::from(head) * 16;
+            let bytes: Vec<u8> = parts.iter().flat_map(|part| part.to_bytes()).collect();
+            ring.memory.write(table, &bytes);
+            ring.put(head, Descriptor { address: table, len: bytes.len() as u32, flags: INDIRECT, next: 0 });
+        } else {
+            for (part, at) in parts.iter().zip(head..) {
+                ring.put(at, Descriptor { next: part.next + head, ..*part });
+            }
+        }
+        let slot = u64::from(ring.offered().wrapping_add(number) % ring.size);
+        ring.memory.store_u16(ring.available + 4 + slot * 2, head);
+    }
+    pages
+}
+
+/// Places that stay the driver's.
+#[derive(Debug)]
+pub(super) struct Tables {
+    headers: u64,
+    indirect: u64,
+}
+
+impl Tables {
+    /// For as many chains as the ring has room for.
+    pub(super) fn new(ring: &Ring) -> Self {
+        let allocate = |bytes| ring.memory.allocate(bytes, 4096);
+        Self { headers: allocate(u64::from(ring.size) * 256), indirect: allocate(u64::from(ring.size) * 16) }
+    }
+
+    /// How many chains that is.
+    pub(super) fn chains(ring: &Ring) -> u16 {
+        ring.size / CHAIN
+    }
+}
+
+/// A request's descriptors, without their order.
+fn parts(memory: &Memory, random: &mut Random, at: u64) -> Vec<Descriptor> {
+    let kind = random.pick(&[IN, IN, IN, IN, OUT, OUT, GET_ID, FLUSH, DISCARD, WRITE_ZEROES, 77]);
+    let sectors = 1 + random.below(24);
+    let sector = random.below(SECTORS);
+    memory.write(at, &header(kind, sector));
+    let data = sectors * SECTOR_BYTES as u64;
+    let mut parts = vec![Descriptor { address: at, len: 16, flags: 0, next: 0 }];
+    match kind {
+        IN => parts.extend(pieces(random, data, WRITE)),
+        OUT => parts.extend(pieces(random, data, 0)),
+        GET_ID => parts.extend(pieces(random, 20, WRITE)),
+        DISCARD | WRITE_ZEROES => {
+            memory.write(at + 16, &range(sector, sectors as u32, 0));
+            parts.push(Descriptor { address: at + 16, len: 16, flags: 0, next: 0 });
+        }
+        _ => {}
+    }
+    parts.extend(pieces(random, 1, WRITE));
+    parts
+}
+
+/// So many bytes in a few pieces, each anywhere.
+fn pieces(random: &mut Random, bytes: u64, flags: u16) -> Vec<Descriptor> {
+    let mut pieces = Vec::new();
+    let mut left = bytes;
+    while left > 0 {
+        let len = if pieces.len() < 3 { 1 + random.below(left) } else { left };
+        let zone = random.pick(&DATA);
+        let address = zone.guest_start + random.below(zone.bytes - len);
+        pieces.push(Descriptor { address, len: len as u32, flags, next: 0 });
+        left -= len;
+    }
+    pieces
+}

@@ -76,29 +76,47 @@ const CHECKS: [(&str, Check); 21] = [
     ("guest reboot", lifecycle::reboot),
 ];
 
-/// Boots the guest, makes all checks and ends guest and daemons.
+/// What the daemons are told of polling, and how the checks are called then. Workers that always poll need a CPU each,
+/// and the guest has two.
+const POLLING: [(&str, &[&str]); 3] = [
+    ("", &[]),
+    (", no polling", &["--poll-max-us=0"]),
+    (", always polling", &["--poll-max-us=busy", "--workers=1"]),
+];
+
+/// All checks, once for each way in which workers wait.
 pub fn run(report: &mut Report) {
-    let Some(mut linux) = report.produce("linux boots", Linux::boot) else {
-        for (name, _) in CHECKS {
-            report.check(name, || panic!("not tried: there is no guest"));
+    for (suffix, daemon_arguments) in POLLING {
+        let name = |check: &str| format!("{check}{suffix}");
+        if CHECKS.iter().any(|(check, _)| report.wants(&name(check))) {
+            run_one(report, name, daemon_arguments);
+        }
+    }
+}
+
+/// Boots the guest, makes all checks and ends guest and daemons.
+fn run_one(report: &mut Report, name: impl Fn(&str) -> String, daemon_arguments: &[&str]) {
+    let Some(mut linux) = report.produce(&name("linux boots"), || Linux::boot(daemon_arguments)) else {
+        for (check, _) in CHECKS {
+            report.check(&name(check), || panic!("not tried: there is no guest"));
         }
         return;
     };
-    for (name, check) in CHECKS {
-        report.check(name, || check(&mut linux));
+    for (check, run) in CHECKS {
+        report.check(&name(check), || run(&mut linux));
     }
     let Linux { guest, daemons, .. } = linux;
-    report.produce("linux powers off", || {
+    report.produce(&name("linux powers off"), || {
         guest.power_off();
         ((), "QEMU ended with 0".to_owned())
     });
-    for (name, daemon) in daemons {
-        report.produce(name, || ((), lifecycle::ends_well(daemon)));
+    for (check, daemon) in daemons {
+        report.produce(&name(check), || ((), lifecycle::ends_well(daemon)));
     }
 }
 
 impl Linux {
-    fn boot() -> (Self, String) {
+    fn boot(daemon_arguments: &[&str]) -> (Self, String) {
         let folder = folder::temporary();
         let payload = pattern(1, 4 << 20);
         let document = pattern(2, 4 << 20);
@@ -118,7 +136,8 @@ impl Linux {
             512 * MIB + 5 * 4096
         ));
         folder::remove_on_interrupt(on_files.image(0).parent().unwrap());
-        let (on_tmpfs, on_files) = (on_tmpfs.start(), on_files.start());
+        let start = |setup| daemon_arguments.iter().copied().fold(setup, Setup::arg).start();
+        let (on_tmpfs, on_files) = (start(on_tmpfs), start(on_files));
 
         let disks = [
             disk_arguments("memory", &on_tmpfs.socket(0), "num-queues=2"),

@@ -6,6 +6,8 @@
 #[path = "migration/chains.rs"]
 mod chains;
 mod common;
+#[path = "migration/device_state.rs"]
+mod device_state;
 #[path = "migration/dirty_log.rs"]
 mod dirty_log;
 #[path = "migration/log.rs"]

@@ -25,6 +25,7 @@ pub const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatur
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
     .union(VhostUserProtocolFeatures::BACKEND_REQ)
     .union(VhostUserProtocolFeatures::LOG_SHMFD)
+    .union(VhostUserProtocolFeatures::DEVICE_STATE)
     .union(VhostUserProtocolFeatures::RESET_DEVICE);
 
 impl From<SessionError> for Error {
@@ -52,6 +53,16 @@ impl<D: Disk> Session<D> {
     /// Whether a protocol feature is in force.
     pub(super) fn has_protocol(&self, feature: VhostUserProtocolFeatures) -> bool {
         self.state().protocol_features & feature.bits() != 0
+    }
+
+    /// Errors of these messages are answered by `vhost`, which tells nobody of them.
+    fn tell_of(&self, outcome: std::result::Result<(), SessionError>) -> Result<()> {
+        if let Err(error) = &outcome
+            && let Some(suppressed) = self.context.log_limit.admit()
+        {
+            tracing::warn!(disk = self.disk(), session = self.id(), suppressed, "{error}");
+        }
+        Ok(outcome?)
     }
 
     fn notifier(index: u8, what: &'static str, file: Option<File>) -> Result<Option<Arc<Notifier>>> {
@@ -264,15 +275,16 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
 
     fn set_device_state_fd(
         &self,
-        _direction: VhostTransferStateDirection,
+        direction: VhostTransferStateDirection,
         _phase: VhostTransferStatePhase,
-        _fd: File,
+        file: File,
     ) -> Result<Option<File>> {
-        unsupported("SET_DEVICE_STATE_FD")
+        self.tell_of(self.begin_transfer(direction, file))?;
+        Ok(None)
     }
 
     fn check_device_state(&self) -> Result<()> {
-        unsupported("CHECK_DEVICE_STATE")
+        self.tell_of(self.end_transfer())
     }
 
     fn get_shmem_config(&self) -> Result<VhostUserShMemConfig> {

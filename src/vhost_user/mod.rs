@@ -6,9 +6,11 @@
 mod baton;
 mod channel;
 mod connection;
+mod device_state;
 mod handler;
 mod listener;
 mod session;
+mod transfer;
 mod vring;
 mod wire;
 

@@ -5,8 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
+use vhost::vhost_user::message::VhostTransferStateDirection;
+
 use super::baton::{Baton, SessionId};
 use super::channel::Channel;
+use super::device_state::StateError;
+use super::transfer::{Transfer, TransferError};
 use super::vring::Vring;
 use crate::cpus::Cpus;
 use crate::disk::{Disk, DiskError};
@@ -48,6 +52,14 @@ pub(super) enum SessionError {
     Flush(DiskError),
     #[error("only the writeback byte of the configuration can be written")]
     ConfigReadOnly,
+    #[error("the device's state can only be saved or loaded while no ring runs: stop them first")]
+    StateOfRunning,
+    #[error("the device's state: none was saved or loaded")]
+    NoTransfer,
+    #[error("the device's state: {0}")]
+    Transfer(#[from] TransferError),
+    #[error("the device's state is refused: {0}")]
+    State(#[from] StateError),
     #[error("{0} is not supported")]
     Unsupported(&'static str),
 }
@@ -92,6 +104,8 @@ pub(super) struct State {
     pub(super) features: u64,
     pub(super) protocol_features: u64,
     pub(super) channel: Option<Channel>,
+    /// The device's state on its way in or out.
+    pub(super) transfer: Option<(VhostTransferStateDirection, Transfer)>,
     /// The front-end has read the configuration in this connection.
     pub(super) has_read_config: bool,
     /// A ring has run in this connection.
@@ -127,6 +141,7 @@ impl<D: Disk> Session<D> {
             features: 0,
             protocol_features: 0,
             channel: None,
+            transfer: None,
             has_read_config: false,
             has_run: false,
             waiter: None,
@@ -167,6 +182,7 @@ impl<D: Disk> Session<D> {
         self.stop_all(&mut state);
         state.memory = Arc::default();
         state.log = None;
+        state.transfer = None;
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -358,7 +374,7 @@ impl State {
         position.and_then(|position| self.vrings.get_mut(position)).ok_or(SessionError::NoSuchRing(index))
     }
 
-    fn running(&self) -> Vec<u16> {
+    pub(super) fn running(&self) -> Vec<u16> {
         let indices = (0_u16..).zip(&self.vrings);
         indices.filter(|(_, vring)| vring.place.is_some()).map(|(index, _)| index).collect()
     }

@@ -98,6 +98,12 @@ impl Session {
 
     /// Acknowledges what is both offered and wanted.
     pub fn negotiate(&mut self, options: &Options) {
+        self.negotiate_protocol(options);
+        self.set_features(self.features);
+    }
+
+    /// As [`Self::negotiate`], but for the virtio features, which are only asked for.
+    pub fn negotiate_protocol(&mut self, options: &Options) {
         let offered = self.ask(|control| control.get_features()).unwrap();
         self.ask(|control| control.set_owner()).unwrap();
         self.features = offered & options.features;
@@ -109,7 +115,6 @@ impl Session {
                 self.control.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
             }
         }
-        self.set_features(self.features);
     }
 
     /// Announces the memory as a whole table.

@@ -68,6 +68,7 @@ fn protocol_features_are_exactly_those_that_exist() {
         | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
         | VhostUserProtocolFeatures::BACKEND_REQ
         | VhostUserProtocolFeatures::LOG_SHMFD
+        | VhostUserProtocolFeatures::DEVICE_STATE
         | VhostUserProtocolFeatures::RESET_DEVICE;
     assert_eq!(offered, expected.bits());
 }

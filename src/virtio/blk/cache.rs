@@ -36,6 +36,14 @@ impl CacheMode {
         self.mode.store(if writeback { WRITE_BACK } else { WRITE_THROUGH }, Ordering::Release);
     }
 
+    /// What has been chosen, if it is known.
+    pub fn chosen(&self) -> Option<bool> {
+        match self.mode.load(Ordering::Acquire) {
+            UNKNOWN => None,
+            mode => Some(mode == WRITE_BACK),
+        }
+    }
+
     /// What the configuration shows. A front-end that reads it before its first ring starts (`settles`)
     /// passes it on to a driver that is yet to come; a later look changes nothing for a guest that runs.
     pub fn show_writeback(&self, settles: bool) -> bool {

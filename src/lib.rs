@@ -25,6 +25,8 @@
 
 #[cfg(feature = "daemon")]
 pub mod api;
+#[cfg(feature = "bench")]
+pub mod bench;
 #[cfg(feature = "daemon")]
 pub mod cli;
 pub mod config;

@@ -107,6 +107,9 @@ pub(super) enum Failure {
     Metrics(#[from] EndpointError),
     #[error(transparent)]
     Describe(#[from] OpenError),
+    #[cfg(feature = "bench")]
+    #[error(transparent)]
+    Bench(#[from] crate::bench::BenchError),
     #[error("cannot take over SIGTERM and SIGINT ({0}); nothing is served")]
     Signals(std::io::Error),
     #[error("cannot write to standard output ({0})")]
@@ -122,6 +125,8 @@ impl Failure {
             Self::Server(error) => of_server(error),
             Self::Metrics(error) => of_metrics(error),
             Self::Describe(error) => of_open(error),
+            #[cfg(feature = "bench")]
+            Self::Bench(error) => of_bench(error),
             Self::Signals(_) | Self::Output(_) => Exit::Other,
         }
     }
@@ -150,6 +155,28 @@ fn of_socket(error: &std::io::Error) -> Exit {
     match error.kind() {
         std::io::ErrorKind::PermissionDenied => Exit::Permission,
         _ => Exit::Socket,
+    }
+}
+
+#[cfg(feature = "bench")]
+fn of_bench(error: &crate::bench::BenchError) -> Exit {
+    use crate::bench::BenchError as Error;
+    match error {
+        Error::Connect { source, .. } => of_socket(source),
+        Error::Protocol { .. } | Error::Silent { .. } | Error::HungUp { .. } => Exit::Socket,
+        Error::BlockSize { .. }
+        | Error::Depth { .. }
+        | Error::Buffers { .. }
+        | Error::Queues { .. }
+        | Error::ReadOnly { .. }
+        | Error::DiskBlock { .. }
+        | Error::Span { .. } => Exit::Usage,
+        Error::Request { .. }
+        | Error::Mismatch { .. }
+        | Error::Stalled { .. }
+        | Error::Local { .. }
+        | Error::Cpu { .. }
+        | Error::Plot { .. } => Exit::Other,
     }
 }
 

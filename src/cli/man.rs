@@ -23,7 +23,7 @@ const ENVIRONMENT: [(&str, &str); 2] = [
     ("NO_COLOR", "Keeps colours out of the log on a terminal when it is set and not empty."),
 ];
 
-const EXAMPLES: [(&str, &str); 4] = [
+const EXAMPLES: [(&str, &str); 5] = [
     (
         "Create a disk of 20 GiB and serve it:",
         "vhost-user-pmem serve --disk path=/mnt/pmem/db0.img,socket=/run/db0.sock,size=20G",
@@ -41,6 +41,10 @@ const EXAMPLES: [(&str, &str); 4] = [
     (
         "As management software starts a back-end program:",
         "vhost-user-pmem --socket-path=/run/a.sock --blk-file=/srv/a.img --read-only",
+    ),
+    (
+        "Compare two back-ends that serve disks without anything of value on them:",
+        "vhost-user-pmem bench --socket /run/a.sock --against /run/other.sock --rw randwrite --plot plot.svg",
     ),
 ];
 

@@ -2,7 +2,7 @@
 //!
 //! | module | subject |
 //! | --- | --- |
-//! | `serve`, `backend`, `info`, `man` | one way to call the program each |
+//! | `serve`, `backend`, `info`, `bench`, `man` | one way to call the program each |
 //! | `disk_option`, `size`, `inherited` | what is written on the command line, checked and typed |
 //! | `daemon`, `signals`, `logging`, `hints` | a server's life in the foreground |
 //! | `exit` | every way to end, one code a cause |
@@ -15,6 +15,8 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 mod backend;
+#[cfg(feature = "bench")]
+mod bench;
 mod daemon;
 mod disk_option;
 mod exit;
@@ -34,6 +36,7 @@ const NAME: &str = "vhost-user-pmem";
 const USAGE: &str = "\
 vhost-user-pmem serve --disk path=FILE,socket=SOCKET[,KEY=VALUE...] [...]
        vhost-user-pmem info PATH [--json]
+       vhost-user-pmem bench --socket SOCKET [--against SOCKET] [...]
        vhost-user-pmem {--socket-path=PATH | --fd=FDNUM} --blk-file=PATH [--read-only]
        vhost-user-pmem --print-capabilities";
 
@@ -70,6 +73,8 @@ struct Cli {
 enum Command {
     Serve(serve::ServeArgs),
     Info(info::InfoArgs),
+    #[cfg(feature = "bench")]
+    Bench(bench::BenchArgs),
     /// Print the manual page vhost-user-pmem(1) in roff
     #[command(hide = true)]
     Man,
@@ -117,6 +122,8 @@ fn execute(cli: Cli) -> Exit {
     let outcome = match cli.command {
         Some(Command::Serve(args)) => serve::run(args),
         Some(Command::Info(args)) => info::run(&args),
+        #[cfg(feature = "bench")]
+        Some(Command::Bench(args)) => bench::run(args),
         Some(Command::Man) => man::print(Cli::command()),
         None => backend::run(cli.backend),
     };

@@ -36,6 +36,28 @@ const OPTIONS: [&str; 13] = [
     "--log-format",
 ];
 
+/// Those of the load generator.
+#[cfg(feature = "bench")]
+const BENCH_OPTIONS: [&str; 17] = [
+    "--socket",
+    "--against",
+    "--rw",
+    "--rwmixread",
+    "--bs",
+    "--iodepth",
+    "--numqueues",
+    "--size",
+    "--runtime",
+    "--rounds",
+    "--poll",
+    "--event",
+    "--verify",
+    "--server-pid",
+    "--against-pid",
+    "--json",
+    "--plot",
+];
+
 /// The rows of "Exit codes:", the one table of them.
 fn exit_codes(help: &str) -> Vec<(u8, String)> {
     let table = help.split_once("Exit codes:\n").expect("a table of exit codes").1;
@@ -50,7 +72,7 @@ fn exit_codes(help: &str) -> Vec<(u8, String)> {
 fn every_help_shows_every_exit_code_and_fits_100_columns() {
     let codes = exit_codes(&stdout(&run(["--help"])));
     assert_eq!(codes.iter().map(|(code, _)| *code).collect::<Vec<_>>(), (0..=13).collect::<Vec<_>>());
-    for args in [["serve", "--help"], ["info", "--help"]] {
+    for args in [["serve", "--help"], ["info", "--help"], ["bench", "--help"]] {
         let output = run(args);
         assert_eq!(output.status.code(), Some(0));
         assert_eq!(exit_codes(&stdout(&output)), codes, "{args:?}");
@@ -83,6 +105,25 @@ fn the_readme_has_the_same_keys_options_and_exit_codes() {
     }
     for option in OPTIONS {
         assert!(README.contains(&format!("| `{option}")), "README.md has no row for {option}");
+    }
+}
+
+#[cfg(feature = "bench")]
+#[test]
+fn the_load_generators_options_are_in_help_readme_and_manual() {
+    let help = stdout(&run(["bench", "--help"]));
+    let own = help.split_once("Logging:").expect("the options of every command come behind").0;
+    let listed = own.lines().filter(|line| line.trim_start().starts_with("--") && !line.contains("--help"));
+    assert_eq!(listed.count(), BENCH_OPTIONS.len(), "{help}");
+    let page = stdout(&run(["man"])).replace("\\-", "-");
+    let section = page.split_once("vhost-user-pmem bench").expect("a section").1;
+    for option in BENCH_OPTIONS {
+        assert!(
+            help.contains(&format!("      {option} ")) || help.contains(&format!("      {option}\n")),
+            "{option}"
+        );
+        assert!(README.contains(&format!("| `{option}")), "README.md has no row for {option}");
+        assert!(section.contains(&format!("\\fB{option}\\fR")), "{option}");
     }
 }
 

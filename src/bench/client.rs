@@ -1,0 +1,309 @@
+//! A connection to a back-end: what it says of its disk, its queues, and memory for their data.
+//!
+//! `virtio-driver` is made of plain calls that wait without a limit for the back-end's answer; here each has one.
+
+#![allow(unsafe_code)]
+
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
+use std::{fs, io};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::MemfdFlags;
+use rustix::io::retry_on_intr;
+use virtio_driver::{
+    EventFd, QueueNotifier, VhostUser, VirtioBlkFeatureFlags, VirtioBlkQueue, VirtioBlkTransport,
+    VirtioFeatureFlags,
+};
+use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
+
+use crate::bench::plan::SECTOR_BYTES;
+use crate::bench::{BenchError, Waiting, Work};
+
+/// How long a back-end may take for an answer.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// What a disk is like.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Disk {
+    pub(super) capacity_bytes: u64,
+    /// Its logical block size, 512 where it says none.
+    pub(super) block_bytes: u32,
+    pub(super) read_only: bool,
+    pub(super) queues: usize,
+}
+
+/// A connection whose queues run.
+pub(super) struct Client {
+    pub(super) queues: Vec<Queue>,
+    pub(super) monitor: Monitor,
+}
+
+/// What can be asked about a connection while its queues are in use.
+pub(super) struct Monitor {
+    socket: PathBuf,
+    transport: Arc<VirtioBlkTransport>,
+    calls: Vec<Arc<EventFd>>,
+}
+
+/// One queue and its buffers, one for each slot.
+pub(super) struct Queue {
+    /// Before the transport, whose memory it lies in.
+    ring: VirtioBlkQueue<'static, u16>,
+    kick: Box<dyn QueueNotifier>,
+    call: Arc<EventFd>,
+    waiting: Waiting,
+    memory: Arc<MmapRegion>,
+    first_byte: usize,
+    slot_bytes: usize,
+    block_bytes: usize,
+    pub(super) index: usize,
+    pub(super) kicks: u64,
+    pub(super) calls: u64,
+    _transport: Arc<VirtioBlkTransport>,
+}
+
+impl Client {
+    /// Connects, and sets up the queues for `work`.
+    pub(super) fn connect(socket: &Path, work: &Work) -> Result<Self, BenchError> {
+        let mut transport = shake_hands(socket)?;
+        let disk = describe(&*transport, socket)?;
+        let count = usize::from(work.queues.get());
+        if disk.queues < count {
+            let socket = socket.to_owned();
+            return Err(BenchError::Queues { socket, offered: disk.queues, wanted: work.queues });
+        }
+        let (work, path) = (work.clone(), socket.to_owned());
+        within_limit(socket, move || {
+            let protocol = |step| {
+                let socket = path.clone();
+                move |source| BenchError::Protocol { socket, step, source }
+            };
+            let memory = share_buffers(&mut *transport, &work).map_err(protocol("share the buffers"))?;
+            let size = u16::try_from(work.descriptors()).unwrap_or(u16::MAX);
+            let rings = VirtioBlkQueue::setup_queues(&mut *transport, count, size)
+                .map_err(protocol("start the queues"))?;
+            let transport: Arc<VirtioBlkTransport> = Arc::from(transport);
+            let queues = rings.into_iter().enumerate();
+            let queues: Vec<_> =
+                queues.map(|(index, ring)| Queue::new(ring, index, &transport, &memory, &work)).collect();
+            let calls = queues.iter().map(|queue| Arc::clone(&queue.call)).collect();
+            let monitor = Monitor { socket: path.clone(), transport, calls };
+            Ok(Self { queues, monitor })
+        })?
+    }
+
+    /// Connects for a look at the disk, and leaves again.
+    pub(super) fn look(socket: &Path) -> Result<Disk, BenchError> {
+        let transport = shake_hands(socket)?;
+        let transport: Arc<VirtioBlkTransport> = Arc::from(transport);
+        describe(&*transport, socket)
+    }
+}
+
+/// Runs `call` on a thread of its own, and waits for it no longer than [`ANSWER`].
+fn within_limit<T: Send + 'static>(
+    socket: &Path,
+    call: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, BenchError> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || sender.send(call()));
+    receiver.recv_timeout(ANSWER).map_err(|error| match error {
+        RecvTimeoutError::Timeout => {
+            BenchError::Silent { socket: socket.to_owned(), seconds: ANSWER.as_secs() }
+        }
+        RecvTimeoutError::Disconnected => BenchError::Protocol {
+            socket: socket.to_owned(),
+            step: "agree with it",
+            source: io::Error::other("the protocol's library gave up"),
+        },
+    })
+}
+
+fn shake_hands(socket: &Path) -> Result<Box<VirtioBlkTransport>, BenchError> {
+    let path = socket.to_owned();
+    within_limit(socket, move || handshake(&path))?
+}
+
+fn handshake(socket: &Path) -> Result<Box<VirtioBlkTransport>, BenchError> {
+    let to_error = |source: io::Error| {
+        let socket = socket.to_owned();
+        match source.raw_os_error() {
+            Some(libc::ECONNRESET | libc::EPIPE) | None => {
+                BenchError::Protocol { socket, step: "negotiate with it", source }
+            }
+            Some(_) => BenchError::Connect { socket, source },
+        }
+    };
+    let path =
+        socket.to_str().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidFilename)).map_err(to_error)?;
+    // The library says "Connection refused" of a file that is no socket.
+    fs::metadata(socket).map_err(to_error)?;
+    let features = VirtioFeatureFlags::VERSION_1.bits()
+        | VirtioFeatureFlags::RING_EVENT_IDX.bits()
+        | VirtioBlkFeatureFlags::all().bits();
+    Ok(Box::new(VhostUser::new(path, features).map_err(to_error)?))
+}
+
+fn describe(transport: &VirtioBlkTransport, socket: &Path) -> Result<Disk, BenchError> {
+    let config = transport.get_config().map_err(|source| BenchError::Protocol {
+        socket: socket.to_owned(),
+        step: "read the disk's configuration",
+        source,
+    })?;
+    let features = VirtioBlkFeatureFlags::from_bits_truncate(transport.get_features());
+    let block_bytes =
+        if features.contains(VirtioBlkFeatureFlags::BLK_SIZE) { u32::from(config.blk_size) } else { 0 };
+    let queues = if features.contains(VirtioBlkFeatureFlags::MQ) {
+        usize::from(u16::from(config.num_queues))
+    } else {
+        1
+    };
+    Ok(Disk {
+        capacity_bytes: u64::from(config.capacity).saturating_mul(SECTOR_BYTES),
+        block_bytes: if block_bytes == 0 { 512 } else { block_bytes },
+        read_only: features.contains(VirtioBlkFeatureFlags::RO),
+        queues,
+    })
+}
+
+/// The buffers of all queues, where the back-end sees them.
+fn share_buffers(transport: &mut VirtioBlkTransport, work: &Work) -> io::Result<Arc<MmapRegion>> {
+    let bytes = work.slot_bytes() * u64::from(work.depth.get()) * u64::from(work.queues.get());
+    let file = fs::File::from(rustix::fs::memfd_create("vhost-user-pmem-bench", MemfdFlags::CLOEXEC)?);
+    file.set_len(bytes)?;
+    let length = usize::try_from(bytes).map_err(io::Error::other)?;
+    let memory = MmapRegion::from_file(FileOffset::new(file, 0), length).map_err(io::Error::other)?;
+    let fd = memory.file_offset().map_or(-1, |file| file.file().as_raw_fd());
+    transport.map_mem_region(memory.as_ptr().addr(), length, fd, 0)?;
+    // Neither pages that are missing nor pages that are all the same one are measured.
+    let noise: Vec<u8> =
+        (0..length as u64 / 8).flat_map(|word| super::verify::mix(word).to_le_bytes()).collect();
+    memory.as_volatile_slice().write_slice(&noise, 0).map_err(io::Error::other)?;
+    Ok(Arc::new(memory))
+}
+
+impl Monitor {
+    /// Asks the back-end whether it is still there: how it left, or nothing where it is.
+    pub(super) fn probe(&self) -> Result<(), BenchError> {
+        let transport = Arc::clone(&self.transport);
+        let answer = within_limit(&self.socket, move || transport.get_config().map(|_| ()));
+        match answer {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(source)) => Err(BenchError::HungUp { socket: self.socket.clone(), source }),
+            Err(_) => Err(self.stalled(ANSWER)),
+        }
+    }
+
+    pub(super) fn stalled(&self, time: Duration) -> BenchError {
+        BenchError::Stalled { socket: self.socket.clone(), seconds: time.as_secs() }
+    }
+
+    /// Wakes whoever sleeps for a call.
+    pub(super) fn wake_all(&self) {
+        for call in &self.calls {
+            // It fails only if the counter is full, and then nobody sleeps.
+            let _ = call.write(1);
+        }
+    }
+}
+
+impl Queue {
+    fn new(
+        mut ring: VirtioBlkQueue<'static, u16>,
+        index: usize,
+        transport: &Arc<VirtioBlkTransport>,
+        memory: &Arc<MmapRegion>,
+        work: &Work,
+    ) -> Self {
+        // With event indices a client that does not say this is never called.
+        ring.set_used_notif_enabled(work.waiting == Waiting::Event);
+        let slot_bytes = usize::try_from(work.slot_bytes()).unwrap_or(usize::MAX);
+        Self {
+            ring,
+            kick: transport.get_submission_notifier(index),
+            call: transport.get_completion_fd(index),
+            waiting: work.waiting,
+            memory: Arc::clone(memory),
+            first_byte: index * usize::from(work.depth.get()) * slot_bytes,
+            slot_bytes,
+            block_bytes: usize::try_from(work.block_bytes).unwrap_or(usize::MAX),
+            index,
+            kicks: 0,
+            calls: 0,
+            _transport: Arc::clone(transport),
+        }
+    }
+
+    /// Puts the write of a slot's buffer to `offset` into the ring, or the read into it.
+    pub(super) fn submit(&mut self, is_write: bool, offset: u64, slot: u16) -> io::Result<()> {
+        let start = self.start_of(slot);
+        let buffer =
+            self.memory.as_volatile_slice().subslice(start, self.block_bytes).map_err(io::Error::other)?;
+        let (pointer, length) = (buffer.ptr_guard_mut().as_ptr(), buffer.len());
+        if is_write {
+            // SAFETY: the buffer lies in the shared mapping, which lives as long as the queue; no reference to
+            // its bytes is ever made.
+            unsafe { self.ring.write_raw(offset, pointer, length, slot) }
+        } else {
+            // SAFETY: as above.
+            unsafe { self.ring.read_raw(offset, pointer, length, slot) }
+        }
+    }
+
+    /// Tells the back-end of what was submitted, if it wants to know.
+    pub(super) fn kick(&mut self) -> io::Result<()> {
+        if self.ring.avail_notif_needed() {
+            self.kicks += 1;
+            self.kick.notify()?;
+        }
+        Ok(())
+    }
+
+    /// Adds the slots that are completed, and 0 or their errno.
+    pub(super) fn completions(&mut self, done: &mut Vec<(u16, i32)>) {
+        done.extend(self.ring.completions().map(|completion| (completion.context, -completion.ret)));
+    }
+
+    /// How completions are waited for.
+    pub(super) const fn waiting(&self) -> Waiting {
+        self.waiting
+    }
+
+    /// Sleeps until the back-end calls.
+    pub(super) fn wait_for_call(&mut self) -> io::Result<()> {
+        self.await_call(None)
+    }
+
+    /// Counts the calls that were not waited for.
+    pub(super) fn drain_calls(&mut self) -> io::Result<()> {
+        self.await_call(Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))
+    }
+
+    /// Reads the eventfd once it is not zero. A read alone might not wait: back-ends share the open file and may have
+    /// made it non-blocking.
+    fn await_call(&mut self, limit: Option<&Timespec>) -> io::Result<()> {
+        let ready = retry_on_intr(|| poll(&mut [PollFd::new(&*self.call, PollFlags::IN)], limit))?;
+        if ready > 0 {
+            self.calls += self.call.read()?;
+        }
+        Ok(())
+    }
+
+    /// Stores what a slot is to write.
+    pub(super) fn put(&self, slot: u16, block: &[u8]) -> io::Result<()> {
+        self.memory.as_volatile_slice().write_slice(block, self.start_of(slot)).map_err(io::Error::other)
+    }
+
+    /// Loads what a slot has read.
+    pub(super) fn get(&self, slot: u16, block: &mut [u8]) -> io::Result<()> {
+        self.memory.as_volatile_slice().read_slice(block, self.start_of(slot)).map_err(io::Error::other)
+    }
+
+    fn start_of(&self, slot: u16) -> usize {
+        self.first_byte + usize::from(slot) * self.slot_bytes
+    }
+}

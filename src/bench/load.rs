@@ -1,0 +1,340 @@
+//! The load on one queue: so many requests under way, each of which is timed and counted.
+
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+
+use crate::bench::client::Queue;
+use crate::bench::verify::{self, Blocks};
+use crate::bench::{BenchError, Waiting, Work, cpu};
+
+/// How often a poller looks in vain before it looks whether it should give up.
+const SPINS: u32 = 4096;
+
+/// Digits of a latency that are kept.
+const DIGITS: u8 = 3;
+
+/// The longest latency that is told apart: an hour, in nanoseconds.
+const LONGEST_NS: u64 = 3_600_000_000_000;
+
+/// What a queue did in a round.
+#[derive(Debug, Clone)]
+pub(super) struct Tally {
+    pub(super) reads: u64,
+    pub(super) writes: u64,
+    /// From the first request's begin to the last one's end.
+    pub(super) time: Duration,
+    /// What this thread used of a CPU.
+    pub(super) cpu: Duration,
+    /// In nanoseconds.
+    pub(super) latency: Histogram<u64>,
+    pub(super) kicks: u64,
+    pub(super) calls: u64,
+}
+
+/// An empty histogram of latencies.
+pub(super) fn histogram() -> Histogram<u64> {
+    // The limits are constants that are in order.
+    Histogram::new_with_bounds(1, LONGEST_NS, DIGITS)
+        .unwrap_or_else(|_| Histogram::new(DIGITS).unwrap_or_else(|_| unreachable!()))
+}
+
+/// What the threads of a round have in common.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// Set when no more completions are to be waited for.
+    pub(super) give_up: AtomicBool,
+    done: Vec<Count>,
+}
+
+/// Requests of a queue that are done, in cache lines of its own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Count(AtomicU64);
+
+impl Shared {
+    pub(super) fn new(queues: usize) -> Self {
+        Self { give_up: AtomicBool::new(false), done: (0..queues).map(|_| Count::default()).collect() }
+    }
+
+    /// Requests of all queues that are done, for whoever watches.
+    pub(super) fn done(&self) -> u64 {
+        self.done.iter().map(|count| count.0.load(Ordering::Relaxed)).sum()
+    }
+
+    fn add_done(&self, queue: usize, count: u64) {
+        if let Some(place) = self.done.get(queue) {
+            place.0.fetch_add(count, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The part of the disk that belongs to a queue: so many blocks from one on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Share {
+    pub(super) first: u64,
+    pub(super) count: u64,
+}
+
+/// A request under way.
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    start: Instant,
+    block: u64,
+    is_write: bool,
+}
+
+/// What a queue's thread works with.
+pub(super) struct Load<'a> {
+    queue: &'a mut Queue,
+    socket: &'a Path,
+    work: &'a Work,
+    share: Share,
+    /// Where blocks are verified.
+    blocks: Option<&'a mut Blocks>,
+    slots: Vec<Option<Slot>>,
+    free: Vec<u16>,
+    done: Vec<(u16, i32)>,
+    scratch: Vec<u8>,
+    random: u64,
+    /// The next block of a sequence.
+    next: u64,
+    reads_back: bool,
+}
+
+impl<'a> Load<'a> {
+    pub(super) fn new(
+        queue: &'a mut Queue,
+        socket: &'a Path,
+        work: &'a Work,
+        share: Share,
+        blocks: Option<&'a mut Blocks>,
+    ) -> Self {
+        let depth = work.depth.get();
+        let block_bytes = usize::try_from(work.block_bytes).unwrap_or(usize::MAX);
+        Self {
+            queue,
+            socket,
+            work,
+            share,
+            blocks,
+            slots: vec![None; usize::from(depth)],
+            free: (0..depth).rev().collect(),
+            done: Vec::with_capacity(usize::from(depth)),
+            scratch: vec![0; block_bytes],
+            random: verify::mix(share.first ^ u64::from(std::process::id())),
+            next: 0,
+            reads_back: false,
+        }
+    }
+
+    /// Begins requests for `time`, and waits until all are done.
+    pub(super) fn run(&mut self, time: Duration, shared: &Shared) -> Result<Tally, BenchError> {
+        self.queue.drain_calls().map_err(|source| self.local("read the call's eventfd", source))?;
+        (self.queue.kicks, self.queue.calls) = (0, 0);
+        let mut tally = Tally {
+            reads: 0,
+            writes: 0,
+            time: Duration::ZERO,
+            cpu: Duration::ZERO,
+            latency: histogram(),
+            kicks: 0,
+            calls: 0,
+        };
+        let (begin, cpu) = (Instant::now(), cpu::of_this_thread());
+        let mut now = begin;
+        loop {
+            if now.duration_since(begin) < time {
+                self.submit_all()?;
+            }
+            if self.free.len() == self.slots.len() {
+                break;
+            }
+            now = self.harvest(&mut tally, shared)?;
+        }
+        self.queue.drain_calls().map_err(|source| self.local("read the call's eventfd", source))?;
+        tally.time = now.duration_since(begin);
+        tally.cpu = cpu::of_this_thread().saturating_sub(cpu);
+        (tally.kicks, tally.calls) = (self.queue.kicks, self.queue.calls);
+        Ok(tally)
+    }
+
+    /// Reads every block that was written, once, and checks it.
+    pub(super) fn read_back(&mut self, shared: &Shared) -> Result<u64, BenchError> {
+        (self.reads_back, self.next) = (true, 0);
+        let tally = self.run(Duration::MAX, shared)?;
+        Ok(tally.reads)
+    }
+
+    /// Has a request in each free slot, and tells the back-end once.
+    fn submit_all(&mut self) -> Result<(), BenchError> {
+        let (start, before) = (Instant::now(), self.free.len());
+        while let Some(slot) = self.free.pop() {
+            let Some((is_write, block)) = self.next_request() else {
+                self.free.push(slot);
+                break;
+            };
+            self.submit(slot, Slot { start, block, is_write })
+                .map_err(|source| self.local("put a request into the ring", source))?;
+        }
+        if self.free.len() < before {
+            self.queue.kick().map_err(|source| self.local("write the kick's eventfd", source))?;
+        }
+        Ok(())
+    }
+
+    fn submit(&mut self, number: u16, slot: Slot) -> io::Result<()> {
+        let offset = self.offset(slot.block);
+        if let Some(blocks) = &mut self.blocks {
+            let block = index(slot.block);
+            blocks.set_busy(block, true);
+            if slot.is_write {
+                verify::fill(&mut self.scratch, offset, blocks.next_stamp(block));
+                self.queue.put(number, &self.scratch)?;
+            }
+        }
+        self.queue.submit(slot.is_write, offset, number)?;
+        if let Some(place) = self.slots.get_mut(usize::from(number)) {
+            *place = Some(slot);
+        }
+        Ok(())
+    }
+
+    /// Direction and block of the next request; nothing when there is nothing more to be read back.
+    fn next_request(&mut self) -> Option<(bool, u64)> {
+        if self.reads_back {
+            let block = self.blocks.as_ref()?.next_written(index(self.next))? as u64;
+            self.next = block + 1;
+            return Some((false, block));
+        }
+        let is_write = match self.work.rw {
+            crate::bench::Rw::RandRw => self.draw() % 100 >= u64::from(self.work.read_percent),
+            rw => rw.writes(),
+        };
+        loop {
+            let block = if self.work.rw.is_random() {
+                // The high bits of a product are as even as a remainder, and cheaper.
+                ((u128::from(self.draw()) * u128::from(self.share.count)) >> 64) as u64
+            } else {
+                let next = self.next;
+                self.next = (next + 1) % self.share.count;
+                next
+            };
+            if !self.blocks.as_ref().is_some_and(|blocks| blocks.is_busy(index(block))) {
+                return Some((is_write, block));
+            }
+        }
+    }
+
+    /// A step of xorshift64*, which never is at 0.
+    fn draw(&mut self) -> u64 {
+        self.random |= u64::from(self.random == 0);
+        self.random ^= self.random >> 12;
+        self.random ^= self.random << 25;
+        self.random ^= self.random >> 27;
+        self.random.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// Waits for completions and counts them; when they were seen.
+    fn harvest(&mut self, tally: &mut Tally, shared: &Shared) -> Result<Instant, BenchError> {
+        let mut spins = 0;
+        loop {
+            self.queue.completions(&mut self.done);
+            if !self.done.is_empty() {
+                break;
+            }
+            match self.queue.waiting() {
+                Waiting::Poll => {
+                    spins += 1;
+                    std::hint::spin_loop();
+                }
+                Waiting::Event => {
+                    spins = SPINS;
+                    self.queue
+                        .wait_for_call()
+                        .map_err(|source| self.local("read the call's eventfd", source))?;
+                }
+            }
+            if spins >= SPINS {
+                spins = 0;
+                if shared.give_up.load(Ordering::Relaxed) {
+                    return Err(self.local("wait any longer", io::ErrorKind::TimedOut.into()));
+                }
+            }
+        }
+        let now = Instant::now();
+        shared.add_done(self.queue.index, self.done.len() as u64);
+        let mut done = std::mem::take(&mut self.done);
+        for (number, errno) in done.drain(..) {
+            self.complete(number, errno, now, tally)?;
+        }
+        self.done = done;
+        Ok(now)
+    }
+
+    fn complete(
+        &mut self,
+        number: u16,
+        errno: i32,
+        now: Instant,
+        tally: &mut Tally,
+    ) -> Result<(), BenchError> {
+        let Some(slot) = self.slots.get_mut(usize::from(number)).and_then(Option::take) else {
+            return Ok(());
+        };
+        self.free.push(number);
+        if errno != 0 {
+            return Err(BenchError::Request {
+                socket: self.socket.to_owned(),
+                operation: if slot.is_write { "write" } else { "read" },
+                offset: self.offset(slot.block),
+                bytes: self.work.block_bytes,
+                cause: io::Error::from_raw_os_error(errno),
+            });
+        }
+        let elapsed = now.saturating_duration_since(slot.start).as_nanos();
+        tally.latency.saturating_record(u64::try_from(elapsed).unwrap_or(LONGEST_NS));
+        *(if slot.is_write { &mut tally.writes } else { &mut tally.reads }) += 1;
+        self.check(number, slot)
+    }
+
+    fn check(&mut self, number: u16, slot: Slot) -> Result<(), BenchError> {
+        let offset = self.offset(slot.block);
+        let Some(blocks) = &mut self.blocks else { return Ok(()) };
+        let block = index(slot.block);
+        blocks.set_busy(block, false);
+        let expected = blocks.stamp(block);
+        // A run that writes too does not know what was there before.
+        if slot.is_write || (expected.is_none() && self.work.rw.writes()) {
+            return Ok(());
+        }
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let result = self
+            .queue
+            .get(number, &mut scratch)
+            .map_err(|source| self.local("look at what was read", source));
+        let checked = result.and_then(|()| {
+            verify::check(&scratch, offset, expected)
+                .map_err(|mismatch| BenchError::Mismatch { socket: self.socket.to_owned(), mismatch })
+        });
+        self.scratch = scratch;
+        checked
+    }
+
+    /// Where on the disk a block of the share is, in bytes.
+    fn offset(&self, block: u64) -> u64 {
+        (self.share.first + block) * u64::from(self.work.block_bytes)
+    }
+
+    fn local(&self, step: &'static str, source: io::Error) -> BenchError {
+        BenchError::Local { socket: self.socket.to_owned(), step, source }
+    }
+}
+
+/// A block's place in the table of blocks, which is no larger than memory.
+fn index(block: u64) -> usize {
+    usize::try_from(block).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,64 @@
+//! How far it is, for a person who waits: one line on a terminal, over and over; a line a round elsewhere.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+/// Back to the line's begin, and clear what is behind.
+const CLEAR: &str = "\r\x1b[K";
+
+/// Writes to standard error.
+#[derive(Debug)]
+pub(super) struct Progress {
+    is_terminal: bool,
+    rounds: usize,
+    round: usize,
+    what: String,
+}
+
+impl Progress {
+    pub(super) fn new(rounds: usize) -> Self {
+        Self { is_terminal: io::stderr().is_terminal(), rounds, round: 0, what: String::new() }
+    }
+
+    /// A round begins.
+    pub(super) fn begin(&mut self, what: String) {
+        self.round += 1;
+        self.what = what;
+        self.tick(0, Duration::ZERO, None);
+    }
+
+    /// It goes on, with so many requests done in so much time.
+    pub(super) fn tick(&self, done: u64, time: Duration, runtime: Option<Duration>) {
+        if self.is_terminal {
+            let left = runtime.map_or(Duration::ZERO, |runtime| runtime.saturating_sub(time));
+            self.write(format_args!("{CLEAR}{} · {} s left", self.line(done, time), left.as_secs()));
+        }
+    }
+
+    /// It is over.
+    pub(super) fn end(&self, requests: u64, time: Duration) {
+        if !self.is_terminal {
+            self.write(format_args!("{}\n", self.line(requests, time)));
+        }
+    }
+
+    fn line(&self, done: u64, time: Duration) -> String {
+        let seconds = time.as_secs_f64();
+        let iops = if seconds > 0.0 { done as f64 / seconds } else { 0.0 };
+        format!("round {} of {} · {} · {iops:.0} IOPS", self.round, self.rounds, self.what)
+    }
+
+    fn write(&self, text: std::fmt::Arguments<'_>) {
+        let mut err = io::stderr().lock();
+        // Nobody waits where it is closed.
+        let _ = err.write_fmt(text).and_then(|()| err.flush());
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if self.is_terminal {
+            self.write(format_args!("{CLEAR}"));
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Depths × rounds × back-ends, interleaved: what disturbs the machine for a while disturbs both.
+
+use std::num::NonZeroU16;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::bench::measure::{Round, Subject};
+use crate::bench::progress::Progress;
+use crate::bench::report::{PeerReport, Point};
+use crate::bench::verify::mix;
+use crate::bench::{BenchError, Plan, Report};
+
+const NAMES: [&str; 2] = ["A", "B"];
+
+/// Carries out the plan, with progress on standard error.
+///
+/// Every back-end is looked at before the first request, and is written to only by a `rw` that writes.
+///
+/// # Errors
+/// The plan is impossible, a back-end is not there or not such a one, goes away, fails a request, or returns what was
+/// not written.
+pub fn run(plan: &Plan) -> Result<Report, BenchError> {
+    plan.work.check()?;
+    let run = run_number();
+    let subjects = plan.peers.iter().map(|peer| Subject::look(peer, &plan.work, run));
+    let mut subjects = subjects.collect::<Result<Vec<_>, _>>()?;
+    let depths = plan.depths();
+    let rounds = usize::from(plan.rounds.get());
+    let mut progress = Progress::new(depths.len() * rounds * subjects.len());
+    let mut points: Vec<Vec<Point>> = subjects.iter().map(|_| Vec::new()).collect();
+    for depth in depths {
+        let mut found: Vec<Vec<Round>> = subjects.iter().map(|_| Vec::new()).collect();
+        for _ in 0..rounds {
+            for ((subject, found), name) in subjects.iter_mut().zip(&mut found).zip(NAMES) {
+                found.push(one_round(plan, depth, subject, name, &mut progress)?);
+            }
+        }
+        for (points, rounds) in points.iter_mut().zip(&found) {
+            points.push(Point::of(depth.get(), plan.work.block_bytes, rounds));
+        }
+    }
+    let mut peers = Vec::new();
+    for ((subject, depths), name) in subjects.iter_mut().zip(points).zip(NAMES) {
+        let reads_back = plan.work.verify && plan.work.rw.writes();
+        let blocks_read_back = if reads_back { subject.read_back(&plan.work)? } else { 0 };
+        peers.push(PeerReport {
+            name,
+            socket: subject.peer.socket.display().to_string(),
+            capacity_bytes: subject.disk.capacity_bytes,
+            server_pid: subject.peer.pid,
+            blocks_read_back,
+            depths,
+        });
+    }
+    Ok(Report::new(plan, peers))
+}
+
+fn one_round(
+    plan: &Plan,
+    depth: NonZeroU16,
+    subject: &mut Subject,
+    name: &str,
+    progress: &mut Progress,
+) -> Result<Round, BenchError> {
+    progress.begin(format!("{name} {} · iodepth {depth}", subject.peer.socket.display()));
+    let mut watch = |done, time| progress.tick(done, time, Some(plan.runtime));
+    let round = subject.measure(&plan.work.at(depth), plan.runtime, &mut watch)?;
+    let requests = round.tallies.iter().map(|tally| tally.reads + tally.writes).sum();
+    let time = round.tallies.iter().map(|tally| tally.time).max().unwrap_or_default();
+    progress.end(requests, time);
+    Ok(round)
+}
+
+/// A number that another run of the tool hardly has.
+fn run_number() -> u32 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    let seed = now.as_secs() ^ (u64::from(now.subsec_nanos()) << 32) ^ u64::from(std::process::id());
+    let [a, b, c, d, ..] = mix(seed).to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
+}

@@ -22,7 +22,8 @@ use tempfile::TempDir;
 
 use super::wait_for;
 
-/// Longest life of a daemon. Some clients wait for an answer without a limit; its end releases them.
+/// Longest life of a daemon, unless a test says otherwise. Some clients wait for an answer without a limit; its end
+/// releases them.
 const LIFETIME: Duration = Duration::from_secs(300);
 
 /// Which kind of file system the images are on.
@@ -58,6 +59,7 @@ pub struct Setup {
     program: PathBuf,
     /// Where the log is also kept, one life of the daemon after the other.
     log_file: Option<PathBuf>,
+    lifetime: Duration,
 }
 
 impl Setup {
@@ -66,7 +68,7 @@ impl Setup {
         let sockets = tempfile::Builder::new().prefix("pmem-test-").tempdir_in("/tmp").unwrap();
         let program = env!("CARGO_BIN_EXE_vhost-user-pmem").into();
         let (images, disks, args) = (place.folder(), Vec::new(), Vec::new());
-        Self { images, sockets, disks, args, program, log_file: None }
+        Self { images, sockets, disks, args, program, log_file: None, lifetime: LIFETIME }
     }
 
     /// Adds a disk with these `--disk` options; `path=` and `socket=` are filled in.
@@ -90,6 +92,12 @@ impl Setup {
     /// Appends the log of what [`Setup::start`] starts to this file, too.
     pub fn log_to(mut self, file: PathBuf) -> Self {
         self.log_file = Some(file);
+        self
+    }
+
+    /// Lets a daemon live so long, if its clients are known to give up by themselves.
+    pub fn lifetime(mut self, lifetime: Duration) -> Self {
+        self.lifetime = lifetime;
         self
     }
 
@@ -134,7 +142,7 @@ impl Setup {
         let stdout = Capture::new(child.stdout.take().unwrap());
         let stderr = Capture::new(child.stderr.take().unwrap());
         let child = Arc::new(Mutex::new(child));
-        let _end_of_life = watch(Arc::clone(&child));
+        let _end_of_life = watch(Arc::clone(&child), self.lifetime);
         let status = loop {
             if let Some(status) = child.lock().unwrap().try_wait().unwrap() {
                 break status;
@@ -152,7 +160,7 @@ impl Setup {
         let log_file = log_file.map(|path| File::options().create(true).append(true).open(path).unwrap());
         let stderr = Capture::with_copy(child.stderr.take().unwrap(), log_file);
         let child = Arc::new(Mutex::new(child));
-        let end_of_life = watch(Arc::clone(&child));
+        let end_of_life = watch(Arc::clone(&child), self.lifetime);
         let mut daemon = Daemon { setup: Some(self), child, end_of_life, stdout, stderr };
         wait_for("the daemon listens on its sockets", || daemon.is_ready().then_some(()));
         daemon
@@ -258,12 +266,12 @@ impl Daemon {
     }
 }
 
-/// Kills `child` at the end of its [`LIFETIME`].
-fn watch(child: Arc<Mutex<Child>>) -> mpsc::Sender<()> {
+/// Kills `child` when it has lived for `lifetime`.
+fn watch(child: Arc<Mutex<Child>>, lifetime: Duration) -> mpsc::Sender<()> {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
-        if receiver.recv_timeout(LIFETIME) == Err(RecvTimeoutError::Timeout) {
-            eprintln!("a daemon is killed: it has lived for {LIFETIME:?}");
+        if receiver.recv_timeout(lifetime) == Err(RecvTimeoutError::Timeout) {
+            eprintln!("a daemon is killed: it has lived for {lifetime:?}");
             let _ = child.lock().unwrap().kill();
         }
     });

@@ -51,6 +51,23 @@ impl Guest {
 
     /// Boots from what [`Guest::initramfs`] made; the machine's files go to `folder`.
     pub fn boot_from(initramfs: &Path, folder: &Path, devices: Vec<String>, kernel_arguments: &str) -> Self {
+        let mut guest = Self::start(initramfs, folder, devices, kernel_arguments);
+        guest.boot_id = guest.await_ready();
+        guest
+    }
+
+    /// Starts a machine that waits for the guest of another one (QMP's `migrate-incoming`), made as that one was.
+    pub fn incoming(initramfs: &Path, folder: &Path, mut devices: Vec<String>) -> Self {
+        devices.extend(["-incoming", "defer"].map(str::to_owned));
+        Self::start(initramfs, folder, devices, "")
+    }
+
+    /// This guest has moved to `machine`, which was waiting for it; ends the machine where it was.
+    pub fn moved_to(&mut self, machine: Self) {
+        (self.machine, self.line) = (machine.machine, machine.line);
+    }
+
+    fn start(initramfs: &Path, folder: &Path, devices: Vec<String>, kernel_arguments: &str) -> Self {
         let sockets = tempfile::tempdir_in("/tmp").unwrap();
         let path = sockets.path().join("agent");
         let listener = UnixListener::bind(&path).unwrap();
@@ -66,11 +83,7 @@ impl Guest {
         let stream = machine.wait_for("QEMU connects the agent's line", |_| listener.accept().ok()).0;
         stream.set_nonblocking(false).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-
-        let mut guest =
-            Self { machine, line: BufReader::new(stream), boot_id: String::new(), is_lost: false };
-        guest.boot_id = guest.await_ready();
-        guest
+        Self { machine, line: BufReader::new(stream), boot_id: String::new(), is_lost: false }
     }
 
     /// Runs a shell command.

@@ -1,9 +1,12 @@
-//! What a disk must outlive, in real guests under load: the end of its daemon, the end of the power.
+//! What a disk must outlive, in real guests under load: the end of its daemon, a move to another machine,
+//! the end of the power.
 //!
 //! Each scenario is one function of a count: `ci/test` calls it with [`Counts::SHORT`], `ci/soak` with more. When
 //! one fails, the serial lines of its guests and the log of its daemons stay in a folder that is named.
 
 pub mod in_guest;
+mod migration;
+mod monitor;
 mod power;
 mod recovery;
 mod rig;
@@ -20,6 +23,8 @@ use table::{Row, Table};
 pub struct Counts {
     /// Ends of the daemon, of each kind and on each kind of ring.
     kills: u32,
+    /// Moves from one QEMU to another.
+    migrations: u32,
     power_cuts: u32,
     /// Of every random moment.
     seed: u64,
@@ -27,14 +32,15 @@ pub struct Counts {
 
 impl Counts {
     /// As a part of the guest tests.
-    pub const SHORT: Self = Self { kills: 3, power_cuts: 3, seed: 1 };
+    pub const SHORT: Self = Self { kills: 3, migrations: 1, power_cuts: 3, seed: 1 };
 
     /// Reads `kills=20,power-cuts=50,seed=7`; what is not named does not happen.
     pub fn parse(text: &str) -> Option<Self> {
-        let mut counts = Self { kills: 0, power_cuts: 0, seed: 1 };
+        let mut counts = Self { kills: 0, migrations: 0, power_cuts: 0, seed: 1 };
         for word in text.split(',') {
             match word.split_once('=')? {
                 ("kills", number) => counts.kills = number.parse().ok()?,
+                ("migrations", number) => counts.migrations = number.parse().ok()?,
                 ("power-cuts", number) => counts.power_cuts = number.parse().ok()?,
                 ("seed", number) => counts.seed = number.parse().ok()?,
                 _ => return None,
@@ -58,8 +64,10 @@ type Scenario = fn(&Order<'_>) -> Vec<Row>;
 
 /// Runs every scenario that is wanted and counted.
 pub fn run(report: &mut Report, counts: &Counts) -> Table {
-    let scenarios: [(&str, u32, Scenario); 2] = [
+    let scenarios: [(&str, u32, Scenario); 4] = [
         ("soak: daemon ends under fio, split rings", counts.kills, recovery::split),
+        ("soak: migration under fio, one daemon", counts.migrations, migration::one_daemon),
+        ("soak: migration under fio, two daemons", counts.migrations, migration::two_daemons),
         ("soak: power cut", counts.power_cuts, power::cuts),
     ];
     let mut table = Table::default();

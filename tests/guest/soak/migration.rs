@@ -1,0 +1,160 @@
+//! A guest moves to another QEMU under load, again and again, from one daemon to itself or to another one on the same
+//! file; and a move that is given up leaves no trace.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::super::common::daemon::{Daemon, Place, Setup};
+use super::super::folder;
+use super::super::guest::Guest;
+use super::super::image::Image;
+use super::Order;
+use super::monitor::Monitor;
+use super::rig::{self, await_pulse, pulse};
+use super::table::Row;
+
+/// Long enough for any number of moves.
+const LIFETIME: Duration = Duration::from_secs(4 * 3600);
+
+/// Bytes a second at which no move comes to its end.
+const TOO_SLOW: u64 = 1 << 20;
+
+/// Bytes a second that no move reaches.
+const UNLIMITED: u64 = 1 << 40;
+
+/// Both machines are front-ends of one daemon.
+pub fn one_daemon(order: &Order<'_>) -> Vec<Row> {
+    let setup = setup(order, "daemon.log", "size=64M,serial=soak");
+    moves(order, vec![setup.start()])
+}
+
+/// Each move is one to the other daemon, which waits for the file's lock.
+pub fn two_daemons(order: &Order<'_>) -> Vec<Row> {
+    let first = setup(order, "daemon-0.log", "size=64M,serial=soak,lock=wait").start();
+    let second = setup(order, "daemon-1.log", "serial=soak,lock=wait");
+    std::os::unix::fs::symlink(first.image(0), second.image(0)).unwrap();
+    moves(order, vec![first, second.start()])
+}
+
+fn setup(order: &Order<'_>, log: &str, disk: &str) -> Setup {
+    let setup = Setup::new(Place::Tmpfs).disk(disk).log_to(order.folder.join(log)).lifetime(LIFETIME);
+    folder::remove_on_interrupt(setup.image(0).parent().unwrap());
+    setup
+}
+
+fn moves(order: &Order<'_>, daemons: Vec<Daemon>) -> Vec<Row> {
+    let image = Image::open(daemons[0].image(0));
+    let mut scene = Scene {
+        daemons,
+        image,
+        initramfs: rig::initramfs(order.folder),
+        folder: order.folder.to_owned(),
+        sockets: tempfile::tempdir_in("/tmp").unwrap(),
+        machines: 0,
+    };
+    let (folder, arguments) = scene.next_machine(0);
+    let mut guest = Guest::boot_from(&scene.initramfs, &folder, arguments, "");
+    rig::start_pulse(&mut guest, &scene.image);
+    rig::start_load(&mut guest);
+
+    let start = Instant::now();
+    let mut monitor = scene.monitor();
+    scene.give_up(&mut monitor);
+    let given_up = Row {
+        what: "given up".to_owned(),
+        rounds: 1,
+        seconds: start.elapsed().as_secs_f32(),
+        pauses: Vec::new(),
+    };
+    let start = Instant::now();
+    let mut pauses = Vec::new();
+    for round in 1..=order.rounds {
+        let pause;
+        (monitor, pause) = scene.move_to(round as usize, &mut guest, monitor);
+        pauses.push(pause);
+    }
+    let passes = rig::finish_load(&mut guest);
+    guest.power_off();
+    let what = format!("moved in {passes} passes of fio");
+    vec![given_up, Row { what, rounds: order.rounds, seconds: start.elapsed().as_secs_f32(), pauses }]
+}
+
+/// What the machines, of which one at a time has the guest, share.
+#[derive(Debug)]
+struct Scene {
+    /// The machines are attached to them in turn.
+    daemons: Vec<Daemon>,
+    image: Image,
+    initramfs: PathBuf,
+    folder: PathBuf,
+    sockets: TempDir,
+    machines: usize,
+}
+
+impl Scene {
+    /// The folder and the arguments of one more machine, attached to the daemon whose turn it is.
+    fn next_machine(&mut self, turn: usize) -> (PathBuf, Vec<String>) {
+        self.machines += 1;
+        let folder = self.folder.join(format!("machine-{}", self.machines));
+        std::fs::create_dir(&folder).unwrap();
+        let socket = self.daemons[turn % self.daemons.len()].socket(0);
+        let mut arguments = rig::disk(&socket, "num-queues=2");
+        arguments.extend(Monitor::arguments(&self.socket("monitor")));
+        (folder, arguments)
+    }
+
+    /// A socket of the machine that was made last.
+    fn socket(&self, name: &str) -> PathBuf {
+        self.sockets.path().join(format!("{name}-{}", self.machines))
+    }
+
+    /// The monitor of the machine that was made last.
+    fn monitor(&self) -> Monitor {
+        Monitor::connect(&self.socket("monitor"))
+    }
+
+    /// Starts to move the guest to a new machine.
+    fn begin(&mut self, turn: usize, source: &mut Monitor, bytes_per_second: u64) -> (Guest, Monitor) {
+        let (folder, arguments) = self.next_machine(turn);
+        let machine = Guest::incoming(&self.initramfs, &folder, arguments);
+        let mut destination = self.monitor();
+        let uri = json!({ "uri": format!("unix:{}", self.socket("migration").display()) });
+        destination.run("migrate-incoming", &uri);
+        source.run("migrate-set-parameters", &json!({ "max-bandwidth": bytes_per_second }));
+        source.run("migrate", &uri);
+        (machine, destination)
+    }
+
+    /// Begins a move that cannot end, and cancels it: the guest goes on where it is.
+    fn give_up(&mut self, source: &mut Monitor) {
+        let (machine, _) = self.begin(1, source, TOO_SLOW);
+        source.await_status("query-migrate", "active", || ());
+        await_pulse(&self.image, pulse(&self.image));
+        source.run("migrate_cancel", &json!({}));
+        source.await_status("query-migrate", "cancelled", || ());
+        drop(machine);
+        await_pulse(&self.image, pulse(&self.image));
+    }
+
+    /// Moves the guest, which works all the time; its new monitor, and the longest time without a request completed.
+    fn move_to(&mut self, turn: usize, guest: &mut Guest, mut source: Monitor) -> (Monitor, Duration) {
+        let (machine, mut destination) = self.begin(turn, &mut source, UNLIMITED);
+        let (mut last, mut since, mut pause) = (pulse(&self.image), Instant::now(), Duration::ZERO);
+        let mut watch = || {
+            let now = pulse(&self.image);
+            if now != last {
+                (last, since) = (now, Instant::now());
+            }
+            pause = pause.max(since.elapsed());
+        };
+        source.await_status("query-migrate", "completed", &mut watch);
+        destination.await_status("query-status", "running", &mut watch);
+        rig::assert_content(guest);
+        guest.moved_to(machine);
+        await_pulse(&self.image, last);
+        (destination, pause.max(since.elapsed()))
+    }
+}

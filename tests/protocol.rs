@@ -22,6 +22,8 @@ mod memory;
 mod messages;
 #[path = "protocol/notifications.rs"]
 mod notifications;
+#[path = "protocol/resize.rs"]
+mod resize;
 #[path = "protocol/rings.rs"]
 mod rings;
 

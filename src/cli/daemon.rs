@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::api::{Endpoint, Serving};
 use crate::cli::exit::Failure;
-use crate::cli::signals::StopSignals;
+use crate::cli::signals::CaughtSignals;
 use crate::config::ServerConfig;
 use crate::server::{DiskSummary, Server};
 
@@ -16,11 +16,11 @@ pub(super) fn run(
     announce: impl FnOnce(&[DiskSummary]),
 ) -> Result<(), Failure> {
     config.check()?;
-    let signals = StopSignals::catch().map_err(Failure::Signals)?;
+    let signals = CaughtSignals::catch().map_err(Failure::Signals)?;
     let endpoint = metrics.map(Endpoint::bind).transpose()?;
     let server = Server::start(config)?;
     let metrics: Option<Serving> = endpoint.map(|endpoint| endpoint.serve(server.observer())).transpose()?;
-    let forwarder = signals.forward_to(server.stopper());
+    let forwarder = signals.forward_to(server.stopper(), server.rereader());
     announce(server.disks());
     log(server.disks());
     if forwarder.is_err() {

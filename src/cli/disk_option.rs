@@ -99,7 +99,8 @@ impl Key {
             Self::Name => &["What logs and errors call it [default: the file name without extension]"],
             Self::Size => &[
                 "Bytes to serve, also with K, M, G, T, P: a file that is missing or empty",
-                "is made that long, a shorter one is refused [default: the file's size]",
+                "is made that long, a shorter one is refused [default: the file's size, with which",
+                "the disk grows]",
             ],
             Self::Serial => &["Serial number for the guest, up to 20 bytes [default: from the name]"],
             Self::ReadOnly => &["Open the file for reading only and refuse writes [default: off]"],

@@ -110,7 +110,7 @@ pub(super) enum Failure {
     #[cfg(feature = "bench")]
     #[error(transparent)]
     Bench(#[from] crate::bench::BenchError),
-    #[error("cannot take over SIGTERM and SIGINT ({0}); nothing is served")]
+    #[error("cannot take over SIGTERM, SIGINT and SIGHUP ({0}); nothing is served")]
     Signals(std::io::Error),
     #[error("cannot write to standard output ({0})")]
     Output(std::io::Error),

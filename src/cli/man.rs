@@ -10,12 +10,16 @@ use crate::cli::disk_option::Key;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::{NAME, USAGE};
 
-const SIGNALS: [(&str, &str); 2] = [
+const SIGNALS: [(&str, &str); 3] = [
     (
         "SIGTERM",
         "Ends the server: requests that were fetched are finished, sockets are removed, exit code 0.",
     ),
     ("SIGINT", "The same; a second one ends the process at once."),
+    (
+        "SIGHUP",
+        "Looks how long the files and devices are by now: disks without size= grow with them, and guests are told.",
+    ),
 ];
 
 const ENVIRONMENT: [(&str, &str); 2] = [
@@ -135,7 +139,7 @@ fn endings(roff: &mut Roff) {
     for exit in Exit::ALL {
         entry(roff, vec![bold(exit.code().to_string())], exit.meaning());
     }
-    for (title, rows) in [("SIGNALS", &SIGNALS), ("ENVIRONMENT", &ENVIRONMENT)] {
+    for (title, rows) in [("SIGNALS", &SIGNALS[..]), ("ENVIRONMENT", &ENVIRONMENT[..])] {
         roff.control("SH", [title]);
         for (name, meaning) in rows {
             entry(roff, vec![bold(*name)], meaning);

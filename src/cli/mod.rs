@@ -82,7 +82,7 @@ enum Command {
 
 /// Runs the program with its arguments, the first of which is its name, and says how it ended.
 ///
-/// It writes to standard output and error, and takes over SIGTERM and SIGINT while it serves. Call it once.
+/// It writes to standard output and error, and takes over SIGTERM, SIGINT and SIGHUP while it serves. Call it once.
 pub fn run(args: Vec<OsString>) -> ExitCode {
     // The specification wants every other argument ignored, so clap is not asked.
     if args.iter().skip(1).any(|arg| arg == "--print-capabilities") {

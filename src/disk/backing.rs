@@ -1,8 +1,10 @@
 //! The disks that a path can become, as one type.
 
 use std::ops::Range;
+use std::os::fd::{AsFd as _, BorrowedFd};
 
-use super::{BlockDisk, Disk, DiskError, Durability, FileDisk, Geometry, MappedDisk};
+use super::growth::GrowthPolicy;
+use super::{BlockDisk, Disk, DiskError, Durability, FileDisk, Geometry, GrowError, MappedDisk};
 use crate::copy::Segments;
 
 /// The disks that a path can become, told apart without a virtual call.
@@ -16,18 +18,6 @@ pub enum Backing {
     Block(BlockDisk),
 }
 
-impl Backing {
-    /// The ranges in bytes that are known to be bad: for a mapping, which must be kept from touching them, what it
-    /// knows of them itself, for a device what Linux says now.
-    pub fn bad_ranges(&self) -> Vec<Range<u64>> {
-        match self {
-            Self::Mapped(disk) => disk.bad_ranges(),
-            Self::File(_) => Vec::new(),
-            Self::Block(disk) => disk.bad_ranges(),
-        }
-    }
-}
-
 /// Calls the same method of whichever disk it is.
 macro_rules! either {
     ($self:ident, $disk:ident => $call:expr) => {
@@ -39,10 +29,35 @@ macro_rules! either {
     };
 }
 
+impl Backing {
+    /// The ranges in bytes that are known to be bad: for a mapping, which must be kept from touching them, what it
+    /// knows of them itself, for a device what Linux says now.
+    pub fn bad_ranges(&self) -> Vec<Range<u64>> {
+        match self {
+            Self::Mapped(disk) => disk.bad_ranges(),
+            Self::File(_) => Vec::new(),
+            Self::Block(disk) => disk.bad_ranges(),
+        }
+    }
+
+    /// The file or device, to be watched.
+    pub fn file(&self) -> BorrowedFd<'_> {
+        either!(self, disk => disk.file().as_fd())
+    }
+
+    pub(super) const fn set_growth(&mut self, growth: GrowthPolicy) {
+        either!(self, disk => disk.set_growth(growth));
+    }
+}
+
 impl Disk for Backing {
     #[inline]
     fn geometry(&self) -> Geometry {
         either!(self, disk => disk.geometry())
+    }
+
+    fn reread_size(&self) -> Result<u64, GrowError> {
+        either!(self, disk => disk.reread_size())
     }
 
     #[inline]

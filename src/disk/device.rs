@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use rustix::fs::SeekFrom;
 
+use super::growth::GrowthPolicy;
 use super::open::{check_durability, check_size, deep_flush_files};
 use super::sysfs::Sysfs;
 use super::{
@@ -38,7 +39,7 @@ pub(super) fn open(
     let OpenOptions { block_bytes, read_only, discard, .. } = *options;
     let geometry = Geometry { capacity_bytes, block_bytes, read_only };
     let deep_flush = deep_flush_files(&place, &media, options)?;
-    let disk = match media.kind {
+    let mut disk = match media.kind {
         BackingKind::DeviceDax => MappedDisk::over(file, geometry, &media, discard, deep_flush)
             .map(Backing::Mapped)
             .map_err(|source| {
@@ -47,6 +48,7 @@ pub(super) fn open(
             })?,
         kind => Backing::Block(BlockDisk::over(file, geometry, &media, discard.unmaps(kind))),
     };
+    disk.set_growth(GrowthPolicy::of(options));
     Ok(Opened { disk, lock, media, created: false })
 }
 

@@ -2,19 +2,23 @@
 //!
 //! A mapping of a block device would be page cache, which for persistent memory is a second copy in DRAM.
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt as _};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::fs::SeekFrom;
+
+use super::growth::{GrowthPolicy, cannot};
 use super::lock::BackingFile;
 use super::space::{self, fallocate};
 use super::syncs::Syncs;
 use super::sys::{self, Cursor};
 use super::sysfs::Sysfs;
-use super::{Disk, DiskError, Durability, Geometry, Media, failed, poison};
+use super::{Disk, DiskError, Durability, Geometry, GrowError, Media, failed, poison};
 use crate::copy::{self, Segments};
 
 /// Buffers for guest memory that the device cannot reach by itself, and so requests of that kind at a time.
@@ -30,7 +34,10 @@ const BOUNCE_BYTES: usize = 256 << 10;
 #[derive(Debug)]
 pub struct BlockDisk {
     file: Arc<BackingFile>,
+    /// With the size at the start.
     geometry: Geometry,
+    capacity_bytes: AtomicU64,
+    growth: GrowthPolicy,
     durability: Durability,
     syncs: Syncs,
     /// Whether discards give space back.
@@ -48,6 +55,8 @@ impl BlockDisk {
         Self {
             file,
             geometry,
+            capacity_bytes: AtomicU64::new(geometry.capacity_bytes),
+            growth: GrowthPolicy::default(),
             durability: media.durability,
             // A process before this one may have left something in the device's cache.
             syncs: Syncs::new("fdatasync", !geometry.read_only),
@@ -63,14 +72,23 @@ impl BlockDisk {
         let number = self.file.metadata().map_or(0, |metadata| metadata.rdev());
         let device = Sysfs::system().block(number);
         let ranges = device.as_ref().map(poison::of_block_device).unwrap_or_default();
-        poison::seen_through(&ranges, &(0..self.geometry.capacity_bytes))
+        poison::seen_through(&ranges, &(0..self.geometry().capacity_bytes))
+    }
+
+    /// What it is made of.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(super) const fn set_growth(&mut self, growth: GrowthPolicy) {
+        self.growth = growth;
     }
 
     /// Nothing but whole blocks inside of the disk.
     fn check(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         let unit_bytes = self.unit_bytes as u64;
         match offset.checked_add(len) {
-            Some(end) if end > self.geometry.capacity_bytes => Err(DiskError::OutOfRange),
+            Some(end) if end > self.capacity_bytes.load(Ordering::Relaxed) => Err(DiskError::OutOfRange),
             Some(end) if offset.is_multiple_of(unit_bytes) && end.is_multiple_of(unit_bytes) => Ok(()),
             Some(_) => Err(failed("direct I/O")(io::ErrorKind::InvalidInput.into())),
             None => Err(DiskError::OutOfRange),
@@ -142,7 +160,17 @@ fn whole(copied: usize, len: usize) -> Result<(), DiskError> {
 impl Disk for BlockDisk {
     #[inline]
     fn geometry(&self) -> Geometry {
-        self.geometry
+        Geometry { capacity_bytes: self.capacity_bytes.load(Ordering::Relaxed), ..self.geometry }
+    }
+
+    fn reread_size(&self) -> Result<u64, GrowError> {
+        // The offset of the open file is nobody's business: all I/O names its own.
+        let end = rustix::fs::seek(&**self.file, SeekFrom::End(0));
+        let device_bytes = end.map_err(|errno| cannot("tell the size of the device")(errno.into()))?;
+        let served = self.geometry();
+        let target = self.growth.target(device_bytes, &served)?.unwrap_or(served.capacity_bytes);
+        self.capacity_bytes.fetch_max(target, Ordering::Release);
+        Ok(target)
     }
 
     #[inline]
@@ -240,7 +268,7 @@ mod tests {
         let named = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         named.as_file().write_all_at(bytes, 0).unwrap();
         named.as_file().sync_all().unwrap();
-        let mut options = std::fs::File::options();
+        let mut options = File::options();
         let file = match options.read(true).write(true).custom_flags(libc::O_DIRECT).open(named.path()) {
             Ok(file) => file,
             Err(error) => {
@@ -320,6 +348,21 @@ mod tests {
             disk.discard(0, 512).unwrap();
             assert!(image(&disk)[512..] == expected[512..]);
         }
+    }
+
+    #[test]
+    fn a_longer_device_is_served_in_full() {
+        let Some(disk) = disk(&pattern(LEN, 1), true) else { return };
+        let guest = Memory::new(&[0; 4096]);
+        let device = disk.file().try_clone().unwrap();
+        device.set_len(2 * LEN as u64 + 100).unwrap();
+        assert!(matches!(disk.read(LEN as u64, guest.segments()), Err(DiskError::OutOfRange)));
+        assert_eq!(disk.reread_size().unwrap(), 2 * LEN as u64);
+        assert_eq!(disk.geometry().capacity_bytes, 2 * LEN as u64);
+        disk.read(2 * LEN as u64 - 4096, guest.segments()).unwrap();
+        device.set_len(LEN as u64).unwrap();
+        assert!(matches!(disk.reread_size(), Err(GrowError::Shrunk { .. })));
+        assert_eq!(disk.geometry().capacity_bytes, 2 * LEN as u64);
     }
 
     #[test]

@@ -5,10 +5,11 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use super::growth::{GrowthPolicy, cannot, file_bytes};
 use super::lock::BackingFile;
 use super::space::{self, fallocate};
 use super::syncs::Syncs;
-use super::{Disk, DiskError, Durability, Geometry, Mapping, failed};
+use super::{Disk, DiskError, Durability, Geometry, GrowError, Mapping, failed};
 use crate::copy::{self, Segments};
 
 /// A disk that is read through a mapping of the page cache and written by system calls.
@@ -20,7 +21,9 @@ pub struct FileDisk {
     /// Never writable, whatever the disk is.
     mapping: Mapping,
     file: Arc<BackingFile>,
+    /// With the size at the start: that of the mapping counts.
     geometry: Geometry,
+    growth: GrowthPolicy,
     syncs: Syncs,
     /// Whether discards give space back.
     unmaps: bool,
@@ -40,14 +43,36 @@ impl FileDisk {
         let mapping = Mapping::new(&file, geometry.capacity_bytes, true)?;
         // A process before this one may have left something in the page cache.
         let syncs = Syncs::new("fdatasync", !geometry.read_only);
-        Ok(Self { mapping, file, geometry, syncs, unmaps })
+        Ok(Self { mapping, file, geometry, growth: GrowthPolicy::default(), syncs, unmaps })
+    }
+
+    /// What it is made of.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(super) const fn set_growth(&mut self, growth: GrowthPolicy) {
+        self.growth = growth;
     }
 }
 
 impl Disk for FileDisk {
     #[inline]
     fn geometry(&self) -> Geometry {
-        self.geometry
+        Geometry { capacity_bytes: self.mapping.len_bytes(), ..self.geometry }
+    }
+
+    fn reread_size(&self) -> Result<u64, GrowError> {
+        let served = self.geometry();
+        let Some(target) = self.growth.target(file_bytes(&self.file)?, &served)? else {
+            return Ok(served.capacity_bytes);
+        };
+        if self.growth.allocate(&self.file, &served, target)? {
+            self.syncs.wrote();
+            self.flush().map_err(GrowError::Sync)?;
+        }
+        self.mapping.grow(target).map_err(cannot("map the new part"))?;
+        Ok(target)
     }
 
     #[inline]
@@ -66,7 +91,7 @@ impl Disk for FileDisk {
     }
 
     fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
-        self.geometry.check_write(offset, from.total_bytes() as u64)?;
+        self.geometry().check_write(offset, from.total_bytes() as u64)?;
         copy::pwritev_all(self.file.as_fd(), offset, from).map_err(failed("pwritev"))?;
         self.syncs.wrote();
         Ok(())
@@ -82,7 +107,7 @@ impl Disk for FileDisk {
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        self.geometry.check_write(offset, len)?;
+        self.geometry().check_write(offset, len)?;
         if self.unmaps {
             // Only advice: a file system that has no holes keeps the bytes.
             fallocate(&self.file, space::PUNCH, offset, len).map_err(failed("punching a hole"))?;
@@ -92,7 +117,7 @@ impl Disk for FileDisk {
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<u64, DiskError> {
-        self.geometry.check_write(offset, len)?;
+        self.geometry().check_write(offset, len)?;
         let what = if unmap && self.unmaps { space::PUNCH } else { space::ZERO };
         let is_noted = fallocate(&self.file, what, offset, len).map_err(failed("zeroing a range"))?;
         if !is_noted {

@@ -8,12 +8,15 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
 use super::extents::{Extents, Written};
+use super::growth::{GrowthPolicy, cannot, file_bytes};
 use super::lock::BackingFile;
 use super::mapping::{HUGE_PAGE_BYTES, Loss, MapOptions, persist_of};
 use super::poison::{BadRanges, PAGE_BYTES};
 use super::space::{self, fallocate};
 use super::syncs::Syncs;
-use super::{BackingKind, DiscardPolicy, Disk, DiskError, Durability, Geometry, Mapping, Media, failed};
+use super::{
+    BackingKind, DiscardPolicy, Disk, DiskError, Durability, Geometry, GrowError, Mapping, Media, failed,
+};
 #[cfg(test)]
 use crate::copy::recording::{Synced, Syncing};
 use crate::copy::{self, Segments};
@@ -29,7 +32,9 @@ const LINE_BYTES: u64 = 64;
 pub struct MappedDisk {
     mapping: Mapping,
     file: Arc<BackingFile>,
+    /// With the size at the start: that of the mapping counts.
     geometry: Geometry,
+    growth: GrowthPolicy,
     kind: BackingKind,
     durability: Durability,
     persistence: Persistence,
@@ -86,6 +91,7 @@ impl MappedDisk {
             punch_bytes: file.metadata()?.blksize().max(1),
             file: Arc::new(file.into()),
             geometry,
+            growth: GrowthPolicy::default(),
             kind: BackingKind::Tmpfs,
             durability: Durability::Volatile,
             persistence: Persistence::Fence,
@@ -131,6 +137,7 @@ impl MappedDisk {
             mapping,
             file,
             geometry,
+            growth: GrowthPolicy::default(),
             kind: media.kind,
             durability: media.durability,
             persistence,
@@ -150,6 +157,10 @@ impl MappedDisk {
     /// The parts of the disk that have space, where holes must be left as they are.
     pub(super) fn file(&self) -> &File {
         &self.file
+    }
+
+    pub(super) const fn set_growth(&mut self, growth: GrowthPolicy) {
+        self.growth = growth;
     }
 
     /// What it lies on.
@@ -228,7 +239,7 @@ impl MappedDisk {
         if pages.is_empty() {
             return Ok(());
         }
-        let capacity_bytes = self.geometry.capacity_bytes;
+        let capacity_bytes = self.mapping.len_bytes();
         let covers = |page: &Range<u64>| offset <= page.start && page.end.min(capacity_bytes) <= offset + len;
         match self.kind {
             BackingKind::DaxFile { .. } | BackingKind::Tmpfs if pages.iter().all(covers) => {}
@@ -280,7 +291,27 @@ fn bad_media(operation: &'static str) -> DiskError {
 impl Disk for MappedDisk {
     #[inline]
     fn geometry(&self) -> Geometry {
-        self.geometry
+        Geometry { capacity_bytes: self.mapping.len_bytes(), ..self.geometry }
+    }
+
+    /// Bad media in the new part is found by reading it.
+    fn reread_size(&self) -> Result<u64, GrowError> {
+        let served = self.geometry();
+        if self.kind == BackingKind::DeviceDax {
+            return Ok(served.capacity_bytes); // its size is fixed while it is open
+        }
+        let Some(target) = self.growth.target(file_bytes(&self.file)?, &served)? else {
+            return Ok(served.capacity_bytes);
+        };
+        if self.growth.allocate(&self.file, &served, target)? {
+            self.changed_layout().and_then(|()| self.flush()).map_err(GrowError::Sync)?;
+        }
+        self.mapping.grow(target).map_err(cannot("map the new part"))?;
+        if self.kind == BackingKind::Tmpfs {
+            // Without huge pages it is slower, that is all.
+            let _ = self.mapping.want_huge_pages();
+        }
+        Ok(target)
     }
 
     #[inline]
@@ -327,7 +358,7 @@ impl Disk for MappedDisk {
     fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
         let len = from.total_bytes() as u64;
         if !self.bad.is_empty() {
-            self.geometry.check_write(offset, len)?;
+            self.geometry().check_write(offset, len)?;
             self.mend(offset, len)?;
         }
         self.mapping.write(offset, from)?;
@@ -357,7 +388,7 @@ impl Disk for MappedDisk {
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        self.geometry.check_write(offset, len)?;
+        self.geometry().check_write(offset, len)?;
         let range = match self.kind {
             BackingKind::DaxFile { .. } => whole_units(offset..offset + len, self.punch_bytes),
             _ => Some(offset..offset + len),
@@ -374,7 +405,7 @@ impl Disk for MappedDisk {
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<u64, DiskError> {
-        self.geometry.check_write(offset, len)?;
+        self.geometry().check_write(offset, len)?;
         if !self.bad.is_empty() {
             self.mend(offset, len)?;
         }

@@ -8,14 +8,18 @@ use std::ops::Range;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use rustix::mm::{Advice, MapFlags, MsyncFlags, ProtFlags};
+use rustix::mm::{Advice, MsyncFlags};
 
 use super::{DiskError, Durability};
-use crate::copy::fault::WatchedRange;
 #[cfg(test)]
 use crate::copy::recording::{Synced, Syncing};
 use crate::copy::{self, Persist, Segments};
+use room::Room;
+
+mod room;
 
 /// Mappings begin at a multiple of this: a page table entry can then stand for as much.
 pub(super) const HUGE_PAGE_BYTES: usize = 2 << 20;
@@ -38,6 +42,26 @@ pub(super) struct MapOptions {
     pub(super) persist: Persist,
 }
 
+impl MapOptions {
+    /// What a mapping of `len` bytes takes: whole pages, on hugetlbfs huge ones.
+    fn whole_units(&self, len: usize) -> io::Result<usize> {
+        len.checked_next_multiple_of(self.unit()?).ok_or_else(too_large)
+    }
+
+    /// What the address of the first byte is a multiple of.
+    fn align(&self) -> io::Result<usize> {
+        Ok(self.unit()?.max(HUGE_PAGE_BYTES))
+    }
+
+    fn unit(&self) -> io::Result<usize> {
+        Ok(usize::try_from(self.unit_bytes).map_err(|_| too_large())?.max(rustix::param::page_size()))
+    }
+}
+
+fn too_large() -> io::Error {
+    io::ErrorKind::FileTooLarge.into()
+}
+
 /// What a write into a mapping of this class needs besides the fence of its batch.
 pub(super) const fn persist_of(durability: Durability) -> Persist {
     match durability {
@@ -49,27 +73,20 @@ pub(super) const fn persist_of(durability: Durability) -> Persist {
 /// The first bytes of a file, shared with everyone who has it open.
 ///
 /// It begins at a multiple of 2 MiB, so that huge pages fit. Its memory is reached through the methods only,
-/// by offset and checked: no pointer leaves.
+/// by offset and checked: no pointer leaves. It can [grow](Self::grow) while it is used.
 #[derive(Debug)]
 pub struct Mapping {
-    /// Dropped before the memory is unmapped; none when too many are watched, which only costs comfort.
-    watch: Option<WatchedRange>,
     /// Asked when a copy fell short: why?
     file: File,
-    base: *mut u8,
-    len: usize,
-    /// What `munmap` is told: on hugetlbfs whole huge pages, which may be more than `len`.
-    mapped_bytes: usize,
-    read_only: bool,
-    persist: Persist,
+    /// Where the first byte is by now.
+    base: AtomicPtr<u8>,
+    /// Bytes served. Whoever looks at both reads it before `base`, which is stored before it.
+    len: AtomicUsize,
+    /// The last one is in use. Those it was mapped in before stay: a copy may be under way there.
+    rooms: Mutex<Vec<Room>>,
+    /// `len_bytes` was that at the start.
+    options: MapOptions,
 }
-
-// SAFETY: the mapping belongs to the process, not to the thread that made it.
-unsafe impl Send for Mapping {}
-
-// SAFETY: through a shared reference its bytes are only copied to and from, by raw pointer, which any number
-// of threads may do at once (they race as they would on any disk); nothing else of it changes.
-unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// Maps the first `len_bytes` of `file`, which must have that many and be open for reading, and for
@@ -100,29 +117,53 @@ impl Mapping {
     /// # Errors
     /// The error of `mmap`.
     pub(super) fn with(file: &File, options: MapOptions) -> io::Result<Self> {
-        let MapOptions { len_bytes, unit_bytes, read_only, synchronous, persist } = options;
-        let too_large = || io::Error::from(io::ErrorKind::FileTooLarge);
+        let len = usize::try_from(options.len_bytes).map_err(|_| too_large())?;
+        let end = options.whole_units(len)?;
+        let mut room = Room::reserve(end, options.align()?)?;
+        room.map(file, 0..end, options)?;
+        Ok(Self {
+            file: file.try_clone()?,
+            base: AtomicPtr::new(room.base()),
+            len: AtomicUsize::new(len),
+            rooms: Mutex::new(vec![room]),
+            options,
+        })
+    }
+
+    /// Serves the first `len_bytes` of the file from now on, of which the caller knows that it is long enough;
+    /// never fewer than before. Whoever uses the mapping goes on meanwhile.
+    ///
+    /// # Errors
+    /// The error of `mmap`; nothing has changed then.
+    pub(super) fn grow(&self, len_bytes: u64) -> io::Result<()> {
         let len = usize::try_from(len_bytes).map_err(|_| too_large())?;
-        let unit = usize::try_from(unit_bytes.max(1)).map_err(|_| too_large())?;
-        let mapped_bytes = len.checked_next_multiple_of(unit).ok_or_else(too_large)?;
-        let access = if read_only { ProtFlags::READ } else { ProtFlags::READ | ProtFlags::WRITE };
-        let flags = match synchronous {
-            true => MapFlags::SHARED_VALIDATE | MapFlags::SYNC,
-            false => MapFlags::SHARED,
-        };
-        let room = Room::reserve(mapped_bytes, unit.max(HUGE_PAGE_BYTES)).ok_or_else(too_large)??;
-        let flags = flags | MapFlags::NORESERVE | MapFlags::FIXED;
-        // SAFETY: `room` is as many bytes of address space that this process has reserved and nobody uses.
-        let mapped = unsafe { rustix::mm::mmap(room.base.cast(), mapped_bytes, access, flags, file, 0) };
-        let base = mapped.inspect_err(|_| room.give_back())?.cast::<u8>();
-        let watch = WatchedRange::media(base, mapped_bytes);
-        Ok(Self { watch, file: file.try_clone()?, base, len, mapped_bytes, read_only, persist })
+        let mut rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.len.load(Ordering::Relaxed);
+        if len <= before {
+            return Ok(());
+        }
+        let (mapped, end) = (self.options.whole_units(before)?, self.options.whole_units(len)?);
+        match rooms.last_mut() {
+            Some(room) if end <= room.len_bytes() => room.map(&self.file, mapped..end, self.options)?,
+            former => {
+                let mut room = Room::reserve(end, self.options.align()?)?;
+                room.map(&self.file, 0..end, self.options)?;
+                // Before the length that needs it: see `at`.
+                self.base.store(room.base(), Ordering::Release);
+                if let Some(former) = former {
+                    former.forget(mapped);
+                }
+                rooms.push(room);
+            }
+        }
+        self.len.store(len, Ordering::Release);
+        Ok(())
     }
 
     /// The same with another need of its writes.
     #[cfg(test)]
     pub(crate) const fn persisting(mut self, persist: Persist) -> Self {
-        self.persist = persist;
+        self.options.persist = persist;
         self
     }
 
@@ -144,7 +185,8 @@ impl Mapping {
     /// # Errors
     /// The error of `madvise(2)`; `EINVAL` on Linux before 5.14.
     pub(super) fn populate(&self, range: Range<u64>) -> io::Result<()> {
-        let advice = if self.read_only { Advice::LinuxPopulateRead } else { Advice::LinuxPopulateWrite };
+        let advice =
+            if self.options.read_only { Advice::LinuxPopulateRead } else { Advice::LinuxPopulateWrite };
         let Some((start, len)) = self.pages(&range) else { return Ok(()) };
         // SAFETY: `pages` has checked that the range is inside of the mapping; populating changes no byte.
         unsafe { rustix::mm::madvise(start, len, advice) }.map_err(Into::into)
@@ -155,9 +197,9 @@ impl Mapping {
     /// # Errors
     /// The error of `madvise(2)`; `EINVAL` in a kernel without them.
     pub(super) fn want_huge_pages(&self) -> io::Result<()> {
-        // SAFETY: it is exactly what is mapped, and the advice changes no byte.
-        unsafe { rustix::mm::madvise(self.base.cast(), self.mapped_bytes, Advice::LinuxHugepage) }
-            .map_err(Into::into)
+        let Some((start, len)) = self.pages(&(0..u64::MAX)) else { return Ok(()) };
+        // SAFETY: `pages` has checked that the range is inside of the mapping; the advice changes no byte.
+        unsafe { rustix::mm::madvise(start, len, Advice::LinuxHugepage) }.map_err(Into::into)
     }
 
     /// Has the pages of this part of a file in memory gathered into huge ones, whatever the system's setting for
@@ -197,24 +239,25 @@ impl Mapping {
         unsafe { rustix::mm::madvise(start, len, Advice::LinuxDontNeed) }.map_err(Into::into)
     }
 
-    /// Where it begins.
+    /// Where it begins, until it grows.
     pub(super) fn address(&self) -> usize {
-        self.base.addr()
+        self.base.load(Ordering::Acquire).addr()
     }
 
     /// Address and length of the pages that a range is in; none if it is empty or outside.
     fn pages(&self, range: &Range<u64>) -> Option<(*mut std::ffi::c_void, usize)> {
         let start = usize::try_from(range.start).ok()?;
         let start = start - start % rustix::param::page_size();
-        let end = usize::try_from(range.end).ok()?.min(self.mapped_bytes);
+        let mapped = self.options.whole_units(self.len.load(Ordering::Acquire)).ok()?;
+        let end = usize::try_from(range.end).unwrap_or(usize::MAX).min(mapped);
         let len = end.checked_sub(start).filter(|len| *len != 0)?;
-        Some((self.base.wrapping_add(start).cast(), len))
+        Some((self.base.load(Ordering::Relaxed).wrapping_add(start).cast(), len))
     }
 
     /// Length in bytes.
     #[inline]
-    pub const fn len_bytes(&self) -> u64 {
-        self.len as u64
+    pub fn len_bytes(&self) -> u64 {
+        self.len.load(Ordering::Acquire) as u64
     }
 
     /// Fills `into` with the bytes at `offset`.
@@ -227,7 +270,7 @@ impl Mapping {
         // SAFETY: `at` has checked that as many bytes are mapped there, and they are until `self` is
         // dropped; no reference to them exists and no pointer has left, so `into` is elsewhere.
         let left = unsafe { copy::copy_to_segments(src, into) };
-        self.complete("reading the mapping", src, into.total_bytes(), left)
+        self.complete("reading the mapping", (offset, src), into.total_bytes(), left)
     }
 
     /// Asks the CPU for the line at `offset`, if it is inside, and so for its address's translation.
@@ -248,8 +291,8 @@ impl Mapping {
         // SAFETY: `writable_at` has checked that as many bytes are mapped there for writing, and they are
         // until `self` is dropped; no reference to them exists and no pointer has left, so `from` is
         // elsewhere.
-        let left = unsafe { copy::copy_from_segments(dst, from, self.persist) };
-        self.complete("writing the mapping", dst, from.total_bytes(), left)
+        let left = unsafe { copy::copy_from_segments(dst, from, self.options.persist) };
+        self.complete("writing the mapping", (offset, dst), from.total_bytes(), left)
     }
 
     /// Stores `len` zero bytes at `offset`.
@@ -262,8 +305,8 @@ impl Mapping {
         let dst = self.writable_at(offset, len)?;
         // SAFETY: `writable_at` has checked that `len` bytes are mapped there for writing, and they are until
         // `self` is dropped; no reference to them exists.
-        let left = unsafe { copy::zero(dst, len, self.persist) };
-        self.complete("zeroing the mapping", dst, len, left)
+        let left = unsafe { copy::zero(dst, len, self.options.persist) };
+        self.complete("zeroing the mapping", (offset, dst), len, left)
     }
 
     /// Whether `len` bytes at `offset` are inside.
@@ -273,39 +316,39 @@ impl Mapping {
     #[inline]
     pub fn check(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         match offset.checked_add(len) {
-            Some(end) if end <= self.len as u64 => Ok(()),
+            Some(end) if end <= self.len_bytes() => Ok(()),
             _ => Err(DiskError::OutOfRange),
         }
     }
 
-    /// An error unless every byte was copied.
+    /// An error unless every byte was copied, from this offset, which was at this address, on.
     #[inline]
     fn complete(
         &self,
         operation: &'static str,
-        start: *const u8,
+        (offset, start): (u64, *const u8),
         len: usize,
         bytes_left: usize,
     ) -> Result<(), DiskError> {
         if bytes_left == 0 {
             return Ok(());
         }
-        let faulted_at = start.wrapping_add(len.saturating_sub(bytes_left));
-        Err(DiskError::Io { operation, source: io::Error::other(self.loss(faulted_at)) })
+        let copied = len.saturating_sub(bytes_left);
+        let loss = self.loss(offset.saturating_add(copied as u64), start.wrapping_add(copied));
+        Err(DiskError::Io { operation, source: io::Error::other(loss) })
     }
 
-    /// Why a copy ended before the byte at `address`, which is inside.
+    /// Why a copy ended before the byte at `offset`, which is inside and was found at `address`.
     #[cold]
-    fn loss(&self, address: *const u8) -> Loss {
+    fn loss(&self, offset: u64, address: *const u8) -> Loss {
         let file = path_of(&self.file);
-        // SAFETY: the caller took the address from a range that `at` had checked.
+        // SAFETY: the caller took the address from a range that `at` had checked; it stays mapped.
         if unsafe { copy::can_read(address) } {
             return Loss::GuestMemory;
         }
-        let offset = (address.addr() - self.base.addr()) as u64;
         match self.file.metadata().map(|metadata| metadata.len()) {
             Ok(file_bytes) if file_bytes <= offset => {
-                Loss::Truncated { file, file_bytes, len_bytes: self.len as u64 }
+                Loss::Truncated { file, file_bytes, len_bytes: self.len_bytes() }
             }
             _ if has_no_space(&self.file) => Loss::Full { file, offset },
             _ => Loss::Media { file, offset },
@@ -317,26 +360,17 @@ impl Mapping {
     fn at(&self, offset: u64, len: usize) -> Result<*mut u8, DiskError> {
         self.check(offset, len as u64)?;
         let offset = usize::try_from(offset).map_err(|_| DiskError::OutOfRange)?;
-        Ok(self.base.wrapping_add(offset))
+        // Not before the length: a place that holds fewer bytes than that is not seen then.
+        Ok(self.base.load(Ordering::Relaxed).wrapping_add(offset))
     }
 
     /// As [`at`](Self::at), and the bytes may be written.
     #[inline]
     fn writable_at(&self, offset: u64, len: usize) -> Result<*mut u8, DiskError> {
-        if self.read_only {
+        if self.options.read_only {
             return Err(DiskError::ReadOnly);
         }
         self.at(offset, len)
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        drop(self.watch.take());
-        // SAFETY: `new` has mapped exactly this range, nothing else unmaps it, and whoever used it had
-        // borrowed `self`.
-        let unmapped = unsafe { rustix::mm::munmap(self.base.cast(), self.mapped_bytes) };
-        debug_assert!(unmapped.is_ok(), "munmap: {unmapped:?}");
     }
 }
 
@@ -367,43 +401,6 @@ fn path_of(file: &File) -> PathBuf {
 
 fn has_no_space(file: &File) -> bool {
     rustix::fs::fstatfs(file).is_ok_and(|statfs| statfs.f_blocks > 0 && statfs.f_bfree == 0)
-}
-
-/// Address space without memory.
-struct Room {
-    base: *mut u8,
-    len: usize,
-}
-
-impl Room {
-    /// Reserves `len` bytes at a multiple of `align`; none where addresses are too short for that.
-    fn reserve(len: usize, align: usize) -> Option<io::Result<Self>> {
-        let page_bytes = rustix::param::page_size();
-        let len = len.checked_next_multiple_of(page_bytes)?;
-        let whole = Self { base: std::ptr::null_mut(), len: len.checked_add(align)? };
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-        // SAFETY: the kernel chooses an address that is free, so that nothing of this process is replaced.
-        let base =
-            unsafe { rustix::mm::mmap_anonymous(whole.base.cast(), whole.len, ProtFlags::empty(), flags) };
-        let base: *mut u8 = match base {
-            Ok(base) => base.cast(),
-            Err(error) => return Some(Err(error.into())),
-        };
-        let before = base.addr().next_multiple_of(align) - base.addr();
-        let aligned = Self { base: base.wrapping_add(before), len };
-        Self { base, len: before }.give_back();
-        Self { base: aligned.base.wrapping_add(len), len: whole.len - before - len }.give_back();
-        Some(Ok(aligned))
-    }
-
-    fn give_back(&self) {
-        if self.len == 0 {
-            return;
-        }
-        // SAFETY: `reserve` has reserved exactly this range, and nothing has been put there.
-        let unmapped = unsafe { rustix::mm::munmap(self.base.cast(), self.len) };
-        debug_assert!(unmapped.is_ok(), "munmap: {unmapped:?}");
-    }
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ mod error;
 mod extents;
 mod file;
 mod flush;
+mod growth;
 mod kind;
 mod lock;
 mod mapped;
@@ -40,6 +41,7 @@ pub use direct::BlockDisk;
 pub use error::{OpenError, Place};
 pub use file::FileDisk;
 pub use flush::{Flusher, Ticket};
+pub use growth::GrowError;
 pub use kind::{BackingKind, FileKind, FileSystem};
 pub use lock::{FileLock, LockError, LockMode, UnknownLockMode};
 pub use mapped::MappedDisk;
@@ -52,7 +54,7 @@ pub use policy::{DeepFlush, DiscardPolicy, UnknownWord};
 pub use populate::Populated;
 pub use region::Region;
 
-/// What a disk is made of, fixed while it is served.
+/// What a disk is made of: fixed while it is served, but that it may grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
     /// Size in bytes, a multiple of `block_bytes`.
@@ -142,6 +144,16 @@ fn failed(operation: &'static str) -> impl Fn(std::io::Error) -> DiskError {
 pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// Size, block size, access.
     fn geometry(&self) -> Geometry;
+
+    /// Looks how long the backing is by now, and serves the new part of one that has grown; answers how many
+    /// bytes are served. What was served before is so all the while. It may take long (space is allocated),
+    /// and no worker calls it.
+    ///
+    /// # Errors
+    /// [`GrowError`]; the size is the same as before then.
+    fn reread_size(&self) -> Result<u64, GrowError> {
+        Ok(self.geometry().capacity_bytes)
+    }
 
     /// What the backing promises.
     fn durability(&self) -> Durability;

@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
+use super::growth::GrowthPolicy;
 use super::lock::BackingFile;
 use super::open::{check_durability, check_regular, check_size, deep_flush_files};
 use super::space::{self, fallocate};
@@ -200,14 +201,16 @@ impl<'a> Found<'a> {
         let deep_flush = deep_flush_files(&self.place, &self.media, self.options)?;
         let geometry = Geometry { capacity_bytes, block_bytes, read_only };
         let (file, kind) = (Arc::clone(&self.file), self.media.kind);
-        match kind.is_written_through_mapping() {
+        let mut disk = match kind.is_written_through_mapping() {
             true => MappedDisk::over(file, geometry, &self.media, discard, deep_flush).map(Backing::Mapped),
             false => FileDisk::over(file, geometry, discard.unmaps(kind)).map(Backing::File),
         }
         .map_err(|source| {
             let remedy = "use a file system whose files can be mapped, and allow as much address space";
             OpenError::system(&self.place, "map", remedy, source)
-        })
+        })?;
+        disk.set_growth(GrowthPolicy::of(self.options));
+        Ok(disk)
     }
 
     fn metadata(&self) -> Result<Metadata, OpenError> {

@@ -7,6 +7,8 @@ mod acceptor;
 mod error;
 mod observer;
 mod populator;
+mod resize;
+mod watcher;
 
 use std::io;
 use std::num::NonZeroU16;
@@ -17,6 +19,8 @@ use std::thread::JoinHandle;
 pub use acceptor::Stopper;
 pub use error::ServerError;
 pub use observer::{Observation, Observer};
+pub use resize::{ResizeError, Resized, Resizer};
+pub use watcher::Rereader;
 
 use crate::config::{CpuChoice, DiskConfig, ServerConfig, SocketSource};
 use crate::copy::{Engine, fault};
@@ -28,6 +32,8 @@ use crate::virtio::blk::{Counters, Device, Identity};
 use crate::worker::{Polling, Pool};
 use acceptor::{Acceptor, Door};
 use populator::Populator;
+use resize::Resizable;
+use watcher::Watcher;
 
 /// A disk as it is served.
 #[derive(Debug, Clone)]
@@ -38,7 +44,7 @@ pub struct DiskSummary {
     pub path: PathBuf,
     /// Where it is listened for front-ends; none with an inherited descriptor.
     pub socket: Option<PathBuf>,
-    /// Size in bytes.
+    /// Size in bytes when it was opened.
     pub capacity_bytes: u64,
     /// Logical block size in bytes.
     pub block_bytes: u32,
@@ -91,6 +97,15 @@ pub struct Server<D: Disk = Backing> {
     stopper: Stopper,
     acceptor: Option<JoinHandle<()>>,
     populator: Option<Populator>,
+    growth: Option<Growth>,
+}
+
+/// What has files that grow served as they are.
+#[derive(Debug)]
+struct Growth {
+    /// Dropped first: it uses the other.
+    watcher: Watcher,
+    resizer: Resizer,
 }
 
 impl Server<Backing> {
@@ -114,7 +129,26 @@ impl Server<Backing> {
         // The sockets are listened on: from here on nothing makes a front-end wait.
         let eager = server.disks.iter().zip(&server.contexts).filter(|(disk, _)| !disk.sparse);
         server.populator = Populator::start(eager.map(|(_, context)| context.device.clone()).collect());
+        let all = server.disks.iter().zip(&server.contexts);
+        let resizable = |(disk, context): (&DiskSummary, &Arc<_>)| Resizable {
+            context: Arc::clone(context),
+            sparse: disk.sparse,
+        };
+        let resizer = Resizer::new(all.map(resizable).collect());
+        let watcher = Watcher::start(resizer.clone()).map_err(ServerError::Threads)?;
+        server.growth = Some(Growth { watcher, resizer });
         Ok(server)
+    }
+
+    /// What looks at the sizes of disks, from any thread. None for a server that was not
+    /// [started](Self::start) from a configuration.
+    pub fn resizer(&self) -> Option<Resizer> {
+        self.growth.as_ref().map(|growth| growth.resizer.clone())
+    }
+
+    /// What asks the server to look at the sizes of its disks, without waiting for it. None as above.
+    pub fn rereader(&self) -> Option<Rereader> {
+        self.growth.as_ref().map(|growth| growth.watcher.rereader())
     }
 
     /// What is served, in the order of the configuration.
@@ -158,7 +192,7 @@ impl<D: Disk> Server<D> {
         let stopper = acceptor.stopper();
         let thread = std::thread::Builder::new().name("acceptor".into()).spawn(|| acceptor.run());
         let acceptor = Some(thread.map_err(ServerError::Threads)?);
-        Ok(Self { disks: Vec::new(), contexts, pool, stopper, acceptor, populator: None })
+        Ok(Self { disks: Vec::new(), contexts, pool, stopper, acceptor, populator: None, growth: None })
     }
 
     /// What asks the server to stop, from any thread.
@@ -183,8 +217,12 @@ impl<D: Disk> Server<D> {
 
     fn join(&mut self) -> Result<(), ServerError> {
         let joined = self.acceptor.take().map_or(Ok(()), JoinHandle::join);
-        // It would only delay the end.
+        // They would only delay the end.
         self.populator = None;
+        if let Some(Growth { watcher, resizer }) = self.growth.take() {
+            drop(watcher);
+            resizer.stop_populating();
+        }
         joined.map_err(|_| ServerError::Threads(io::Error::other("the accepting thread panicked")))
     }
 }

@@ -39,6 +39,12 @@ impl Populator {
     }
 }
 
+impl Populator {
+    pub(super) fn is_finished(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+}
+
 impl Drop for Populator {
     fn drop(&mut self) {
         self.is_stopping.store(true, Ordering::Relaxed);

@@ -10,6 +10,7 @@ use vhost::vhost_user::message::VhostTransferStateDirection;
 use super::baton::{Baton, SessionId};
 use super::channel::Channel;
 use super::device_state::StateError;
+use super::front_ends::FrontEnds;
 use super::transfer::{Transfer, TransferError};
 use super::vring::Vring;
 use crate::cpus::Cpus;
@@ -78,20 +79,9 @@ pub struct SessionContext<D: Disk> {
     /// What rings that have stopped did.
     pub totals: Mutex<Counters>,
     /// Who is connected.
-    pub front_ends: FrontEnds,
+    pub front_ends: FrontEnds<D>,
     /// For lines that a front-end or its guest can cause.
     pub log_limit: Arc<LogLimit>,
-}
-
-/// How many sessions a disk has.
-#[derive(Debug, Default)]
-pub struct FrontEnds(Arc<()>);
-
-impl FrontEnds {
-    /// How many there are now.
-    pub fn count(&self) -> usize {
-        Arc::strong_count(&self.0).saturating_sub(1)
-    }
 }
 
 /// The part of a session that messages change. Workers never see it.
@@ -106,7 +96,7 @@ pub(super) struct State {
     pub(super) channel: Option<Channel>,
     /// The device's state on its way in or out.
     pub(super) transfer: Option<(VhostTransferStateDirection, Transfer)>,
-    /// The front-end has read the configuration in this connection.
+    /// The front-end has read the configuration in this connection, and it has not changed since.
     pub(super) has_read_config: bool,
     /// A ring has run in this connection.
     pub(super) has_run: bool,
@@ -124,8 +114,6 @@ pub struct Session<D: Disk> {
     connection: Option<Arc<UnixStream>>,
     state: Mutex<State>,
     is_closed: AtomicBool,
-    /// Counts it as one of those of the disk.
-    _presence: Arc<()>,
     me: Weak<Self>,
 }
 
@@ -147,16 +135,17 @@ impl<D: Disk> Session<D> {
             waiter: None,
         };
         let writeback = context.device.disk().initial_writeback();
-        Arc::new_cyclic(|me| Self {
-            _presence: context.front_ends.0.clone(),
+        let session = Arc::new_cyclic(|me| Self {
             id,
-            context,
+            context: context.clone(),
             cache: Arc::new(CacheMode::unknown(writeback)),
             connection,
             state: Mutex::new(state),
             is_closed: AtomicBool::new(false),
             me: me.clone(),
-        })
+        });
+        context.front_ends.join(&session);
+        session
     }
 
     /// Its number, for logs.
@@ -297,7 +286,7 @@ impl<D: Disk> Session<D> {
         log.into_iter().for_each(|log| ring.log_to(log));
         let place = self.context.pool.attach(Box::new(ring), self.context.cpus.as_ref());
         vring.place = Some(place.map_err(|error| SessionError::Worker(index, error))?);
-        self.first_ring_runs(state);
+        self.ring_runs(state);
         Ok(())
     }
 
@@ -357,11 +346,25 @@ impl<D: Disk> Session<D> {
     }
 
     /// A front-end that has come back does not read the configuration again (QEMU 10), though the disk may
-    /// have another size by now: it is told to.
-    fn first_ring_runs(&self, state: &mut State) {
-        if std::mem::replace(&mut state.has_run, true) || state.has_read_config {
-            return;
+    /// have another size by now, and one whose rings are stopped takes no notice of a change: it is told to.
+    fn ring_runs(&self, state: &mut State) {
+        state.has_run = true;
+        if !state.has_read_config {
+            self.announce_config(state);
+            // Once is enough.
+            state.has_read_config = true;
         }
+    }
+
+    /// The configuration is another than it was: the front-end is told now, and again with its next ring if
+    /// none runs.
+    pub(super) fn config_changed(&self) {
+        let mut state = self.state();
+        self.announce_config(&state);
+        state.has_read_config = !state.running().is_empty();
+    }
+
+    fn announce_config(&self, state: &State) {
         if let Some(Err(error)) = state.channel.as_ref().map(Channel::config_changed) {
             tracing::warn!(disk = self.disk(), session = self.id, %error, "cannot announce the configuration");
         }

@@ -15,10 +15,10 @@ use crate::common::frontend::{Options, Session, settle};
 const SET_BACKEND_REQ_FD: u32 = 21;
 
 /// The back-end asks the front-end to read the configuration again, and does not wait until it has.
-const CONFIG_CHANGE: Message = Message { code: 2, flags: VERSION, payload: Vec::new() };
+pub(super) const CONFIG_CHANGE: Message = Message { code: 2, flags: VERSION, payload: Vec::new() };
 
 /// A session with a channel, and the front-end's end of it.
-fn with_channel(socket: &Path) -> (Session, Wire) {
+pub(super) fn with_channel(socket: &Path) -> (Session, Wire) {
     let session = Session::connect(socket);
     let (ours, theirs) = UnixStream::pair().unwrap();
     session.ask(|control| control.set_backend_request_fd(&theirs)).unwrap();

@@ -151,3 +151,42 @@ fn huge_pages_are_mapped_and_unmapped_whole() {
     file.set_len(file.metadata().unwrap().blksize() * 2).unwrap();
     drop(Mapping::new(&file, 4096, false).unwrap());
 }
+
+/// Whoever reads meanwhile finds what was there before, and nothing behind it too early.
+#[test]
+fn it_grows_in_place_and_elsewhere_while_it_is_read() {
+    let content = pattern(32 << 20, 5);
+    let file = file(&content);
+    let mapping = Mapping::new(&file, 3 << 20, false).unwrap();
+    let sizes = [(3 << 20) + 512, 5 << 20, 5 << 20, 1 << 20, 13 << 20, 32 << 20];
+    let grow = || {
+        sizes.map(|bytes| {
+            let before = mapping.len_bytes();
+            mapping.grow(bytes).unwrap();
+            assert_eq!(mapping.len_bytes(), before.max(bytes));
+            mapping.address()
+        })
+    };
+    let addresses = std::thread::scope(|scope| {
+        let growing = scope.spawn(grow);
+        let guest = Memory::new(&[0; 8192]);
+        while !growing.is_finished() {
+            let len = mapping.len_bytes();
+            for offset in [0, len - 8192] {
+                mapping.read(offset, guest.segments()).unwrap();
+                let at = usize::try_from(offset).unwrap();
+                assert!(guest.bytes() == content[at..at + 8192], "at {offset} of {len}");
+            }
+        }
+        growing.join().unwrap()
+    });
+    assert!(addresses[..4].iter().all(|it| *it == addresses[0]), "there was room");
+    assert_ne!(addresses[3], addresses[4]);
+    assert!(addresses.iter().all(|it| it.is_multiple_of(HUGE_PAGE_BYTES)));
+    let guest = Memory::new(&pattern(512, 77));
+    mapping.write((32 << 20) - 512, guest.segments()).unwrap();
+    let mut stored = vec![0; 512];
+    file.read_exact_at(&mut stored, (32 << 20) - 512).unwrap();
+    assert_eq!(stored, pattern(512, 77));
+    assert!(matches!(mapping.read(32 << 20, guest.segments()), Err(DiskError::OutOfRange)));
+}

@@ -1,6 +1,7 @@
 //! The device: executes what a chain asks and decides status and used length, in one place.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
 
 use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP};
@@ -12,7 +13,7 @@ use super::features;
 use super::request::{HEADER_BYTES, Operation, Refusal, guess_offset, parse, parse_ranges};
 use super::units::{Limits, SECTOR_BYTES};
 use crate::copy::{self, Segments};
-use crate::disk::{Disk, DiskError, Flusher, Ticket};
+use crate::disk::{Disk, DiskError, Flusher, GrowError, Ticket};
 use crate::log_limit::LogLimit;
 use crate::virtio::queue::{Chain, Completion, HeldStatus, Parts, RingError};
 
@@ -25,13 +26,17 @@ pub struct Identity {
     pub serial: [u8; 20],
 }
 
-/// A block device over a disk. Shared by all rings of all its front-ends; never changes.
+/// A block device over a disk. Shared by all rings of all its front-ends; nothing of it changes but that it may
+/// grow.
 #[derive(Debug)]
 pub struct Device<D: Disk> {
     disk: Arc<D>,
     flusher: Flusher<D>,
     identity: Identity,
+    /// With the size at the start.
     limits: Limits,
+    /// The size by now.
+    capacity_sectors: AtomicU64,
     queues: u16,
     log_limit: LogLimit,
 }
@@ -93,7 +98,27 @@ impl<D: Disk> Device<D> {
         let limits = Limits::of(&disk.geometry());
         let disk = Arc::new(disk);
         let flusher = Flusher::new(disk.clone());
-        Self { disk, flusher, identity, limits, queues, log_limit: LogLimit::default() }
+        let capacity_sectors = AtomicU64::new(limits.capacity_sectors);
+        let log_limit = LogLimit::default();
+        Self { disk, flusher, identity, limits, capacity_sectors, queues, log_limit }
+    }
+
+    /// What a request is checked against now.
+    #[inline]
+    fn limits(&self) -> Limits {
+        Limits { capacity_sectors: self.capacity_sectors.load(Ordering::Acquire), ..self.limits }
+    }
+
+    /// Looks whether the disk has become larger, as [`Disk::reread_size`] says, and serves requests of the new
+    /// part then. Returns how many bytes were served before, and are now.
+    ///
+    /// # Errors
+    /// As that method.
+    pub fn reread_size(&self) -> Result<(u64, u64), GrowError> {
+        let bytes = self.disk.reread_size()?;
+        // It never shrinks, whoever of several comes last.
+        let before = self.capacity_sectors.fetch_max(bytes / SECTOR_BYTES, Ordering::AcqRel);
+        Ok((before.saturating_mul(SECTOR_BYTES), bytes))
     }
 
     /// The disk behind it.
@@ -120,7 +145,7 @@ impl<D: Disk> Device<D> {
     pub fn config_space(&self, writeback: bool) -> ConfigSpace {
         let alignment = self.disk.discard_alignment_bytes() / SECTOR_BYTES;
         let discard_alignment_sectors = u32::try_from(alignment).unwrap_or(1).max(1);
-        ConfigSpace { limits: self.limits, queues: self.queues, discard_alignment_sectors, writeback }
+        ConfigSpace { limits: self.limits(), queues: self.queues, discard_alignment_sectors, writeback }
     }
 
     /// Does what a chain asks.
@@ -139,7 +164,7 @@ impl<D: Disk> Device<D> {
             chain.into_parts().ok_or(RingError::NoStatus)?;
         let outcome = match flaw {
             Some(_) => Outcome::from(Refusal::IoError),
-            None => match parse(readable, writable, &self.limits) {
+            None => match parse(readable, writable, &self.limits()) {
                 Ok(operation) => self.perform(&operation, cache),
                 Err(refusal) => Outcome::from(refusal),
             },
@@ -235,7 +260,7 @@ impl<D: Disk> Device<D> {
     /// DISCARD, or with `zeroes` WRITE_ZEROES: nothing is done unless every range is good.
     #[cold]
     fn unmap(&self, payload: Segments<'_>, zeroes: bool, cache: &CacheMode) -> Outcome {
-        let ranges = match parse_ranges(payload, zeroes, &self.limits) {
+        let ranges = match parse_ranges(payload, zeroes, &self.limits()) {
             Ok(ranges) => ranges,
             Err(refusal) => return Outcome::from(refusal),
         };

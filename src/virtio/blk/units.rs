@@ -22,7 +22,7 @@ pub const MAX_DISCARD_SECTORS: u32 = 1 << 21;
 /// rings wait.
 pub const MAX_WRITE_ZEROES_SECTORS: u32 = 1 << 15;
 
-/// What a request is checked against; fixed while a disk is served.
+/// What a request is checked against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Size of the disk.

@@ -1,0 +1,132 @@
+//! A backing that has become longer while it is served.
+//!
+//! Nothing stops for it: a disk serves more of its backing from one moment on, and never less. What was
+//! mapped stays where it is, or is mapped once more.
+
+use std::fs::File;
+use std::io;
+
+use super::space::{ALLOCATE, KEEP_SIZE, fallocate};
+use super::{DiskError, Geometry, OpenOptions};
+
+/// Why a disk goes on with the size it has.
+#[derive(Debug, thiserror::Error)]
+pub enum GrowError {
+    /// There is less of the backing than is served.
+    #[error(
+        "the backing has {backing_bytes} bytes only while {served_bytes} are served, and a disk does not shrink \
+         while it is served; make it as long again"
+    )]
+    Shrunk {
+        /// What is there.
+        backing_bytes: u64,
+        /// What is served, and goes on being so.
+        served_bytes: u64,
+    },
+    /// The new part has no space on its file system.
+    #[error("no space for {missing_bytes} more bytes ({source}); free some, or use sparse=on")]
+    NoSpace {
+        /// By how much the disk would grow.
+        missing_bytes: u64,
+        /// What the file system said.
+        source: io::Error,
+    },
+    /// A step that the kernel refused.
+    #[error("cannot {operation} ({source}); mend that, then send SIGHUP")]
+    Io {
+        /// The step.
+        operation: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// What was written could not be made to last.
+    #[error("cannot make the new size last: {0}")]
+    Sync(DiskError),
+}
+
+/// For `map_err`: the step that failed.
+pub(super) fn cannot(operation: &'static str) -> impl Fn(io::Error) -> GrowError {
+    move |source| GrowError::Io { operation, source }
+}
+
+/// Whether a disk grows with its backing, and how.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct GrowthPolicy {
+    /// Its size is that of the backing, not a chosen one.
+    pub(super) follows: bool,
+    /// Holes are left as they are.
+    pub(super) sparse: bool,
+}
+
+impl GrowthPolicy {
+    /// What was asked for when the disk was opened.
+    pub(super) const fn of(options: &OpenOptions) -> Self {
+        Self { follows: options.size_bytes.is_none(), sparse: options.sparse }
+    }
+
+    /// How many bytes are to be served of a backing of this length, if more than now: whole blocks.
+    pub(super) fn target(self, backing_bytes: u64, served: &Geometry) -> Result<Option<u64>, GrowError> {
+        let served_bytes = served.capacity_bytes;
+        if backing_bytes < served_bytes {
+            return Err(GrowError::Shrunk { backing_bytes, served_bytes });
+        }
+        let whole_bytes = backing_bytes - backing_bytes % u64::from(served.block_bytes.max(1));
+        Ok(Some(whole_bytes).filter(|whole| self.follows && *whole > served_bytes))
+    }
+
+    /// Gives the bytes from what is served up to `target` their space, unless they are to stay holes. Returns
+    /// whether the file was touched, so that it must be synced.
+    pub(super) fn allocate(self, file: &File, served: &Geometry, target: u64) -> Result<bool, GrowError> {
+        if self.sparse || served.read_only {
+            return Ok(false);
+        }
+        let missing_bytes = target.saturating_sub(served.capacity_bytes);
+        match fallocate(file, ALLOCATE | KEEP_SIZE, served.capacity_bytes, missing_bytes) {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!(
+                "the file system cannot preallocate: the new part of the disk is sparse, and a write that \
+                 finds no space fails"
+            ),
+            // ENOMEM is what hugetlbfs says when its pool is empty.
+            Err(source) => match source.raw_os_error() {
+                Some(libc::ENOSPC | libc::EDQUOT | libc::ENOMEM) => {
+                    return Err(GrowError::NoSpace { missing_bytes, source });
+                }
+                _ => return Err(cannot("allocate the new part")(source)),
+            },
+        }
+        Ok(true)
+    }
+}
+
+impl Default for GrowthPolicy {
+    /// As disks are opened by default.
+    fn default() -> Self {
+        Self { follows: true, sparse: false }
+    }
+}
+
+/// How long a regular file is.
+pub(super) fn file_bytes(file: &File) -> Result<u64, GrowError> {
+    Ok(file.metadata().map_err(cannot("tell the size of the file"))?.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_whole_blocks_more_than_before_are_growth() {
+        let served = Geometry { capacity_bytes: 8192, block_bytes: 4096, read_only: false };
+        let policy = GrowthPolicy::default();
+        for (backing, expected) in
+            [(8192, None), (8193, None), (12_287, None), (12_288, Some(12_288)), (16_385, Some(16_384))]
+        {
+            assert_eq!(policy.target(backing, &served).unwrap(), expected, "{backing}");
+            let pinned = GrowthPolicy { follows: false, ..policy };
+            assert_eq!(pinned.target(backing, &served).unwrap(), None, "a chosen size stays");
+        }
+        let shrunk = policy.target(8191, &served).unwrap_err().to_string();
+        assert!(shrunk.contains("8191 bytes only while 8192 are served"), "{shrunk}");
+    }
+}

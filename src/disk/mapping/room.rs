@@ -1,0 +1,116 @@
+//! Address space for a mapping, with room for it to grow.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+use super::{MapOptions, too_large};
+use crate::copy::fault::WatchedRange;
+
+/// Address space of this process that a file is mapped in. It is given back when this value is dropped.
+#[derive(Debug)]
+pub(super) struct Room {
+    /// Dropped before the memory is unmapped; none when too many are watched, which only costs comfort.
+    watch: Option<WatchedRange>,
+    base: *mut u8,
+    len: usize,
+}
+
+// SAFETY: address space belongs to the process, not to the thread that reserved it.
+unsafe impl Send for Room {}
+
+// SAFETY: a shared reference only tells where it is.
+unsafe impl Sync for Room {}
+
+impl Room {
+    /// Reserves `len` bytes and as many again at a multiple of `align`, or without room to grow where addresses
+    /// are scarce (`ulimit -v`).
+    ///
+    /// # Errors
+    /// The error of `mmap`.
+    pub(super) fn reserve(len: usize, align: usize) -> io::Result<Self> {
+        let roomy = len.checked_mul(2).ok_or_else(too_large).and_then(|twice| Self::exactly(twice, align));
+        let mut room = roomy.or_else(|_| Self::exactly(len, align))?;
+        room.watch = WatchedRange::media(room.base, room.len);
+        Ok(room)
+    }
+
+    fn exactly(len: usize, align: usize) -> io::Result<Self> {
+        let whole = len.checked_add(align).ok_or_else(too_large)?;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        let anywhere = std::ptr::null_mut();
+        // SAFETY: the kernel chooses an address that is free, so that nothing of this process is replaced.
+        let base = unsafe { rustix::mm::mmap_anonymous(anywhere, whole, ProtFlags::empty(), flags) }?;
+        let base: *mut u8 = base.cast();
+        let before = base.addr().next_multiple_of(align) - base.addr();
+        let aligned = base.wrapping_add(before);
+        let of = |base, len| Self { watch: None, base, len };
+        drop(of(base, before));
+        drop(of(aligned.wrapping_add(len), whole - before - len));
+        Ok(of(aligned, len))
+    }
+
+    /// Where it begins.
+    pub(super) const fn base(&self) -> *mut u8 {
+        self.base
+    }
+
+    /// How much can be mapped in it.
+    pub(super) const fn len_bytes(&self) -> usize {
+        self.len
+    }
+
+    /// Maps these bytes of the file, whole pages, at the same offset in here. They were not mapped before.
+    ///
+    /// # Errors
+    /// The error of `mmap`; `InvalidInput` when they are not inside.
+    pub(super) fn map(&mut self, file: &File, range: Range<usize>, options: MapOptions) -> io::Result<()> {
+        let len = range.end.saturating_sub(range.start);
+        if len == 0 {
+            return Ok(());
+        }
+        if range.end > self.len {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let access = if options.read_only { ProtFlags::READ } else { ProtFlags::READ | ProtFlags::WRITE };
+        let flags = MapFlags::NORESERVE | MapFlags::FIXED;
+        let flags = flags
+            | match options.synchronous {
+                true => MapFlags::SHARED_VALIDATE | MapFlags::SYNC,
+                false => MapFlags::SHARED,
+            };
+        let start = self.base.wrapping_add(range.start).cast();
+        // SAFETY: the range was checked to be inside of the address space that this process has reserved here,
+        // and nobody uses what is not mapped yet.
+        let mapped = unsafe { rustix::mm::mmap(start, len, access, flags, file, range.start as u64) };
+        if mapped.is_err() {
+            // The kernel may have taken it out of the reservation already, and somebody else moved in: it and
+            // what is behind is not ours to give back any more.
+            self.len = range.start;
+        }
+        Ok(mapped.map(drop)?)
+    }
+
+    /// Gives back the page tables of the first `len` bytes, which nobody needs any more. Who touches them all
+    /// the same finds the same bytes.
+    pub(super) fn forget(&self, len: usize) {
+        // SAFETY: it is not more than the address space of this room; what is mapped there is shared, so that
+        // what was stored is in the file and not lost.
+        let _ = unsafe { rustix::mm::madvise(self.base.cast(), len.min(self.len), Advice::LinuxDontNeed) };
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        drop(self.watch.take());
+        if self.len == 0 {
+            return;
+        }
+        // SAFETY: `exactly` has reserved this range, nothing else unmaps it, and whoever used what was mapped
+        // there had borrowed the mapping that owns this room.
+        let unmapped = unsafe { rustix::mm::munmap(self.base.cast(), self.len) };
+        debug_assert!(unmapped.is_ok(), "munmap: {unmapped:?}");
+    }
+}

@@ -1,0 +1,126 @@
+//! Disks that grow while they are served.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::populator::Populator;
+use crate::disk::{Backing, GrowError};
+use crate::vhost_user::SessionContext;
+
+/// Looks at the sizes of a server's disks, from any thread. It keeps them open as long as it lives.
+#[derive(Debug, Clone)]
+pub struct Resizer(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    disks: Vec<Resizable>,
+    /// What enters new parts into the page tables.
+    populators: Mutex<Vec<Populator>>,
+}
+
+/// A disk that may grow.
+#[derive(Debug)]
+pub(super) struct Resizable {
+    pub(super) context: Arc<SessionContext<Backing>>,
+    /// Holes are left as they are.
+    pub(super) sparse: bool,
+}
+
+/// What became of a disk's size; bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resized {
+    /// Served before.
+    pub from_bytes: u64,
+    /// Served now: as many, or more.
+    pub to_bytes: u64,
+}
+
+/// Why a disk has the size it had.
+#[derive(Debug, thiserror::Error)]
+pub enum ResizeError {
+    /// No disk has this name.
+    #[error("disk {0:?}: no disk has this name")]
+    NoSuchDisk(String),
+    /// It cannot grow.
+    #[error("disk {disk:?}: {source}")]
+    Grow {
+        /// The disk's name.
+        disk: String,
+        /// Why.
+        source: GrowError,
+    },
+}
+
+impl Resizer {
+    pub(super) fn new(disks: Vec<Resizable>) -> Self {
+        Self(Arc::new(Inner { disks, populators: Mutex::default() }))
+    }
+
+    pub(super) fn disks(&self) -> &[Resizable] {
+        &self.0.disks
+    }
+
+    /// Looks how long the backing of a disk is by now. If it has grown, all of it is served when this returns,
+    /// and front-ends have been told to read the configuration again; no ring stops for it. It may take long,
+    /// since the new part is given its space first. A disk with a size of its own (`size=`) keeps it.
+    ///
+    /// # Errors
+    /// [`ResizeError`]; nothing has changed then.
+    pub fn resize(&self, disk: &str) -> Result<Resized, ResizeError> {
+        let named = |it: &&Resizable| it.context.device.identity().name == disk;
+        let found = self.0.disks.iter().find(named);
+        self.look(found.ok_or_else(|| ResizeError::NoSuchDisk(disk.to_owned()))?)
+    }
+
+    /// [Resizes](Self::resize) every disk whose backing has grown; the log says what became of each.
+    pub fn resize_all(&self) {
+        for disk in &self.0.disks {
+            let name = &disk.context.device.identity().name;
+            if let Some(Resized { from_bytes, to_bytes }) = self.look_and_tell(disk)
+                && from_bytes == to_bytes
+            {
+                tracing::info!(disk = name, bytes = to_bytes, "the size is the same as before");
+            }
+        }
+    }
+
+    /// As [`look`](Self::look); the log has the reason when that fails.
+    pub(super) fn look_and_tell(&self, disk: &Resizable) -> Option<Resized> {
+        match self.look(disk) {
+            Ok(resized) => Some(resized),
+            Err(error) => {
+                tracing::warn!("{error}");
+                None
+            }
+        }
+    }
+
+    fn look(&self, disk: &Resizable) -> Result<Resized, ResizeError> {
+        let Resizable { context, sparse } = disk;
+        let name = &context.device.identity().name;
+        let grown = context.device.reread_size();
+        let (from_bytes, to_bytes) =
+            grown.map_err(|source| ResizeError::Grow { disk: name.clone(), source })?;
+        if from_bytes < to_bytes {
+            tracing::info!(disk = name, from_bytes, to_bytes, "the disk has grown");
+            context.front_ends.config_changed();
+            if !sparse {
+                self.populate(context);
+            }
+        }
+        Ok(Resized { from_bytes, to_bytes })
+    }
+
+    /// Enters the disk into the page tables, on a thread that ends when it is done.
+    fn populate(&self, context: &SessionContext<Backing>) {
+        let mut populators = self.0.populators.lock().unwrap_or_else(PoisonError::into_inner);
+        populators.retain(|it| !it.is_finished());
+        populators.extend(Populator::start(vec![context.device.clone()]));
+    }
+
+    /// It would only delay the end.
+    pub(super) fn stop_populating(&self) {
+        let populators =
+            std::mem::take(&mut *self.0.populators.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(populators);
+    }
+}

@@ -1,0 +1,158 @@
+//! The thread that sees files grow.
+//!
+//! It waits until a program that had one of the files open for writing has closed it (`IN_CLOSE_WRITE`), as
+//! `truncate`, `fallocate`, `dd` and `qemu-img resize` do when they are done. Each write would be told as well
+//! (`IN_MODIFY`), but so would every write of a guest. Devices, files on another machine, and `truncate(2)`
+//! without an open file are not told: for these there is [`Rereader`].
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use rustix::fs::inotify::{CreateFlags, Reader, WatchFlags, add_watch, init};
+use rustix::io::Errno;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::resize::{Resizable, Resizer};
+
+/// Bytes of events read at a time; one without a name has 16.
+const EVENTS_BYTES: usize = 1024;
+
+/// Asks a server to look at the sizes of its disks; returns at once.
+#[derive(Debug, Clone)]
+pub struct Rereader(Arc<Wishes>);
+
+/// What the thread is asked for.
+#[derive(Debug)]
+struct Wishes {
+    wake: EventFd,
+    is_stopping: AtomicBool,
+    wants_reread: AtomicBool,
+}
+
+impl Rereader {
+    /// Has every disk grow whose backing has, as often as it is called; the log says what became of it.
+    pub fn reread(&self) {
+        self.0.wants_reread.store(true, Ordering::Release);
+        self.0.wake();
+    }
+}
+
+impl Wishes {
+    fn wake(&self) {
+        // Only a full counter can fail, and that wakes as well.
+        let _ = self.wake.write(1);
+    }
+}
+
+/// The running thread. Dropping it ends it, as soon as what it is at is done.
+#[derive(Debug)]
+pub(super) struct Watcher {
+    wishes: Arc<Wishes>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watcher {
+    /// # Errors
+    /// No descriptor or thread is left.
+    pub(super) fn start(resizer: Resizer) -> io::Result<Self> {
+        let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        let (is_stopping, wants_reread) = (AtomicBool::new(false), AtomicBool::new(false));
+        let wishes = Arc::new(Wishes { wake, is_stopping, wants_reread });
+        let epoll = Epoll::new()?;
+        let watch = |fd| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0));
+        watch(wishes.wake.as_raw_fd())?;
+        let files = Files::watch(resizer.disks()).inspect_err(|error| {
+            tracing::warn!(%error, "files that grow are not noticed; send SIGHUP then");
+        });
+        let files = files.ok();
+        if let Some(files) = &files {
+            watch(files.inotify.as_raw_fd())?;
+        }
+        let asked = wishes.clone();
+        let thread = std::thread::Builder::new().name("resize".into()).spawn(move || {
+            // One may have grown since it was opened.
+            for disk in resizer.disks() {
+                resizer.look_and_tell(disk);
+            }
+            while !asked.is_stopping.load(Ordering::Acquire) {
+                // Only EINTR can fail here.
+                let _ = epoll.wait(-1, &mut [EpollEvent::default(); 2]);
+                let _ = asked.wake.read();
+                if asked.wants_reread.swap(false, Ordering::AcqRel) {
+                    resizer.resize_all();
+                }
+                for disk in files.iter().flat_map(|files| files.changed(resizer.disks())) {
+                    resizer.look_and_tell(disk);
+                }
+            }
+        })?;
+        Ok(Self { wishes, thread: Some(thread) })
+    }
+
+    pub(super) fn rereader(&self) -> Rereader {
+        Rereader(self.wishes.clone())
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.wishes.is_stopping.store(true, Ordering::Release);
+        self.wishes.wake();
+        if let Some(thread) = self.thread.take() {
+            // A panic there has hurt nobody.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The files that are watched.
+#[derive(Debug)]
+struct Files {
+    inotify: OwnedFd,
+    /// As the kernel calls them, in the order of the disks; two disks may share a file.
+    names: Vec<Option<i32>>,
+}
+
+impl Files {
+    fn watch(disks: &[Resizable]) -> io::Result<Self> {
+        let inotify = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
+        let names = disks.iter().map(|Resizable { context, .. }| {
+            // The open file, whatever its path leads to by now.
+            let path = format!("/proc/self/fd/{}", context.device.disk().file().as_raw_fd());
+            let name = add_watch(&inotify, path, WatchFlags::CLOSE_WRITE);
+            let disk = &context.device.identity().name;
+            name.inspect_err(|error| {
+                tracing::warn!(disk, %error, "its growth is not noticed; send SIGHUP then");
+            })
+            .ok()
+        });
+        let names = names.collect();
+        Ok(Self { inotify, names })
+    }
+
+    /// The disks whose files were written to and closed since this was asked last.
+    fn changed<'a>(&self, disks: &'a [Resizable]) -> Vec<&'a Resizable> {
+        let mut buffer = [MaybeUninit::uninit(); EVENTS_BYTES];
+        let mut reader = Reader::new(&self.inotify, &mut buffer);
+        let mut changed = vec![false; disks.len()];
+        loop {
+            match reader.next() {
+                Ok(event) => {
+                    // -1: so many that some were lost.
+                    let is_meant = |name: &Option<i32>| *name == Some(event.wd()) || event.wd() == -1;
+                    for (changed, name) in changed.iter_mut().zip(&self.names) {
+                        *changed |= is_meant(name);
+                    }
+                }
+                Err(Errno::INTR) => {}
+                Err(_) => break,
+            }
+        }
+        disks.iter().zip(changed).filter(|(_, changed)| *changed).map(|(disk, _)| disk).collect()
+    }
+}

@@ -1,0 +1,42 @@
+//! Who is connected to a disk.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use super::session::Session;
+use crate::disk::Disk;
+
+/// The sessions of one disk, for as long as each of them is there.
+#[derive(Debug)]
+pub struct FrontEnds<D: Disk>(Mutex<Vec<Weak<Session<D>>>>);
+
+impl<D: Disk> Default for FrontEnds<D> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<D: Disk> FrontEnds<D> {
+    /// How many there are now.
+    pub fn count(&self) -> usize {
+        self.lock().iter().filter(|session| session.strong_count() != 0).count()
+    }
+
+    /// The disk has grown: every front-end is told to read the configuration again. Call it when the
+    /// configuration says so already: whoever connects meanwhile reads the new one.
+    pub fn config_changed(&self) {
+        let sessions: Vec<_> = self.lock().iter().filter_map(Weak::upgrade).collect();
+        for session in sessions {
+            session.config_changed();
+        }
+    }
+
+    pub(super) fn join(&self, session: &Arc<Session<D>>) {
+        let mut sessions = self.lock();
+        sessions.retain(|it| it.strong_count() != 0);
+        sessions.push(Arc::downgrade(session));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Session<D>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

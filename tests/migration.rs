@@ -12,3 +12,5 @@ mod device_state;
 mod dirty_log;
 #[path = "migration/log.rs"]
 mod log;
+#[path = "migration/one_writer.rs"]
+mod one_writer;

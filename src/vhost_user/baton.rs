@@ -21,14 +21,22 @@ pub struct Baton {
     /// Read-only disks serve any number at once.
     is_exclusive: bool,
     lock: FileLock,
-    holder: Mutex<Option<SessionId>>,
+    holder: Mutex<Holder>,
     released: Condvar,
+}
+
+/// Who has it, and what is done with it.
+#[derive(Debug, Default)]
+struct Holder {
+    session: Option<SessionId>,
+    /// Rings that workers drive: all of the holder's.
+    rings: u32,
 }
 
 impl Baton {
     /// The baton of a disk whose file is protected by `lock`.
     pub fn new(is_exclusive: bool, lock: FileLock) -> Self {
-        Self { is_exclusive, lock, holder: Mutex::new(None), released: Condvar::new() }
+        Self { is_exclusive, lock, holder: Mutex::default(), released: Condvar::new() }
     }
 
     /// Takes the baton if it is free, or held by this session already.
@@ -46,7 +54,7 @@ impl Baton {
             if self.try_take_locked(&mut holder, session) {
                 return true;
             }
-            holder = match *holder {
+            holder = match holder.session {
                 Some(_) => self.released.wait(holder).unwrap_or_else(PoisonError::into_inner),
                 // Another process has the file.
                 None => {
@@ -59,13 +67,33 @@ impl Baton {
     /// Gives the baton back, if this session holds it: its last ring has stopped.
     pub fn release(&self, session: SessionId) {
         let mut holder = self.lock_holder();
-        if *holder == Some(session) {
-            *holder = None;
+        if holder.session == Some(session) {
+            if holder.rings > 0 {
+                return never("the baton is to be passed on while rings run");
+            }
+            holder.session = None;
             if let Err(error) = self.lock.release() {
                 tracing::warn!(%error, "the disk's file lock");
             }
             self.released.notify_all();
         }
+    }
+
+    /// A ring of this session is about to be driven. False, and it must not be, without the baton.
+    pub fn ring_starts(&self, session: SessionId) -> bool {
+        let mut holder = self.lock_holder();
+        if self.is_exclusive && holder.session != Some(session) {
+            never("a ring is to start without the baton");
+            return false;
+        }
+        holder.rings = holder.rings.saturating_add(1);
+        true
+    }
+
+    /// Nobody drives it any more.
+    pub fn ring_stopped(&self) {
+        let mut holder = self.lock_holder();
+        holder.rings = holder.rings.saturating_sub(1);
     }
 
     /// Lets everyone who waits look whether it is cancelled.
@@ -74,8 +102,8 @@ impl Baton {
         self.released.notify_all();
     }
 
-    fn try_take_locked(&self, holder: &mut Option<SessionId>, session: SessionId) -> bool {
-        match *holder {
+    fn try_take_locked(&self, holder: &mut Holder, session: SessionId) -> bool {
+        match holder.session {
             Some(other) => other == session,
             None => {
                 let is_ours = self.lock.try_acquire().unwrap_or_else(|error| {
@@ -83,14 +111,67 @@ impl Baton {
                     false
                 });
                 if is_ours {
-                    *holder = Some(session);
+                    holder.session = Some(session);
                 }
                 is_ours
             }
         }
     }
 
-    fn lock_holder(&self) -> MutexGuard<'_, Option<SessionId>> {
+    fn lock_holder(&self) -> MutexGuard<'_, Holder> {
         self.holder.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What only a mistake of ours can bring about: a test fails with it, a daemon goes on with one writer.
+#[cold]
+fn never(what: &str) {
+    tracing::error!("{what}: refused, since two guests would write to one disk; this is a bug of the daemon");
+    debug_assert!(false, "{what}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn baton(is_exclusive: bool) -> Baton {
+        Baton::new(is_exclusive, FileLock::none())
+    }
+
+    #[test]
+    fn it_goes_from_one_to_the_next_when_all_rings_have_stopped() {
+        let baton = baton(true);
+        assert!(baton.try_take(1) && !baton.try_take(2) && baton.try_take(1));
+        assert!(baton.ring_starts(1) && baton.ring_starts(1));
+        baton.ring_stopped();
+        baton.ring_stopped();
+        baton.release(2);
+        assert!(!baton.try_take(2), "only its holder gives it back");
+        baton.release(1);
+        assert!(baton.try_take(2) && baton.ring_starts(2));
+    }
+
+    #[test]
+    fn rings_of_many_run_where_nobody_writes() {
+        let baton = baton(false);
+        assert!(baton.try_take(1) && baton.try_take(2));
+        assert!(baton.ring_starts(1) && baton.ring_starts(2));
+        baton.release(1);
+    }
+
+    #[test]
+    #[should_panic(expected = "a ring is to start without the baton")]
+    fn no_ring_starts_without_it() {
+        let baton = baton(true);
+        assert!(baton.try_take(1));
+        baton.ring_starts(2);
+    }
+
+    #[test]
+    #[should_panic(expected = "passed on while rings run")]
+    fn it_is_not_passed_on_while_rings_run() {
+        let baton = baton(true);
+        assert!(baton.try_take(1) && baton.ring_starts(1));
+        baton.release(1);
     }
 }

@@ -39,6 +39,8 @@ pub(super) enum SessionError {
     Ring(u16, RingError),
     #[error("ring {0}: {1}")]
     Worker(u16, PoolError),
+    #[error("ring {0}: rings of another front-end run")]
+    OtherWriter(u16),
     #[error("ring {0}: {1} descriptor: {2}")]
     Descriptor(u32, &'static str, std::io::Error),
     #[error("ring {0}: kicks without a descriptor are not supported")]
@@ -243,6 +245,7 @@ impl<D: Disk> Session<D> {
         let Some(ring) = vring.place.take().and_then(|place| self.context.pool.detach(place, key)) else {
             return;
         };
+        self.context.baton.ring_stopped();
         vring.base = ring.base();
         self.context.totals.lock().unwrap_or_else(PoisonError::into_inner).add(ring.counters());
     }
@@ -284,7 +287,11 @@ impl<D: Disk> Session<D> {
         let mut ring = Ring::start(parts, self.context.log_limit.clone())
             .map_err(|error| SessionError::Ring(index, error))?;
         log.into_iter().for_each(|log| ring.log_to(log));
+        if !self.context.baton.ring_starts(self.id) {
+            return Err(SessionError::OtherWriter(index));
+        }
         let place = self.context.pool.attach(Box::new(ring), self.context.cpus.as_ref());
+        let place = place.inspect_err(|_| self.context.baton.ring_stopped());
         vring.place = Some(place.map_err(|error| SessionError::Worker(index, error))?);
         self.ring_runs(state);
         Ok(())

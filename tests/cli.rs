@@ -5,6 +5,8 @@
 
 mod common;
 
+#[path = "cli/activation.rs"]
+mod activation;
 #[path = "cli/errors.rs"]
 mod errors;
 #[path = "cli/help.rs"]

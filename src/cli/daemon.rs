@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use crate::api::{Endpoint, Serving};
+use crate::cli::activation;
 use crate::cli::exit::Failure;
+use crate::cli::notify::Manager;
 use crate::cli::signals::CaughtSignals;
 use crate::config::ServerConfig;
 use crate::server::{DiskSummary, Server};
@@ -11,16 +13,20 @@ use crate::server::{DiskSummary, Server};
 /// Serves until a signal or the server itself ends it, and metrics on a socket if one is given. `announce` is
 /// called once everything listens.
 pub(super) fn run(
-    config: ServerConfig,
+    mut config: ServerConfig,
     metrics: Option<&Path>,
     announce: impl FnOnce(&[DiskSummary]),
 ) -> Result<(), Failure> {
     config.check()?;
     let signals = CaughtSignals::catch().map_err(Failure::Signals)?;
     let endpoint = metrics.map(Endpoint::bind).transpose()?;
+    activation::take_passed(&mut config.disks)?;
+    let manager = Manager::find();
+    let kept = activation::bind_kept(&mut config.disks, manager.as_ref());
     let server = Server::start(config)?;
     let metrics: Option<Serving> = endpoint.map(|endpoint| endpoint.serve(server.observer())).transpose()?;
     let forwarder = signals.forward_to(server.stopper(), server.rereader());
+    activation::announce(manager.as_ref(), kept);
     announce(server.disks());
     log(server.disks());
     if forwarder.is_err() {

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use crate::api::EndpointError;
+use crate::cli::activation::ActivationError;
 use crate::cli::disk_option::DiskOptionError;
 use crate::cli::inherited::InheritedError;
 use crate::config::ConfigError;
@@ -102,6 +103,8 @@ pub(super) enum Failure {
     #[error(transparent)]
     Inherited(#[from] InheritedError),
     #[error(transparent)]
+    Activation(#[from] ActivationError),
+    #[error(transparent)]
     Server(#[from] ServerError),
     #[error(transparent)]
     Metrics(#[from] EndpointError),
@@ -121,7 +124,7 @@ impl Failure {
         match self {
             Self::DiskOption(DiskOptionError::UnknownKey { .. }) => Exit::UnknownKey,
             Self::DiskOption(_) | Self::Config(_) => Exit::Usage,
-            Self::Inherited(_) => Exit::Socket,
+            Self::Inherited(_) | Self::Activation(_) => Exit::Socket,
             Self::Server(error) => of_server(error),
             Self::Metrics(error) => of_metrics(error),
             Self::Describe(error) => of_open(error),

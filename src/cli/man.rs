@@ -22,8 +22,14 @@ const SIGNALS: [(&str, &str); 3] = [
     ),
 ];
 
-const ENVIRONMENT: [(&str, &str); 2] = [
+const ENVIRONMENT: [(&str, &str); 5] = [
     ("VHOST_USER_PMEM_LOG", "What is logged where --log is not given."),
+    (
+        "LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES",
+        "Sockets that the service manager passes: each is for the disk of its name, or whose socket= it is bound to.",
+    ),
+    ("NOTIFY_SOCKET", "Where the service manager is told that everything listens (READY=1)."),
+    ("FDSTORE", "Where it is not 0 the service manager is given the sockets to keep for the next run."),
     ("NO_COLOR", "Keeps colours out of the log on a terminal when it is set and not empty."),
 ];
 

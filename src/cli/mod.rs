@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `serve`, `backend`, `info`, `bench`, `man` | one way to call the program each |
 //! | `disk_option`, `size`, `inherited` | what is written on the command line, checked and typed |
-//! | `daemon`, `signals`, `logging`, `hints` | a server's life in the foreground |
+//! | `daemon`, `signals`, `logging`, `hints`, `activation`, `notify` | a server's life in the foreground |
 //! | `exit` | every way to end, one code a cause |
 
 use std::ffi::OsString;
@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+mod activation;
 mod backend;
 #[cfg(feature = "bench")]
 mod bench;
@@ -25,6 +26,7 @@ mod info;
 mod inherited;
 mod logging;
 mod man;
+mod notify;
 mod serve;
 mod signals;
 mod size;

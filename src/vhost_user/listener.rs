@@ -106,6 +106,16 @@ impl Listener {
         Ok(Inherited::Listening(Self { socket, bound: None }))
     }
 
+    /// The socket alone: its path stays when it is closed.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn keep(mut self) -> io::Result<OwnedFd> {
+        let socket = self.socket.try_clone()?;
+        self.bound = None;
+        Ok(socket.into())
+    }
+
     /// The next front-end, if one waits.
     ///
     /// # Errors

@@ -1,0 +1,63 @@
+//! The bare copy loop: what a back-end would reach that had nothing else to do.
+
+use std::fs::File;
+use std::hint::black_box;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use vhost_user_pmem::copy::{Engine, Persist, Segment, Segments, store_fence};
+
+use crate::common::{Random, map, memfd};
+
+/// Copies between two looks at the clock.
+const BATCH: usize = 16;
+
+/// A disk and a guest's memory.
+pub struct Bare {
+    media: *mut u8,
+    media_bytes: usize,
+    guest: *mut u8,
+    engine: Engine,
+    random: Random,
+}
+
+impl Bare {
+    /// Maps the disk, and buffers of so many bytes.
+    pub fn new(image: &Path, buffer_bytes: usize) -> Self {
+        let file = File::options().read(true).write(true).open(image).unwrap();
+        let media_bytes = usize::try_from(file.metadata().unwrap().len()).unwrap();
+        let media = map(&file, media_bytes, true);
+        let guest = map(&memfd(buffer_bytes), buffer_bytes, true);
+        Self { media, media_bytes, guest, engine: Engine::best(), random: Random(1) }
+    }
+
+    /// Copies a second, of random blocks, from or to `buffers` buffers in turn.
+    pub fn rate(&mut self, is_write: bool, bytes: usize, buffers: usize, time: Duration) -> f64 {
+        let begin = Instant::now();
+        let mut copies = 0;
+        while begin.elapsed() < time {
+            for copy in 0..BATCH {
+                let place = self.random.below(self.media_bytes / bytes) * bytes;
+                let buffer = self.guest.wrapping_add((copies + copy) % buffers * bytes);
+                self.copy(is_write, black_box(self.media.wrapping_add(place)), black_box(buffer), bytes);
+            }
+            store_fence();
+            copies += BATCH;
+        }
+        copies as f64 / begin.elapsed().as_secs_f64()
+    }
+
+    fn copy(&self, is_write: bool, media: *mut u8, buffer: *mut u8, bytes: usize) {
+        let segment = [Segment::new(buffer, bytes)];
+        // SAFETY: the buffer lies in a mapping that stays.
+        let segments = unsafe { Segments::new(&segment) };
+        let left = if is_write {
+            // SAFETY: both ranges lie in mappings that stay.
+            unsafe { self.engine.copy_from_segments(media, segments, Persist::FenceOnly) }
+        } else {
+            // SAFETY: as above.
+            unsafe { self.engine.copy_to_segments(media, segments) }
+        };
+        assert_eq!(left, 0);
+    }
+}

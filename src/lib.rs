@@ -38,6 +38,7 @@ mod crash;
 pub mod disk;
 mod log_limit;
 pub mod server;
+mod stop_point;
 pub mod vhost_user;
 pub mod virtio;
 pub mod worker;

@@ -16,7 +16,7 @@ use crate::disk::{Backing, Disk, DiskError, Durability, FileDisk, Forced, Geomet
 use crate::log_limit::LogLimit;
 use crate::virtio::blk::{CacheMode, Device, Identity};
 use crate::virtio::memory::{MemoryTable, RegionSpec};
-use crate::virtio::queue::RingLayout;
+use crate::virtio::queue::{RingKind, RingLayout};
 use crate::worker::{Ring, RingKey, RingParts, Served};
 
 /// What a disk's mapping is synced by, and its holes consist of, in these tests.
@@ -205,7 +205,15 @@ fn rings(guest: &File, disk: Recorded, play: Play) -> Vec<Ring<Recorded>> {
         let (size, addresses) = (u32::from(RING_SIZE), addresses(ring));
         let parts = RingParts {
             key: RingKey { session: 0, index: ring as u16 },
-            layout: RingLayout { size, addresses, event_idx: false, indirect: false, max_indirect: 0 },
+            layout: RingLayout {
+                kind: RingKind::Split,
+                size,
+                addresses,
+                base: 0,
+                event_idx: false,
+                indirect: false,
+                max_indirect: 0,
+            },
             memory: memory.clone(),
             device: device.clone(),
             cache: cache.clone(),

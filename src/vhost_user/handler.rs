@@ -15,7 +15,7 @@ use super::session::{F_LOG_ALL, FRONT_END_FEATURES, Session, SessionError};
 use crate::disk::Disk;
 use crate::virtio::blk::WRITEBACK_OFFSET;
 use crate::virtio::memory::{DirtyLog, MAX_REGIONS, MemoryTable, RegionSpec};
-use crate::virtio::queue::{MAX_QUEUE_SIZE, RingAddresses, RingError};
+use crate::virtio::queue::{RingAddresses, RingKind};
 use crate::worker::Notifier;
 
 /// What is offered: each of these is implemented, and nothing else is.
@@ -127,10 +127,9 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
     }
 
     fn set_vring_num(&self, index: u32, num: u32) -> Result<()> {
-        let is_allowed = num.is_power_of_two() && num <= u32::from(MAX_QUEUE_SIZE);
-        if !is_allowed {
+        if let Err(error) = self.state().ring_kind().check_size(num) {
             let index = u16::try_from(index).map_err(|_| SessionError::NoSuchRing(index))?;
-            return Err(SessionError::Ring(index, RingError::Size(num)).into());
+            return Err(SessionError::Ring(index, error).into());
         }
         Ok(self.change(index, |vring| vring.size = num)?)
     }
@@ -152,18 +151,21 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
         })?)
     }
 
-    /// Kept for `GET_VRING_BASE` only: a ring starts at its used index (QEMU sends that one, Cloud Hypervisor
-    /// the available index; D2).
+    /// Kept for `GET_VRING_BASE`, and for packed rings that have no record of ours: a ring starts where it was
+    /// left (QEMU sends the used index, Cloud Hypervisor the available index; D2).
     fn set_vring_base(&self, index: u32, base: u32) -> Result<()> {
         let mut state = self.state();
-        // A split ring's index has 16 bits.
-        state.vring(index)?.base = u16::try_from(base & 0xffff).unwrap_or(0);
+        let bits = match state.ring_kind() {
+            RingKind::Split => base & 0xffff,
+            RingKind::Packed => base,
+        };
+        state.vring(index)?.base = bits;
         Ok(())
     }
 
     fn get_vring_base(&self, index: u32) -> Result<VhostUserVringState> {
         let base = self.stop(index)?;
-        Ok(VhostUserVringState::new(index, u32::from(base)))
+        Ok(VhostUserVringState::new(index, base))
     }
 
     fn set_vring_kick(&self, index: u8, fd: Option<File>) -> Result<()> {

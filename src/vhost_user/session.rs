@@ -18,8 +18,8 @@ use crate::disk::{Disk, DiskError};
 use crate::log_limit::LogLimit;
 use crate::virtio::blk::{CacheMode, Counters, Device, MAX_INDIRECT, features};
 use crate::virtio::memory::{DirtyLog, LogError, MemoryError, MemoryTable};
-use crate::virtio::queue::{RingError, RingLayout, RingLog};
-use crate::worker::{Pool, PoolError, Ring, RingKey, RingParts};
+use crate::virtio::queue::{RingError, RingKind, RingLayout, RingLog};
+use crate::worker::{AnyRing, Pool, PoolError, RingKey, RingParts};
 
 /// `VHOST_USER_F_PROTOCOL_FEATURES`: once it is acknowledged, rings wait for `SET_VRING_ENABLE`.
 pub(super) const F_PROTOCOL_FEATURES: u64 = 1 << 30;
@@ -210,7 +210,7 @@ impl<D: Disk> Session<D> {
     }
 
     /// Stops a ring for good, until it is kicked anew. Returns where it stopped.
-    pub(super) fn stop(&self, index: u32) -> Result<u16, SessionError> {
+    pub(super) fn stop(&self, index: u32) -> Result<u32, SessionError> {
         let mut state = self.state();
         state.vring(index)?;
         let number = u16::try_from(index).map_err(|_| SessionError::NoSuchRing(index))?;
@@ -253,7 +253,7 @@ impl<D: Disk> Session<D> {
     /// Gives a ring to a worker if all is known that is needed and it is this session's turn.
     fn start(&self, state: &mut State, index: u16) -> Result<(), SessionError> {
         let needs_enable = state.features & F_PROTOCOL_FEATURES != 0;
-        let (features, memory) = (state.features, state.memory.clone());
+        let (features, memory, kind) = (state.features, state.memory.clone(), state.ring_kind());
         let log = state.log.clone().filter(|_| features & F_LOG_ALL != 0);
         let Some(vring) = state.vrings.get_mut(usize::from(index)) else { return Ok(()) };
         let (Some(kick), Some(addresses), None) = (&vring.kick, vring.addresses, vring.place) else {
@@ -266,8 +266,10 @@ impl<D: Disk> Session<D> {
             return self.wait_for_baton(state);
         }
         let layout = RingLayout {
+            kind,
             size: vring.size,
             addresses,
+            base: vring.base,
             event_idx: features & features::EVENT_IDX != 0,
             indirect: features & features::INDIRECT_DESC != 0,
             max_indirect: MAX_INDIRECT,
@@ -284,13 +286,13 @@ impl<D: Disk> Session<D> {
             connection: self.connection.clone(),
         };
         let log = log.map(|log| RingLog::new(log, memory, &layout, vring.log_address));
-        let mut ring = Ring::start(parts, self.context.log_limit.clone())
+        let mut ring = AnyRing::start(parts, self.context.log_limit.clone())
             .map_err(|error| SessionError::Ring(index, error))?;
         log.into_iter().for_each(|log| ring.log_to(log));
         if !self.context.baton.ring_starts(self.id) {
             return Err(SessionError::OtherWriter(index));
         }
-        let place = self.context.pool.attach(Box::new(ring), self.context.cpus.as_ref());
+        let place = self.context.pool.attach(ring, self.context.cpus.as_ref());
         let place = place.inspect_err(|_| self.context.baton.ring_stopped());
         vring.place = Some(place.map_err(|error| SessionError::Worker(index, error))?);
         self.ring_runs(state);
@@ -382,6 +384,14 @@ impl State {
     pub(super) fn vring(&mut self, index: u32) -> Result<&mut Vring, SessionError> {
         let position = usize::try_from(index).ok();
         position.and_then(|position| self.vrings.get_mut(position)).ok_or(SessionError::NoSuchRing(index))
+    }
+
+    /// The format of all rings.
+    pub(super) const fn ring_kind(&self) -> RingKind {
+        match self.features & features::RING_PACKED {
+            0 => RingKind::Split,
+            _ => RingKind::Packed,
+        }
     }
 
     pub(super) fn running(&self) -> Vec<u16> {

@@ -15,8 +15,9 @@ pub(super) struct Vring {
     pub(super) addresses: Option<RingAddresses>,
     /// Guest-physical address of the used ring, if what is written there is to be logged.
     pub(super) log_address: Option<u64>,
-    /// What `GET_VRING_BASE` answers: where the ring stopped last, or what the front-end set.
-    pub(super) base: u16,
+    /// What `GET_VRING_BASE` answers: where the ring stopped last, or what the front-end set. 16 bits of it in a
+    /// split ring.
+    pub(super) base: u32,
     /// `SET_VRING_KICK`: from then on the ring is started, until `GET_VRING_BASE`.
     pub(super) kick: Option<Arc<File>>,
     /// `SET_VRING_CALL`.

@@ -7,7 +7,8 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::ring::{Ring, RingKey};
+use super::kinds::AnyRing;
+use super::ring::RingKey;
 use crate::disk::Disk;
 use crate::virtio::blk::{Counters, Device};
 
@@ -18,9 +19,9 @@ pub type RingCount<D> = (Arc<Device<D>>, Counters);
 #[derive(Debug)]
 pub(super) enum Command<D: Disk> {
     /// Own this ring and look at it once; if its kick descriptor cannot be watched, drop it.
-    Attach(Box<Ring<D>>, SyncSender<std::io::Result<()>>),
+    Attach(AnyRing<D>, SyncSender<std::io::Result<()>>),
     /// Give this ring back, with everything fetched from it published.
-    Detach(RingKey, SyncSender<Option<Box<Ring<D>>>>),
+    Detach(RingKey, SyncSender<Option<AnyRing<D>>>),
     /// Say what each ring has done, and of which device it is; the sender is dropped when all have been named.
     Count(Sender<RingCount<D>>),
     /// End the thread; rings still owned are dropped.

@@ -8,12 +8,14 @@
 //! A worker whose rings are empty goes on looking at them for as long as pays ([`Polling`]) before it has their
 //! drivers kick and sleeps.
 
+mod kinds;
 mod mailbox;
 mod poll;
 mod pool;
 mod ring;
 mod run;
 
+pub use kinds::AnyRing;
 pub use mailbox::RingCount;
 pub use poll::Polling;
 pub use pool::{Place, Pool, PoolError};

@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::kinds::AnyRing;
 use super::mailbox::{Command, Mailbox, RingCount, mailbox};
 use super::poll::Polling;
-use super::ring::{Ring, RingKey};
+use super::ring::RingKey;
 use super::run::Runner;
 use crate::copy::fault::AltStack;
 use crate::cpus::Cpus;
@@ -64,7 +65,7 @@ impl<D: Disk> Pool<D> {
     ///
     /// # Errors
     /// [`PoolError`]; the ring is stopped then.
-    pub fn attach(&self, ring: Box<Ring<D>>, cpus: Option<&Arc<Cpus>>) -> Result<Place, PoolError> {
+    pub fn attach(&self, ring: AnyRing<D>, cpus: Option<&Arc<Cpus>>) -> Result<Place, PoolError> {
         let (answer, answered) = sync_channel(1);
         let place = {
             let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -86,7 +87,7 @@ impl<D: Disk> Pool<D> {
 
     /// Takes a ring back: when this returns, everything fetched from it is published and its worker does not
     /// touch it, nor its memory, any more. `None` if that worker does not have it.
-    pub fn detach(&self, place: Place, key: RingKey) -> Option<Box<Ring<D>>> {
+    pub fn detach(&self, place: Place, key: RingKey) -> Option<AnyRing<D>> {
         let (answer, answered) = sync_channel(1);
         {
             let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);

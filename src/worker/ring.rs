@@ -86,9 +86,9 @@ pub struct RingParts<D: Disk> {
 /// A started ring, driven by whoever owns it.
 #[derive(Debug)]
 #[repr(align(128))] // it changes with each request: no other worker's ring may share a cache line, or a pair of them
-pub struct Ring<D: Disk> {
+pub struct Ring<D: Disk, Q: Virtqueue = SplitQueue> {
     key: RingKey,
-    queue: SplitQueue,
+    queue: Q,
     memory: Translator,
     device: Arc<Device<D>>,
     cache: Arc<CacheMode>,
@@ -125,14 +125,14 @@ pub enum Served {
     Held,
 }
 
-impl<D: Disk> Ring<D> {
-    /// Starts a ring where its used index stands.
+impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
+    /// Starts a ring where the one before it has stopped.
     ///
     /// # Errors
     /// Size or addresses are not usable.
     pub fn start(parts: RingParts<D>, log_limit: Arc<LogLimit>) -> Result<Self, RingError> {
         let RingParts { key, layout, memory, device, cache, kick, call, err, connection } = parts;
-        let queue = SplitQueue::start(&layout, &memory)?;
+        let queue = Q::start(&layout, &memory)?;
         let memory = Translator::new(memory);
         Ok(Self {
             key,
@@ -174,10 +174,10 @@ impl<D: Disk> Ring<D> {
         self.broken.is_some()
     }
 
-    /// The used index, which is where the ring goes on: a request that still waits for a flush comes after it
-    /// and is done again.
-    pub fn base(&self) -> u16 {
-        self.queue.next_used()
+    /// Where the ring goes on: a request that still waits for a flush comes after it and is done again. As
+    /// `GET_VRING_BASE` answers it.
+    pub fn base(&self) -> u32 {
+        self.queue.base()
     }
 
     /// The device behind it.

@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use super::kinds::AnyRing;
 use super::mailbox::{Command, Inbox, RingCount};
 use super::poll::{Polling, Window};
-use super::ring::{Ring, RingKey, Served};
+use super::ring::{RingKey, Served};
 use crate::disk::Disk;
 
 /// Events taken from the kernel at once.
@@ -50,7 +51,7 @@ enum State {
 
 #[derive(Debug)]
 struct Slot<D: Disk> {
-    ring: Box<Ring<D>>,
+    ring: AnyRing<D>,
     state: State,
 }
 
@@ -243,7 +244,7 @@ impl<D: Disk> Runner<D> {
         }
     }
 
-    fn attach(&mut self, ring: Box<Ring<D>>) -> io::Result<()> {
+    fn attach(&mut self, ring: AnyRing<D>) -> io::Result<()> {
         let free = self.slots.iter().position(Option::is_none).unwrap_or(self.slots.len());
         let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, free as u64);
         self.epoll.ctl(ControlOperation::Add, ring.kick().as_raw_fd(), event)?;
@@ -258,7 +259,7 @@ impl<D: Disk> Runner<D> {
         Ok(())
     }
 
-    fn detach(&mut self, key: RingKey) -> Option<Box<Ring<D>>> {
+    fn detach(&mut self, key: RingKey) -> Option<AnyRing<D>> {
         let has_key = |slot: &Option<Slot<D>>| slot.as_ref().is_some_and(|slot| slot.ring.key() == key);
         let number = self.slots.iter().position(has_key)?;
         let Slot { ring, state } = self.slots.get_mut(number)?.take()?;

@@ -33,6 +33,8 @@ pub const EVENT_IDX: u64 = 1 << 29;
 pub const INDIRECT_DESC: u64 = 1 << 28;
 /// Feature bit: the device is not a legacy one.
 pub const VERSION_1: u64 = 1 << 32;
+/// Feature bit: rings are packed (VIRTIO 1.2 §2.8).
+pub const RING_PACKED: u64 = 1 << 34;
 /// Feature bit: there are protocol features, and rings wait for being enabled.
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
 
@@ -48,6 +50,8 @@ pub const SPANS: [Span; 2] =
 pub struct Options {
     /// Virtio feature bits.
     pub features: u64,
+    /// [`RING_PACKED`] too: [`Ring`] is a split one.
+    pub packed: bool,
     /// Protocol feature bits.
     pub protocol: VhostUserProtocolFeatures,
     /// The regions of the memory table.
@@ -56,7 +60,12 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { features: u64::MAX, protocol: VhostUserProtocolFeatures::all(), spans: SPANS.to_vec() }
+        Self {
+            features: u64::MAX,
+            packed: false,
+            protocol: VhostUserProtocolFeatures::all(),
+            spans: SPANS.to_vec(),
+        }
     }
 }
 
@@ -73,7 +82,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// Connects, acknowledges everything that is offered and shares [`SPANS`].
+    /// Connects, acknowledges everything that is offered (but for packed rings) and shares [`SPANS`].
     pub fn connect(path: &Path) -> Self {
         Self::connect_with(path, &Options::default())
     }
@@ -106,7 +115,7 @@ impl Session {
     pub fn negotiate_protocol(&mut self, options: &Options) {
         let offered = self.ask(|control| control.get_features()).unwrap();
         self.ask(|control| control.set_owner()).unwrap();
-        self.features = offered & options.features;
+        self.features = offered & options.features & if options.packed { u64::MAX } else { !RING_PACKED };
         if self.features & PROTOCOL_FEATURES != 0 {
             let offered = self.ask(|control| control.get_protocol_features()).unwrap();
             let wanted = offered & options.protocol;

@@ -6,6 +6,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
+use virtio_driver::VirtioFeatureFlags;
+
 use crate::common::daemon::{Place, Setup};
 use crate::common::driver::{Driver, Options, Request};
 use crate::common::{SECTOR_BYTES, pattern};
@@ -205,10 +207,11 @@ impl<'a> Run<'a> {
 
 #[test]
 fn random_requests_leave_the_image_that_the_model_predicts() {
-    for place in Place::ALL {
+    for (place, is_packed) in Place::ALL.into_iter().flat_map(|place| [(place, false), (place, true)]) {
         let daemon = Setup::new(place).disk("size=1M,queues=4").start();
         // A small ring is often full.
-        let options = Options { queues: QUEUES, queue_size: 16, ..Options::default() };
+        let mut options = Options { queues: QUEUES, queue_size: 16, ..Options::default() };
+        options.ring_features.set(VirtioFeatureFlags::RING_PACKED, is_packed);
         let mut driver = Driver::connect(&daemon.socket(0), options);
         assert_eq!(driver.config().capacity.to_native(), DISK_SECTORS);
         let driver = std::cell::RefCell::new(&mut driver);
@@ -228,7 +231,7 @@ fn random_requests_leave_the_image_that_the_model_predicts() {
             run.model.check(0, &std::fs::read(daemon.image(0)).unwrap(), "image")
         });
         if let Err(failure) = outcome {
-            panic!("{place:?}: {failure}");
+            panic!("{place:?}, packed {is_packed}: {failure}");
         }
         daemon.stop();
     }

@@ -6,7 +6,7 @@ use super::{assert_works, daemon};
 use crate::common::frontend::request::{OK, Request};
 use crate::common::frontend::ring::{NO_STATUS, Ring};
 use crate::common::frontend::wire::{Verdict, Wire};
-use crate::common::frontend::{SPANS, Session, assert_refused, settle};
+use crate::common::frontend::{Options, RING_PACKED, SPANS, Session, assert_refused, settle};
 use crate::common::wait_for;
 
 const SET_VRING_NUM: u32 = 8;
@@ -328,4 +328,36 @@ fn requests_complete_that_were_available_before_the_ring_started() {
         assert_eq!(ring.wait().head, head);
     }
     assert!(!ring.kick.is_rung(), "nobody has kicked");
+}
+
+/// Where a packed ring stands takes 32 bits: what was taken, and what was used, each with its wrap counter.
+#[test]
+fn the_base_of_a_packed_ring_has_32_bits_and_that_of_a_split_one_16() {
+    let daemon = daemon("");
+    for (packed, base, expected) in [
+        (true, 0x8005_8003, 0x8005_8003),
+        (true, 0x0001_0001, 0x0001_0001),
+        (true, 0, 0),
+        (false, 0x8005_8003, 0x8003),
+    ] {
+        let options = Options { packed, ..Options::default() };
+        let session = Session::connect_with(&daemon.socket(0), &options);
+        assert_eq!(session.features & RING_PACKED != 0, packed);
+        assert_eq!(session.wire.tell(SET_VRING_BASE, &state(0, base), &[]), Verdict::Ack);
+        let answer = session.wire.ask(GET_VRING_BASE, &state(0, 0), &[]).unwrap();
+        assert_eq!(answer.payload, state(0, expected), "base {base:#x}, packed {packed}");
+    }
+}
+
+#[test]
+fn packed_rings_need_no_power_of_two() {
+    let daemon = daemon("");
+    let options = Options { packed: true, ..Options::default() };
+    let session = Session::connect_with(&daemon.socket(0), &options);
+    for size in [1, 3, 100, 1023, 1024] {
+        assert_eq!(session.wire.tell(SET_VRING_NUM, &state(0, size), &[]), Verdict::Ack, "size {size}");
+    }
+    for size in [0, 1025, 32768, 65536, 65536 + 64, u32::MAX] {
+        assert_eq!(session.wire.tell(SET_VRING_NUM, &state(0, size), &[]), Verdict::Nack, "size {size}");
+    }
 }

@@ -1,13 +1,15 @@
 //! Feature bits offered to a driver.
 
 use virtio_bindings::bindings::virtio_blk as blk;
-use virtio_bindings::bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1};
+use virtio_bindings::bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 /// Bits that have a meaning for the data path.
 pub const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 /// See [`EVENT_IDX`].
 pub const INDIRECT_DESC: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
+/// See [`EVENT_IDX`].
+pub const RING_PACKED: u64 = 1 << VIRTIO_F_RING_PACKED;
 /// The driver sends FLUSH; without it every write must persist at once (VIRTIO 1.2 §5.2.6.2).
 pub const FLUSH: u64 = 1 << blk::VIRTIO_BLK_F_FLUSH;
 
@@ -16,6 +18,7 @@ pub const FLUSH: u64 = 1 << blk::VIRTIO_BLK_F_FLUSH;
 pub const fn offered(read_only: bool, queues: u16) -> u64 {
     let mut bits = EVENT_IDX
         | INDIRECT_DESC
+        | RING_PACKED
         | FLUSH
         | 1 << VIRTIO_F_VERSION_1
         | 1 << VIRTIO_F_IN_ORDER

@@ -12,8 +12,8 @@ use crate::copy::testing::Memory;
 use crate::disk::{Geometry, MappedDisk};
 use crate::log_limit::LogLimit;
 use crate::virtio::memory::{MemoryTable, RegionSpec};
-use crate::virtio::queue::{RingAddresses, RingLayout};
-use crate::worker::{Ring, RingKey, RingParts, Served};
+use crate::virtio::queue::{RingAddresses, RingKind, RingLayout};
+use crate::worker::{AnyRing, RingKey, RingParts, Served};
 
 const LIMITS: Limits = Limits { capacity_sectors: 1 << 40, block_sectors: 1, read_only: false };
 
@@ -93,6 +93,49 @@ fn descriptor() -> impl Strategy<Value = [u8; 16]> {
     )
 }
 
+/// A guest whose memory is full of this, with descriptors at its start.
+fn noisy(noise: &[u8], descriptors: &[[u8; 16]]) -> File {
+    let guest = memfd("guest", MEMORY_BYTES);
+    for (at, chunk) in (0..MEMORY_BYTES).step_by(noise.len()).zip(std::iter::repeat(noise)) {
+        guest.write_all_at(chunk, at).unwrap();
+    }
+    guest.write_all_at(descriptors.as_flattened(), 0).unwrap();
+    guest
+}
+
+/// A ring of eight descriptors in that guest, over a disk in memory.
+fn ring(kind: RingKind, guest: &File, event_idx: bool, indirect: bool) -> (AnyRing<MappedDisk>, File) {
+    let geometry = Geometry { capacity_bytes: DISK_BYTES, block_bytes: 512, read_only: false };
+    let disk = memfd("disk", DISK_BYTES);
+    let identity = Identity { name: "fuzz".into(), serial: [b'x'; 20] };
+    let device = Device::new(MappedDisk::new(disk.try_clone().unwrap(), geometry).unwrap(), identity, 1);
+    let kick = Arc::new(File::open("/dev/null").unwrap());
+    let file = guest.try_clone().unwrap();
+    let spec = RegionSpec { guest_start: 0, len_bytes: MEMORY_BYTES, user_start: 0, file_offset: 0, file };
+    let addresses = RingAddresses { descriptors: 0, available: 0x100, used: 0x200 };
+    let parts = RingParts {
+        key: RingKey { session: 0, index: 0 },
+        layout: RingLayout {
+            kind,
+            size: 8,
+            addresses,
+            base: 0,
+            event_idx,
+            indirect,
+            max_indirect: MAX_INDIRECT,
+        },
+        memory: Arc::new(MemoryTable::map(vec![spec]).unwrap()),
+        device: Arc::new(device),
+        cache: Arc::new(CacheMode::unknown(true)),
+        kick,
+        call: None,
+        err: None,
+        connection: None,
+    };
+    let ring = AnyRing::start(parts, Arc::new(LogLimit::default())).unwrap();
+    (ring, disk)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
@@ -107,37 +150,14 @@ proptest! {
         indirect: bool,
         event_idx: bool,
     ) {
-        let guest = memfd("guest", MEMORY_BYTES);
-        for (at, chunk) in (0..MEMORY_BYTES).step_by(noise.len()).zip(std::iter::repeat(&noise)) {
-            guest.write_all_at(chunk, at).unwrap();
-        }
-        guest.write_all_at(descriptors.as_flattened(), 0).unwrap();
+        let guest = noisy(&noise, &descriptors);
         let mut avail = vec![0, 0];
         avail.extend_from_slice(&offered.to_le_bytes());
         avail.extend(heads.iter().flat_map(|head| head.to_le_bytes()));
         guest.write_all_at(&avail, 0x100).unwrap();
         guest.write_all_at(&[0; 4], 0x200).unwrap();
 
-        let geometry = Geometry { capacity_bytes: DISK_BYTES, block_bytes: 512, read_only: false };
-        let disk = memfd("disk", DISK_BYTES);
-        let identity = Identity { name: "fuzz".into(), serial: [b'x'; 20] };
-        let device = Device::new(MappedDisk::new(disk.try_clone().unwrap(), geometry).unwrap(), identity, 1);
-        let kick = Arc::new(File::open("/dev/null").unwrap());
-        let file = guest.try_clone().unwrap();
-        let spec = RegionSpec { guest_start: 0, len_bytes: MEMORY_BYTES, user_start: 0, file_offset: 0, file };
-        let addresses = RingAddresses { descriptors: 0, available: 0x100, used: 0x200 };
-        let parts = RingParts {
-            key: RingKey { session: 0, index: 0 },
-            layout: RingLayout { size: 8, addresses, event_idx, indirect, max_indirect: MAX_INDIRECT },
-            memory: Arc::new(MemoryTable::map(vec![spec]).unwrap()),
-            device: Arc::new(device),
-            cache: Arc::new(CacheMode::unknown(true)),
-            kick,
-            call: None,
-            err: None,
-            connection: None,
-        };
-        let mut ring = Ring::start(parts, Arc::new(LogLimit::default())).unwrap();
+        let (mut ring, disk) = ring(RingKind::Split, &guest, event_idx, indirect);
         // A request may write into the ring itself and so offer more; but not for ever in so few rounds.
         let _ = (0..4).take_while(|_| ring.serve(Waker::noop()) == Served::More).count();
         prop_assert_eq!(disk.metadata().unwrap().len(), DISK_BYTES);
@@ -147,6 +167,40 @@ proptest! {
         prop_assert_eq!(done.broken_rings, u64::from(ring.is_broken()));
         if offered > 8 {
             prop_assert!(ring.is_broken());
+        }
+    }
+
+    /// The same in a packed ring, of which every slot may be available, used or neither.
+    #[test]
+    fn no_bytes_of_a_guest_with_packed_rings_do_harm(
+        slots in prop::collection::vec((descriptor(), 0..8_u8), 8),
+        noise in prop::collection::vec(0..4_u8, 64),
+        areas: [u8; 8],
+        indirect: bool,
+        event_idx: bool,
+    ) {
+        const AVAIL: u16 = 1 << 7;
+        let slots: Vec<[u8; 16]> = slots.into_iter().map(|(mut slot, state)| {
+            // In a packed ring the flags come last; the id is anything.
+            slot.swap(12, 14);
+            slot.swap(13, 15);
+            let flags = u16::from_le_bytes([slot[14], slot[15]]);
+            let flags = match state { 0 => flags ^ AVAIL, 1 => flags, _ => flags & 0x7fff | AVAIL };
+            slot[14..].copy_from_slice(&flags.to_le_bytes());
+            slot
+        }).collect();
+        let guest = noisy(&noise, &slots);
+        guest.write_all_at(&areas[..4], 0x100).unwrap();
+        guest.write_all_at(&areas[4..], 0x200).unwrap();
+
+        let (mut ring, disk) = ring(RingKind::Packed, &guest, event_idx, indirect);
+        let rounds = (0..4).take_while(|_| ring.serve(Waker::noop()) == Served::More).count();
+        prop_assert_eq!(disk.metadata().unwrap().len(), DISK_BYTES);
+        let done = ring.counters();
+        prop_assert_eq!(done.broken_rings, u64::from(ring.is_broken()));
+        // Whatever was answered is the driver's again.
+        if !ring.is_broken() && rounds < 4 {
+            prop_assert!(!ring.has_work());
         }
     }
 }

@@ -3,13 +3,13 @@
 //! Bytes are stored, then marked, then shown to the driver by the used index; that word is stored last, and
 //! marked right after. Whoever clears a mark and copies the page afterwards either has the bytes or finds the
 //! page marked again. What a back-end that dies between the two has not marked is marked by the next one: it
-//! begins with the whole used ring.
+//! begins with the whole used ring. A packed ring's used descriptors are stored when they are shown, and marked
+//! right after.
 
 use std::sync::Arc;
 
 use super::chain::Chain;
-use super::split::RingLayout;
-use super::{MAX_QUEUE_SIZE, walk};
+use super::{MAX_QUEUE_SIZE, RingLayout, walk};
 use crate::virtio::memory::{DirtyLog, MemoryTable};
 
 /// One ring's access to the log: made when the ring starts, dropped when it stops or logging ends.
@@ -17,7 +17,7 @@ use crate::virtio::memory::{DirtyLog, MemoryTable};
 pub struct RingLog {
     log: Arc<DirtyLog>,
     memory: Arc<MemoryTable>,
-    /// Guest-physical address of the used ring (`SET_VRING_ADDR`); none if it is not to be logged.
+    /// Guest-physical address of the used ring, or of a packed ring's device area (`SET_VRING_ADDR`); none if it is not to be logged.
     used_start: Option<u64>,
     /// Where the chain that is executed may be written to: address and length in bytes.
     written: Vec<(u64, u64)>,
@@ -68,7 +68,16 @@ impl RingLog {
         }
     }
 
-    /// Marks bytes of the used ring, counted from its start.
+    /// Marks bytes of a packed ring, wherever they are mapped.
+    pub(super) fn mark_mapped(&self, host: *const u8, len_bytes: u64) {
+        if self.used_start.is_some()
+            && let Some(address) = self.memory.guest_address(host)
+        {
+            self.log.mark(address, len_bytes);
+        }
+    }
+
+    /// Marks bytes of a split ring's used ring, counted from its start.
     pub(super) fn mark_used(&self, offset: u64, len_bytes: u64) {
         if let Some(start) = self.used_start {
             self.log.mark(start.saturating_add(offset), len_bytes);

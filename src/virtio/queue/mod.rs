@@ -1,7 +1,8 @@
 //! Virtqueues over host pointers.
 //!
-//! A ring is driven by one thread, in order, and a request is finished when it leaves that thread: the used
-//! index alone says what has been done, and a ring started anew begins there (`architecture.md`, D2).
+//! A ring is driven by one thread, in order, and a request is finished when it leaves that thread: the ring
+//! alone says what has been done, by its used index or by its used descriptors, and a ring started anew begins
+//! there (`architecture.md`, D2).
 //!
 //! The life of a batch:
 //!
@@ -13,8 +14,10 @@
 //! Everything a guest writes is read once and checked where it is read.
 
 mod chain;
+mod layout;
 mod log;
 mod notify;
+mod packed;
 mod split;
 mod walk;
 
@@ -22,16 +25,24 @@ mod walk;
 mod tests;
 
 pub use chain::{Buffer, Chain, Completion, Flaw, Head, HeldStatus, Parts, StatusByte};
+pub use layout::{RingAddresses, RingKind, RingLayout};
 pub use log::RingLog;
-pub use split::{RingAddresses, RingLayout, SplitQueue};
+pub use packed::PackedQueue;
+pub use split::SplitQueue;
 
-use crate::virtio::memory::Translator;
+use crate::virtio::memory::{MemoryTable, Translator};
 
 /// Largest ring: QEMU's limit, the largest any known front-end asks for.
 pub const MAX_QUEUE_SIZE: u16 = 1024;
 
 /// A ring that the data path can drive, split or packed.
-pub trait Virtqueue {
+pub trait Virtqueue: Sized {
+    /// Starts a ring where the one before it has stopped. It must be dropped before `memory` is.
+    ///
+    /// # Errors
+    /// The size is not allowed, or an area is not mapped or not aligned.
+    fn start(layout: &RingLayout, memory: &MemoryTable) -> Result<Self, RingError>;
+
     /// Takes the next chain that the driver has made available. The chain borrows the ring: it must become a
     /// [`Completion`] before the next one is taken.
     ///
@@ -50,7 +61,8 @@ pub trait Virtqueue {
     /// Notes a finished chain in the ring. The driver does not see it before [`publish`](Self::publish).
     fn complete(&mut self, completion: Completion);
 
-    /// Shows everything completed to the driver, with one store. Returns whether it wants to be called.
+    /// Shows everything completed to the driver: with one store, or in a packed ring with one a chain, in order.
+    /// Returns whether it wants to be called.
     fn publish(&mut self) -> bool;
 
     /// Asks the driver not to kick while the ring is looked at anyway.
@@ -66,16 +78,22 @@ pub trait Virtqueue {
     /// Marks all that it, or a back-end before it, may ever have written to guest memory itself.
     fn log_all(&self, log: &RingLog);
 
-    /// Number of the next chain to complete, which is the used index in guest memory after a publish.
-    fn next_used(&self) -> u16;
+    /// Where a ring started anew goes on, which is what was published, in the form of `GET_VRING_BASE`: the used
+    /// index, or in a packed ring two positions of 16 bits.
+    fn base(&self) -> u32;
 }
 
 /// Why a ring cannot be started or cannot go on. Only a restart of that ring by the front-end mends it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RingError {
-    /// Not a power of two up to [`MAX_QUEUE_SIZE`].
-    #[error("queue size {0} is not a power of two from 1 to {MAX_QUEUE_SIZE}")]
+    /// More than [`MAX_QUEUE_SIZE`], none, or in a split ring not a power of two.
+    #[error(
+        "queue size {0} is not a power of two from 1 to {MAX_QUEUE_SIZE} (a packed ring needs no power of two)"
+    )]
     Size(u32),
+    /// A packed ring's base (`SET_VRING_BASE`).
+    #[error("the base is slot {0} of a ring of {1}")]
+    Base(u16, u16),
     /// One of the three areas is not inside one memory region.
     #[error("the {0} lies outside guest memory, or in two regions")]
     Unmapped(&'static str),

@@ -8,37 +8,14 @@
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use super::chain::{Chain, Completion, Flaw, Head};
+use super::layout::area;
 use super::notify::{NO_INTERRUPT, NO_NOTIFY, passed};
-use super::walk::{DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, Walk, indirect_len, read_halves, scratch};
-use super::{MAX_QUEUE_SIZE, RingError, RingLog, Virtqueue};
-use crate::copy::{self, Segment, Segments};
+use super::walk::{
+    DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, Walk, indirect_len, peek_buffer, read_halves, scratch,
+};
+use super::{RingAddresses, RingError, RingKind, RingLayout, RingLog, Virtqueue};
+use crate::copy::Segment;
 use crate::virtio::memory::{MemoryTable, Translator};
-
-/// Where the three areas are, in the front-end's own addresses (`SET_VRING_ADDR`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RingAddresses {
-    /// Descriptor table.
-    pub descriptors: u64,
-    /// Available ring, written by the driver.
-    pub available: u64,
-    /// Used ring, written by us.
-    pub used: u64,
-}
-
-/// What a ring is started with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RingLayout {
-    /// Number of descriptors.
-    pub size: u32,
-    /// Where it is.
-    pub addresses: RingAddresses,
-    /// `VIRTIO_F_EVENT_IDX` is negotiated.
-    pub event_idx: bool,
-    /// `VIRTIO_F_INDIRECT_DESC` is negotiated.
-    pub indirect: bool,
-    /// Most descriptors in an indirect table, where that is more than `size`.
-    pub max_indirect: u16,
-}
 
 /// A descriptor, read once.
 #[derive(Debug, Clone, Copy)]
@@ -93,43 +70,6 @@ pub struct SplitQueue {
 unsafe impl Send for SplitQueue {}
 
 impl SplitQueue {
-    /// Starts a ring where its used index stands: whatever a front-end thinks, that is what was done.
-    ///
-    /// The ring must be dropped before `memory` is.
-    ///
-    /// # Errors
-    /// The size is not allowed, or an area is not mapped or not aligned.
-    pub fn start(layout: &RingLayout, memory: &MemoryTable) -> Result<Self, RingError> {
-        let size = checked_size(layout.size)?;
-        let slots = u64::from(size);
-        let event_bytes = if layout.event_idx { 2 } else { 0 };
-        let RingAddresses { descriptors, available, used } = layout.addresses;
-        let area = |name, address, len_bytes, align| {
-            let host = memory.resolve_user(address, len_bytes).ok_or(RingError::Unmapped(name))?;
-            if host.addr() % align == 0 { Ok(host) } else { Err(RingError::Misaligned(name)) }
-        };
-        let table = area("descriptor table", descriptors, slots * u64::from(DESCRIPTOR_BYTES), 16)?;
-        let available = area("available ring", available, 4 + slots * 2 + event_bytes, 2)?;
-        let used = area("used ring", used, 4 + slots * 8 + event_bytes, 4)?;
-        let max_indirect = layout.max_indirect.max(size);
-        let mut queue = Self {
-            table: Table { base: table, len: size },
-            available,
-            used,
-            mask: size.wrapping_sub(1),
-            next_avail: 0,
-            next_used: 0,
-            published: 0,
-            event_idx: layout.event_idx,
-            indirect: layout.indirect,
-            max_indirect,
-            segments: scratch(size, max_indirect),
-        };
-        let start = u16::from_le(queue.used_word(2).load(Ordering::Acquire));
-        (queue.next_avail, queue.next_used, queue.published) = (start, start, start);
-        Ok(queue)
-    }
-
     /// The word at `offset` of the available ring.
     #[inline]
     fn available_word(&self, offset: usize) -> &AtomicU16 {
@@ -199,15 +139,34 @@ impl SplitQueue {
     }
 }
 
-/// A ring's size, checked (VIRTIO 1.2 §2.7).
-fn checked_size(size: u32) -> Result<u16, RingError> {
-    u16::try_from(size)
-        .ok()
-        .filter(|size| size.is_power_of_two() && *size <= MAX_QUEUE_SIZE)
-        .ok_or(RingError::Size(size))
-}
-
 impl Virtqueue for SplitQueue {
+    /// Starts a ring where its used index stands: whatever a front-end thinks, that is what was done.
+    fn start(layout: &RingLayout, memory: &MemoryTable) -> Result<Self, RingError> {
+        let size = RingKind::Split.check_size(layout.size)?;
+        let slots = u64::from(size);
+        let event_bytes = if layout.event_idx { 2 } else { 0 };
+        let RingAddresses { descriptors, available, used } = layout.addresses;
+        let table_bytes = slots * u64::from(DESCRIPTOR_BYTES);
+        let table = area(memory, "descriptor table", descriptors, table_bytes, 16)?;
+        let max_indirect = layout.max_indirect.max(size);
+        let mut queue = Self {
+            table: Table { base: table, len: size },
+            available: area(memory, "available ring", available, 4 + slots * 2 + event_bytes, 2)?,
+            used: area(memory, "used ring", used, 4 + slots * 8 + event_bytes, 4)?,
+            mask: size.wrapping_sub(1),
+            next_avail: 0,
+            next_used: 0,
+            published: 0,
+            event_idx: layout.event_idx,
+            indirect: layout.indirect,
+            max_indirect,
+            segments: scratch(size, max_indirect),
+        };
+        let start = u16::from_le(queue.used_word(2).load(Ordering::Acquire));
+        (queue.next_avail, queue.next_used, queue.published) = (start, start, start);
+        Ok(queue)
+    }
+
     #[inline]
     fn pop<'a>(&'a mut self, memory: &'a mut Translator) -> Result<Option<Chain<'a>>, RingError> {
         if self.waiting()? == 0 {
@@ -238,12 +197,7 @@ impl Virtqueue for SplitQueue {
             let base = memory.resolve(first.address, u64::from(DESCRIPTOR_BYTES))?;
             first = Table { base, len: 1 }.read(0).ok()?;
         }
-        let start = memory.resolve(first.address, N as u64)?;
-        let bytes = [Segment::new(start, N)];
-        // SAFETY: the translator found the segment in its table, which it keeps mapped.
-        let bytes = unsafe { Segments::new(&bytes) };
-        let mut peeked = [0; N];
-        (copy::load_slice(bytes, &mut peeked) == N).then_some(peeked)
+        peek_buffer(first.address, memory)
     }
 
     #[inline]
@@ -315,7 +269,7 @@ impl Virtqueue for SplitQueue {
         log.mark_used(0, 4 + u64::from(self.table.len) * 8 + event_bytes);
     }
 
-    fn next_used(&self) -> u16 {
-        self.next_used
+    fn base(&self) -> u32 {
+        u32::from(self.next_used)
     }
 }

@@ -6,7 +6,7 @@
 
 use super::RingError;
 use super::chain::{Buffer, Chain, Flaw, Head};
-use crate::copy::Segment;
+use crate::copy::{self, Segment, Segments};
 use crate::virtio::memory::Translator;
 
 /// Descriptor flags (VIRTIO 1.2 §2.7.5): the chain goes on, the device writes, a table of descriptors.
@@ -50,6 +50,17 @@ pub(super) unsafe fn read_halves(at: *const u8) -> [u64; 2] {
     // SAFETY: as above.
     let second = unsafe { half.wrapping_add(1).read_volatile() };
     [u64::from_le(first.0), u64::from_le(second.0)]
+}
+
+/// The first bytes of a buffer, for a guess: nobody has checked it yet.
+#[inline]
+pub(super) fn peek_buffer<const N: usize>(address: u64, memory: &mut Translator) -> Option<[u8; N]> {
+    let start = memory.resolve(address, N as u64)?;
+    let bytes = [Segment::new(start, N)];
+    // SAFETY: the translator found the segment in its table, which it keeps mapped.
+    let bytes = unsafe { Segments::new(&bytes) };
+    let mut peeked = [0; N];
+    (copy::load_slice(bytes, &mut peeked) == N).then_some(peeked)
 }
 
 /// What a walk over a chain has found so far.

@@ -17,7 +17,7 @@ use vhost_user_pmem::copy::{Engine, Persist, Segment, Segments, store_fence};
 use vhost_user_pmem::disk::{Disk as _, Geometry, MappedDisk};
 use vhost_user_pmem::virtio::blk::{CacheMode, Device, Identity, SEG_MAX};
 use vhost_user_pmem::virtio::memory::{MemoryTable, RegionSpec};
-use vhost_user_pmem::virtio::queue::{RingAddresses, RingLayout};
+use vhost_user_pmem::virtio::queue::{RingAddresses, RingKind, RingLayout};
 use vhost_user_pmem::worker::{Ring, RingKey, RingParts, Served};
 
 use super::{map, memfd};
@@ -293,8 +293,15 @@ fn start(
     let cache = CacheMode::write_through();
     cache.set_writeback(!shape.write_through);
     let (event_idx, indirect) = (shape.event_idx, shape.indirect);
-    let layout =
-        RingLayout { size: RING_SIZE as u32, addresses, event_idx, indirect, max_indirect: SEG_MAX + 2 };
+    let layout = RingLayout {
+        kind: RingKind::Split,
+        size: RING_SIZE as u32,
+        addresses,
+        base: 0,
+        event_idx,
+        indirect,
+        max_indirect: SEG_MAX + 2,
+    };
     let parts = RingParts {
         key: RingKey { session: 0, index: ring as u16 },
         layout,

@@ -1,0 +1,55 @@
+//! Where a test can stop a ring dead, as a killed process would: whatever comes after the point does not happen.
+//!
+//! Outside of this crate's own tests there are no such points.
+
+/// A step of a request's way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Point {
+    /// A word of the ring is about to be stored.
+    RingStore,
+}
+
+#[cfg(not(test))]
+#[inline(always)]
+pub(crate) const fn reached(_point: Point) {}
+
+#[cfg(test)]
+pub(crate) use armed::{reached, stops_at};
+
+#[cfg(test)]
+mod armed {
+    use std::cell::Cell;
+    use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+    use super::Point;
+
+    thread_local! {
+        /// The point where this thread stops, and how often it passes there before.
+        static ARMED: Cell<Option<(Point, u32)>> = const { Cell::new(None) };
+    }
+
+    struct Stopped;
+
+    pub(crate) fn reached(point: Point) {
+        match ARMED.get() {
+            Some((armed, 0)) if armed == point => {
+                ARMED.set(None);
+                resume_unwind(Box::new(Stopped));
+            }
+            Some((armed, left)) if armed == point => ARMED.set(Some((armed, left - 1))),
+            _ => {}
+        }
+    }
+
+    /// Does something until it reaches a point for the time after `passes`. `None` if it was stopped there.
+    pub(crate) fn stops_at<T>(point: Point, passes: u32, act: impl FnOnce() -> T) -> Option<T> {
+        ARMED.set(Some((point, passes)));
+        let acted = catch_unwind(AssertUnwindSafe(act));
+        ARMED.set(None);
+        match acted {
+            Ok(done) => Some(done),
+            Err(panic) if panic.is::<Stopped>() => None,
+            Err(panic) => resume_unwind(panic),
+        }
+    }
+}

@@ -1,0 +1,425 @@
+//! The packed virtqueue (VIRTIO 1.2 §2.8), walked over host pointers.
+//!
+//! There is no used index in memory; a ring started anew finds its place all the same (`architecture.md`, D2):
+//!
+//! - A chain's used descriptor is one store of 8 bytes at its head, and chains are published in order. What is
+//!   published at any instant is a prefix of what was fetched.
+//! - Before that store the USED bits of the chain's other slots are set as well. Drivers pass them over, and they
+//!   write their own inverse of the wrap counter there, which is what the bit is then: so only the device ever
+//!   changes a USED bit, and the slots used in this pass are those whose bit equals the wrap counter.
+//! - After a batch, the place is recorded in the device area where an event offset could be, which a driver reads
+//!   only if the flags beside it say so: ours never do. A crash between the two leaves a record that is behind by
+//!   slots that all bear the mark.
+//!
+//! So the place is the first slot without the mark, from the record on. The front-end's base counts in a ring
+//! that has no record of ours, or one that its slots contradict.
+
+#![allow(unsafe_code)]
+
+mod position;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+
+use self::position::Position;
+use super::chain::{Chain, Completion, Flaw, Head};
+use super::layout::area;
+use super::notify::passed;
+use super::walk::{
+    DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, Walk, indirect_len, peek_buffer, read_halves, scratch,
+};
+use super::{RingAddresses, RingError, RingKind, RingLayout, RingLog, Virtqueue};
+use crate::copy::Segment;
+use crate::stop_point::{self, Point};
+use crate::virtio::memory::{MemoryTable, Translator};
+
+/// Descriptor flags (VIRTIO 1.2 §2.8.1).
+const AVAIL: u16 = 1 << 7;
+const USED: u16 = 1 << 15;
+
+/// Event suppression (VIRTIO 1.2 §2.8.10): notify always, never, or of one descriptor.
+const ENABLE: u16 = 0;
+const DISABLE: u16 = 1;
+const ONE_DESCRIPTOR: u16 = 2;
+
+/// Size of an event suppression structure in bytes.
+const EVENT_BYTES: u64 = 4;
+
+/// A descriptor, read once.
+#[derive(Debug, Clone, Copy)]
+struct Descriptor {
+    address: u64,
+    len_bytes: u32,
+    id: u16,
+    flags: u16,
+}
+
+impl Descriptor {
+    #[inline]
+    fn of([address, rest]: [u64; 2]) -> Self {
+        let [l0, l1, l2, l3, i0, i1, f0, f1] = rest.to_le_bytes();
+        let (id, flags) = (u16::from_le_bytes([i0, i1]), u16::from_le_bytes([f0, f1]));
+        Self { address, len_bytes: u32::from_le_bytes([l0, l1, l2, l3]), id, flags }
+    }
+}
+
+/// A chain that is finished and not published.
+#[derive(Debug, Clone, Copy)]
+struct Finished {
+    id: u16,
+    written_bytes: u32,
+}
+
+/// A packed ring, running.
+#[derive(Debug)]
+pub struct PackedQueue {
+    ring: *mut u8,
+    driver: *mut u8,
+    device: *mut u8,
+    size: u16,
+    next_avail: Position,
+    next_used: Position,
+    /// Lengths of the chains taken and not published, in slots. There are never more of them than slots.
+    taken: VecDeque<u16>,
+    /// Their sum.
+    taken_slots: u16,
+    /// What was published last: from where, and how many slots.
+    shown: (Position, u16),
+    /// Those to be published, the first of `taken`.
+    finished: Vec<Finished>,
+    event_idx: bool,
+    indirect: bool,
+    max_indirect: u16,
+    /// Slots of the last chain taken: the next ones are probably as long.
+    stride: u16,
+    /// Scratch for one chain, allocated once: D7.
+    segments: Vec<Segment>,
+}
+
+// SAFETY: the pointers lead into guest memory that the ring's owner keeps mapped, and only the one thread
+// that owns the ring uses them.
+unsafe impl Send for PackedQueue {}
+
+impl PackedQueue {
+    #[inline]
+    fn slot(&self, slot: u16) -> *mut u8 {
+        debug_assert!(slot < self.size);
+        self.ring.wrapping_add(usize::from(slot) * DESCRIPTOR_BYTES as usize)
+    }
+
+    /// The flags of a slot.
+    #[inline]
+    fn flags(&self, slot: u16) -> &AtomicU16 {
+        let at = self.slot(slot).wrapping_add(14);
+        // SAFETY: the slot is inside the ring checked in `start`, which stays mapped while this lives, and is
+        // aligned to 16 bytes; the driver's side of it is another processor.
+        unsafe { AtomicU16::from_ptr(at.cast()) }
+    }
+
+    /// The half of a slot that length, id and flags share.
+    #[inline]
+    fn second_half(&self, slot: u16) -> &AtomicU64 {
+        let at = self.slot(slot).wrapping_add(8);
+        // SAFETY: as above.
+        unsafe { AtomicU64::from_ptr(at.cast()) }
+    }
+
+    /// Reads a slot; what the driver wrote before its flags is seen with them.
+    #[inline]
+    fn read(&self, slot: u16) -> Descriptor {
+        let second = u64::from_le(self.second_half(slot).load(Ordering::Acquire));
+        // SAFETY: as in `flags`.
+        let first = unsafe { AtomicU64::from_ptr(self.slot(slot).cast()) };
+        Descriptor::of([u64::from_le(first.load(Ordering::Relaxed)), second])
+    }
+
+    /// Both words of the driver's area, of one moment.
+    #[inline]
+    fn driver_event(&self) -> [u16; 2] {
+        // SAFETY: 4 bytes, aligned to 4, checked in `start`.
+        let both = unsafe { AtomicU32::from_ptr(self.driver.cast()) };
+        let [o0, o1, f0, f1] = u32::from_le(both.load(Ordering::Relaxed)).to_le_bytes();
+        [u16::from_le_bytes([o0, o1]), u16::from_le_bytes([f0, f1])]
+    }
+
+    /// A word of the device's area: the offset, where our record is, or the flags.
+    #[inline]
+    fn device_word(&self, offset: usize) -> &AtomicU16 {
+        let at = self.device.wrapping_add(offset);
+        // SAFETY: 4 bytes, aligned to 4, checked in `start`; `offset` is 0 or 2.
+        unsafe { AtomicU16::from_ptr(at.cast()) }
+    }
+
+    #[inline]
+    fn is_available(&self, at: Position) -> bool {
+        let flags = u16::from_le(self.flags(at.slot).load(Ordering::Acquire));
+        (flags & AVAIL != 0) == at.wrap && (flags & USED != 0) != at.wrap
+    }
+
+    /// Whether this slot was used in this pass.
+    fn is_marked(&self, at: Position) -> bool {
+        let flags = u16::from_le(self.flags(at.slot).load(Ordering::Acquire));
+        (flags & USED != 0) == at.wrap
+    }
+
+    /// Where the device that drove this ring last has stopped, whatever stopped it.
+    fn find(&self, base: u32) -> Result<Position, RingError> {
+        let word = u16::from_le(self.device_word(0).load(Ordering::Acquire));
+        if let Some(mut at) = Position::from_record(word, self.size) {
+            for _ in 0..self.size {
+                if !self.is_marked(at) {
+                    break;
+                }
+                at = at.advance(1, self.size);
+            }
+            if self.agrees(at) {
+                return Ok(at);
+            }
+        }
+        Position::from_base(base, self.size)
+    }
+
+    /// Whether a ring can look like that after what was used up to `at`: the slot before it bears the mark of the
+    /// pass that it was in, and none of those that are available from there on bears that of this one, except in
+    /// the very next chain, if that was about to be published.
+    fn agrees(&self, mut at: Position) -> bool {
+        let mut is_next_chain = false;
+        (1..=self.size).all(|count| {
+            let flags = u16::from_le(self.flags(at.slot).load(Ordering::Acquire));
+            let counts = count == self.size || (flags & AVAIL != 0) == at.wrap;
+            let is_possible = is_next_chain || !counts || (flags & USED != 0) != at.wrap;
+            is_next_chain = flags & NEXT != 0 && (is_next_chain || count == 1);
+            at = at.advance(1, self.size);
+            is_possible
+        })
+    }
+
+    /// Writes down that everything before this was used.
+    #[inline]
+    fn record(&self, at: Position) {
+        self.device_word(0).store(at.to_record().to_le(), Ordering::Release);
+    }
+
+    /// Walks the chain at `next_avail` to its end. Returns its buffer id and its length in slots too.
+    #[inline]
+    fn walk(&mut self, memory: &mut Translator) -> Result<(Walk, u16, u16), RingError> {
+        self.segments.clear();
+        let mut walk = Walk::default();
+        let (mut at, mut length) = (self.next_avail, 0_u16);
+        let mut in_table = false;
+        loop {
+            // What is taken and not published is not the driver's to offer again.
+            if self.taken_slots.wrapping_add(length) >= self.size {
+                return Err(RingError::EndlessChain);
+            }
+            let Descriptor { address, len_bytes, id, flags } = self.read(at.slot);
+            if flags & INDIRECT != 0 {
+                if !self.indirect || flags & NEXT != 0 || length > 0 {
+                    walk.flawed(Flaw::Indirect);
+                }
+                if length == 0 {
+                    self.walk_table(&mut walk, address, len_bytes, memory)?;
+                    in_table = true;
+                }
+            } else if !in_table {
+                walk.take(address, len_bytes, flags & WRITE != 0, memory, &mut self.segments);
+            }
+            length = length.wrapping_add(1);
+            if flags & NEXT == 0 {
+                return Ok((walk.end()?, id, length));
+            }
+            at = at.advance(1, self.size);
+        }
+    }
+
+    /// An indirect table is a chain of all its descriptors, whatever their flags say but for the direction
+    /// (VIRTIO 1.2 §2.8.7).
+    fn walk_table(
+        &mut self,
+        walk: &mut Walk,
+        address: u64,
+        len_bytes: u32,
+        memory: &mut Translator,
+    ) -> Result<(), RingError> {
+        let len = indirect_len(len_bytes, self.max_indirect)?;
+        let table =
+            memory.resolve(address, u64::from(len_bytes)).ok_or(RingError::IndirectUnmapped(address))?;
+        for index in 0..usize::from(len) {
+            // SAFETY: the table's `len` descriptors are mapped, as the translator says.
+            let halves = unsafe { read_halves(table.wrapping_add(index * DESCRIPTOR_BYTES as usize)) };
+            let Descriptor { address, len_bytes, flags, .. } = Descriptor::of(halves);
+            walk.take(address, len_bytes, flags & WRITE != 0, memory, &mut self.segments);
+        }
+        Ok(())
+    }
+
+    /// Shows a chain to the driver: the marks of its other slots first.
+    #[inline]
+    fn publish_chain(&self, head: Position, length: u16, chain: Finished) {
+        let mut at = head;
+        for _ in 1..length {
+            at = at.advance(1, self.size);
+            let flags = u16::from_le(self.flags(at.slot).load(Ordering::Relaxed));
+            let marked = if at.wrap { flags | USED } else { flags & !USED };
+            stop_point::reached(Point::RingStore);
+            self.flags(at.slot).store(marked.to_le(), Ordering::Relaxed);
+        }
+        let direction = if chain.written_bytes > 0 { WRITE } else { 0 };
+        let flags = direction | if head.wrap { AVAIL | USED } else { 0 };
+        let used = u64::from(chain.written_bytes) | u64::from(chain.id) << 32 | u64::from(flags) << 48;
+        stop_point::reached(Point::RingStore);
+        self.second_half(head.slot).store(used.to_le(), Ordering::Release);
+    }
+
+    /// Whether the driver wants to know that `slots` were used, up to `next_used`.
+    #[inline]
+    fn wants_call(&self, slots: u16) -> bool {
+        let [off_wrap, flags] = self.driver_event();
+        match flags & 3 {
+            DISABLE => false,
+            ONE_DESCRIPTOR if self.event_idx => {
+                // Slots of the pass before are counted below zero.
+                let is_same_pass = (off_wrap & USED != 0) == self.next_used.wrap;
+                let before = if is_same_pass { 0 } else { self.size };
+                let (event, new) = ((off_wrap & !USED).wrapping_sub(before), self.next_used.slot);
+                passed(event, new, new.wrapping_sub(slots))
+            }
+            _ => true,
+        }
+    }
+}
+
+impl Virtqueue for PackedQueue {
+    /// Starts a ring where the one before it has stopped; see the module.
+    fn start(layout: &RingLayout, memory: &MemoryTable) -> Result<Self, RingError> {
+        let size = RingKind::Packed.check_size(layout.size)?;
+        let RingAddresses { descriptors, available, used } = layout.addresses;
+        let ring_bytes = u64::from(size) * u64::from(DESCRIPTOR_BYTES);
+        let max_indirect = layout.max_indirect.max(size);
+        let mut queue = Self {
+            ring: area(memory, "descriptor ring", descriptors, ring_bytes, 16)?,
+            driver: area(memory, "driver area", available, EVENT_BYTES, 4)?,
+            device: area(memory, "device area", used, EVENT_BYTES, 4)?,
+            size,
+            next_avail: Position::START,
+            next_used: Position::START,
+            taken: VecDeque::with_capacity(usize::from(size)),
+            taken_slots: 0,
+            shown: (Position::START, 0),
+            finished: Vec::with_capacity(usize::from(size)),
+            event_idx: layout.event_idx,
+            indirect: layout.indirect,
+            max_indirect,
+            stride: 1,
+            segments: scratch(size, max_indirect),
+        };
+        let start = queue.find(layout.base)?;
+        (queue.next_avail, queue.next_used) = (start, start);
+        queue.record(start);
+        Ok(queue)
+    }
+
+    #[inline]
+    fn pop<'a>(&'a mut self, memory: &'a mut Translator) -> Result<Option<Chain<'a>>, RingError> {
+        if !self.is_available(self.next_avail) {
+            return Ok(None);
+        }
+        let walk = self.walk(memory);
+        // What was read is not the driver's then: no request may be made of it.
+        if memory.is_lost() {
+            return Err(RingError::GuestMemoryLost);
+        }
+        let (walk, id, length) = walk?;
+        self.next_avail = self.next_avail.advance(length, self.size);
+        self.taken.push_back(length);
+        self.taken_slots = self.taken_slots.wrapping_add(length);
+        self.stride = length;
+        // SAFETY: the walk has filled `segments` by this translator.
+        Ok(Some(unsafe { walk.into_chain(Head::new(id), &mut self.segments, memory) }))
+    }
+
+    /// Chains are taken to be as long as the last one was: only so their heads can be found without a walk.
+    #[inline]
+    fn peek<const N: usize>(&self, ahead: u16, memory: &mut Translator) -> Option<[u8; N]> {
+        let by = self.stride.checked_mul(ahead).filter(|by| *by < self.size)?;
+        let at = self.next_avail.advance(by, self.size);
+        if !self.is_available(at) {
+            return None;
+        }
+        let mut first = self.read(at.slot);
+        if first.flags & INDIRECT != 0 {
+            let table = memory.resolve(first.address, u64::from(DESCRIPTOR_BYTES))?;
+            // SAFETY: mapped, as the translator says.
+            first = Descriptor::of(unsafe { read_halves(table) });
+        }
+        peek_buffer(first.address, memory)
+    }
+
+    #[inline]
+    fn has_available(&self) -> bool {
+        self.is_available(self.next_avail)
+    }
+
+    #[inline]
+    fn complete(&mut self, completion: Completion) {
+        let (id, written_bytes) = (completion.head(), completion.written_bytes());
+        self.finished.push(Finished { id, written_bytes });
+    }
+
+    #[inline]
+    fn publish(&mut self) -> bool {
+        if self.finished.is_empty() {
+            return false;
+        }
+        let (start, mut slots) = (self.next_used, 0_u16);
+        for index in 0..self.finished.len() {
+            let (Some(chain), Some(length)) = (self.finished.get(index), self.taken.pop_front()) else {
+                break;
+            };
+            self.publish_chain(self.next_used, length, *chain);
+            self.next_used = self.next_used.advance(length, self.size);
+            slots = slots.wrapping_add(length);
+        }
+        self.finished.clear();
+        self.taken_slots = self.taken_slots.wrapping_sub(slots);
+        self.shown = (start, slots);
+        stop_point::reached(Point::RingStore);
+        self.record(self.next_used);
+        // The driver writes what it wants and then looks for used descriptors: one of us sees the other.
+        fence(Ordering::SeqCst);
+        self.wants_call(slots)
+    }
+
+    #[inline]
+    fn park_kicks(&mut self) {
+        self.device_word(2).store(DISABLE.to_le(), Ordering::Relaxed);
+    }
+
+    /// Never for one descriptor only: the place of its offset is taken by the record.
+    #[inline]
+    fn arm_kicks(&mut self) -> bool {
+        self.device_word(2).store(ENABLE.to_le(), Ordering::Relaxed);
+        // The driver makes chains available and then reads this: one of us sees the other.
+        fence(Ordering::SeqCst);
+        self.has_available()
+    }
+
+    fn log(&self, log: &RingLog) {
+        let (start, slots) = self.shown;
+        for number in 0..slots {
+            log.mark_mapped(self.slot(start.advance(number, self.size).slot), u64::from(DESCRIPTOR_BYTES));
+        }
+        log.mark_mapped(self.device, EVENT_BYTES);
+    }
+
+    fn log_all(&self, log: &RingLog) {
+        log.mark_mapped(self.ring, u64::from(self.size) * u64::from(DESCRIPTOR_BYTES));
+        log.mark_mapped(self.device, EVENT_BYTES);
+    }
+
+    fn base(&self) -> u32 {
+        self.next_used.to_base()
+    }
+}

@@ -5,8 +5,20 @@
 /// A step of a request's way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Point {
+    /// A request is taken, and no byte is copied.
+    #[cfg(test)]
+    BeforeCopy,
+    /// Half of its bytes are.
+    #[cfg(test)]
+    MidCopy,
+    /// The requests of a batch are done, and the driver has seen nothing of it.
+    BeforeUsed,
     /// A word of the ring is about to be stored.
     RingStore,
+    /// The driver sees the batch, if it looks.
+    AfterUsed,
+    /// It wants to be called, and is not yet.
+    BeforeCall,
 }
 
 #[cfg(not(test))]

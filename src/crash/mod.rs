@@ -22,6 +22,8 @@
 //! there to stay. `memcpy`, which the portable engine is made of, is taken to move units whole. Syncs succeed
 //! here; what becomes of those that fail is tested in `disk`.
 //!
+//! What becomes of a ring whose back-end dies, while the machine goes on, is asked in [`points`].
+//!
 //! That the suite would notice is shown by [`mutations`]: each flush, each fence and each sync is taken out of
 //! the log (or forgotten by the engine), and a state must be found that breaks a promise.
 
@@ -32,5 +34,6 @@ mod history;
 mod media;
 mod mutations;
 mod oracle;
+mod points;
 mod scene;
 mod states;

@@ -12,6 +12,7 @@ use rustix::fs::OFlags;
 
 use crate::disk::{Disk, Ticket};
 use crate::log_limit::LogLimit;
+use crate::stop_point::{self, Point};
 use crate::virtio::blk::{Answer, CacheMode, Counters, Device, Held};
 use crate::virtio::memory::{MemoryTable, Translator};
 use crate::virtio::queue::{Completion, RingError, RingLayout, RingLog, SplitQueue, Virtqueue};
@@ -320,11 +321,14 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         if let Some(log) = &self.log {
             self.queue.log(log);
         }
+        stop_point::reached(Point::BeforeUsed);
         let is_wanted = self.queue.publish();
+        stop_point::reached(Point::AfterUsed);
         if let Some(log) = &self.log {
             self.queue.log(log);
         }
         if is_wanted && let Some(call) = &self.call {
+            stop_point::reached(Point::BeforeCall);
             call.signal();
         }
     }

@@ -15,6 +15,7 @@ use super::walk::{
 };
 use super::{RingAddresses, RingError, RingKind, RingLayout, RingLog, Virtqueue};
 use crate::copy::Segment;
+use crate::stop_point::{self, Point};
 use crate::virtio::memory::{MemoryTable, Translator};
 
 /// A descriptor, read once.
@@ -207,6 +208,7 @@ impl Virtqueue for SplitQueue {
 
     #[inline]
     fn complete(&mut self, completion: Completion) {
+        stop_point::reached(Point::RingStore);
         let slot = usize::from(self.next_used & self.mask);
         let element = [u32::from(completion.head()).to_le(), completion.written_bytes().to_le()];
         let at = self.used.wrapping_add(4 + slot * 8).cast::<[u32; 2]>();
@@ -221,6 +223,7 @@ impl Virtqueue for SplitQueue {
         if old == new {
             return false;
         }
+        stop_point::reached(Point::RingStore);
         self.used_word(2).store(new.to_le(), Ordering::Release);
         self.published = new;
         // The driver writes what it wants and then reads the used index: one of us sees the other.

@@ -1,0 +1,277 @@
+//! A ring is stopped dead at each step of a request's way, as by `kill -9`, and another one starts over the same
+//! guest memory: the driver, its ring and the disk must agree.
+
+mod guest;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::task::Waker;
+
+use self::guest::{Asked, Guest, MEMORY_BYTES, SECTOR_BYTES, SECTORS};
+use super::history::Random;
+use crate::copy::{self, Segments};
+use crate::disk::{Disk, DiskError, Durability, Geometry, MappedDisk};
+use crate::log_limit::LogLimit;
+use crate::stop_point::{self, Point};
+use crate::virtio::blk::{CacheMode, Device, Identity};
+use crate::virtio::memory::{MemoryTable, RegionSpec};
+use crate::virtio::queue::{RingKind, RingLayout};
+use crate::worker::{AnyRing, Notifier, RingKey, RingParts, Served};
+
+/// A disk that copies the first half of each request, and only then all of it.
+#[derive(Debug)]
+struct Halting {
+    disk: MappedDisk,
+    file: File,
+}
+
+impl Disk for Halting {
+    fn geometry(&self) -> Geometry {
+        self.disk.geometry()
+    }
+    fn durability(&self) -> Durability {
+        self.disk.durability()
+    }
+    fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
+        stop_point::reached(Point::BeforeCopy);
+        let mut half = vec![0; into.total_bytes() / 2];
+        self.file.read_exact_at(&mut half, offset).unwrap();
+        assert_eq!(copy::store_slice(into, &half), half.len());
+        stop_point::reached(Point::MidCopy);
+        self.disk.read(offset, into)
+    }
+    fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
+        stop_point::reached(Point::BeforeCopy);
+        let mut half = vec![0; from.total_bytes() / 2];
+        assert_eq!(copy::load_slice(from, &mut half), half.len());
+        self.file.write_all_at(&half, offset).unwrap();
+        stop_point::reached(Point::MidCopy);
+        self.disk.write(offset, from)
+    }
+    fn fence(&self) {
+        self.disk.fence();
+    }
+    fn try_flush(&self) -> Option<Result<(), DiskError>> {
+        self.disk.try_flush()
+    }
+    fn flush(&self) -> Result<(), DiskError> {
+        self.disk.flush()
+    }
+    fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        self.disk.discard(offset, len)
+    }
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<u64, DiskError> {
+        self.disk.write_zeroes(offset, len, unmap)
+    }
+}
+
+/// Which base a front-end sends when it starts a ring again.
+#[derive(Debug, Clone, Copy)]
+enum Base {
+    /// That of the last orderly stop, or of the start (QEMU).
+    Known,
+    /// What is used (QEMU with a split ring).
+    Used,
+    /// What is available (Cloud Hypervisor).
+    Available,
+}
+
+/// Everything that outlives a back-end.
+struct World {
+    guest: Guest,
+    disk: File,
+    call: File,
+    /// What each sector holds after all requests that the driver has seen done.
+    sectors: [u64; SECTORS],
+    /// Requests that may have been executed in part, or wholly, by a back-end that died.
+    disturbed: usize,
+}
+
+fn memfd(name: &str, len_bytes: u64) -> File {
+    let file = File::from(rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+    file.set_len(len_bytes).unwrap();
+    file
+}
+
+impl World {
+    fn new(kind: RingKind) -> Self {
+        let guest = Guest::new(memfd("points-guest", MEMORY_BYTES), kind);
+        let disk = memfd("points-disk", (SECTORS * SECTOR_BYTES) as u64);
+        let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
+        let call = File::from(rustix::event::eventfd(0, flags).unwrap());
+        Self { guest, disk, call, sectors: [0; SECTORS], disturbed: 0 }
+    }
+
+    /// A back-end: a new device, a new mapping of guest memory, a ring that knows nothing.
+    fn start(&self, base: u32) -> AnyRing<Halting> {
+        let capacity_bytes = (SECTORS * SECTOR_BYTES) as u64;
+        let geometry = Geometry { capacity_bytes, block_bytes: 512, read_only: false };
+        let file = self.disk.try_clone().unwrap();
+        let disk = MappedDisk::new(file.try_clone().unwrap(), geometry).unwrap();
+        let identity = Identity { name: "points".into(), serial: [b'x'; 20] };
+        let memory = self.guest.file.try_clone().unwrap();
+        let spec = RegionSpec {
+            guest_start: 0,
+            len_bytes: MEMORY_BYTES,
+            user_start: 0,
+            file_offset: 0,
+            file: memory,
+        };
+        let parts = RingParts {
+            key: RingKey { session: 0, index: 0 },
+            layout: RingLayout {
+                kind: self.guest.kind,
+                size: u32::from(self.guest.size()),
+                addresses: guest::ADDRESSES,
+                base,
+                event_idx: false,
+                indirect: false,
+                max_indirect: 0,
+            },
+            memory: Arc::new(MemoryTable::map(vec![spec]).unwrap()),
+            device: Arc::new(Device::new(Halting { disk, file }, identity, 1)),
+            cache: Arc::new(CacheMode::unknown(true)),
+            kick: Arc::new(File::open("/dev/null").unwrap()),
+            call: Some(Arc::new(Notifier::new(self.call.try_clone().unwrap()).unwrap())),
+            err: None,
+            connection: None,
+        };
+        AnyRing::start(parts, Arc::new(LogLimit::default())).unwrap()
+    }
+
+    fn base(&self, base: Base) -> u32 {
+        match base {
+            Base::Known => 0,
+            Base::Used => self.guest.used_base(),
+            Base::Available => self.guest.available_base(),
+        }
+    }
+
+    /// The driver looks at what is done: all of it in order, and each answer is one that it may get.
+    fn reap(&mut self) -> usize {
+        let done = self.guest.reap();
+        for (number, request) in &done {
+            match *request {
+                Asked::Flush => {}
+                Asked::Write { sector, count, word } => self.sectors[sector..sector + count].fill(word),
+                Asked::Read { sector, count } => {
+                    for sector in sector..sector + count {
+                        let allowed = self.allowed(sector, number + 1..self.disturbed);
+                        self.check_read(*number, sector, &allowed);
+                    }
+                }
+            }
+        }
+        done.len()
+    }
+
+    fn check_read(&self, number: usize, sector: usize, allowed: &[u64]) {
+        let Asked::Read { sector: start, .. } = self.guest.asked[number] else { return };
+        let bytes = self.guest.data(number, (sector - start) * SECTOR_BYTES, SECTOR_BYTES);
+        assert_words(&bytes, allowed, &format!("request {number} reads sector {sector}"));
+    }
+
+    /// What a sector may hold: what it holds once everything is done that the driver has seen done, or what some
+    /// of these later requests write.
+    fn allowed(&self, sector: usize, later: std::ops::Range<usize>) -> Vec<u64> {
+        let written =
+            self.guest.asked.get(later).unwrap_or_default().iter().filter_map(|asked| match *asked {
+                Asked::Write { sector: start, count, word } if (start..start + count).contains(&sector) => {
+                    Some(word)
+                }
+                _ => None,
+            });
+        std::iter::once(self.sectors[sector]).chain(written).collect()
+    }
+
+    /// The disk holds what was done, and of what was not nothing or something.
+    fn check_disk(&self) {
+        for sector in 0..SECTORS {
+            let mut bytes = vec![0; SECTOR_BYTES];
+            self.disk.read_exact_at(&mut bytes, (sector * SECTOR_BYTES) as u64).unwrap();
+            let under_way = self.guest.seen..self.guest.asked.len();
+            assert_words(&bytes, &self.allowed(sector, under_way), &format!("sector {sector}"));
+        }
+    }
+
+    fn is_called(&self) -> bool {
+        let mut count = [0; 8];
+        std::io::Read::read(&mut &self.call, &mut count).is_ok()
+    }
+}
+
+fn assert_words(bytes: &[u8], allowed: &[u64], what: &str) {
+    for word in bytes.as_chunks::<8>().0 {
+        let word = u64::from_le_bytes(*word);
+        assert!(allowed.contains(&word), "{what}: {word:#x} is none of {allowed:x?}");
+    }
+}
+
+/// A few batches, in one of which the back-end dies at a point, when it comes there for the time after `passes`.
+/// Returns whether it did.
+fn dies_at(kind: RingKind, base: Base, (point, passes): (Point, u32), batch: usize) -> bool {
+    let mut random = Random::new((batch as u64) << 32 | u64::from(passes));
+    let mut world = World::new(kind);
+    let mut ring = world.start(0);
+    let mut has_died = false;
+    for number in 0..batch + 3 {
+        let wanted = 1 + random.below(guest::MOST);
+        (0..wanted).for_each(|_| world.guest.offer(guest::any(&mut random)));
+        world.is_called();
+        if number != batch {
+            assert_eq!(ring.serve(Waker::noop()), Served::Idle);
+            assert!(world.is_called());
+            assert_eq!(world.reap(), wanted);
+            continue;
+        }
+        let served = stop_point::stops_at(point, passes, || ring.serve(Waker::noop()));
+        has_died = served.is_none();
+        drop(ring);
+        world.disturbed = world.guest.asked.len();
+        let seen = world.reap();
+        if has_died {
+            match point {
+                Point::BeforeCopy | Point::MidCopy | Point::BeforeUsed => assert_eq!(seen, 0),
+                Point::AfterUsed | Point::BeforeCall => assert_eq!(seen, wanted),
+                // A split ring's words count when the index is stored; a packed ring's chains one by one.
+                Point::RingStore => assert!(seen <= wanted),
+            }
+            assert!(!world.is_called(), "{point:?}");
+        }
+        world.check_disk();
+        ring = world.start(world.base(base));
+        assert_eq!(ring.base(), world.guest.used_base(), "the ring goes on behind what the driver has seen");
+        assert_eq!(ring.serve(Waker::noop()), Served::Idle);
+        assert_eq!(world.reap(), wanted - seen, "each request is done once for the driver");
+        world.check_disk();
+    }
+    has_died
+}
+
+#[test]
+fn a_ring_that_was_stopped_dead_at_any_step_goes_on_as_if_it_had_not() {
+    let points = [
+        Point::BeforeCopy,
+        Point::MidCopy,
+        Point::BeforeUsed,
+        Point::RingStore,
+        Point::AfterUsed,
+        Point::BeforeCall,
+    ];
+    for kind in [RingKind::Split, RingKind::Packed] {
+        for base in [Base::Known, Base::Used, Base::Available] {
+            for point in points {
+                let mut deaths = 0;
+                // Rings of other fill levels, over the end of the ring too.
+                for batch in 0..24 {
+                    let passes = (0..).take_while(|passes| dies_at(kind, base, (point, *passes), batch));
+                    deaths += passes.count();
+                }
+                // One a batch at least, or one a request where the point is on each one's way.
+                let is_often = matches!(point, Point::BeforeCopy | Point::MidCopy | Point::RingStore);
+                assert!(deaths >= if is_often { 30 } else { 24 }, "{kind:?}, {base:?}, {point:?}: {deaths}");
+            }
+        }
+    }
+}

@@ -208,11 +208,12 @@ pub unsafe fn zero(dst: *mut u8, len: usize, persist: Persist) -> usize {
     unsafe { Engine::get().zero(dst, len, persist) }
 }
 
-/// Whether the byte at `address` can be read: after a short copy, which side of it was at fault.
+/// Whether the byte at `address` can be read: after a short copy, which side of it was at fault, and before a write
+/// by system call, whether the file is still there.
 ///
 /// # Safety
 /// It must be mapped. (What is behind the mapping may be gone: that is the question.)
-#[cold]
+#[inline]
 pub unsafe fn can_read(address: *const u8) -> bool {
     let mut byte = 0;
     // SAFETY: the caller vouches for one byte; `byte` is one.

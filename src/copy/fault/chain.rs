@@ -22,18 +22,34 @@ pub(super) fn install(handler: Handler) -> io::Result<()> {
     let [bus, segv] = SIGNALS.map(|signal| change(signal, None));
     let former = [bus?, segv?];
     FORMER.get_or_init(|| former);
-    // SAFETY: all zeroes is a sigaction: the default action, no flags, no mask.
-    let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
-    action.sa_sigaction = handler as *const () as usize;
-    // Not SA_NODEFER: a fault in the handler is a mistake of ours, and the kernel ends the process then.
-    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
+    let action = action_of(handler);
     for signal in SIGNALS {
         change(signal, Some(&action))?;
     }
     Ok(())
 }
 
-/// Does what would have been done without us. `is_of_instruction`: on return it faults again.
+fn action_of(handler: Handler) -> libc::sigaction {
+    // SAFETY: all zeroes is a sigaction: the default action, no flags, no mask.
+    let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+    action.sa_sigaction = handler as *const () as usize;
+    // Not SA_NODEFER: a fault in the handler is a mistake of ours, and the kernel ends the process then.
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
+    action
+}
+
+/// Puts `handler` back if the former one, called for a signal that somebody has sent, has given itself up for the
+/// default action. Rust's own does: it expects the fault to come again, which a signal that was sent does not, and
+/// the next fault of a guest's memory would end the process.
+pub(super) fn stay(signal: c_int, handler: Handler) {
+    if change(signal, None).is_ok_and(|now| now.sa_sigaction == libc::SIG_DFL) {
+        // It cannot fail for a signal that was handled before.
+        let _ = change(signal, Some(&action_of(handler)));
+    }
+}
+
+/// Does what would have been done without us. `is_of_instruction`: on return it faults again. Returns whether a
+/// handler was called.
 ///
 /// The former handler runs with our mask (the signal itself) and on our stack.
 ///
@@ -44,26 +60,31 @@ pub(super) unsafe fn pass_on(
     info: *mut libc::siginfo_t,
     context: *mut c_void,
     is_of_instruction: bool,
-) {
-    let [bus, segv] = match FORMER.get() {
-        Some(former) => former,
-        // Cannot be: it is set before the handler is.
-        None => return default_action(signal, is_of_instruction),
+) -> bool {
+    // There always is one: it is set before the handler is.
+    let former = FORMER.get().map(|[bus, segv]| if signal == libc::SIGBUS { bus } else { segv });
+    let Some(former) = former else {
+        default_action(signal, is_of_instruction);
+        return false;
     };
-    let former = if signal == libc::SIGBUS { bus } else { segv };
     match former.sa_sigaction {
-        libc::SIG_IGN if !is_of_instruction => {}
+        libc::SIG_IGN if !is_of_instruction => false,
         // The kernel does not let a fault be ignored either.
-        libc::SIG_DFL | libc::SIG_IGN => default_action(signal, is_of_instruction),
+        libc::SIG_DFL | libc::SIG_IGN => {
+            default_action(signal, is_of_instruction);
+            false
+        }
         function if former.sa_flags & libc::SA_SIGINFO != 0 => {
             // SAFETY: whoever installed it said by the flag that it takes three arguments.
             let function = unsafe { std::mem::transmute::<usize, Handler>(function) };
             function(signal, info, context);
+            true
         }
         function => {
             // SAFETY: whoever installed it said by the missing flag that it takes one argument.
             let function = unsafe { std::mem::transmute::<usize, PlainHandler>(function) };
             function(signal);
+            true
         }
     }
 }

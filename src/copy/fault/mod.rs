@@ -68,7 +68,10 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
         return;
     }
     // SAFETY: as above.
-    unsafe { chain::pass_on(signal, info, context, is_of_instruction) };
+    let was_handled = unsafe { chain::pass_on(signal, info, context, is_of_instruction) };
+    if was_handled && !is_of_instruction {
+        chain::stay(signal, on_fault);
+    }
 }
 
 /// Lets the interrupted routine go on at its fix-up, if it is one of ours.

@@ -92,6 +92,8 @@ impl Disk for FileDisk {
 
     fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
         self.geometry().check_write(offset, from.total_bytes() as u64)?;
+        // `pwritev` would make it long again, and what was lost would read as zeroes.
+        self.mapping.check_end()?;
         copy::pwritev_all(self.file.as_fd(), offset, from).map_err(failed("pwritev"))?;
         self.syncs.wrote();
         Ok(())
@@ -118,6 +120,7 @@ impl Disk for FileDisk {
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<u64, DiskError> {
         self.geometry().check_write(offset, len)?;
+        self.mapping.check_end()?;
         let what = if unmap && self.unmaps { space::PUNCH } else { space::ZERO };
         let is_noted = fallocate(&self.file, what, offset, len).map_err(failed("zeroing a range"))?;
         if !is_noted {

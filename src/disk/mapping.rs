@@ -321,6 +321,28 @@ impl Mapping {
         }
     }
 
+    /// An error if the file has been truncated so that its last page is gone. Costs one load, as long as that page
+    /// is in memory.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), for the byte at the end.
+    #[inline]
+    pub fn check_end(&self) -> Result<(), DiskError> {
+        let offset = self.len_bytes().saturating_sub(1);
+        let last = self.at(offset, 1)?;
+        // SAFETY: `at` has checked that it is mapped, and it is until `self` is dropped.
+        if unsafe { copy::can_read(last) } {
+            return Ok(());
+        }
+        match self.loss(offset, last) {
+            loss @ Loss::Truncated { .. } => {
+                Err(DiskError::Io { operation: "writing the file", source: io::Error::other(loss) })
+            }
+            // A page that cannot be read is no reason not to write others.
+            _ => Ok(()),
+        }
+    }
+
     /// An error unless every byte was copied, from this offset, which was at this address, on.
     #[inline]
     fn complete(

@@ -13,8 +13,8 @@ use std::process::Command;
 
 use common::daemon::{Daemon, Place, Setup};
 use common::frontend::load::Load;
-use common::frontend::memory::Span;
-use common::frontend::request::{IN, IOERR, OK, OUT, Request, header};
+use common::frontend::memory::{Memory, Span};
+use common::frontend::request::{IN, IOERR, OK, OUT, Request, WRITE_ZEROES, header, range};
 use common::frontend::ring::{Descriptor, NEXT, Ring, WRITE};
 use common::frontend::{Options, Session};
 use common::{SECTOR_BYTES, pattern, wait_for};
@@ -41,9 +41,17 @@ struct Pair {
 
 impl Pair {
     fn start(setup: Setup) -> Self {
+        Self::start_with(setup, Memory::new(&SPANS))
+    }
+
+    /// The memory is that of the front-end that suffers.
+    fn start_with(setup: Setup, memory: Memory) -> Self {
         let daemon = setup.start();
-        let options = Options { spans: SPANS.to_vec(), ..Options::default() };
-        let suffering = Session::connect_with(&daemon.socket(0), &options);
+        let options = Options::default();
+        let mut suffering = Session::open(&daemon.socket(0), &SPANS);
+        suffering.memory = memory;
+        suffering.negotiate(&options);
+        suffering.share_memory();
         let busy = Session::connect(&daemon.socket(1));
         let load = Load::start(busy.ring(0, 64), 0);
         load.wait_for_progress();
@@ -99,9 +107,14 @@ fn a_truncated_file_fails_the_requests_behind_its_end() {
             (answer.status, answer.data) == (OK, kept),
             "{place:?}: what is before the end is not touched"
         );
-        if place == Place::Tmpfs {
-            assert_eq!(ring.run(&Request::write(HALF_SECTOR + 8, &[1; 512])).status, IOERR);
-        }
+        assert_eq!(ring.run(&Request::write(HALF_SECTOR + 8, &[1; 512])).status, IOERR);
+        let zeroes = Request { kind: WRITE_ZEROES, ..Request::write(0, &range(HALF_SECTOR + 8, 8, 0)) };
+        assert_eq!(ring.run(&zeroes).status, IOERR, "{place:?}");
+        assert_eq!(
+            image.metadata().unwrap().len(),
+            DISK_BYTES / 2,
+            "{place:?}: a write has made it long again"
+        );
 
         // Made longer again, it works again.
         file.set_len(DISK_BYTES).unwrap();
@@ -173,6 +186,62 @@ fn a_lost_ring_ends_its_session_only() {
     let log = pair.finish();
     let lines: Vec<&str> = log.lines().filter(|line| line.contains("guest memory is lost")).collect();
     assert!(lines.len() == 1 && lines[0].contains("disk=\"disk0\""), "{lines:#?}");
+}
+
+/// Huge pages of 2 MiB that this test has added to the pool; they are taken away again at its end.
+struct HugePages(u64);
+
+impl HugePages {
+    const POOL: &'static str = "/proc/sys/vm/nr_hugepages";
+
+    fn pool() -> Option<u64> {
+        std::fs::read_to_string(Self::POOL).ok()?.trim().parse().ok()
+    }
+
+    fn add(count: u64) -> Option<Self> {
+        let added = Self(count);
+        std::fs::write(Self::POOL, (Self::pool()? + count).to_string()).is_ok().then_some(added)
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        let left = Self::pool().unwrap_or_default().saturating_sub(self.0);
+        let _ = std::fs::write(Self::POOL, left.to_string());
+    }
+}
+
+/// The same two losses on hugetlbfs, whose pages can only be replaced as a whole: data, then the ring itself.
+#[test]
+fn huge_pages_of_a_guest_are_replaced_as_a_whole() {
+    const HUGE: u64 = 2 << 20;
+    let spans = [Span { guest_start: 0, bytes: 2 * HUGE }, Span { bytes: 2 * HUGE, ..SPANS[1] }];
+    let pages = HugePages::add(4);
+    let memory = match Memory::on_huge_pages(&spans) {
+        Ok(memory) => memory,
+        Err(error) => {
+            eprintln!("skipped: no huge pages can be had here ({error}; not root?)");
+            return;
+        }
+    };
+    let mut pair = Pair::start_with(two_disks(Place::Tmpfs), memory);
+    let mut ring = pair.suffering.ring(0, 16);
+    assert_eq!(far_request(&mut ring, IN, HUGE), OK);
+    rustix::fs::ftruncate(pair.suffering.memory.fd(), 3 * HUGE).unwrap();
+    assert_eq!(far_request(&mut ring, IN, HUGE), IOERR);
+    assert_eq!(far_request(&mut ring, OUT, HUGE), IOERR);
+    assert_eq!(far_request(&mut ring, IN, HUGE - 4096), OK, "what is there is used");
+    assert_eq!(far_request(&mut ring, IN, HUGE - 2048), IOERR, "half of it is there");
+
+    rustix::fs::ftruncate(pair.suffering.memory.fd(), 0).unwrap();
+    // From here on, this process must not look at its ring either.
+    ring.kick.ring();
+    ring.err.wait("the ring is broken");
+    wait_for("the daemon hangs up", || pair.suffering.wire.receive().is_none().then_some(()));
+    pair.daemon.wait_for_log("guest memory is lost");
+    pair.daemon.assert_alive();
+    pair.finish();
+    drop(pages);
 }
 
 /// A mount that ends with the test.

@@ -40,17 +40,27 @@ struct Region {
 impl Memory {
     /// Regions one behind the other in a memfd, so all but the first have an offset in it.
     pub fn new(spans: &[Span]) -> Self {
-        let file = std::fs::File::from(rustix::fs::memfd_create("guest", MemfdFlags::CLOEXEC).unwrap());
-        file.set_len(spans.iter().map(|span| span.bytes).sum()).unwrap();
+        Self::with_flags(spans, MemfdFlags::CLOEXEC).unwrap()
+    }
+
+    /// The same on huge pages of 2 MiB; an error if there are none left.
+    pub fn on_huge_pages(spans: &[Span]) -> std::io::Result<Self> {
+        Self::with_flags(spans, MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB)
+    }
+
+    fn with_flags(spans: &[Span], flags: MemfdFlags) -> std::io::Result<Self> {
+        let file = std::fs::File::from(rustix::fs::memfd_create("guest", flags)?);
+        file.set_len(spans.iter().map(|span| span.bytes).sum())?;
         let mut offset = 0;
         let list = spans.iter().map(|&span| {
             let place = FileOffset::new(file.try_clone().unwrap(), offset);
             offset += span.bytes;
-            Region { span, mapping: MmapRegion::from_file(place, span.bytes as usize).unwrap() }
+            let mapping = MmapRegion::from_file(place, span.bytes as usize);
+            Ok(Region { span, mapping: mapping.map_err(std::io::Error::other)? })
         });
-        let list: Vec<Region> = list.collect();
+        let list: Vec<Region> = list.collect::<std::io::Result<_>>()?;
         let next = AtomicU64::new(list[0].span.guest_start);
-        Self(Arc::new(Regions { list, next }))
+        Ok(Self(Arc::new(Regions { list, next })))
     }
 
     /// The regions in the order they were made.

@@ -1,23 +1,24 @@
 //! A client for guests that run the daemon themselves: this test's own program, as `guest client SOCKET OPERATION...`.
 //!
-//! Operations are `write:OFFSET:BYTES:SEED`, `verify:OFFSET:BYTES:SEED`, `flush` and `writeback`. Each prints
+//! Operations are `write:OFFSET:BYTES:SEED`, `verify:OFFSET:BYTES:SEED`, `flush`, `writeback`,
+//! and `bad-bytes`, which is what the metrics beside the socket say of the disk named `disk`. Each prints
 //! one line: itself, and `ok`, `differs`, `errno N` or a value.
 
 use std::path::Path;
 
 use super::common::driver::{Driver, Options, Outcome, Request};
-use super::common::pattern;
+use super::common::{metrics, pattern};
 
 /// Carries out `SOCKET OPERATION...`.
 pub fn run(arguments: &[String]) {
     let (socket, operations) = arguments.split_first().expect("SOCKET OPERATION...");
     let mut driver = Driver::connect(Path::new(socket), Options::default());
     for operation in operations {
-        println!("{operation} {}", carry_out(&mut driver, operation));
+        println!("{operation} {}", carry_out(&mut driver, Path::new(socket), operation));
     }
 }
 
-fn carry_out(driver: &mut Driver, operation: &str) -> String {
+fn carry_out(driver: &mut Driver, socket: &Path, operation: &str) -> String {
     let words: Vec<&str> = operation.split(':').collect();
     let number = |index: usize| words[index].parse::<u64>().expect("a number");
     let bytes = || usize::try_from(number(2)).unwrap();
@@ -29,6 +30,10 @@ fn carry_out(driver: &mut Driver, operation: &str) -> String {
             Err(errno) => said(Err(errno)),
         },
         "flush" => said(driver.queue().run(&Request::Flush)),
+        "bad-bytes" => {
+            let samples = metrics::read(&socket.with_file_name("metrics.sock"));
+            samples[r#"bad_bytes{disk="disk"}"#].to_string()
+        }
         "writeback" => driver.config().writeback.to_string(),
         other => panic!("{other} is no operation"),
     }

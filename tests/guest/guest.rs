@@ -5,7 +5,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::machine::{KERNEL, Machine, PATIENCE, script};
+use super::machine::{Kernel, Machine, PATIENCE, script};
 
 /// What a command in the guest did.
 #[derive(Debug)]
@@ -27,21 +27,33 @@ pub struct Guest {
 impl Guest {
     /// Boots a guest whose `/lab` holds this folder's scripts and `files`, and waits until it answers.
     pub fn boot(folder: &Path, files: &[&Path], devices: Vec<String>) -> Self {
-        Self::boot_with(folder, files, devices, "")
+        Self::boot_with(Kernel::Cloud, folder, files, devices, "")
     }
 
-    /// The same, with more on the kernel's command line.
-    pub fn boot_with(folder: &Path, files: &[&Path], devices: Vec<String>, kernel_arguments: &str) -> Self {
-        Self::boot_from(&Self::initramfs(folder, files), folder, devices, kernel_arguments)
+    /// The same with this kernel, and with more on its command line.
+    pub fn boot_with(
+        kernel: Kernel,
+        folder: &Path,
+        files: &[&Path],
+        devices: Vec<String>,
+        kernel_arguments: &str,
+    ) -> Self {
+        let initramfs = Self::initramfs_for(kernel, folder, files);
+        Self::boot_kernel(kernel, &initramfs, folder, devices, kernel_arguments)
     }
 
     /// Makes the root file system of a guest in `folder`; any number of guests boot from it.
     pub fn initramfs(folder: &Path, files: &[&Path]) -> PathBuf {
+        Self::initramfs_for(Kernel::Cloud, folder, files)
+    }
+
+    fn initramfs_for(kernel: Kernel, folder: &Path, files: &[&Path]) -> PathBuf {
         let initramfs = folder.join("initramfs");
         let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest");
         let names = ["agent.sh", "filesystem.sh", "fio.sh", "partitions.sh"];
         let built = Command::new(script("initramfs"))
             .arg(&initramfs)
+            .env("LAB_KERNEL", kernel.folder())
             .args(names.map(|name| scripts.join(name)))
             .args(files)
             .status();
@@ -51,15 +63,13 @@ impl Guest {
 
     /// Boots from what [`Guest::initramfs`] made; the machine's files go to `folder`.
     pub fn boot_from(initramfs: &Path, folder: &Path, devices: Vec<String>, kernel_arguments: &str) -> Self {
-        let mut guest = Self::start(initramfs, folder, devices, kernel_arguments);
-        guest.boot_id = guest.await_ready();
-        guest
+        Self::boot_kernel(Kernel::Cloud, initramfs, folder, devices, kernel_arguments)
     }
 
     /// Starts a machine that waits for the guest of another one (QMP's `migrate-incoming`), made as that one was.
     pub fn incoming(initramfs: &Path, folder: &Path, mut devices: Vec<String>) -> Self {
         devices.extend(["-incoming", "defer"].map(str::to_owned));
-        Self::start(initramfs, folder, devices, "")
+        Self::start(Kernel::Cloud, initramfs, folder, devices, "")
     }
 
     /// This guest has moved to `machine`, which was waiting for it; ends the machine where it was.
@@ -67,14 +77,32 @@ impl Guest {
         (self.machine, self.line) = (machine.machine, machine.line);
     }
 
-    fn start(initramfs: &Path, folder: &Path, devices: Vec<String>, kernel_arguments: &str) -> Self {
+    fn boot_kernel(
+        kernel: Kernel,
+        initramfs: &Path,
+        folder: &Path,
+        devices: Vec<String>,
+        kernel_arguments: &str,
+    ) -> Self {
+        let mut guest = Self::start(kernel, initramfs, folder, devices, kernel_arguments);
+        guest.boot_id = guest.await_ready();
+        guest
+    }
+
+    fn start(
+        kernel: Kernel,
+        initramfs: &Path,
+        folder: &Path,
+        devices: Vec<String>,
+        kernel_arguments: &str,
+    ) -> Self {
         let sockets = tempfile::tempdir_in("/tmp").unwrap();
         let path = sockets.path().join("agent");
         let listener = UnixListener::bind(&path).unwrap();
         listener.set_nonblocking(true).unwrap();
         let mut args = devices;
-        args.extend(["-kernel", KERNEL, "-initrd"].map(str::to_owned));
-        args.push(initramfs.display().to_string());
+        args.extend(["-kernel".to_owned(), kernel.image().display().to_string()]);
+        args.extend(["-initrd".to_owned(), initramfs.display().to_string()]);
         let append = format!("console=ttyS0 no_timer_check panic=-1 lab=agent.sh {kernel_arguments}");
         args.extend(["-append".to_owned(), append]);
         args.extend(["-chardev".to_owned(), format!("socket,id=agent,path={}", path.display())]);

@@ -5,8 +5,29 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// Debian's cloud kernel, fetched by `ci/lab/prepare`.
-pub const KERNEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/.cache/lab/kernel/vmlinuz");
+/// Which kernel a guest runs; `ci/lab/prepare` fetches both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernel {
+    /// Debian's cloud kernel: small, and quick to boot.
+    Cloud,
+    /// Debian's generic kernel, which survives machine checks.
+    Generic,
+}
+
+impl Kernel {
+    /// Its folder in `.cache/lab`.
+    pub fn folder(self) -> &'static str {
+        match self {
+            Self::Cloud => "kernel",
+            Self::Generic => "kernel-generic",
+        }
+    }
+
+    /// The file that QEMU boots.
+    pub fn image(self) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/lab").join(self.folder()).join("vmlinuz")
+    }
+}
 
 /// The longest that a guest may take for anything: emulated, on a machine that is busy with other things.
 pub const PATIENCE: Duration = Duration::from_secs(300);

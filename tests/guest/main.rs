@@ -12,6 +12,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod bad_media;
 mod bytes;
 mod client;
 mod filesystems;
@@ -23,13 +24,14 @@ mod image;
 mod lifecycle;
 mod linux;
 mod machine;
+mod machine_check;
 mod pmem;
 mod report;
 mod soak;
 
-use std::path::Path;
 use std::process::ExitCode;
 
+use machine::Kernel;
 use report::Report;
 use soak::Counts;
 
@@ -62,8 +64,9 @@ fn main() -> ExitCode {
         println!("guest test skipped: {SKIP}={}", reason.display());
         return ExitCode::SUCCESS;
     }
-    if !Path::new(machine::KERNEL).exists() {
-        println!("FAILED: there is no guest kernel ({}).", machine::KERNEL);
+    let kernels = [Kernel::Cloud, Kernel::Generic].map(Kernel::image);
+    if let Some(missing) = kernels.iter().find(|image| !image.exists()) {
+        println!("FAILED: there is no guest kernel ({}).", missing.display());
         println!("Run ci/lab/prepare first, or set {SKIP} to the reason why this machine cannot.");
         return ExitCode::FAILURE;
     }
@@ -80,5 +83,6 @@ fn main() -> ExitCode {
     firmware::run(&mut report);
     pmem::run(&mut report);
     soak::run(&mut report, &Counts::SHORT);
+    machine_check::run(&mut report);
     report.close()
 }

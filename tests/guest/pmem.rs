@@ -9,10 +9,11 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::common::pattern;
-use super::folder;
 use super::guest::{Guest, Reply};
 use super::linux::MIB;
+use super::machine::Kernel;
 use super::report::Report;
+use super::{bad_media, folder};
 
 /// The exit code of a disk that is less durable than required.
 const NOT_DURABLE: i32 = 13;
@@ -28,24 +29,26 @@ const WRITTEN_MIB: u64 = 24;
 
 /// A guest with persistent memory, and the files behind its modules.
 #[derive(Debug)]
-struct Pmem {
-    guest: Guest,
+pub(super) struct Pmem {
+    pub(super) guest: Guest,
     modules: Vec<PathBuf>,
     /// Of what the client wrote last: each time it is something else.
     seed: u64,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
-type Check = fn(&mut Pmem) -> String;
+pub(super) type Check = fn(&mut Pmem) -> String;
 
 /// In the guest whose modules name the memory controller as their persistence domain.
-const CHECKS: [(&str, Check); 11] = [
+const CHECKS: [(&str, Check); 13] = [
     ("pmem: ext4 with DAX on a module", |pmem| pmem.ext4("cacheline", "memory_controller")),
     ("pmem: xfs with DAX on a module", xfs),
     ("pmem: the page cache without DAX", without_dax),
-    ("pmem: bad media below a DAX file", bad_media_of_a_file),
+    ("pmem: bad media below a DAX file", bad_media::of_a_file),
+    ("pmem: bad media that the platform repairs", bad_media::repaired),
     ("pmem: block device of a module", block_device),
-    ("pmem: bad media of a block device", bad_media_of_a_block_device),
+    ("pmem: bad media of a block device", bad_media::of_a_block_device),
+    ("pmem: block translation table (BTT)", sector_device),
     ("pmem: device DAX", device_dax),
     ("pmem: memory of the kernel's command line (e820)", legacy),
     ("pmem: virtio-pmem", virtio),
@@ -74,7 +77,12 @@ pub fn run(report: &mut Report) {
     }
 }
 
-fn with_guest(report: &mut Report, name: &str, boot: impl FnOnce() -> Pmem, checks: &[(&str, Check)]) {
+pub(super) fn with_guest(
+    report: &mut Report,
+    name: &str,
+    boot: impl FnOnce() -> Pmem,
+    checks: &[(&str, Check)],
+) {
     let Some(mut pmem) = report.produce(name, || (boot(), "the guest answers".to_owned())) else {
         for (name, _) in checks {
             report.check(name, || panic!("not tried: there is no guest"));
@@ -98,13 +106,19 @@ impl Pmem {
     /// A guest with two modules of this persistence domain (none for an empty one), virtio-pmem, and memory that
     /// the kernel is told to take for persistent.
     fn boot(domain: &str) -> Self {
-        let folder = folder::temporary();
-        let modules = ["module0", "module1", "virtio"].map(|name| folder.path().join(name));
         let persistence = match domain {
             "" => String::new(),
             domain => format!(",nvdimm-persistence={domain}"),
         };
-        let mut devices = format!("-machine nvdimm=on{persistence} -m slots=4,maxmem=8G");
+        Self::boot_with(Kernel::Cloud, &format!("-machine nvdimm=on{persistence}"))
+    }
+
+    /// The same with this kernel; `machine` are the arguments of QEMU that switch modules on.
+    pub(super) fn boot_with(kernel: Kernel, machine: &str) -> Self {
+        let folder = folder::temporary();
+        let modules = ["module0", "module1", "virtio"].map(|name| folder.path().join(name));
+        let mut devices = format!("{machine} -m slots=4,maxmem=8G");
+        devices += &format!(" -monitor unix:{},server=on,wait=off", folder.path().join("monitor").display());
         for (index, module) in modules.iter().enumerate() {
             std::fs::File::create(module).unwrap().set_len(MODULE_MIB * MIB).unwrap();
             let driver = if index < 2 { "nvdimm" } else { "virtio-pmem-pci" };
@@ -122,24 +136,30 @@ impl Pmem {
         let client_in_guest = folder.path().join("pmem-client");
         std::fs::copy(client, &client_in_guest).unwrap();
         let memory = format!("memmap={LEGACY_MIB}M!512M");
-        let guest = Guest::boot_with(folder.path(), &[&script, daemon, &client_in_guest], devices, &memory);
-        Self { guest, modules: modules.to_vec(), seed: 0, _folder: folder }
+        let guest =
+            Guest::boot_with(kernel, folder.path(), &[&script, daemon, &client_in_guest], devices, &memory);
+        Self { guest, modules: modules.to_vec(), seed: 0, folder }
+    }
+
+    /// The socket of QEMU's monitor.
+    pub(super) fn monitor(&self) -> PathBuf {
+        self.folder.path().join("monitor")
     }
 
     /// The number of a region.
-    fn region(&mut self, provider: &str, index: usize) -> String {
+    pub(super) fn region(&mut self, provider: &str, index: usize) -> String {
         self.guest.shell(&format!("/lab/pmem.sh region {provider} {index}"))
     }
 
     /// Makes the first module a block device for DAX file systems; its name.
-    fn module_block(&mut self) -> String {
+    pub(super) fn module_block(&mut self) -> String {
         let region = self.region("ACPI.NFIT", 0);
         self.guest.shell(&format!("/lab/pmem.sh fsdax {region}"));
         format!("/dev/pmem{region}")
     }
 
     /// What `info` says of a path.
-    fn info(&mut self, path: &str) -> Value {
+    pub(super) fn info(&mut self, path: &str) -> Value {
         let Reply { status, text } = self.guest.run(&format!("/lab/vhost-user-pmem info --json {path}"));
         assert_eq!(status, 0, "info {path}: {text}");
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("info {path}: {error}: {text}"))
@@ -155,7 +175,7 @@ impl Pmem {
     }
 
     /// Starts a daemon on a path; `options` go to `--disk`.
-    fn serve(&mut self, path: &str, options: &str, arguments: &str) {
+    pub(super) fn serve(&mut self, path: &str, options: &str, arguments: &str) {
         self.guest.shell(&format!("/lab/pmem.sh serve {path} '{options}' {arguments}"));
     }
 
@@ -169,12 +189,12 @@ impl Pmem {
     }
 
     /// Ends the daemon, which must end well.
-    fn stop(&mut self) {
+    pub(super) fn stop(&mut self) {
         self.guest.shell("/lab/pmem.sh stop || { cat /tmp/log; false; }");
     }
 
     /// What a client of the daemon was told, one line for each operation.
-    fn client(&mut self, operations: &str) -> Vec<String> {
+    pub(super) fn client(&mut self, operations: &str) -> Vec<String> {
         let text = self.guest.shell(&format!("/lab/pmem-client client /tmp/disk.sock {operations}"));
         let lines: Vec<String> = text.lines().map(str::to_owned).collect();
         assert_eq!(lines.len(), operations.split_whitespace().count(), "answers: {text}");
@@ -274,39 +294,10 @@ fn without_dax(pmem: &mut Pmem) -> String {
     format!("class page, {grown} KiB cached")
 }
 
-/// A page of a file goes bad: its requests fail, its neighbours' do not.
-fn bad_media_of_a_file(pmem: &mut Pmem) -> String {
-    let block = pmem.module_block();
-    pmem.guest.shell(&format!("/lab/pmem.sh format ext4 {block} dax=always"));
-    pmem.serve("/mnt/disk", ",size=32M", "");
-    pmem.client("write:0:1048576:7 flush");
-    pmem.stop();
-    // The file's first block, as the file system has it: its third page goes bad.
-    let extent = pmem.guest.shell(&format!("sync; debugfs -R 'bmap disk 2' {block} 2>/dev/null"));
-    let page: u64 = extent.trim().parse().unwrap();
-    let name = block.trim_start_matches("/dev/");
-    pmem.guest.shell(&format!("echo '{} 8' > /sys/block/{name}/badblocks", page * 8));
-    let ranges = pmem.info("/mnt/disk")["bad_ranges"].to_string();
-    assert_eq!(ranges, r#"[{"length_bytes":4096,"offset_bytes":8192}]"#);
-    pmem.serve("/mnt/disk", "", "");
-    let said = pmem.client(
-        "verify:0:8192:7 verify:4096:8192:7 verify:8192:512:7 verify:12288:4096:9 write:12288:4096:9 \
-         verify:12288:4096:9 write:8704:512:9 write:16384:4096:9 flush verify:16384:4096:9",
-    );
-    let outcomes: Vec<&str> =
-        said.iter().filter_map(|line| line.split_once(' ')).map(|pair| pair.1).collect();
-    let expected = ["ok", "errno 5", "errno 5", "differs", "ok", "ok", "errno 5", "ok", "ok", "ok"];
-    assert_eq!(outcomes, expected, "{said:?}");
-    pmem.guest.shell("/lab/pmem.sh alive");
-    pmem.stop();
-    pmem.guest.shell("umount /mnt");
-    "exactly the requests that touch the page fail, info lists it".to_owned()
-}
-
 fn block_device(pmem: &mut Pmem) -> String {
     let block = pmem.module_block();
     pmem.assert_class(&block, "block device of persistent memory", "page", "fdatasync");
-    let seen = pmem.direct(&block);
+    let seen = pmem.direct(&block, "");
     pmem.assert_on_module();
     pmem.assert_refused(&block, "cacheline");
     seen
@@ -314,8 +305,8 @@ fn block_device(pmem: &mut Pmem) -> String {
 
 impl Pmem {
     /// Serves a block device, past the page cache.
-    fn direct(&mut self, block: &str) -> String {
-        self.serve(block, "", "--require-durable=page");
+    fn direct(&mut self, block: &str, options: &str) -> String {
+        self.serve(block, options, "--require-durable=page");
         let flags = self.guest.shell(&format!("/lab/pmem.sh flags {block}"));
         let is_direct =
             |flags: &str| i32::from_str_radix(flags.trim(), 8).is_ok_and(|flags| flags & libc::O_DIRECT != 0);
@@ -327,25 +318,21 @@ impl Pmem {
     }
 }
 
-fn bad_media_of_a_block_device(pmem: &mut Pmem) -> String {
-    let block = pmem.module_block();
-    let name = block.trim_start_matches("/dev/");
-    pmem.serve(&block, "", "");
-    pmem.client("write:0:1048576:7 flush");
-    pmem.stop();
-    pmem.guest.shell(&format!("echo '8 8' > /sys/block/{name}/badblocks"));
-    let ranges = pmem.info(&block)["bad_ranges"].to_string();
-    assert!(ranges.starts_with(r#"[{"length_bytes":4096,"offset_bytes":4096}"#), "{ranges}");
-    pmem.serve(&block, "", "");
-    let said = pmem.client(
-        "verify:0:4096:7 verify:0:4608:7 verify:4096:512:7 verify:7680:1024:7 write:8192:4096:9 verify:8192:4096:9",
+/// Whole sectors or nothing, by the kernel's table.
+fn sector_device(pmem: &mut Pmem) -> String {
+    let region = pmem.region("ACPI.NFIT", 1);
+    pmem.guest.shell(&format!("ndctl create-namespace -f -e namespace{region}.0 -m sector"));
+    let block = format!("/dev/pmem{region}s");
+    pmem.assert_class(
+        &block,
+        "block device of persistent memory with atomic sectors (BTT)",
+        "page",
+        "fdatasync",
     );
-    let outcomes: Vec<&str> =
-        said.iter().filter_map(|line| line.split_once(' ')).map(|pair| pair.1).collect();
-    assert_eq!(outcomes, ["ok", "errno 5", "errno 5", "errno 5", "ok", "ok"], "{said:?}");
-    pmem.guest.shell("/lab/pmem.sh alive");
-    pmem.stop();
-    "exactly the requests that touch the page fail".to_owned()
+    let seen = pmem.direct(&block, ",block-size=4096");
+    pmem.assert_on_module();
+    pmem.assert_refused(&block, "cacheline");
+    seen
 }
 
 fn device_dax(pmem: &mut Pmem) -> String {
@@ -400,7 +387,7 @@ fn virtio_refused(pmem: &mut Pmem) -> String {
 fn virtio_block(pmem: &mut Pmem) -> String {
     let block = virtio_device(pmem);
     pmem.assert_class(&block, "block device of persistent memory", "page", "fdatasync");
-    let seen = pmem.direct(&block);
+    let seen = pmem.direct(&block, "");
     pmem.assert_on_module();
     seen
 }

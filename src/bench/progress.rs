@@ -24,14 +24,16 @@ impl Progress {
     pub(super) fn begin(&mut self, what: String) {
         self.round += 1;
         self.what = what;
-        self.tick(0, Duration::ZERO, None);
+        if self.is_terminal {
+            self.write(format_args!("{CLEAR}{} · warming up", self.head()));
+        }
     }
 
     /// It goes on, with so many requests done in so much time.
-    pub(super) fn tick(&self, done: u64, time: Duration, runtime: Option<Duration>) {
+    pub(super) fn tick(&self, done: u64, time: Duration, runtime: Duration) {
         if self.is_terminal {
-            let left = runtime.map_or(Duration::ZERO, |runtime| runtime.saturating_sub(time));
-            self.write(format_args!("{CLEAR}{} · {} s left", self.line(done, time), left.as_secs()));
+            let left = runtime.saturating_sub(time).as_secs_f64();
+            self.write(format_args!("{CLEAR}{} · {left:.0} s left", self.line(done, time)));
         }
     }
 
@@ -45,7 +47,11 @@ impl Progress {
     fn line(&self, done: u64, time: Duration) -> String {
         let seconds = time.as_secs_f64();
         let iops = if seconds > 0.0 { done as f64 / seconds } else { 0.0 };
-        format!("round {} of {} · {} · {iops:.0} IOPS", self.round, self.rounds, self.what)
+        format!("{} · {iops:.0} IOPS", self.head())
+    }
+
+    fn head(&self) -> String {
+        format!("round {} of {} · {}", self.round, self.rounds, self.what)
     }
 
     fn write(&self, text: std::fmt::Arguments<'_>) {

@@ -62,7 +62,7 @@ fn one_round(
     progress: &mut Progress,
 ) -> Result<Round, BenchError> {
     progress.begin(format!("{name} {} · iodepth {depth}", subject.peer.socket.display()));
-    let mut watch = |done, time| progress.tick(done, time, Some(plan.runtime));
+    let mut watch = |done, time| progress.tick(done, time, plan.runtime);
     let round = subject.measure(&plan.work.at(depth), plan.runtime, &mut watch)?;
     let requests = round.tallies.iter().map(|tally| tally.reads + tally.writes).sum();
     let time = round.tallies.iter().map(|tally| tally.time).max().unwrap_or_default();

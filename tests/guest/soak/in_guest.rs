@@ -6,6 +6,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::fs::Advice;
+
 use super::super::common::{Random, pattern};
 
 /// Bytes of a record, and of a block of every file system here.
@@ -13,6 +15,15 @@ pub const RECORD_BYTES: usize = 4096;
 
 /// What a record starts with, so that the host finds it in an image.
 const MAGIC: &[u8; 8] = b"soakrec\n";
+
+/// Where [`reread`] reads: behind what fio writes.
+pub const REREAD_OFFSET: u64 = 32 << 20;
+
+/// What it reads in a pass.
+const REREAD_BYTES: usize = 12 << 20;
+
+/// What it reads before it pauses: a pass shall take longer than the end of a migration.
+const REREAD_CHUNK_BYTES: usize = 64 << 10;
 
 /// Between two beats of the pulse: it must not take the processor away from the load.
 const BEAT: Duration = Duration::from_millis(2);
@@ -22,6 +33,7 @@ pub fn run(arguments: &[String]) {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["pulse", device] => pulse(Path::new(device)),
+        ["reread", device] => reread(Path::new(device)),
         ["append", file, seed] => append(Path::new(file), seed.parse().unwrap()),
         ["check", file, seed, count] => {
             check(Path::new(file), seed.parse().unwrap(), count.parse().unwrap());
@@ -56,6 +68,35 @@ fn pulse(device: &Path) {
         block[..8].copy_from_slice(&beat.to_le_bytes());
         file.write_all_at(block, 0).unwrap();
         std::thread::sleep(BEAT);
+    }
+}
+
+/// What the host has put where [`reread`] reads.
+pub fn reread_content() -> Vec<u8> {
+    pattern(7, 2 * REREAD_BYTES)
+}
+
+/// Again and again reads one of two parts of the disk, in turn because the same pages may come to hold them, into the guest's page cache, and then looks whether it is still there.
+/// These are pages that nobody but the disk writes to: the ones that a migration loses when it is not told of them.
+fn reread(device: &Path) {
+    let file = File::open(device).unwrap();
+    let all = reread_content();
+    let mut found = vec![0; REREAD_BYTES];
+    for pass in 1_usize.. {
+        let start = pass % 2 * REREAD_BYTES;
+        let content = &all[start..][..REREAD_BYTES];
+        rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+        for when in ["from the disk", "from the page cache"] {
+            for (index, chunk) in found.chunks_mut(REREAD_CHUNK_BYTES).enumerate() {
+                let at = index * REREAD_CHUNK_BYTES;
+                file.read_exact_at(chunk, REREAD_OFFSET + (start + at) as u64).unwrap();
+                assert!(*chunk == content[at..][..chunk.len()], "pass {pass}, {when}: wrong bytes at {at}");
+                if when == "from the disk" {
+                    std::thread::sleep(BEAT);
+                }
+            }
+        }
+        println!("pass {pass}");
     }
 }
 

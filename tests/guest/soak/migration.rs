@@ -16,6 +16,9 @@ use super::monitor::Monitor;
 use super::rig::{self, await_pulse, pulse};
 use super::table::Row;
 
+/// The guest does not clear the pages that it reads into: only the disk touches them.
+const KERNEL_ARGUMENTS: &str = "init_on_alloc=0";
+
 /// Long enough for any number of moves.
 const LIFETIME: Duration = Duration::from_secs(4 * 3600);
 
@@ -56,9 +59,10 @@ fn moves(order: &Order<'_>, daemons: Vec<Daemon>) -> Vec<Row> {
         machines: 0,
     };
     let (folder, arguments) = scene.next_machine(0);
-    let mut guest = Guest::boot_from(&scene.initramfs, &folder, arguments, "");
+    let mut guest = Guest::boot_from(&scene.initramfs, &folder, arguments, KERNEL_ARGUMENTS);
     rig::start_pulse(&mut guest, &scene.image);
     rig::start_load(&mut guest);
+    rig::start_rereading(&mut guest, &scene.image);
 
     let start = Instant::now();
     let mut monitor = scene.monitor();
@@ -76,6 +80,7 @@ fn moves(order: &Order<'_>, daemons: Vec<Daemon>) -> Vec<Row> {
         (monitor, pause) = scene.move_to(round as usize, &mut guest, monitor);
         pauses.push(pause);
     }
+    rig::check_rereading(&mut guest);
     let passes = rig::finish_load(&mut guest);
     guest.power_off();
     let what = format!("moved in {passes} passes of fio");

@@ -1,5 +1,5 @@
 //! What a disk must outlive, in real guests under load: the end of its daemon, a move to another machine,
-//! the end of the power.
+//! the growth of its file, the end of the power.
 //!
 //! Each scenario is one function of a count: `ci/test` calls it with [`Counts::SHORT`], `ci/soak` with more. When
 //! one fails, the serial lines of its guests and the log of its daemons stay in a folder that is named.
@@ -9,6 +9,7 @@ mod migration;
 mod monitor;
 mod power;
 mod recovery;
+mod resize;
 mod rig;
 mod table;
 
@@ -25,6 +26,8 @@ pub struct Counts {
     kills: u32,
     /// Moves from one QEMU to another.
     migrations: u32,
+    /// Of the disk.
+    resizes: u32,
     power_cuts: u32,
     /// Of every random moment.
     seed: u64,
@@ -32,15 +35,16 @@ pub struct Counts {
 
 impl Counts {
     /// As a part of the guest tests.
-    pub const SHORT: Self = Self { kills: 3, migrations: 1, power_cuts: 3, seed: 1 };
+    pub const SHORT: Self = Self { kills: 3, migrations: 1, resizes: 1, power_cuts: 3, seed: 1 };
 
     /// Reads `kills=20,power-cuts=50,seed=7`; what is not named does not happen.
     pub fn parse(text: &str) -> Option<Self> {
-        let mut counts = Self { kills: 0, migrations: 0, power_cuts: 0, seed: 1 };
+        let mut counts = Self { kills: 0, migrations: 0, resizes: 0, power_cuts: 0, seed: 1 };
         for word in text.split(',') {
             match word.split_once('=')? {
                 ("kills", number) => counts.kills = number.parse().ok()?,
                 ("migrations", number) => counts.migrations = number.parse().ok()?,
+                ("resizes", number) => counts.resizes = number.parse().ok()?,
                 ("power-cuts", number) => counts.power_cuts = number.parse().ok()?,
                 ("seed", number) => counts.seed = number.parse().ok()?,
                 _ => return None,
@@ -64,10 +68,11 @@ type Scenario = fn(&Order<'_>) -> Vec<Row>;
 
 /// Runs every scenario that is wanted and counted.
 pub fn run(report: &mut Report, counts: &Counts) -> Table {
-    let scenarios: [(&str, u32, Scenario); 4] = [
+    let scenarios: [(&str, u32, Scenario); 5] = [
         ("soak: daemon ends under fio, split rings", counts.kills, recovery::split),
         ("soak: migration under fio, one daemon", counts.migrations, migration::one_daemon),
         ("soak: migration under fio, two daemons", counts.migrations, migration::two_daemons),
+        ("soak: disk grows under fio", counts.resizes, resize::growth),
         ("soak: power cut", counts.power_cuts, power::cuts),
     ];
     let mut table = Table::default();

@@ -1,5 +1,7 @@
 //! A guest under verified load, and what the host sees of it.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -7,6 +9,7 @@ use super::super::common::Random;
 use super::super::guest::Guest;
 use super::super::image::Image;
 use super::super::machine::disk_arguments;
+use super::in_guest::{REREAD_OFFSET, reread_content};
 
 /// The longest that a request may take before it counts as lost.
 const STALL: Duration = Duration::from_secs(60);
@@ -42,6 +45,23 @@ pub fn disk(socket: &Path, device: &str) -> Vec<String> {
 pub fn start_pulse(guest: &mut Guest, image: &Image) {
     guest.shell("/lab/soak soak pulse /dev/vda >/tmp/pulse 2>&1 &");
     await_pulse(image, 0);
+}
+
+/// Starts to read what the host has written into the image, through the guest's page cache.
+pub fn start_rereading(guest: &mut Guest, image: &Image) {
+    let file = File::options().write(true).open(image.path()).unwrap();
+    file.write_all_at(&reread_content(), REREAD_OFFSET).unwrap();
+    guest.shell("/lab/soak soak reread /dev/vda >/tmp/reread 2>&1 &");
+}
+
+/// Insists that two more passes of reading are as good as all those before.
+pub fn check_rereading(guest: &mut Guest) {
+    let passes = "$(grep -c '^pass [0-9]*$' /tmp/reread)";
+    let tries = STALL.as_secs() * 10;
+    guest.shell(&format!(
+        "first={passes}; for try in $(seq {tries}); do [ {passes} -lt $((first + 2)) ] || exit 0; \
+         grep -v '^pass [0-9]*$' /tmp/reread && exit 1; sleep 0.1; done; exit 1"
+    ));
 }
 
 /// Starts fio on the disk.

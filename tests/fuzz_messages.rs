@@ -17,7 +17,7 @@ use common::frontend::memory::{Memory, Span, USER_BASE};
 use common::frontend::request::{OK, Request};
 use common::frontend::ring::Ring;
 use common::frontend::wire::{NEED_REPLY, REPLY, VERSION, Wire};
-use common::frontend::{SPANS, Session};
+use common::frontend::{RING_PACKED, SPANS, Session};
 use common::process::Process;
 use common::{Random, wait_for};
 
@@ -132,7 +132,10 @@ impl Fuzzer {
 
     fn payload(&mut self, code: u32) -> Vec<u8> {
         match code {
-            2 | 16 => self.words(&[u64::MAX]),
+            // The ring is a split one: as a packed one it is only more noise.
+            2 if self.random.one_in(4) => self.words(&[u64::MAX]),
+            2 => self.words(&[!RING_PACKED]),
+            16 => self.words(&[u64::MAX]),
             5 => self.table(),
             8 => self.halves(64),
             9 => self.addresses(),

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::stop_point::{self, Point};
-use crate::virtio::memory::RegionSpec;
+use crate::virtio::memory::{DirtyLog, RegionSpec};
 
 const MEMORY_BYTES: u64 = 1 << 20;
 const DRIVER_AREA: u64 = 0x8000;
@@ -435,4 +435,35 @@ fn a_chain_without_end_breaks_the_ring() {
     driver.write(3 * 16 + 14, &flags.to_le_bytes());
     assert!(queue.pop(&mut memory).unwrap().is_some());
     assert_eq!(queue.pop(&mut memory).unwrap_err(), RingError::EndlessChain);
+}
+
+/// The pages of the slots published last and of the device area, for a migration; or of the whole ring.
+#[test]
+fn what_it_writes_is_marked_in_the_dirty_log() {
+    let mut driver = Driver::new(1024, false);
+    let table = driver.table();
+    let bits = File::from(rustix::fs::memfd_create("log", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+    bits.set_len(4096).unwrap();
+    let marked = || {
+        let mut seen = [0; 4];
+        bits.read_exact_at(&mut seen, 0).unwrap();
+        bits.write_all_at(&[0; 4], 0).unwrap();
+        u32::from_le_bytes(seen)
+    };
+    // The chain runs over the end of the first page of slots.
+    (driver.offered, driver.seen) = (254, 254);
+    let base = driver.base(254);
+    let mut queue = driver.start(&table, base);
+    let log = Arc::new(DirtyLog::map(bits.try_clone().unwrap(), 0, 4096).unwrap());
+    let log = RingLog::new(log, table.clone(), &driver.layout(base), Some(DEVICE_AREA));
+    queue.log_all(&log);
+    assert_eq!(marked(), 0b1_0000_1111);
+    for pages in [0b11, 0b10] {
+        assert!(driver.offer(&single(3)));
+        let expected = driver.expected.pop_front().unwrap();
+        take(&mut queue, &mut Translator::new(table.clone()), table.resolve_user(0, 1).unwrap(), &expected);
+        queue.publish();
+        queue.log(&log);
+        assert_eq!(marked(), 0b1_0000_0000 | pages);
+    }
 }

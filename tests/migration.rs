@@ -14,3 +14,5 @@ mod dirty_log;
 mod log;
 #[path = "migration/one_writer.rs"]
 mod one_writer;
+#[path = "migration/packed_ring.rs"]
+mod packed_ring;

@@ -74,7 +74,7 @@ impl Tables {
 }
 
 /// A request's descriptors, without their order.
-fn parts(memory: &Memory, random: &mut Random, at: u64) -> Vec<Descriptor> {
+pub(super) fn parts(memory: &Memory, random: &mut Random, at: u64) -> Vec<Descriptor> {
     let kind = random.pick(&[IN, IN, IN, IN, OUT, OUT, GET_ID, FLUSH, DISCARD, WRITE_ZEROES, 77]);
     let sectors = 1 + random.below(24);
     let sector = random.below(SECTORS);

@@ -19,7 +19,7 @@ const SIZE: u16 = 1024;
 const SET_LOG_BASE: u32 = 6;
 
 /// A daemon with one disk full of random bytes, a little smaller than what is asked for.
-fn daemon(place: Place) -> Daemon {
+pub(super) fn daemon(place: Place) -> Daemon {
     let setup = Setup::new(place).disk("");
     std::fs::write(setup.image(0), pattern(1, (SECTORS as usize - 64) * 512)).unwrap();
     setup.start()
@@ -32,7 +32,7 @@ fn connect(daemon: &Daemon, features: u64) -> Session {
 }
 
 /// Switches the log on, as QEMU does it: the log itself, the features, then the rings.
-fn switch_on(session: &mut Session, log: &Log, rings: &[&Ring]) {
+pub(super) fn switch_on(session: &mut Session, log: &Log, rings: &[&Ring]) {
     log.announce(session);
     session.set_features(session.features | LOG_ALL);
     for ring in rings {

@@ -16,6 +16,8 @@ mod descriptors;
 mod features;
 #[path = "protocol/handover.rs"]
 mod handover;
+#[path = "protocol/lifecycle.rs"]
+mod lifecycle;
 #[path = "protocol/memory.rs"]
 mod memory;
 #[path = "protocol/messages.rs"]

@@ -1,7 +1,10 @@
 //! The memory table: replaced, grown and shrunk under rings that run, and refused without a loss.
 
+use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 
+use rustix::fs::{FallocateFlags, MemfdFlags};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 
@@ -159,6 +162,63 @@ fn a_table_can_be_replaced_under_running_rings() {
     load.stop();
 }
 
+/// Monitors map what they like where they like: only guest addresses tell regions apart.
+#[test]
+fn regions_may_overlap_in_user_addresses() {
+    let daemon = daemon("");
+    let session = Session::connect(&daemon.socket(0));
+    let extra = region(FREE, 2 * MIB);
+    for user in [SPANS[0].guest_start, SPANS[1].guest_start, SPANS[0].guest_start + 4 * PAGE] {
+        let mut info = extra.announcement().remove(0);
+        info.userspace_addr = USER_BASE + user;
+        add(&session, &info).unwrap();
+        let mut ring = session.ring(0, 64);
+        assert_works(&mut ring, 0);
+        let content = ring.run(&Request::read(0, 4096)).data;
+        assert_eq!(read_to(&mut ring, FREE + MIB, 4096), OK);
+        assert!(extra.read(FREE + MIB, 4096) == content);
+        extra.fill(FREE + MIB, 4096, 0);
+        remove(&session, &info).unwrap();
+        assert_eq!(read_to(&mut ring, FREE + MIB, 4096), IOERR, "not there any more");
+        session.stop(&ring);
+    }
+}
+
+#[test]
+fn a_region_may_consist_of_huge_pages() {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    let allocated = rustix::fs::memfd_create("guest", flags).and_then(|file| {
+        rustix::fs::ftruncate(&file, 4 * MIB)?;
+        rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, 4 * MIB)?;
+        Ok(File::from(file))
+    });
+    let file = match allocated {
+        Ok(file) => file,
+        Err(error) => return println!("skipped: no huge pages (vm.nr_hugepages): {error}"),
+    };
+    let daemon = daemon("");
+    let session = Session::connect(&daemon.socket(0));
+    let mut ring = session.ring(0, 64);
+    assert_works(&mut ring, 0);
+    let content = ring.run(&Request::read(0, 4096)).data;
+    let info = VhostUserMemoryRegionInfo {
+        guest_phys_addr: FREE,
+        memory_size: 2 * MIB,
+        userspace_addr: USER_BASE + FREE,
+        mmap_offset: 2 * MIB,
+        mmap_handle: file.as_raw_fd(),
+    };
+    add(&session, &info).unwrap();
+    let last_page = 2 * MIB - PAGE;
+    assert_eq!(read_to(&mut ring, FREE + last_page, 4096), OK);
+    assert_eq!(read_to(&mut ring, FREE + last_page + PAGE, 4096), IOERR);
+    let mut stored = vec![0; 4096];
+    file.read_exact_at(&mut stored, 2 * MIB + last_page).unwrap();
+    assert!(stored == content);
+    remove(&session, &info).unwrap();
+    assert_eq!(read_to(&mut ring, FREE + last_page, 4096), IOERR, "not there any more");
+}
+
 /// What is wrong with a region, and the region.
 fn bad_regions(good: &VhostUserMemoryRegionInfo) -> Vec<(&'static str, VhostUserMemoryRegionInfo)> {
     let taken = SPANS[1].guest_start;
@@ -231,8 +291,8 @@ fn slots_of_strange_descriptors_are_refused() {
     let good = region(FREE, MIB);
     let info = good.announcement()[0];
     let path = format!("/proc/self/fd/{}", info.mmap_handle);
-    let read_only = std::fs::File::open(path).unwrap();
-    let folder = std::fs::File::open("/").unwrap();
+    let read_only = File::open(path).unwrap();
+    let folder = File::open("/").unwrap();
     let (pipe, _writer) = std::io::pipe().unwrap();
     let event = crate::common::frontend::bell::event();
     let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();

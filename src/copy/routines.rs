@@ -2,12 +2,12 @@
 
 #![allow(unsafe_code)]
 
+use super::Segments;
 use super::engine::{Engine, Stores};
 #[cfg(not(target_arch = "x86_64"))]
 use super::portable;
 #[cfg(target_arch = "x86_64")]
 use super::x86_64::kernels;
-use super::{Segment, Segments};
 
 /// Length of a cache line: what the media is written in.
 const LINE_BYTES: usize = 64;
@@ -31,15 +31,21 @@ impl Engine {
     ///   others leave them alone. (What is behind the mapping may be gone: that is an answer.)
     /// - These bytes must not overlap `into`.
     #[must_use = "bytes that were not copied are an I/O error"]
-    #[inline]
+    #[inline(always)]
     pub unsafe fn copy_to_segments(&self, src: *const u8, into: Segments<'_>) -> usize {
+        if let [segment] = into.as_slice() {
+            // SAFETY: the caller vouches for `src`, which is as long; `Segments` vouches for the segment; the
+            // caller for the two not overlapping.
+            return unsafe { self.load(segment.ptr(), src, segment.len()) };
+        }
+        let start = src;
         let mut src = src;
-        for (index, segment) in into.as_slice().iter().enumerate() {
+        for segment in into.as_slice() {
             // SAFETY: the caller vouches for `src`, the segments before this one used up exactly what it was
             // advanced by; `Segments` vouches for the segment; the caller for the two not overlapping.
             let left = unsafe { self.load(segment.ptr(), src, segment.len()) };
             if left != 0 {
-                return left + bytes_after(into, index);
+                return left + bytes_after(into, src.addr() - start.addr() + segment.len());
             }
             src = src.wrapping_add(segment.len());
         }
@@ -55,13 +61,19 @@ impl Engine {
     #[must_use = "bytes that were not copied are an I/O error"]
     #[inline]
     pub unsafe fn copy_from_segments(&self, dst: *mut u8, from: Segments<'_>, persist: Persist) -> usize {
+        if let [segment] = from.as_slice() {
+            // SAFETY: the caller vouches for `dst`, which is as long; `Segments` vouches for the segment; the
+            // caller for the two not overlapping.
+            return unsafe { self.store(dst, segment.ptr(), segment.len(), persist) };
+        }
+        let start = dst;
         let mut dst = dst;
-        for (index, segment) in from.as_slice().iter().enumerate() {
+        for segment in from.as_slice() {
             // SAFETY: the caller vouches for `dst`, the segments before this one used up exactly what it was
             // advanced by; `Segments` vouches for the segment; the caller for the two not overlapping.
             let left = unsafe { self.store(dst, segment.ptr(), segment.len(), persist) };
             if left != 0 {
-                return left + bytes_after(from, index);
+                return left + bytes_after(from, dst.addr() - start.addr() + segment.len());
             }
             dst = dst.wrapping_add(segment.len());
         }
@@ -258,6 +270,41 @@ pub fn load_slice(from: Segments<'_>, bytes: &mut [u8]) -> usize {
     len - rest.len()
 }
 
+/// Two words in the order of this CPU, each read once; `None` if they cannot be read.
+///
+/// # Safety
+/// Their 16 bytes must be mapped, and no Rust reference may claim that others leave them alone. (What is behind the
+/// mapping may be gone: that is an answer.)
+#[inline]
+pub unsafe fn load_words(src: *const u8) -> Option<[u64; 2]> {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the caller's obligations.
+    return unsafe { kernels::load16(src) };
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let mut words = [0_u64; 2];
+        // SAFETY: as above, and there is room for 16 bytes.
+        let left = unsafe { copy_small(words.as_mut_ptr().cast(), src, 16) };
+        (left == 0).then_some(words)
+    }
+}
+
+/// Stores one byte. Returns whether it could be.
+///
+/// # Safety
+/// It must be mapped for writes, and no Rust reference to it may exist. (What is behind the mapping may be gone:
+/// that is an answer.)
+#[must_use = "a byte that was not stored is an error"]
+#[inline]
+pub unsafe fn store_byte(dst: *mut u8, byte: u8) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the caller's obligations.
+    return unsafe { kernels::store1(dst, byte) };
+    #[cfg(not(target_arch = "x86_64"))]
+    // SAFETY: as above.
+    return unsafe { copy_small(dst, &raw const byte, 1) } == 0;
+}
+
 /// Asks the CPU for the line at `address`, which will be needed soon. Any address will do: it never faults.
 ///
 /// What it saves is above all the page walk, of which a CPU does several at once if they are asked for one right
@@ -340,8 +387,8 @@ unsafe fn fill_small(dst: *mut u8, src: *const u8, len: usize) -> usize {
     left
 }
 
-/// Sum of the lengths of the segments behind number `index`.
+/// How many bytes the segments have behind the first so many.
 #[cold]
-fn bytes_after(segments: Segments<'_>, index: usize) -> usize {
-    segments.as_slice().iter().skip(index + 1).map(Segment::len).sum()
+fn bytes_after(segments: Segments<'_>, bytes: usize) -> usize {
+    segments.total_bytes().saturating_sub(bytes)
 }

@@ -59,6 +59,7 @@ impl Segment {
 #[derive(Debug, Clone, Copy)]
 pub struct Segments<'a> {
     list: &'a [Segment],
+    total_bytes: usize,
     mapped: PhantomData<&'a [u8]>,
 }
 
@@ -70,13 +71,24 @@ impl<'a> Segments<'a> {
     /// - No Rust reference to these bytes may exist during `'a`: others write to them.
     #[allow(unsafe_code)]
     #[inline]
-    pub const unsafe fn new(list: &'a [Segment]) -> Self {
-        Self { list, mapped: PhantomData }
+    pub unsafe fn new(list: &'a [Segment]) -> Self {
+        let total_bytes = list.iter().fold(0_usize, |sum, segment| sum.saturating_add(segment.len));
+        Self { list, total_bytes, mapped: PhantomData }
+    }
+
+    /// Vouches for `list`, whose lengths have been summed up already.
+    ///
+    /// # Safety
+    /// As [`new`](Self::new), and `total_bytes` must be their sum.
+    #[allow(unsafe_code)]
+    #[inline]
+    pub const unsafe fn with_total(list: &'a [Segment], total_bytes: usize) -> Self {
+        Self { list, total_bytes, mapped: PhantomData }
     }
 
     /// No bytes at all.
     pub const fn empty() -> Self {
-        Self { list: &[], mapped: PhantomData }
+        Self { list: &[], total_bytes: 0, mapped: PhantomData }
     }
 
     /// The segments in order.
@@ -87,7 +99,7 @@ impl<'a> Segments<'a> {
 
     /// Sum of the lengths, in bytes; saturates (guest memory is smaller).
     #[inline]
-    pub fn total_bytes(&self) -> usize {
-        self.list.iter().fold(0, |sum, segment| sum.saturating_add(segment.len))
+    pub const fn total_bytes(&self) -> usize {
+        self.total_bytes
     }
 }

@@ -346,7 +346,7 @@ impl Disk for MappedDisk {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
         if !self.bad.is_empty() && self.bad.touch(offset, into.total_bytes() as u64) {
             return Err(bad_media("reading bad media"));
@@ -354,7 +354,7 @@ impl Disk for MappedDisk {
         self.mapping.read(offset, into).inspect_err(|error| self.learn(error))
     }
 
-    #[inline]
+    #[inline(always)]
     fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
         let len = from.total_bytes() as u64;
         if !self.bad.is_empty() {

@@ -264,7 +264,7 @@ impl Mapping {
     ///
     /// # Errors
     /// [`DiskError::OutOfRange`], or [`DiskError::Io`] when the memory could not be read.
-    #[inline]
+    #[inline(always)]
     pub fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
         let src = self.at(offset, into.total_bytes())?;
         // SAFETY: `at` has checked that as many bytes are mapped there, and they are until `self` is
@@ -285,7 +285,7 @@ impl Mapping {
     ///
     /// # Errors
     /// As [`read`](Self::read), and [`DiskError::ReadOnly`].
-    #[inline]
+    #[inline(always)]
     pub fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
         let dst = self.writable_at(offset, from.total_bytes())?;
         // SAFETY: `writable_at` has checked that as many bytes are mapped there for writing, and they are
@@ -353,11 +353,17 @@ impl Mapping {
         bytes_left: usize,
     ) -> Result<(), DiskError> {
         if bytes_left == 0 {
-            return Ok(());
+            Ok(())
+        } else {
+            Err(self.fell_short(operation, offset, start, len.saturating_sub(bytes_left)))
         }
-        let copied = len.saturating_sub(bytes_left);
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn fell_short(&self, operation: &'static str, offset: u64, start: *const u8, copied: usize) -> DiskError {
         let loss = self.loss(offset.saturating_add(copied as u64), start.wrapping_add(copied));
-        Err(DiskError::Io { operation, source: io::Error::other(loss) })
+        DiskError::Io { operation, source: io::Error::other(loss) }
     }
 
     /// Why a copy ended before the byte at `offset`, which is inside and was found at `address`.

@@ -142,6 +142,18 @@ impl Extent {
         let host = self.host.wrapping_add(usize::try_from(offset).ok()?);
         Some((host, left))
     }
+
+    /// Host address of `len_bytes` bytes (not none) at `address`, if all of them are in this extent.
+    #[inline]
+    fn whole(&self, address: u64, len_bytes: u64) -> Option<*mut u8> {
+        let offset = address.wrapping_sub(self.start);
+        // As in `at`. No bytes are nowhere.
+        let left = self.len_bytes.checked_sub(offset)?;
+        if len_bytes.wrapping_sub(1) >= left {
+            return None;
+        }
+        Some(self.host.wrapping_add(usize::try_from(offset).ok()?))
+    }
 }
 
 /// All of a front-end's memory: an immutable snapshot, sorted by guest address.
@@ -292,48 +304,49 @@ impl Translator {
         is_lost
     }
 
-    /// Host address of `len_bytes` bytes at a guest address, if they lie in one region.
+    /// As [`resolve`](Self::resolve), if it is the region that was hit last.
+    #[inline]
+    pub fn near(&self, address: u64, len_bytes: u32) -> Option<*mut u8> {
+        self.last.whole(address, u64::from(len_bytes))
+    }
+
+    /// Host address of `len_bytes` bytes (not none) at a guest address, if they lie in one region.
     #[inline]
     pub fn resolve(&mut self, address: u64, len_bytes: u64) -> Option<*mut u8> {
-        match self.find(address) {
-            Some((host, left)) if left >= len_bytes => Some(host),
-            _ => None,
-        }
+        self.last.whole(address, len_bytes).or_else(|| self.search(address)?.whole(address, len_bytes))
     }
 
     /// Appends the host ranges of `len_bytes` bytes at a guest address: one in all but strange cases, more
-    /// where they run over a region's end into the next. Never lets `out` grow beyond its capacity.
+    /// where they run over a region's end into the next.
     ///
-    /// Returns whether all of it is mapped (and fitted); if not, `out` is as it was.
-    #[inline]
-    pub fn append(&mut self, address: u64, len_bytes: u32, out: &mut Vec<Segment>) -> bool {
-        let before = out.len();
+    /// Returns how many there are, if all of it is mapped and fits into `out`.
+    #[inline(never)]
+    pub fn resolve_pieces(&mut self, address: u64, len_bytes: u32, out: &mut [Segment]) -> Option<usize> {
         let (mut address, mut missing) = (address, u64::from(len_bytes));
-        while missing > 0 {
-            let Some((host, left)) = self.find(address).filter(|_| out.len() < out.capacity()) else {
-                out.truncate(before);
-                return false;
-            };
+        let mut pieces = 0_usize;
+        for piece in out {
+            if missing == 0 {
+                break;
+            }
+            let (host, left) = self.search(address)?.at(address)?;
             let here = left.min(missing);
-            // Not more than `len_bytes`, so it fits.
-            out.push(Segment::new(host, usize::try_from(here).unwrap_or(0)));
+            *piece = Segment::new(host, usize::try_from(here).ok()?);
+            pieces += 1;
             missing -= here;
             address = address.wrapping_add(here);
         }
-        true
+        (missing == 0).then_some(pieces)
     }
 
-    #[inline]
-    fn find(&mut self, address: u64) -> Option<(*mut u8, u64)> {
-        if let Some(hit) = self.last.at(address) {
-            return Some(hit);
-        }
+    /// The region that an address is in, if it is in any.
+    #[inline(never)]
+    fn search(&mut self, address: u64) -> Option<&Extent> {
         let extents = &self.table.by_guest;
         let after = extents.partition_point(|extent| extent.start <= address);
         let extent = extents.get(after.checked_sub(1)?)?;
-        let hit = extent.at(address)?;
+        extent.at(address)?;
         self.last = *extent;
-        Some(hit)
+        Some(&self.last)
     }
 }
 
@@ -377,14 +390,12 @@ mod tests {
     fn ranges_run_on_into_the_next_region_but_not_into_a_hole() {
         let specs = vec![spec(0, PAGE, 0), spec(PAGE, PAGE, PAGE), spec(3 * PAGE, PAGE, 3 * PAGE)];
         let mut view = Translator::new(Arc::new(MemoryTable::map(specs).unwrap()));
-        let mut out = Vec::with_capacity(2);
-        assert!(view.append(PAGE - 1, 2, &mut out));
-        assert_eq!(out.iter().map(Segment::len).collect::<Vec<_>>(), [1, 1]);
-        assert!(!view.append(0, 1, &mut out), "the list is full and must not grow");
-        out.clear();
-        assert!(!view.append(2 * PAGE - 1, 2, &mut out));
-        assert!(out.is_empty(), "nothing stays of a range that is not mapped");
-        assert_eq!(out.capacity(), 2);
+        let mut out = [Segment::EMPTY; 2];
+        assert_eq!(view.resolve_pieces(PAGE - 1, 2, &mut out), Some(2));
+        assert_eq!(out.map(|piece| piece.len()), [1, 1]);
+        assert_eq!(view.resolve_pieces(0, 8, &mut out), Some(1));
+        assert_eq!(view.resolve_pieces(PAGE - 1, 2, &mut out[..1]), None, "there is no room");
+        assert_eq!(view.resolve_pieces(2 * PAGE - 1, 2, &mut out), None, "a hole");
     }
 
     #[test]

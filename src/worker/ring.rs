@@ -288,7 +288,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     }
 
     /// Asks for the media of the next requests, one right after the other: their page walks overlap then.
-    #[inline]
+    #[inline(never)]
     fn look_ahead(&mut self) {
         for ahead in 0..LOOK_AHEAD {
             let Some(header) = self.queue.peek(ahead, &mut self.memory) else { return };

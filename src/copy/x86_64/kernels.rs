@@ -8,7 +8,7 @@
 //!
 //! The handler of [`fault`](crate::copy::fault) finds the fix-ups in a table of offsets, built beside them.
 
-use std::arch::global_asm;
+use std::arch::{asm, global_asm};
 
 /// Loads these registers from the source, then stores them at the destination.
 macro_rules! moves {
@@ -140,12 +140,17 @@ global_asm!(
     ".balign 4", "vhost_user_pmem_fixups:",
     ".section .text.vhost_user_pmem_kernels, \"ax\", @progbits",
 
-    // At most 64 bytes. Of one and of 16 bytes, a request's status and header, each is read once; otherwise
-    // some may be read twice, and what arrives is from either time.
+    // A request's header and its status, in conventions of their own: see `load16` and `store1`.
+    begin!("vhost_user_pmem_load16"),
+    "2: mov rax, [rsi]", "mov rdx, [rsi + 8]", "3: xor ecx, ecx", "ret",
+    "4: mov ecx, 1", "ret", fixup!("2b", "3b", "4b"),
+    begin!("vhost_user_pmem_store1"),
+    "2: mov [rdi], al", "3: xor ecx, ecx", "ret",
+    "4: mov ecx, 1", "ret", fixup!("2b", "3b", "4b"),
+
+    // At most 64 bytes, of which some may be read twice; what arrives is from either time.
     begin!("vhost_user_pmem_copy_small"),
-    "2: cmp rdx, 16", "jne 3f", "movdqu xmm0, [rsi]", "movdqu [rdi], xmm0", "xor eax, eax", "ret",
-    "3: cmp rdx, 1", "jne 4f", "movzx eax, byte ptr [rsi]", "mov [rdi], al", "xor eax, eax", "ret",
-    "4: cmp rdx, 16", "jb 6f", "cmp rdx, 32", "ja 5f",
+    "2: cmp rdx, 16", "jb 6f", "cmp rdx, 32", "ja 5f",
     "movdqu xmm0, [rsi]", "movdqu xmm1, [rsi + rdx - 16]",
     "movdqu [rdi], xmm0", "movdqu [rdi + rdx - 16], xmm1", "xor eax, eax", "ret",
     "5: movdqu xmm0, [rsi]", "movdqu xmm1, [rsi + 16]",
@@ -158,8 +163,9 @@ global_asm!(
     "7: cmp rdx, 4", "jb 8f",
     "mov eax, [rsi]", "mov ecx, [rsi + rdx - 4]", "mov [rdi], eax", "mov [rdi + rdx - 4], ecx",
     "xor eax, eax", "ret",
-    "8: test rdx, rdx", "jz 9f",
-    "movzx eax, word ptr [rsi]", "movzx ecx, byte ptr [rsi + rdx - 1]",
+    "8: cmp rdx, 2", "jae 3f", "test rdx, rdx", "jz 9f",
+    "movzx eax, byte ptr [rsi]", "mov [rdi], al", "xor eax, eax", "ret",
+    "3: movzx eax, word ptr [rsi]", "movzx ecx, byte ptr [rsi + rdx - 1]",
     "mov [rdi], ax", "mov [rdi + rdx - 1], cl",
     "9: xor eax, eax", "ret",
     fixup!("2b", "9b", ".Lvhost_user_pmem_rest_copy"),
@@ -267,6 +273,47 @@ kernels! {
     clflush = "vhost_user_pmem_clflush";
 }
 
+unsafe extern "C" {
+    fn vhost_user_pmem_load16();
+    fn vhost_user_pmem_store1();
+}
+
+/// Two words, each read once; `None` if they cannot be read.
+///
+/// It leaves all registers but three alone, which a call by the rules of C would not.
+///
+/// # Safety
+/// 16 bytes must be mapped at `src`. (What is behind the mapping may be gone: that is an answer.)
+#[inline(always)]
+pub(in crate::copy) unsafe fn load16(src: *const u8) -> Option<[u64; 2]> {
+    let (first, second, is_lost): (u64, u64, u32);
+    // SAFETY: the routine reads what the caller vouches for, writes these registers and nothing else.
+    unsafe {
+        asm!(
+            "call {routine}", routine = sym vhost_user_pmem_load16, in("rsi") src,
+            out("rax") first, out("rdx") second, out("ecx") is_lost, options(readonly),
+        );
+    }
+    (is_lost == 0).then_some([first, second])
+}
+
+/// Stores one byte. Returns whether it could be.
+///
+/// # Safety
+/// A byte must be mapped at `dst` for writes. (What is behind the mapping may be gone: that is an answer.)
+#[inline(always)]
+pub(in crate::copy) unsafe fn store1(dst: *mut u8, byte: u8) -> bool {
+    let is_lost: u32;
+    // SAFETY: the routine writes the byte that the caller vouches for and one register.
+    unsafe {
+        asm!(
+            "call {routine}", routine = sym vhost_user_pmem_store1, in("rdi") dst, in("al") byte,
+            out("ecx") is_lost,
+        );
+    }
+    is_lost == 0
+}
+
 /// Where to go on when the instruction at `address` faulted, if it is one of these routines.
 ///
 /// Used in the signal handler: reads constants, nothing else.
@@ -293,12 +340,13 @@ mod tests {
     /// Every routine has a fix-up behind its entry (within its first instructions), and nothing else has.
     #[test]
     fn every_routine_is_in_the_table_and_foreign_code_is_not() {
+        let own: [unsafe extern "C" fn(); 2] = [vhost_user_pmem_load16, vhost_user_pmem_store1];
         let all: [Kernel; 15] = [
             copy_small, copy_rep, fill, copy16, copy32, copy64, stream16, stream32, stream64, zero16, zero32,
             zero64, clwb, clflushopt, clflush,
         ];
-        for kernel in all {
-            let entry = kernel as *const () as usize;
+        let entries = all.map(|kernel| kernel as *const () as usize).into_iter();
+        for entry in entries.chain(own.map(|kernel| kernel as *const () as usize)) {
             assert!((entry..entry + 64).any(|address| fixup_of(address).is_some()), "{entry:#x}");
             assert_eq!(fixup_of(entry.wrapping_sub(1)), None, "{entry:#x}: padding before it");
         }

@@ -4,18 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
 
-use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP};
-
 use super::cache::CacheMode;
 use super::config_space::ConfigSpace;
 use super::counters::{Counters, Effect};
 use super::features;
-use super::request::{HEADER_BYTES, Operation, Refusal, guess_offset, parse, parse_ranges};
+use super::request::{OK, Operation, Refusal, guess_offset, parse, parse_ranges};
 use super::units::{Limits, SECTOR_BYTES};
 use crate::copy::{self, Segments};
 use crate::disk::{Disk, DiskError, Flusher, GrowError, Ticket};
 use crate::log_limit::LogLimit;
-use crate::virtio::queue::{Chain, Completion, HeldStatus, Parts, RingError};
+use crate::virtio::queue::{Chain, Completion, Header, HeldStatus, RingError};
 
 /// How a disk calls itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,30 +64,23 @@ impl Held {
     }
 }
 
-/// Status, and what was done.
-struct Outcome {
-    status: u32,
-    /// Data bytes written without a gap from the start of the device-writable part.
-    data_bytes: u64,
-    effect: Effect,
-    needs_flush: bool,
+/// What was done, or why not.
+type Outcome = Result<Done, Refusal>;
+
+/// A request that has not failed.
+enum Done {
+    /// It is done and counted, and has written so many data bytes without a gap from the start of the
+    /// device-writable part.
+    Counted(u64),
+    /// It is done when everything before it persists.
+    Unflushed(Effect),
 }
 
-impl Outcome {
-    #[inline]
-    const fn done(effect: Effect, data_bytes: u64) -> Self {
-        Self { status: VIRTIO_BLK_S_OK, data_bytes, effect, needs_flush: false }
-    }
-}
-
-impl From<Refusal> for Outcome {
-    fn from(refusal: Refusal) -> Self {
-        let status = match refusal {
-            Refusal::IoError => VIRTIO_BLK_S_IOERR,
-            Refusal::Unsupported => VIRTIO_BLK_S_UNSUPP,
-        };
-        Self { status, data_bytes: 0, effect: Effect::Failed, needs_flush: false }
-    }
+/// A request that is done and has written no data to the guest.
+#[inline]
+const fn counted(effect: Effect, counters: &mut Counters) -> Done {
+    counters.count(effect);
+    Done::Counted(0)
 }
 
 impl<D: Disk> Device<D> {
@@ -153,38 +144,43 @@ impl<D: Disk> Device<D> {
     /// # Errors
     /// [`RingError::NoStatus`] when there is no place for an answer, [`RingError::GuestMemoryLost`] when there
     /// is none any more.
-    #[inline]
+    #[inline(always)]
     pub fn execute(
         &self,
         chain: Chain<'_>,
         cache: &CacheMode,
         counters: &mut Counters,
     ) -> Result<Answer, RingError> {
-        let Parts { head, readable, writable, status, data_bytes, flaw } =
-            chain.into_parts().ok_or(RingError::NoStatus)?;
+        let Chain { head, header, flaw, readable, writable, status, data_bytes } = chain;
         let outcome = match flaw {
-            Some(_) => Outcome::from(Refusal::IoError),
-            None => match parse(readable, writable, &self.limits()) {
-                Ok(operation) => self.perform(&operation, cache),
-                Err(refusal) => Outcome::from(refusal),
+            None => match parse(&header, readable, writable, &self.limits()) {
+                Ok(operation) => self.perform(operation, cache, counters),
+                Err(refusal) => Err(refusal),
             },
+            Some(_) => Err(Refusal::IoError),
         };
         // The status counts only where no gap is before it (VIRTIO 1.2 §2.7.8.2).
-        let reaches_status = outcome.data_bytes == data_bytes;
-        let written_bytes = outcome.data_bytes.saturating_add(u64::from(reaches_status));
-        let completion = head.complete(u32::try_from(written_bytes).unwrap_or(u32::MAX));
-        if outcome.needs_flush {
-            return Ok(Answer::Held(Held { completion, status: status.hold(), effect: outcome.effect }));
-        }
-        counters.count(outcome.effect);
-        // The statuses are 0, 1 and 2.
-        status.store(u8::try_from(outcome.status).unwrap_or(u8::MAX))?;
-        Ok(Answer::Done(completion))
+        let complete = |written_bytes: u64| {
+            let reaches_status = written_bytes == data_bytes;
+            head.complete(u32::try_from(written_bytes + u64::from(reaches_status)).unwrap_or(u32::MAX))
+        };
+        let (code, written_bytes) = match outcome {
+            Ok(Done::Counted(written_bytes)) => (OK, written_bytes),
+            Ok(Done::Unflushed(effect)) => {
+                return Ok(Answer::Held(Held { completion: complete(0), status: status.hold(), effect }));
+            }
+            Err(refusal) => {
+                counters.count(Effect::Failed);
+                (refusal.status(), 0)
+            }
+        };
+        status.store(code)?;
+        Ok(Answer::Done(complete(written_bytes)))
     }
 
     /// A request that begins with this header will probably come soon.
     #[inline]
-    pub fn expect(&self, header: &[u8; HEADER_BYTES]) {
+    pub fn expect(&self, header: &Header) {
         if let Some(offset) = guess_offset(header) {
             self.disk.prefetch(offset);
         }
@@ -224,46 +220,57 @@ impl<D: Disk> Device<D> {
     ) -> Result<Completion, RingError> {
         let Held { completion, status, effect } = held;
         counters.count(if has_flushed { effect } else { Effect::Failed });
-        let code = if has_flushed { VIRTIO_BLK_S_OK } else { VIRTIO_BLK_S_IOERR };
-        status.store(u8::try_from(code).unwrap_or(u8::MAX))?;
+        status.store(if has_flushed { OK } else { Refusal::IoError.status() })?;
         Ok(completion)
     }
 
-    #[inline]
-    fn perform(&self, operation: &Operation<'_>, cache: &CacheMode) -> Outcome {
-        let done = match operation {
-            Operation::Read { offset, into } => {
-                let bytes = into.total_bytes() as u64;
-                let done = self.disk.read(*offset, *into);
-                done.map(|()| Outcome::done(Effect::Read(bytes), bytes))
-            }
+    #[inline(always)]
+    fn perform(&self, operation: Operation<'_>, cache: &CacheMode, counters: &mut Counters) -> Outcome {
+        let name = operation.name();
+        match operation {
+            Operation::Read { offset, into } => match self.disk.read(offset, into) {
+                Ok(()) => {
+                    let bytes = into.total_bytes() as u64;
+                    counters.count(Effect::Read(bytes));
+                    Ok(Done::Counted(bytes))
+                }
+                Err(error) => Err(self.failed(name, &error)),
+            },
             Operation::Write { offset, from } => {
                 let bytes = from.total_bytes() as u64;
-                let effect =
-                    Effect::Written { bytes, media_bytes: self.disk.media_written_bytes(*offset, bytes) };
-                self.disk.write(*offset, *from).and_then(|()| self.persist(effect, cache))
+                let media_bytes = self.disk.media_written_bytes(offset, bytes);
+                let effect = Effect::Written { bytes, media_bytes };
+                match self.disk.write(offset, from) {
+                    // In write-through mode it is not done before it persists.
+                    Ok(()) if !cache.is_write_through() => Ok(counted(effect, counters)),
+                    Ok(()) => self.flush(effect, counters).map_err(|error| self.failed(name, &error)),
+                    Err(error) => Err(self.failed(name, &error)),
+                }
             }
             Operation::Flush => {
                 cache.saw_flush();
-                self.flush(Effect::Flushed)
+                self.flush(Effect::Flushed, counters).map_err(|error| self.failed(name, &error))
             }
             Operation::GetId { into } => {
-                let bytes = copy::store_slice(*into, &self.identity.serial);
-                Ok(Outcome::done(Effect::Other, bytes as u64))
+                let bytes = copy::store_slice(into, &self.identity.serial);
+                counters.count(Effect::Other);
+                Ok(Done::Counted(bytes as u64))
             }
-            Operation::Discard { payload } => return self.unmap(*payload, false, cache),
-            Operation::WriteZeroes { payload } => return self.unmap(*payload, true, cache),
-        };
-        done.unwrap_or_else(|error| self.failed(operation.name(), &error))
+            Operation::Discard { payload } => self.unmap(payload, false, cache, counters),
+            Operation::WriteZeroes { payload } => self.unmap(payload, true, cache, counters),
+        }
     }
 
     /// DISCARD, or with `zeroes` WRITE_ZEROES: nothing is done unless every range is good.
     #[cold]
-    fn unmap(&self, payload: Segments<'_>, zeroes: bool, cache: &CacheMode) -> Outcome {
-        let ranges = match parse_ranges(payload, zeroes, &self.limits()) {
-            Ok(ranges) => ranges,
-            Err(refusal) => return Outcome::from(refusal),
-        };
+    fn unmap(
+        &self,
+        payload: Segments<'_>,
+        zeroes: bool,
+        cache: &CacheMode,
+        counters: &mut Counters,
+    ) -> Outcome {
+        let ranges = parse_ranges(payload, zeroes, &self.limits())?;
         let mut each = ranges.as_slice().iter();
         let media_bytes = each.try_fold(0_u64, |sum, range| match zeroes {
             true => {
@@ -273,36 +280,31 @@ impl<D: Disk> Device<D> {
             false => self.disk.discard(range.offset, range.len_bytes).map(|()| sum),
         });
         let persisted = media_bytes.and_then(|media_bytes| match zeroes {
-            true => self.persist(Effect::Zeroed { media_bytes }, cache),
-            false => Ok(Outcome::done(Effect::Other, 0)),
+            // In write-through mode a write is not done before it persists.
+            true if cache.is_write_through() => self.flush(Effect::Zeroed { media_bytes }, counters),
+            true => Ok(counted(Effect::Zeroed { media_bytes }, counters)),
+            false => Ok(counted(Effect::Other, counters)),
         });
         let name = if zeroes { "write zeroes" } else { "discard" };
-        persisted.unwrap_or_else(|error| self.failed(name, &error))
-    }
-
-    /// In write-through mode a write is not done before it persists.
-    #[inline]
-    fn persist(&self, effect: Effect, cache: &CacheMode) -> Result<Outcome, DiskError> {
-        if cache.is_write_through() { self.flush(effect) } else { Ok(Outcome::done(effect, 0)) }
+        persisted.map_err(|error| self.failed(name, &error))
     }
 
     /// At once where that is possible; else the request is held.
-    fn flush(&self, effect: Effect) -> Result<Outcome, DiskError> {
-        let flushed = self.disk.try_flush();
-        let needs_flush = flushed.is_none();
-        flushed.unwrap_or(Ok(()))?;
-        Ok(Outcome { needs_flush, ..Outcome::done(effect, 0) })
+    #[inline(never)]
+    fn flush(&self, effect: Effect, counters: &mut Counters) -> Result<Done, DiskError> {
+        match self.disk.try_flush() {
+            Some(flushed) => flushed.map(|()| counted(effect, counters)),
+            None => Ok(Done::Unflushed(effect)),
+        }
     }
 
     /// The media, or guest memory, failed: the request fails, and one line in the log says so.
     #[cold]
-    fn failed(&self, operation: &str, error: &DiskError) -> Outcome {
+    fn failed(&self, operation: &str, error: &DiskError) -> Refusal {
         self.log_failure(operation, error);
         match error {
-            DiskError::Unsupported => Outcome::from(Refusal::Unsupported),
-            DiskError::OutOfRange | DiskError::ReadOnly | DiskError::Io { .. } => {
-                Outcome::from(Refusal::IoError)
-            }
+            DiskError::Unsupported => Refusal::Unsupported,
+            DiskError::OutOfRange | DiskError::ReadOnly | DiskError::Io { .. } => Refusal::IoError,
         }
     }
 

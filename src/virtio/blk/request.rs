@@ -8,10 +8,7 @@ use virtio_bindings::bindings::virtio_blk as spec;
 
 use super::units::{Limits, MAX_DISCARD_SECTORS, MAX_RANGES, MAX_WRITE_ZEROES_SECTORS, SECTOR_BYTES};
 use crate::copy::{self, Segments};
-use crate::virtio::queue::Buffer;
-
-/// Length of the header: type, reserved, sector.
-pub(super) const HEADER_BYTES: usize = 16;
+use crate::virtio::queue::Header;
 
 /// Length of one range of a DISCARD or WRITE_ZEROES: sector, number of sectors, flags.
 const RANGE_BYTES: usize = 16;
@@ -26,6 +23,25 @@ pub enum Refusal {
     IoError,
     /// `VIRTIO_BLK_S_UNSUPP`.
     Unsupported,
+}
+
+/// The status of a request that is done.
+pub(super) const OK: u8 = status_byte(spec::VIRTIO_BLK_S_OK);
+
+impl Refusal {
+    /// The status that the driver reads.
+    pub(super) const fn status(self) -> u8 {
+        status_byte(match self {
+            Self::IoError => spec::VIRTIO_BLK_S_IOERR,
+            Self::Unsupported => spec::VIRTIO_BLK_S_UNSUPP,
+        })
+    }
+}
+
+/// The statuses are 0, 1 and 2.
+const fn status_byte(status: u32) -> u8 {
+    let [byte, _, _, _] = status.to_le_bytes();
+    byte
 }
 
 /// A request that cannot be out of range any more.
@@ -78,36 +94,48 @@ impl Operation<'_> {
     }
 }
 
-/// Reads the header and checks what it asks against the limits.
+/// Checks what a header (type, reserved, sector) asks against the limits.
 ///
 /// # Errors
 /// How the request is to be refused.
-#[inline]
+#[inline(always)]
 pub fn parse<'a>(
-    mut readable: Buffer<'a>,
-    writable: Buffer<'a>,
+    header: &Header,
+    readable: Segments<'a>,
+    writable: Segments<'a>,
     limits: &Limits,
 ) -> Result<Operation<'a>, Refusal> {
-    let header = readable.take_front::<HEADER_BYTES>().ok_or(Refusal::IoError)?;
-    let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
-    let sector = u64::from_le_bytes(sector);
-    match u32::from_le_bytes([t0, t1, t2, t3]) {
+    let [_, sector] = *header;
+    match kind(header) {
         spec::VIRTIO_BLK_T_IN => {
-            let offset = transfer(sector, writable.len_bytes(), readable.len_bytes(), limits)?;
-            Ok(Operation::Read { offset, into: writable.into_segments() })
+            let offset = transfer(sector, &writable, &readable, limits)?;
+            Ok(Operation::Read { offset, into: writable })
         }
-        spec::VIRTIO_BLK_T_OUT if limits.read_only => Err(Refusal::IoError),
         spec::VIRTIO_BLK_T_OUT => {
-            let offset = transfer(sector, readable.len_bytes(), writable.len_bytes(), limits)?;
-            Ok(Operation::Write { offset, from: readable.into_segments() })
+            let offset = transfer(sector, &readable, &writable, limits)?;
+            if limits.read_only {
+                return Err(Refusal::IoError);
+            }
+            Ok(Operation::Write { offset, from: readable })
         }
+        code => parse_other(code, readable, writable, limits),
+    }
+}
+
+/// As [`parse`], for what moves no blocks of data.
+#[inline(never)]
+fn parse_other<'a>(
+    code: u32,
+    readable: Segments<'a>,
+    writable: Segments<'a>,
+    limits: &Limits,
+) -> Result<Operation<'a>, Refusal> {
+    match code {
         spec::VIRTIO_BLK_T_FLUSH => Ok(Operation::Flush),
-        spec::VIRTIO_BLK_T_GET_ID => Ok(Operation::GetId { into: writable.into_segments() }),
-        spec::VIRTIO_BLK_T_DISCARD if !limits.read_only => {
-            Ok(Operation::Discard { payload: readable.into_segments() })
-        }
+        spec::VIRTIO_BLK_T_GET_ID => Ok(Operation::GetId { into: writable }),
+        spec::VIRTIO_BLK_T_DISCARD if !limits.read_only => Ok(Operation::Discard { payload: readable }),
         spec::VIRTIO_BLK_T_WRITE_ZEROES if !limits.read_only => {
-            Ok(Operation::WriteZeroes { payload: readable.into_segments() })
+            Ok(Operation::WriteZeroes { payload: readable })
         }
         _ => Err(Refusal::Unsupported),
     }
@@ -116,17 +144,32 @@ pub fn parse<'a>(
 /// Where a request that begins with this header will read or write, if that is what it asks: a guess, of which
 /// nothing is checked.
 #[inline]
-pub(super) fn guess_offset(header: &[u8; HEADER_BYTES]) -> Option<u64> {
-    let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = *header;
-    let moves_data =
-        matches!(u32::from_le_bytes([t0, t1, t2, t3]), spec::VIRTIO_BLK_T_IN | spec::VIRTIO_BLK_T_OUT);
-    u64::from_le_bytes(sector).checked_mul(SECTOR_BYTES).filter(|_| moves_data)
+pub(super) fn guess_offset(header: &Header) -> Option<u64> {
+    let [_, sector] = *header;
+    match kind(header) {
+        spec::VIRTIO_BLK_T_IN | spec::VIRTIO_BLK_T_OUT => sector.checked_mul(SECTOR_BYTES),
+        _ => None,
+    }
+}
+
+/// The type of a request.
+#[inline]
+const fn kind(header: &Header) -> u32 {
+    let [first, _] = *header;
+    let [t0, t1, t2, t3, ..] = first.to_le_bytes();
+    u32::from_le_bytes([t0, t1, t2, t3])
 }
 
 /// Offset in bytes of a transfer of whole blocks inside the disk, with no data in the other direction.
-fn transfer(sector: u64, data_bytes: u32, wrong_way_bytes: u32, limits: &Limits) -> Result<u64, Refusal> {
-    let data_bytes = u64::from(data_bytes);
-    if wrong_way_bytes > 0 || !data_bytes.is_multiple_of(SECTOR_BYTES) {
+#[inline]
+fn transfer(
+    sector: u64,
+    data: &Segments<'_>,
+    wrong_way: &Segments<'_>,
+    limits: &Limits,
+) -> Result<u64, Refusal> {
+    let data_bytes = data.total_bytes() as u64;
+    if wrong_way.total_bytes() > 0 || !data_bytes.is_multiple_of(SECTOR_BYTES) {
         return Err(Refusal::IoError);
     }
     limits.offset_bytes(sector, data_bytes / SECTOR_BYTES).ok_or(Refusal::IoError)

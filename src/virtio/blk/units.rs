@@ -27,7 +27,7 @@ pub const MAX_WRITE_ZEROES_SECTORS: u32 = 1 << 15;
 pub struct Limits {
     /// Size of the disk.
     pub capacity_sectors: u64,
-    /// A block in sectors: 1 or 8.
+    /// A block in sectors, a power of two: 1 or 8.
     pub block_sectors: u64,
     /// Writes are refused, discards are not known.
     pub read_only: bool,
@@ -47,8 +47,8 @@ impl Limits {
     /// is in sectors, so nothing can overflow.
     pub fn offset_bytes(&self, sector: u64, count: u64) -> Option<u64> {
         let end = sector.checked_add(count)?;
-        let whole = sector.is_multiple_of(self.block_sectors) && count.is_multiple_of(self.block_sectors);
-        if whole && end <= self.capacity_sectors { sector.checked_mul(SECTOR_BYTES) } else { None }
+        let is_whole = (sector | count) & self.block_sectors.wrapping_sub(1) == 0;
+        if is_whole && end <= self.capacity_sectors { sector.checked_mul(SECTOR_BYTES) } else { None }
     }
 }
 

@@ -34,16 +34,19 @@ impl RingLog {
         used_start: Option<u64>,
     ) -> Self {
         let size = u16::try_from(layout.size).unwrap_or(MAX_QUEUE_SIZE);
-        let (written, held) = (walk::scratch(size, layout.max_indirect.max(size)), walk::scratch(size, 0));
+        let most = walk::most_segments(size, layout.max_indirect.max(size));
+        let (written, held) = (Vec::with_capacity(most), Vec::with_capacity(usize::from(size)));
         Self { log, memory, used_start, written, held }
     }
 
     /// Remembers where a chain may be written to, before it is taken apart.
     pub fn note(&mut self, chain: &Chain<'_>) {
         self.written.clear();
-        for segment in chain.writable().as_slice() {
-            if let Some(address) = self.memory.guest_address(segment.ptr()) {
-                self.written.push((address, segment.len() as u64));
+        let data =
+            chain.writable.as_slice().iter().map(|segment| (segment.ptr().cast_const(), segment.len()));
+        for (host, len) in data.chain([(chain.status.ptr(), 1)]) {
+            if let Some(address) = self.memory.guest_address(host) {
+                self.written.push((address, len as u64));
             }
         }
     }

@@ -24,7 +24,7 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
-pub use chain::{Buffer, Chain, Completion, Flaw, Head, HeldStatus, Parts, StatusByte};
+pub use chain::{Chain, Completion, Flaw, Head, Header, HeldStatus, StatusByte};
 pub use layout::{RingAddresses, RingKind, RingLayout};
 pub use log::RingLog;
 pub use packed::PackedQueue;
@@ -50,9 +50,9 @@ pub trait Virtqueue: Sized {
     /// [`RingError`]: the driver broke the ring's rules so that there is no way to go on with it.
     fn pop<'a>(&'a mut self, memory: &'a mut Translator) -> Result<Option<Chain<'a>>, RingError>;
 
-    /// The first bytes of a chain that is to be popped later, `ahead` chains after the next one: a guess at what
+    /// The header of a chain that is to be popped later, `ahead` chains after the next one: a guess at what
     /// it will ask, of which nothing has been checked and which will be read again.
-    fn peek<const N: usize>(&self, ahead: u16, memory: &mut Translator) -> Option<[u8; N]>;
+    fn peek(&mut self, ahead: u16, memory: &mut Translator) -> Option<Header>;
 
     /// Whether the driver has made chains available that are not taken yet, or broken the ring's rules about
     /// it: [`pop`](Self::pop) will tell.

@@ -24,11 +24,11 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
 use self::position::Position;
-use super::chain::{Chain, Completion, Flaw, Head};
+use super::chain::{Chain, Completion, Flaw, Head, Header};
 use super::layout::area;
 use super::notify::passed;
 use super::walk::{
-    DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, Walk, indirect_len, peek_buffer, read_halves, scratch,
+    DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, Walk, indirect_len, most_segments, peek_buffer, read_halves,
 };
 use super::{RingAddresses, RingError, RingKind, RingLayout, RingLog, Virtqueue};
 use crate::copy::Segment;
@@ -95,7 +95,7 @@ pub struct PackedQueue {
     /// Slots of the last chain taken: the next ones are probably as long.
     stride: u16,
     /// Scratch for one chain, allocated once: D7.
-    segments: Vec<Segment>,
+    segments: Box<[Segment]>,
 }
 
 // SAFETY: the pointers lead into guest memory that the ring's owner keeps mapped, and only the one thread
@@ -205,7 +205,6 @@ impl PackedQueue {
     /// Walks the chain at `next_avail` to its end. Returns its buffer id and its length in slots too.
     #[inline]
     fn walk(&mut self, memory: &mut Translator) -> Result<(Walk, u16, u16), RingError> {
-        self.segments.clear();
         let mut walk = Walk::default();
         let (mut at, mut length) = (self.next_avail, 0_u16);
         let mut in_table = false;
@@ -228,7 +227,7 @@ impl PackedQueue {
             }
             length = length.wrapping_add(1);
             if flags & NEXT == 0 {
-                return Ok((walk.end()?, id, length));
+                return Ok((walk, id, length));
             }
             at = at.advance(1, self.size);
         }
@@ -313,7 +312,7 @@ impl Virtqueue for PackedQueue {
             indirect: layout.indirect,
             max_indirect,
             stride: 1,
-            segments: scratch(size, max_indirect),
+            segments: vec![Segment::EMPTY; most_segments(size, max_indirect)].into(),
         };
         let start = queue.find(layout.base)?;
         (queue.next_avail, queue.next_used) = (start, start);
@@ -337,12 +336,12 @@ impl Virtqueue for PackedQueue {
         self.taken_slots = self.taken_slots.wrapping_add(length);
         self.stride = length;
         // SAFETY: the walk has filled `segments` by this translator.
-        Ok(Some(unsafe { walk.into_chain(Head::new(id), &mut self.segments, memory) }))
+        unsafe { walk.end(Head::new(id), &mut self.segments, memory) }.map(Some)
     }
 
     /// Chains are taken to be as long as the last one was: only so their heads can be found without a walk.
     #[inline]
-    fn peek<const N: usize>(&self, ahead: u16, memory: &mut Translator) -> Option<[u8; N]> {
+    fn peek(&mut self, ahead: u16, memory: &mut Translator) -> Option<Header> {
         let by = self.stride.checked_mul(ahead).filter(|by| *by < self.size)?;
         let at = self.next_avail.advance(by, self.size);
         if !self.is_available(at) {

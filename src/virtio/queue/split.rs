@@ -7,14 +7,15 @@
 
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
-use super::chain::{Chain, Completion, Flaw, Head};
+use super::chain::{Chain, Completion, Flaw, HEADER_BYTES, Head, Header};
 use super::layout::area;
 use super::notify::{NO_INTERRUPT, NO_NOTIFY, passed};
 use super::walk::{
-    DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, Walk, indirect_len, peek_buffer, read_halves, scratch,
+    DESCRIPTOR_BYTES, INDIRECT, NEXT, Plain, WRITE, Walk, indirect_len, most_segments, peek_buffer,
+    read_halves,
 };
 use super::{RingAddresses, RingError, RingKind, RingLayout, RingLog, Virtqueue};
-use crate::copy::Segment;
+use crate::copy::{self, Segment};
 use crate::stop_point::{self, Point};
 use crate::virtio::memory::{MemoryTable, Translator};
 
@@ -22,9 +23,34 @@ use crate::virtio::memory::{MemoryTable, Translator};
 #[derive(Debug, Clone, Copy)]
 struct Descriptor {
     address: u64,
-    len_bytes: u32,
-    flags: u16,
-    next: u16,
+    /// Length, flags, next.
+    rest: u64,
+}
+
+impl Descriptor {
+    #[inline]
+    const fn len_bytes(self) -> u32 {
+        let [l0, l1, l2, l3, ..] = self.rest.to_le_bytes();
+        u32::from_le_bytes([l0, l1, l2, l3])
+    }
+
+    #[inline]
+    const fn flags(self) -> u16 {
+        let [.., f0, f1, _, _] = self.rest.to_le_bytes();
+        u16::from_le_bytes([f0, f1])
+    }
+
+    #[inline]
+    const fn next(self) -> u16 {
+        let [.., n0, n1] = self.rest.to_le_bytes();
+        u16::from_le_bytes([n0, n1])
+    }
+
+    /// Whether it has this length and exactly these flags.
+    #[inline]
+    fn is(self, len_bytes: u32, flags: u16) -> bool {
+        self.rest << 16 == u64::from(len_bytes) << 16 | u64::from(flags) << 48
+    }
 }
 
 /// A table of descriptors that is mapped: the ring's own, or an indirect one.
@@ -37,15 +63,18 @@ struct Table {
 impl Table {
     #[inline]
     fn read(&self, index: u16) -> Result<Descriptor, RingError> {
+        self.get(index).ok_or(RingError::DescriptorIndex(index, self.len))
+    }
+
+    #[inline]
+    fn get(&self, index: u16) -> Option<Descriptor> {
         if index >= self.len {
-            return Err(RingError::DescriptorIndex(index, self.len));
+            return None;
         }
         let at = self.base.wrapping_add(usize::from(index) * DESCRIPTOR_BYTES as usize);
         // SAFETY: the table's `len` descriptors are mapped (checked when it was made) and index < len.
         let [address, rest] = unsafe { read_halves(at) };
-        let [l0, l1, l2, l3, f0, f1, n0, n1] = rest.to_le_bytes();
-        let (flags, next) = (u16::from_le_bytes([f0, f1]), u16::from_le_bytes([n0, n1]));
-        Ok(Descriptor { address, len_bytes: u32::from_le_bytes([l0, l1, l2, l3]), flags, next })
+        Some(Descriptor { address, rest })
     }
 }
 
@@ -57,13 +86,17 @@ pub struct SplitQueue {
     used: *mut u8,
     mask: u16,
     next_avail: u16,
+    /// The available index when it was last looked at.
+    seen_avail: u16,
     next_used: u16,
     published: u16,
     event_idx: bool,
     indirect: bool,
     max_indirect: u16,
     /// Scratch for one chain, allocated once: D7.
-    segments: Vec<Segment>,
+    segments: Box<[Segment]>,
+    /// The same for a plain one.
+    plain_data: Segment,
 }
 
 // SAFETY: the pointers lead into guest memory that the ring's owner keeps mapped, and only the one thread
@@ -88,55 +121,125 @@ impl SplitQueue {
         unsafe { AtomicU16::from_ptr(at.cast()) }
     }
 
-    /// How many chains the driver has made available beyond those taken.
+    /// How many chains the driver has made available beyond those taken, as far as known.
+    #[inline]
+    const fn known(&self) -> u16 {
+        self.seen_avail.wrapping_sub(self.next_avail)
+    }
+
+    #[cold]
+    #[inline(never)]
+    const fn overrun(&self, ahead: u16) -> RingError {
+        RingError::AvailIndex(ahead, self.table.len)
+    }
+
+    /// As [`known`](Self::known), after another look.
     #[inline]
     fn waiting(&self) -> Result<u16, RingError> {
         let index = u16::from_le(self.available_word(2).load(Ordering::Acquire));
         let ahead = index.wrapping_sub(self.next_avail);
         if ahead > self.table.len {
-            return Err(RingError::AvailIndex(ahead, self.table.len));
+            return Err(self.overrun(ahead));
         }
         Ok(ahead)
     }
 
-    /// Walks a chain to its end, filling `segments` with the readable and then the writable ranges.
+    /// Whether more than `ahead` chains are available; looks only if that is not known.
     #[inline]
+    fn has_more_than(&mut self, ahead: u16) -> Result<bool, RingError> {
+        if self.known() <= ahead {
+            self.seen_avail = self.next_avail.wrapping_add(self.waiting()?);
+        }
+        Ok(self.known() > ahead)
+    }
+
+    /// The head of a chain that is available.
+    #[inline]
+    fn head(&self, ahead: u16) -> u16 {
+        let slot = usize::from(self.next_avail.wrapping_add(ahead) & self.mask);
+        u16::from_le(self.available_word(4 + slot * 2).load(Ordering::Relaxed))
+    }
+
+    /// The chain at `head` if it is a plain one, each part of which lies in one region. If not,
+    /// [`walk`](Self::walk) begins anew with it: nothing that was read here is used then.
+    #[inline(always)]
+    fn plain(&self, head: u16, memory: &mut Translator) -> Option<Plain> {
+        let mut table = self.table;
+        let mut first = table.get(head)?;
+        if first.is(3 * DESCRIPTOR_BYTES, INDIRECT) && self.indirect && self.max_indirect >= 3 {
+            table = Table { base: memory.resolve(first.address, 3 * u64::from(DESCRIPTOR_BYTES))?, len: 3 };
+            first = table.get(0)?;
+        }
+        if !first.is(HEADER_BYTES, NEXT) {
+            return None;
+        }
+        let header = memory.resolve(first.address, u64::from(HEADER_BYTES))?;
+        let second = table.get(first.next())?;
+        let len_bytes = second.len_bytes();
+        let data = Segment::new(memory.resolve(second.address, u64::from(len_bytes))?, len_bytes as usize);
+        let is_writable = second.flags() & WRITE != 0;
+        let third = table.get(second.next())?;
+        if second.flags() & !WRITE != NEXT || !third.is(1, WRITE) {
+            return None;
+        }
+        let status = memory.resolve(third.address, 1)?;
+        // SAFETY: the translator found the 16 bytes in its table, which it keeps mapped.
+        let header = unsafe { copy::load_words(header) }?.map(u64::from_le);
+        Some(Plain { header, data, is_writable, status })
+    }
+
+    /// Walks the chain at `head` to its end, filling `segments` with the readable and then the writable ranges.
     fn walk(&mut self, head: u16, memory: &mut Translator) -> Result<Walk, RingError> {
-        self.segments.clear();
         let mut walk = Walk::default();
         let (mut table, mut index) = (self.table, head);
         let (mut left, mut in_table) = (table.len, false);
         loop {
             left = left.checked_sub(1).ok_or(RingError::EndlessChain)?;
             let descriptor = table.read(index)?;
-            if descriptor.flags & INDIRECT != 0 && !in_table {
-                if !self.indirect || descriptor.flags & NEXT != 0 {
+            let (address, len_bytes, flags) =
+                (descriptor.address, descriptor.len_bytes(), descriptor.flags());
+            if flags & INDIRECT == 0 {
+                walk.take(address, len_bytes, flags & WRITE != 0, memory, &mut self.segments);
+            } else if in_table {
+                walk.flawed(Flaw::Indirect);
+            } else {
+                if !self.indirect || flags & NEXT != 0 {
                     walk.flawed(Flaw::Indirect);
                 }
-                table = self.indirect_table(&descriptor, memory)?;
+                table = self.indirect_table(address, len_bytes, memory)?;
                 (index, left, in_table) = (0, table.len, true);
                 continue;
             }
-            if descriptor.flags & INDIRECT != 0 {
-                walk.flawed(Flaw::Indirect);
-            } else {
-                let Descriptor { address, len_bytes, flags, .. } = descriptor;
-                walk.take(address, len_bytes, flags & WRITE != 0, memory, &mut self.segments);
+            if flags & NEXT == 0 {
+                return Ok(walk);
             }
-            if descriptor.flags & NEXT == 0 {
-                break;
-            }
-            index = descriptor.next;
+            index = descriptor.next();
         }
-        walk.end()
     }
 
-    fn indirect_table(&self, descriptor: &Descriptor, memory: &mut Translator) -> Result<Table, RingError> {
-        let len = indirect_len(descriptor.len_bytes, self.max_indirect)?;
-        let base = memory
-            .resolve(descriptor.address, u64::from(descriptor.len_bytes))
-            .ok_or(RingError::IndirectUnmapped(descriptor.address))?;
-        Ok(Table { base, len })
+    /// Takes any chain.
+    #[cold]
+    #[inline(never)]
+    fn pop_any<'a>(&'a mut self, head: u16, memory: &'a mut Translator) -> Result<Chain<'a>, RingError> {
+        let walk = self.walk(head, memory);
+        if memory.is_lost() {
+            return Err(RingError::GuestMemoryLost);
+        }
+        self.next_avail = self.next_avail.wrapping_add(1);
+        // SAFETY: the walk has filled `segments` by this translator.
+        unsafe { walk?.end(Head::new(head), &mut self.segments, memory) }
+    }
+
+    #[inline]
+    fn indirect_table(
+        &self,
+        address: u64,
+        len_bytes: u32,
+        memory: &mut Translator,
+    ) -> Result<Table, RingError> {
+        let len = indirect_len(len_bytes, self.max_indirect)?;
+        let base = memory.resolve(address, u64::from(len_bytes));
+        Ok(Table { base: base.ok_or(RingError::IndirectUnmapped(address))?, len })
     }
 }
 
@@ -156,47 +259,46 @@ impl Virtqueue for SplitQueue {
             used: area(memory, "used ring", used, 4 + slots * 8 + event_bytes, 4)?,
             mask: size.wrapping_sub(1),
             next_avail: 0,
+            seen_avail: 0,
             next_used: 0,
             published: 0,
             event_idx: layout.event_idx,
             indirect: layout.indirect,
             max_indirect,
-            segments: scratch(size, max_indirect),
+            segments: vec![Segment::EMPTY; most_segments(size, max_indirect)].into(),
+            plain_data: Segment::EMPTY,
         };
         let start = u16::from_le(queue.used_word(2).load(Ordering::Acquire));
-        (queue.next_avail, queue.next_used, queue.published) = (start, start, start);
+        (queue.next_avail, queue.seen_avail) = (start, start);
+        (queue.next_used, queue.published) = (start, start);
         Ok(queue)
     }
 
-    #[inline]
+    #[inline(always)]
     fn pop<'a>(&'a mut self, memory: &'a mut Translator) -> Result<Option<Chain<'a>>, RingError> {
-        if self.waiting()? == 0 {
+        if !self.has_more_than(0)? {
             return Ok(None);
         }
-        let slot = usize::from(self.next_avail & self.mask);
-        let head = u16::from_le(self.available_word(4 + slot * 2).load(Ordering::Relaxed));
-        let walk = self.walk(head, memory);
+        let head = self.head(0);
+        let Some(plain) = self.plain(head, memory) else { return self.pop_any(head, memory).map(Some) };
         // What was read is not the driver's then: no request may be made of it.
         if memory.is_lost() {
             return Err(RingError::GuestMemoryLost);
         }
-        let walk = walk?;
         self.next_avail = self.next_avail.wrapping_add(1);
-        // SAFETY: the walk has filled `segments` by this translator.
-        Ok(Some(unsafe { walk.into_chain(Head::new(head), &mut self.segments, memory) }))
+        // SAFETY: this translator has found it.
+        Ok(Some(unsafe { plain.into_chain(Head::new(head), &mut self.plain_data, memory) }))
     }
 
     #[inline]
-    fn peek<const N: usize>(&self, ahead: u16, memory: &mut Translator) -> Option<[u8; N]> {
-        if self.waiting().ok()? <= ahead {
+    fn peek(&mut self, ahead: u16, memory: &mut Translator) -> Option<Header> {
+        if !self.has_more_than(ahead).ok()? {
             return None;
         }
-        let slot = usize::from(self.next_avail.wrapping_add(ahead) & self.mask);
-        let head = u16::from_le(self.available_word(4 + slot * 2).load(Ordering::Relaxed));
-        let mut first = self.table.read(head).ok()?;
-        if first.flags & INDIRECT != 0 {
+        let mut first = self.table.get(self.head(ahead))?;
+        if first.flags() & INDIRECT != 0 {
             let base = memory.resolve(first.address, u64::from(DESCRIPTOR_BYTES))?;
-            first = Table { base, len: 1 }.read(0).ok()?;
+            first = Table { base, len: 1 }.get(0)?;
         }
         peek_buffer(first.address, memory)
     }
@@ -210,10 +312,11 @@ impl Virtqueue for SplitQueue {
     fn complete(&mut self, completion: Completion) {
         stop_point::reached(Point::RingStore);
         let slot = usize::from(self.next_used & self.mask);
-        let element = [u32::from(completion.head()).to_le(), completion.written_bytes().to_le()];
-        let at = self.used.wrapping_add(4 + slot * 8).cast::<[u32; 2]>();
+        let at = self.used.wrapping_add(4 + slot * 8).cast::<u32>();
         // SAFETY: the slot is inside the used ring checked in `start`, which is aligned to 4 bytes.
-        unsafe { at.write_volatile(element) };
+        unsafe { at.write_volatile(u32::from(completion.head()).to_le()) };
+        // SAFETY: as above.
+        unsafe { at.wrapping_add(1).write_volatile(completion.written_bytes().to_le()) };
         self.next_used = self.next_used.wrapping_add(1);
     }
 

@@ -1,6 +1,7 @@
 //! The ring against virtio-queue's `Queue`: two copies of one guest's memory, one driven by each.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -10,6 +11,7 @@ use virtio_queue::{Queue, QueueT as _};
 use vm_memory::{Bytes as _, FileOffset, GuestAddress, GuestMemoryMmap};
 
 use super::*;
+use crate::copy::Segment;
 use crate::virtio::memory::{MemoryTable, RegionSpec, Translator};
 
 const SIZE: u16 = 16;
@@ -60,6 +62,9 @@ impl Guest {
         let fd = rustix::fs::memfd_create("ring", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         let file = File::from(fd);
         file.set_len(MEMORY_BYTES as u64).unwrap();
+        let bytes: Vec<u8> =
+            (0..MEMORY_BYTES - BUFFERS as usize).map(|at| (at * 7 + at / 256) as u8).collect();
+        file.write_all_at(&bytes, BUFFERS).unwrap();
         let region = FileOffset::new(file.try_clone().unwrap(), 0);
         let ranges = [(GuestAddress(0), MEMORY_BYTES, Some(region))];
         let memory = GuestMemoryMmap::from_ranges_with_files(ranges).unwrap();
@@ -163,47 +168,71 @@ impl Driver {
     }
 }
 
-/// What a device sees of a chain: its head, and each buffer with its direction.
-type Seen = (u16, Vec<(u64, u32, bool)>);
+/// What a device sees of a chain: its head, its header, and each buffer behind that with its direction.
+type Seen = (u16, Option<Header>, Vec<(u64, u32, bool)>);
 
 fn take_ours(queue: &mut SplitQueue, memory: &mut Translator, base: *const u8, len: u32) -> Option<Seen> {
-    let parts = queue.pop(memory).unwrap()?.into_parts().unwrap();
-    assert_eq!(parts.flaw, None);
+    let chain = queue.pop(memory).unwrap()?;
     let mut pieces = Vec::new();
-    for (buffer, is_write) in [(&parts.readable, false), (&parts.writable, true)] {
-        for segment in buffer.segments().as_slice() {
+    for (buffer, is_write) in [(chain.readable, false), (chain.writable, true)] {
+        for segment in buffer.as_slice() {
             let at = (segment.ptr().addr() - base.addr()) as u64;
             pieces.push((at, u32::try_from(segment.len()).unwrap(), is_write));
         }
+        assert_eq!(buffer.total_bytes(), buffer.as_slice().iter().map(Segment::len).sum::<usize>());
     }
-    let completion = parts.head.complete(len);
+    assert!(matches!(chain.flaw, None | Some(Flaw::NoHeader)));
+    let header = chain.flaw.is_none().then_some(chain.header);
+    let completion = chain.head.complete(len);
     let head = completion.head();
     queue.complete(completion);
-    Some((head, pieces))
+    Some((head, header, pieces))
 }
 
 fn take_oracle(queue: &mut Queue, memory: &GuestMemoryMmap<()>, len: u32) -> Option<Seen> {
     let chain = queue.pop_descriptor_chain(memory)?;
     let head = chain.head_index();
     let mut pieces: Vec<_> = chain.map(|d| (d.addr().0, d.len(), d.is_write_only())).collect();
-    // Ours has taken the status byte off.
+    // Ours has taken the status byte off, and the header.
     let last = pieces.last_mut().unwrap();
     last.1 -= 1;
-    if last.1 == 0 {
-        pieces.pop();
+    let mut header = Vec::new();
+    for (at, len, _) in pieces.iter_mut().filter(|(_, _, is_write)| !is_write) {
+        let here = (*len).min(u32::try_from(16 - header.len()).unwrap());
+        let mut bytes = vec![0; here as usize];
+        memory.read_slice(&mut bytes, GuestAddress(*at)).unwrap();
+        header.extend(bytes);
+        (*at, *len) = (*at + u64::from(here), *len - here);
     }
+    pieces.retain(|(_, len, _)| *len > 0);
     queue.add_used(memory, head, len).unwrap();
-    Some((head, pieces))
+    let words: Option<[u8; 16]> = header.try_into().ok();
+    let header =
+        words.map(|bytes| [0, 8].map(|at| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())));
+    Some((head, header, if header.is_some() { pieces } else { vec![] }))
 }
 
 fn piece() -> impl Strategy<Value = Piece> {
     (0..0x800_u64, 1..5000_u32).prop_map(|(at, len_bytes)| Piece { at: BUFFERS + at * 0x100, len_bytes })
 }
 
+/// Header, data, status; each perhaps a little longer or shorter than it should be.
+fn plain() -> impl Strategy<Value = (Vec<Piece>, Vec<Piece>)> {
+    let of = |len_bytes| {
+        (piece(), prop_oneof![8 => Just(0), 1 => 0..2_u32])
+            .prop_map(move |(piece, more)| Piece { len_bytes: len_bytes + more, ..piece })
+    };
+    (of(16), piece(), of(1), any::<bool>()).prop_map(|(header, data, status, is_read)| match is_read {
+        true => (vec![header], vec![data, status]),
+        false => (vec![header, data], vec![status]),
+    })
+}
+
 fn offer() -> impl Strategy<Value = Offer> {
     let pieces = |least| prop::collection::vec(piece(), least..5);
-    let parts = (pieces(0), pieces(1), any::<bool>(), any::<u32>());
-    parts.prop_map(|(readable, writable, is_indirect, written_bytes)| Offer {
+    let pieces = prop_oneof![(pieces(0), pieces(1)), plain()];
+    let parts = (pieces, any::<bool>(), any::<u32>());
+    parts.prop_map(|((readable, writable), is_indirect, written_bytes)| Offer {
         readable,
         writable,
         is_indirect,

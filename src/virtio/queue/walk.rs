@@ -4,8 +4,10 @@
 
 #![allow(unsafe_code)]
 
+use std::slice;
+
 use super::RingError;
-use super::chain::{Buffer, Chain, Flaw, Head};
+use super::chain::{Chain, Flaw, HEADER_BYTES, Head, Header, StatusByte};
 use crate::copy::{self, Segment, Segments};
 use crate::virtio::memory::Translator;
 
@@ -20,10 +22,9 @@ pub(super) const DESCRIPTOR_BYTES: u32 = 16;
 /// Segments a chain may take beyond one a descriptor, where buffers run over the borders of regions.
 const SPLIT_SEGMENTS: usize = 64;
 
-/// Scratch for the segments of any one chain of a ring of `size` descriptors, allocated once (D7): host ranges,
-/// or whatever else is kept of each.
-pub(super) fn scratch<T>(size: u16, max_indirect: u16) -> Vec<T> {
-    Vec::with_capacity(usize::from(size) + usize::from(max_indirect) + SPLIT_SEGMENTS)
+/// How many segments any one chain of a ring of `size` descriptors may have: room for them is made once (D7).
+pub(super) fn most_segments(size: u16, max_indirect: u16) -> usize {
+    usize::from(size) + usize::from(max_indirect) + SPLIT_SEGMENTS
 }
 
 /// How many descriptors an indirect table of so many bytes has, at most `most` (VIRTIO 1.2 §2.7.5.3).
@@ -52,28 +53,63 @@ pub(super) unsafe fn read_halves(at: *const u8) -> [u64; 2] {
     [u64::from_le(first.0), u64::from_le(second.0)]
 }
 
-/// The first bytes of a buffer, for a guess: nobody has checked it yet.
+/// The header in a buffer, for a guess: nobody has checked it yet.
 #[inline]
-pub(super) fn peek_buffer<const N: usize>(address: u64, memory: &mut Translator) -> Option<[u8; N]> {
-    let start = memory.resolve(address, N as u64)?;
-    let bytes = [Segment::new(start, N)];
-    // SAFETY: the translator found the segment in its table, which it keeps mapped.
-    let bytes = unsafe { Segments::new(&bytes) };
-    let mut peeked = [0; N];
-    (copy::load_slice(bytes, &mut peeked) == N).then_some(peeked)
+pub(super) fn peek_buffer(address: u64, memory: &mut Translator) -> Option<Header> {
+    let header = memory.resolve(address, u64::from(HEADER_BYTES))?;
+    // SAFETY: the translator found the 16 bytes in its table, which it keeps mapped.
+    unsafe { copy::load_words(header) }.map(|words| words.map(u64::from_le))
 }
 
-/// What a walk over a chain has found so far.
+/// A chain of the shape that nearly all have: a header, data in one piece, a status.
+#[derive(Debug)]
+pub(super) struct Plain {
+    pub(super) header: Header,
+    pub(super) data: Segment,
+    pub(super) is_writable: bool,
+    pub(super) status: *mut u8,
+}
+
+impl Plain {
+    /// The chain, whose list of segments is `list`.
+    ///
+    /// # Safety
+    /// Data and status were found by `memory`.
+    #[inline]
+    pub(super) unsafe fn into_chain<'a>(
+        self,
+        head: Head,
+        list: &'a mut Segment,
+        memory: &'a Translator,
+    ) -> Chain<'a> {
+        let Self { header, data, is_writable, status } = self;
+        *list = data;
+        // SAFETY: the translator keeps its table mapped, and the list is borrowed, for 'a. Guest memory is never
+        // the target of a Rust reference.
+        let data = unsafe { Segments::with_total(slice::from_ref(list), data.len()) };
+        // SAFETY: the translator found this byte in its table, which `memory` borrows.
+        let status = unsafe { StatusByte::new(status, memory.table()) };
+        let (readable, writable) =
+            if is_writable { (Segments::empty(), data) } else { (data, Segments::empty()) };
+        let data_bytes = writable.total_bytes() as u64;
+        Chain { head, header, flaw: None, readable, writable, status, data_bytes }
+    }
+}
+
+/// What a walk over a chain has found so far: readable segments, then writable ones.
 #[derive(Debug, Default)]
 pub(super) struct Walk {
+    /// Segments.
+    count: usize,
+    /// Bytes of the direction that the walk is in, as declared by the driver.
+    bytes: u64,
+    is_writable: bool,
+    /// The same of the readable part, once that is over.
     readable_count: usize,
     readable_bytes: u64,
-    /// As declared by the driver, mapped or not.
-    declared_bytes: u64,
-    /// Of these, mapped.
-    writable_bytes: u64,
-    /// The last writable descriptor is not mapped: the status byte has no place.
-    status_lost: bool,
+    /// How many segments there were when a buffer was not mapped: if there are no more at the end, the status
+    /// has no place.
+    unmapped_at: Option<usize>,
     flaw: Option<Flaw>,
 }
 
@@ -89,66 +125,133 @@ impl Walk {
         &mut self,
         address: u64,
         len_bytes: u32,
-        writable: bool,
+        is_writable: bool,
         memory: &mut Translator,
-        out: &mut Vec<Segment>,
+        out: &mut [Segment],
     ) {
-        if len_bytes == 0 {
-            self.flaw = Some(Flaw::Empty);
+        if is_writable != self.is_writable {
+            if self.is_writable {
+                return self.flawed(Flaw::ReadableAfterWritable);
+            }
+            self.is_writable = true;
+            (self.readable_count, self.readable_bytes) = (self.count, self.bytes);
+            self.bytes = 0;
+        }
+        self.bytes += u64::from(len_bytes);
+        if let (Some(host), Some(segment)) = (memory.near(address, len_bytes), out.get_mut(self.count)) {
+            *segment = Segment::new(host, len_bytes as usize);
+            self.count += 1;
             return;
         }
-        if !writable && self.declared_bytes > 0 {
-            self.flaw = Some(Flaw::ReadableAfterWritable);
-            return;
-        }
-        let is_mapped = memory.append(address, len_bytes, out);
-        if !is_mapped {
-            self.flaw = Some(Flaw::Unmapped);
-        }
-        let mapped_bytes = if is_mapped { u64::from(len_bytes) } else { 0 };
-        if writable {
-            self.status_lost = !is_mapped;
-            self.declared_bytes += u64::from(len_bytes);
-            self.writable_bytes += mapped_bytes;
-        } else {
-            self.readable_count = out.len();
-            self.readable_bytes += mapped_bytes;
+        match take_pieces(address, len_bytes, memory, out.get_mut(self.count..).unwrap_or_default()) {
+            Ok(pieces) => self.count += pieces,
+            Err(flaw) => {
+                self.flaw = Some(flaw);
+                if flaw == Flaw::Unmapped {
+                    self.unmapped_at = Some(self.count);
+                }
+            }
         }
     }
 
-    /// The chain has ended.
+    /// The chain has ended: this is it.
     ///
     /// # Errors
     /// [`RingError::NoStatus`]: it cannot even be answered.
-    #[inline]
-    pub(super) fn end(mut self) -> Result<Self, RingError> {
-        if self.writable_bytes == 0 || self.status_lost {
-            return Err(RingError::NoStatus);
-        }
-        if self.readable_bytes.max(self.declared_bytes) > u64::from(u32::MAX) {
-            self.flaw = Some(Flaw::TooLong);
-        }
-        Ok(self)
-    }
-
-    /// The chain, of the segments that this walk has found.
     ///
     /// # Safety
     /// `segments` are what [`take`](Self::take) was given, with `memory`, and nothing else.
-    #[inline]
-    pub(super) unsafe fn into_chain<'a>(
+    pub(super) unsafe fn end<'a>(
         self,
         head: Head,
         segments: &'a mut [Segment],
         memory: &'a Translator,
-    ) -> Chain<'a> {
-        let (readable, writable) = segments.split_at_mut_checked(self.readable_count).unwrap_or_default();
-        let bounded = |bytes| u32::try_from(bytes).unwrap_or(u32::MAX);
-        // SAFETY: the translator found the segments in its table, which it keeps mapped for 'a, and they
-        // are borrowed as long. Guest memory is never the target of a Rust reference.
-        let readable = unsafe { Buffer::new(readable, bounded(self.readable_bytes)) };
+    ) -> Result<Chain<'a>, RingError> {
+        let Self { count, readable_count, readable_bytes, bytes: writable_bytes, .. } = self;
+        let found = segments.get_mut(..count).unwrap_or_default();
+        let (readable, writable) = found.split_at_mut_checked(readable_count).unwrap_or_default();
+        let last = writable.last_mut().filter(|_| self.is_writable && self.unmapped_at != Some(count));
+        let Some(last) = last else { return Err(RingError::NoStatus) };
+        let before = last.len().saturating_sub(1);
+        // SAFETY: the translator found this byte in its table, which `memory` borrows.
+        let status = unsafe { StatusByte::new(last.ptr().wrapping_add(before), memory.table()) };
+        last.truncate(before);
+        let data_bytes = writable_bytes.saturating_sub(1);
+        let header = match self.flaw {
+            _ if readable_bytes.max(writable_bytes) > u64::from(u32::MAX) => Err(Flaw::TooLong),
+            Some(flaw) => Err(flaw),
+            // SAFETY: the translator found the segments in its table, which it keeps mapped for 'a. Guest
+            // memory is never the target of a Rust reference.
+            None => header_of(unsafe { Segments::new(readable) }).ok_or(Flaw::NoHeader),
+        };
+        let header = match header {
+            Ok(header) => header,
+            Err(flaw) => {
+                let (readable, writable) = (Segments::empty(), Segments::empty());
+                let (header, flaw) = (Header::default(), Some(flaw));
+                return Ok(Chain { head, header, flaw, readable, writable, status, data_bytes });
+            }
+        };
+        // SAFETY: as above; the segments are borrowed for 'a.
+        let readable = unsafe { Segments::new(without_front(readable, HEADER_BYTES as usize)) };
+        let data_count = writable.len() - usize::from(before == 0);
         // SAFETY: as above.
-        let writable = unsafe { Buffer::new(writable, bounded(self.writable_bytes)) };
-        Chain::new(head, readable, writable, memory.table(), self.declared_bytes, self.flaw)
+        let writable = unsafe { Segments::new(writable.get(..data_count).unwrap_or_default()) };
+        Ok(Chain { head, header, flaw: None, readable, writable, status, data_bytes })
+    }
+}
+
+/// The first bytes, each read once.
+fn header_of(readable: Segments<'_>) -> Option<Header> {
+    let mut words = [[0; 8]; 2];
+    (copy::load_slice(readable, words.as_flattened_mut()) == HEADER_BYTES as usize)
+        .then(|| words.map(u64::from_le_bytes))
+}
+
+/// The segments without their first `bytes` bytes.
+fn without_front(list: &mut [Segment], bytes: usize) -> &mut [Segment] {
+    let (mut missing, mut emptied) = (bytes, 0);
+    for segment in list.iter_mut() {
+        let here = missing.min(segment.len());
+        segment.advance(here);
+        missing -= here;
+        if !segment.is_empty() {
+            break;
+        }
+        emptied += 1;
+    }
+    list.get_mut(emptied..).unwrap_or_default()
+}
+
+/// Takes a buffer that does not lie in the region hit last: how many pieces it has.
+#[cold]
+#[inline(never)]
+fn take_pieces(
+    address: u64,
+    len_bytes: u32,
+    memory: &mut Translator,
+    out: &mut [Segment],
+) -> Result<usize, Flaw> {
+    match len_bytes {
+        0 => Err(Flaw::Empty),
+        _ => memory.resolve_pieces(address, len_bytes, out).ok_or(Flaw::Unmapped),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_taken_from_the_front_over_any_split() {
+        let mut bytes = [0_u8; 20];
+        for split in 1..20 {
+            let rest = bytes.as_mut_ptr().wrapping_add(split);
+            let mut list = [Segment::new(bytes.as_mut_ptr(), split), Segment::new(rest, 20 - split)];
+            let left = without_front(&mut list, 16);
+            assert_eq!(left.iter().map(Segment::len).sum::<usize>(), 4, "{split}");
+            assert_eq!(left[0].ptr(), bytes.as_mut_ptr().wrapping_add(16), "{split}");
+            assert!(without_front(left, 4).is_empty());
+        }
     }
 }

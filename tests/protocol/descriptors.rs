@@ -125,6 +125,8 @@ fn strange_kick_descriptors_hold_nobody_up_and_burn_no_time() {
         rings.push(ring);
     }
     other_disk.stop();
+    // That takes time too, and some of it may be left to do.
+    wait_for("both disks are populated", || (daemon.log().matches(" populated ").count() == 2).then_some(()));
     settle();
     // A descriptor that is always ready must not keep a worker busy for nothing.
     let before = process.ticks();

@@ -68,8 +68,9 @@ type Scenario = fn(&Order<'_>) -> Vec<Row>;
 
 /// Runs every scenario that is wanted and counted.
 pub fn run(report: &mut Report, counts: &Counts) -> Table {
-    let scenarios: [(&str, u32, Scenario); 5] = [
+    let scenarios: [(&str, u32, Scenario); 6] = [
         ("soak: daemon ends under fio, split rings", counts.kills, recovery::split),
+        ("soak: daemon ends under fio, packed rings", counts.kills, recovery::packed),
         ("soak: migration under fio, one daemon", counts.migrations, migration::one_daemon),
         ("soak: migration under fio, two daemons", counts.migrations, migration::two_daemons),
         ("soak: disk grows under fio", counts.resizes, resize::growth),

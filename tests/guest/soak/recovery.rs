@@ -17,16 +17,23 @@ use super::table::Row;
 const PEACE: Duration = Duration::from_millis(1500);
 
 pub fn split(order: &Order<'_>) -> Vec<Row> {
-    ends(order, "num-queues=2")
+    ends(order, "num-queues=2", "0")
 }
 
-fn ends(order: &Order<'_>, device: &str) -> Vec<Row> {
+pub fn packed(order: &Order<'_>) -> Vec<Row> {
+    ends(order, "num-queues=2,packed=on", "1")
+}
+
+/// `packed` is what the guest says of the feature bit.
+fn ends(order: &Order<'_>, device: &str, packed: &str) -> Vec<Row> {
     let setup = Setup::new(Place::Tmpfs).disk("size=64M,serial=soak").log_to(order.folder.join("daemon.log"));
     folder::remove_on_interrupt(setup.image(0).parent().unwrap());
     let daemon = setup.start();
     let image = Image::open(daemon.image(0));
     let disk = rig::disk(&daemon.socket(0), device);
     let mut guest = Guest::boot_from(&rig::initramfs(order.folder), order.folder, disk, "");
+    // VIRTIO_F_RING_PACKED is bit 34, and the first character is bit 0.
+    assert_eq!(guest.shell("cut -c 35 /sys/block/vda/device/features"), packed, "packed rings");
     rig::start_pulse(&mut guest, &image);
 
     let mut scene = Scene { guest, daemon: Some(daemon), image, random: Random::new(order.seed) };

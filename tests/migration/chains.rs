@@ -21,6 +21,9 @@ pub(super) const DATA: [Span; 2] =
 /// Sectors of the disk that requests ask for; some are behind its end.
 pub(super) const SECTORS: u64 = 4096;
 
+/// Flag of our own: the device does not write there, since it refuses the request.
+const REFUSED: u16 = 1 << 15;
+
 /// Descriptors of one chain at most.
 const CHAIN: u16 = 8;
 
@@ -30,11 +33,19 @@ pub(super) fn lay_out(ring: &Ring, random: &mut Random, count: u16, tables: &Tab
     let mut pages = Pages::new();
     for number in 0..count {
         let mut parts = parts(&ring.memory, random, tables.headers + u64::from(number) * 256);
-        let writable = parts.iter().filter(|part| part.flags & WRITE != 0);
+        if random.one_in(12) {
+            // A descriptor of no bytes: the request is refused, and nothing but its status written.
+            let status = parts.len() - 1;
+            parts.insert(1, Descriptor { address: tables.headers, len: 0, flags: 0, next: 0 });
+            pages.extend(pages_of(parts[status + 1].address, 1));
+            parts[..=status].iter_mut().for_each(|part| part.flags |= REFUSED);
+        }
+        let is_written = |part: &&Descriptor| part.flags & (WRITE | REFUSED) == WRITE;
+        let writable = parts.iter().filter(is_written);
         pages.extend(writable.flat_map(|part| pages_of(part.address, u64::from(part.len))));
         let last = parts.len() - 1;
         for (at, part) in parts.iter_mut().take(last).enumerate() {
-            (part.flags, part.next) = (part.flags | NEXT, at as u16 + 1);
+            (part.flags, part.next) = (part.flags & !REFUSED | NEXT, at as u16 + 1);
         }
         let head = number * CHAIN;
         if random.one_in(2) {

@@ -4,7 +4,7 @@ use super::{run, stdout};
 
 const README: &str = include_str!("../../README.md");
 
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 15] = [
     "path",
     "socket",
     "name",
@@ -18,13 +18,18 @@ const KEYS: [&str; 13] = [
     "require-durable",
     "discard",
     "deep-flush",
+    "cpus",
+    "numa",
 ];
 
-const OPTIONS: [&str; 13] = [
+const OPTIONS: [&str; 16] = [
     "--require-durable",
     "--deep-flush",
     "--disk",
     "--workers",
+    "--poll-max-us",
+    "--cpus",
+    "--numa",
     "--metrics",
     "--exit-on-disconnect",
     "--socket-path",

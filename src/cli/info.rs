@@ -56,6 +56,9 @@ fn write_lines(out: &mut impl Write, path: &Path, it: &Description) -> io::Resul
         line("durability", media.durability.to_string())?;
         line("because", media.why.clone())?;
         line("a flush is", media.flush().to_owned())?;
+        if let Some(writeback) = it.initial_writeback() {
+            line("cache at first", if writeback { "write back" } else { "write through" }.to_owned())?;
+        }
         line("page size", size(it.page_bytes))?;
         if let Some(discard) = it.discard() {
             line("discards", discard.to_string())?;
@@ -103,6 +106,7 @@ struct Report<'a> {
     durability: Option<&'static str>,
     durability_reason: Option<&'a str>,
     flush: Option<&'static str>,
+    initial_writeback: Option<bool>,
     page_bytes: u64,
     discard: Option<String>,
     numa_node: Option<u32>,
@@ -143,6 +147,7 @@ fn write_json(out: &mut impl Write, path: &Path, it: &Description) -> io::Result
         durability: it.durability().map(Durability::word),
         durability_reason: media.map(|media| media.why.as_str()),
         flush: media.map(Media::flush),
+        initial_writeback: it.initial_writeback(),
         page_bytes: it.page_bytes,
         discard: it.discard().map(|discard| discard.to_string()),
         numa_node: media.and_then(Media::numa_node),

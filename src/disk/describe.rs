@@ -10,7 +10,7 @@ use rustix::fs::Access;
 use super::media::is_dax_path;
 use super::open::check_size;
 use super::sysfs::Sysfs;
-use super::{BackingKind, DiscardPolicy, Durability, FileKind, Media, OpenError, Place, lock};
+use super::{BackingKind, DeepFlush, DiscardPolicy, Durability, FileKind, Media, OpenError, Place, lock};
 
 /// What a path is and how it would be served.
 #[derive(Debug)]
@@ -47,6 +47,13 @@ impl Description {
     /// What a completed and flushed write would be worth.
     pub fn durability(&self) -> Option<Durability> {
         self.media.as_ref().map(|media| media.durability)
+    }
+
+    /// What a guest is told of the cache at first, with the default options: that it must flush (`writeback` is 1),
+    /// or that each completed write persists.
+    pub fn initial_writeback(&self) -> Option<bool> {
+        let media = self.media.as_ref()?;
+        Some(media.durability.needs_flush() || DeepFlush::Auto.regions(media).next().is_some())
     }
 
     /// What becomes of discarded space by default: it is given back, or the discard is ignored.

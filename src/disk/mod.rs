@@ -90,6 +90,14 @@ pub enum Durability {
     Byte,
 }
 
+impl Durability {
+    /// Whether a guest must flush for its writes to persist, or should at least be able to.
+    #[must_use]
+    pub const fn needs_flush(self) -> bool {
+        matches!(self, Self::Volatile | Self::Page)
+    }
+}
+
 impl fmt::Display for Durability {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -161,7 +169,7 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// What a guest is told at first of the cache: that it must flush (`writeback` is 1, VIRTIO 1.2 §5.2.4),
     /// or that each completed write persists.
     fn initial_writeback(&self) -> bool {
-        self.durability() < Durability::CacheLine
+        self.durability().needs_flush()
     }
 
     /// What offset and length of a discard should be multiples of, in bytes.

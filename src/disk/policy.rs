@@ -67,21 +67,26 @@ pub enum DeepFlush {
 }
 
 impl DeepFlush {
+    /// The regions that FLUSH goes to; none where a fence is all.
+    pub(super) fn regions(self, media: &Media) -> impl Iterator<Item = &Region> {
+        let is_synchronous = !media.durability.needs_flush();
+        media.regions.iter().filter(move |region| {
+            let is_wanted = match self {
+                Self::Never => false,
+                Self::Auto => region.persistence_domain.is_none(),
+                Self::Always => true,
+            };
+            is_synchronous && is_wanted && region.has_flush_hints
+        })
+    }
+
     /// The attributes to write to at FLUSH; none where a fence is all.
     ///
     /// # Errors
     /// One of them cannot be opened for writing; [`DeepFlush::Auto`] does without it then.
     pub(super) fn files(self, media: &Media) -> io::Result<Vec<File>> {
-        if !matches!(media.durability, Durability::CacheLine | Durability::Byte) {
-            return Ok(Vec::new());
-        }
-        let is_wanted = |region: &&Region| match self {
-            Self::Never => false,
-            Self::Auto => region.has_flush_hints && region.persistence_domain.is_none(),
-            Self::Always => region.has_flush_hints,
-        };
         let mut files = Vec::new();
-        for region in media.regions.iter().filter(is_wanted) {
+        for region in self.regions(media) {
             match region.deep_flush_file() {
                 Ok(file) => files.push(file),
                 Err(error) if self == Self::Auto => {

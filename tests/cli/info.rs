@@ -65,7 +65,11 @@ fn an_ordinary_file_is_safe_after_a_flush() {
     let report = json(&path);
     assert_eq!(report["durability"], "page", "{report}");
     assert!(report["backing"].as_str().unwrap().starts_with("ordinary file on "), "{report}");
-    assert_lines(&lines(&path), &[("served by", "reads through the mapping, writes by pwritev")]);
+    assert_eq!((&report["flush"], &report["initial_writeback"]), (&"fdatasync".into(), &true.into()));
+    assert_lines(
+        &lines(&path),
+        &[("served by", "reads through the mapping, writes by pwritev"), ("cache at first", "write back")],
+    );
 }
 
 #[test]

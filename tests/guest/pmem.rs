@@ -171,6 +171,7 @@ impl Pmem {
         let word = |field: &str| info[field].as_str().unwrap_or_default().to_owned();
         assert!(word("backing").starts_with(backing), "not {backing}: {info:#}");
         assert_eq!(word("durability"), class, "{info:#}");
+        assert_eq!(info["initial_writeback"], class == "page", "{info:#}");
         assert!(word("durability_reason").contains(why), "not because of {why}: {info:#}");
     }
 

@@ -165,12 +165,8 @@ fn truncated_guest_memory_fails_the_requests_that_need_it() {
     }
 }
 
-/// Without its ring a session cannot go on. The next front-end of the same disk can.
-#[test]
-fn a_lost_ring_ends_its_session_only() {
-    let mut pair = Pair::start(two_disks(Place::Tmpfs));
-    let mut ring = pair.suffering.ring(0, 16);
-    assert_eq!(ring.run(&Request::read(0, 512)).status, OK);
+/// Takes all of a guest's memory away, its ring included: the daemon hangs up on that front-end, and lives.
+fn lose_ring(pair: &mut Pair, ring: &Ring) {
     rustix::fs::ftruncate(pair.suffering.memory.fd(), 0).unwrap();
     // From here on, this process must not look at its ring either.
     ring.kick.ring();
@@ -178,6 +174,15 @@ fn a_lost_ring_ends_its_session_only() {
     wait_for("the daemon hangs up", || pair.suffering.wire.receive().is_none().then_some(()));
     pair.daemon.wait_for_log("guest memory is lost");
     pair.daemon.assert_alive();
+}
+
+/// Without its ring a session cannot go on. The next front-end of the same disk can.
+#[test]
+fn a_lost_ring_ends_its_session_only() {
+    let mut pair = Pair::start(two_disks(Place::Tmpfs));
+    let mut ring = pair.suffering.ring(0, 16);
+    assert_eq!(ring.run(&Request::read(0, 512)).status, OK);
+    lose_ring(&mut pair, &ring);
 
     let next = Session::connect(&pair.daemon.socket(0));
     let mut ring = next.ring(0, 16);
@@ -233,13 +238,7 @@ fn huge_pages_of_a_guest_are_replaced_as_a_whole() {
     assert_eq!(far_request(&mut ring, IN, HUGE - 4096), OK, "what is there is used");
     assert_eq!(far_request(&mut ring, IN, HUGE - 2048), IOERR, "half of it is there");
 
-    rustix::fs::ftruncate(pair.suffering.memory.fd(), 0).unwrap();
-    // From here on, this process must not look at its ring either.
-    ring.kick.ring();
-    ring.err.wait("the ring is broken");
-    wait_for("the daemon hangs up", || pair.suffering.wire.receive().is_none().then_some(()));
-    pair.daemon.wait_for_log("guest memory is lost");
-    pair.daemon.assert_alive();
+    lose_ring(&mut pair, &ring);
     pair.finish();
     drop(pages);
 }

@@ -33,7 +33,7 @@ const ENVIRONMENT: [(&str, &str); 5] = [
     ("NO_COLOR", "Keeps colours out of the log on a terminal when it is set and not empty."),
 ];
 
-const EXAMPLES: [(&str, &str); 5] = [
+const EXAMPLES: &[(&str, &str)] = &[
     (
         "Create a disk of 20 GiB and serve it:",
         "vhost-user-pmem serve --disk path=/mnt/pmem/db0.img,socket=/run/db0.sock,size=20G",
@@ -52,6 +52,7 @@ const EXAMPLES: [(&str, &str); 5] = [
         "As management software starts a back-end program:",
         "vhost-user-pmem --socket-path=/run/a.sock --blk-file=/srv/a.img --read-only",
     ),
+    #[cfg(feature = "bench")]
     (
         "Compare two back-ends that serve disks without anything of value on them:",
         "vhost-user-pmem bench --socket /run/a.sock --against /run/other.sock --rw randwrite --plot plot.svg",
@@ -87,10 +88,9 @@ fn page(command: &Command, out: &mut impl Write) -> std::io::Result<()> {
 
 fn synopsis(roff: &mut Roff) {
     roff.control("SH", ["SYNOPSIS"]);
-    for line in USAGE.lines() {
-        let rest = line.trim().trim_start_matches(NAME);
+    for rest in USAGE {
         roff.control("PP", []);
-        roff.text([bold(NAME), roman(rest)]);
+        roff.text([bold(NAME), roman(format!(" {rest}"))]);
     }
 }
 
@@ -153,7 +153,7 @@ fn endings(roff: &mut Roff) {
     }
     roff.control("SH", ["EXAMPLES"]);
     for (what, line) in EXAMPLES {
-        entry(roff, vec![roman(what)], line);
+        entry(roff, vec![roman(*what)], line);
     }
 }
 

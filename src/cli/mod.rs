@@ -35,12 +35,20 @@ use exit::{Exit, Failure};
 
 const NAME: &str = "vhost-user-pmem";
 
-const USAGE: &str = "\
-vhost-user-pmem serve --disk path=FILE,socket=SOCKET[,KEY=VALUE...] [...]
-       vhost-user-pmem info PATH [--json]
-       vhost-user-pmem bench --socket SOCKET [--against SOCKET] [...]
-       vhost-user-pmem {--socket-path=PATH | --fd=FDNUM} --blk-file=PATH [--read-only]
-       vhost-user-pmem --print-capabilities";
+/// What may come behind the name.
+const USAGE: &[&str] = &[
+    "serve --disk path=FILE,socket=SOCKET[,KEY=VALUE...] [...]",
+    "info PATH [--json]",
+    #[cfg(feature = "bench")]
+    "bench --socket SOCKET [--against SOCKET] [...]",
+    "{--socket-path=PATH | --fd=FDNUM} --blk-file=PATH [--read-only]",
+    "--print-capabilities",
+];
+
+/// Each line but the first is indented as clap does it behind "Usage:".
+fn usage() -> String {
+    USAGE.iter().map(|rest| format!("{NAME} {rest}")).collect::<Vec<_>>().join("\n       ")
+}
 
 /// Serve a persistent-memory file to virtual machines as a disk
 ///
@@ -55,7 +63,7 @@ vhost-user-pmem serve --disk path=FILE,socket=SOCKET[,KEY=VALUE...] [...]
 #[command(
     name = NAME,
     version,
-    override_usage = USAGE,
+    override_usage = usage(),
     arg_required_else_help = true,
     disable_help_subcommand = true,
     subcommand_negates_reqs = true,

@@ -135,6 +135,15 @@ fn the_load_generators_options_are_in_help_readme_and_manual() {
 }
 
 #[test]
+fn a_build_without_the_load_generator_does_not_mention_it() {
+    let texts = [&["--help"][..], &["-h"], &["serve", "--help"], &["info", "--help"], &["man"]];
+    let mentions = |args| stdout(&run(args)).contains("bench");
+    assert_eq!(texts.into_iter().any(mentions), cfg!(feature = "bench"));
+    let called = run(["bench", "--socket", "/nonexistent"]);
+    assert_eq!(called.status.code(), Some(if cfg!(feature = "bench") { 12 } else { 2 }), "{called:?}");
+}
+
+#[test]
 fn the_manual_page_is_complete() {
     let output = run(["man"]);
     assert_eq!(output.status.code(), Some(0));

@@ -15,7 +15,7 @@ use common::daemon::{Daemon, Place, Setup};
 use common::frontend::load::Load;
 use common::frontend::memory::{Memory, Span};
 use common::frontend::request::{IN, IOERR, OK, OUT, Request, WRITE_ZEROES, header, range};
-use common::frontend::ring::{Descriptor, NEXT, Ring, WRITE};
+use common::frontend::ring::{Ring, WRITE};
 use common::frontend::{Options, Session};
 use common::{SECTOR_BYTES, pattern, wait_for};
 
@@ -135,10 +135,7 @@ fn far_request(ring: &mut Ring, kind: u32, offset: u64) -> u8 {
     ring.memory.fill(frame.status, 1, 0xee);
     let data = SPANS[1].guest_start + offset;
     let direction = if kind == IN { WRITE } else { 0 };
-    ring.put(0, Descriptor { address: frame.header, len: 16, flags: NEXT, next: 1 });
-    ring.put(1, Descriptor { address: data, len: 4096, flags: NEXT | direction, next: 2 });
-    ring.put(2, Descriptor { address: frame.status, len: 1, flags: WRITE, next: 0 });
-    ring.offer(0);
+    ring.chain(0, &[(frame.header, 16, 0), (data, 4096, direction), (frame.status, 1, WRITE)]);
     ring.kick.ring();
     assert_eq!(ring.wait().head, 0);
     ring.memory.read(frame.status, 1)[0]

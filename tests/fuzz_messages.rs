@@ -17,7 +17,7 @@ use common::frontend::memory::{Memory, Span, USER_BASE};
 use common::frontend::request::{OK, Request};
 use common::frontend::ring::Ring;
 use common::frontend::wire::{NEED_REPLY, REPLY, VERSION, Wire};
-use common::frontend::{RING_PACKED, SPANS, Session};
+use common::frontend::{EVENT_IDX, RING_PACKED, SPANS, Session};
 use common::process::Process;
 use common::{Random, wait_for};
 
@@ -74,7 +74,7 @@ impl Fuzzer {
             socket.into(),
             std::fs::File::open("/dev/null").unwrap().into(),
         ];
-        let ring = Ring::new(&memory, 0, 64, true);
+        let ring = Ring::new(&memory, 0, 64, EVENT_IDX);
         Self { random: Random::new(seed), memory, files, ring, started: 0 }
     }
 

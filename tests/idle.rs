@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::daemon::{Daemon, Place, Setup};
 use common::frontend::request::{OK, Request};
-use common::frontend::ring::{Descriptor, NEXT, Ring};
+use common::frontend::ring::Ring;
 use common::frontend::wire::Wire;
 use common::frontend::{EVENT_IDX, Options, Session};
 use common::process::Process;
@@ -101,9 +101,7 @@ fn nothing_happens_while_somebody_waits() {
     use_ring(&mut ring);
     // A ring that is broken, one that is paused, one that has work but is stopped.
     let mut broken = session.ring(1, 64);
-    broken.put(0, Descriptor { address: broken.frame(0).header, len: 16, flags: NEXT, next: 0 });
-    broken.offer(0);
-    broken.kick.ring();
+    broken.break_it();
     broken.err.wait("the ring breaks");
     broken.kick.ring();
     let mut paused = session.ring(2, 64);

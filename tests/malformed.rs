@@ -19,7 +19,7 @@ mod requests;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use case::{Case, DISK_BYTES, Expected, KEPT_BYTES, Row, SERIAL};
+use case::{Case, DISK_BYTES, Expected, KEPT_BYTES, Row, Rows, SERIAL};
 use common::daemon::{Place, Setup};
 use common::frontend::request::{OK, Request};
 use common::frontend::ring::Ring;
@@ -29,8 +29,8 @@ use common::pattern;
 /// Where the requests between the rows go: behind what the rows must not change.
 const WITNESS_SECTOR: u64 = KEPT_BYTES / 512;
 
-/// A daemon's disk with a pattern in the part that no row may change, and the rows tried on it.
-fn try_rows(place: Place, disk: &str, options: &Options, rows: &[Row]) {
+/// A daemon's disk with a pattern in the part that no row may change, and the rows tried on it with rings of each kind.
+fn try_rows(place: Place, disk: &str, features: u64, rows: &Rows) {
     let setup = Setup::new(place).disk(&format!("serial={SERIAL}{disk}"));
     let image = setup.image(0);
     let kept = pattern(1, KEPT_BYTES as usize);
@@ -38,19 +38,21 @@ fn try_rows(place: Place, disk: &str, options: &Options, rows: &[Row]) {
     file.set_len(DISK_BYTES).unwrap();
     file.write_all_at(&kept, 0).unwrap();
     let mut daemon = setup.start();
-    let session = Session::connect_with(&daemon.socket(0), options);
-    let mut ring = session.ring(0, case::QUEUE_SIZE);
-    let mut witness = session.ring(1, 64);
-    for row in rows {
-        println!("{place:?}{disk}: {}", row.name);
-        try_row(row, &session, &mut ring, &mut witness);
-        assert_is_kept(&image, &kept, row.name);
+    for options in Options::both_kinds() {
+        let session = Session::connect_with(&daemon.socket(0), &Options { features, ..options.clone() });
+        let mut ring = session.ring(0, case::QUEUE_SIZE);
+        let mut witness = session.ring(1, 64);
+        for row in rows.of(options.packed) {
+            println!("{place:?}{disk}, packed {}: {}", options.packed, row.name);
+            try_row(row, &session, &mut ring, &mut witness);
+            assert_is_kept(&image, &kept, row.name);
+        }
     }
     daemon.assert_alive();
 }
 
 fn try_row(row: &Row, session: &Session, ring: &mut Ring, witness: &mut Ring) {
-    let used_before = ring.used_index();
+    let used_before = (ring.used_index(), ring.used_base());
     let mut case = Case::new(ring);
     (row.build)(&mut case);
     let (status, head) = (case.status, case.head);
@@ -65,8 +67,12 @@ fn try_row(row: &Row, session: &Session, ring: &mut Ring, witness: &mut Ring) {
         Expected::Broken => {
             ring.err.wait(&format!("the ring breaks: {}", row.name));
             assert_works(witness, row.name);
-            assert_eq!(ring.used_index(), used_before, "{}: completed all the same", row.name);
-            assert_eq!(session.stop(ring), used_before, "{}", row.name);
+            assert_eq!(
+                (ring.used_index(), session.stop(ring)),
+                used_before,
+                "{}: completed all the same",
+                row.name
+            );
             ring.reset();
             session.start(ring, 0).unwrap();
         }
@@ -91,53 +97,48 @@ fn assert_is_kept(image: &Path, kept: &[u8], after: &str) {
     assert!(bytes == kept, "{after}: the disk has changed");
 }
 
-/// Without the feature bits in `without`.
-fn without(without: u64) -> Options {
-    Options { features: !without, ..Options::default() }
-}
-
 #[test]
 fn chains_that_have_no_end_or_no_status_break_their_ring_alone() {
     let rows = broken::rows();
-    assert!(rows.len() >= 25);
-    try_rows(Place::Tmpfs, "", &Options::default(), &rows);
+    assert!(rows.split.len() >= 15 && rows.both.len() >= 25);
+    try_rows(Place::Tmpfs, "", u64::MAX, &rows);
 }
 
 #[test]
 fn chains_of_a_bad_form_fail_and_strange_ones_work() {
     let rows = chains::rows();
-    assert!(rows.len() >= 30);
+    assert!(rows.both.len() >= 30);
     for place in Place::ALL {
-        try_rows(place, "", &Options::default(), &rows);
+        try_rows(place, "", u64::MAX, &rows);
     }
 }
 
 #[test]
 fn requests_that_make_no_sense_fail() {
     let rows = requests::rows();
-    assert!(rows.len() >= 40);
+    assert!(rows.both.len() >= 40);
     for place in Place::ALL {
-        try_rows(place, "", &Options::default(), &rows);
+        try_rows(place, "", u64::MAX, &rows);
     }
 }
 
 #[test]
 fn a_legacy_driver_is_treated_alike() {
-    try_rows(Place::Tmpfs, "", &without(VERSION_1), &requests::rows());
-    try_rows(Place::Tmpfs, "", &without(VERSION_1), &broken::rows());
+    try_rows(Place::Tmpfs, "", !VERSION_1, &requests::rows());
+    try_rows(Place::Tmpfs, "", !VERSION_1, &broken::rows());
 }
 
 #[test]
 fn indirect_tables_fail_where_they_were_not_negotiated() {
-    try_rows(Place::Tmpfs, "", &without(INDIRECT_DESC), &chains::rows_without_indirect());
+    try_rows(Place::Tmpfs, "", !INDIRECT_DESC, &chains::rows_without_indirect());
 }
 
 #[test]
 fn a_read_only_disk_refuses_what_writes() {
-    try_rows(Place::Tmpfs, ",readonly=on", &Options::default(), &requests::rows_read_only());
+    try_rows(Place::Tmpfs, ",readonly=on", u64::MAX, &requests::rows_read_only());
 }
 
 #[test]
 fn a_disk_of_large_blocks_refuses_parts_of_them() {
-    try_rows(Place::Tmpfs, ",block-size=4096", &Options::default(), &requests::rows_large_blocks());
+    try_rows(Place::Tmpfs, ",block-size=4096", u64::MAX, &requests::rows_large_blocks());
 }

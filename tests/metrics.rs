@@ -12,7 +12,7 @@ use std::process::Command;
 use common::daemon::{Daemon, Place, Setup};
 use common::frontend::Session;
 use common::frontend::request::{DISCARD, IOERR, OK, Request, WRITE_ZEROES, range};
-use common::frontend::ring::{Descriptor, NEXT, Ring};
+use common::frontend::ring::Ring;
 use common::metrics::{self, Samples};
 use common::{PATIENCE, wait_for};
 
@@ -119,9 +119,7 @@ fn every_counter_counts_while_its_ring_runs() {
 }
 
 fn break_ring(mut ring: Ring) {
-    ring.put(0, Descriptor { address: ring.frame(0).header, len: 16, flags: NEXT, next: 0 });
-    ring.offer(0);
-    ring.kick.ring();
+    ring.break_it();
     ring.err.wait("the ring breaks");
 }
 

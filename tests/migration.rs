@@ -14,5 +14,3 @@ mod dirty_log;
 mod log;
 #[path = "migration/one_writer.rs"]
 mod one_writer;
-#[path = "migration/packed_ring.rs"]
-mod packed_ring;

@@ -8,7 +8,7 @@ mod common;
 use common::daemon::{Daemon, Place, Setup};
 use common::frontend::load::{LOAD_SECTORS, Load};
 use common::frontend::request::{OK, Request};
-use common::frontend::ring::{Descriptor, NEXT, Ring};
+use common::frontend::ring::Ring;
 use common::frontend::{EVENT_IDX, Options, Session, settle};
 use common::process::Process;
 use common::{pattern, wait_for};
@@ -142,8 +142,7 @@ fn a_busy_worker_sleeps_without_a_ring() {
     let mut ring = session.ring(0, 64);
     assert_works(&mut ring);
     let mut broken = session.ring(1, 64);
-    broken.put(0, Descriptor { address: broken.frame(0).header, len: 16, flags: NEXT, next: 0 });
-    broken.offer(0);
+    broken.break_it();
     broken.err.wait("the ring breaks");
     assert_found(&mut ring);
     session.enable(&ring, false).unwrap();

@@ -24,8 +24,8 @@ use vhost::{Error, VhostBackend, VringConfigData};
 
 use super::PATIENCE;
 use memory::{Memory, Span};
-use ring::Ring;
-use wire::Wire;
+use ring::{Place, Ring};
+use wire::{Verdict, Wire};
 
 /// Feature bit: entries of the rings say when to notify.
 pub const EVENT_IDX: u64 = 1 << 29;
@@ -50,7 +50,7 @@ pub const SPANS: [Span; 2] =
 pub struct Options {
     /// Virtio feature bits.
     pub features: u64,
-    /// [`RING_PACKED`] too: [`Ring`] is a split one.
+    /// [`RING_PACKED`] too.
     pub packed: bool,
     /// Protocol feature bits.
     pub protocol: VhostUserProtocolFeatures,
@@ -66,6 +66,13 @@ impl Default for Options {
             protocol: VhostUserProtocolFeatures::all(),
             spans: SPANS.to_vec(),
         }
+    }
+}
+
+impl Options {
+    /// Both kinds of rings: split and packed.
+    pub fn both_kinds() -> [Self; 2] {
+        [false, true].map(|packed| Self { packed, ..Self::default() })
     }
 }
 
@@ -85,6 +92,14 @@ impl Session {
     /// Connects, acknowledges everything that is offered (but for packed rings) and shares [`SPANS`].
     pub fn connect(path: &Path) -> Self {
         Self::connect_with(path, &Options::default())
+    }
+
+    /// A front-end with split rings, and after that has left one with packed rings.
+    pub fn of_each_kind(path: &Path) -> impl Iterator<Item = Self> {
+        Options::both_kinds().into_iter().map(move |options| {
+            eprintln!("packed rings: {}", options.packed);
+            Self::connect_with(path, &options)
+        })
     }
 
     /// Connects, negotiates and shares memory.
@@ -138,40 +153,59 @@ impl Session {
         say(&mut self.control.clone())
     }
 
-    /// Makes a ring and starts it.
+    /// Makes a ring of the negotiated kind and starts it.
     pub fn ring(&self, index: u16, size: u16) -> Ring {
-        let ring = Ring::new(&self.memory, index, size, self.features & EVENT_IDX != 0);
+        let ring = self.new_ring(index, size);
         self.start(&ring, 0).unwrap();
         ring
     }
 
+    /// Makes a ring of the negotiated kind, of which the back-end hears nothing yet.
+    pub fn new_ring(&self, index: u16, size: u16) -> Ring {
+        Ring::new(&self.memory, index, size, self.features)
+    }
+
     /// Starts a ring in QEMU's order.
-    pub fn start(&self, ring: &Ring, base: u16) -> vhost::Result<()> {
+    pub fn start(&self, ring: &Place, base: u32) -> vhost::Result<()> {
         let index = usize::from(ring.index);
         self.ask(|control| control.set_vring_num(index, ring.size))?;
-        self.ask(|control| control.set_vring_base(index, base))?;
+        self.set_base(ring.index, base)?;
         self.set_addresses(ring)?;
         self.set_events(ring)?;
         self.enable(ring, true)
     }
 
     /// Starts a ring in Cloud Hypervisor's order: the base after the addresses.
-    pub fn start_base_last(&self, ring: &Ring, base: u16) -> vhost::Result<()> {
+    pub fn start_base_last(&self, ring: &Place, base: u32) -> vhost::Result<()> {
         let index = usize::from(ring.index);
         self.ask(|control| control.set_vring_num(index, ring.size))?;
         self.set_addresses(ring)?;
-        self.ask(|control| control.set_vring_base(index, base))?;
+        self.set_base(ring.index, base)?;
         self.set_events(ring)?;
         self.enable(ring, true)
     }
 
+    /// Says where a ring goes on. `vhost`'s front-end has 16 bits for it, which is too few for a packed ring.
+    fn set_base(&self, index: u16, base: u32) -> vhost::Result<()> {
+        const SET_VRING_BASE: u32 = 10;
+        if let Ok(base) = u16::try_from(base) {
+            return self.ask(|control| control.set_vring_base(index.into(), base));
+        }
+        let state = [u32::from(index), base].map(u32::to_le_bytes);
+        match self.wire.tell(SET_VRING_BASE, state.as_flattened(), &[]) {
+            Verdict::Ack => Ok(()),
+            Verdict::Nack => Err(Error::VhostUserProtocol(ProtocolError::BackendInternalError)),
+            Verdict::Closed => Err(Error::VhostUserProtocol(ProtocolError::Disconnected)),
+        }
+    }
+
     /// Announces where a ring is.
-    pub fn set_addresses(&self, ring: &Ring) -> vhost::Result<()> {
+    pub fn set_addresses(&self, ring: &Place) -> vhost::Result<()> {
         self.set_addresses_and_log(ring, None)
     }
 
     /// As [`Self::set_addresses`]; the used ring is logged as if it were at this guest address, if any.
-    pub fn set_addresses_and_log(&self, ring: &Ring, log_addr: Option<u64>) -> vhost::Result<()> {
+    pub fn set_addresses_and_log(&self, ring: &Place, log_addr: Option<u64>) -> vhost::Result<()> {
         const F_LOG: u32 = 1;
         let addresses = VringConfigData {
             queue_max_size: ring.size,
@@ -192,7 +226,7 @@ impl Session {
     }
 
     /// Hands over a ring's eventfds; the kick starts it.
-    pub fn set_events(&self, ring: &Ring) -> vhost::Result<()> {
+    pub fn set_events(&self, ring: &Place) -> vhost::Result<()> {
         let index = usize::from(ring.index);
         self.ask(|control| control.set_vring_err(index, &ring.err.current()))?;
         self.ask(|control| control.set_vring_call(index, &ring.call.current()))?;
@@ -200,7 +234,7 @@ impl Session {
     }
 
     /// Enables or disables a ring, where that is negotiated.
-    pub fn enable(&self, ring: &Ring, enable: bool) -> vhost::Result<()> {
+    pub fn enable(&self, ring: &Place, enable: bool) -> vhost::Result<()> {
         if self.features & PROTOCOL_FEATURES == 0 {
             return Ok(());
         }
@@ -208,9 +242,8 @@ impl Session {
     }
 
     /// Stops a ring; returns its base.
-    pub fn stop(&self, ring: &Ring) -> u16 {
-        let base = self.ask(|control| control.get_vring_base(usize::from(ring.index))).unwrap();
-        u16::try_from(base).unwrap()
+    pub fn stop(&self, ring: &Place) -> u32 {
+        self.ask(|control| control.get_vring_base(usize::from(ring.index))).unwrap()
     }
 
     /// Reads the configuration space.

@@ -1,15 +1,14 @@
 //! Chains whose end cannot be known, or that have no place for an answer: the ring is broken.
 
 use super::case::Expected::Broken;
-use super::case::{Case, END, QUEUE_SIZE, Row, TABLE_SIZE, WILD, row};
+use super::case::{Case, END, QUEUE_SIZE, Row, Rows, TABLE_SIZE, WILD, row};
 use crate::common::frontend::request::IN;
 use crate::common::frontend::ring::{INDIRECT, NEXT, WRITE};
 
 /// An indirect descriptor of these numbers, made available; the table holds a good read.
 fn indirect(case: &mut Case<'_>, address: u64, len: u32) {
     good_table(case);
-    case.put(0, (address, len, INDIRECT), 0);
-    case.offer(0);
+    case.chain(&[(address, len, INDIRECT)]);
 }
 
 /// Writes a good read to the case's table; returns how many descriptors it has.
@@ -28,8 +27,29 @@ fn read_with(case: &mut Case<'_>, data: (u64, u32), status: (u64, u32)) {
 }
 
 /// The table.
-pub(crate) fn rows() -> Vec<Row> {
-    [endless(), outside(), tables(), without_status()].into_iter().flatten().collect()
+pub(crate) fn rows() -> Rows {
+    Rows {
+        both: [tables(), without_status()].into_iter().flatten().collect(),
+        split: [endless(), outside()].into_iter().flatten().collect(),
+        packed: endless_packed(),
+    }
+}
+
+fn endless_packed() -> Vec<Row> {
+    vec![
+        row("a chain round the ring to its own head", Broken, |case| {
+            let parts = [(case.frame.data, 1, 0); QUEUE_SIZE as usize - 1];
+            let last = (case.header(IN, 0).frame.status, 1, WRITE | NEXT);
+            case.chain(&[parts.as_slice(), &[last]].concat());
+        }),
+        row("a chain of empty descriptors round the ring", Broken, |case| {
+            case.chain(&[(0, 0, NEXT); QUEUE_SIZE as usize]);
+        }),
+        row("a chain of tables round the ring", Broken, |case| {
+            good_table(case);
+            case.chain(&[(case.table, 3 * 16, INDIRECT | NEXT); QUEUE_SIZE as usize]);
+        }),
+    ]
 }
 
 fn endless() -> Vec<Row> {
@@ -137,8 +157,7 @@ fn tables() -> Vec<Row> {
             good_table(case);
             let parts = [case.header_part(), case.data_part(512, WRITE)];
             case.table_of(END - 32, &parts);
-            case.put(0, (END - 32, 3 * 16, INDIRECT), 0);
-            case.offer(0);
+            case.chain(&[(END - 32, 3 * 16, INDIRECT)]);
         }),
     ]
 }
@@ -173,10 +192,9 @@ fn without_status() -> Vec<Row> {
         }),
         row("everything nowhere", Broken, |case| case.chain(&[(WILD, 16, 0), (WILD, 512, 2), (WILD, 1, 2)])),
         row("status nowhere in an indirect table", Broken, |case| {
-            good_table(case);
-            case.put_in(case.table, 2, (WILD, 1, WRITE), 0);
-            case.put(0, (case.table, 3 * 16, INDIRECT), 0);
-            case.offer(0);
+            let parts = [case.header(IN, 0).header_part(), case.data_part(512, WRITE), (WILD, 1, WRITE)];
+            case.table_of(case.table, &parts);
+            case.chain(&[(case.table, 3 * 16, INDIRECT)]);
         }),
     ]
 }

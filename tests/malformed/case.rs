@@ -2,7 +2,7 @@
 
 use crate::common::frontend::SPANS;
 use crate::common::frontend::request::header;
-use crate::common::frontend::ring::{Descriptor, Frame, NEXT, NO_DATA, NO_STATUS, Ring};
+use crate::common::frontend::ring::{Descriptor, Frame, NO_DATA, NO_STATUS, Part, Ring};
 
 /// Descriptors in the ring under test: fewer than an indirect table may have.
 pub(crate) const QUEUE_SIZE: u16 = 64;
@@ -49,8 +49,28 @@ pub(crate) fn row(name: &'static str, expected: Expected, build: fn(&mut Case<'_
     Row { name, expected, build }
 }
 
-/// A descriptor without its place in a chain: address, bytes, flags.
-pub(crate) type Part = (u64, u32, u16);
+/// Rows for rings of each kind.
+#[derive(Default)]
+pub(crate) struct Rows {
+    /// For both.
+    pub(crate) both: Vec<Row>,
+    /// What only a split ring can say.
+    pub(crate) split: Vec<Row>,
+    /// What only a packed ring can say.
+    pub(crate) packed: Vec<Row>,
+}
+
+impl Rows {
+    /// Those that are nothing special.
+    pub(crate) fn plain(both: Vec<Row>) -> Self {
+        Self { both, ..Self::default() }
+    }
+
+    /// All that a ring of this kind can say.
+    pub(crate) fn of(&self, packed: bool) -> impl Iterator<Item = &Row> {
+        self.both.iter().chain(if packed { &self.packed } else { &self.split })
+    }
+}
 
 /// Somewhere that is not guest memory.
 pub(crate) const WILD: u64 = 0xdead_0000;
@@ -113,13 +133,13 @@ impl<'a> Case<'a> {
         (self.frame.data, bytes, flags)
     }
 
-    /// Writes one descriptor of the ring's table.
+    /// Writes one descriptor of a split ring's table.
     pub(crate) fn put(&self, index: u16, (address, len, flags): Part, next: u16) -> &Self {
         self.ring.put(index, Descriptor { address, len, flags, next });
         self
     }
 
-    /// Writes one descriptor of a table in memory.
+    /// Writes one descriptor of a split ring's table in memory.
     pub(crate) fn put_in(&self, table: u64, index: u16, (address, len, flags): Part, next: u16) -> &Self {
         let bytes = Descriptor { address, len, flags, next }.to_bytes();
         self.ring.memory.write(table + u64::from(index) * 16, &bytes);
@@ -128,26 +148,25 @@ impl<'a> Case<'a> {
 
     /// Writes a whole table to memory, each descriptor leading to the next.
     pub(crate) fn table_of(&self, table: u64, parts: &[Part]) -> &Self {
-        for (index, &(address, len, flags)) in parts.iter().enumerate() {
-            let next = if index + 1 < parts.len() { NEXT } else { 0 };
-            self.put_in(table, index as u16, (address, len, flags | next), index as u16 + 1);
-        }
+        self.ring.put_table(table, parts);
         self
     }
 
-    /// Makes the chain that begins at `head` available.
+    /// Makes the chain of a split ring available that begins at `head`.
     pub(crate) fn offer(&mut self, head: u16) {
         self.head = head;
         self.ring.offer(head);
     }
 
-    /// A chain of these, from descriptor 0 on, made available.
+    /// A chain of these, made available.
     pub(crate) fn chain(&mut self, parts: &[Part]) {
-        for (index, &(address, len, flags)) in parts.iter().enumerate() {
-            let next = if index + 1 < parts.len() { NEXT } else { 0 };
-            self.put(index as u16, (address, len, flags | next), index as u16 + 1);
-        }
-        self.offer(0);
+        self.chain_at(0, parts);
+    }
+
+    /// A chain of these with this head or buffer id, made available.
+    pub(crate) fn chain_at(&mut self, head: u16, parts: &[Part]) {
+        self.head = head;
+        self.ring.chain(head, parts);
     }
 
     /// Header, data that the device writes, and status.

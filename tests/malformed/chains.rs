@@ -1,12 +1,13 @@
 //! Chains of a bad form that can be answered, and chains of an unusual form that must work.
 
 use super::case::Expected::Status;
-use super::case::{Case, END, Part, QUEUE_SIZE, Row, SCRATCH, TABLE_SIZE, WILD, row};
+use super::case::{Case, END, QUEUE_SIZE, Row, Rows, SCRATCH, TABLE_SIZE, WILD, row};
 use crate::common::frontend::request::{IN, IOERR, OK, OUT};
-use crate::common::frontend::ring::{INDIRECT, NEXT, WRITE};
+use crate::common::frontend::ring::packed::{AVAILABLE, USED};
+use crate::common::frontend::ring::{INDIRECT, NEXT, Part, WRITE};
 
-/// A flag that no version of the specification has defined.
-const UNDEFINED: u16 = 0x8000;
+/// Flags that no version of the specification has defined.
+const UNDEFINED: u16 = 0x4008;
 
 const GIB: u32 = 1 << 30;
 
@@ -28,12 +29,11 @@ fn read_of(case: &mut Case<'_>, parts: &[Part]) {
     case.chain(parts);
 }
 
-/// A read through an indirect table of these parts.
-fn read_by_table(case: &mut Case<'_>, parts: &[Part], flags: u16) {
+/// A read through an indirect table of these parts; the descriptor of the table may have flags, and something behind.
+fn read_by_table(case: &mut Case<'_>, parts: &[Part], flags: u16, behind: &[Part]) {
     case.header(IN, 0).table_of(case.table, parts);
-    case.put(3, (case.table, parts.len() as u32 * 16, INDIRECT | flags), 4);
-    case.put(4, case.data_part(512, 0), 0);
-    case.offer(3);
+    let table = (case.table, parts.len() as u32 * 16, INDIRECT | flags);
+    case.chain_at(3, &[&[table], behind].concat());
 }
 
 /// A piece in `count` descriptors of one byte each.
@@ -42,11 +42,9 @@ fn bytewise((address, _, flags): Part, count: u32) -> Vec<Part> {
 }
 
 /// The table.
-pub(crate) fn rows() -> Vec<Row> {
-    [nowhere(), empty(), out_of_order(), tables(), unusual(), unusual_tables()]
-        .into_iter()
-        .flatten()
-        .collect()
+pub(crate) fn rows() -> Rows {
+    let both = [nowhere(), empty(), out_of_order(), tables(), unusual(), unusual_tables()];
+    Rows { both: both.into_iter().flatten().collect(), split: split(), packed: packed() }
 }
 
 fn nowhere() -> Vec<Row> {
@@ -138,19 +136,19 @@ fn tables() -> Vec<Row> {
             let inner = [case.header_part(), case.status_part()];
             case.table_of(case.inner, &inner);
             let parts = [case.header_part(), (case.inner, 2 * 16, INDIRECT), case.status_part()];
-            read_by_table(case, &parts, 0);
+            read_by_table(case, &parts, 0, &[]);
         }),
         row("a table in a table, nowhere", Status(IOERR, 0), |case| {
             let (header, data, status) = (case.header_part(), case.data_part(512, WRITE), case.status_part());
-            read_by_table(case, &[header, (WILD, 16, INDIRECT), data, status], 0);
+            read_by_table(case, &[header, (WILD, 16, INDIRECT), data, status], 0, &[]);
         }),
         row("a table that leads on", Status(IOERR, 1), |case| {
             let parts = [case.header_part(), case.status_part()];
-            read_by_table(case, &parts, NEXT);
+            read_by_table(case, &parts, 0, &[case.data_part(512, 0)]);
         }),
         row("a table that leads on, with data", Status(IOERR, 0), |case| {
             let parts = [case.header_part(), case.data_part(512, WRITE), case.status_part()];
-            read_by_table(case, &parts, NEXT);
+            read_by_table(case, &parts, 0, &[case.data_part(512, 0)]);
         }),
     ]
 }
@@ -198,23 +196,11 @@ fn unusual() -> Vec<Row> {
             assert_eq!(parts.len(), usize::from(QUEUE_SIZE));
             read_of(case, &parts);
         }),
-        row("descriptors in falling order", Status(OK, 513), |case| {
-            let (header, data, status) = (case.header_part(), case.data_part(512, WRITE), case.status_part());
-            case.header(IN, 0).put(QUEUE_SIZE - 1, (header.0, 16, NEXT), 20);
-            case.put(20, (data.0, 512, WRITE | NEXT), 0).put(0, status, 0);
-            case.offer(QUEUE_SIZE - 1);
-        }),
         row("an undefined flag", Status(OK, 513), |case| {
             let (data, status) = (case.frame.data, case.frame.status);
             let parts =
                 [(case.frame.header, 16, UNDEFINED), (data, 512, WRITE | UNDEFINED), (status, 1, WRITE)];
             read_of(case, &parts);
-        }),
-        row("next without the flag", Status(OK, 513), |case| {
-            let (header, data, status) = (case.header_part(), case.data_part(512, WRITE), case.status_part());
-            case.header(IN, 0).put(0, (header.0, 16, NEXT), 1);
-            case.put(1, (data.0, 512, WRITE | NEXT), 2).put(2, status, u16::MAX);
-            case.offer(0);
         }),
     ]
 }
@@ -223,17 +209,11 @@ fn unusual_tables() -> Vec<Row> {
     vec![
         row("a table", Status(OK, 513), |case| {
             let parts = [case.header_part(), case.data_part(512, WRITE), case.status_part()];
-            read_by_table(case, &parts, 0);
+            read_by_table(case, &parts, 0, &[]);
         }),
         row("a table that says it is for writing", Status(OK, 513), |case| {
             let parts = [case.header_part(), case.data_part(512, WRITE), case.status_part()];
-            read_by_table(case, &parts, WRITE);
-        }),
-        row("a table of more descriptors than the chain has", Status(OK, 513), |case| {
-            let parts = [case.header_part(), case.data_part(512, WRITE), case.status_part()];
-            case.header(IN, 0).table_of(case.table, &parts);
-            case.put(0, (case.table, u32::from(TABLE_SIZE) * 16, INDIRECT), 0);
-            case.offer(0);
+            read_by_table(case, &parts, WRITE, &[]);
         }),
         row("a table of as many descriptors as are allowed", Status(OK, 513), |case| {
             let pieces = u32::from(TABLE_SIZE) - 3;
@@ -241,35 +221,94 @@ fn unusual_tables() -> Vec<Row> {
             let data = bytewise(case.data_part(0, WRITE), pieces);
             let parts = [vec![case.header_part()], data, vec![rest, case.status_part()]].concat();
             assert_eq!(parts.len(), usize::from(TABLE_SIZE));
-            read_by_table(case, &parts, 0);
+            read_by_table(case, &parts, 0, &[]);
         }),
         row("a table at an odd address", Status(OK, 513), |case| {
             let parts = [case.header_part(), case.data_part(512, WRITE), case.status_part()];
             case.table += 3;
-            read_by_table(case, &parts, 0);
+            read_by_table(case, &parts, 0, &[]);
         }),
         row("a table that is the last of a region", Status(OK, 513), |case| {
             let parts = [case.header_part(), case.data_part(512, WRITE), case.status_part()];
             case.table = END - 3 * 16;
-            read_by_table(case, &parts, 0);
+            read_by_table(case, &parts, 0, &[]);
+        }),
+    ]
+}
+
+fn split() -> Vec<Row> {
+    vec![
+        row("descriptors in falling order", Status(OK, 513), |case| {
+            let (header, data, status) = (case.header_part(), case.data_part(512, WRITE), case.status_part());
+            case.header(IN, 0).put(QUEUE_SIZE - 1, (header.0, 16, NEXT), 20);
+            case.put(20, (data.0, 512, WRITE | NEXT), 0).put(0, status, 0);
+            case.offer(QUEUE_SIZE - 1);
+        }),
+        row("next without the flag", Status(OK, 513), |case| {
+            let (header, data, status) = (case.header_part(), case.data_part(512, WRITE), case.status_part());
+            case.header(IN, 0).put(0, (header.0, 16, NEXT), 1);
+            case.put(1, (data.0, 512, WRITE | NEXT), 2).put(2, status, u16::MAX);
+            case.offer(0);
+        }),
+        row("a table of more descriptors than the chain has", Status(OK, 513), |case| {
+            let parts = [case.header_part(), case.data_part(512, WRITE), case.status_part()];
+            case.header(IN, 0).table_of(case.table, &parts);
+            case.put(0, (case.table, u32::from(TABLE_SIZE) * 16, INDIRECT), 0);
+            case.offer(0);
+        }),
+    ]
+}
+
+fn packed() -> Vec<Row> {
+    vec![
+        row("a buffer id beyond the ring", Status(OK, 513), |case| {
+            let parts = [case.header(IN, 0).header_part(), case.data_part(512, WRITE), case.status_part()];
+            case.chain_at(u16::MAX, &parts);
+        }),
+        row("the same buffer id again", Status(OK, 513), |case| {
+            let parts = [case.header(IN, 0).header_part(), case.data_part(512, WRITE), case.status_part()];
+            case.chain_at(u16::MAX, &parts);
+        }),
+        row("flags in a table that only the ring has", Status(OK, 513), |case| {
+            let (header, data, status) = (case.header_part(), case.data_part(512, WRITE), case.status_part());
+            let flags = NEXT | AVAILABLE | USED;
+            let parts =
+                [(header.0, 16, flags), (data.0, 512, WRITE | AVAILABLE), (status.0, 1, WRITE | flags)];
+            read_by_table(case, &parts, 0, &[]);
+        }),
+        row("a table with empty descriptors at its end", Status(IOERR, 0), |case| {
+            let parts = [case.header_part(), case.data_part(512, WRITE), case.status_part()];
+            case.header(IN, 0).table_of(case.table, &parts);
+            case.chain(&[(case.table, 5 * 16, INDIRECT)]);
+        }),
+        row("a table behind a descriptor", Status(IOERR, 0), |case| {
+            let parts = [case.data_part(512, WRITE), case.status_part()];
+            case.header(IN, 0).table_of(case.table, &parts);
+            let header = case.header_part();
+            case.chain(&[
+                header,
+                (case.table, 2 * 16, INDIRECT),
+                case.data_part(512, WRITE),
+                case.status_part(),
+            ]);
         }),
     ]
 }
 
 /// For a session without INDIRECT_DESC.
-pub(crate) fn rows_without_indirect() -> Vec<Row> {
-    vec![
+pub(crate) fn rows_without_indirect() -> Rows {
+    Rows::plain(vec![
         row("a table that was not negotiated", Status(IOERR, 0), |case| {
             let parts = [case.header_part(), case.data_part(512, WRITE), case.status_part()];
-            read_by_table(case, &parts, 0);
+            read_by_table(case, &parts, 0, &[]);
         }),
         row("a table without data that was not negotiated", Status(IOERR, 1), |case| {
             let parts = [case.header_part(), case.status_part()];
-            read_by_table(case, &parts, 0);
+            read_by_table(case, &parts, 0, &[]);
         }),
         row("no table", Status(OK, 513), |case| {
             let parts = [case.header_part(), case.data_part(512, WRITE), case.status_part()];
             read_of(case, &parts);
         }),
-    ]
+    ])
 }

@@ -1,7 +1,7 @@
 //! Requests that a driver must not send, and the edges of those that it may (VIRTIO 1.2 §5.2.6).
 
 use super::case::Expected::Status;
-use super::case::{CAPACITY, Row, SCRATCH, row};
+use super::case::{CAPACITY, Row, Rows, SCRATCH, row};
 use crate::common::frontend::request::{
     DISCARD, FLUSH, GET_ID, IN, IOERR, OK, OUT, UNSUPP, WRITE_ZEROES, header, range,
 };
@@ -17,11 +17,9 @@ const SHIFTED_TO_0: u64 = 1 << 55;
 const MOST_RANGES: usize = 32;
 
 /// The table.
-pub(crate) fn rows() -> Vec<Row> {
-    [headers(), sectors(), lengths(), directions(), others(), unknown(), discards(), zeroes()]
-        .into_iter()
-        .flatten()
-        .collect()
+pub(crate) fn rows() -> Rows {
+    let all = [headers(), sectors(), lengths(), directions(), others(), unknown(), discards(), zeroes()];
+    Rows::plain(all.into_iter().flatten().collect())
 }
 
 fn headers() -> Vec<Row> {
@@ -239,8 +237,8 @@ fn zeroes() -> Vec<Row> {
 }
 
 /// For a disk that is read only.
-pub(crate) fn rows_read_only() -> Vec<Row> {
-    vec![
+pub(crate) fn rows_read_only() -> Rows {
+    Rows::plain(vec![
         row("a read", Status(OK, 513), |case| case.input(IN, 0, 512)),
         row("a flush", Status(OK, 1), |case| case.bare(FLUSH, 0)),
         row("the serial number", Status(OK, 21), |case| case.input(GET_ID, 0, 20)),
@@ -251,12 +249,12 @@ pub(crate) fn rows_read_only() -> Vec<Row> {
         row("zeroes", Status(UNSUPP, 1), |case| case.ranges(WRITE_ZEROES, &[range(0, 8, 0)])),
         row("zeroes, unmapped", Status(UNSUPP, 1), |case| case.ranges(WRITE_ZEROES, &[range(0, 8, UNMAP)])),
         row("a read behind the end", Status(IOERR, 0), |case| case.input(IN, CAPACITY, 512)),
-    ]
+    ])
 }
 
 /// For a disk with blocks of 4096 bytes.
-pub(crate) fn rows_large_blocks() -> Vec<Row> {
-    vec![
+pub(crate) fn rows_large_blocks() -> Rows {
+    Rows::plain(vec![
         row("a read of a block", Status(OK, 4097), |case| case.input(IN, 8, 4096)),
         row("a read of a sector", Status(IOERR, 0), |case| case.input(IN, 0, 512)),
         row("a read inside a block", Status(IOERR, 0), |case| case.input(IN, 1, 4096)),
@@ -269,5 +267,5 @@ pub(crate) fn rows_large_blocks() -> Vec<Row> {
         row("a discard of a block", Status(OK, 1), |case| case.ranges(DISCARD, &[range(SCRATCH, 8, 0)])),
         row("a discard of a sector", Status(IOERR, 1), |case| case.ranges(DISCARD, &[range(0, 1, 0)])),
         row("zeroes inside a block", Status(IOERR, 1), |case| case.ranges(WRITE_ZEROES, &[range(1, 8, 0)])),
-    ]
+    ])
 }

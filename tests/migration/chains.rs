@@ -2,7 +2,7 @@
 
 use crate::common::frontend::memory::{Memory, Span};
 use crate::common::frontend::request::{DISCARD, FLUSH, GET_ID, IN, OUT, WRITE_ZEROES, header, range};
-use crate::common::frontend::ring::{Descriptor, INDIRECT, NEXT, Ring, WRITE};
+use crate::common::frontend::ring::{DESCRIPTOR_BYTES, INDIRECT, Part, Ring, WRITE};
 use crate::common::{Random, SECTOR_BYTES};
 
 use super::log::{Pages, pages_of};
@@ -21,45 +21,31 @@ pub(super) const DATA: [Span; 2] =
 /// Sectors of the disk that requests ask for; some are behind its end.
 pub(super) const SECTORS: u64 = 4096;
 
-/// Flag of our own: the device does not write there, since it refuses the request.
-const REFUSED: u16 = 1 << 15;
-
 /// Descriptors of one chain at most.
 const CHAIN: u16 = 8;
 
-/// Lays out random chains in the ring, to be made available by `ring.set_offered(…)`, `count` further than before.
-/// Returns the pages that may be written to.
-pub(super) fn lay_out(ring: &Ring, random: &mut Random, count: u16, tables: &Tables) -> Pages {
+/// Lays out random chains in the ring, to be made available by `ring.show()`. Returns the pages that may be written
+/// to.
+pub(super) fn lay_out(ring: &mut Ring, random: &mut Random, count: u16, tables: &Tables) -> Pages {
     let mut pages = Pages::new();
     for number in 0..count {
         let mut parts = parts(&ring.memory, random, tables.headers + u64::from(number) * 256);
         if random.one_in(12) {
             // A descriptor of no bytes: the request is refused, and nothing but its status written.
-            let status = parts.len() - 1;
-            parts.insert(1, Descriptor { address: tables.headers, len: 0, flags: 0, next: 0 });
-            pages.extend(pages_of(parts[status + 1].address, 1));
-            parts[..=status].iter_mut().for_each(|part| part.flags |= REFUSED);
-        }
-        let is_written = |part: &&Descriptor| part.flags & (WRITE | REFUSED) == WRITE;
-        let writable = parts.iter().filter(is_written);
-        pages.extend(writable.flat_map(|part| pages_of(part.address, u64::from(part.len))));
-        let last = parts.len() - 1;
-        for (at, part) in parts.iter_mut().take(last).enumerate() {
-            (part.flags, part.next) = (part.flags & !REFUSED | NEXT, at as u16 + 1);
+            let (status, ..) = parts[parts.len() - 1];
+            parts.insert(1, (tables.headers, 0, 0));
+            pages.extend(pages_of(status, 1));
+        } else {
+            let writable = parts.iter().filter(|(.., flags)| flags & WRITE != 0);
+            pages.extend(writable.flat_map(|(address, len, _)| pages_of(*address, u64::from(*len))));
         }
         let head = number * CHAIN;
         if random.one_in(2) {
-            let table = tables.indirect + u64::from(head) * 16;
-            let bytes: Vec<u8> = parts.iter().flat_map(|part| part.to_bytes()).collect();
-            ring.memory.write(table, &bytes);
-            ring.put(head, Descriptor { address: table, len: bytes.len() as u32, flags: INDIRECT, next: 0 });
-        } else {
-            for (part, at) in parts.iter().zip(head..) {
-                ring.put(at, Descriptor { next: part.next + head, ..*part });
-            }
+            let table = tables.indirect + u64::from(head) * DESCRIPTOR_BYTES;
+            ring.put_table(table, &parts);
+            parts = vec![(table, parts.len() as u32 * DESCRIPTOR_BYTES as u32, INDIRECT)];
         }
-        let slot = u64::from(ring.offered().wrapping_add(number) % ring.size);
-        ring.memory.store_u16(ring.available + 4 + slot * 2, head);
+        ring.prepare(head, &parts);
     }
     pages
 }
@@ -84,21 +70,21 @@ impl Tables {
     }
 }
 
-/// A request's descriptors, without their order.
-pub(super) fn parts(memory: &Memory, random: &mut Random, at: u64) -> Vec<Descriptor> {
+/// A request's parts.
+fn parts(memory: &Memory, random: &mut Random, at: u64) -> Vec<Part> {
     let kind = random.pick(&[IN, IN, IN, IN, OUT, OUT, GET_ID, FLUSH, DISCARD, WRITE_ZEROES, 77]);
     let sectors = 1 + random.below(24);
     let sector = random.below(SECTORS);
     memory.write(at, &header(kind, sector));
     let data = sectors * SECTOR_BYTES as u64;
-    let mut parts = vec![Descriptor { address: at, len: 16, flags: 0, next: 0 }];
+    let mut parts = vec![(at, 16, 0)];
     match kind {
         IN => parts.extend(pieces(random, data, WRITE)),
         OUT => parts.extend(pieces(random, data, 0)),
         GET_ID => parts.extend(pieces(random, 20, WRITE)),
         DISCARD | WRITE_ZEROES => {
             memory.write(at + 16, &range(sector, sectors as u32, 0));
-            parts.push(Descriptor { address: at + 16, len: 16, flags: 0, next: 0 });
+            parts.push((at + 16, 16, 0));
         }
         _ => {}
     }
@@ -107,14 +93,14 @@ pub(super) fn parts(memory: &Memory, random: &mut Random, at: u64) -> Vec<Descri
 }
 
 /// So many bytes in a few pieces, each anywhere.
-fn pieces(random: &mut Random, bytes: u64, flags: u16) -> Vec<Descriptor> {
+fn pieces(random: &mut Random, bytes: u64, flags: u16) -> Vec<Part> {
     let mut pieces = Vec::new();
     let mut left = bytes;
     while left > 0 {
         let len = if pieces.len() < 3 { 1 + random.below(left) } else { left };
         let zone = random.pick(&DATA);
         let address = zone.guest_start + random.below(zone.bytes - len);
-        pieces.push(Descriptor { address, len: len as u32, flags, next: 0 });
+        pieces.push((address, len as u32, flags));
         left -= len;
     }
     pieces

@@ -57,20 +57,25 @@ fn load(session: &Session, state: &[u8]) -> vhost::Result<()> {
 
 /// A connection that has negotiated protocol features only.
 fn connect(daemon: &Daemon) -> Session {
-    let mut session = Session::open(&daemon.socket(0), &crate::common::frontend::SPANS);
-    session.negotiate_protocol(&Options::default());
+    connect_with(daemon, &Options::default())
+}
+
+fn connect_with(daemon: &Daemon, options: &Options) -> Session {
+    let mut session = Session::open(&daemon.socket(0), &options.spans);
+    session.negotiate_protocol(options);
     session
 }
 
 /// Goes on with a saved guest: state, features, memory, rings.
 fn resume(daemon: &Daemon, state: &[u8], memory: &Memory, ring: &Ring) -> Session {
-    let mut session = connect(daemon);
+    let options = Options { packed: ring.is_packed(), ..Options::default() };
+    let mut session = connect_with(daemon, &options);
     load(&session, state).unwrap();
     session.set_features(session.features);
     session.memory = memory.clone();
     session.share_memory();
     // Cloud Hypervisor sends the guest's available index, not how far we came.
-    session.start_base_last(ring, ring.offered()).unwrap();
+    session.start_base_last(ring, ring.available_base()).unwrap();
     session
 }
 
@@ -99,8 +104,14 @@ fn assert_done(ring: &mut Ring, requests: &[Request], heads: &[u16], round: u64)
 
 /// The guest is paused with requests under way, ten times; it goes on at another connection, or another daemon.
 fn snapshots(place: Place, restart: bool) {
+    for options in Options::both_kinds() {
+        snapshots_with(&options, place, restart);
+    }
+}
+
+fn snapshots_with(options: &Options, place: Place, restart: bool) {
     let mut daemon = Setup::new(place).disk(DISK).start();
-    let mut session = Session::connect(&daemon.socket(0));
+    let mut session = Session::connect_with(&daemon.socket(0), options);
     let memory = session.memory.clone();
     let mut ring = session.ring(0, 256);
     let mut left_undone = 0;
@@ -112,7 +123,7 @@ fn snapshots(place: Place, restart: bool) {
         session.enable(&ring, false).unwrap();
         heads.extend(late.iter().map(|request| ring.submit(request)));
         ring.kick.ring();
-        assert_eq!(session.stop(&ring), ring.used_index(), "the base is how far it came");
+        assert_eq!(session.stop(&ring), ring.used_base(), "the base is how far it came");
         left_undone += ring.offered().wrapping_sub(ring.used_index());
         let state = save(&session);
         drop(session);

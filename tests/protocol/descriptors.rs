@@ -9,7 +9,7 @@ use super::{assert_works, with_disks};
 use crate::common::daemon::Daemon;
 use crate::common::frontend::load::Load;
 use crate::common::frontend::request::{OK, Request};
-use crate::common::frontend::ring::{Descriptor, NEXT, Ring};
+use crate::common::frontend::ring::Ring;
 use crate::common::frontend::wire::Verdict;
 use crate::common::frontend::{Session, settle};
 use crate::common::process::Process;
@@ -95,9 +95,7 @@ fn strange_call_and_error_descriptors_hold_nobody_up() {
         }
         assert_ne!(session.wire.tell(SET_VRING_ERR, &message(0), &[fd.as_fd()]), Verdict::Closed, "{what}");
         // An endless chain breaks the ring, which is told through that descriptor.
-        ring.put(0, Descriptor { address: ring.frame(0).header, len: 16, flags: NEXT, next: 0 });
-        ring.offer(0);
-        ring.kick.ring();
+        ring.break_it();
         assert_works(&mut other_ring, 0);
         other_disk.wait_for_progress();
         session.stop(&ring);

@@ -111,42 +111,45 @@ fn sessions_work_without_version_1_and_without_protocol_features() {
 #[test]
 fn features_can_be_negotiated_anew_on_a_live_connection() {
     let daemon = daemon("");
-    let mut session = Session::connect(&daemon.socket(0));
-    let mut ring = session.ring(0, 64);
-    assert_works(&mut ring, 0);
-    for without in [EVENT_IDX, EVENT_IDX | INDIRECT_DESC | VERSION_1, 0] {
-        println!("without {without:#x}");
-        let base = session.stop(&ring);
-        session.features = ALWAYS & !without;
-        session.ask(|control| control.set_features(ALWAYS & !without)).unwrap();
-        ring.event_idx = without & EVENT_IDX == 0;
-        session.share_memory();
-        session.start(&ring, base).unwrap();
-        assert_works(&mut ring, 8);
+    for mut session in Session::of_each_kind(&daemon.socket(0)) {
+        let kind = session.features & RING_PACKED;
+        let mut ring = session.ring(0, 64);
+        assert_works(&mut ring, 0);
+        for without in [EVENT_IDX, EVENT_IDX | INDIRECT_DESC | VERSION_1, 0] {
+            println!("without {without:#x}");
+            let base = session.stop(&ring);
+            session.set_features(ALWAYS & !without | kind);
+            ring.event_idx = without & EVENT_IDX == 0;
+            ring.set_calls(true);
+            session.share_memory();
+            session.start(&ring, base).unwrap();
+            assert_works(&mut ring, 8);
+        }
     }
 }
 
 #[test]
 fn a_reset_device_waits_for_its_rings_and_keeps_memory_and_protocol_features() {
     let daemon = daemon("");
-    let session = Session::connect(&daemon.socket(0));
-    let mut rings = [session.ring(0, 64), session.ring(1, 64)];
-    for round in 0..3 {
-        for ring in &mut rings {
-            assert_works(ring, round * 8);
-        }
-        session.ask(|control| control.reset_device()).unwrap();
-        for ring in &mut rings {
-            // The memory is not the device's any more.
-            let used = ring.used_index();
-            ring.submit(&Request::flush());
-            ring.kick.ring();
-            settle();
-            assert_eq!(ring.used_index(), used, "a ring runs on after a reset");
-            ring.reset();
-            // Neither the memory table nor the protocol features come again: QEMU sends changes only.
-            session.ask(|control| control.set_features(session.features)).unwrap();
-            session.start(ring, 0).unwrap();
+    for session in Session::of_each_kind(&daemon.socket(0)) {
+        let mut rings = [session.ring(0, 64), session.ring(1, 64)];
+        for round in 0..3 {
+            for ring in &mut rings {
+                assert_works(ring, round * 8);
+            }
+            session.ask(|control| control.reset_device()).unwrap();
+            for ring in &mut rings {
+                // The memory is not the device's any more.
+                let used = ring.used_index();
+                ring.submit(&Request::flush());
+                ring.kick.ring();
+                settle();
+                assert_eq!(ring.used_index(), used, "a ring runs on after a reset");
+                ring.reset();
+                // Neither the memory table nor the protocol features come again: QEMU sends changes only.
+                session.ask(|control| control.set_features(session.features)).unwrap();
+                session.start(ring, 0).unwrap();
+            }
         }
     }
 }
@@ -154,12 +157,13 @@ fn a_reset_device_waits_for_its_rings_and_keeps_memory_and_protocol_features() {
 #[test]
 fn reset_owner_leaves_the_connection_usable() {
     let daemon = daemon("");
-    let session = Session::connect(&daemon.socket(0));
-    let mut ring = session.ring(0, 64);
-    assert_works(&mut ring, 0);
-    session.ask(|control| control.reset_owner()).unwrap();
-    ring.reset();
-    session.stop(&ring);
-    session.start(&ring, 0).unwrap();
-    assert_works(&mut ring, 0);
+    for session in Session::of_each_kind(&daemon.socket(0)) {
+        let mut ring = session.ring(0, 64);
+        assert_works(&mut ring, 0);
+        session.ask(|control| control.reset_owner()).unwrap();
+        ring.reset();
+        session.stop(&ring);
+        session.start(&ring, 0).unwrap();
+        assert_works(&mut ring, 0);
+    }
 }

@@ -12,7 +12,7 @@ use super::{assert_works, daemon};
 use crate::common::frontend::load::{LOAD_SECTORS, Load};
 use crate::common::frontend::memory::{Memory, Span, USER_BASE};
 use crate::common::frontend::request::{IOERR, OK, Request};
-use crate::common::frontend::ring::{Descriptor, NEXT, NO_STATUS, Ring, WRITE};
+use crate::common::frontend::ring::{NO_STATUS, Ring, WRITE};
 use crate::common::frontend::wire::Verdict;
 use crate::common::frontend::{Options, SPANS, Session, assert_refused};
 use crate::common::pattern;
@@ -47,10 +47,7 @@ fn read_to(ring: &mut Ring, data: u64, bytes: u32) -> u8 {
     let frame = ring.frame(0);
     ring.memory.write(frame.header, &Request::read(0, bytes).header());
     ring.memory.fill(frame.status, 1, NO_STATUS);
-    ring.put(0, Descriptor { address: frame.header, len: 16, flags: NEXT, next: 1 });
-    ring.put(1, Descriptor { address: data, len: bytes, flags: NEXT | WRITE, next: 2 });
-    ring.put(2, Descriptor { address: frame.status, len: 1, flags: WRITE, next: 0 });
-    ring.offer(0);
+    ring.chain(0, &[(frame.header, 16, 0), (data, bytes, WRITE), (frame.status, 1, WRITE)]);
     ring.kick.ring();
     assert_eq!(ring.wait().head, 0);
     ring.memory.read(frame.status, 1)[0]
@@ -59,55 +56,57 @@ fn read_to(ring: &mut Ring, data: u64, bytes: u32) -> u8 {
 #[test]
 fn slots_come_and_go_while_another_queue_works() {
     let daemon = daemon("");
-    let session = Session::connect(&daemon.socket(0));
-    let load = Load::start(session.ring(0, 256), LOAD_SECTORS);
-    let mut ring = session.ring(1, 64);
-    let content = pattern(1, 4096);
-    assert_eq!(ring.run(&Request::write(0, &content)).status, OK);
+    for session in Session::of_each_kind(&daemon.socket(0)) {
+        let load = Load::start(session.ring(0, 256), LOAD_SECTORS);
+        let mut ring = session.ring(1, 64);
+        let content = pattern(1, 4096);
+        assert_eq!(ring.run(&Request::write(0, &content)).status, OK);
 
-    for round in 0..40 {
-        let start = FREE + round * 2 * MIB;
-        let extra = region(start, 2 * MIB);
-        let info = extra.announcement().remove(0);
-        let last_page = start + 2 * MIB - PAGE;
-        assert_eq!(read_to(&mut ring, last_page, 4096), IOERR, "not there yet");
-        add(&session, &info).unwrap();
-        assert_eq!(read_to(&mut ring, last_page, 4096), OK);
-        assert!(extra.read(last_page, 4096) == content);
-        remove(&session, &info).unwrap();
-        extra.fill(last_page, 4096, 0);
-        assert_eq!(read_to(&mut ring, last_page, 4096), IOERR, "not there any more");
-        assert_eq!(extra.read(last_page, 4096), [0; 4096], "memory that was taken back is written to");
-        load.wait_for_progress();
+        for round in 0..40 {
+            let start = FREE + round * 2 * MIB;
+            let extra = region(start, 2 * MIB);
+            let info = extra.announcement().remove(0);
+            let last_page = start + 2 * MIB - PAGE;
+            assert_eq!(read_to(&mut ring, last_page, 4096), IOERR, "not there yet");
+            add(&session, &info).unwrap();
+            assert_eq!(read_to(&mut ring, last_page, 4096), OK);
+            assert!(extra.read(last_page, 4096) == content);
+            remove(&session, &info).unwrap();
+            extra.fill(last_page, 4096, 0);
+            assert_eq!(read_to(&mut ring, last_page, 4096), IOERR, "not there any more");
+            assert_eq!(extra.read(last_page, 4096), [0; 4096], "memory that was taken back is written to");
+            load.wait_for_progress();
+        }
+        load.stop();
     }
-    load.stop();
 }
 
 #[test]
 fn rings_can_live_in_a_slot_that_was_added() {
     let daemon = daemon("");
-    let session = Session::connect(&daemon.socket(0));
-    let extra = region(FREE, 16 * MIB);
-    add(&session, &extra.announcement()[0]).unwrap();
-    let mut ring = Ring::new(&extra, 3, 64, true);
-    session.start(&ring, 0).unwrap();
-    assert_works(&mut ring, 0);
-
-    // Taken away under the ring: refused, or that ring breaks; the answer says which.
-    let mut other = session.ring(0, 64);
-    let removed = remove(&session, &extra.announcement()[0]);
-    println!("removal: {removed:?}");
-    ring.submit(&Request::read(0, 512));
-    ring.kick.ring();
-    assert_works(&mut other, 0);
-    session.stop(&ring);
-    if removed.is_ok() {
+    for session in Session::of_each_kind(&daemon.socket(0)) {
+        let extra = region(FREE, 16 * MIB);
         add(&session, &extra.announcement()[0]).unwrap();
+        let mut ring = Ring::new(&extra, 3, 64, session.features);
+        session.start(&ring, 0).unwrap();
+        assert_works(&mut ring, 0);
+
+        // Taken away under the ring: refused, or that ring breaks; the answer says which.
+        let mut other = session.ring(0, 64);
+        let removed = remove(&session, &extra.announcement()[0]);
+        println!("removal: {removed:?}");
+        ring.submit(&Request::read(0, 512));
+        ring.kick.ring();
+        assert_works(&mut other, 0);
+        session.stop(&ring);
+        if removed.is_ok() {
+            add(&session, &extra.announcement()[0]).unwrap();
+        }
+        ring.reset();
+        session.start(&ring, 0).unwrap();
+        assert_works(&mut ring, 8);
+        assert_works(&mut other, 8);
     }
-    ring.reset();
-    session.start(&ring, 0).unwrap();
-    assert_works(&mut ring, 8);
-    assert_works(&mut other, 8);
 }
 
 #[test]
@@ -147,19 +146,20 @@ fn a_buffer_may_run_from_one_region_into_its_neighbour() {
 #[test]
 fn a_table_can_be_replaced_under_running_rings() {
     let daemon = daemon("");
-    let session = Session::connect(&daemon.socket(0));
-    let load = Load::start(session.ring(0, 256), LOAD_SECTORS);
-    let mut ring = session.ring(1, 64);
-    for round in 0..20 {
-        let start = FREE + round * MIB;
-        let extra = region(start, MIB);
-        let table = [session.memory.announcement(), extra.announcement()].concat();
-        session.ask(|control| control.set_mem_table(&table)).unwrap();
-        assert_eq!(read_to(&mut ring, start, 4096), OK);
-        assert_eq!(read_to(&mut ring, start - MIB, 4096), IOERR, "the table before is still in force");
-        load.wait_for_progress();
+    for session in Session::of_each_kind(&daemon.socket(0)) {
+        let load = Load::start(session.ring(0, 256), LOAD_SECTORS);
+        let mut ring = session.ring(1, 64);
+        for round in 0..20 {
+            let start = FREE + round * MIB;
+            let extra = region(start, MIB);
+            let table = [session.memory.announcement(), extra.announcement()].concat();
+            session.ask(|control| control.set_mem_table(&table)).unwrap();
+            assert_eq!(read_to(&mut ring, start, 4096), OK);
+            assert_eq!(read_to(&mut ring, start - MIB, 4096), IOERR, "the table before is still in force");
+            load.wait_for_progress();
+        }
+        load.stop();
     }
-    load.stop();
 }
 
 /// Monitors map what they like where they like: only guest addresses tell regions apart.

@@ -46,74 +46,81 @@ enum Base {
 #[test]
 fn a_stopped_ring_has_published_what_it_took_and_goes_on_there() {
     let daemon = daemon("");
-    let session = Session::connect(&daemon.socket(0));
-    let mut ring = session.ring(0, 1024);
-    let slots = ring.slots();
-    let read = Request::read(0, 32 << 10);
-    let mut stopped_halfway = 0;
-    for round in 0..60_u32 {
-        let heads: Vec<u16> = (0..slots).map(|_| ring.submit(&read)).collect();
-        ring.kick.ring();
-        for _ in 0..round * 200 {
-            std::hint::spin_loop();
-        }
-        let first = ring.used_index();
-        let base = session.stop(&ring);
-        let used = ring.used_index();
-        assert_eq!(used, base, "round {round}: the reply came before the ring was at rest");
-        let done = slots - usize::from(ring.offered().wrapping_sub(used));
-        stopped_halfway += usize::from(done > 0 && done < slots);
-        for slot in 0..slots {
-            let expected = if slot < done { OK } else { NO_STATUS };
-            let at = (usize::from(heads[0]) / 4 + slot) % slots;
-            assert_eq!(status(&ring, at), expected, "round {round}, request {slot} of {done} done, {first}");
-        }
-        if round % 16 == 0 {
+    for session in Session::of_each_kind(&daemon.socket(0)) {
+        let mut ring = session.ring(0, 1024);
+        let slots = ring.slots();
+        let read = Request::read(0, 32 << 10);
+        let mut stopped_halfway = 0;
+        for round in 0..60_u32 {
+            let heads: Vec<u16> = (0..slots).map(|_| ring.submit(&read)).collect();
             ring.kick.ring();
-            settle();
-            assert_eq!(ring.used_index(), used, "round {round}: the ring runs on");
+            for _ in 0..round * 200 {
+                std::hint::spin_loop();
+            }
+            let first = ring.used_index();
+            let base = session.stop(&ring);
+            let used = ring.used_index();
+            assert_eq!(ring.used_base(), base, "round {round}: the reply came before the ring was at rest");
+            let done = slots - usize::from(ring.offered().wrapping_sub(used));
+            stopped_halfway += usize::from(done > 0 && done < slots);
+            for slot in 0..slots {
+                let expected = if slot < done { OK } else { NO_STATUS };
+                let at = (usize::from(heads[0]) / 4 + slot) % slots;
+                assert_eq!(
+                    status(&ring, at),
+                    expected,
+                    "round {round}, request {slot} of {done} done, {first}"
+                );
+            }
+            if round % 16 == 0 {
+                ring.kick.ring();
+                settle();
+                assert_eq!(ring.used_index(), used, "round {round}: the ring runs on");
+            }
+            let base = match [Base::Returned, Base::Available, Base::Nonsense][round as usize % 3] {
+                Base::Returned => base,
+                Base::Available => ring.available_base(),
+                Base::Nonsense => base.wrapping_add(12_345),
+            };
+            if round % 2 == 0 { session.start(&ring, base) } else { session.start_base_last(&ring, base) }
+                .unwrap();
+            for head in heads {
+                let used = ring.wait();
+                assert_eq!(used.head, head, "round {round}: requests complete once and in order");
+                assert_eq!(ring.answer(&read, used).status, OK);
+            }
+            assert_eq!(ring.next_used(), None, "round {round}: something was done twice");
         }
-        let base = match [Base::Returned, Base::Available, Base::Nonsense][round as usize % 3] {
-            Base::Returned => base,
-            Base::Available => ring.offered(),
-            Base::Nonsense => base.wrapping_add(12_345),
-        };
-        if round % 2 == 0 { session.start(&ring, base) } else { session.start_base_last(&ring, base) }
-            .unwrap();
-        for head in heads {
-            let used = ring.wait();
-            assert_eq!(used.head, head, "round {round}: requests complete once and in order");
-            assert_eq!(ring.answer(&read, used).status, OK);
-        }
-        assert_eq!(ring.next_used(), None, "round {round}: something was done twice");
+        println!("stopped halfway in {stopped_halfway} rounds");
     }
-    println!("stopped halfway in {stopped_halfway} rounds");
 }
 
 #[test]
 fn indices_wrap_around() {
     let daemon = daemon("");
-    let session = Session::connect(&daemon.socket(0));
-    let mut ring = Ring::new(&session.memory, 0, 1024, true);
-    // As after 65 400 requests.
-    ring.begin_at(u16::MAX - 135);
-    session.start(&ring, u16::MAX - 135).unwrap();
-    for sector in 0..200 {
-        assert_works(&mut ring, sector * 8);
+    for session in Session::of_each_kind(&daemon.socket(0)) {
+        let mut ring = session.new_ring(0, 1024);
+        // As after 65 400 requests.
+        ring.begin_at(u16::MAX - 135);
+        session.start(&ring, ring.used_base()).unwrap();
+        for sector in 0..200 {
+            assert_works(&mut ring, sector * 8);
+        }
+        let base = session.stop(&ring);
+        assert_eq!(base, ring.available_base());
+        assert!(ring.offered() < 1024);
     }
-    let base = session.stop(&ring);
-    assert_eq!(base, ring.offered());
-    assert!(base < 1024);
 }
 
 #[test]
 fn rings_of_every_size_work() {
     let daemon = daemon("");
-    let session = Session::connect(&daemon.socket(0));
-    for (index, size) in [4, 8, 16, 32, 64, 128, 256, 512, 1024].into_iter().enumerate() {
-        let mut ring = session.ring(index as u16, size);
-        for sector in 0..300 {
-            assert_works(&mut ring, sector * 8);
+    for session in Session::of_each_kind(&daemon.socket(0)) {
+        for (index, size) in [4, 8, 16, 32, 64, 128, 256, 512, 1024].into_iter().enumerate() {
+            let mut ring = session.ring(index as u16, size);
+            for sector in 0..300 {
+                assert_works(&mut ring, sector * 8);
+            }
         }
     }
 }
@@ -121,69 +128,73 @@ fn rings_of_every_size_work() {
 #[test]
 fn all_64_rings_work_at_once() {
     let daemon = daemon("");
-    let session = Session::connect(&daemon.socket(0));
-    let mut rings: Vec<Ring> = (0..64).map(|index| session.ring(index, 64)).collect();
-    for ring in &mut rings {
-        ring.submit(&Request::read(0, 4096));
-    }
-    rings.iter().for_each(|ring| ring.kick.ring());
-    for ring in &mut rings {
-        assert_eq!(ring.wait().bytes, 4097);
-    }
-    for ring in &mut rings {
-        assert_works(ring, 8 * u64::from(ring.index));
+    for session in Session::of_each_kind(&daemon.socket(0)) {
+        let mut rings: Vec<Ring> = (0..64).map(|index| session.ring(index, 64)).collect();
+        for ring in &mut rings {
+            ring.submit(&Request::read(0, 4096));
+        }
+        rings.iter().for_each(|ring| ring.kick.ring());
+        for ring in &mut rings {
+            assert_eq!(ring.wait().bytes, 4097);
+        }
+        for ring in &mut rings {
+            assert_works(ring, 8 * u64::from(ring.index));
+        }
     }
 }
 
 #[test]
 fn a_disabled_ring_waits() {
     let daemon = daemon("");
-    let session = Session::connect(&daemon.socket(0));
-    let mut ring = session.ring(0, 64);
-    for round in 0..5 {
-        assert_works(&mut ring, 0);
-        session.enable(&ring, false).unwrap();
-        let used = ring.used_index();
-        let head = ring.submit(&Request::read(0, 512));
-        ring.kick.ring();
-        settle();
-        assert_eq!(ring.used_index(), used, "round {round}: a disabled ring runs");
-        session.enable(&ring, true).unwrap();
-        assert_eq!(ring.wait().head, head);
+    for session in Session::of_each_kind(&daemon.socket(0)) {
+        let mut ring = session.ring(0, 64);
+        for round in 0..5 {
+            assert_works(&mut ring, 0);
+            session.enable(&ring, false).unwrap();
+            let used = ring.used_index();
+            let head = ring.submit(&Request::read(0, 512));
+            ring.kick.ring();
+            settle();
+            assert_eq!(ring.used_index(), used, "round {round}: a disabled ring runs");
+            session.enable(&ring, true).unwrap();
+            assert_eq!(ring.wait().head, head);
+        }
     }
 }
 
 #[test]
 fn a_ring_that_was_never_enabled_waits() {
     let daemon = daemon("");
-    let session = Session::connect(&daemon.socket(0));
-    let mut ring = Ring::new(&session.memory, 0, 64, true);
-    ring.submit(&Request::read(0, 512));
-    session.ask(|control| control.set_vring_num(0, 64)).unwrap();
-    session.set_addresses(&ring).unwrap();
-    session.ask(|control| control.set_vring_base(0, 0)).unwrap();
-    session.set_events(&ring).unwrap();
-    ring.kick.ring();
-    settle();
-    assert_eq!(ring.used_index(), 0);
-    session.enable(&ring, true).unwrap();
-    ring.wait();
-    assert_works(&mut ring, 0);
+    for session in Session::of_each_kind(&daemon.socket(0)) {
+        let mut ring = session.new_ring(0, 64);
+        ring.submit(&Request::read(0, 512));
+        session.ask(|control| control.set_vring_num(0, 64)).unwrap();
+        session.set_addresses(&ring).unwrap();
+        session.ask(|control| control.set_vring_base(0, 0)).unwrap();
+        session.set_events(&ring).unwrap();
+        ring.kick.ring();
+        settle();
+        assert_eq!(ring.used_index(), 0);
+        session.enable(&ring, true).unwrap();
+        ring.wait();
+        assert_works(&mut ring, 0);
+    }
 }
 
 #[test]
 fn stopping_a_ring_that_does_not_run_is_answered() {
     let daemon = daemon("");
-    let session = Session::connect(&daemon.socket(0));
-    let mut ring = session.ring(0, 64);
-    assert_works(&mut ring, 0);
-    let base = session.stop(&ring);
-    assert_eq!(base, ring.offered());
-    assert_eq!(session.stop(&ring), base, "once more");
-    let never_started = Ring::new(&session.memory, 9, 64, true);
-    session.stop(&never_started);
-    session.start(&ring, base).unwrap();
-    assert_works(&mut ring, 0);
+    for session in Session::of_each_kind(&daemon.socket(0)) {
+        let mut ring = session.ring(0, 64);
+        assert_works(&mut ring, 0);
+        let base = session.stop(&ring);
+        assert_eq!(base, ring.available_base());
+        assert_eq!(session.stop(&ring), base, "once more");
+        let never_started = session.new_ring(9, 64);
+        session.stop(&never_started);
+        session.start(&ring, base).unwrap();
+        assert_works(&mut ring, 0);
+    }
 }
 
 #[test]
@@ -207,7 +218,7 @@ fn bad_ring_addresses_are_refused_or_break_that_ring() {
     let end = first.guest_start + first.bytes;
     let gap = second.guest_start - 64;
     let [d, a, u] = {
-        let good = Ring::new(&session.memory, 0, 64, true);
+        let good = session.new_ring(0, 64);
         [good.descriptors, good.available, good.used]
     };
     for (what, [descriptors, available, used]) in [
@@ -226,7 +237,7 @@ fn bad_ring_addresses_are_refused_or_break_that_ring() {
         ("used ring misaligned", [d, a, u + 2]),
         ("everything at the last byte", [u64::MAX; 3]),
     ] {
-        let mut ring = Ring::new(&session.memory, 0, 64, true);
+        let mut ring = session.new_ring(0, 64);
         let message = addresses(0, Ring::user(descriptors), Ring::user(used), Ring::user(available));
         session.ask(|control| control.set_vring_num(0, 64)).unwrap();
         let mut verdicts = vec![session.wire.tell(SET_VRING_ADDR, &message, &[])];
@@ -298,36 +309,38 @@ fn enabling_takes_no_third_value() {
 #[test]
 fn messages_to_a_running_ring_do_not_disturb_it() {
     let daemon = daemon("");
-    let session = Session::connect(&daemon.socket(0));
-    let mut ring = session.ring(0, 64);
-    assert_works(&mut ring, 0);
-    let _ = session.ask(|control| control.set_vring_base(0, 999));
-    assert_works(&mut ring, 0);
-    let _ = session.set_addresses(&ring);
-    assert_works(&mut ring, 0);
-    let _ = session.ask(|control| control.set_vring_num(0, 64));
-    assert_works(&mut ring, 0);
-    session.enable(&ring, true).unwrap();
-    assert_works(&mut ring, 0);
-    assert_refused("size 3", session.ask(|control| control.set_vring_num(0, 3)));
-    assert_works(&mut ring, 0);
-    // A front-end that resumes from a snapshot says everything again on the same connection.
-    session.start_base_last(&ring, ring.offered()).unwrap();
-    assert_works(&mut ring, 0);
+    for session in Session::of_each_kind(&daemon.socket(0)) {
+        let mut ring = session.ring(0, 64);
+        assert_works(&mut ring, 0);
+        let _ = session.ask(|control| control.set_vring_base(0, 999));
+        assert_works(&mut ring, 0);
+        let _ = session.set_addresses(&ring);
+        assert_works(&mut ring, 0);
+        let _ = session.ask(|control| control.set_vring_num(0, 64));
+        assert_works(&mut ring, 0);
+        session.enable(&ring, true).unwrap();
+        assert_works(&mut ring, 0);
+        assert_refused("no size", session.ask(|control| control.set_vring_num(0, 0)));
+        assert_works(&mut ring, 0);
+        // A front-end that resumes from a snapshot says everything again on the same connection.
+        session.start_base_last(&ring, ring.available_base()).unwrap();
+        assert_works(&mut ring, 0);
+    }
 }
 
 #[test]
 fn requests_complete_that_were_available_before_the_ring_started() {
     let daemon = daemon("");
-    let session = Session::connect(&daemon.socket(0));
-    let mut ring = Ring::new(&session.memory, 0, 64, true);
-    let heads: Vec<u16> = (0..ring.slots()).map(|_| ring.submit(&Request::read(0, 512))).collect();
-    session.start(&ring, 0).unwrap();
-    wait_for("all of them are done", || (ring.used_index() == ring.offered()).then_some(()));
-    for head in heads {
-        assert_eq!(ring.wait().head, head);
+    for session in Session::of_each_kind(&daemon.socket(0)) {
+        let mut ring = session.new_ring(0, 64);
+        let heads: Vec<u16> = (0..ring.slots()).map(|_| ring.submit(&Request::read(0, 512))).collect();
+        session.start(&ring, 0).unwrap();
+        wait_for("all of them are done", || (ring.used_index() == ring.offered()).then_some(()));
+        for head in heads {
+            assert_eq!(ring.wait().head, head);
+        }
+        assert!(!ring.kick.is_rung(), "nobody has kicked");
     }
-    assert!(!ring.kick.is_rung(), "nobody has kicked");
 }
 
 /// Where a packed ring stands takes 32 bits: what was taken, and what was used, each with its wrap counter.

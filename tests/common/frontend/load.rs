@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
-use super::bell::Bell;
 use super::request::{OK, Request};
-use super::ring::Ring;
+use super::ring::{Place, Ring};
 use crate::common::{Random, SECTOR_BYTES, pattern, wait_for};
 
 /// Sectors that one load writes to, from the given one on.
@@ -21,10 +20,8 @@ const DEPTH: usize = 8;
 /// Writes and reads back on a thread of its own, until it is stopped.
 #[derive(Debug)]
 pub struct Load {
-    /// The ring's eventfds, to be replaced under way.
-    pub kick: Bell,
-    /// As above.
-    pub call: Bell,
+    /// Where its ring is; eventfds may be replaced under way.
+    pub place: Place,
     stop: Arc<AtomicBool>,
     done: Arc<AtomicU64>,
     thread: JoinHandle<Ring>,
@@ -34,7 +31,7 @@ impl Load {
     /// Uses [`LOAD_SECTORS`] from `first_sector` on.
     pub fn start(ring: Ring, first_sector: u64) -> Self {
         let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let (kick, call) = (ring.kick.clone(), ring.call.clone());
+        let place = ring.place();
         let (is_stopped, counter) = (Arc::clone(&stop), Arc::clone(&done));
         let thread = std::thread::spawn(move || {
             let mut ring = ring;
@@ -45,7 +42,7 @@ impl Load {
             }
             ring
         });
-        Self { kick, call, stop, done, thread }
+        Self { place, stop, done, thread }
     }
 
     /// Requests finished so far, all without an error.

@@ -1,10 +1,19 @@
-//! A split ring laid out by hand: every field can hold anything (VIRTIO 1.2 §2.7).
+//! A ring laid out by hand, split or packed: every field can hold anything (VIRTIO 1.2 §2.7, §2.8).
 
+pub mod packed;
+mod split;
+
+use std::fmt::Debug;
+use std::ops::{Deref, DerefMut};
+
+use self::packed::Packed;
+use self::split::Split;
 use super::bell::Bell;
 use super::memory::{Memory, USER_BASE};
 use super::request::{Answer, Request};
+use super::{EVENT_IDX, RING_PACKED};
 
-/// Descriptor flag: the chain goes on at `next`.
+/// Descriptor flag: the chain goes on.
 pub const NEXT: u16 = 1;
 /// Descriptor flag: for the device to write.
 pub const WRITE: u16 = 2;
@@ -23,16 +32,16 @@ const FRAME_BYTES: u64 = 4096 + DATA_BYTES;
 /// Descriptors that [`Ring::submit`] may use for one request.
 const SLOT_DESCRIPTORS: u16 = 4;
 
-/// Flag of the used ring: the device does not want to be kicked.
-const NO_NOTIFY: u16 = 1;
-
 /// What a status byte holds before the device writes it.
 pub const NO_STATUS: u8 = 0xee;
 
 /// What a read's buffer holds before the device writes it.
 pub const NO_DATA: u8 = 0xa5;
 
-/// One entry of a descriptor table.
+/// A descriptor without its place in a chain: address, bytes, flags.
+pub type Part = (u64, u32, u16);
+
+/// One entry of a split ring's descriptor table.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Descriptor {
     /// Guest address.
@@ -48,13 +57,17 @@ pub struct Descriptor {
 impl Descriptor {
     /// As it lies in memory.
     pub fn to_bytes(self) -> [u8; DESCRIPTOR_BYTES as usize] {
-        let [length, flags, next] =
-            [u64::from(self.len), u64::from(self.flags) << 32, u64::from(self.next) << 48];
-        let mut bytes = [0; DESCRIPTOR_BYTES as usize];
-        bytes[..8].copy_from_slice(&self.address.to_le_bytes());
-        bytes[8..].copy_from_slice(&(length | flags | next).to_le_bytes());
-        bytes
+        bytes_of(self.address, self.len, self.flags, self.next)
     }
+}
+
+/// A descriptor of either kind: the last two words are what the kind makes of them.
+fn bytes_of(address: u64, len: u32, word: u16, last: u16) -> [u8; DESCRIPTOR_BYTES as usize] {
+    let rest = u64::from(len) | u64::from(word) << 32 | u64::from(last) << 48;
+    let mut bytes = [0; DESCRIPTOR_BYTES as usize];
+    bytes[..8].copy_from_slice(&address.to_le_bytes());
+    bytes[8..].copy_from_slice(&rest.to_le_bytes());
+    bytes
 }
 
 /// Guest addresses of one request's parts.
@@ -68,29 +81,29 @@ pub struct Frame {
     pub data: u64,
 }
 
-/// An entry of the used ring.
+/// A chain that the device has used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Used {
-    /// Head of the chain.
+    /// Head of the chain, or its buffer id.
     pub head: u16,
     /// Bytes written to it.
     pub bytes: u32,
 }
 
-/// The driver's side of a queue.
-#[derive(Debug)]
-pub struct Ring {
+/// Where a ring is, and how both sides notify each other: all that a back-end is told of it. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Place {
     /// Number of the queue.
     pub index: u16,
     /// Descriptors.
     pub size: u16,
     /// Where everything is.
     pub memory: Memory,
-    /// Guest address of the descriptor table.
+    /// Guest address of the descriptor table, or of the descriptor ring.
     pub descriptors: u64,
-    /// Guest address of the available ring.
+    /// Guest address of the available ring, or of the driver area.
     pub available: u64,
-    /// Guest address of the used ring.
+    /// Guest address of the used ring, or of the device area.
     pub used: u64,
     /// EVENT_IDX is negotiated.
     pub event_idx: bool,
@@ -100,56 +113,149 @@ pub struct Ring {
     pub call: Bell,
     /// A broken ring is notified here.
     pub err: Bell,
+}
+
+/// What a driver does with a ring of either kind. Chains are counted from the ring's start on, modulo 2^16.
+trait Side: Debug + Send {
+    /// Bytes of the three areas, in the order of [`Place`], each with its alignment.
+    fn bytes(&self, size: u16) -> [(u64, u64); 3];
+    /// Begins anew; the areas are empty.
+    fn reset(&mut self);
+    /// Makes a ring that was not used yet look as if so many chains were done.
+    fn begin_at(&mut self, at: &Place, chains: u16);
+    /// Lays out a chain that is not available yet, with this head or buffer id. All parts but the last lead on.
+    fn prepare(&mut self, at: &Place, head: u16, parts: &[Part]);
+    /// Makes all chains available that were laid out, with one store.
+    fn show(&mut self, at: &Place);
+    /// Chains made available.
+    fn offered(&self) -> u16;
+    /// Chains used by the device.
+    fn done(&self, at: &Place) -> u16;
+    /// Takes the next chain that was used.
+    fn next_used(&mut self, at: &Place) -> Option<Used>;
+    /// Whether the device wants to hear of the chains made available since this was asked last.
+    fn wants_kick(&mut self, at: &Place) -> bool;
+    /// With event indices: asks for a call once so many more chains, each of so many descriptors, are used than were
+    /// taken so far, and one more.
+    fn name_event(&mut self, at: &Place, chains: u16, descriptors: u16);
+    /// Asks for calls, or for none.
+    fn set_calls(&mut self, at: &Place, wanted: bool);
+    /// How `GET_VRING_BASE` says it that everything used was taken.
+    fn used_base(&self, at: &Place) -> u32;
+    /// The same for everything that was made available.
+    fn available_base(&self, at: &Place) -> u32;
+    /// An indirect table of these parts, as it lies in memory.
+    fn table(&self, parts: &[Part]) -> Vec<u8>;
+}
+
+/// What a driver keeps to itself.
+#[derive(Debug)]
+enum Kind {
+    Split(Split),
+    Packed(Packed),
+}
+
+/// The driver's side of a queue.
+#[derive(Debug)]
+pub struct Ring {
+    place: Place,
+    kind: Kind,
     frames: u64,
     /// Requests submitted by [`Ring::submit`], modulo the number of slots the next one's place.
     submitted: usize,
-    /// What this side has written to the available index.
-    offered: u16,
-    /// What this side has taken from the used ring.
-    seen: u16,
-    /// The available index at the last notification, or when none was wanted.
-    notified: u16,
+}
+
+impl Deref for Ring {
+    type Target = Place;
+
+    fn deref(&self) -> &Place {
+        &self.place
+    }
+}
+
+impl DerefMut for Ring {
+    fn deref_mut(&mut self) -> &mut Place {
+        &mut self.place
+    }
 }
 
 impl Ring {
-    /// A ring of `size` descriptors at new addresses in the first region of `memory`.
-    pub fn new(memory: &Memory, index: u16, size: u16, event_idx: bool) -> Self {
-        let slots = u64::from(size);
+    /// A ring of `size` descriptors at new addresses in the first region of `memory`, as these feature bits say.
+    pub fn new(memory: &Memory, index: u16, size: u16, features: u64) -> Self {
+        Self::aligned(memory, index, size, features, 1)
+    }
+
+    /// As [`Self::new`], but no two of the areas in one page.
+    pub fn on_pages(memory: &Memory, index: u16, size: u16, features: u64) -> Self {
+        Self::aligned(memory, index, size, features, 4096)
+    }
+
+    fn aligned(memory: &Memory, index: u16, size: u16, features: u64, least: u64) -> Self {
+        let kind = match features & RING_PACKED {
+            0 => Kind::Split(Split::default()),
+            _ => Kind::Packed(Packed::default()),
+        };
+        let [descriptors, available, used] = kind
+            .side()
+            .bytes(size)
+            .map(|(bytes, alignment)| memory.allocate(bytes.next_multiple_of(least), alignment.max(least)));
         let frames = u64::from(size / SLOT_DESCRIPTORS).max(1) * FRAME_BYTES;
-        Self {
+        let frames = memory.allocate(frames, 4096);
+        let place = Place {
             index,
             size,
             memory: memory.clone(),
-            descriptors: memory.allocate(slots * DESCRIPTOR_BYTES, 16),
-            available: memory.allocate(6 + slots * 2, 2),
-            used: memory.allocate(6 + slots * 8, 4),
-            event_idx,
+            descriptors,
+            available,
+            used,
+            event_idx: features & EVENT_IDX != 0,
             kick: Bell::new(),
             call: Bell::new(),
             err: Bell::new(),
-            frames: memory.allocate(frames, 4096),
-            submitted: 0,
-            offered: 0,
-            seen: 0,
-            notified: 0,
+        };
+        Self { place, kind, frames, submitted: 0 }
+    }
+
+    fn side(&mut self) -> (&mut dyn Side, &Place) {
+        match &mut self.kind {
+            Kind::Split(split) => (split, &self.place),
+            Kind::Packed(packed) => (packed, &self.place),
         }
+    }
+
+    fn split(&mut self) -> (&mut Split, &Place) {
+        match &mut self.kind {
+            Kind::Split(split) => (split, &self.place),
+            Kind::Packed(_) => panic!("that is for a split ring"),
+        }
+    }
+
+    /// All that a back-end is told of it.
+    pub fn place(&self) -> Place {
+        self.place.clone()
+    }
+
+    /// Whether it is a packed one.
+    pub fn is_packed(&self) -> bool {
+        matches!(self.kind, Kind::Packed(_))
     }
 
     /// Empties the ring as a driver does that begins anew.
     pub fn reset(&mut self) {
-        let slots = usize::from(self.size);
-        self.memory.fill(self.available, 6 + slots * 2, 0);
-        self.memory.fill(self.used, 6 + slots * 8, 0);
-        (self.submitted, self.offered, self.seen, self.notified) = (0, 0, 0, 0);
+        let bytes = self.kind.side().bytes(self.size);
+        for (address, (bytes, _)) in [self.descriptors, self.available, self.used].into_iter().zip(bytes) {
+            self.memory.fill(address, bytes as usize, 0);
+        }
+        self.side().0.reset();
+        self.submitted = 0;
         self.call.take();
         self.err.take();
     }
 
-    /// Makes a ring that was not used yet look as if `index` requests were done.
-    pub fn begin_at(&mut self, index: u16) {
-        self.memory.store_u16(self.available + 2, index);
-        self.memory.store_u16(self.used + 2, index);
-        (self.offered, self.seen, self.notified) = (index, index, index);
+    /// Makes a ring that was not used yet look as if so many chains were done, in a packed ring of one descriptor each.
+    pub fn begin_at(&mut self, chains: u16) {
+        let (side, at) = self.side();
+        side.begin_at(at, chains);
     }
 
     /// The address in the front-end's own space under which a guest address is announced.
@@ -168,72 +274,117 @@ impl Ring {
         Frame { header: start, status: start + 2048, data: start + 4096 }
     }
 
-    /// Writes one entry of the descriptor table.
+    /// Writes one entry of a split ring's descriptor table.
     pub fn put(&self, index: u16, descriptor: Descriptor) {
         self.memory.write(self.descriptors + u64::from(index) * DESCRIPTOR_BYTES, &descriptor.to_bytes());
     }
 
-    /// Makes the chain that begins at `head` available.
+    /// Makes the chain of a split ring available that begins at `head`.
     pub fn offer(&mut self, head: u16) {
-        let slot = u64::from(self.offered % self.size);
-        self.memory.store_u16(self.available + 4 + slot * 2, head);
-        self.set_offered(self.offered.wrapping_add(1));
+        let (split, at) = self.split();
+        split.announce(at, head);
+        split.show(at);
     }
 
-    /// Writes the available index.
+    /// Writes a split ring's available index.
     pub fn set_offered(&mut self, index: u16) {
-        self.offered = index;
-        self.memory.store_u16(self.available + 2, index);
+        let (split, at) = self.split();
+        split.set_offered(at, index);
     }
 
-    /// The available index as this side has written it.
-    pub fn offered(&self) -> u16 {
-        self.offered
+    /// Lays out a chain that is not available yet: it has this head, and its descriptors are those from there on; in
+    /// a packed ring it has this buffer id, and the next descriptors. All parts but the last lead on.
+    pub fn prepare(&mut self, head: u16, parts: &[Part]) {
+        let (side, at) = self.side();
+        side.prepare(at, head, parts);
     }
 
-    /// Kicks as a driver does that has made chains available: only if the device wants it (§2.7.10).
-    pub fn notify(&mut self) {
-        let (old, new) = (self.notified, self.offered);
-        self.notified = new;
-        let is_wanted = if self.event_idx {
-            let event = self.memory.load_u16(self.used + 4 + u64::from(self.size) * 8);
-            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+    /// Makes all chains available that were laid out, with one store.
+    pub fn show(&mut self) {
+        let (side, at) = self.side();
+        side.show(at);
+    }
+
+    /// Lays out a chain and makes it available.
+    pub fn chain(&mut self, head: u16, parts: &[Part]) {
+        self.prepare(head, parts);
+        self.show();
+    }
+
+    /// Writes an indirect table of these parts.
+    pub fn put_table(&self, address: u64, parts: &[Part]) {
+        self.memory.write(address, &self.kind.side().table(parts));
+    }
+
+    /// A chain that never ends breaks the ring.
+    pub fn break_it(&mut self) {
+        let header = self.frame(0).header;
+        if self.is_packed() {
+            self.chain(0, &vec![(header, 16, NEXT); usize::from(self.size)]);
         } else {
-            self.memory.load_u16(self.used) & NO_NOTIFY == 0
-        };
-        if is_wanted {
+            self.put(0, Descriptor { address: header, len: 16, flags: NEXT, next: 0 });
+            self.offer(0);
+        }
+        self.kick.ring();
+    }
+
+    /// How many chains this side has made available, modulo 2^16.
+    pub fn offered(&self) -> u16 {
+        self.kind.side().offered()
+    }
+
+    /// Kicks as a driver does that has made chains available: only if the device wants it (§2.7.10, §2.8.21.3.1).
+    pub fn notify(&mut self) {
+        let (side, at) = self.side();
+        if side.wants_kick(at) {
             self.kick.ring();
         }
     }
 
-    /// The used index as the device has written it.
+    /// How many chains the device has used: a split ring's used index.
     pub fn used_index(&self) -> u16 {
-        self.memory.load_u16(self.used + 2)
+        self.kind.side().done(&self.place)
     }
 
-    /// Takes the next entry of the used ring, if there is one.
+    /// Where the device stands that has used [`Self::used_index`] chains, as `GET_VRING_BASE` says it.
+    pub fn used_base(&self) -> u32 {
+        self.kind.side().used_base(&self.place)
+    }
+
+    /// Where it will stand that has used all chains that are available.
+    pub fn available_base(&self) -> u32 {
+        self.kind.side().available_base(&self.place)
+    }
+
+    /// Takes the next chain that was used, if there is one.
     pub fn next_used(&mut self) -> Option<Used> {
-        if self.used_index() == self.seen {
-            return None;
-        }
-        let slot = u64::from(self.seen % self.size);
-        let entry = self.memory.read(self.used + 4 + slot * 8, 8);
-        let field = |at: usize| u32::from_le_bytes(entry[at..at + 4].try_into().unwrap());
-        self.seen = self.seen.wrapping_add(1);
-        Some(Used { head: u16::try_from(field(0)).unwrap(), bytes: field(4) })
+        let (side, at) = self.side();
+        side.next_used(at)
     }
 
-    /// Waits for the next entry of the used ring; looks at it only when notified.
+    /// With event indices: asks for a call when so many chains more are used than were taken so far, and one more. Each
+    /// has so many descriptors.
+    pub fn name_event(&mut self, chains: u16, descriptors: u16) {
+        let (side, at) = self.side();
+        side.name_event(at, chains, descriptors);
+    }
+
+    /// Without event indices: asks for calls, or for none.
+    pub fn set_calls(&mut self, wanted: bool) {
+        let (side, at) = self.side();
+        side.set_calls(at, wanted);
+    }
+
+    /// Waits for the next chain to be used; looks at the ring only when notified.
     pub fn wait(&mut self) -> Used {
         loop {
             if self.event_idx {
-                let event = self.available + 4 + u64::from(self.size) * 2;
-                self.memory.store_u16(event, self.seen);
+                self.name_event(0, 0);
             }
             if let Some(used) = self.next_used() {
                 return used;
             }
-            self.call.wait(&format!("ring {} completes entry {}", self.index, self.seen));
+            self.call.wait(&format!("ring {} uses chain {}", self.index, self.used_index()));
         }
     }
 
@@ -242,16 +393,8 @@ impl Ring {
         let slot = self.submitted % self.slots();
         let head = slot as u16 * SLOT_DESCRIPTORS;
         let parts = self.fill_frame(slot, request);
-        for (at, (address, len, flags)) in parts.iter().enumerate() {
-            let index = head + at as u16;
-            let next = if at + 1 < parts.len() { NEXT } else { 0 };
-            self.put(
-                index,
-                Descriptor { address: *address, len: *len, flags: flags | next, next: index + 1 },
-            );
-        }
         self.submitted += 1;
-        self.offer(head);
+        self.chain(head, &parts);
         head
     }
 
@@ -272,7 +415,7 @@ impl Ring {
     }
 
     /// Addresses, lengths and directions of a request's parts.
-    fn fill_frame(&self, slot: usize, request: &Request) -> Vec<(u64, u32, u16)> {
+    fn fill_frame(&self, slot: usize, request: &Request) -> Vec<Part> {
         let frame = self.frame(slot);
         let readable = request.payload.len() as u32;
         assert!(u64::from(readable.max(request.writable_bytes)) <= DATA_BYTES);
@@ -290,5 +433,14 @@ impl Ring {
         }
         parts.push((frame.status, 1, WRITE));
         parts
+    }
+}
+
+impl Kind {
+    fn side(&self) -> &dyn Side {
+        match self {
+            Self::Split(split) => split,
+            Self::Packed(packed) => packed,
+        }
     }
 }

@@ -56,3 +56,19 @@ impl Memory {
         self.bytes.iter().map(Cell::get).collect()
     }
 }
+
+/// As the kernel does when a page goes bad that nobody is reading.
+pub(crate) fn announce_bad_page(address: usize) {
+    // siginfo_t begins with three ints, and on 64-bit machines the address follows behind a fourth.
+    let mut info = [0_usize; 16];
+    info[0] = libc::SIGBUS as usize;
+    info[1] = 5; // BUS_MCEERR_AO
+    info[2] = address;
+    let process = std::process::id();
+    // SAFETY: no memory is involved.
+    let thread = unsafe { libc::gettid() };
+    // SAFETY: an information of the kernel's size, about this very thread.
+    let sent =
+        unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, process, thread, libc::SIGBUS, info.as_ptr()) };
+    assert_eq!(sent, 0, "{}", std::io::Error::last_os_error());
+}

@@ -1,10 +1,11 @@
 //! The disks that a path can become, as one type.
 
+use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd as _, BorrowedFd};
 
 use super::growth::GrowthPolicy;
-use super::{BlockDisk, Disk, DiskError, Durability, FileDisk, Geometry, GrowError, MappedDisk};
+use super::{BackingKind, BlockDisk, Disk, DiskError, Durability, FileDisk, Geometry, GrowError, MappedDisk};
 use crate::copy::Segments;
 
 /// The disks that a path can become, told apart without a virtual call.
@@ -30,14 +31,39 @@ macro_rules! either {
 }
 
 impl Backing {
-    /// The ranges in bytes that are known to be bad: for a mapping, which must be kept from touching them, what it
-    /// knows of them itself, for a device what Linux says now.
+    /// The ranges in bytes that are known to be bad: by Linux's list, or because reads have run into them.
     pub fn bad_ranges(&self) -> Vec<Range<u64>> {
+        either!(self, disk => disk.bad_ranges())
+    }
+
+    /// Learns what the kernel has found to be bad by now, where reads must be kept from touching it. Returns what
+    /// was news, in bytes of the disk.
+    pub fn look_for_bad(&self) -> Vec<Range<u64>> {
         match self {
-            Self::Mapped(disk) => disk.bad_ranges(),
-            Self::File(_) => Vec::new(),
-            Self::Block(disk) => disk.bad_ranges(),
+            Self::Mapped(disk) => disk.look_for_bad(),
+            // Bad pages of the page cache are not the media's; a device is asked with each request.
+            Self::File(disk) => {
+                drop(disk.mapping().announced());
+                Vec::new()
+            }
+            Self::Block(_) => Vec::new(),
         }
+    }
+
+    /// The list in which Linux notes what is bad of mapped media, where there is one: `poll(2)` says when there is
+    /// news in it.
+    pub fn bad_list(&self) -> Option<File> {
+        match self {
+            Self::Mapped(disk) => disk.bad_list()?.open().ok(),
+            Self::File(_) | Self::Block(_) => None,
+        }
+    }
+
+    /// Whether it is read from persistent memory as the CPU reads memory.
+    pub fn is_persistent_memory(&self) -> bool {
+        let kind =
+            |disk: &MappedDisk| matches!(disk.kind(), BackingKind::DaxFile { .. } | BackingKind::DeviceDax);
+        matches!(self, Self::Mapped(disk) if kind(disk))
     }
 
     /// The file or device, to be watched.

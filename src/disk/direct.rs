@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, MetadataExt as _};
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,11 +14,11 @@ use rustix::fs::SeekFrom;
 
 use super::growth::{GrowthPolicy, cannot};
 use super::lock::BackingFile;
+use super::poison::{BadList, BadRanges, PAGE_BYTES};
 use super::space::{self, fallocate};
 use super::syncs::Syncs;
 use super::sys::{self, Cursor};
-use super::sysfs::Sysfs;
-use super::{Disk, DiskError, Durability, Geometry, GrowError, Media, failed, poison};
+use super::{Disk, DiskError, Durability, Geometry, GrowError, Media, extents, failed, poison};
 use crate::copy::{self, Segments};
 
 /// Buffers for guest memory that the device cannot reach by itself, and so requests of that kind at a time.
@@ -42,6 +42,9 @@ pub struct BlockDisk {
     syncs: Syncs,
     /// Whether discards give space back.
     unmaps: bool,
+    /// Where Linux lists what is bad, and what reads have run into besides. The device is asked all the same.
+    bad_list: Option<BadList>,
+    bad: BadRanges,
     /// What offsets, lengths and addresses must be multiples of.
     unit_bytes: usize,
     bounces: [Mutex<Bounce>; BOUNCES],
@@ -61,18 +64,38 @@ impl BlockDisk {
             // A process before this one may have left something in the device's cache.
             syncs: Syncs::new("fdatasync", !geometry.read_only),
             unmaps,
+            bad_list: media.bad_list.clone(),
+            bad: BadRanges::default(),
             unit_bytes,
             bounces: std::array::from_fn(|_| Mutex::new(Bounce::new(unit_bytes))),
             next_bounce: AtomicUsize::new(0),
         }
     }
 
-    /// The ranges in bytes that Linux lists as bad now.
+    /// The ranges in bytes that Linux lists as bad now, and what reads have run into since they were last read
+    /// or written well.
     pub(super) fn bad_ranges(&self) -> Vec<Range<u64>> {
-        let number = self.file.metadata().map_or(0, |metadata| metadata.rdev());
-        let device = Sysfs::system().block(number);
-        let ranges = device.as_ref().map(poison::of_block_device).unwrap_or_default();
-        poison::seen_through(&ranges, &(0..self.geometry().capacity_bytes))
+        let listed = self.bad_list.as_ref().map(BadList::of_device).unwrap_or_default();
+        let mut ranges = self.bad.list();
+        let listed = poison::seen_through(&listed, &(0..self.geometry().capacity_bytes));
+        listed.into_iter().for_each(|range| extents::add(&mut ranges, range));
+        ranges
+    }
+
+    /// Finds the first page of a range that could not be read, and remembers it.
+    #[cold]
+    fn learn(&self, offset: u64, len: u64) {
+        let end = offset.saturating_add(len);
+        let mut at = offset;
+        while at < end {
+            let page_end = (at - at % PAGE_BYTES).saturating_add(PAGE_BYTES).min(end);
+            let read = |at, part: &mut [u8]| self.file.read_exact_at(part, at).map_err(failed("pread"));
+            if self.in_parts(at, page_end - at, read).is_err() {
+                self.bad.add(at..page_end);
+                return;
+            }
+            at = page_end;
+        }
     }
 
     /// What it is made of.
@@ -179,19 +202,28 @@ impl Disk for BlockDisk {
     }
 
     fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
-        self.check(offset, into.total_bytes() as u64)?;
-        match self.is_aligned(into) {
+        let len = into.total_bytes() as u64;
+        self.check(offset, len)?;
+        let read = match self.is_aligned(into) {
             true => sys::preadv_all(self.file.as_fd(), offset, into).map_err(failed("preadv")),
             false => self.read_through_buffer(offset, into),
+        };
+        match &read {
+            Ok(()) => self.bad.found_good(offset, len),
+            Err(error) if error.is_of_media() => self.learn(offset, len),
+            Err(_) => {}
         }
+        read
     }
 
     fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
-        self.check_write(offset, from.total_bytes() as u64)?;
+        let len = from.total_bytes() as u64;
+        self.check_write(offset, len)?;
         match self.is_aligned(from) {
             true => copy::pwritev_all(self.file.as_fd(), offset, from).map_err(failed("pwritev"))?,
             false => self.write_through_buffer(offset, from)?,
         }
+        self.bad.found_good(offset, len);
         self.syncs.wrote();
         Ok(())
     }
@@ -226,6 +258,7 @@ impl Disk for BlockDisk {
                 self.file.write_all_at(part, at).map_err(failed("pwrite"))
             })?;
         }
+        self.bad.found_good(offset, len);
         self.syncs.wrote();
         Ok(if is_noted { 0 } else { len })
     }
@@ -348,6 +381,39 @@ mod tests {
             disk.discard(0, 512).unwrap();
             assert!(image(&disk)[512..] == expected[512..]);
         }
+    }
+
+    /// This process's memory as a device: nothing is at its first addresses, which cannot be read.
+    #[test]
+    fn a_page_that_cannot_be_read_is_known_until_it_is_read_or_written() {
+        let memory = File::options().read(true).write(true).open("/proc/self/mem").unwrap();
+        let geometry = Geometry { capacity_bytes: 1 << 47, block_bytes: 512, read_only: false };
+        let media = Media::testing(BackingKind::BlockDevice, Durability::Page, vec![]);
+        let media = Media { unit_bytes: 512, ..media };
+        let disk = BlockDisk::over(Arc::new(memory.into()), geometry, &media, false);
+        let piece = |len| Memory::new(&pattern(8192, 3)).cut(0, &[len], 0);
+        let pages = Memory::new(&pattern(4 * 4096, 1));
+        let good = (pages.ptr().addr() as u64).next_multiple_of(4096);
+        disk.read(good, piece(8192).segments()).unwrap();
+        assert!(disk.bad_ranges().is_empty());
+        for len in [512, 8192] {
+            let error = disk.read(8192 + 512, piece(len).segments()).unwrap_err();
+            assert!(error.is_of_media(), "{error}");
+            assert_eq!(disk.bad_ranges(), [8192..12_288], "the page of the first byte, all of it");
+        }
+        disk.bad.add(good + 4096..good + 8192);
+        let both = [8192..12_288, good + 4096..good + 8192];
+        disk.read(good, piece(4096 + 512).segments()).unwrap();
+        assert_eq!(disk.bad_ranges(), both, "only a part of it was read");
+        disk.read(good, piece(8192).segments()).unwrap();
+        assert_eq!(disk.bad_ranges(), both[..1]);
+        disk.bad.add(good + 4096..good + 8192);
+        disk.write(good + 4096, piece(4096).segments()).unwrap();
+        assert_eq!(disk.bad_ranges(), both[..1]);
+        assert_eq!(
+            pages.bytes()[(good as usize - pages.ptr().addr()) + 4096..][..4096],
+            pattern(8192, 3)[..4096]
+        );
     }
 
     #[test]

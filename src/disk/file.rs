@@ -2,11 +2,14 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use super::growth::{GrowthPolicy, cannot, file_bytes};
 use super::lock::BackingFile;
+use super::mapping::Loss;
+use super::poison::BadRanges;
 use super::space::{self, fallocate};
 use super::syncs::Syncs;
 use super::{Disk, DiskError, Durability, Geometry, GrowError, Mapping, failed};
@@ -27,6 +30,8 @@ pub struct FileDisk {
     syncs: Syncs,
     /// Whether discards give space back.
     unmaps: bool,
+    /// What reads have run into. It is tried again all the same.
+    bad: BadRanges,
 }
 
 impl FileDisk {
@@ -43,7 +48,17 @@ impl FileDisk {
         let mapping = Mapping::new(&file, geometry.capacity_bytes, true)?;
         // A process before this one may have left something in the page cache.
         let syncs = Syncs::new("fdatasync", !geometry.read_only);
-        Ok(Self { mapping, file, geometry, growth: GrowthPolicy::default(), syncs, unmaps })
+        let (growth, bad) = (GrowthPolicy::default(), BadRanges::default());
+        Ok(Self { mapping, file, geometry, growth, syncs, unmaps, bad })
+    }
+
+    /// The ranges in bytes that reads have run into since they were last read or written well.
+    pub(super) fn bad_ranges(&self) -> Vec<Range<u64>> {
+        self.bad.list()
+    }
+
+    pub(super) const fn mapping(&self) -> &Mapping {
+        &self.mapping
     }
 
     /// What it is made of.
@@ -87,7 +102,13 @@ impl Disk for FileDisk {
 
     #[inline]
     fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
-        self.mapping.read(offset, into)
+        self.mapping.read(offset, into).inspect_err(|error| {
+            if let Some(at) = Loss::of_media(error) {
+                self.bad.add(at..at.saturating_add(1));
+            }
+        })?;
+        self.bad.found_good(offset, into.total_bytes() as u64);
+        Ok(())
     }
 
     fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
@@ -95,6 +116,7 @@ impl Disk for FileDisk {
         // `pwritev` would make it long again, and what was lost would read as zeroes.
         self.mapping.check_end()?;
         copy::pwritev_all(self.file.as_fd(), offset, from).map_err(failed("pwritev"))?;
+        self.bad.found_good(offset, from.total_bytes() as u64);
         self.syncs.wrote();
         Ok(())
     }
@@ -126,6 +148,7 @@ impl Disk for FileDisk {
         if !is_noted {
             copy::pwritev_zeroes(self.file.as_fd(), offset, len).map_err(failed("pwritev"))?;
         }
+        self.bad.found_good(offset, len);
         self.syncs.wrote();
         Ok(if is_noted { 0 } else { len })
     }

@@ -5,13 +5,13 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::extents::{Extents, Written};
 use super::growth::{GrowthPolicy, cannot, file_bytes};
 use super::lock::BackingFile;
 use super::mapping::{HUGE_PAGE_BYTES, Loss, MapOptions, persist_of};
-use super::poison::{BadRanges, PAGE_BYTES};
+use super::poison::{self, BadList, BadRanges, PAGE_BYTES};
 use super::space::{self, fallocate};
 use super::syncs::Syncs;
 use super::{
@@ -43,6 +43,10 @@ pub struct MappedDisk {
     /// Bytes that a hole is made of: a page of the file system, 2 MiB on DAX, to keep its huge mappings.
     punch_bytes: u64,
     bad: BadRanges,
+    /// Where Linux lists what is bad by now.
+    bad_list: Option<BadList>,
+    /// Held while pages are repaired, and while it is looked which are bad.
+    mending: Mutex<()>,
     namespace: Option<String>,
     log_limit: LogLimit,
 }
@@ -97,6 +101,8 @@ impl MappedDisk {
             persistence: Persistence::Fence,
             unmaps: true,
             bad: BadRanges::default(),
+            bad_list: None,
+            mending: Mutex::new(()),
             namespace: None,
             log_limit: LogLimit::default(),
         })
@@ -144,6 +150,8 @@ impl MappedDisk {
             unmaps: discard.unmaps(media.kind),
             punch_bytes: if is_dax { HUGE_PAGE_BYTES as u64 } else { page_bytes },
             bad: BadRanges::new(&media.bad_ranges),
+            bad_list: media.bad_list.clone(),
+            mending: Mutex::new(()),
             namespace: media.namespace.clone(),
             log_limit: LogLimit::default(),
         })
@@ -188,11 +196,33 @@ impl MappedDisk {
     /// Remembers the page that a read has failed at, if it was the media that failed.
     #[cold]
     fn learn(&self, error: &DiskError) {
-        let DiskError::Io { source, .. } = error else { return };
-        let loss = source.get_ref().and_then(|inner| inner.downcast_ref::<Loss>());
-        if let Some(Loss::Media { offset, .. }) = loss {
-            self.learn_bad(*offset);
+        if let Some(offset) = Loss::of_media(error) {
+            self.learn_bad(offset);
         }
+    }
+
+    /// Learns what the kernel has listed or announced to be bad by now; reads of it fail from then on, without
+    /// touching it. Returns what was news, in bytes of the disk.
+    pub(super) fn look_for_bad(&self) -> Vec<Range<u64>> {
+        let _mending = self.mending.lock().unwrap_or_else(PoisonError::into_inner);
+        let capacity_bytes = self.mapping.len_bytes();
+        let mut found = poison::seen_through(&self.listed(), &(0..capacity_bytes));
+        // A page of device DAX may be announced by the address of the huge one that it is in.
+        if self.kind != BackingKind::DeviceDax {
+            let page = |at: u64| at - at % PAGE_BYTES..(at - at % PAGE_BYTES).saturating_add(PAGE_BYTES);
+            found.extend(self.mapping.announced().into_iter().filter(|at| *at < capacity_bytes).map(page));
+        }
+        found.retain(|range| self.bad.add(range.clone()));
+        found
+    }
+
+    /// What is listed now.
+    fn listed(&self) -> Vec<Range<u64>> {
+        self.bad_list.as_ref().map(|list| list.read(&self.file)).unwrap_or_default()
+    }
+
+    pub(super) const fn bad_list(&self) -> Option<&BadList> {
+        self.bad_list.as_ref()
     }
 
     /// The ranges in bytes that are known to be bad.
@@ -235,6 +265,7 @@ impl MappedDisk {
     /// Makes the bad pages that the range touches good again, if it covers them: they are zero then.
     #[cold]
     fn mend(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        let _mending = self.mending.lock().unwrap_or_else(PoisonError::into_inner);
         let pages = self.bad.within(offset, len);
         if pages.is_empty() {
             return Ok(());
@@ -246,18 +277,30 @@ impl MappedDisk {
             _ => return Err(self.beyond_repair(&pages)),
         }
         for page in pages {
-            let page_bytes = page.end - page.start;
-            if copy::pwritev_zeroes(self.file.as_fd(), page.start, page_bytes).is_err() {
-                self.punch(page.clone())?;
-                fallocate(&self.file, space::ALLOCATE, page.start, page_bytes)
-                    .map_err(failed("allocating"))?;
-            }
+            let (page, page_bytes) = (page.start..page.end.min(capacity_bytes), page.end - page.start);
+            self.write_anew(&page)?;
             // The page table may still say that there is no memory.
             self.mapping.forget(page.clone()).map_err(failed("madvise"))?;
-            self.bad.remove(&page);
+            self.bad.remove(&(page.start..page.start + page_bytes));
             tracing::warn!(offset = page.start, len = page_bytes, "bad media: the range was written anew");
         }
         self.changed_layout()
+    }
+
+    /// Has a bad range repaired by being written, or put elsewhere by the file system. That it is good then is not
+    /// taken for granted: the list must agree.
+    fn write_anew(&self, range: &Range<u64>) -> Result<(), DiskError> {
+        let len = range.end - range.start;
+        let is_listed = || !poison::seen_through(&self.listed(), range).is_empty();
+        if copy::pwritev_zeroes(self.file.as_fd(), range.start, len).is_ok() && !is_listed() {
+            return Ok(());
+        }
+        self.punch(range.clone())?;
+        fallocate(&self.file, space::ALLOCATE, range.start, len).map_err(failed("allocating"))?;
+        match is_listed() {
+            false => Ok(()),
+            true => Err(self.beyond_repair(std::slice::from_ref(range))),
+        }
     }
 
     #[cold]

@@ -14,6 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use rustix::mm::{Advice, MsyncFlags};
 
 use super::{DiskError, Durability};
+use crate::copy::fault::announced;
 #[cfg(test)]
 use crate::copy::recording::{Synced, Syncing};
 use crate::copy::{self, Persist, Segments};
@@ -239,6 +240,18 @@ impl Mapping {
         unsafe { rustix::mm::madvise(start, len, Advice::LinuxDontNeed) }.map_err(Into::into)
     }
 
+    /// Where the kernel has announced bad pages, in bytes, since this was last asked.
+    pub(super) fn announced(&self) -> Vec<u64> {
+        let rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut found = Vec::new();
+        for room in &*rooms {
+            let start = room.base().addr();
+            let addresses = announced::fetch(&(start..start.saturating_add(room.len_bytes())));
+            found.extend(addresses.into_iter().map(|address| (address - start) as u64));
+        }
+        found
+    }
+
     /// Where it begins, until it grows.
     pub(super) fn address(&self) -> usize {
         self.base.load(Ordering::Acquire).addr()
@@ -419,6 +432,17 @@ pub(super) enum Loss {
     Full { file: PathBuf, offset: u64 },
     #[error("{}: the media failed at byte {offset}", file.display())]
     Media { file: PathBuf, offset: u64 },
+}
+
+impl Loss {
+    /// Where the media has failed, in bytes of the disk, if that is what an error says.
+    pub(super) fn of_media(error: &DiskError) -> Option<u64> {
+        let DiskError::Io { source, .. } = error else { return None };
+        match source.get_ref()?.downcast_ref::<Self>()? {
+            Self::Media { offset, .. } => Some(*offset),
+            Self::GuestMemory | Self::Truncated { .. } | Self::Full { .. } => None,
+        }
+    }
 }
 
 /// The path of an open file, as the kernel knows it now.

@@ -7,9 +7,10 @@ use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::{AtFlags, StatFs, StatxAttributes, StatxFlags, statx};
 
+use super::poison::BadList;
 use super::region::Region;
 use super::sysfs::{Node, Sysfs};
-use super::{BackingKind, Durability, FileSystem, Mapping, poison, sys};
+use super::{BackingKind, Durability, FileSystem, Mapping};
 use crate::copy::Engine;
 
 /// What a path is made of.
@@ -25,6 +26,8 @@ pub struct Media {
     pub regions: Vec<Region>,
     /// Bytes that were known to be bad when this was found out, as offsets in the disk.
     pub bad_ranges: Vec<Range<u64>>,
+    /// Where it is listed what is bad by now.
+    pub(super) bad_list: Option<BadList>,
     /// The namespace of persistent memory that a device-DAX node is made of, as `ndctl` calls it.
     pub namespace: Option<String>,
     /// Size in bytes that sysfs has for a device; 0 for files.
@@ -62,22 +65,18 @@ impl Media {
         let regions = device.as_ref().map(Region::all_of).unwrap_or_default();
         let dax = file.map_or(Dax::No, Dax::of);
         let mut media = Self::of_dax(dax, FileSystem::of(statfs), regions);
+        let is_dax = matches!(media.kind, BackingKind::DaxFile { .. });
+        media.bad_list = device.filter(|_| is_dax).map(BadList::File);
         if let Some(file) = file {
-            media.find_bad_ranges(file, metadata, sysfs);
+            media.find_bad_ranges(file);
         }
         media
     }
 
-    /// Looks where the blocks of a DAX file lie now, and which of them are bad. Files on several devices are
-    /// not known: their reads fail one by one.
-    pub(super) fn find_bad_ranges(&mut self, file: &File, metadata: &Metadata, sysfs: &Sysfs) {
-        if !matches!(self.kind, BackingKind::DaxFile { .. }) {
-            return;
-        }
-        let device = sysfs.block(metadata.dev());
-        let device_ranges = device.as_ref().map(poison::of_block_device).unwrap_or_default();
-        if !device_ranges.is_empty() {
-            self.bad_ranges = poison::of_file(&device_ranges, &sys::extents(file).unwrap_or_default());
+    /// Looks where the blocks of a file lie now, and which of them are bad.
+    pub(super) fn find_bad_ranges(&mut self, file: &File) {
+        if let Some(list) = &self.bad_list {
+            self.bad_ranges = list.read(file);
         }
     }
 
@@ -123,9 +122,13 @@ impl Media {
             Some(region) => (region.durability(), region.why()),
             None => (Durability::Volatile, "no nd region: memory set aside (hmem, CXL) is lost".to_owned()),
         };
-        let bad_ranges = regions.first().map(|region| poison::of_device_dax(&device, region.node()));
+        let bad_list = regions.first().map(|region| {
+            let (device, region) = (device.clone(), region.node().clone());
+            BadList::DeviceDax { device, region }
+        });
         Some(Self {
-            bad_ranges: bad_ranges.unwrap_or_default(),
+            bad_ranges: bad_list.as_ref().map(BadList::of_device).unwrap_or_default(),
+            bad_list,
             namespace: device.ancestry().find_map(|node| node.text("namespace")),
             device_bytes: device.number("size").unwrap_or(0),
             // 2 MiB is what ndctl chooses; the kernel before 5.2 does not tell.
@@ -151,10 +154,13 @@ impl Media {
             None => (Durability::Page, "a block device's writes are durable after fdatasync".to_owned()),
         };
         let sectors = device.as_ref().and_then(|node| node.number("size")).unwrap_or(0);
+        let unit_bytes = device.as_ref().and_then(block_bytes).unwrap_or(512);
+        let bad_list = device.map(BadList::BlockDevice);
         Self {
-            bad_ranges: device.as_ref().map(poison::of_block_device).unwrap_or_default(),
+            bad_ranges: bad_list.as_ref().map(BadList::of_device).unwrap_or_default(),
+            bad_list,
             device_bytes: sectors.saturating_mul(512),
-            unit_bytes: device.as_ref().and_then(block_bytes).unwrap_or(512),
+            unit_bytes,
             regions,
             ..Self::plain(kind, durability, why)
         }
@@ -167,9 +173,17 @@ impl Media {
     }
 
     fn plain(kind: BackingKind, durability: Durability, why: String) -> Self {
-        let (regions, bad_ranges) = (Vec::new(), Vec::new());
-        let namespace = None;
-        Self { kind, durability, why, regions, bad_ranges, namespace, device_bytes: 0, unit_bytes: 1 }
+        Self {
+            kind,
+            durability,
+            why,
+            regions: Vec::new(),
+            bad_ranges: Vec::new(),
+            bad_list: None,
+            namespace: None,
+            device_bytes: 0,
+            unit_bytes: 1,
+        }
     }
 }
 

@@ -131,6 +131,16 @@ pub enum DiskError {
     },
 }
 
+impl DiskError {
+    /// Whether it says that the media could not be read.
+    fn is_of_media(&self) -> bool {
+        // A device says ENODATA where it knows more than that something went wrong.
+        let is_media =
+            |source: &std::io::Error| matches!(source.raw_os_error(), Some(libc::EIO | libc::ENODATA));
+        matches!(self, Self::Io { source, .. } if is_media(source))
+    }
+}
+
 /// For `map_err`: the system call or step that failed.
 fn failed(operation: &'static str) -> impl Fn(std::io::Error) -> DiskError {
     move |source| DiskError::Io { operation, source }

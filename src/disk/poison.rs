@@ -4,11 +4,14 @@
 //! taken over, what reads run into is added, and a write that covers a whole page can take it off again,
 //! which is never for good: a page may go bad a second time.
 
+use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use super::extents::add;
+use super::sys;
 use super::sysfs::Node;
 
 /// Unit of `badblocks` and of partition tables in sysfs.
@@ -16,6 +19,9 @@ const SECTOR_BYTES: u64 = 512;
 
 /// Unit in which file systems and the kernel take pages out of use and repair them.
 pub(super) const PAGE_BYTES: u64 = 4096;
+
+/// How Linux calls the list.
+const LIST: &str = "badblocks";
 
 /// Most ranges that are kept: what is beyond is found out by reading.
 const MAX_RANGES: usize = 4096;
@@ -31,7 +37,9 @@ pub(super) struct BadRanges {
 impl BadRanges {
     pub(super) fn new(ranges: &[Range<u64>]) -> Self {
         let bad = Self::default();
-        ranges.iter().for_each(|range| bad.add(range.clone()));
+        ranges.iter().for_each(|range| {
+            bad.add(range.clone());
+        });
         bad
     }
 
@@ -60,18 +68,20 @@ impl BadRanges {
         cut.filter(|range| range.start < range.end).collect()
     }
 
-    /// The pages of this range are bad.
-    pub(super) fn add(&self, range: Range<u64>) {
+    /// The pages of this range are bad. Returns whether that is news.
+    pub(super) fn add(&self, range: Range<u64>) -> bool {
         if range.is_empty() {
-            return;
+            return false;
         }
         let start = range.start - range.start % PAGE_BYTES;
         let end = range.end.checked_next_multiple_of(PAGE_BYTES).unwrap_or(u64::MAX);
         let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
+        let is_news = !ranges.iter().any(|it| it.start <= start && end <= it.end);
         if ranges.len() < MAX_RANGES {
             add(&mut ranges, start..end);
         }
         self.any.store(true, Ordering::Release);
+        is_news
     }
 
     /// The pages of this range, whole ones, were repaired.
@@ -83,6 +93,24 @@ impl BadRanges {
         self.any.store(!ranges.is_empty(), Ordering::Release);
     }
 
+    /// The range was read or written as a whole: pages that are inside of it are not bad, or not any more.
+    #[inline]
+    pub(super) fn found_good(&self, offset: u64, len: u64) {
+        if !self.is_empty() {
+            self.remove_inside(offset, len);
+        }
+    }
+
+    #[cold]
+    fn remove_inside(&self, offset: u64, len: u64) {
+        let end = offset.saturating_add(len);
+        let Some(start) = offset.checked_next_multiple_of(PAGE_BYTES) else { return };
+        let inside = start..end - end % PAGE_BYTES;
+        if !inside.is_empty() && !self.within(inside.start, inside.end - inside.start).is_empty() {
+            self.remove(&inside);
+        }
+    }
+
     /// All of them.
     pub(super) fn list(&self) -> Vec<Range<u64>> {
         self.ranges.read().unwrap_or_else(PoisonError::into_inner).clone()
@@ -91,7 +119,7 @@ impl BadRanges {
 
 /// The ranges in bytes that `badblocks` of a device or region lists: lines of first sector and count.
 fn listed(node: &Node) -> Vec<Range<u64>> {
-    let text = node.text("badblocks").unwrap_or_default();
+    let text = node.text(LIST).unwrap_or_default();
     let ranges = text.lines().filter_map(|line| {
         let mut numbers = line.split_ascii_whitespace().map(|word| word.parse::<u64>().ok());
         let (sector, count) = (numbers.next()??, numbers.next()??);
@@ -107,8 +135,62 @@ pub(super) fn seen_through(ranges: &[Range<u64>], window: &Range<u64>) -> Vec<Ra
     inside.map(|range| range.start - window.start..range.end - window.start).collect()
 }
 
+/// Where Linux lists what is bad of a disk.
+#[derive(Debug, Clone)]
+pub(super) enum BadList {
+    /// With the block device itself, or the one that a partition is on.
+    BlockDevice(Node),
+    /// With the device that the file system of a file is on.
+    File(Node),
+    /// With the region that a device-DAX device is in, by offsets in the region.
+    DeviceDax {
+        /// The device.
+        device: Node,
+        /// The region.
+        region: Node,
+    },
+}
+
+impl BadList {
+    /// What is listed now, in bytes of the disk that is made of `file`.
+    pub(super) fn read(&self, file: &File) -> Vec<Range<u64>> {
+        match self {
+            Self::File(device) => {
+                let ranges = of_block_device(device);
+                match ranges.is_empty() {
+                    true => ranges,
+                    // Files on several devices are not known: their reads fail one by one.
+                    false => of_file(&ranges, &sys::extents(file).unwrap_or_default()),
+                }
+            }
+            _ => self.of_device(),
+        }
+    }
+
+    /// The same of a device, which needs no open file.
+    pub(super) fn of_device(&self) -> Vec<Range<u64>> {
+        match self {
+            Self::BlockDevice(device) | Self::File(device) => of_block_device(device),
+            Self::DeviceDax { device, region } => of_device_dax(device, region),
+        }
+    }
+
+    /// The list itself: `poll(2)` says when Linux has added to it.
+    ///
+    /// # Errors
+    /// The error of `open(2)`: there is none, or it may not be read.
+    pub(super) fn open(&self) -> io::Result<File> {
+        match self {
+            Self::BlockDevice(device) | Self::File(device) => {
+                device.open(LIST).or_else(|error| device.child("..").ok_or(error)?.open(LIST))
+            }
+            Self::DeviceDax { region, .. } => region.open(LIST),
+        }
+    }
+}
+
 /// The bad ranges of a block device or partition, in bytes from its start.
-pub(super) fn of_block_device(device: &Node) -> Vec<Range<u64>> {
+fn of_block_device(device: &Node) -> Vec<Range<u64>> {
     let (Some(start), Some(disk)) = (device.number("start"), device.child("..")) else {
         return listed(device);
     };
@@ -120,7 +202,7 @@ pub(super) fn of_block_device(device: &Node) -> Vec<Range<u64>> {
 /// The bad ranges of a device-DAX device, in bytes from its start; its region lists them from its own.
 ///
 /// None are known where the addresses of the two may not be read (they are root's).
-pub(super) fn of_device_dax(device: &Node, region: &Node) -> Vec<Range<u64>> {
+fn of_device_dax(device: &Node, region: &Node) -> Vec<Range<u64>> {
     let (Some(base), Some(start)) = (region.number("resource"), device.number("resource")) else {
         return Vec::new();
     };
@@ -141,7 +223,7 @@ pub(super) struct FileExtent {
 }
 
 /// The bad ranges of a file, from those of the device that its file system is on.
-pub(super) fn of_file(device_ranges: &[Range<u64>], extents: &[FileExtent]) -> Vec<Range<u64>> {
+fn of_file(device_ranges: &[Range<u64>], extents: &[FileExtent]) -> Vec<Range<u64>> {
     let parts = extents.iter().flat_map(|extent| {
         let window = extent.physical..extent.physical.saturating_add(extent.len);
         let parts = seen_through(device_ranges, &window).into_iter();

@@ -20,7 +20,7 @@ use super::{
 pub(super) fn open(place: Place, options: &OpenOptions, sysfs: &Sysfs) -> Result<Opened, OpenError> {
     let found = Found::open_or_create(place, options, sysfs)?;
     let lock = found.lock()?;
-    found.serve(lock, sysfs)
+    found.serve(lock)
 }
 
 /// What a file that was opened is made of.
@@ -71,12 +71,12 @@ impl<'a> Found<'a> {
     }
 
     /// Sizes, allocates and maps the file; the lock is taken, so nobody else does the same now.
-    fn serve(mut self, lock: FileLock, sysfs: &Sysfs) -> Result<Opened, OpenError> {
+    fn serve(mut self, lock: FileLock) -> Result<Opened, OpenError> {
         let before = self.metadata()?;
         self.fill(&before)
             .and_then(|capacity_bytes| {
                 // Space that was allocated just now may be bad already.
-                self.media.find_bad_ranges(&self.file, &before, sysfs);
+                self.media.find_bad_ranges(&self.file);
                 self.disk(capacity_bytes)
             })
             .map(|disk| Opened { disk, lock, media: self.media.clone(), created: self.created })

@@ -96,6 +96,14 @@ impl Node {
         }
     }
 
+    /// Opens the attribute `name` for reading.
+    ///
+    /// # Errors
+    /// The error of `open(2)`.
+    pub(super) fn open(&self, name: &str) -> io::Result<File> {
+        File::open(self.path.join(name))
+    }
+
     /// Opens the attribute `name` for writing.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //! rings drain then), end the workers, remove the sockets. Workers start with the first ring.
 
 mod acceptor;
+mod bad_media;
 mod error;
 mod observer;
 mod populator;
@@ -31,6 +32,7 @@ use crate::vhost_user::{Baton, FrontEnds, Inherited, Listener, ListenerError, Se
 use crate::virtio::blk::{Counters, Device, Identity};
 use crate::worker::{Polling, Pool};
 use acceptor::{Acceptor, Door};
+use bad_media::MediaWatcher;
 use populator::Populator;
 use resize::Resizable;
 use watcher::Watcher;
@@ -98,6 +100,7 @@ pub struct Server<D: Disk = Backing> {
     acceptor: Option<JoinHandle<()>>,
     populator: Option<Populator>,
     growth: Option<Growth>,
+    media_watcher: Option<MediaWatcher>,
 }
 
 /// What has files that grow served as they are.
@@ -137,6 +140,8 @@ impl Server<Backing> {
         let resizer = Resizer::new(all.map(resizable).collect());
         let watcher = Watcher::start(resizer.clone()).map_err(ServerError::Threads)?;
         server.growth = Some(Growth { watcher, resizer });
+        let devices = server.contexts.iter().map(|context| context.device.clone());
+        server.media_watcher = MediaWatcher::start(devices).map_err(ServerError::Threads)?;
         Ok(server)
     }
 
@@ -192,7 +197,9 @@ impl<D: Disk> Server<D> {
         let stopper = acceptor.stopper();
         let thread = std::thread::Builder::new().name("acceptor".into()).spawn(|| acceptor.run());
         let acceptor = Some(thread.map_err(ServerError::Threads)?);
-        Ok(Self { disks: Vec::new(), contexts, pool, stopper, acceptor, populator: None, growth: None })
+        let disks = Vec::new();
+        let (populator, growth, media_watcher) = (None, None, None);
+        Ok(Self { disks, contexts, pool, stopper, acceptor, populator, growth, media_watcher })
     }
 
     /// What asks the server to stop, from any thread.
@@ -219,6 +226,7 @@ impl<D: Disk> Server<D> {
         let joined = self.acceptor.take().map_or(Ok(()), JoinHandle::join);
         // They would only delay the end.
         self.populator = None;
+        self.media_watcher = None;
         if let Some(Growth { watcher, resizer }) = self.growth.take() {
             drop(watcher);
             resizer.stop_populating();

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::bad_media::look_for_bad;
 use super::populator::Populator;
 use crate::disk::{Backing, GrowError};
 use crate::vhost_user::SessionContext;
@@ -71,9 +72,11 @@ impl Resizer {
         self.look(found.ok_or_else(|| ResizeError::NoSuchDisk(disk.to_owned()))?)
     }
 
-    /// [Resizes](Self::resize) every disk whose backing has grown; the log says what became of each.
+    /// [Resizes](Self::resize) every disk whose backing has grown, and has each look which of its media is bad by
+    /// now; the log says what became of each.
     pub fn resize_all(&self) {
         for disk in &self.0.disks {
+            look_for_bad(&disk.context.device);
             let name = &disk.context.device.identity().name;
             if let Some(Resized { from_bytes, to_bytes }) = self.look_and_tell(disk)
                 && from_bytes == to_bytes

@@ -3,7 +3,7 @@
 use super::pmem::Pmem;
 
 /// Where the client looks for the metrics of the disk named `disk`.
-const METRICS: &str = "--metrics /tmp/metrics.sock";
+pub(super) const METRICS: &str = "--metrics /tmp/metrics.sock";
 
 impl Pmem {
     /// Serves a new file of an ext4 with DAX on this device, fills its first bytes with seed 7, and has its third

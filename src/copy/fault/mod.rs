@@ -17,6 +17,7 @@
 #![allow(unsafe_code)]
 
 mod alt_stack;
+pub mod announced;
 mod chain;
 mod ranges;
 
@@ -64,7 +65,8 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
         return;
     }
     if is_about_bad_page && ranges::is_watched(address) {
-        // Whoever touches it will be told.
+        // Whoever touches it will be told; whoever listens can know before.
+        announced::note(address);
         return;
     }
     // SAFETY: as above.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use super::super::can_read;
 use super::super::fault::{self, WatchedRange};
+use super::super::testing::announce_bad_page;
 use super::guarded::{Guarded, PAGE};
 
 /// Tells the child which case it is.
@@ -79,26 +80,10 @@ fn send(action: &str, memory: &Guarded) {
     match action {
         // SAFETY: no memory is involved.
         "raise" => assert_eq!(unsafe { libc::raise(libc::SIGBUS) }, 0),
-        "bad-page-here" => announce_bad_page(memory.at(100)),
-        "bad-page-elsewhere" => announce_bad_page(memory.at(PAGE)),
+        "bad-page-here" => announce_bad_page(memory.at(100).addr()),
+        "bad-page-elsewhere" => announce_bad_page(memory.at(PAGE).addr()),
         _ => unreachable!("{action}"),
     }
-}
-
-/// As the kernel does when a page goes bad that nobody is reading.
-fn announce_bad_page(address: *mut u8) {
-    // siginfo_t begins with three ints, and on 64-bit machines the address follows behind a fourth.
-    let mut info = [0_usize; 16];
-    info[0] = libc::SIGBUS as usize;
-    info[1] = 5; // BUS_MCEERR_AO
-    info[2] = address.addr();
-    let process = std::process::id();
-    // SAFETY: no memory is involved.
-    let thread = unsafe { libc::gettid() };
-    // SAFETY: an information of the kernel's size, about this very thread.
-    let sent =
-        unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, process, thread, libc::SIGBUS, info.as_ptr()) };
-    assert_eq!(sent, 0, "{}", std::io::Error::last_os_error());
 }
 
 static HEARD: AtomicI32 = AtomicI32::new(0);

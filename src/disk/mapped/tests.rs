@@ -3,7 +3,8 @@ use std::os::unix::fs::FileExt;
 use proptest::prelude::*;
 
 use super::*;
-use crate::copy::testing::{Memory, pattern};
+use crate::copy::testing::{Memory, announce_bad_page, pattern};
+use crate::disk::sysfs::testing::Tree;
 
 const LEN: usize = 16 * 4096 + 512;
 
@@ -220,6 +221,56 @@ fn known_bad_pages_are_mended_by_a_write_that_covers_them() {
     disk.read(0, back.segments()).unwrap();
     expected[LEN - 512..].copy_from_slice(&guest.bytes());
     assert!(back.bytes() == expected);
+}
+
+/// The kernel says that a page is bad before a request has met it.
+#[test]
+fn an_announced_page_fails_until_it_is_written_as_a_whole() {
+    copy::fault::install().unwrap();
+    let disk = disk(&pattern(LEN, 1));
+    let guest = Memory::new(&pattern(512, 5));
+    disk.read(8192, guest.segments()).unwrap();
+    announce_bad_page(disk.mapping.address() + 8192 + 100);
+    // Behind the disk's end, where there is nothing.
+    announce_bad_page(disk.mapping.address() + LEN + 4096);
+    assert_eq!(disk.look_for_bad(), [8192..12_288]);
+    assert!(disk.look_for_bad().is_empty(), "no news");
+    for (offset, is_good) in [(7680, true), (8192, false), (11_776, false), (12_288, true)] {
+        assert_eq!(disk.read(offset, guest.segments()).is_ok(), is_good, "{offset}");
+    }
+    assert!(disk.write(8192, guest.segments()).is_err());
+    disk.write(8192, Memory::new(&pattern(4096, 6)).segments()).unwrap();
+    disk.read(8192, guest.segments()).unwrap();
+    assert_eq!(guest.bytes(), pattern(4096, 6)[..512]);
+    announce_bad_page(disk.mapping.address() + 8192);
+    assert_eq!(disk.look_for_bad(), [8192..12_288], "a second time");
+}
+
+/// What the list has is bad, whoever has added it; and that a write has repaired it, the list must agree.
+#[test]
+fn a_list_that_grows_is_believed_and_a_repair_that_it_does_not_know_is_not() {
+    let tree = Tree::new();
+    let region = "devices/bus/region0";
+    tree.device("char", "252:0", &format!("{region}/dax0.0"))
+        .file(&format!("{region}/resource"), "0x100000000")
+        .file(&format!("{region}/dax0.0/resource"), "0x100000000")
+        .file(&format!("{region}/dax0.0/size"), "65536")
+        .file(&format!("{region}/badblocks"), "");
+    let device = tree.sysfs().character(rustix::fs::makedev(252, 0)).unwrap();
+    let region_node = device.child("..").unwrap();
+    // Its offsets are those of the file, which cannot be put elsewhere: whatever is tried, it stays listed.
+    let bad_list = Some(BadList::DeviceDax { device, region: region_node });
+    let disk = MappedDisk { bad_list, ..disk(&pattern(LEN, 1)) };
+    assert!(disk.look_for_bad().is_empty());
+    tree.file(&format!("{region}/badblocks"), "16 8\n");
+    assert_eq!(disk.look_for_bad(), [8192..12_288]);
+    let page = Memory::new(&pattern(4096, 5));
+    assert!(disk.read(8192, page.segments()).is_err());
+    assert!(disk.write(8192, page.segments()).is_err(), "still listed");
+    assert!(disk.read(8192, page.segments()).is_err());
+    tree.file(&format!("{region}/badblocks"), "");
+    disk.write(8192, page.segments()).unwrap();
+    disk.read(8192, page.segments()).unwrap();
 }
 
 /// There is nothing to punch on device DAX: only the operator can mend it.

@@ -1,0 +1,112 @@
+//! Pages that the kernel says have gone bad before anybody has met them, on their way from the handler to a
+//! thread that wants to know.
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::process::{
+    MachineCheckMemoryCorruptionKillPolicy, set_machine_check_memory_corruption_kill_policy,
+};
+
+/// Most that wait to be fetched. One more is met when it is touched, as without all this.
+const MAX_NOTES: usize = 64;
+
+/// An address in each, or 0.
+static NOTES: [AtomicUsize; MAX_NOTES] = [const { AtomicUsize::new(0) }; MAX_NOTES];
+
+/// Written to with each note; nobody reads it.
+static BELL: OnceLock<OwnedFd> = OnceLock::new();
+
+/// Makes the calling thread the one of this process that hears of bad pages before they are touched. What it
+/// gets is an eventfd that all listeners share: watch it edge-triggered, never read it, and [`fetch`] the
+/// news. What was announced before is not told again.
+///
+/// There should be such a thread wherever persistent memory is mapped. Linux takes a page of it that has gone bad
+/// out of the page tables of those processes only that have asked to be told (`PR_MCE_KILL_EARLY`): in any other
+/// each load from it is another machine check.
+///
+/// # Errors
+/// No descriptor is left, or `prctl` is forbidden.
+pub fn listen() -> io::Result<BorrowedFd<'static>> {
+    let bell = match BELL.get() {
+        Some(bell) => bell,
+        None => {
+            let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+            BELL.get_or_init(|| bell)
+        }
+    };
+    set_machine_check_memory_corruption_kill_policy(Some(MachineCheckMemoryCorruptionKillPolicy::Early))?;
+    Ok(bell.as_fd())
+}
+
+/// Fetches the announced addresses in this range, each of which says that its page is bad. They are told once.
+pub fn fetch(range: &Range<usize>) -> Vec<usize> {
+    let fetched = NOTES.iter().filter_map(|note| {
+        let address = note.load(Ordering::Acquire);
+        let is_ours = address != 0 && range.contains(&address);
+        let taken = is_ours.then(|| note.compare_exchange(address, 0, Ordering::Relaxed, Ordering::Relaxed));
+        taken?.ok()
+    });
+    fetched.collect()
+}
+
+/// Notes an address. For the handler.
+pub(super) fn note(address: usize) {
+    let take =
+        |note: &&AtomicUsize| note.compare_exchange(0, address, Ordering::Release, Ordering::Relaxed).is_ok();
+    let (Some(_), Some(bell)) = (NOTES.iter().find(take), BELL.get()) else { return };
+    let one = 1_u64.to_ne_bytes();
+    // SAFETY: always valid, and the handler must not change what the interrupted code finds in it.
+    let errno = unsafe { libc::__errno_location() };
+    // SAFETY: as above.
+    let before = unsafe { *errno };
+    // SAFETY: eight bytes that live until the call returns; it may be called in a handler (signal-safety(7)).
+    unsafe { libc::write(bell.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+    // SAFETY: as above.
+    unsafe { *errno = before };
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::machine_check_memory_corruption_kill_policy;
+
+    use super::super::{WatchedRange, install};
+    use super::*;
+    use crate::copy::testing::announce_bad_page;
+
+    /// The threads of a process that do not listen are told nothing, and the one that does is by whoever hears it.
+    #[test]
+    fn who_listens_hears_of_bad_pages_of_the_media_once() {
+        install().unwrap();
+        let before = machine_check_memory_corruption_kill_policy().unwrap();
+        assert_eq!(before, MachineCheckMemoryCorruptionKillPolicy::Default);
+        // Never dereferenced.
+        let media = std::ptr::without_provenance_mut::<u8>(0x7fff_eeee_0000_0000);
+        let watched = WatchedRange::media(media, 0x3000).unwrap();
+        let (start, end) = (media.addr(), media.addr() + 0x3000);
+        let told = std::thread::spawn(move || {
+            let bell = listen().unwrap();
+            let policy = machine_check_memory_corruption_kill_policy().unwrap();
+            assert_eq!(policy, MachineCheckMemoryCorruptionKillPolicy::Early);
+            announce_bad_page(start + 0x1000);
+            announce_bad_page(start + 0x2fff);
+            let mut watched = [rustix::event::PollFd::new(&bell, rustix::event::PollFlags::IN)];
+            rustix::event::poll(&mut watched, None).unwrap()
+        });
+        assert_eq!(told.join().unwrap(), 1);
+        assert!(fetch(&(start..start + 0x1000)).is_empty(), "not there");
+        assert_eq!(fetch(&(start..end)), [start + 0x1000, start + 0x2fff]);
+        assert!(fetch(&(start..end)).is_empty(), "told already");
+        for _ in 0..2 * MAX_NOTES {
+            announce_bad_page(start + 1);
+        }
+        assert!(fetch(&(start..end)).len() <= MAX_NOTES);
+        announce_bad_page(start + 2);
+        assert_eq!(fetch(&(start..end)), [start + 2], "there is room again");
+        drop(watched);
+    }
+}

@@ -1,0 +1,96 @@
+//! The thread that hears of bad media while disks are served, before a request meets it.
+//!
+//! Linux tells in two ways. It adds to the `badblocks` of a device or region, which can be polled; and it
+//! announces the page to whoever has it mapped ([`announced`]), also where there is no such list.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::copy::fault::announced;
+use crate::disk::Backing;
+use crate::virtio::blk::Device;
+
+/// The running thread. Dropping it ends it.
+#[derive(Debug)]
+pub(super) struct MediaWatcher {
+    wake: Arc<EventFd>,
+    is_stopping: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl MediaWatcher {
+    /// Watches what there is of persistent memory among the disks; none where there is nothing of it.
+    ///
+    /// # Errors
+    /// No descriptor or thread is left.
+    pub(super) fn start(devices: impl Iterator<Item = Arc<Device<Backing>>>) -> io::Result<Option<Self>> {
+        let devices: Vec<_> = devices.filter(|it| it.disk().is_persistent_memory()).collect();
+        if devices.is_empty() {
+            return Ok(None);
+        }
+        let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+        let is_stopping = Arc::new(AtomicBool::new(false));
+        let epoll = Epoll::new()?;
+        epoll.ctl(ControlOperation::Add, wake.as_raw_fd(), EpollEvent::new(EventSet::IN, 0))?;
+        let stop = is_stopping.clone();
+        let thread = std::thread::Builder::new().name("media".into());
+        let thread = thread.spawn(move || {
+            if let Err(error) = watch(&devices, &epoll, &stop) {
+                tracing::warn!(%error, "bad media is not noticed before requests meet it");
+            }
+        })?;
+        Ok(Some(Self { wake, is_stopping, thread: Some(thread) }))
+    }
+}
+
+impl Drop for MediaWatcher {
+    fn drop(&mut self) {
+        self.is_stopping.store(true, Ordering::Release);
+        // Only a full counter can fail, and that wakes as well.
+        let _ = self.wake.write(1);
+        if let Some(thread) = self.thread.take() {
+            // A panic there has hurt nobody.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Until it should stop. It is this thread that the kernel announces bad pages to.
+fn watch(devices: &[Arc<Device<Backing>>], epoll: &Epoll, is_stopping: &AtomicBool) -> io::Result<()> {
+    let bell = announced::listen()?;
+    let news = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, 0);
+    epoll.ctl(ControlOperation::Add, bell.as_raw_fd(), news)?;
+    let lists: Vec<File> = devices.iter().filter_map(|device| device.disk().bad_list()).collect();
+    for list in &lists {
+        let news = EpollEvent::new(EventSet::PRIORITY | EventSet::EDGE_TRIGGERED, 0);
+        // A kernel that cannot say it announces the pages all the same.
+        let _ = epoll.ctl(ControlOperation::Add, list.as_raw_fd(), news);
+    }
+    while !is_stopping.load(Ordering::Acquire) {
+        // It is news only to who has read what was there before.
+        for list in &lists {
+            let _ = list.read_at(&mut [0; 64], 0);
+        }
+        devices.iter().for_each(|device| look_for_bad(device));
+        // Only EINTR can fail here.
+        let _ = epoll.wait(-1, &mut [EpollEvent::default(); 8]);
+    }
+    Ok(())
+}
+
+/// Has a disk learn what is bad of it by now; the log says what was news.
+pub(super) fn look_for_bad(device: &Device<Backing>) {
+    let ranges = device.disk().look_for_bad();
+    if !ranges.is_empty() {
+        let disk = &device.identity().name;
+        tracing::error!(disk, ?ranges, "bad media: reads of these ranges fail until they are written");
+    }
+}

@@ -1,5 +1,6 @@
 //! The validated configuration: typed, with no strings left to parse.
 
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU16;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -90,7 +91,7 @@ pub enum SocketSource {
 }
 
 /// A disk's serial number as the guest reads it: up to 20 bytes, zero-padded, not terminated when full.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Serial([u8; SERIAL_BYTES]);
 
 /// A configuration that contradicts itself or leaves the limits.
@@ -152,10 +153,17 @@ impl ServerConfig {
         if self.disks.is_empty() {
             return Err(ConfigError::NoDisk);
         }
-        for (index, disk) in self.disks.iter().enumerate() {
+        // As there may be thousands of disks, each is not compared with each.
+        let (mut names, mut sockets) = (HashSet::new(), HashMap::new());
+        for disk in &self.disks {
             disk.check()?;
-            for before in self.disks.iter().take(index) {
-                disk.check_beside(before)?;
+            if !names.insert(&disk.name) {
+                return Err(ConfigError::SameName { name: disk.name.clone() });
+            }
+            let Some(path) = disk.socket.path() else { continue };
+            if let Some(first) = sockets.insert(path, &disk.name) {
+                let (first, second) = (first.clone(), disk.name.clone());
+                return Err(ConfigError::SameSocket { first, second, path: path.to_owned() });
             }
         }
         Ok(())
@@ -195,20 +203,6 @@ impl DiskConfig {
             return Err(ConfigError::TooManyQueues { disk: self.name.clone(), queues: self.queues.get() });
         }
         Ok(())
-    }
-
-    fn check_beside(&self, before: &Self) -> Result<(), ConfigError> {
-        if self.name == before.name {
-            return Err(ConfigError::SameName { name: self.name.clone() });
-        }
-        match (self.socket.path(), before.socket.path()) {
-            (Some(path), Some(taken)) if path == taken => Err(ConfigError::SameSocket {
-                first: before.name.clone(),
-                second: self.name.clone(),
-                path: path.to_owned(),
-            }),
-            _ => Ok(()),
-        }
     }
 }
 

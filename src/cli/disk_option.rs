@@ -1,6 +1,6 @@
 //! One `--disk`: a list of `key=value` as QEMU writes it, where `,,` is a comma inside a value.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 use std::num::NonZeroU16;
@@ -295,25 +295,28 @@ impl DiskOption {
 /// Gives every disk without a name one of its own: that of its file, with a number where it is taken.
 pub(super) fn into_configs(options: Vec<DiskOption>, defaults: Defaults) -> Vec<DiskConfig> {
     let mut taken: HashSet<String> = options.iter().filter_map(|option| option.name.clone()).collect();
+    let mut numbers = HashMap::new();
     options
         .into_iter()
         .map(|mut option| {
-            let name = option.name.take().unwrap_or_else(|| free_name(&option.path, &taken));
+            let name = option.name.take().unwrap_or_else(|| free_name(&option.path, &taken, &mut numbers));
             taken.insert(name.clone());
             option.into_config(name, &defaults)
         })
         .collect()
 }
 
-fn free_name(path: &Path, taken: &HashSet<String>) -> String {
+/// `numbers` are those that were tried last, by the files' names: there may be thousands of the same.
+fn free_name(path: &Path, taken: &HashSet<String>, numbers: &mut HashMap<String, u32>) -> String {
     let stem = default_name(path);
-    let mut name = stem.clone();
-    let mut number = 2_u32;
-    while taken.contains(&name) {
-        name = format!("{stem}-{number}");
-        number = number.saturating_add(1);
+    let number = numbers.entry(stem.clone()).or_insert(0);
+    loop {
+        *number = number.saturating_add(1);
+        let name = if *number == 1 { stem.clone() } else { format!("{stem}-{number}") };
+        if !taken.contains(&name) {
+            return name;
+        }
     }
-    name
 }
 
 /// What a disk is called when nobody says: the file's name without its extension.

@@ -1,7 +1,8 @@
 //! `vhost-user-pmem serve`: any number of disks, one process.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -123,11 +124,12 @@ fn configuration(args: ServeArgs) -> Result<ServerConfig, Failure> {
 
 /// A guest with both disks would find one of them only under `/dev/disk/by-id`.
 fn warn_of_equal_serials(disks: &[DiskConfig]) {
-    for (index, disk) in disks.iter().enumerate() {
-        if let Some(before) = disks.iter().take(index).find(|before| before.serial == disk.serial) {
+    let mut first_with = HashMap::new();
+    for disk in disks {
+        let first = *first_with.entry(disk.serial).or_insert(&disk.name);
+        if first != &disk.name {
             tracing::warn!(
-                "disks {:?} and {:?} have the same serial number; give each its own with serial=",
-                before.name,
+                "disks {first:?} and {:?} have the same serial number; give each its own with serial=",
                 disk.name
             );
         }
@@ -142,7 +144,8 @@ fn announce(disks: &[DiskSummary]) {
 }
 
 fn print_hints(disks: &[DiskSummary]) -> io::Result<()> {
-    let mut out = io::stdout().lock();
+    // Standard output by itself would be written to line by line.
+    let mut out = BufWriter::new(io::stdout().lock());
     for disk in disks {
         write!(out, "{}", hints::Hints(disk))?;
     }

@@ -51,7 +51,7 @@ pub use mapping::Mapping;
 pub use media::Media;
 pub use open::{OpenOptions, Opened, open};
 pub use policy::{DeepFlush, DiscardPolicy, UnknownWord};
-pub use populate::Populated;
+pub use populate::{Populated, huge_bytes};
 pub use region::Region;
 
 /// What a disk is made of: fixed while it is served, but that it may grow.

@@ -3,6 +3,9 @@
 //! A first touch costs a fault, and on DAX with `MAP_SYNC` a commit of the file system's journal. Nothing
 //! waits for it: the disk is served meanwhile.
 
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::ops::Range;
 
 use rustix::fs::SeekFrom;
@@ -22,8 +25,6 @@ pub struct Populated {
     pub bytes: u64,
     /// Bytes that could not be entered: bad media, no space, or the kernel has no means (before 5.14).
     pub failed_bytes: u64,
-    /// Bytes of the mapping on huge pages, as far as the kernel tells; it does not for DAX.
-    pub huge_bytes: Option<u64>,
 }
 
 impl Backing {
@@ -64,7 +65,6 @@ fn populate(disk: &MappedDisk, should_stop: impl Fn() -> bool) -> Populated {
         populated.bytes += len - failed_bytes;
         populated.failed_bytes += failed_bytes;
     }
-    populated.huge_bytes = huge_bytes(disk);
     populated
 }
 
@@ -100,38 +100,55 @@ fn next_part(disk: &MappedDisk, range: Range<u64>) -> Option<Range<u64>> {
     (!part.is_empty()).then_some(part)
 }
 
-/// Bytes on huge pages, from the lines of `/proc/self/smaps` that belong to the mapping.
-fn huge_bytes(disk: &MappedDisk) -> Option<u64> {
+/// Bytes of each disk's mapping on huge pages, as far as the kernel tells; it does not for DAX.
+///
+/// It walks through the page tables of everything that is mapped: not to be asked for one disk after the other.
+pub fn huge_bytes<'a>(disks: impl IntoIterator<Item = &'a Backing>) -> Vec<Option<u64>> {
+    let ranges: Vec<_> = disks.into_iter().map(told_range).collect();
+    if ranges.iter().all(Option::is_none) {
+        return vec![None; ranges.len()];
+    }
+    match File::open("/proc/self/smaps") {
+        Ok(smaps) => huge_bytes_in(BufReader::new(smaps), &ranges),
+        Err(_) => vec![None; ranges.len()],
+    }
+}
+
+/// The addresses of a disk whose huge pages the kernel tells.
+fn told_range(disk: &Backing) -> Option<Range<usize>> {
+    let Backing::Mapped(disk) = disk else { return None };
     if !matches!(disk.kind(), BackingKind::Tmpfs | BackingKind::Hugetlbfs) {
         return None;
     }
     let start = disk.mapping().address();
-    let end = start.checked_add(usize::try_from(disk.geometry().capacity_bytes).ok()?)?;
-    Some(huge_bytes_in(&std::fs::read_to_string("/proc/self/smaps").ok()?, start, end))
+    Some(start..start.checked_add(usize::try_from(disk.geometry().capacity_bytes).ok()?)?)
 }
 
-/// Sums the huge pages of the mappings that begin from `start` to before `end`.
-fn huge_bytes_in(smaps: &str, start: usize, end: usize) -> u64 {
-    let mut is_inside = false;
-    let mut kib = 0_u64;
-    for line in smaps.lines() {
-        let (name, rest) = line.split_once(':').unwrap_or((line, ""));
+/// Sums the huge pages of the mappings that begin in each of the ranges.
+fn huge_bytes_in(smaps: impl BufRead, ranges: &[Option<Range<usize>>]) -> Vec<Option<u64>> {
+    let mut by_start: BTreeMap<usize, (usize, u64)> =
+        ranges.iter().flatten().map(|range| (range.start, (range.end, 0))).collect();
+    let mut at = None;
+    for line in smaps.lines().map_while(Result::ok) {
+        let (name, rest) = line.split_once(':').unwrap_or((&line, ""));
         let first = line.split_once('-').and_then(|(first, _)| usize::from_str_radix(first, 16).ok());
-        if let Some(first) = first {
-            is_inside = (start..end).contains(&first);
-        } else if is_inside
-            && matches!(name, "ShmemPmdMapped" | "FilePmdMapped" | "Shared_Hugetlb" | "Private_Hugetlb")
+        if first.is_some() {
+            at = first;
+        } else if matches!(name, "ShmemPmdMapped" | "FilePmdMapped" | "Shared_Hugetlb" | "Private_Hugetlb")
+            && let Some(at) = at
+            && let Some((_, (end, bytes))) = by_start.range_mut(..=at).next_back()
+            && at < *end
         {
-            let number = rest.trim().trim_end_matches(" kB").parse::<u64>();
-            kib = kib.saturating_add(number.unwrap_or(0));
+            let kib = rest.trim().trim_end_matches(" kB").parse::<u64>();
+            *bytes = bytes.saturating_add(kib.unwrap_or(0).saturating_mul(1024));
         }
     }
-    kib.saturating_mul(1024)
+    let found = |range: &Range<usize>| by_start.get(&range.start).map(|(_, bytes)| *bytes);
+    ranges.iter().map(|range| range.as_ref().and_then(found)).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
     use std::os::unix::fs::{FileExt, MetadataExt};
 
     use super::*;
@@ -156,7 +173,7 @@ mod tests {
         let populated = disk.populate(|| false).unwrap();
         assert_eq!(populated.bytes, capacity_bytes);
         let Backing::Mapped(mapped) = &disk else { unreachable!() };
-        let huge_bytes = populated.huge_bytes.unwrap();
+        let huge_bytes = huge_bytes([&disk])[0].unwrap();
         match mapped.mapping().gather(0..STEP_BYTES) {
             Ok(()) => assert!(huge_bytes >= STEP_BYTES, "{huge_bytes} bytes on huge pages"),
             #[allow(clippy::print_stdout)]
@@ -197,7 +214,13 @@ mod tests {
                      Size: 2048 kB\nShmemPmdMapped:    2048 kB\nShared_Hugetlb:   0 kB\n\
                      7f0000200000-7f0000400000 rw-s 00000000 00:1 1 /dev/shm/a\nShmemPmdMapped: 1024 kB\n\
                      7f0000400000-7f0000600000 rw-s 00000000 00:1 1 /b\nShmemPmdMapped: 4096 kB\n";
-        assert_eq!(huge_bytes_in(smaps, 0x7f00_0000_0000, 0x7f00_0040_0000), 3 << 20);
-        assert_eq!(huge_bytes_in("", 0, 1), 0);
+        let ranges = [
+            None,
+            Some(0x7f00_0040_0000..0x7f00_0060_0000),
+            Some(0x7f00_0000_0000..0x7f00_0040_0000),
+            Some(0x7e00_0000_0000..0x7e00_0020_0000),
+        ];
+        let found = huge_bytes_in(smaps.as_bytes(), &ranges);
+        assert_eq!(found, [None, Some(4 << 20), Some(3 << 20), Some(0)]);
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use crate::disk::{Backing, Populated};
+use crate::disk::{self, Backing, Disk as _, Populated};
 use crate::virtio::blk::Device;
 
 /// A running thread. Dropping it stops it, after a step of at most 64 MiB.
@@ -23,10 +23,17 @@ impl Populator {
         let is_stopping = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&is_stopping);
         let run = move || {
-            for device in devices {
-                if let Some(populated) = device.disk().populate(|| stop.load(Ordering::Relaxed)) {
+            let should_stop = || stop.load(Ordering::Relaxed);
+            for device in &devices {
+                if should_stop() {
+                    return;
+                }
+                if let Some(populated) = device.disk().populate(should_stop) {
                     report(&device.identity().name, populated);
                 }
+            }
+            if !should_stop() {
+                report_huge_pages(&devices);
             }
         };
         match std::thread::Builder::new().name("populate".into()).spawn(run) {
@@ -56,13 +63,24 @@ impl Drop for Populator {
 }
 
 fn report(disk: &str, populated: Populated) {
-    let Populated { bytes, failed_bytes, huge_bytes } = populated;
-    tracing::info!(disk, bytes, huge_bytes, "populated");
+    let Populated { bytes, failed_bytes } = populated;
+    tracing::info!(disk, bytes, "populated");
     if failed_bytes != 0 {
         tracing::warn!(
             disk,
             failed_bytes,
             "parts of the mapping could not be populated; first touches are slower"
         );
+    }
+}
+
+/// Where they are fewer than the disk is large, it is slower: that is all.
+fn report_huge_pages(devices: &[Arc<Device<Backing>>]) {
+    let huge_bytes = disk::huge_bytes(devices.iter().map(|device| device.disk()));
+    for (device, huge_bytes) in devices.iter().zip(huge_bytes) {
+        let (disk, bytes) = (&device.identity().name, device.disk().geometry().capacity_bytes);
+        if let Some(huge_bytes) = huge_bytes {
+            tracing::info!(disk, huge_bytes, bytes, "mapped in huge pages");
+        }
     }
 }

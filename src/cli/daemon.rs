@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::api::{Endpoint, Serving};
 use crate::cli::activation;
 use crate::cli::exit::Failure;
+use crate::cli::limits;
 use crate::cli::notify::Manager;
 use crate::cli::signals::CaughtSignals;
 use crate::config::ServerConfig;
@@ -18,6 +19,7 @@ pub(super) fn run(
     announce: impl FnOnce(&[DiskSummary]),
 ) -> Result<(), Failure> {
     config.check()?;
+    limits::raise_open_files(config.disks.len())?;
     let signals = CaughtSignals::catch().map_err(Failure::Signals)?;
     let endpoint = metrics.map(Endpoint::bind).transpose()?;
     activation::take_passed(&mut config.disks)?;

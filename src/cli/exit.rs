@@ -7,6 +7,7 @@ use crate::api::EndpointError;
 use crate::cli::activation::ActivationError;
 use crate::cli::disk_option::DiskOptionError;
 use crate::cli::inherited::InheritedError;
+use crate::cli::limits::TooFewFiles;
 use crate::config::ConfigError;
 use crate::disk::OpenError;
 use crate::server::ServerError;
@@ -101,6 +102,8 @@ pub(super) enum Failure {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
+    Limits(#[from] TooFewFiles),
+    #[error(transparent)]
     Inherited(#[from] InheritedError),
     #[error(transparent)]
     Activation(#[from] ActivationError),
@@ -130,7 +133,7 @@ impl Failure {
             Self::Describe(error) => of_open(error),
             #[cfg(feature = "bench")]
             Self::Bench(error) => of_bench(error),
-            Self::Signals(_) | Self::Output(_) => Exit::Other,
+            Self::Limits(_) | Self::Signals(_) | Self::Output(_) => Exit::Other,
         }
     }
 }

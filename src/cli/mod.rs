@@ -24,6 +24,7 @@ mod exit;
 mod hints;
 mod info;
 mod inherited;
+mod limits;
 mod logging;
 mod man;
 mod notify;

@@ -3,8 +3,9 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, compiler_fence, fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Ranges at a time: the memory of eight front-ends with as many regions as there can be.
-const MAX_RANGES: usize = 4096;
+/// Ranges at a time: the memory of 128 front-ends with as many regions as there can be, or of thousands that have a
+/// few each. Those that are not used are not resident.
+const MAX_RANGES: usize = 1 << 16;
 
 /// Bits of [`Slot::kind`]: the page size of guest memory, or this.
 const MEDIA: usize = 0;

@@ -68,6 +68,8 @@ pub(super) struct Runner<D: Disk> {
     armed: usize,
     window: Window,
     last_glance: Instant,
+    /// It has been woken, and so has just seen who kicks.
+    is_fresh: bool,
     waker: Waker,
 }
 
@@ -81,7 +83,17 @@ impl<D: Disk> Runner<D> {
         epoll.ctl(ControlOperation::Add, inbox.bell.event().as_raw_fd(), event)?;
         let waker = Waker::from(inbox.bell.clone());
         let (slots, hot, window) = (Vec::new(), Vec::new(), Window::new(polling));
-        Ok(Self { inbox, epoll, slots, hot, armed: 0, window, last_glance: Instant::now(), waker })
+        Ok(Self {
+            inbox,
+            epoll,
+            slots,
+            hot,
+            armed: 0,
+            window,
+            last_glance: Instant::now(),
+            is_fresh: false,
+            waker,
+        })
     }
 
     /// Serves its rings until it is told to stop. Sleeps when there is nothing to do.
@@ -92,7 +104,7 @@ impl<D: Disk> Runner<D> {
             }
             if !self.serve_hot() {
                 self.pause();
-            } else if self.armed > 0 {
+            } else if self.armed > 0 && !std::mem::take(&mut self.is_fresh) {
                 self.glance(Instant::now());
             }
         }
@@ -143,6 +155,7 @@ impl<D: Disk> Runner<D> {
             return;
         }
         self.wait_for_events(-1);
+        self.is_fresh = true;
         self.window.learn(start.elapsed());
     }
 

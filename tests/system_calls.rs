@@ -5,74 +5,13 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader};
-use std::process::{Child, Command, Stdio};
 
-use common::daemon::{Daemon, Place, Setup};
+use common::daemon::{Place, Setup};
 use common::driver::{Driver, Options, Queue, Request};
-use tempfile::NamedTempFile;
+use common::strace::Trace;
 
 const BATCHES: usize = 400;
 const BATCH_REQUESTS: usize = 16;
-
-/// A trace of a daemon's workers, from its start to its end.
-struct Trace {
-    strace: Child,
-    output: NamedTempFile,
-}
-
-impl Trace {
-    /// Follows the workers; they are held until it has begun.
-    fn start(daemon: &Daemon) -> Self {
-        let workers = workers(daemon.pid());
-        let output = NamedTempFile::new().unwrap();
-        let mut strace = Command::new("strace")
-            .args(workers.iter().flat_map(|thread| ["-p".to_owned(), thread.to_string()]))
-            .arg("-o")
-            .arg(output.path())
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("strace cannot be run; ci/lab/install installs it");
-        // It says so of each thread.
-        let said = BufReader::new(strace.stderr.take().unwrap()).lines().take(workers.len());
-        for line in said {
-            let line = line.unwrap();
-            assert!(line.contains("attached"), "{line}");
-        }
-        Self { strace, output }
-    }
-
-    /// Ends it; answers how often each system call was made.
-    fn end(mut self) -> BTreeMap<String, usize> {
-        let pid = rustix::process::Pid::from_child(&self.strace);
-        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-        self.strace.wait().unwrap();
-        let mut calls = BTreeMap::new();
-        for line in std::fs::read_to_string(self.output.path()).unwrap().lines() {
-            // With more than one thread their numbers come first.
-            let call = line.trim_start_matches(|letter: char| letter.is_ascii_digit() || letter == ' ');
-            let Some((name, _)) = call.split_once('(') else { continue };
-            *calls.entry(name.to_owned()).or_default() += 1;
-        }
-        calls
-    }
-}
-
-/// The threads that own rings.
-fn workers(pid: u32) -> Vec<u32> {
-    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let threads = threads.map(|thread| thread.unwrap().path());
-    let is_worker = |thread: &std::path::PathBuf| {
-        std::fs::read_to_string(thread.join("comm")).unwrap().starts_with("worker")
-    };
-    let found: Vec<u32> = threads
-        .filter(is_worker)
-        .map(|thread| thread.file_name().unwrap().to_str().unwrap().parse().unwrap())
-        .collect();
-    assert!(!found.is_empty(), "no thread of the daemon is called a worker");
-    found
-}
 
 /// Reads, writes and flushes, a batch at a time.
 fn use_queue(queue: &mut Queue, batches: usize) {

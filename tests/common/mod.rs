@@ -9,6 +9,7 @@ pub mod driver;
 pub mod frontend;
 pub mod metrics;
 pub mod process;
+pub mod strace;
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use rustix::process::Pid;
+
 /// Length of the unit of resident memory in `smaps`.
 const KIB: u64 = 1024;
 
@@ -18,6 +20,19 @@ impl Process {
     /// Threads.
     pub fn threads(self) -> usize {
         self.tasks().len()
+    }
+
+    /// Whether one of them is called so.
+    pub fn has_thread(self, name: &str) -> bool {
+        let names =
+            self.tasks().into_iter().map(|task| fs::read_to_string(task + "/comm").unwrap_or_default());
+        names.into_iter().any(|found| found.trim_end() == name)
+    }
+
+    /// The process that traces it.
+    pub fn tracer(self) -> Option<Pid> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0)).unwrap();
+        Pid::from_raw(i32::try_from(field(&status, "TracerPid:")).unwrap())
     }
 
     /// Processor time used by all threads, user and system, in clock ticks.
@@ -42,6 +57,12 @@ impl Process {
     pub fn resident_bytes(self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0)).unwrap();
         field(&status, "VmRSS:") * KIB
+    }
+
+    /// Bytes of its page tables.
+    pub fn page_table_bytes(self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0)).unwrap();
+        field(&status, "VmPTE:") * KIB
     }
 
     /// Resident memory in bytes without mappings of files whose name contains one of `except`.

@@ -19,7 +19,8 @@
 //! | [`copy`] | how bytes move | where they come from |
 //!
 //! [`server`] ties disks, sessions and workers together; [`config`] is what it is told to do, and `api` says what
-//! it has done.
+//! it has done. [`virtio::queue::Gatherer`] is the door for programs that have queues of their own, and `stock` (with the
+//! feature of that name) goes through it: the disk for daemons built on the crate `vhost-user-backend`.
 
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
 
@@ -38,6 +39,8 @@ mod crash;
 pub mod disk;
 mod log_limit;
 pub mod server;
+#[cfg(feature = "stock")]
+pub mod stock;
 mod stop_point;
 pub mod vhost_user;
 pub mod virtio;

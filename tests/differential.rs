@@ -1,10 +1,17 @@
-//! The daemon against an independent back-end: the same streams of requests, valid and invalid, framed in every
-//! way that descriptors allow, must give the same statuses, used ids, used lengths, memory and image.
+//! The daemon, and with the feature `stock` the same disk inside a daemon on `vhost-user-backend`, against an
+//! independent back-end: the same streams of requests, valid and invalid, framed in every way that descriptors allow,
+//! must give the same statuses, used ids, used lengths, memory and image.
+//!
+//! The oracle shares nothing with what is under test. `stock` shares the parsing and execution of requests with the
+//! daemon, and `virtio-queue` with the oracle: where it agrees with one of them only, that says where the fault is.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::cast_possible_truncation, clippy::print_stdout, unreachable_pub)]
 
 mod common;
+#[cfg(feature = "stock")]
+#[path = "differential/embedded.rs"]
+mod embedded;
 #[path = "common/oracle.rs"]
 mod oracle;
 #[path = "differential/ring.rs"]
@@ -35,51 +42,78 @@ const BATCHES: usize = 50;
 /// How often each status came, and for which requests.
 type Tally = BTreeMap<(u8, &'static str), usize>;
 
+/// What is compared with the oracle: a disk that a front-end connects to for each stream.
+trait Subject {
+    /// Serves the first disk of `setup`, whose image is there.
+    fn start(setup: Setup, block_bytes: u32, read_only: bool) -> Self;
+
+    /// Serves one front-end, which comes and leaves in `run`.
+    fn serve(&self, run: impl FnOnce(&Path));
+
+    /// Ends it.
+    fn stop(self);
+}
+
+impl Subject for Daemon {
+    fn start(setup: Setup, block_bytes: u32, read_only: bool) -> Self {
+        let access = if read_only { ",readonly=on" } else { "" };
+        setup.disk(&format!("serial={SERIAL},block-size={block_bytes}{access}")).start()
+    }
+
+    fn serve(&self, run: impl FnOnce(&Path)) {
+        run(&self.socket(0));
+    }
+
+    fn stop(self) {
+        Self::stop(self);
+    }
+}
+
 #[test]
 fn disks_of_512_byte_blocks_do_what_the_oracle_does() {
-    for (number, place) in Place::ALL.into_iter().enumerate() {
-        let tally = compare(place, 512, false, number as u64 * 100);
-        assert_thorough(&tally);
-    }
+    compare_everywhere::<Daemon>(512, false, 0);
 }
 
 #[test]
 fn disks_of_4096_byte_blocks_do_what_the_oracle_does() {
-    for (number, place) in Place::ALL.into_iter().enumerate() {
-        let tally = compare(place, 4096, false, 1000 + number as u64 * 100);
-        assert_thorough(&tally);
-    }
+    compare_everywhere::<Daemon>(4096, false, 1000);
 }
 
 #[test]
 fn read_only_disks_do_what_the_oracle_does() {
+    compare_everywhere::<Daemon>(512, true, 2000);
+}
+
+/// Compares on both kinds of file systems.
+fn compare_everywhere<S: Subject>(block_bytes: u32, read_only: bool, first_seed: u64) {
     for (number, place) in Place::ALL.into_iter().enumerate() {
-        let tally = compare(place, 512, true, 2000 + number as u64 * 100);
+        let tally = compare::<S>(place, block_bytes, read_only, first_seed + number as u64 * 100);
         assert_thorough(&tally);
     }
 }
 
 /// Runs several streams, each on a fresh connection with other ring options.
-fn compare(place: Place, block_bytes: u32, read_only: bool, first_seed: u64) -> Tally {
-    let access = if read_only { ",readonly=on" } else { "" };
-    let setup = Setup::new(place).disk(&format!("serial={SERIAL},block-size={block_bytes}{access}"));
-    let twin = setup.image(1);
-    for image in [setup.image(0), twin.clone()] {
+fn compare<S: Subject>(place: Place, block_bytes: u32, read_only: bool, first_seed: u64) -> Tally {
+    let setup = Setup::new(place);
+    let [image, twin] = [0, 1].map(|index| setup.image(index));
+    let oracle_socket = setup.socket(1);
+    for image in [&image, &twin] {
         std::fs::write(image, pattern(first_seed, DISK_BYTES)).unwrap();
     }
-    let daemon = setup.start();
+    let subject = S::start(setup, block_bytes, read_only);
     let mut tally = Tally::new();
     let streams = std::env::var("DIFFERENTIAL_STREAMS").map_or(STREAMS, |streams| streams.parse().unwrap());
     for seed in first_seed..first_seed + streams {
-        run_stream(&daemon, &twin, read_only, seed, &mut tally);
-        let same = std::fs::read(daemon.image(0)).unwrap() == std::fs::read(&twin).unwrap();
+        subject.serve(|socket| run_stream([socket, &oracle_socket], &twin, read_only, seed, &mut tally));
+        let same = std::fs::read(&image).unwrap() == std::fs::read(&twin).unwrap();
         assert!(same, "{place:?}, seed {seed}: the images differ");
     }
-    daemon.stop();
+    subject.stop();
     tally
 }
 
-fn run_stream(daemon: &Daemon, twin: &Path, read_only: bool, seed: u64, tally: &mut Tally) {
+/// Runs one stream on what listens at the first socket, and on the oracle at the second.
+fn run_stream(sockets: [&Path; 2], twin: &Path, read_only: bool, seed: u64, tally: &mut Tally) {
     let mut random = Random::new(seed);
     let options = RingOptions {
         queue_size: random.pick(&[8, 16, 64, 128, 256, 1024]),
@@ -88,11 +122,11 @@ fn run_stream(daemon: &Daemon, twin: &Path, read_only: bool, seed: u64, tally: &
         base: random.pick(&[0, 7, u16::MAX - 100]),
         device_features: device_features(read_only),
     };
-    let mut subject = Ring::start(&daemon.socket(0), options);
+    let mut subject = Ring::start(sockets[0], options);
     let shape = Shape::from_config(&subject.config(CONFIG_BYTES), read_only, serial());
     assert_eq!(shape.capacity_sectors as usize * SECTOR_BYTES, DISK_BYTES);
-    let oracle = Oracle::serve(&daemon.socket(1), twin, shape);
-    let mut reference = Ring::start(&daemon.socket(1), options);
+    let oracle = Oracle::serve(sockets[1], twin, shape);
+    let mut reference = Ring::start(sockets[1], options);
 
     let mut stream = Stream::new(seed, shape);
     for number in 0..BATCHES {

@@ -13,7 +13,8 @@ mod common;
 #[path = "../common/process.rs"]
 #[allow(dead_code, reason = "the tests use more of it")]
 mod process;
-#[path = "peers/stock.rs"]
+#[path = "../common/stock.rs"]
+#[allow(dead_code, reason = "the tests use more of it")]
 mod stock;
 
 use std::fmt::Write as _;
@@ -21,10 +22,15 @@ use std::fs;
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use vhost::vhost_user::Listener;
 use vhost_user_pmem::bench::{self, Peer, Plan, Report, Rw, Waiting, Work};
 use vhost_user_pmem::cpus::Cpus;
+use vhost_user_pmem::disk::{self, LockMode, OpenOptions};
+use vhost_user_pmem::stock::Stock;
+use vhost_user_pmem::virtio::blk::{Device, Identity};
 
 use bare::Bare;
 use process::Process;
@@ -98,7 +104,7 @@ fn main() {
     let mut words = std::env::args().skip(1).filter(|word| word != "--bench").peekable();
     if words.peek().is_some_and(|word| word == "stock") {
         let paths: Vec<_> = words.skip(1).map(PathBuf::from).collect();
-        return stock::serve(&paths[0], &paths[1]);
+        return serve_stock(&paths[0], &paths[1]);
     }
     if !std::env::args().any(|word| word == "--bench") {
         return;
@@ -123,6 +129,19 @@ fn main() {
     fs::write(folder.join("peers.md"), text).unwrap();
     plots(&servers, rounds, runtime, &folder);
     println!("table and plots are in {}", folder.display());
+}
+
+/// Our disk inside a daemon on `vhost-user-backend` and `virtio-queue`: the same execution behind stock rings. One
+/// front-end after another, for ever.
+fn serve_stock(socket: &Path, image: &Path) {
+    let options = OpenOptions { lock: LockMode::Off, ..OpenOptions::new("stock") };
+    let disk = disk::open(image, &options).unwrap().disk;
+    let identity = Identity { name: "stock".to_owned(), serial: [0; 20] };
+    let device = Arc::new(Device::new(disk, identity, 1));
+    let mut listener = Listener::new(socket, true).unwrap();
+    loop {
+        stock::serve_one(&mut listener, Arc::new(Stock::new(device.clone()).unwrap()));
+    }
 }
 
 /// All on the same file: none of them relies on what is in it.

@@ -14,6 +14,7 @@
 //! Everything a guest writes is read once and checked where it is read.
 
 mod chain;
+mod gather;
 mod layout;
 mod log;
 mod notify;
@@ -25,6 +26,7 @@ mod walk;
 mod tests;
 
 pub use chain::{Chain, Completion, Flaw, Head, Header, HeldStatus, StatusByte};
+pub use gather::{Buffer, Gatherer};
 pub use layout::{RingAddresses, RingKind, RingLayout};
 pub use log::RingLog;
 pub use packed::PackedQueue;

@@ -1,0 +1,59 @@
+//! Chains that somebody else has taken from a ring: the way to a device for programs with queues of their own.
+
+#![allow(unsafe_code)]
+
+use std::sync::Arc;
+
+use super::RingError;
+use super::chain::{Chain, Head};
+use super::walk::{Walk, most_segments};
+use crate::copy::Segment;
+use crate::virtio::memory::{MemoryTable, Translator};
+
+/// What a descriptor says of its buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Buffer {
+    /// Guest-physical address.
+    pub address: u64,
+    /// Length in bytes.
+    pub len_bytes: u32,
+    /// The device may write it, and not read it.
+    pub is_writable: bool,
+}
+
+/// Makes chains of the buffers that somebody else has read from descriptors, one chain at a time.
+#[derive(Debug)]
+pub struct Gatherer {
+    memory: Translator,
+    segments: Box<[Segment]>,
+}
+
+// SAFETY: the segments are what is left of the last chain; nobody reads them before the next one has been written.
+unsafe impl Send for Gatherer {}
+
+impl Gatherer {
+    /// Chains in `memory` of at most `most_descriptors`. A longer one has the flaw of a buffer that is not mapped.
+    pub fn new(memory: Arc<MemoryTable>, most_descriptors: u16) -> Self {
+        let segments = vec![Segment::EMPTY; most_segments(most_descriptors, 0)].into_boxed_slice();
+        Self { memory: Translator::new(memory), segments }
+    }
+
+    /// The chain that begins with the descriptor `head` and has these buffers, in the driver's order. It is checked as
+    /// one that was popped from a ring of ours; that the chain is whole is for the caller to know.
+    ///
+    /// # Errors
+    /// [`RingError::NoStatus`]: there is no place for an answer.
+    pub fn gather(
+        &mut self,
+        head: u16,
+        buffers: impl IntoIterator<Item = Buffer>,
+    ) -> Result<Chain<'_>, RingError> {
+        let Self { memory, segments } = self;
+        let mut walk = Walk::default();
+        for Buffer { address, len_bytes, is_writable } in buffers {
+            walk.take(address, len_bytes, is_writable, memory, segments);
+        }
+        // SAFETY: the walk was given these segments and this memory, and nothing else.
+        unsafe { walk.end(Head::new(head), segments, memory) }
+    }
+}

@@ -4,6 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;
+#[cfg(feature = "stock")]
+#[path = "common/stock.rs"]
+#[allow(dead_code, reason = "others use more of it")]
+mod embedded;
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt;
@@ -15,6 +19,14 @@ use serde_json::Value;
 
 use common::daemon::{Place, Setup};
 use common::process::Process;
+#[cfg(feature = "stock")]
+use {
+    embedded::Embedded,
+    std::sync::Arc,
+    vhost_user_pmem::disk::{self, OpenOptions},
+    vhost_user_pmem::stock::Stock,
+    vhost_user_pmem::virtio::blk::{Device, Identity},
+};
 
 const BLOCK_BYTES: u64 = 4096;
 
@@ -119,6 +131,42 @@ fn a_sleeping_client_is_called_on_every_queue_and_a_polling_one_is_not() {
     // One each when the used index passes the parked event index.
     assert!(number(&polling["calls"]) <= number(&polling["requests"]) / 1000 + 2, "{polling}");
     daemon.stop();
+}
+
+#[test]
+fn packed_rings_go_on_when_the_count_of_their_descriptors_wraps() {
+    const REQUESTS: u64 = u16::MAX as u64 / 3 + 1;
+    let daemon = Setup::new(Place::Tmpfs).disk("size=16M").start();
+    for mode in ["--poll", "--event"] {
+        let load = ["--packed", "--rw", "randrw", "--verify", "--iodepth", "32", mode, "--runtime"];
+        let enough = ["1", "10", "100"].into_iter().find_map(|runtime| {
+            let report = measured(&daemon.socket(0), &[&load[..], &[runtime]].concat());
+            assert_eq!((&report["packed"], report["waiting"].as_str()), (&true.into(), Some(&mode[2..])));
+            let point = point(&report, 0);
+            assert_coherent(point, BLOCK_BYTES);
+            assert!(number(&report["peers"][0]["blocks_read_back"]) > 0, "{report}");
+            (number(&point["requests"]) > REQUESTS).then_some(())
+        });
+        enough.unwrap_or_else(|| panic!("fewer than {REQUESTS} requests in 100 s"));
+    }
+    daemon.stop();
+}
+
+#[cfg(feature = "stock")]
+#[test]
+fn a_back_end_with_split_rings_only_is_not_asked_for_packed_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let (image, socket) = (folder.path().join("disk.img"), folder.path().join("disk.sock"));
+    std::fs::write(&image, common::pattern(1, 1 << 20)).unwrap();
+    let disk = disk::open(&image, &OpenOptions::new("disk")).unwrap().disk;
+    let identity = Identity { name: "disk".to_owned(), serial: [0; 20] };
+    let device = Arc::new(Device::new(disk, identity, 1));
+    let session = Embedded::serve(&socket, &Arc::new(Stock::new(device).unwrap()));
+
+    let refused = bench(&socket, &["--packed", "--rw", "write", "--runtime", "50ms"]);
+    assert_error(&refused, 2, &["disk.sock", "offers no packed rings", "leave --packed out"]);
+    session.finish();
+    assert!(std::fs::read(&image).unwrap() == common::pattern(1, 1 << 20), "it was written to");
 }
 
 #[test]

@@ -69,7 +69,7 @@ pub(super) struct Queue {
 impl Client {
     /// Connects, and sets up the queues for `work`.
     pub(super) fn connect(socket: &Path, work: &Work) -> Result<Self, BenchError> {
-        let mut transport = shake_hands(socket)?;
+        let mut transport = shake_hands(socket, work.packed)?;
         let disk = describe(&*transport, socket)?;
         let count = usize::from(work.queues.get());
         if disk.queues < count {
@@ -97,8 +97,8 @@ impl Client {
     }
 
     /// Connects for a look at the disk, and leaves again.
-    pub(super) fn look(socket: &Path) -> Result<Disk, BenchError> {
-        let transport = shake_hands(socket)?;
+    pub(super) fn look(socket: &Path, packed: bool) -> Result<Disk, BenchError> {
+        let transport = shake_hands(socket, packed)?;
         let transport: Arc<VirtioBlkTransport> = Arc::from(transport);
         describe(&*transport, socket)
     }
@@ -123,12 +123,13 @@ fn within_limit<T: Send + 'static>(
     })
 }
 
-fn shake_hands(socket: &Path) -> Result<Box<VirtioBlkTransport>, BenchError> {
+fn shake_hands(socket: &Path, packed: bool) -> Result<Box<VirtioBlkTransport>, BenchError> {
     let path = socket.to_owned();
-    within_limit(socket, move || handshake(&path))?
+    within_limit(socket, move || handshake(&path, packed))?
 }
 
-fn handshake(socket: &Path) -> Result<Box<VirtioBlkTransport>, BenchError> {
+/// Rings are packed if it is asked for, or not at all.
+fn handshake(socket: &Path, packed: bool) -> Result<Box<VirtioBlkTransport>, BenchError> {
     let to_error = |source: io::Error| {
         let socket = socket.to_owned();
         match source.raw_os_error() {
@@ -142,10 +143,15 @@ fn handshake(socket: &Path) -> Result<Box<VirtioBlkTransport>, BenchError> {
         socket.to_str().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidFilename)).map_err(to_error)?;
     // The library says "Connection refused" of a file that is no socket.
     fs::metadata(socket).map_err(to_error)?;
-    let features = VirtioFeatureFlags::VERSION_1.bits()
-        | VirtioFeatureFlags::RING_EVENT_IDX.bits()
-        | VirtioBlkFeatureFlags::all().bits();
-    Ok(Box::new(VhostUser::new(path, features).map_err(to_error)?))
+    // In a packed ring the library's decision whether to kick rests on a count of descriptors in 16 bits, which wraps
+    // while a busy back-end asks for no kick: with event indices a kick would be lost now and then.
+    let ring = if packed { VirtioFeatureFlags::RING_PACKED } else { VirtioFeatureFlags::RING_EVENT_IDX };
+    let features = VirtioFeatureFlags::VERSION_1.bits() | ring.bits() | VirtioBlkFeatureFlags::all().bits();
+    let transport: Box<VirtioBlkTransport> = Box::new(VhostUser::new(path, features).map_err(to_error)?);
+    if packed && transport.get_features() & ring.bits() == 0 {
+        return Err(BenchError::NotPacked { socket: socket.to_owned() });
+    }
+    Ok(transport)
 }
 
 fn describe(transport: &VirtioBlkTransport, socket: &Path) -> Result<Disk, BenchError> {

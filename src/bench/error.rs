@@ -65,6 +65,15 @@ pub enum BenchError {
         /// How long it was waited for.
         seconds: u64,
     },
+    /// Packed rings where there are only split ones.
+    #[error(
+        "{}: the back-end offers no packed rings (VIRTIO_F_RING_PACKED); leave --packed out, or have it offer them",
+        .socket.display()
+    )]
+    NotPacked {
+        /// The back-end.
+        socket: PathBuf,
+    },
     /// Fewer queues than asked for.
     #[error(
         "{}: the back-end offers {offered} queues and not {wanted}; lower --numqueues, or have it offer more",

@@ -49,7 +49,7 @@ pub(super) struct Round {
 impl Subject {
     /// Looks at the back-end, and refuses what it cannot do before anything is written.
     pub(super) fn look(peer: &Peer, work: &Work, run: u32) -> Result<Self, BenchError> {
-        let disk = Client::look(&peer.socket)?;
+        let disk = Client::look(&peer.socket, work.packed)?;
         let socket = || peer.socket.clone();
         if let Some(pid) = peer.pid {
             cpu::of_process(pid)?;

@@ -62,6 +62,8 @@ pub struct Work {
     pub queues: NonZeroU16,
     /// How completions are waited for.
     pub waiting: Waiting,
+    /// The queues are packed rings (VIRTIO 1.2 §2.8) instead of split ones.
+    pub packed: bool,
     /// Use only so many bytes from the start of the disk.
     pub span_bytes: Option<u64>,
     /// Write what says where and when it was written, and check what is read.
@@ -191,6 +193,7 @@ mod tests {
             depth: NonZeroU16::new(depth).unwrap(),
             queues: NonZeroU16::MIN,
             waiting: Waiting::Poll,
+            packed: false,
             span_bytes: None,
             verify: false,
         };

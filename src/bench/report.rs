@@ -20,6 +20,8 @@ pub struct Report {
     pub queues: u16,
     /// `poll` or `event`.
     pub waiting: &'static str,
+    /// The queues were packed rings.
+    pub packed: bool,
     /// What was read was checked.
     pub verify: bool,
     /// Rounds on each back-end and at each depth.
@@ -274,6 +276,7 @@ impl Report {
                 Waiting::Poll => "poll",
                 Waiting::Event => "event",
             },
+            packed: plan.work.packed,
             verify: plan.work.verify,
             rounds: plan.rounds.get(),
             runtime_seconds: plan.runtime.as_secs_f64(),

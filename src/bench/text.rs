@@ -56,9 +56,10 @@ impl Report {
         };
         let plural = |count: u16| if count == 1 { "" } else { "s" };
         format!(
-            "{} of {block}, {} queue{}, {}, {} round{} of {} s",
+            "{} of {block}, {} {}queue{}, {}, {} round{} of {} s",
             self.rw,
             self.queues,
+            if self.packed { "packed " } else { "" },
             plural(self.queues),
             if self.waiting == "poll" { "polling" } else { "event-driven" },
             self.rounds,

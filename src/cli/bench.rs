@@ -76,6 +76,10 @@ pub(super) struct BenchArgs {
     #[arg(long)]
     event: bool,
 
+    /// Use packed rings, which the back-end must offer, instead of split ones; without event indices
+    #[arg(long)]
+    packed: bool,
+
     /// Write blocks that say where and when they were written, check all that is read, and read everything back
     /// in the end; with read and randread, check what an earlier run of write left
     #[arg(long)]
@@ -148,6 +152,7 @@ fn plan(args: BenchArgs) -> Plan {
         depth: args.iodepth,
         queues: args.numqueues,
         waiting: if args.event { Waiting::Event } else { Waiting::Poll },
+        packed: args.packed,
         span_bytes: args.size,
         verify: args.verify,
     };

@@ -173,6 +173,7 @@ fn of_bench(error: &crate::bench::BenchError) -> Exit {
         Error::BlockSize { .. }
         | Error::Depth { .. }
         | Error::Buffers { .. }
+        | Error::NotPacked { .. }
         | Error::Queues { .. }
         | Error::ReadOnly { .. }
         | Error::DiskBlock { .. }

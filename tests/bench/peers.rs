@@ -232,6 +232,7 @@ fn plan(row: usize, peers: Vec<Peer>, runtime: Duration) -> Plan {
         depth: NonZeroU16::new(depth).unwrap(),
         queues: NonZeroU16::MIN,
         waiting,
+        packed: false,
         span_bytes: None,
         verify: false,
     };

@@ -43,7 +43,7 @@ const OPTIONS: [&str; 16] = [
 
 /// Those of the load generator.
 #[cfg(feature = "bench")]
-const BENCH_OPTIONS: [&str; 17] = [
+const BENCH_OPTIONS: [&str; 18] = [
     "--socket",
     "--against",
     "--rw",
@@ -56,6 +56,7 @@ const BENCH_OPTIONS: [&str; 17] = [
     "--rounds",
     "--poll",
     "--event",
+    "--packed",
     "--verify",
     "--server-pid",
     "--against-pid",

@@ -24,6 +24,8 @@ mod memory;
 mod messages;
 #[path = "protocol/notifications.rs"]
 mod notifications;
+#[path = "protocol/recovery.rs"]
+mod recovery;
 #[path = "protocol/resize.rs"]
 mod resize;
 #[path = "protocol/rings.rs"]

@@ -96,6 +96,12 @@ pub enum RingError {
     /// A packed ring's base (`SET_VRING_BASE`).
     #[error("the base is slot {0} of a ring of {1}")]
     Base(u16, u16),
+    /// A packed ring that another back-end has driven, and did not stop as it should.
+    #[error(
+        "the ring was used beyond slot {0}, its base, by another back-end that did not say how far it came; \
+         restart the guest"
+    )]
+    StaleBase(u16),
     /// One of the three areas is not inside one memory region.
     #[error("the {0} lies outside guest memory, or in two regions")]
     Unmapped(&'static str),

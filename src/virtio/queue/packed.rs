@@ -11,8 +11,11 @@
 //!   only if the flags beside it say so: ours never do. A crash between the two leaves a record that is behind by
 //!   slots that all bear the mark.
 //!
+//! - All slots that it gives back bear our mark besides. What a device of another make has used since our record does
+//!   not.
+//!
 //! So the place is the first slot without the mark, from the record on. The front-end's base counts in a ring
-//! that has no record of ours, or one that its slots contradict.
+//! that has no record of ours, or one that its slots contradict; a base that its slots contradict is refused.
 
 #![allow(unsafe_code)]
 
@@ -38,6 +41,10 @@ use crate::virtio::memory::{MemoryTable, Translator};
 /// Descriptor flags (VIRTIO 1.2 §2.8.1).
 const AVAIL: u16 = 1 << 7;
 const USED: u16 = 1 << 15;
+
+/// Marks what we have used, by a flag that means nothing: drivers look at the two above in what they get back, and
+/// write all flags anew.
+const OURS: u16 = 1 << 14;
 
 /// Event suppression (VIRTIO 1.2 §2.8.10): notify always, never, or of one descriptor.
 const ENABLE: u16 = 0;
@@ -158,10 +165,33 @@ impl PackedQueue {
         (flags & AVAIL != 0) == at.wrap && (flags & USED != 0) != at.wrap
     }
 
-    /// Whether this slot was used in this pass.
+    /// Whether we have used this slot in this pass. The driver may have offered it for the next one since.
     fn is_marked(&self, at: Position) -> bool {
         let flags = u16::from_le(self.flags(at.slot).load(Ordering::Acquire));
-        (flags & USED != 0) == at.wrap
+        let is_offered_again = (flags & AVAIL != 0) != at.wrap;
+        (flags & USED != 0) == at.wrap && (is_offered_again || flags & OURS != 0)
+    }
+
+    /// Whether some device has used the chain here in this pass, and the driver has not offered another one since.
+    fn is_used(&self, at: Position) -> bool {
+        let Descriptor { address, len_bytes, id, flags } = self.read(at.slot);
+        let is_blank = (address, len_bytes, id, flags) == (0, 0, 0, 0);
+        (flags & USED != 0) == at.wrap && (flags & AVAIL != 0) == at.wrap && !is_blank
+    }
+
+    /// Marks what a device of another make has left unmarked in the pass before this place. Those slots are the
+    /// driver's: what it offers meanwhile stays.
+    fn adopt(&self, mut at: Position) {
+        for _ in 0..self.size {
+            let flags = self.flags(at.slot);
+            let before = flags.load(Ordering::Acquire);
+            let bits = u16::from_le(before);
+            if (bits & AVAIL != 0) != at.wrap && (bits & USED != 0) == at.wrap {
+                let marked = (bits ^ USED).to_le();
+                let _ = flags.compare_exchange(before, marked, Ordering::AcqRel, Ordering::Relaxed);
+            }
+            at = at.advance(1, self.size);
+        }
     }
 
     /// Where the device that drove this ring last has stopped, whatever stopped it.
@@ -178,7 +208,16 @@ impl PackedQueue {
                 return Ok(at);
             }
         }
-        Position::from_base(base, self.size)
+        let mut start = Position::from_base(base, self.size)?;
+        if base == 0 && u16::from_le(self.flags(0).load(Ordering::Acquire)) & USED != 0 {
+            // That is not said of a ring that never ran, but of one whose first pass is over.
+            start.wrap = false;
+        }
+        if self.is_used(start) {
+            return Err(RingError::StaleBase(start.slot));
+        }
+        self.adopt(start);
+        Ok(start)
     }
 
     /// Whether a ring can look like that after what was used up to `at`: the slot before it bears the mark of the
@@ -261,12 +300,12 @@ impl PackedQueue {
         for _ in 1..length {
             at = at.advance(1, self.size);
             let flags = u16::from_le(self.flags(at.slot).load(Ordering::Relaxed));
-            let marked = if at.wrap { flags | USED } else { flags & !USED };
+            let marked = if at.wrap { flags | USED } else { flags & !USED } | OURS;
             stop_point::reached(Point::RingStore);
             self.flags(at.slot).store(marked.to_le(), Ordering::Relaxed);
         }
         let direction = if chain.written_bytes > 0 { WRITE } else { 0 };
-        let flags = direction | if head.wrap { AVAIL | USED } else { 0 };
+        let flags = direction | OURS | if head.wrap { AVAIL | USED } else { 0 };
         let used = u64::from(chain.written_bytes) | u64::from(chain.id) << 32 | u64::from(flags) << 48;
         stop_point::reached(Point::RingStore);
         self.second_half(head.slot).store(used.to_le(), Ordering::Release);

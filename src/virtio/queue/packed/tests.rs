@@ -1,40 +1,18 @@
-//! The ring against a driver of the test's own, which is as simple as it can be: it counts positions without end
-//! instead of wrapping them, and looks at memory only as a driver may.
+//! The ring against a driver of the test's own.
 
-use std::collections::{HashMap, VecDeque};
+mod driver;
+
+use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use proptest::prelude::*;
 
+use self::driver::{DEVICE_AREA, Driver, Expected, MEMORY_BYTES, Offer, Want};
 use super::*;
 use crate::stop_point::{self, Point};
-use crate::virtio::memory::{DirtyLog, RegionSpec};
-
-const MEMORY_BYTES: u64 = 1 << 20;
-const DRIVER_AREA: u64 = 0x8000;
-const DEVICE_AREA: u64 = 0x8004;
-const TABLES: u64 = 0x1_0000;
-const BUFFERS: u64 = 0x2_0000;
-
-/// One chain a driver offers: lengths of its buffers. The last one is writable: the status has to go somewhere.
-#[derive(Debug, Clone)]
-struct Offer {
-    readable: Vec<u32>,
-    writable: Vec<u32>,
-    is_indirect: bool,
-    written_bytes: u32,
-}
-
-/// When a driver wants to be called.
-#[derive(Debug, Clone, Copy)]
-enum Want {
-    Always,
-    Never,
-    /// When the slot so many after the next one it looks at is used.
-    Slot(u16),
-}
+use crate::virtio::memory::DirtyLog;
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -52,175 +30,12 @@ enum Step {
         stores: u32,
         base: u32,
     },
-}
-
-/// Its id, its buffers with their directions, and what the device then says that it wrote.
-type Expected = (u16, Vec<(u64, u32, bool)>, u32);
-
-/// The driver, and the guest memory it shares with the device.
-struct Driver {
-    file: File,
-    size: u16,
-    event_idx: bool,
-    /// Slots made available, and looked at, since the ring began: they never wrap.
-    offered: u64,
-    seen: u64,
-    free_ids: Vec<u16>,
-    /// Slots of each chain that is under way, by its id.
-    slots: HashMap<u16, u16>,
-    /// What the device should find next.
-    expected: VecDeque<Expected>,
-    /// What the driver should find used next.
-    answers: VecDeque<(u16, u32)>,
-    want: Option<u64>,
-}
-
-impl Driver {
-    fn new(size: u16, event_idx: bool) -> Self {
-        let file = File::from(rustix::fs::memfd_create("ring", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
-        file.set_len(MEMORY_BYTES).unwrap();
-        // Ids need not be numbers of slots.
-        let free_ids = (0..size).map(|id| id.wrapping_mul(257).wrapping_add(9)).collect();
-        let (slots, expected, answers) = (HashMap::new(), VecDeque::new(), VecDeque::new());
-        Self { file, size, event_idx, offered: 0, seen: 0, free_ids, slots, expected, answers, want: Some(0) }
-    }
-
-    fn write(&self, at: u64, bytes: &[u8]) {
-        self.file.write_all_at(bytes, at).unwrap();
-    }
-
-    fn read<const N: usize>(&self, at: u64) -> [u8; N] {
-        let mut bytes = [0; N];
-        self.file.read_exact_at(&mut bytes, at).unwrap();
-        bytes
-    }
-
-    fn table(&self) -> Arc<MemoryTable> {
-        let file = self.file.try_clone().unwrap();
-        let (guest_start, user_start, file_offset) = (0, 0, 0);
-        let spec = RegionSpec { guest_start, len_bytes: MEMORY_BYTES, user_start, file_offset, file };
-        Arc::new(MemoryTable::map(vec![spec]).unwrap())
-    }
-
-    fn layout(&self, base: u32) -> RingLayout {
-        let addresses = RingAddresses { descriptors: 0, available: DRIVER_AREA, used: DEVICE_AREA };
-        let (kind, size) = (RingKind::Packed, u32::from(self.size));
-        let event_idx = self.event_idx;
-        RingLayout { kind, size, addresses, base, event_idx, indirect: true, max_indirect: 32 }
-    }
-
-    fn start(&self, table: &MemoryTable, base: u32) -> PackedQueue {
-        PackedQueue::start(&self.layout(base), table).unwrap()
-    }
-
-    /// Where a position without end is, and whether its pass is one whose wrap counter is 1.
-    fn place(&self, position: u64) -> (u64, bool) {
-        (position % u64::from(self.size), (position / u64::from(self.size)).is_multiple_of(2))
-    }
-
-    /// A position as an event offset or half a base.
-    fn bits(&self, position: u64) -> u16 {
-        let (slot, wrap) = self.place(position);
-        slot as u16 | u16::from(wrap) << 15
-    }
-
-    fn base(&self, position: u64) -> u32 {
-        u32::from(self.bits(position)) * 0x1_0001
-    }
-
-    fn describe(&self, at: u64, (address, len, is_write): (u64, u32, bool), id: u16, flags: u16) -> [u8; 2] {
-        let flags = (flags | if is_write { WRITE } else { 0 }).to_le_bytes();
-        self.write(at, &address.to_le_bytes());
-        self.write(at + 8, &[&len.to_le_bytes()[..], &id.to_le_bytes()].concat());
-        flags
-    }
-
-    /// Writes a chain, its first flags last; false when there is no room.
-    fn offer(&mut self, offer: &Offer) -> bool {
-        let count = offer.readable.len() + offer.writable.len();
-        let needs = if offer.is_indirect { 1 } else { count as u64 };
-        if self.offered + needs - self.seen > u64::from(self.size) || self.free_ids.is_empty() {
-            return false;
-        }
-        let id = self.free_ids.remove(0);
-        let sides = [(&offer.readable, false), (&offer.writable, true)];
-        let lens = sides.into_iter().flat_map(|(lens, write)| lens.iter().map(move |len| (*len, write)));
-        let start = BUFFERS + self.offered % 64 * 0x1000;
-        let buffers: Vec<_> = lens.zip(0_u64..).map(|((len, w), at)| (start + at * 0x100, len, w)).collect();
-        let mut first_flags = [0; 2];
-        for number in (0..count as u64).rev() {
-            let buffer = buffers[number as usize];
-            let is_last = number + 1 == count as u64;
-            if offer.is_indirect {
-                // Flags of a table count only for the direction; ids not at all.
-                let flags =
-                    self.describe(TABLES + u64::from(id % 64) * 0x200 + number * 16, buffer, 77, NEXT);
-                self.write(TABLES + u64::from(id % 64) * 0x200 + number * 16 + 14, &flags);
-            } else {
-                let next = if is_last { 0 } else { NEXT };
-                let (slot, flags) = self.slot_flags(self.offered + number, next);
-                first_flags = self.describe(slot, buffer, if is_last { id } else { 55 }, flags);
-                if number > 0 {
-                    self.write(slot + 14, &first_flags);
-                }
-            }
-        }
-        let (slot, flags) = self.slot_flags(self.offered, INDIRECT);
-        if offer.is_indirect {
-            let table = (TABLES + u64::from(id % 64) * 0x200, count as u32 * 16, false);
-            first_flags = self.describe(slot, table, id, flags);
-        }
-        self.write(slot + 14, &first_flags);
-        self.offered += needs;
-        self.slots.insert(id, needs as u16);
-        self.expected.push_back((id, buffers, offer.written_bytes));
-        self.answers.push_back((id, offer.written_bytes));
-        true
-    }
-
-    fn slot_flags(&self, position: u64, flags: u16) -> (u64, u16) {
-        let (slot, wrap) = self.place(position);
-        (slot * 16, flags | if wrap { AVAIL } else { USED })
-    }
-
-    /// Takes all that is used: it must be what was offered, in order.
-    fn reap(&mut self) {
-        loop {
-            let (slot, wrap) = self.place(self.seen);
-            let flags = u16::from_le_bytes(self.read(slot * 16 + 14));
-            if (flags & AVAIL != 0) != wrap || (flags & USED != 0) != wrap {
-                return;
-            }
-            let written = u32::from_le_bytes(self.read(slot * 16 + 8));
-            let id = u16::from_le_bytes(self.read(slot * 16 + 12));
-            assert_eq!(Some((id, written)), self.answers.pop_front());
-            assert_eq!(flags & WRITE != 0, written > 0);
-            self.seen += u64::from(self.slots.remove(&id).unwrap());
-            self.free_ids.push(id);
-        }
-    }
-
-    fn want(&mut self, want: Want) {
-        let (off_wrap, flags) = match want {
-            Want::Always => (0, ENABLE),
-            Want::Never => (0, DISABLE),
-            Want::Slot(ahead) => (self.bits(self.seen + u64::from(ahead % self.size)), ONE_DESCRIPTOR),
-        };
-        self.want = match want {
-            Want::Always => Some(u64::MAX),
-            Want::Never => None,
-            Want::Slot(ahead) if self.event_idx => Some(self.seen + u64::from(ahead % self.size)),
-            Want::Slot(_) => Some(u64::MAX),
-        };
-        self.write(DRIVER_AREA, &[off_wrap, flags].map(u16::to_le_bytes).concat());
-    }
-
-    /// Whether it wants to be called when these slots were used: one that it has named, in this pass or an even
-    /// number of passes later, if it never named another one.
-    fn is_called(&self, mut used: std::ops::Range<u64>) -> bool {
-        let passes = 2 * u64::from(self.size);
-        self.want.is_some_and(|want| want == u64::MAX || used.any(|slot| slot % passes == want % passes))
-    }
+    /// A device of another make takes up to so many chains; the driver takes what is used and offers these.
+    Elsewhere {
+        chains: usize,
+        keeps_flags: bool,
+        offers: Vec<Offer>,
+    },
 }
 
 /// Takes the next chain, which must be the one that the driver offered.
@@ -305,6 +120,27 @@ fn run(steps: &[Step], size: u16, event_idx: bool) {
                 queue = driver.start(&table, *sent);
                 assert_eq!(queue.base(), driver.base(used), "the place is found");
             }
+            Step::Elsewhere { chains, keeps_flags, offers } => {
+                let before = used;
+                used = driver.served_elsewhere(before, *chains, *keeps_flags);
+                lengths.drain(..lengths.len() - driver.expected.len());
+                driver.reap();
+                for offer in offers {
+                    let offered = driver.offered;
+                    if driver.offer(offer) {
+                        lengths.push_back(driver.offered - offered);
+                    }
+                }
+                if driver.offered > before + u64::from(size) {
+                    // A ring as full as that hides it from us; without a record the base counts.
+                    driver.write(DEVICE_AREA, &[0; 2]);
+                } else if used > before && driver.base(before) != 0 {
+                    let stale = PackedQueue::start(&driver.layout(driver.base(before)), &table).unwrap_err();
+                    assert_eq!(stale, RingError::StaleBase(driver.place(before).0 as u16));
+                }
+                queue = driver.start(&table, driver.base(used));
+                assert_eq!(queue.base(), driver.base(used), "the base counts");
+            }
         }
     }
     // Nothing was lost.
@@ -335,6 +171,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Reap),
         1 => want.prop_map(Step::Want),
         2 => (0..8_usize, 0..16_u32, any::<u32>()).prop_map(|(takes, stores, base)| Step::Die { takes, stores, base }),
+        1 => (0..4_usize, any::<bool>(), prop::collection::vec(offer(), 0..4))
+            .prop_map(|(chains, keeps_flags, offers)| Step::Elsewhere { chains, keeps_flags, offers }),
     ]
 }
 
@@ -342,7 +180,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1500))]
 
     /// Wraps, chains, tables, calls, and a device that dies between any two stores of a batch: whatever base
-    /// the front-end sends then, the next one goes on exactly behind what the driver can see.
+    /// the front-end sends then, the next one goes on exactly behind what the driver can see. Where a device of
+    /// another make had the ring in between it goes on at the base, or refuses one from before that.
     #[test]
     fn every_history_is_served_in_order_and_once(
         steps in prop::collection::vec(step(), 1..60),
@@ -371,7 +210,7 @@ fn the_place_is_found_when_one_chain_fills_the_ring() {
     }
 }
 
-/// A device of another make has used three slots and marked one of them: then the front-end knows better.
+/// A device of another make has used three slots and written to one of them: then the front-end knows better.
 #[test]
 fn the_base_counts_in_a_ring_without_a_record() {
     let mut driver = Driver::new(8, false);
@@ -389,14 +228,16 @@ fn the_base_counts_in_a_ring_without_a_record() {
     queue.publish();
     assert_eq!(driver.start(&table, 0).base(), driver.base(5));
 
-    // Used half, available half only, and nothing at all.
-    for (base, expected) in [(0x8005_8007, 0x8005_8005), (6, 0x0006_0006), (0, 0x8000_8000)] {
+    // Used half, available half only, and the start of the second pass.
+    for (base, expected) in [(0x8005_8007, 0x8005_8005), (6, 0x0006_0006), (0, 0)] {
         driver.write(DEVICE_AREA, &[0; 2]);
         assert_eq!(driver.start(&table, base).base(), expected);
     }
-    driver.write(DEVICE_AREA, &[0; 2]);
-    let refused = PackedQueue::start(&driver.layout(0x8008_8008), &table).unwrap_err();
-    assert_eq!(refused, RingError::Base(8, 8));
+    // Where the ring was used since, and where no ring is.
+    for (base, error) in [(0x8000_8000, RingError::StaleBase(0)), (0x8008_8008, RingError::Base(8, 8))] {
+        driver.write(DEVICE_AREA, &[0; 2]);
+        assert_eq!(PackedQueue::start(&driver.layout(base), &table).unwrap_err(), error);
+    }
 }
 
 /// A driver that began anew has cleared the descriptors; what was left in the device area is no record of them.

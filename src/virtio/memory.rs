@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 mod dirty_log;
+mod missing;
 
 use std::fs::File;
 use std::sync::Arc;
@@ -64,6 +65,12 @@ pub enum MemoryError {
     /// No room in the table of ranges that faults are contained in.
     #[error("region at {0:#x}: too many regions are mapped in this process")]
     Unwatched(u64),
+    /// In a postcopy migration only.
+    #[error(
+        "region at {0:#x}: pages of it that are missing cannot be waited for: {1}; the guest's memory has to be a \
+         memfd, or on tmpfs or hugetlbfs"
+    )]
+    Unwaitable(u64, std::io::Error),
     /// The kernel refused the mapping.
     #[error("region at {0:#x}: mmap: {1}")]
     Map(u64, MmapRegionError),

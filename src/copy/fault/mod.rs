@@ -13,12 +13,15 @@
 //! The handler takes no lock and allocates nothing: it reads constants, atomics of static tables and what the
 //! kernel hands to it, and makes at most one system call. It runs on the thread's alternate stack
 //! ([`AltStack`]), with the signal blocked: a fault in the handler itself ends the process.
+//!
+//! Guest memory that is not there *yet* is another matter: who touches it waits ([`Userfault`]).
 
 #![allow(unsafe_code)]
 
 mod alt_stack;
 pub mod announced;
 mod chain;
+mod missing;
 mod ranges;
 
 use std::ffi::{c_int, c_void};
@@ -27,6 +30,7 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 
 pub use alt_stack::AltStack;
+pub use missing::{Reach, Userfault};
 #[cfg(test)]
 pub(super) use ranges::offset_in_media;
 pub use ranges::{WatchedRange, losses};

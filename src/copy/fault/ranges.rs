@@ -73,6 +73,19 @@ impl WatchedRange {
         self.slot.lost_pages.load(Ordering::Relaxed) != 0
     }
 
+    /// Its first address, and its length in bytes.
+    pub(super) fn bounds(&self) -> (usize, usize) {
+        (self.slot.start.load(Ordering::Relaxed), self.slot.len.load(Ordering::Relaxed))
+    }
+
+    /// Size of its pages.
+    pub(super) fn page_bytes(&self) -> usize {
+        match self.slot.kind.load(Ordering::Relaxed) {
+            MEDIA => rustix::param::page_size(),
+            guest => guest,
+        }
+    }
+
     fn register(start: usize, len: usize, kind: usize) -> Option<Self> {
         let _changes = changes();
         let number = SLOTS.iter().position(|slot| slot.len.load(Ordering::Relaxed) == 0)?;

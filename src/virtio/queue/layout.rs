@@ -1,7 +1,11 @@
 //! What a ring is started with.
 
+use super::walk::DESCRIPTOR_BYTES;
 use super::{MAX_QUEUE_SIZE, RingError};
 use crate::virtio::memory::MemoryTable;
+
+/// Size of an event suppression structure of a packed ring in bytes.
+pub(super) const EVENT_BYTES: u64 = 4;
 
 /// Which of the two formats of a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,12 +61,25 @@ pub struct RingLayout {
     pub max_indirect: u16,
 }
 
+impl RingLayout {
+    /// Address and length in bytes of its three areas, in the order of [`RingAddresses`].
+    pub fn areas(&self) -> [(u64, u64); 3] {
+        let RingAddresses { descriptors, available, used } = self.addresses;
+        let slots = u64::from(self.size);
+        let event_bytes = if self.event_idx { 2 } else { 0 };
+        let (available_bytes, used_bytes) = match self.kind {
+            RingKind::Split => (4 + slots * 2 + event_bytes, 4 + slots * 8 + event_bytes),
+            RingKind::Packed => (EVENT_BYTES, EVENT_BYTES),
+        };
+        [(descriptors, slots * u64::from(DESCRIPTOR_BYTES)), (available, available_bytes), (used, used_bytes)]
+    }
+}
+
 /// Host address of one of a ring's areas.
 pub(super) fn area(
     memory: &MemoryTable,
     name: &'static str,
-    address: u64,
-    len_bytes: u64,
+    (address, len_bytes): (u64, u64),
     align: usize,
 ) -> Result<*mut u8, RingError> {
     let host = memory.resolve_user(address, len_bytes).ok_or(RingError::Unmapped(name))?;

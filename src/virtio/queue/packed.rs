@@ -28,12 +28,12 @@ use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
 use self::position::Position;
 use super::chain::{Chain, Completion, Flaw, Head, Header};
-use super::layout::area;
+use super::layout::{EVENT_BYTES, area};
 use super::notify::passed;
 use super::walk::{
     DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, Walk, indirect_len, most_segments, peek_buffer, read_halves,
 };
-use super::{RingAddresses, RingError, RingKind, RingLayout, RingLog, Virtqueue};
+use super::{RingError, RingKind, RingLayout, RingLog, Virtqueue};
 use crate::copy::Segment;
 use crate::stop_point::{self, Point};
 use crate::virtio::memory::{MemoryTable, Translator};
@@ -50,9 +50,6 @@ const OURS: u16 = 1 << 14;
 const ENABLE: u16 = 0;
 const DISABLE: u16 = 1;
 const ONE_DESCRIPTOR: u16 = 2;
-
-/// Size of an event suppression structure in bytes.
-const EVENT_BYTES: u64 = 4;
 
 /// A descriptor, read once.
 #[derive(Debug, Clone, Copy)]
@@ -333,13 +330,12 @@ impl Virtqueue for PackedQueue {
     /// Starts a ring where the one before it has stopped; see the module.
     fn start(layout: &RingLayout, memory: &MemoryTable) -> Result<Self, RingError> {
         let size = RingKind::Packed.check_size(layout.size)?;
-        let RingAddresses { descriptors, available, used } = layout.addresses;
-        let ring_bytes = u64::from(size) * u64::from(DESCRIPTOR_BYTES);
+        let [ring, driver, device] = layout.areas();
         let max_indirect = layout.max_indirect.max(size);
         let mut queue = Self {
-            ring: area(memory, "descriptor ring", descriptors, ring_bytes, 16)?,
-            driver: area(memory, "driver area", available, EVENT_BYTES, 4)?,
-            device: area(memory, "device area", used, EVENT_BYTES, 4)?,
+            ring: area(memory, "descriptor ring", ring, 16)?,
+            driver: area(memory, "driver area", driver, 4)?,
+            device: area(memory, "device area", device, 4)?,
             size,
             next_avail: Position::START,
             next_used: Position::START,

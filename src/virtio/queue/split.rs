@@ -14,7 +14,7 @@ use super::walk::{
     DESCRIPTOR_BYTES, INDIRECT, NEXT, Plain, WRITE, Walk, indirect_len, most_segments, peek_buffer,
     read_halves,
 };
-use super::{RingAddresses, RingError, RingKind, RingLayout, RingLog, Virtqueue};
+use super::{RingError, RingKind, RingLayout, RingLog, Virtqueue};
 use crate::copy::{self, Segment};
 use crate::stop_point::{self, Point};
 use crate::virtio::memory::{MemoryTable, Translator};
@@ -247,16 +247,13 @@ impl Virtqueue for SplitQueue {
     /// Starts a ring where its used index stands: whatever a front-end thinks, that is what was done.
     fn start(layout: &RingLayout, memory: &MemoryTable) -> Result<Self, RingError> {
         let size = RingKind::Split.check_size(layout.size)?;
-        let slots = u64::from(size);
-        let event_bytes = if layout.event_idx { 2 } else { 0 };
-        let RingAddresses { descriptors, available, used } = layout.addresses;
-        let table_bytes = slots * u64::from(DESCRIPTOR_BYTES);
-        let table = area(memory, "descriptor table", descriptors, table_bytes, 16)?;
+        let [table, available, used] = layout.areas();
+        let table = area(memory, "descriptor table", table, 16)?;
         let max_indirect = layout.max_indirect.max(size);
         let mut queue = Self {
             table: Table { base: table, len: size },
-            available: area(memory, "available ring", available, 4 + slots * 2 + event_bytes, 2)?,
-            used: area(memory, "used ring", used, 4 + slots * 8 + event_bytes, 4)?,
+            available: area(memory, "available ring", available, 2)?,
+            used: area(memory, "used ring", used, 4)?,
             mask: size.wrapping_sub(1),
             next_avail: 0,
             seen_avail: 0,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::super::*;
 use crate::virtio::memory::RegionSpec;
+use crate::virtio::queue::RingAddresses;
 
 pub(super) const MEMORY_BYTES: u64 = 1 << 20;
 const DRIVER_AREA: u64 = 0x8000;

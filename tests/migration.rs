@@ -12,5 +12,11 @@ mod device_state;
 mod dirty_log;
 #[path = "migration/log.rs"]
 mod log;
+#[path = "migration/moved.rs"]
+mod moved;
 #[path = "migration/one_writer.rs"]
 mod one_writer;
+#[path = "migration/postcopy.rs"]
+mod postcopy;
+#[path = "migration/postcopy_order.rs"]
+mod postcopy_order;

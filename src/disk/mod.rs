@@ -182,6 +182,12 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
         self.durability().needs_flush()
     }
 
+    /// Whether the kernel moves bytes to or from guest memory for it (`pwritev`, O_DIRECT): then its faults there
+    /// must be allowed to wait in a postcopy migration, and not only those of this program.
+    fn has_kernel_copies(&self) -> bool {
+        true
+    }
+
     /// What offset and length of a discard should be multiples of, in bytes.
     fn discard_alignment_bytes(&self) -> u64 {
         4096

@@ -28,7 +28,7 @@ use crate::copy::{Engine, fault};
 use crate::cpus::Cpus;
 use crate::disk::{self, Backing, BackingKind, Disk, Durability, FileLock, Media, OpenOptions, Opened};
 use crate::log_limit::LogLimit;
-use crate::vhost_user::{Baton, FrontEnds, Inherited, Listener, ListenerError, SessionContext};
+use crate::vhost_user::{Baton, FrontEnds, Inherited, Listener, ListenerError, PostcopyHost, SessionContext};
 use crate::virtio::blk::{Counters, Device, Identity};
 use crate::worker::{Polling, Pool};
 use acceptor::{Acceptor, Door};
@@ -177,15 +177,18 @@ impl<D: Disk> Server<D> {
         prepare()?;
         let ServeOptions { workers, polling, exit_on_disconnect } = options;
         let pool = Arc::new(Pool::new(workers, polling));
+        let postcopy = PostcopyHost::probe();
         let (mut doors, mut contexts) = (Vec::new(), Vec::new());
         for Service { device, lock, door, cpus } in services {
             let is_exclusive = !device.disk().geometry().read_only;
+            let offers_postcopy = postcopy.suits(&device.identity().name, device.disk());
             let context = Arc::new(SessionContext {
                 device: Arc::new(device),
                 pool: pool.clone(),
                 cpus: cpus.map(Arc::new),
                 baton: Baton::new(is_exclusive, lock),
                 totals: Mutex::new(Counters::default()),
+                offers_postcopy,
                 front_ends: FrontEnds::default(),
                 log_limit: Arc::new(LogLimit::default()),
             });

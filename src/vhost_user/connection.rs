@@ -14,6 +14,7 @@ use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::channel::Channel;
+use super::postcopy::exchange;
 use super::session::Session;
 use super::wire::{Message, ReceiveError};
 use crate::disk::Disk;
@@ -43,8 +44,8 @@ pub enum Hangup {
 /// One front-end's connection.
 #[derive(Debug)]
 pub struct Connection<D: Disk> {
-    stream: UnixStream,
-    session: Arc<Session<D>>,
+    pub(super) stream: UnixStream,
+    pub(super) session: Arc<Session<D>>,
     has_spoken: bool,
 }
 
@@ -101,6 +102,12 @@ impl<D: Disk> Connection<D> {
             Ok(request) if !message.files.is_empty() && !takes_files(request) => {
                 return self.conclude(&message, Err("comes with descriptors".into()));
             }
+            Ok(FrontendReq::POSTCOPY_ADVISE) => return self.advise_postcopy(&message),
+            Ok(FrontendReq::POSTCOPY_LISTEN) => return self.listen_to_postcopy(&message),
+            Ok(FrontendReq::POSTCOPY_END) => return self.end_postcopy(&message),
+            _ if self.session.is_listening() && exchange::is_about_memory(&message) => {
+                return self.exchange_memory(message);
+            }
             Ok(request) => request,
             Err(_) => return self.conclude(&message, Err("is not a known request".into())),
         };
@@ -120,7 +127,7 @@ impl<D: Disk> Connection<D> {
     }
 
     /// Acknowledges or refuses a message that has no answer yet, if the front-end asked to be told.
-    fn conclude(&self, message: &Message, outcome: Result<(), String>) -> Result<(), Hangup> {
+    pub(super) fn conclude(&self, message: &Message, outcome: Result<(), String>) -> Result<(), Hangup> {
         if let Err(reason) = &outcome {
             self.log_refusal(message, reason);
         }
@@ -139,11 +146,11 @@ impl<D: Disk> Connection<D> {
             return Err(format!("comes with {} descriptors, not with one", files.len()));
         };
         let channel = socket.try_clone().and_then(Channel::new).map_err(|error| error.to_string())?;
-        self.session.state().channel = Some(channel);
+        self.session.news.set_channel(channel);
         Ok(())
     }
 
-    fn log_refusal(&self, message: &Message, reason: &str) {
+    pub(super) fn log_refusal(&self, message: &Message, reason: &str) {
         if let Some(suppressed) = self.session.context.log_limit.admit() {
             let (disk, session, request) = (self.session.disk(), self.session.id(), name(message.code));
             tracing::warn!(disk, session, request, reason, suppressed, "message refused");
@@ -183,7 +190,7 @@ fn read_away(mut stream: &UnixStream, bytes: &mut Vec<u8>) -> io::Result<()> {
     }
 }
 
-fn name(code: u32) -> String {
+pub(super) fn name(code: u32) -> String {
     FrontendReq::try_from(code).map_or_else(|_| format!("request {code}"), |request| format!("{request:?}"))
 }
 

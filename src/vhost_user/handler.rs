@@ -18,7 +18,8 @@ use crate::virtio::memory::{DirtyLog, MAX_REGIONS, MemoryTable, RegionSpec};
 use crate::virtio::queue::{RingAddresses, RingKind};
 use crate::worker::Notifier;
 
-/// What is offered: each of these is implemented, and nothing else is.
+/// What is always offered: each of these is implemented, and nothing else is but `PAGEFAULT`, which the host must
+/// allow.
 pub const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
     .union(VhostUserProtocolFeatures::CONFIG)
     .union(VhostUserProtocolFeatures::REPLY_ACK)
@@ -53,6 +54,12 @@ impl<D: Disk> Session<D> {
     /// Whether a protocol feature is in force.
     pub(super) fn has_protocol(&self, feature: VhostUserProtocolFeatures) -> bool {
         self.state().protocol_features & feature.bits() != 0
+    }
+
+    fn offered_protocol(&self) -> VhostUserProtocolFeatures {
+        let postcopy =
+            if self.context.offers_postcopy { VhostUserProtocolFeatures::PAGEFAULT.bits() } else { 0 };
+        PROTOCOL_FEATURES | VhostUserProtocolFeatures::from_bits_truncate(postcopy)
     }
 
     /// Errors of these messages are answered by `vhost`, which tells nobody of them.
@@ -119,10 +126,7 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
         }
         let specs = regions.iter().zip(files).map(|(region, file)| spec(region, file)).collect();
         let memory = MemoryTable::map(specs).map_err(SessionError::from)?;
-        self.change_all(|state| {
-            state.memory = Arc::new(memory);
-            Ok(())
-        })?;
+        self.set_memory(memory)?;
         Ok(None)
     }
 
@@ -131,7 +135,10 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
             let index = u16::try_from(index).map_err(|_| SessionError::NoSuchRing(index))?;
             return Err(SessionError::Ring(index, error).into());
         }
-        Ok(self.change(index, |vring| vring.size = num)?)
+        Ok(self.change(index, |vring| {
+            vring.size = num;
+            vring.is_fetched = false;
+        })?)
     }
 
     fn set_vring_addr(
@@ -148,6 +155,7 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
         Ok(self.change(index, |vring| {
             vring.addresses = Some(addresses);
             vring.log_address = log_address;
+            vring.is_fetched = false;
         })?)
     }
 
@@ -191,11 +199,11 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
     }
 
     fn get_protocol_features(&self) -> Result<VhostUserProtocolFeatures> {
-        Ok(PROTOCOL_FEATURES)
+        Ok(self.offered_protocol())
     }
 
     fn set_protocol_features(&self, features: u64) -> Result<()> {
-        self.state().protocol_features = features & PROTOCOL_FEATURES.bits();
+        self.state().protocol_features = features & self.offered_protocol().bits();
         Ok(())
     }
 
@@ -208,9 +216,8 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
     }
 
     fn get_config(&self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
-        let mut state = self.state();
-        state.has_read_config = true;
-        let writeback = self.cache.show_writeback(!state.has_run);
+        self.news.read();
+        let writeback = self.cache.show_writeback(!self.state().has_run);
         let len = usize::try_from(size).unwrap_or(0);
         Ok(self.context.device.config_space(writeback).read(offset, len))
     }
@@ -257,10 +264,7 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
         _postcopy_listening: Option<bool>,
     ) -> Result<Option<vhost::VhostUserMemoryRegionBase>> {
         let memory = self.state().memory.with(spec(region, fd)).map_err(SessionError::from)?;
-        self.change_all(|state| {
-            state.memory = Arc::new(memory);
-            Ok(())
-        })?;
+        self.set_memory(memory)?;
         Ok(None)
     }
 
@@ -268,10 +272,7 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
     fn remove_mem_region(&self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
         let (start, len, user) = (region.guest_phys_addr, region.memory_size, region.user_addr);
         let memory = self.state().memory.without(start, len, user).map_err(SessionError::from)?;
-        self.change_all(|state| {
-            state.memory = Arc::new(memory);
-            Ok(())
-        })?;
+        self.set_memory(memory)?;
         Ok(())
     }
 

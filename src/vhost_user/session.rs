@@ -8,9 +8,10 @@ use std::thread::JoinHandle;
 use vhost::vhost_user::message::VhostTransferStateDirection;
 
 use super::baton::{Baton, SessionId};
-use super::channel::Channel;
 use super::device_state::StateError;
 use super::front_ends::FrontEnds;
+use super::news::News;
+use super::postcopy::{self, Postcopy, PostcopyError};
 use super::transfer::{Transfer, TransferError};
 use super::vring::Vring;
 use crate::cpus::Cpus;
@@ -63,6 +64,8 @@ pub(super) enum SessionError {
     Transfer(#[from] TransferError),
     #[error("the device's state is refused: {0}")]
     State(#[from] StateError),
+    #[error("postcopy: {0}")]
+    Postcopy(#[from] PostcopyError),
     #[error("{0} is not supported")]
     Unsupported(&'static str),
 }
@@ -80,6 +83,8 @@ pub struct SessionContext<D: Disk> {
     pub baton: Baton,
     /// What rings that have stopped did.
     pub totals: Mutex<Counters>,
+    /// Whether postcopy migration is offered.
+    pub offers_postcopy: bool,
     /// Who is connected.
     pub front_ends: FrontEnds<D>,
     /// For lines that a front-end or its guest can cause.
@@ -88,18 +93,17 @@ pub struct SessionContext<D: Disk> {
 
 /// The part of a session that messages change. Workers never see it.
 #[derive(Debug)]
-pub(super) struct State {
+pub(super) struct State<D: Disk> {
     pub(super) memory: Arc<MemoryTable>,
     /// `SET_LOG_BASE`: for as long as the front-end wants it.
     pub(super) log: Option<Arc<DirtyLog>>,
     pub(super) vrings: Vec<Vring>,
     pub(super) features: u64,
     pub(super) protocol_features: u64,
-    pub(super) channel: Option<Channel>,
     /// The device's state on its way in or out.
     pub(super) transfer: Option<(VhostTransferStateDirection, Transfer)>,
-    /// The front-end has read the configuration in this connection, and it has not changed since.
-    pub(super) has_read_config: bool,
+    /// A migration whose pages come while the guest runs, or may do so.
+    pub(super) postcopy: Option<Postcopy<D>>,
     /// A ring has run in this connection.
     pub(super) has_run: bool,
     /// Waits for the baton.
@@ -112,11 +116,12 @@ pub struct Session<D: Disk> {
     id: SessionId,
     pub(super) context: Arc<SessionContext<D>>,
     pub(super) cache: Arc<CacheMode>,
+    pub(super) news: News,
     /// What its front-end is connected by, for rings whose memory is lost.
-    connection: Option<Arc<UnixStream>>,
-    state: Mutex<State>,
-    is_closed: AtomicBool,
-    me: Weak<Self>,
+    pub(super) connection: Option<Arc<UnixStream>>,
+    state: Mutex<State<D>>,
+    pub(super) is_closed: AtomicBool,
+    pub(super) me: Weak<Self>,
 }
 
 impl<D: Disk> Session<D> {
@@ -130,9 +135,8 @@ impl<D: Disk> Session<D> {
             vrings,
             features: 0,
             protocol_features: 0,
-            channel: None,
             transfer: None,
-            has_read_config: false,
+            postcopy: None,
             has_run: false,
             waiter: None,
         };
@@ -141,6 +145,7 @@ impl<D: Disk> Session<D> {
             id,
             context: context.clone(),
             cache: Arc::new(CacheMode::unknown(writeback)),
+            news: News::default(),
             connection,
             state: Mutex::new(state),
             is_closed: AtomicBool::new(false),
@@ -164,19 +169,31 @@ impl<D: Disk> Session<D> {
     pub fn close(&self) {
         self.is_closed.store(true, Ordering::Release);
         self.context.baton.wake();
-        let waiter = self.state().waiter.take();
+        let waiter = {
+            let mut state = self.state();
+            if let Some(postcopy) = &state.postcopy {
+                postcopy.give_up();
+            }
+            state.waiter.take()
+        };
         if let Some(waiter) = waiter {
             // It has seen the flag and ends.
             let _ = waiter.join();
         }
-        let mut state = self.state();
-        self.stop_all(&mut state);
-        state.memory = Arc::default();
-        state.log = None;
-        state.transfer = None;
+        let postcopy = {
+            let mut state = self.state();
+            self.stop_all(&mut state);
+            state.memory = Arc::default();
+            state.log = None;
+            state.transfer = None;
+            state.postcopy.take()
+        };
+        if let Some(postcopy) = postcopy {
+            postcopy.finish();
+        }
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State<D>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -196,7 +213,7 @@ impl<D: Disk> Session<D> {
     /// trouble: its error descriptor is signalled.
     pub(super) fn change_all(
         &self,
-        change: impl FnOnce(&mut State) -> Result<(), SessionError>,
+        change: impl FnOnce(&mut State<D>) -> Result<(), SessionError>,
     ) -> Result<(), SessionError> {
         let mut state = self.state();
         let running = state.running();
@@ -223,7 +240,7 @@ impl<D: Disk> Session<D> {
     }
 
     /// Stops every ring and forgets what was said of it.
-    pub(super) fn stop_all(&self, state: &mut State) {
+    pub(super) fn stop_all(&self, state: &mut State<D>) {
         for index in state.running() {
             self.halt(state, index);
         }
@@ -239,41 +256,35 @@ impl<D: Disk> Session<D> {
     }
 
     /// Takes a ring back from its worker.
-    fn halt(&self, state: &mut State, index: u16) {
+    fn halt(&self, state: &mut State<D>, index: u16) {
         let key = RingKey { session: self.id, index };
+        let pool = postcopy::pool(state.postcopy.as_ref(), &self.context.pool);
         let Some(vring) = state.vrings.get_mut(usize::from(index)) else { return };
-        let Some(ring) = vring.place.take().and_then(|place| self.context.pool.detach(place, key)) else {
+        let Some(ring) = vring.place.take().and_then(|place| pool.detach(place, key)) else {
             return;
         };
         self.context.baton.ring_stopped();
+        self.news.ring_stopped();
         vring.base = ring.base();
         self.context.totals.lock().unwrap_or_else(PoisonError::into_inner).add(ring.counters());
     }
 
     /// Gives a ring to a worker if all is known that is needed and it is this session's turn.
-    fn start(&self, state: &mut State, index: u16) -> Result<(), SessionError> {
-        let needs_enable = state.features & F_PROTOCOL_FEATURES != 0;
-        let (features, memory, kind) = (state.features, state.memory.clone(), state.ring_kind());
+    fn start(&self, state: &mut State<D>, index: u16) -> Result<(), SessionError> {
+        let Some(layout) = state.to_be_started(index) else { return Ok(()) };
+        let (features, memory) = (state.features, state.memory.clone());
         let log = state.log.clone().filter(|_| features & F_LOG_ALL != 0);
         let Some(vring) = state.vrings.get_mut(usize::from(index)) else { return Ok(()) };
-        let (Some(kick), Some(addresses), None) = (&vring.kick, vring.addresses, vring.place) else {
-            return Ok(());
-        };
-        if memory.is_empty() || needs_enable && !vring.is_enabled {
-            return Ok(());
+        let Some(kick) = &vring.kick else { return Ok(()) };
+        if let Some(postcopy) = &mut state.postcopy
+            && !vring.is_fetched
+            && postcopy.is_listening()
+        {
+            return Ok(self.fetch_rings(postcopy)?);
         }
         if !self.context.baton.try_take(self.id) {
             return self.wait_for_baton(state);
         }
-        let layout = RingLayout {
-            kind,
-            size: vring.size,
-            addresses,
-            base: vring.base,
-            event_idx: features & features::EVENT_IDX != 0,
-            indirect: features & features::INDIRECT_DESC != 0,
-            max_indirect: MAX_INDIRECT,
-        };
         let parts = RingParts {
             key: RingKey { session: self.id, index },
             layout,
@@ -292,10 +303,12 @@ impl<D: Disk> Session<D> {
         if !self.context.baton.ring_starts(self.id) {
             return Err(SessionError::OtherWriter(index));
         }
-        let place = self.context.pool.attach(ring, self.context.cpus.as_ref());
+        let pool = postcopy::pool(state.postcopy.as_ref(), &self.context.pool);
+        let place = pool.attach(ring, self.context.cpus.as_ref());
         let place = place.inspect_err(|_| self.context.baton.ring_stopped());
         vring.place = Some(place.map_err(|error| SessionError::Worker(index, error))?);
-        self.ring_runs(state);
+        state.has_run = true;
+        self.tell_of_news(self.news.ring_runs());
         Ok(())
     }
 
@@ -307,7 +320,7 @@ impl<D: Disk> Session<D> {
         }
     }
 
-    fn start_all(&self, state: &mut State) {
+    pub(super) fn start_all(&self, state: &mut State<D>) {
         let count = u16::try_from(state.vrings.len()).unwrap_or(u16::MAX);
         for index in 0..count {
             let Err(error) = self.start(state, index) else { continue };
@@ -321,7 +334,7 @@ impl<D: Disk> Session<D> {
     }
 
     /// Waits on a thread of its own, since the front-end must get its answer meanwhile.
-    fn wait_for_baton(&self, state: &mut State) -> Result<(), SessionError> {
+    fn wait_for_baton(&self, state: &mut State<D>) -> Result<(), SessionError> {
         let (Some(me), None) = (self.me.upgrade(), &state.waiter) else { return Ok(()) };
         tracing::info!(disk = self.disk(), session = self.id, "waiting: another front-end's rings run");
         let wait = move || {
@@ -348,39 +361,25 @@ impl<D: Disk> Session<D> {
 
     /// Passes the baton on once no ring is started. A ring that is only disabled keeps it: the guest is
     /// paused and will go on.
-    fn release_if_idle(&self, state: &State) {
+    fn release_if_idle(&self, state: &State<D>) {
         if state.vrings.iter().all(|vring| vring.kick.is_none()) {
             self.context.baton.release(self.id);
         }
     }
 
-    /// A front-end that has come back does not read the configuration again (QEMU 10), though the disk may
-    /// have another size by now, and one whose rings are stopped takes no notice of a change: it is told to.
-    fn ring_runs(&self, state: &mut State) {
-        state.has_run = true;
-        if !state.has_read_config {
-            self.announce_config(state);
-            // Once is enough.
-            state.has_read_config = true;
-        }
-    }
-
-    /// The configuration is another than it was: the front-end is told now, and again with its next ring if
-    /// none runs.
+    /// The configuration is another than it was.
     pub(super) fn config_changed(&self) {
-        let mut state = self.state();
-        self.announce_config(&state);
-        state.has_read_config = !state.running().is_empty();
+        self.tell_of_news(self.news.changed());
     }
 
-    fn announce_config(&self, state: &State) {
-        if let Some(Err(error)) = state.channel.as_ref().map(Channel::config_changed) {
+    fn tell_of_news(&self, told: std::io::Result<()>) {
+        if let Err(error) = told {
             tracing::warn!(disk = self.disk(), session = self.id, %error, "cannot announce the configuration");
         }
     }
 }
 
-impl State {
+impl<D: Disk> State<D> {
     pub(super) fn vring(&mut self, index: u32) -> Result<&mut Vring, SessionError> {
         let position = usize::try_from(index).ok();
         position.and_then(|position| self.vrings.get_mut(position)).ok_or(SessionError::NoSuchRing(index))
@@ -392,6 +391,28 @@ impl State {
             0 => RingKind::Split,
             _ => RingKind::Packed,
         }
+    }
+
+    /// What a ring is started with, if it is to run and does not yet.
+    pub(super) fn to_be_started(&self, index: u16) -> Option<RingLayout> {
+        let features = self.features;
+        let vring = self.vrings.get(usize::from(index))?;
+        let (Some(_), Some(addresses), None) = (&vring.kick, vring.addresses, vring.place) else {
+            return None;
+        };
+        let needs_enable = features & F_PROTOCOL_FEATURES != 0;
+        if self.memory.is_empty() || needs_enable && !vring.is_enabled {
+            return None;
+        }
+        Some(RingLayout {
+            kind: self.ring_kind(),
+            size: vring.size,
+            addresses,
+            base: vring.base,
+            event_idx: features & features::EVENT_IDX != 0,
+            indirect: features & features::INDIRECT_DESC != 0,
+            max_indirect: MAX_INDIRECT,
+        })
     }
 
     pub(super) fn running(&self) -> Vec<u16> {

@@ -26,6 +26,8 @@ pub(super) struct Vring {
     pub(super) err: Option<Arc<Notifier>>,
     /// `SET_VRING_ENABLE`.
     pub(super) is_enabled: bool,
+    /// In a postcopy migration: all pages of it were there when it was looked at last.
+    pub(super) is_fetched: bool,
     /// The worker that owns it.
     pub(super) place: Option<Place>,
 }

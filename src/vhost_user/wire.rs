@@ -63,17 +63,15 @@ impl Message {
         Ok(Self { bytes: [&header[..], &body].concat(), code, flags, files })
     }
 
+    /// What follows the header.
+    pub(super) fn body(&self) -> &[u8] {
+        self.bytes.get(HEADER_BYTES..).unwrap_or_default()
+    }
+
     /// Passes it on in one piece.
     pub(super) fn forward(&self, stream: &UnixStream) -> io::Result<()> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
         let files: Vec<BorrowedFd<'_>> = self.files.iter().map(OwnedFd::as_fd).collect();
-        if !files.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&files)) {
-            return Err(io::Error::other("too many descriptors"));
-        }
-        let bytes = [IoSlice::new(&self.bytes)];
-        let sent = again(|| sendmsg(stream, &bytes, &mut ancillary, SendFlags::NOSIGNAL))?;
-        (&*stream).write_all(self.bytes.get(sent..).unwrap_or_default())
+        send(stream, &self.bytes, &files)
     }
 
     /// Whether the front-end wants to be told how it went.
@@ -81,15 +79,28 @@ impl Message {
         self.flags & NEED_REPLY != 0
     }
 
-    /// The answer to a message that has no other: done, or refused.
-    pub(super) fn acknowledgement(&self, is_done: bool) -> [u8; HEADER_BYTES + 8] {
-        let mut reply = [0; HEADER_BYTES + 8];
-        let fields = [self.code, VERSION | REPLY, 8, u32::from(!is_done)];
-        for (place, field) in reply.chunks_exact_mut(4).zip(fields) {
-            place.copy_from_slice(&field.to_ne_bytes());
-        }
-        reply
+    /// An answer to it.
+    pub(super) fn answer(&self, body: &[u8]) -> Vec<u8> {
+        let body_bytes = u32::try_from(body.len()).unwrap_or(u32::MAX);
+        let header = [self.code, VERSION | REPLY, body_bytes].map(u32::to_ne_bytes);
+        [header.as_flattened(), body].concat()
     }
+
+    /// The answer to a message that has no other: done, or refused.
+    pub(super) fn acknowledgement(&self, is_done: bool) -> Vec<u8> {
+        self.answer(&u64::from(!is_done).to_ne_bytes())
+    }
+}
+
+/// Sends bytes, and descriptors along with the first of them.
+pub(super) fn send(stream: &UnixStream, bytes: &[u8], files: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !files.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(files)) {
+        return Err(io::Error::other("too many descriptors"));
+    }
+    let sent = again(|| sendmsg(stream, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL))?;
+    (&*stream).write_all(bytes.get(sent..).unwrap_or_default())
 }
 
 /// Fills `bytes`, and appends the descriptors that come with them; those beyond [`MAX_FILES`] are closed.

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::num::NonZeroU16;
-use std::sync::mpsc::{channel, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{Sender, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -53,12 +53,24 @@ pub struct Pool<D: Disk> {
     workers: Mutex<Vec<Worker<D>>>,
     most: Option<NonZeroU16>,
     polling: Polling,
+    /// Pools [beside](Self::beside) this one.
+    beside: Mutex<Vec<Weak<Self>>>,
 }
 
 impl<D: Disk> Pool<D> {
     /// A pool of at most `most` threads for each choice of CPUs, or of one a CPU; none runs yet.
     pub fn new(most: Option<NonZeroU16>, polling: Polling) -> Self {
-        Self { workers: Mutex::new(Vec::new()), most, polling }
+        Self { workers: Mutex::new(Vec::new()), most, polling, beside: Mutex::default() }
+    }
+
+    /// A pool for rings that may stand still for long: each has a thread of its own, so that none holds another up.
+    /// They are counted with the rings of this one.
+    pub fn beside(&self) -> Arc<Self> {
+        let pool = Arc::new(Self::new(Some(NonZeroU16::MAX), self.polling));
+        let mut beside = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
+        beside.retain(|pool| pool.strong_count() != 0);
+        beside.push(Arc::downgrade(&pool));
+        pool
     }
 
     /// Hands a ring to the worker with the fewest on these CPUs (or on any), which looks at it at once.
@@ -102,14 +114,23 @@ impl<D: Disk> Pool<D> {
     /// is slow, are left out.
     pub fn count(&self, patience: Duration) -> Vec<RingCount<D>> {
         let (answer, answers) = channel();
-        for worker in self.workers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            worker.mailbox.post(Command::Count(answer.clone()));
+        self.ask_for_counts(&answer);
+        for pool in
+            self.beside.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade)
+        {
+            pool.ask_for_counts(&answer);
         }
         // Only the workers' ends are left: the answers end when the last worker has let go of its own.
         drop(answer);
         let deadline = Instant::now() + patience;
         let next = || answers.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok();
         std::iter::from_fn(next).collect()
+    }
+
+    fn ask_for_counts(&self, answer: &Sender<RingCount<D>>) {
+        for worker in self.workers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            worker.mailbox.post(Command::Count(answer.clone()));
+        }
     }
 
     /// Threads running.

@@ -6,6 +6,7 @@
 pub mod bell;
 pub mod load;
 pub mod memory;
+pub mod pages;
 pub mod request;
 pub mod ring;
 pub mod wire;

@@ -1,0 +1,125 @@
+//! The messages of a postcopy migration, and their answers.
+//!
+//! `vhost` knows them only with its feature `postcopy`, which `vhost-user-backend` has to be built with as well then;
+//! and that takes libclang.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::AsFd as _;
+
+use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
+
+use super::PostcopyError;
+use crate::disk::Disk;
+use crate::vhost_user::connection::{Connection, Hangup, name};
+use crate::vhost_user::session::{Session, SessionError};
+use crate::vhost_user::wire::{self, Message};
+use crate::virtio::memory::{MemoryTable, RegionSpec};
+
+/// Guest address, length in bytes, the front-end's own address, offset in the file.
+type Region = [u64; 4];
+
+/// Length of the word that the front-end knows where memory is mapped.
+const ACK_BYTES: usize = 8;
+
+/// What QEMU acknowledges if neither a region came nor one went.
+const NO_REQUEST: u32 = 0;
+
+/// Whether the message is another one while pages are missing than it is otherwise.
+pub(in crate::vhost_user) fn is_about_memory(message: &Message) -> bool {
+    use FrontendReq as R;
+    let is_ack = message.body().len() == ACK_BYTES;
+    match R::try_from(message.code) {
+        Ok(R::SET_MEM_TABLE | R::ADD_MEM_REG) => true,
+        Ok(R::REM_MEM_REG) => is_ack,
+        _ => message.code == NO_REQUEST && is_ack,
+    }
+}
+
+impl<D: Disk> Connection<D> {
+    /// The front-end waits for a descriptor: there is no way to say no, but to hang up.
+    pub(in crate::vhost_user) fn advise_postcopy(&self, message: &Message) -> Result<(), Hangup> {
+        let advised = self.session.check_negotiated().and_then(|()| self.session.advise_postcopy());
+        let userfault = advised.map_err(|error| refusal(message, &error))?;
+        Ok(wire::send(&self.stream, &message.answer(&[]), &[userfault.as_fd()])?)
+    }
+
+    pub(in crate::vhost_user) fn listen_to_postcopy(&self, message: &Message) -> Result<(), Hangup> {
+        let done = self.session.check_negotiated().and_then(|()| self.session.listen_to_postcopy());
+        self.conclude(message, done.map_err(|error| error.to_string()))
+    }
+
+    /// Answered whether it was asked for or not.
+    pub(in crate::vhost_user) fn end_postcopy(&self, message: &Message) -> Result<(), Hangup> {
+        let done = self.session.check_negotiated().and_then(|()| self.session.end_postcopy());
+        if let Err(error) = &done {
+            self.log_refusal(message, &error.to_string());
+        }
+        Ok((&self.stream).write_all(&message.acknowledgement(done.is_ok()))?)
+    }
+
+    /// Regions are answered by where they are mapped; then comes an acknowledgement of that, under the code of the last
+    /// of them.
+    pub(in crate::vhost_user) fn exchange_memory(&self, mut message: Message) -> Result<(), Hangup> {
+        if let Ok(ack) = <[u8; ACK_BYTES]>::try_from(message.body()) {
+            let is_known = u64::from_ne_bytes(ack) == 0;
+            if is_known {
+                self.session.acknowledge_memory();
+            }
+            return self.conclude(&message, is_known.then_some(()).ok_or("the front-end has failed".into()));
+        }
+        let files = std::mem::take(&mut message.files).into_iter().map(File::from).collect();
+        let answer = self.session.take_missing(&message, files).map_err(|error| refusal(&message, &error))?;
+        Ok((&self.stream).write_all(&message.answer(&answer))?)
+    }
+}
+
+fn refusal(message: &Message, error: &SessionError) -> Hangup {
+    Hangup::Refused { request: name(message.code), reason: error.to_string() }
+}
+
+impl<D: Disk> Session<D> {
+    fn check_negotiated(&self) -> Result<(), SessionError> {
+        match self.has_protocol(VhostUserProtocolFeatures::PAGEFAULT) {
+            true => Ok(()),
+            false => Err(PostcopyError::NotNegotiated.into()),
+        }
+    }
+
+    /// Maps what is announced; the body of the answer is that of the message with our addresses.
+    fn take_missing(&self, message: &Message, files: Vec<File>) -> Result<Vec<u8>, SessionError> {
+        let is_table = message.code == u32::from(FrontendReq::SET_MEM_TABLE);
+        let (head, regions) = regions(message.body()).ok_or(PostcopyError::Malformed)?;
+        let announced = if is_table { head & u64::from(u32::MAX) } else { 1 };
+        if regions.len() != files.len() || regions.len() as u64 != announced {
+            return Err(SessionError::RegionFiles(regions.len(), files.len()));
+        }
+        let mut specs: Vec<RegionSpec> = regions.iter().zip(files).map(spec).collect();
+        let memory = match (is_table, specs.pop()) {
+            (false, Some(spec)) => self.state().memory.with(spec)?,
+            (_, last) => {
+                specs.extend(last);
+                MemoryTable::map(specs)?
+            }
+        };
+        let memory = self.set_missing_memory(memory, is_table)?;
+        let ours = regions.iter().flat_map(|&[guest_start, len_bytes, _, file_offset]| {
+            [guest_start, len_bytes, memory.host_address(guest_start).unwrap_or_default(), file_offset]
+        });
+        Ok([head].into_iter().chain(ours).flat_map(u64::to_ne_bytes).collect())
+    }
+}
+
+/// What is before the first region of a message, and all of its regions.
+fn regions(body: &[u8]) -> Option<(u64, Vec<Region>)> {
+    let (words, rest) = body.as_chunks::<8>();
+    let (&head, words) = words.split_first()?;
+    let (regions, odd) = words.as_chunks::<4>();
+    let is_whole = rest.is_empty() && odd.is_empty();
+    let numbers = |region: &[[u8; 8]; 4]| region.map(u64::from_ne_bytes);
+    is_whole.then(|| (u64::from_ne_bytes(head), regions.iter().map(numbers).collect()))
+}
+
+fn spec((&[guest_start, len_bytes, user_start, file_offset], file): (&Region, File)) -> RegionSpec {
+    RegionSpec { guest_start, len_bytes, user_start, file_offset, file }
+}

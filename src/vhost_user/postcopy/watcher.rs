@@ -1,0 +1,71 @@
+//! Looks whether the front-end is still there, for as long as it has to bring pages.
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::Errno;
+
+use super::Missing;
+use crate::vhost_user::SessionId;
+
+/// A thread that gives the memory up when the front-end leaves, or is hung up on: whoever reads its messages may be
+/// waiting for a ring whose worker waits for a page. Dropping it ends the thread.
+#[derive(Debug)]
+pub(super) struct Watcher {
+    cancel: OwnedFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watcher {
+    /// # Errors
+    /// No descriptor or no thread is left.
+    pub(super) fn start(
+        session: SessionId,
+        connection: Option<Arc<UnixStream>>,
+        missing: Arc<Missing>,
+    ) -> io::Result<Self> {
+        let cancel = eventfd(0, EventfdFlags::CLOEXEC)?;
+        let cancelled = cancel.try_clone()?;
+        let watch = move || {
+            let Some(connection) = connection else { return };
+            if !is_cancelled_first(&cancelled, &connection) {
+                missing.give_up();
+            }
+        };
+        let thread = std::thread::Builder::new().name(format!("watcher-{session}")).spawn(watch)?;
+        Ok(Self { cancel, thread: Some(thread) })
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        // Cannot fail: the counter is far from full.
+        let _ = rustix::io::write(&self.cancel, &1_u64.to_ne_bytes());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Waits for the one or the other. Messages that come meanwhile are for others to read.
+fn is_cancelled_first(cancelled: &OwnedFd, connection: &UnixStream) -> bool {
+    loop {
+        let mut both = [
+            PollFd::new(cancelled, PollFlags::IN),
+            PollFd::from_borrowed_fd(connection.as_fd(), PollFlags::RDHUP),
+        ];
+        match poll(&mut both, None) {
+            Ok(_) => {
+                let [cancelled, _] = both;
+                return !cancelled.revents().is_empty();
+            }
+            Err(Errno::INTR) => {}
+            // There is no memory to look with: who waits for pages must not wait for ever.
+            Err(_) => return false,
+        }
+    }
+}

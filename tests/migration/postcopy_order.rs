@@ -1,0 +1,208 @@
+//! The messages of a postcopy migration in an order that they should not come in, or with something missing.
+
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
+
+use super::moved::{Moved, content, daemon, sectors};
+use crate::common::daemon::Place;
+use crate::common::frontend::memory::{Memory, Span, USER_BASE};
+use crate::common::frontend::pages::{PAGE, can_wait};
+use crate::common::frontend::request::{OK, Request};
+use crate::common::frontend::ring::Ring;
+use crate::common::frontend::wire::{REPLY, VERSION, Verdict};
+use crate::common::frontend::{Options, SPANS, Session, assert_refused, settle};
+
+const NONE: u32 = 0;
+const SET_MEM_TABLE: u32 = 5;
+const ADVISE: u32 = 28;
+const LISTEN: u32 = 29;
+const END: u32 = 30;
+const ADD_MEM_REG: u32 = 37;
+const REM_MEM_REG: u32 = 38;
+
+/// Where a region is added.
+const FREE: u64 = 0x10_0000_0000;
+
+const MIB: u64 = 1 << 20;
+
+fn ordinary_disk_works(session: &Session) {
+    assert_eq!(session.ring(0, 64).run(&Request::read(0, 512)).status, OK);
+}
+
+#[test]
+fn each_message_has_its_time() {
+    if !can_wait() {
+        return;
+    }
+    let daemon = daemon(Place::Tmpfs, 1).start();
+    let mut session = Session::open(&daemon.socket(0), &SPANS);
+    session.negotiate(&Options::default());
+    let wire = &session.wire;
+    assert_eq!(wire.tell(LISTEN, &[], &[]), Verdict::Nack, "not advised");
+    assert_eq!(wire.tell(END, &[], &[]), Verdict::Nack, "not advised");
+
+    // The migration may come to nothing, begin anew, or end before it needs any of this.
+    for _ in 0..2 {
+        session.ask(|control| control.postcopy_advise()).unwrap();
+    }
+    // An end is always answered.
+    assert!(wire.send(END, VERSION, &[], &[]));
+    let answer = wire.receive().unwrap();
+    assert_eq!((answer.code, answer.flags, answer.value()), (END, VERSION | REPLY, 0));
+    assert_eq!(wire.tell(END, &[], &[]), Verdict::Nack, "it has ended");
+    assert_eq!(wire.tell(LISTEN, &[], &[]), Verdict::Nack, "it has ended");
+
+    session.share_memory();
+    session.ask(|control| control.postcopy_advise()).unwrap();
+    assert_eq!(wire.tell(LISTEN, &[], &[]), Verdict::Nack, "memory is there that may have been used");
+    ordinary_disk_works(&session);
+    let fd = session.memory.fd();
+    assert_eq!(wire.tell(LISTEN, &[], &[fd]), Verdict::Nack, "a descriptor");
+    drop(session);
+
+    let moved = Moved::announced(&daemon, 0);
+    assert_eq!(moved.session.wire.tell(LISTEN, &[], &[]), Verdict::Nack, "twice");
+    assert!(
+        moved.session.wire.ask(ADVISE, &[], &[]).is_none(),
+        "it is under way, and there is no way to say so"
+    );
+}
+
+#[test]
+fn nothing_of_it_is_to_be_had_unless_it_is_negotiated() {
+    let daemon = daemon(Place::Tmpfs, 1).start();
+    let protocol = VhostUserProtocolFeatures::all().difference(VhostUserProtocolFeatures::PAGEFAULT);
+    let session = Session::connect_with(&daemon.socket(0), &Options { protocol, ..Options::default() });
+    assert_eq!(session.wire.tell(LISTEN, &[], &[]), Verdict::Nack);
+    assert_eq!(session.wire.tell(END, &[], &[]), Verdict::Nack);
+    ordinary_disk_works(&session);
+    assert!(session.wire.ask(ADVISE, &[], &[]).is_none());
+}
+
+/// QEMU sends the advice with every migration that may become postcopy; most come to their end before.
+#[test]
+fn a_migration_that_ends_before_it_becomes_postcopy_is_an_ordinary_one() {
+    if !can_wait() {
+        return;
+    }
+    let daemon = daemon(Place::Tmpfs, 1).start();
+    let moved = Moved::advised(&daemon, 0);
+    moved.session.share_memory();
+    let mut ring = moved.session.ring(0, 64);
+    let read = ring.run(&Request::read(8, 4096));
+    assert!(read.status == OK && read.data == sectors(&content(), 8, 4096));
+    assert!(moved.pages.wanted_within(std::time::Duration::ZERO).is_none());
+    let Moved { session, pages, .. } = moved;
+    drop(pages);
+    assert_eq!(ring.run(&Request::read(8, 4096)).status, OK);
+    assert_eq!(session.wire.tell(END, &[], &[]), Verdict::Ack);
+    assert_eq!(ring.run(&Request::read(8, 4096)).status, OK);
+}
+
+#[test]
+fn no_ring_runs_before_the_front_end_knows_where_memory_is() {
+    if !can_wait() {
+        return;
+    }
+    let daemon = daemon(Place::Tmpfs, 1).start();
+    let mut moved = Moved::announced(&daemon, 0);
+    let mut ring = moved.ring(0);
+    ring.submit(&Request::read(8, 4096));
+    moved.session.start(&ring, 0).unwrap();
+    settle();
+    assert!(moved.pages.wanted_within(std::time::Duration::ZERO).is_none(), "a page is touched");
+    assert_eq!(moved.session.wire.tell(SET_MEM_TABLE, &1_u64.to_ne_bytes(), &[]), Verdict::Nack, "a failure");
+    settle();
+    assert!(moved.pages.wanted_within(std::time::Duration::ZERO).is_none(), "a page is touched");
+    moved.acknowledge();
+    moved.serve(&mut ring, 1);
+    assert_eq!(ring_status(&moved, &ring), OK);
+}
+
+/// The status of the first request, which has been done.
+fn ring_status(moved: &Moved, ring: &Ring) -> u8 {
+    moved.session.memory.read(ring.frame(0).status, 1)[0]
+}
+
+/// QEMU's form: regions one by one, an acknowledgement of all of them under the last one's code, or under none if there
+/// was no change.
+#[test]
+fn regions_may_come_and_go_one_by_one() {
+    if !can_wait() {
+        return;
+    }
+    let daemon = daemon(Place::Tmpfs, 1).start();
+    let mut moved = Moved::advised(&daemon, 0);
+    moved.session.ask(|control| control.postcopy_listen()).unwrap();
+    for region in moved.session.memory.announcement() {
+        add(&mut moved, &region);
+    }
+    let acknowledge = FrontendReq::ADD_MEM_REG;
+    moved.session.ask(|control| control.postcopy_ack_mem_regions(acknowledge)).unwrap();
+    let mut ring = moved.ring(0);
+    ring.submit(&Request::read(8, 4096));
+    moved.session.start(&ring, 0).unwrap();
+    moved.serve(&mut ring, 1);
+
+    // One more, under the running ring.
+    let extra = Memory::new(&[Span { guest_start: FREE, bytes: MIB }]);
+    let region = extra.announcement().remove(0);
+    add(&mut moved, &region);
+    let (here, used) = (moved.session.memory.clone(), ring.used);
+    ring.memory = here.clone();
+    ring.next_used().unwrap();
+    ring.memory = moved.source.clone();
+    let frame = ring.frame(1);
+    for page in [frame.header, frame.data] {
+        moved.pages.bring(page);
+    }
+    ring.memory = here.clone();
+    ring.submit(&Request::read(16, 4096));
+    ring.kick.ring();
+    settle();
+    assert_eq!(here.load_u16(used + 2), 1, "it runs before the acknowledgement");
+    for code in [NONE, REM_MEM_REG] {
+        assert!(moved.session.wire.send(code, VERSION, &[0; 8], &[]));
+        moved.serve_all(|| here.load_u16(used + 2) == 2);
+    }
+    moved.session.ask(|control| control.remove_mem_region(&region)).unwrap();
+    ring.submit(&Request::read(16, 4096));
+    ring.kick.ring();
+    moved.serve_all(|| here.load_u16(used + 2) == 3);
+}
+
+fn add(moved: &mut Moved, region: &vhost::VhostUserMemoryRegionInfo) {
+    let base = moved.session.ask(|control| control.add_mem_region(region)).unwrap().unwrap();
+    moved.pages.mapped(region.guest_phys_addr, region.memory_size, base);
+}
+
+#[test]
+fn regions_that_cannot_be_waited_for_are_refused() {
+    if !can_wait() {
+        return;
+    }
+    let daemon = daemon(Place::Tmpfs, 1).start();
+    let file = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    file.set_len(PAGE).unwrap();
+    let words = |words: &[u64]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>();
+    let region = [FREE, PAGE, USER_BASE, 0];
+    for (what, code, body) in [
+        ("an ordinary file", ADD_MEM_REG, words(&[&[0][..], &region].concat())),
+        ("an ordinary file", SET_MEM_TABLE, words(&[&[1][..], &region].concat())),
+        ("part of a region", ADD_MEM_REG, words(&[0, FREE, PAGE])),
+        ("fewer than said", SET_MEM_TABLE, words(&[&[2][..], &region].concat())),
+        ("more than one", ADD_MEM_REG, words(&[&[0][..], &region, &region].concat())),
+        ("nothing", SET_MEM_TABLE, Vec::new()),
+    ] {
+        let moved = Moved::advised(&daemon, 0);
+        moved.session.ask(|control| control.postcopy_listen()).unwrap();
+        let answer = moved.session.wire.ask(code, &body, &[std::os::fd::AsFd::as_fd(&file)]);
+        assert_eq!(answer, None, "{what}: there is no way to refuse it but to hang up");
+    }
+    // As it was before.
+    let session = Session::connect(&daemon.socket(0));
+    ordinary_disk_works(&session);
+    let log = daemon.log();
+    assert!(log.contains("cannot be waited for") && log.contains("hugetlbfs"), "{log}");
+    assert_refused("a listen without advice", session.ask(|control| control.postcopy_listen()));
+}

@@ -216,8 +216,13 @@ pub(super) fn wrote_file(at: u64, from: Segments<'_>) {
 
 /// Notes zeroes that the file has instead of what was there.
 pub(crate) fn zeroed_file(at: u64, len: u64) {
+    filed(at, &vec![0; usize::try_from(len).unwrap()]);
+}
+
+/// Notes what the file has instead of what was there.
+pub(crate) fn filed(at: u64, bytes: &[u8]) {
     let Some((recorder, cpu)) = recorder() else { return };
-    let (at, bytes) = (usize::try_from(at).unwrap(), vec![0; usize::try_from(len).unwrap()]);
+    let (at, bytes) = (usize::try_from(at).unwrap(), bytes.to_vec());
     recorder.note(cpu, Event::Store { at, bytes, via: Via::File });
 }
 

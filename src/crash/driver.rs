@@ -50,6 +50,10 @@ impl Driver {
     }
 
     fn buffer(&mut self, bytes: &[u8]) -> u64 {
+        // On one ring whole sectors lie as a guest's kernel lays them, and direct I/O wants them.
+        if self.ring == 0 && bytes.len().is_multiple_of(SECTOR_BYTES) {
+            self.next_buffer = self.next_buffer.next_multiple_of(SECTOR_BYTES as u64);
+        }
         let at = self.next_buffer;
         self.write(at, bytes);
         // Odd buffers begin at odd addresses.

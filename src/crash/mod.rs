@@ -2,7 +2,7 @@
 //!
 //! A history of requests goes through [`Ring`](crate::worker::Ring)s over a disk in memory that takes itself for
 //! one of each class ([`scene::Kind`]): mapped media of the cache line's class, with and without a deep flush;
-//! mapped media that is synced; an ordinary file. Below, a [recorder](crate::copy::recording) logs stores, line
+//! mapped media that is synced; an ordinary file; a block device. Below, a [recorder](crate::copy::recording) logs stores, line
 //! flushes and fences, what the file system does to bytes (writes, zeroes, holes), when a sync begins and ends,
 //! and what a driver sees of its rings: a request is acknowledged when the used index says so. Flushes that
 //! take a system call run on the thread that they always run on; it goes on only when [`baton`] says so, which

@@ -12,7 +12,7 @@ use super::history::{History, Random, Request};
 use super::media::Class;
 use crate::copy::Segments;
 use crate::copy::recording::{self, Forgets, Logged, Recording};
-use crate::disk::{Backing, Disk, DiskError, Durability, FileDisk, Forced, Geometry, MappedDisk};
+use crate::disk::{Backing, BlockDisk, Disk, DiskError, Durability, FileDisk, Forced, Geometry, MappedDisk};
 use crate::log_limit::LogLimit;
 use crate::virtio::blk::{CacheMode, Device, Identity};
 use crate::virtio::memory::{MemoryTable, RegionSpec};
@@ -29,14 +29,21 @@ pub(super) enum Kind {
     Mapped(Class),
     /// An ordinary file, behind the page cache.
     File,
+    /// A block device, past it.
+    Device,
 }
 
 impl Kind {
     pub(super) const fn class(self) -> Class {
         match self {
             Self::Mapped(class) => class,
-            Self::File => Class::Pages,
+            Self::File | Self::Device => Class::Pages,
         }
+    }
+
+    /// Whether it is the kernel that copies what is written: nothing waits for a fence then.
+    pub(super) const fn is_written_by_kernel(self) -> bool {
+        matches!(self, Self::File | Self::Device)
     }
 }
 
@@ -178,11 +185,10 @@ fn memfd(name: &str, len_bytes: u64) -> File {
 
 fn backing(file: &File, history: &History, play: Play) -> Backing {
     let (file, capacity_bytes) = (file.try_clone().unwrap(), history.before.len() as u64);
+    let geometry = Geometry { capacity_bytes, block_bytes: 512, read_only: false };
     let (durability, deep_flush) = match play.kind {
-        Kind::File => {
-            let geometry = Geometry { capacity_bytes, block_bytes: 512, read_only: false };
-            return Backing::File(FileDisk::new(file, geometry).unwrap());
-        }
+        Kind::File => return Backing::File(FileDisk::new(file, geometry).unwrap()),
+        Kind::Device => return Backing::Block(BlockDisk::on_file(file, geometry)),
         Kind::Mapped(Class::Lines) => (Durability::CacheLine, vec![]),
         Kind::Mapped(Class::Queues) => (Durability::CacheLine, vec![memfd("crash-deep-flush", 1)]),
         Kind::Mapped(Class::Pages) => (Durability::Page, vec![]),

@@ -31,7 +31,8 @@ pub(super) fn engines() -> Vec<usize> {
 pub(super) const LINES: Kind = Kind::Mapped(Class::Lines);
 
 /// The disks whose flushes take a system call.
-pub(super) const SYNCED: [Kind; 3] = [Kind::Mapped(Class::Pages), Kind::Mapped(Class::Queues), Kind::File];
+pub(super) const SYNCED: [Kind; 4] =
+    [Kind::Mapped(Class::Pages), Kind::Mapped(Class::Queues), Kind::File, Kind::Device];
 
 /// The best engine on every disk in both cache modes; the others on media of the cache line's class.
 pub(super) fn ways() -> Vec<Play> {
@@ -158,7 +159,8 @@ fn random_states_of_long_histories_keep_the_promise() {
     for (seed, how) in (1..).zip(ways()) {
         let unmaps = seed % 3 != 0;
         let how = Play { unmaps, pace: Pace::Random(seed), ..how };
-        let style = if how.kind != Kind::File && seed % 2 == 0 { Style::Mending } else { Style::Any };
+        let style =
+            if !how.kind.is_written_by_kernel() && seed % 2 == 0 { Style::Mending } else { Style::Any };
         // Up to a sync all that was written since the last one is undecided: these states are large.
         let steps = if how.kind == LINES { 40 } else { 20 };
         let played = play(&history::random(seed, steps, style), how);

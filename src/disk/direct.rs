@@ -167,8 +167,22 @@ impl BlockDisk {
         let mut cursor = Cursor::new(from);
         self.in_parts(offset, from.total_bytes() as u64, |at, part| {
             whole(cursor.load(part), part.len())?;
-            self.file.write_all_at(part, at).map_err(failed("pwrite"))
+            self.write_part(at, part)
         })
+    }
+
+    fn write_part(&self, offset: u64, part: &[u8]) -> Result<(), DiskError> {
+        self.file.write_all_at(part, offset).map_err(failed("pwrite"))?;
+        #[cfg(test)]
+        copy::recording::filed(offset, part);
+        Ok(())
+    }
+
+    /// Serves a file that stands for a device, for the enumeration of crash states.
+    #[cfg(test)]
+    pub(crate) fn on_file(file: File, geometry: Geometry) -> Self {
+        let media = Media::testing(super::BackingKind::BlockDevice, Durability::Page, vec![]);
+        Self::over(Arc::new(file.into()), geometry, &Media { unit_bytes: 512, ..media }, true)
     }
 }
 
@@ -234,7 +248,7 @@ impl Disk for BlockDisk {
     }
 
     fn flush(&self) -> Result<(), DiskError> {
-        self.syncs.sync(|| self.file.sync_data())
+        self.syncs.sync(|| space::sync_data(&self.file))
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
@@ -255,7 +269,7 @@ impl Disk for BlockDisk {
         if !is_noted {
             self.in_parts(offset, len, |at, part| {
                 part.fill(0);
-                self.file.write_all_at(part, at).map_err(failed("pwrite"))
+                self.write_part(at, part)
             })?;
         }
         self.bad.found_good(offset, len);

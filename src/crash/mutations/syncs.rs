@@ -3,7 +3,7 @@
 use super::super::check::{Effort, Violation, check};
 use super::super::history::{self, Letter, Style};
 use super::super::oracle::{Oracle, Promise};
-use super::super::scene::{Kind, Mistake, Pace, Play, play};
+use super::super::scene::{Mistake, Pace, Play, play};
 use super::super::states::{LINES, SYNCED, promise_of};
 use super::{acknowledges, judge, judge_from, numbers, without};
 use crate::copy::recording::{Event, Forgets, Logged, Synced, Via};
@@ -67,7 +67,7 @@ fn forgotten_syncs_and_fences_break_every_promise() {
         for writeback in [false, true] {
             let how = Play { forgets, ..Play::on(kind, writeback) };
             let played = play(&history::random(31, 20, Style::Plain), how);
-            let is_needed = forgets == Forgets::Syncs || kind != Kind::File;
+            let is_needed = forgets == Forgets::Syncs || !kind.is_written_by_kernel();
             assert_eq!(judge(&played, &played.log, promise_of(how)).is_err(), is_needed, "{how:?}");
         }
     }
@@ -77,7 +77,7 @@ fn forgotten_syncs_and_fences_break_every_promise() {
 /// calls itself finished makes such a sync cover it. That of the batch comes too late.
 #[test]
 fn the_fence_of_a_batch_does_not_replace_those_of_its_writes() {
-    for kind in SYNCED.into_iter().filter(|kind| *kind != Kind::File) {
+    for kind in SYNCED.into_iter().filter(|kind| !kind.is_written_by_kernel()) {
         let is_noticed = |seed| {
             let how = Play { pace: Pace::Random(seed), ..Play::on(kind, false) };
             let played = play(&history::random(seed, 40, Style::Plain), how);

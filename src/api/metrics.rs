@@ -27,7 +27,7 @@ const fn counter(name: &'static str, help: &'static str, value: fn(&Observation)
     Family { name, help, kind: "counter", value }
 }
 
-const FAMILIES: [Family; 14] = [
+const FAMILIES: [Family; 15] = [
     gauge("capacity_bytes", "Size of the disk.", |disk| number(disk.capacity_bytes)),
     gauge("read_only", "1 where writes are refused.", |disk| number(disk.read_only.into())),
     gauge("front_ends", "Front-ends that are connected.", |disk| number(disk.front_ends as u64)),
@@ -38,12 +38,17 @@ const FAMILIES: [Family; 14] = [
     counter("read_bytes_total", "Bytes given to guests.", |disk| number(disk.counters.read_bytes)),
     counter("writes_total", "Write requests that succeeded.", |disk| number(disk.counters.writes)),
     counter("written_bytes_total", "Bytes taken from guests.", |disk| number(disk.counters.written_bytes)),
+    counter("zeroed_bytes_total", "Bytes that guests have asked to be zeroes.", |disk| {
+        number(disk.counters.zeroed_bytes)
+    }),
     counter("media_written_bytes_total", "Bytes that the media took, for writes and for zeroes.", |disk| {
         number(disk.counters.media_written_bytes)
     }),
-    gauge("write_amplification", "Bytes that the media took for each byte taken from guests.", |disk| {
-        amplification(&disk.counters)
-    }),
+    gauge(
+        "write_amplification",
+        "Bytes that the media took for each byte that guests wrote or zeroed.",
+        |disk| amplification(&disk.counters),
+    ),
     counter("flushes_total", "Flushes that succeeded.", |disk| number(disk.counters.flushes)),
     counter(
         "other_requests_total",
@@ -64,8 +69,8 @@ const fn number(value: u64) -> Value {
 
 /// Nothing before the first write.
 fn amplification(counters: &Counters) -> Value {
-    let Counters { media_written_bytes, written_bytes, .. } = counters;
-    (*written_bytes != 0).then(|| *media_written_bytes as f64 / *written_bytes as f64)
+    let guest_bytes = counters.written_bytes.saturating_add(counters.zeroed_bytes);
+    (guest_bytes != 0).then(|| counters.media_written_bytes as f64 / guest_bytes as f64)
 }
 
 /// All metrics of these disks.

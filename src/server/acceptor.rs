@@ -241,6 +241,7 @@ fn farewell<D: Disk>(session: SessionId, context: &SessionContext<D>, hangup: &H
         read_bytes = totals.read_bytes,
         writes = totals.writes,
         written_bytes = totals.written_bytes,
+        zeroed_bytes = totals.zeroed_bytes,
         media_written_bytes = totals.media_written_bytes,
         flushes = totals.flushes,
         others = totals.others,

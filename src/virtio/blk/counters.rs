@@ -11,6 +11,8 @@ pub struct Counters {
     pub writes: u64,
     /// Bytes taken from the guest.
     pub written_bytes: u64,
+    /// Bytes that the guest has asked to be zeroes, in requests that succeeded.
+    pub zeroed_bytes: u64,
     /// Bytes that the media took, for these and for zeroes: endurance is spent on them.
     pub media_written_bytes: u64,
     /// Flushes that succeeded.
@@ -35,8 +37,10 @@ pub enum Effect {
         /// The media's.
         media_bytes: u64,
     },
-    /// A range was zeroed.
+    /// Ranges were zeroed.
     Zeroed {
+        /// Their bytes.
+        bytes: u64,
         /// What the media took for it.
         media_bytes: u64,
     },
@@ -62,8 +66,9 @@ impl Counters {
                 self.written_bytes = self.written_bytes.wrapping_add(bytes);
                 self.media_written_bytes = self.media_written_bytes.wrapping_add(media_bytes);
             }
-            Effect::Zeroed { media_bytes } => {
+            Effect::Zeroed { bytes, media_bytes } => {
                 self.others = self.others.wrapping_add(1);
+                self.zeroed_bytes = self.zeroed_bytes.wrapping_add(bytes);
                 self.media_written_bytes = self.media_written_bytes.wrapping_add(media_bytes);
             }
             Effect::Flushed => self.flushes = self.flushes.wrapping_add(1),
@@ -93,6 +98,7 @@ impl Counters {
         self.read_bytes = with(self.read_bytes, other.read_bytes);
         self.writes = with(self.writes, other.writes);
         self.written_bytes = with(self.written_bytes, other.written_bytes);
+        self.zeroed_bytes = with(self.zeroed_bytes, other.zeroed_bytes);
         self.media_written_bytes = with(self.media_written_bytes, other.media_written_bytes);
         self.flushes = with(self.flushes, other.flushes);
         self.others = with(self.others, other.others);

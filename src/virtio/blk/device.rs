@@ -279,10 +279,11 @@ impl<D: Disk> Device<D> {
             }
             false => self.disk.discard(range.offset, range.len_bytes).map(|()| sum),
         });
+        let bytes = ranges.as_slice().iter().fold(0_u64, |sum, range| sum.saturating_add(range.len_bytes));
         let persisted = media_bytes.and_then(|media_bytes| match zeroes {
             // In write-through mode a write is not done before it persists.
-            true if cache.is_write_through() => self.flush(Effect::Zeroed { media_bytes }, counters),
-            true => Ok(counted(Effect::Zeroed { media_bytes }, counters)),
+            true if cache.is_write_through() => self.flush(Effect::Zeroed { bytes, media_bytes }, counters),
+            true => Ok(counted(Effect::Zeroed { bytes, media_bytes }, counters)),
             false => Ok(counted(Effect::Other, counters)),
         });
         let name = if zeroes { "write zeroes" } else { "discard" };

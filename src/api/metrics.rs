@@ -27,12 +27,15 @@ const fn counter(name: &'static str, help: &'static str, value: fn(&Observation)
     Family { name, help, kind: "counter", value }
 }
 
-const FAMILIES: [Family; 15] = [
+const FAMILIES: [Family; 16] = [
     gauge("capacity_bytes", "Size of the disk.", |disk| number(disk.capacity_bytes)),
     gauge("read_only", "1 where writes are refused.", |disk| number(disk.read_only.into())),
     gauge("front_ends", "Front-ends that are connected.", |disk| number(disk.front_ends as u64)),
     gauge("bad_bytes", "Bytes of the disk whose media is known to be bad.", |disk| {
         number(disk.bad_ranges.iter().map(|range| range.end.saturating_sub(range.start)).sum())
+    }),
+    gauge("huge_page_bytes", "Bytes that are mapped in huge pages, when they were last counted.", |disk| {
+        disk.huge_bytes.and_then(number)
     }),
     counter("reads_total", "Read requests that succeeded.", |disk| number(disk.counters.reads)),
     counter("read_bytes_total", "Bytes given to guests.", |disk| number(disk.counters.read_bytes)),
@@ -93,15 +96,48 @@ pub fn text(disks: &[Observation]) -> String {
             }
         }
     }
+    regions(&mut text, disks);
+    bad_ranges(&mut text, disks);
+    text
+}
+
+/// What the platform says of the persistent memory below each disk.
+fn regions(text: &mut String, disks: &[Observation]) {
+    let each = || disks.iter().flat_map(|disk| disk.regions.iter().map(move |region| (disk, region)));
+    header(text, "region_info", "A region of persistent memory below the disk.", "gauge");
+    for (disk, region) in each() {
+        let unknown = || "unknown".to_owned();
+        let (provider, domain) = (region.provider.clone(), region.persistence_domain.clone());
+        let (provider, domain) = (provider.unwrap_or_else(unknown), domain.unwrap_or_else(unknown));
+        let node = region.numa_node.map_or_else(unknown, |node| node.to_string());
+        let labels: [(_, &dyn Display); 5] = [
+            ("disk", &disk.name),
+            ("region", &region.name),
+            ("provider", &provider),
+            ("persistence_domain", &domain),
+            ("numa_node", &node),
+        ];
+        sample(text, "region_info", &labels, 1.0);
+    }
+    let help = "How often the region's modules had lost power uncleanly when the disk was opened.";
+    header(text, "dirty_shutdowns", help, "gauge");
+    for (disk, region) in each() {
+        if let Some(count) = region.dirty_shutdowns {
+            let labels: [(_, &dyn Display); 2] = [("disk", &disk.name), ("region", &region.name)];
+            sample(text, "dirty_shutdowns", &labels, count as f64);
+        }
+    }
+}
+
+fn bad_ranges(text: &mut String, disks: &[Observation]) {
     let help = "Length of each range of bad media, by its offset in the disk in bytes; at most 256 a disk.";
-    header(&mut text, "bad_range_bytes", help, "gauge");
+    header(text, "bad_range_bytes", help, "gauge");
     for disk in disks {
         for range in disk.bad_ranges.iter().take(MOST_RANGES) {
             let labels: [(_, &dyn Display); 2] = [("disk", &disk.name), ("offset", &range.start)];
-            sample(&mut text, "bad_range_bytes", &labels, range.end.saturating_sub(range.start) as f64);
+            sample(text, "bad_range_bytes", &labels, range.end.saturating_sub(range.start) as f64);
         }
     }
-    text
 }
 
 fn header(text: &mut String, name: &str, help: &str, kind: &str) {
@@ -122,7 +158,7 @@ fn escaped(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::{BackingKind, Durability};
+    use crate::disk::{BackingKind, Durability, Region};
 
     fn disk() -> Observation {
         Observation {
@@ -133,6 +169,8 @@ mod tests {
             read_only: true,
             front_ends: 2,
             bad_ranges: vec![4096..8192, 16384..32768],
+            regions: vec![Region::testing("region3", Some(7))],
+            huge_bytes: Some(2 << 20),
             counters: Counters::default(),
         }
     }
@@ -145,11 +183,16 @@ mod tests {
             r#"vhost_user_pmem_read_only{disk="a \"b\" \\"} 1"#,
             r#"vhost_user_pmem_front_ends{disk="a \"b\" \\"} 2"#,
             r#"vhost_user_pmem_bad_bytes{disk="a \"b\" \\"} 20480"#,
+            r#"vhost_user_pmem_huge_page_bytes{disk="a \"b\" \\"} 2097152"#,
+            r#"vhost_user_pmem_dirty_shutdowns{disk="a \"b\" \\",region="region3"} 7"#,
             r#"vhost_user_pmem_bad_range_bytes{disk="a \"b\" \\",offset="16384"} 16384"#,
         ] {
             assert!(text.lines().any(|it| it == line), "no line {line} in:\n{text}");
         }
         assert!(text.contains(r#",durability="cacheline",backing="memory (tmpfs"#), "{text}");
+        let region =
+            r#",region="region3",provider="ACPI.NFIT",persistence_domain="cpu_cache",numa_node="unknown"} 1"#;
+        assert!(text.contains(region), "{text}");
         assert!(!text.contains("write_amplification{"), "nothing was written: {text}");
         for sample in text.lines().filter(|line| !line.starts_with('#')) {
             let name = sample.split('{').next().unwrap();

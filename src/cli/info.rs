@@ -60,6 +60,9 @@ fn write_lines(out: &mut impl Write, path: &Path, it: &Description) -> io::Resul
             line("cache at first", if writeback { "write back" } else { "write through" }.to_owned())?;
         }
         line("page size", size(it.page_bytes))?;
+        if let Some(huge_bytes) = it.huge_bytes {
+            line("huge pages", format!("{} of it", size(huge_bytes)))?;
+        }
         if let Some(discard) = it.discard() {
             line("discards", discard.to_string())?;
         }
@@ -108,6 +111,7 @@ struct Report<'a> {
     flush: Option<&'static str>,
     initial_writeback: Option<bool>,
     page_bytes: u64,
+    huge_bytes: Option<u64>,
     discard: Option<String>,
     numa_node: Option<u32>,
     regions: Vec<RegionReport<'a>>,
@@ -149,6 +153,7 @@ fn write_json(out: &mut impl Write, path: &Path, it: &Description) -> io::Result
         flush: media.map(Media::flush),
         initial_writeback: it.initial_writeback(),
         page_bytes: it.page_bytes,
+        huge_bytes: it.huge_bytes,
         discard: it.discard().map(|discard| discard.to_string()),
         numa_node: media.and_then(Media::numa_node),
         regions: regions.iter().map(region_report).collect(),

@@ -59,6 +59,15 @@ impl Backing {
         }
     }
 
+    /// Bytes that are mapped in huge pages, when they were last [counted](super::count_huge_pages); none before, and where
+    /// there is no mapping that writes go through.
+    pub fn huge_bytes(&self) -> Option<u64> {
+        match self {
+            Self::Mapped(disk) => disk.huge_bytes(),
+            Self::File(_) | Self::Block(_) => None,
+        }
+    }
+
     /// Whether it is read from persistent memory as the CPU reads memory.
     pub fn is_persistent_memory(&self) -> bool {
         let kind =

@@ -10,7 +10,9 @@ use rustix::fs::Access;
 use super::media::is_dax_path;
 use super::open::check_size;
 use super::sysfs::Sysfs;
-use super::{BackingKind, DeepFlush, DiscardPolicy, Durability, FileKind, Media, OpenError, Place, lock};
+use super::{
+    BackingKind, DeepFlush, DiscardPolicy, Durability, FileKind, Media, OpenError, Place, huge_pages, lock,
+};
 
 /// What a path is and how it would be served.
 #[derive(Debug)]
@@ -25,6 +27,9 @@ pub struct Description {
     pub media: Option<Media>,
     /// Pages that it is mapped in, at least, or blocks that it is transferred in: bytes.
     pub page_bytes: u64,
+    /// Bytes of it that are mapped in huge pages by the process that has it locked; on DAX that can be, as it lies. None
+    /// where that is not known.
+    pub huge_bytes: Option<u64>,
     /// Whether this user may write it.
     pub writable: bool,
     /// The process that has it locked now, where that can be learnt.
@@ -100,16 +105,33 @@ pub fn describe(path: &Path) -> Result<Description, OpenError> {
         Some(media) if media.kind == BackingKind::Hugetlbfs => metadata.blksize(),
         _ => rustix::param::page_size() as u64,
     };
+    let holder = lock::holder(&metadata);
+    let huge_bytes = huge_bytes(path, &metadata, media.as_ref(), holder);
     Ok(Description {
         file_kind,
         length_bytes,
         allocated_bytes: metadata.blocks().saturating_mul(512),
         media,
         page_bytes,
+        huge_bytes,
         writable: rustix::fs::access(path, Access::WRITE_OK).is_ok(),
-        holder: lock::holder(&metadata),
+        holder,
         refusal,
     })
+}
+
+fn huge_bytes(path: &Path, metadata: &Metadata, media: Option<&Media>, holder: Option<u32>) -> Option<u64> {
+    let media = media?;
+    match media.kind {
+        BackingKind::DeviceDax => Some(huge_pages::of_device_dax(media.device_bytes, media.unit_bytes)),
+        BackingKind::DaxFile { .. } => huge_pages::of_dax_file(&open_to_look(path).ok()?, &Sysfs::system()),
+        kind if kind.is_written_through_mapping() => huge_pages::in_process(holder?, metadata),
+        _ => None,
+    }
+}
+
+fn open_to_look(path: &Path) -> io::Result<File> {
+    File::options().read(true).custom_flags(libc::O_NOATIME).open(path)
 }
 
 fn recognise(place: &Place, metadata: &Metadata) -> Result<Option<Media>, OpenError> {
@@ -124,7 +146,6 @@ fn recognise(place: &Place, metadata: &Metadata) -> Result<Option<Media>, OpenEr
         OpenError::system(place, "tell the file system of", "check the file system", errno.into())
     })?;
     let is_dax = is_dax_path(place.path()).unwrap_or(false);
-    let open = || File::options().read(true).custom_flags(libc::O_NOATIME).open(place.path());
-    let file = is_dax.then(open).and_then(Result::ok);
+    let file = is_dax.then(|| open_to_look(place.path())).and_then(Result::ok);
     Ok(Some(Media::of_file(metadata, &statfs, file.as_ref(), &sysfs)))
 }

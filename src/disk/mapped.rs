@@ -47,6 +47,8 @@ pub struct MappedDisk {
     bad_list: Option<BadList>,
     /// Held while pages are repaired, and while it is looked which are bad.
     mending: Mutex<()>,
+    /// Bytes in huge pages when they were last counted.
+    huge_bytes: Mutex<Option<u64>>,
     namespace: Option<String>,
     log_limit: LogLimit,
 }
@@ -102,7 +104,8 @@ impl MappedDisk {
             unmaps: true,
             bad: BadRanges::default(),
             bad_list: None,
-            mending: Mutex::new(()),
+            mending: Mutex::default(),
+            huge_bytes: Mutex::default(),
             namespace: None,
             log_limit: LogLimit::default(),
         })
@@ -151,7 +154,8 @@ impl MappedDisk {
             punch_bytes: if is_dax { HUGE_PAGE_BYTES as u64 } else { page_bytes },
             bad: BadRanges::new(&media.bad_ranges),
             bad_list: media.bad_list.clone(),
-            mending: Mutex::new(()),
+            mending: Mutex::default(),
+            huge_bytes: Mutex::default(),
             namespace: media.namespace.clone(),
             log_limit: LogLimit::default(),
         })
@@ -169,6 +173,14 @@ impl MappedDisk {
 
     pub(super) const fn set_growth(&mut self, growth: GrowthPolicy) {
         self.growth = growth;
+    }
+
+    pub(super) fn set_huge_bytes(&self, bytes: Option<u64>) {
+        *self.huge_bytes.lock().unwrap_or_else(PoisonError::into_inner) = bytes;
+    }
+
+    pub(super) fn huge_bytes(&self) -> Option<u64> {
+        *self.huge_bytes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What it lies on.

@@ -19,6 +19,7 @@ mod extents;
 mod file;
 mod flush;
 mod growth;
+mod huge_pages;
 mod kind;
 mod lock;
 mod mapped;
@@ -42,6 +43,7 @@ pub use error::{OpenError, Place};
 pub use file::FileDisk;
 pub use flush::{Flusher, Ticket};
 pub use growth::GrowError;
+pub use huge_pages::count_huge_pages;
 pub use kind::{BackingKind, FileKind, FileSystem};
 pub use lock::{FileLock, LockError, LockMode, UnknownLockMode};
 pub use mapped::MappedDisk;
@@ -51,7 +53,7 @@ pub use mapping::Mapping;
 pub use media::Media;
 pub use open::{OpenOptions, Opened, open};
 pub use policy::{DeepFlush, DiscardPolicy, UnknownWord};
-pub use populate::{Populated, huge_bytes};
+pub use populate::Populated;
 pub use region::Region;
 
 /// What a disk is made of: fixed while it is served, but that it may grow.

@@ -3,9 +3,6 @@
 //! A first touch costs a fault, and on DAX with `MAP_SYNC` a commit of the file system's journal. Nothing
 //! waits for it: the disk is served meanwhile.
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::ops::Range;
 
 use rustix::fs::SeekFrom;
@@ -100,59 +97,13 @@ fn next_part(disk: &MappedDisk, range: Range<u64>) -> Option<Range<u64>> {
     (!part.is_empty()).then_some(part)
 }
 
-/// Bytes of each disk's mapping on huge pages, as far as the kernel tells; it does not for DAX.
-///
-/// It walks through the page tables of everything that is mapped: not to be asked for one disk after the other.
-pub fn huge_bytes<'a>(disks: impl IntoIterator<Item = &'a Backing>) -> Vec<Option<u64>> {
-    let ranges: Vec<_> = disks.into_iter().map(told_range).collect();
-    if ranges.iter().all(Option::is_none) {
-        return vec![None; ranges.len()];
-    }
-    match File::open("/proc/self/smaps") {
-        Ok(smaps) => huge_bytes_in(BufReader::new(smaps), &ranges),
-        Err(_) => vec![None; ranges.len()],
-    }
-}
-
-/// The addresses of a disk whose huge pages the kernel tells.
-fn told_range(disk: &Backing) -> Option<Range<usize>> {
-    let Backing::Mapped(disk) = disk else { return None };
-    if !matches!(disk.kind(), BackingKind::Tmpfs | BackingKind::Hugetlbfs) {
-        return None;
-    }
-    let start = disk.mapping().address();
-    Some(start..start.checked_add(usize::try_from(disk.geometry().capacity_bytes).ok()?)?)
-}
-
-/// Sums the huge pages of the mappings that begin in each of the ranges.
-fn huge_bytes_in(smaps: impl BufRead, ranges: &[Option<Range<usize>>]) -> Vec<Option<u64>> {
-    let mut by_start: BTreeMap<usize, (usize, u64)> =
-        ranges.iter().flatten().map(|range| (range.start, (range.end, 0))).collect();
-    let mut at = None;
-    for line in smaps.lines().map_while(Result::ok) {
-        let (name, rest) = line.split_once(':').unwrap_or((&line, ""));
-        let first = line.split_once('-').and_then(|(first, _)| usize::from_str_radix(first, 16).ok());
-        if first.is_some() {
-            at = first;
-        } else if matches!(name, "ShmemPmdMapped" | "FilePmdMapped" | "Shared_Hugetlb" | "Private_Hugetlb")
-            && let Some(at) = at
-            && let Some((_, (end, bytes))) = by_start.range_mut(..=at).next_back()
-            && at < *end
-        {
-            let kib = rest.trim().trim_end_matches(" kB").parse::<u64>();
-            *bytes = bytes.saturating_add(kib.unwrap_or(0).saturating_mul(1024));
-        }
-    }
-    let found = |range: &Range<usize>| by_start.get(&range.start).map(|(_, bytes)| *bytes);
-    ranges.iter().map(|range| range.as_ref().and_then(found)).collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::os::unix::fs::{FileExt, MetadataExt};
 
     use super::*;
-    use crate::disk::{Geometry, LockMode, OpenOptions, open};
+    use crate::disk::{Geometry, LockMode, OpenOptions, count_huge_pages, open};
 
     #[test]
     fn a_disk_is_populated_step_by_step_until_told_to_stop() {
@@ -173,7 +124,9 @@ mod tests {
         let populated = disk.populate(|| false).unwrap();
         assert_eq!(populated.bytes, capacity_bytes);
         let Backing::Mapped(mapped) = &disk else { unreachable!() };
-        let huge_bytes = huge_bytes([&disk])[0].unwrap();
+        assert_eq!(disk.huge_bytes(), None, "not counted yet");
+        count_huge_pages([&disk]);
+        let huge_bytes = disk.huge_bytes().unwrap();
         match mapped.mapping().gather(0..STEP_BYTES) {
             Ok(()) => assert!(huge_bytes >= STEP_BYTES, "{huge_bytes} bytes on huge pages"),
             #[allow(clippy::print_stdout)]
@@ -206,21 +159,5 @@ mod tests {
         again.set_len(3 << 20).unwrap();
         let populated = disk.populate(|| false).unwrap();
         assert_eq!((populated.bytes, populated.failed_bytes), (2 << 20, 6 << 20));
-    }
-
-    #[test]
-    fn huge_pages_are_summed_over_the_parts_of_a_mapping() {
-        let smaps = "7f0000000000-7f0000200000 rw-s 00000000 00:1 1 /dev/shm/a\n\
-                     Size: 2048 kB\nShmemPmdMapped:    2048 kB\nShared_Hugetlb:   0 kB\n\
-                     7f0000200000-7f0000400000 rw-s 00000000 00:1 1 /dev/shm/a\nShmemPmdMapped: 1024 kB\n\
-                     7f0000400000-7f0000600000 rw-s 00000000 00:1 1 /b\nShmemPmdMapped: 4096 kB\n";
-        let ranges = [
-            None,
-            Some(0x7f00_0040_0000..0x7f00_0060_0000),
-            Some(0x7f00_0000_0000..0x7f00_0040_0000),
-            Some(0x7e00_0000_0000..0x7e00_0020_0000),
-        ];
-        let found = huge_bytes_in(smaps.as_bytes(), &ranges);
-        assert_eq!(found, [None, Some(4 << 20), Some(3 << 20), Some(0)]);
     }
 }

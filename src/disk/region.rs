@@ -112,6 +112,22 @@ impl Region {
         self.node.open_for_writing("deep_flush")
     }
 
+    /// One that is nowhere.
+    #[cfg(test)]
+    pub(crate) fn testing(name: &str, dirty_shutdowns: Option<u64>) -> Self {
+        Self {
+            name: name.to_owned(),
+            provider: Some("ACPI.NFIT".to_owned()),
+            persistence_domain: Some("cpu_cache".to_owned()),
+            is_volatile: false,
+            is_virtual: false,
+            has_flush_hints: false,
+            numa_node: None,
+            dirty_shutdowns,
+            node: Node::nowhere(),
+        }
+    }
+
     /// Its folder.
     pub(super) const fn node(&self) -> &Node {
         &self.node

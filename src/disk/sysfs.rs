@@ -52,6 +52,12 @@ impl Node {
         Some(Self { path, root: root.to_owned() })
     }
 
+    /// A folder that is not there.
+    #[cfg(test)]
+    pub(super) fn nowhere() -> Self {
+        Self { path: PathBuf::new(), root: PathBuf::new() }
+    }
+
     /// How the kernel calls the device.
     pub(super) fn name(&self) -> String {
         self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()

@@ -26,7 +26,9 @@ pub use watcher::Rereader;
 use crate::config::{CpuChoice, DiskConfig, ServerConfig, SocketSource};
 use crate::copy::{Engine, fault};
 use crate::cpus::Cpus;
-use crate::disk::{self, Backing, BackingKind, Disk, Durability, FileLock, Media, OpenOptions, Opened};
+use crate::disk::{
+    self, Backing, BackingKind, Disk, Durability, FileLock, Media, OpenOptions, Opened, Region,
+};
 use crate::log_limit::LogLimit;
 use crate::vhost_user::{Baton, FrontEnds, Inherited, Listener, ListenerError, PostcopyHost, SessionContext};
 use crate::virtio::blk::{Counters, Device, Identity};
@@ -60,6 +62,8 @@ pub struct DiskSummary {
     pub durability: Durability,
     /// Why it promises that and not more.
     pub why: String,
+    /// The regions of persistent memory below.
+    pub regions: Vec<Region>,
     /// What FLUSH does.
     pub flush: &'static str,
     /// Holes are left as they are.
@@ -163,8 +167,8 @@ impl Server<Backing> {
 
     /// What looks at the disks while they are served.
     pub fn observer(&self) -> Observer {
-        let kinds = self.disks.iter().map(|disk| disk.kind);
-        Observer::new(self.contexts.iter().cloned().zip(kinds), self.pool.clone())
+        let media = self.disks.iter().map(|disk| (disk.kind, disk.regions.clone()));
+        Observer::new(self.contexts.iter().cloned().zip(media), self.pool.clone())
     }
 }
 
@@ -307,6 +311,7 @@ fn open(config: DiskConfig, files: &mut Created) -> Result<(Service<Backing>, Di
         durability: media.durability,
         flush: media.flush(),
         why: media.why,
+        regions: media.regions,
         sparse,
     };
     let door = enter(socket).map_err(|error| ServerError::listener(name.clone(), error))?;

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use crate::disk::{Backing, BackingKind, Disk as _, Durability};
+use crate::disk::{Backing, BackingKind, Disk as _, Durability, Region};
 use crate::vhost_user::SessionContext;
 use crate::virtio::blk::Counters;
 use crate::worker::Pool;
@@ -19,6 +19,8 @@ pub struct Observation {
     pub name: String,
     /// What it lies on.
     pub kind: BackingKind,
+    /// The regions of persistent memory below.
+    pub regions: Vec<Region>,
     /// What a completed and flushed write is worth.
     pub durability: Durability,
     /// Size in bytes.
@@ -29,6 +31,8 @@ pub struct Observation {
     pub front_ends: usize,
     /// Bytes of the disk that cannot be read any more.
     pub bad_ranges: Vec<Range<u64>>,
+    /// Bytes that are mapped in huge pages; none where that was not counted.
+    pub huge_bytes: Option<u64>,
     /// What all its rings have done since the server started.
     pub counters: Counters,
 }
@@ -46,16 +50,20 @@ pub struct Observer {
 struct Observed {
     context: Arc<SessionContext<Backing>>,
     kind: BackingKind,
+    regions: Vec<Region>,
     /// The highest that was seen.
     counters: Counters,
 }
 
 impl Observer {
     pub(super) fn new(
-        disks: impl Iterator<Item = (Arc<SessionContext<Backing>>, BackingKind)>,
+        disks: impl Iterator<Item = (Arc<SessionContext<Backing>>, (BackingKind, Vec<Region>))>,
         pool: Arc<Pool<Backing>>,
     ) -> Self {
-        let disks = disks.map(|(context, kind)| Observed { context, kind, counters: Counters::default() });
+        let disks = disks.map(|(context, (kind, regions))| {
+            let counters = Counters::default();
+            Observed { context, kind, regions, counters }
+        });
         Self { disks: disks.collect(), pool }
     }
 
@@ -86,11 +94,13 @@ impl Observed {
         Observation {
             name: self.context.device.identity().name.clone(),
             kind: self.kind,
+            regions: self.regions.clone(),
             durability: disk.durability(),
             capacity_bytes: geometry.capacity_bytes,
             read_only: geometry.read_only,
             front_ends: self.context.front_ends.count(),
             bad_ranges: disk.bad_ranges(),
+            huge_bytes: disk.huge_bytes(),
             counters: self.counters,
         }
     }

@@ -76,10 +76,10 @@ fn report(disk: &str, populated: Populated) {
 
 /// Where they are fewer than the disk is large, it is slower: that is all.
 fn report_huge_pages(devices: &[Arc<Device<Backing>>]) {
-    let huge_bytes = disk::huge_bytes(devices.iter().map(|device| device.disk()));
-    for (device, huge_bytes) in devices.iter().zip(huge_bytes) {
+    disk::count_huge_pages(devices.iter().map(|device| device.disk()));
+    for device in devices {
         let (disk, bytes) = (&device.identity().name, device.disk().geometry().capacity_bytes);
-        if let Some(huge_bytes) = huge_bytes {
+        if let Some(huge_bytes) = device.disk().huge_bytes() {
             tracing::info!(disk, huge_bytes, bytes, "mapped in huge pages");
         }
     }

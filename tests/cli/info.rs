@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::common::daemon::{Place, Setup};
+use super::common::{metrics, wait_for};
 use super::{image, run, stderr, stdout};
 
 fn lines(path: &Path) -> String {
@@ -84,6 +85,21 @@ fn what_cannot_be_served_says_why() {
     let odd = folder.path().join("odd.img");
     image(&odd, 1000);
     assert!(json(&odd)["refusal"].as_str().unwrap().contains("not a multiple"), "{}", json(&odd));
+}
+
+/// Whether there are huge pages for tmpfs is the machine's business; the daemon and `info` say the same of it.
+#[test]
+fn the_huge_pages_of_a_served_file_are_those_of_its_daemon() {
+    let daemon = Setup::new(Place::Tmpfs).disk("size=8M").with_metrics().start();
+    let counted = wait_for("the disk is populated", || {
+        metrics::read(&daemon.metrics_socket()).get(r#"huge_page_bytes{disk="disk0"}"#).copied()
+    });
+    let told = json(&daemon.image(0))["huge_bytes"].clone();
+    assert_eq!(told.as_f64(), Some(counted), "{told}");
+    assert!(counted == 0.0 || counted >= 2_097_152.0, "{counted}");
+    assert_lines(&lines(&daemon.image(0)), &[("huge pages", if counted == 0.0 { "0 bytes" } else { "" })]);
+    let setup = daemon.stop();
+    assert!(json(&setup.image(0))["huge_bytes"].is_null(), "nobody has it mapped");
 }
 
 #[test]

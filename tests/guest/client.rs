@@ -1,8 +1,8 @@
 //! A client for guests that run the daemon themselves: this test's own program, as `guest client SOCKET OPERATION...`.
 //!
 //! Operations are `write:OFFSET:BYTES:SEED`, `verify:OFFSET:BYTES:SEED`, `flush`, `writeback`,
-//! and `bad-bytes`, which is what the metrics beside the socket say of the disk named `disk`. Each prints
-//! one line: itself, and `ok`, `differs`, `errno N` or a value.
+//! and `metric:NAME`, which is the first sample of that metric beside the socket, and `bad-bytes`, which is that metric
+//! of the disk named `disk`. Each prints one line: itself, and `ok`, `differs`, `errno N` or a value.
 
 use std::path::Path;
 
@@ -33,6 +33,11 @@ fn carry_out(driver: &mut Driver, socket: &Path, operation: &str) -> String {
         "bad-bytes" => {
             let samples = metrics::read(&socket.with_file_name("metrics.sock"));
             samples[r#"bad_bytes{disk="disk"}"#].to_string()
+        }
+        "metric" => {
+            let samples = metrics::read(&socket.with_file_name("metrics.sock"));
+            let sample = samples.iter().find(|(name, _)| name.starts_with(&format!("{}{{", words[1])));
+            sample.map_or("none".to_owned(), |(name, value)| format!("{name} {value}"))
         }
         "writeback" => driver.config().writeback.to_string(),
         other => panic!("{other} is no operation"),

@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::bad_media::{self, METRICS};
 use super::common::pattern;
+use super::folder;
 use super::guest::{Guest, Reply};
 use super::linux::MIB;
 use super::machine::Kernel;
 use super::report::Report;
-use super::{bad_media, folder};
 
 /// The exit code of a disk that is less durable than required.
 const NOT_DURABLE: i32 = 13;
@@ -175,6 +176,30 @@ impl Pmem {
         assert!(word("durability_reason").contains(why), "not because of {why}: {info:#}");
     }
 
+    /// Panics unless `info`, the log and the metrics of the served path say the same of its region, and of its huge
+    /// pages where they were counted already.
+    fn assert_shown(&mut self, path: &str) {
+        let info = self.info(path);
+        let region = &info["regions"][0];
+        let word = |field: &str| region[field].as_str().unwrap_or("unknown").to_owned();
+        let (name, domain) = (word("name"), word("persistence_domain"));
+        let node = region["numa_node"].as_u64().map_or("unknown".to_owned(), |node| node.to_string());
+        let labels = format!(
+            r#"disk="disk",region="{name}",provider="{}",persistence_domain="{domain}",numa_node="{node}""#,
+            word("provider")
+        );
+        let said = self.client("metric:region_info");
+        assert_eq!(said, [format!("metric:region_info region_info{{{labels}}} 1")]);
+        let log = self.guest.shell("cat /tmp/log");
+        assert!(log.contains(&format!("persistence_domain=\"{domain}\"")), "{log}");
+        let huge_bytes = info["huge_bytes"].as_u64().unwrap_or_else(|| panic!("no huge_bytes: {info:#}"));
+        assert!(huge_bytes.is_multiple_of(2 * MIB) && huge_bytes <= 32 * MIB, "{huge_bytes}");
+        let counted = || self.client("metric:huge_page_bytes").remove(0);
+        let expected = format!("metric:huge_page_bytes huge_page_bytes{{disk=\"disk\"}} {huge_bytes}");
+        let counted = std::iter::repeat_with(counted).take(100).find(|said| !said.ends_with(" none"));
+        assert_eq!(counted, Some(expected));
+    }
+
     /// Starts a daemon on a path; `options` go to `--disk`.
     pub(super) fn serve(&mut self, path: &str, options: &str, arguments: &str) {
         self.guest.shell(&format!("/lab/pmem.sh serve {path} '{options}' {arguments}"));
@@ -244,8 +269,9 @@ impl Pmem {
 
     /// Serves a new file of a DAX file system that is mounted on /mnt: the class, the bytes, no page cache.
     fn dax_file(&mut self, class: &str, why: &str) -> String {
-        self.serve("/mnt/disk", ",size=32M", &format!("--require-durable={class}"));
+        self.serve("/mnt/disk", ",size=32M", &format!("--require-durable={class} {METRICS}"));
         self.assert_class("/mnt/disk", "DAX file on ", class, why);
+        self.assert_shown("/mnt/disk");
         let writeback = u8::from(class == "page");
         let grown = self.exercise(writeback);
         assert!(grown < 4096, "the page cache has grown by {grown} KiB");
@@ -343,6 +369,8 @@ fn device_dax(pmem: &mut Pmem) -> String {
     pmem.assert_class(&device, "device DAX", "cacheline", "memory_controller");
     pmem.assert_refused(&device, "byte");
     pmem.serve(&device, "", "--require-durable=cacheline");
+    let info = pmem.info(&device);
+    assert_eq!(info["huge_bytes"], info["size_bytes"], "{info:#}");
     let grown = pmem.exercise(0);
     assert!(grown < 4096, "the page cache has grown by {grown} KiB");
     pmem.stop();

@@ -11,10 +11,11 @@ mod common;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use common::driver::{Driver, Options, Request};
+use common::ext4::{self, Ext4};
 use common::{Random, pattern, wait_for};
 use tempfile::TempDir;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
@@ -27,9 +28,9 @@ const NAIVE_WRITES: u64 = 48;
 /// What the daemon may cost: device bytes for each byte of the guest.
 const MOST: f64 = 1.2;
 
-/// ext4 on a loop device, mounted for this thread and its children.
+/// A file system of its own, mounted for this thread and its children.
 struct FileSystem {
-    device: PathBuf,
+    ext4: Ext4,
     folder: TempDir,
 }
 
@@ -41,52 +42,23 @@ impl FileSystem {
         if unsafe { libc::unshare(libc::CLONE_NEWNS) } != 0 {
             return Err("mounting needs root".to_owned());
         }
-        run("mount", &["--make-rprivate", "/"])?;
+        ext4::run("mount", &["--make-rprivate", "/"])?;
         let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).map_err(|error| error.to_string())?;
-        let file = folder.path().join("device");
-        File::create_new(&file).unwrap().set_len(4 * IMAGE_BYTES).unwrap();
-        let device = run("losetup", &["--find", "--show", file.to_str().unwrap()])?;
-        let it = Self { device: device.trim().into(), folder };
-        let device = it.device.to_str().unwrap();
-        run("mkfs.ext4", &["-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", device])?;
-        std::fs::create_dir(it.mount()).unwrap();
-        run("mount", &[device, it.mount().to_str().unwrap()])?;
-        Ok(it)
+        let ext4 = Ext4::mount(folder.path(), 4 * IMAGE_BYTES)?;
+        Ok(Self { ext4, folder })
     }
 
-    fn mount(&self) -> PathBuf {
-        self.folder.path().join("mount")
-    }
-
-    /// Bytes written to the device so far (Documentation/block/stat.rst: the seventh field, in sectors).
-    fn written_bytes(&self) -> u64 {
-        let name = self.device.file_name().unwrap().to_str().unwrap();
-        let stat = std::fs::read_to_string(format!("/sys/block/{name}/stat")).unwrap();
-        stat.split_ascii_whitespace().nth(6).unwrap().parse::<u64>().unwrap() * 512
+    fn mount(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Device bytes for each byte that `write` was told to write.
     fn amplification(&self, count: u64, write: impl FnOnce()) -> f64 {
         // SAFETY: it has no operands.
         unsafe { libc::sync() };
-        let before = self.written_bytes();
+        let before = self.ext4.written_bytes();
         write();
-        (self.written_bytes() - before) as f64 / (count * BLOCK_BYTES) as f64
-    }
-}
-
-impl Drop for FileSystem {
-    fn drop(&mut self) {
-        let _ = run("umount", &[self.mount().to_str().unwrap()]);
-        let _ = run("losetup", &["--detach", self.device.to_str().unwrap()]);
-    }
-}
-
-fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
-    let output = Command::new(program).args(arguments).output().map_err(|it| format!("{program}: {it}"))?;
-    match output.status.success() {
-        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        false => Err(format!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim())),
+        (self.ext4.written_bytes() - before) as f64 / (count * BLOCK_BYTES) as f64
     }
 }
 

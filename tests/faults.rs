@@ -12,6 +12,7 @@ use std::path::Path;
 use std::process::Command;
 
 use common::daemon::{Daemon, Place, Setup};
+use common::ext4::Ext4;
 use common::frontend::load::Load;
 use common::frontend::memory::{Memory, Span};
 use common::frontend::request::{IN, IOERR, OK, OUT, Request, WRITE_ZEROES, header, range};
@@ -125,6 +126,48 @@ fn a_truncated_file_fails_the_requests_behind_its_end() {
         let log = pair.finish();
         let file = image.to_str().unwrap();
         assert_log(&log, &["disk=\"disk0\"", file, "the file was truncated to 8388608 bytes"]);
+    }
+}
+
+/// No load or store faults where only a part of the last page is gone.
+#[test]
+fn a_file_truncated_inside_its_last_page_fails_the_requests_behind_its_end() {
+    for place in Place::ALL {
+        let pair = Pair::start(two_disks(place));
+        let mut ring = pair.suffering.ring(0, 16);
+        let last = DISK_BYTES / SECTOR_BYTES as u64 - 1;
+        let image = pair.daemon.image(0);
+        let file = File::options().write(true).open(&image).unwrap();
+        let cut = DISK_BYTES - SECTOR_BYTES as u64;
+        let zeroes = |sector| Request { kind: WRITE_ZEROES, ..Request::write(0, &range(sector, 1, 0)) };
+        assert_eq!(ring.run(&Request::write(last, &[7; 512])).status, OK);
+        file.set_len(cut).unwrap();
+        for _ in 0..FAILURES {
+            assert_eq!(ring.run(&Request::read(last, 512)).status, IOERR, "{place:?}");
+        }
+        for request in [
+            Request::read(last - 7, 4096),
+            Request::write(last, &[1; 512]),
+            Request::write(last - 1, &[1; 1024]),
+            zeroes(last),
+        ] {
+            assert_eq!(ring.run(&request).status, IOERR, "{place:?} {request:?}");
+        }
+        assert_eq!(image.metadata().unwrap().len(), cut, "{place:?}: a write has made it long again");
+        for request in [
+            Request::write(last - 1, &[3; 512]),
+            Request::read(last - 1, 512),
+            zeroes(last - 2),
+            Request::write(0, &[3; 4096]),
+        ] {
+            assert_eq!(ring.run(&request).status, OK, "{place:?} {request:?}");
+        }
+        file.set_len(DISK_BYTES).unwrap();
+        let answer = ring.run(&Request::read(last, 512));
+        assert!((answer.status, answer.data) == (OK, vec![0; 512]), "{place:?}");
+        let log = pair.finish();
+        let words = ["disk=\"disk0\"", image.to_str().unwrap(), "the file was truncated to 16776704 bytes"];
+        assert_log(&log, &words);
     }
 }
 
@@ -281,4 +324,37 @@ fn a_full_tmpfs_fails_the_writes_that_need_more() {
     let log = pair.finish();
     assert_log(&log, &["disk=\"disk0\"", image.to_str().unwrap(), "no space is left on its file system"]);
     drop(mounted);
+}
+
+/// A sparse file on an ordinary file system: `pwritev` finds no space.
+#[test]
+fn a_full_file_system_fails_the_writes_that_need_more() {
+    const BYTES: u64 = 24 << 20;
+    const PART: usize = 8192;
+    const SECTORS: u64 = (PART / SECTOR_BYTES) as u64;
+    let setup = Setup::new(Place::FileSystem).disk("size=32M,sparse=on").disk("size=2M");
+    let image = setup.image(0);
+    let ext4 = match Ext4::mount(image.parent().unwrap(), BYTES) {
+        Ok(ext4) => ext4,
+        Err(reason) => {
+            eprintln!("skipped: {reason}");
+            return;
+        }
+    };
+    let pair = Pair::start(setup);
+    let mut ring = pair.suffering.ring(0, 16);
+    let write = |sector| Request::write(sector, &pattern(sector, PART));
+    let statuses: Vec<u8> = (0..4096).map(|part| ring.run(&write(part * SECTORS)).status).collect();
+    let full_at = statuses.iter().position(|status| *status == IOERR).unwrap() as u64;
+    assert!((512..=BYTES / PART as u64).contains(&full_at), "{full_at} times 8 KiB were written");
+    assert_eq!(statuses.last(), Some(&IOERR));
+    // What was written is there, can be written again, and be made to last.
+    let last = (full_at - 1) * SECTORS;
+    let answer = ring.run(&Request::read(last, PART as u32));
+    assert!((answer.status, answer.data) == (OK, pattern(last, PART)));
+    assert_eq!(ring.run(&write(0)).status, OK);
+    assert_eq!(ring.run(&Request::flush()).status, OK);
+    let log = pair.finish();
+    assert_log(&log, &["disk=\"disk0\"", image.to_str().unwrap(), "no space is left on its file system"]);
+    drop(ext4);
 }

@@ -57,6 +57,11 @@ impl FileDisk {
         self.bad.list()
     }
 
+    #[cold]
+    fn not_written(&self, offset: u64, error: io::Error) -> DiskError {
+        failed("pwritev")(Loss::of_write(&self.file, offset, error))
+    }
+
     pub(super) const fn mapping(&self) -> &Mapping {
         &self.mapping
     }
@@ -112,11 +117,12 @@ impl Disk for FileDisk {
     }
 
     fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
-        self.geometry().check_write(offset, from.total_bytes() as u64)?;
-        // `pwritev` would make it long again, and what was lost would read as zeroes.
-        self.mapping.check_end()?;
-        copy::pwritev_all(self.file.as_fd(), offset, from).map_err(failed("pwritev"))?;
-        self.bad.found_good(offset, from.total_bytes() as u64);
+        let len = from.total_bytes() as u64;
+        self.geometry().check_write(offset, len)?;
+        self.mapping.check_end(offset, len)?;
+        copy::pwritev_all(self.file.as_fd(), offset, from)
+            .map_err(|error| self.not_written(offset, error))?;
+        self.bad.found_good(offset, len);
         self.syncs.wrote();
         Ok(())
     }
@@ -142,11 +148,12 @@ impl Disk for FileDisk {
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<u64, DiskError> {
         self.geometry().check_write(offset, len)?;
-        self.mapping.check_end()?;
+        self.mapping.check_end(offset, len)?;
         let what = if unmap && self.unmaps { space::PUNCH } else { space::ZERO };
         let is_noted = fallocate(&self.file, what, offset, len).map_err(failed("zeroing a range"))?;
         if !is_noted {
-            copy::pwritev_zeroes(self.file.as_fd(), offset, len).map_err(failed("pwritev"))?;
+            copy::pwritev_zeroes(self.file.as_fd(), offset, len)
+                .map_err(|error| self.not_written(offset, error))?;
         }
         self.bad.found_good(offset, len);
         self.syncs.wrote();

@@ -5,9 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -18,8 +16,11 @@ use crate::copy::fault::announced;
 #[cfg(test)]
 use crate::copy::recording::{Synced, Syncing};
 use crate::copy::{self, Persist, Segments};
+pub(super) use loss::Loss;
+use loss::{has_no_space, path_of};
 use room::Room;
 
+mod loss;
 mod room;
 
 /// Mappings begin at a multiple of this: a page table entry can then stand for as much.
@@ -81,8 +82,11 @@ pub struct Mapping {
     file: File,
     /// Where the first byte is by now.
     base: AtomicPtr<u8>,
-    /// Bytes served. Whoever looks at both reads it before `base`, which is stored before it.
+    /// Bytes served.
     len: AtomicUsize,
+    /// Bytes before the last page: those who need no more are not asked whether the file still has them, since a page
+    /// that it has not is a fault. Whoever looks at both reads it before `base`, which is stored before it.
+    sure: AtomicUsize,
     /// The last one is in use. Those it was mapped in before stay: a copy may be under way there.
     rooms: Mutex<Vec<Room>>,
     /// `len_bytes` was that at the start.
@@ -126,6 +130,7 @@ impl Mapping {
             file: file.try_clone()?,
             base: AtomicPtr::new(room.base()),
             len: AtomicUsize::new(len),
+            sure: AtomicUsize::new(sure_of(len)),
             rooms: Mutex::new(vec![room]),
             options,
         })
@@ -149,7 +154,7 @@ impl Mapping {
             former => {
                 let mut room = Room::reserve(end, self.options.align()?)?;
                 room.map(&self.file, 0..end, self.options)?;
-                // Before the length that needs it: see `at`.
+                // Before the lengths that need it: see `at`.
                 self.base.store(room.base(), Ordering::Release);
                 if let Some(former) = former {
                     former.forget(mapped);
@@ -158,6 +163,7 @@ impl Mapping {
             }
         }
         self.len.store(len, Ordering::Release);
+        self.sure.store(sure_of(len), Ordering::Release);
         Ok(())
     }
 
@@ -279,7 +285,7 @@ impl Mapping {
     /// [`DiskError::OutOfRange`], or [`DiskError::Io`] when the memory could not be read.
     #[inline(always)]
     pub fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
-        let src = self.at(offset, into.total_bytes())?;
+        let src = self.at(offset, into.total_bytes(), "reading the mapping")?;
         // SAFETY: `at` has checked that as many bytes are mapped there, and they are until `self` is
         // dropped; no reference to them exists and no pointer has left, so `into` is elsewhere.
         let left = unsafe { copy::copy_to_segments(src, into) };
@@ -289,7 +295,7 @@ impl Mapping {
     /// Asks the CPU for the line at `offset`, if it is inside, and so for its address's translation.
     #[inline]
     pub fn prefetch(&self, offset: u64) {
-        if let Ok(start) = self.at(offset, 1) {
+        if let Some(start) = self.surely_at(offset, 1) {
             copy::prefetch_line(start);
         }
     }
@@ -300,7 +306,7 @@ impl Mapping {
     /// As [`read`](Self::read), and [`DiskError::ReadOnly`].
     #[inline(always)]
     pub fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
-        let dst = self.writable_at(offset, from.total_bytes())?;
+        let dst = self.writable_at(offset, from.total_bytes(), "writing the mapping")?;
         // SAFETY: `writable_at` has checked that as many bytes are mapped there for writing, and they are
         // until `self` is dropped; no reference to them exists and no pointer has left, so `from` is
         // elsewhere.
@@ -315,7 +321,7 @@ impl Mapping {
     #[inline]
     pub fn zero(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         let len = usize::try_from(len).map_err(|_| DiskError::OutOfRange)?;
-        let dst = self.writable_at(offset, len)?;
+        let dst = self.writable_at(offset, len, "zeroing the mapping")?;
         // SAFETY: `writable_at` has checked that `len` bytes are mapped there for writing, and they are until
         // `self` is dropped; no reference to them exists.
         let left = unsafe { copy::zero(dst, len, self.options.persist) };
@@ -334,24 +340,48 @@ impl Mapping {
         }
     }
 
-    /// An error if the file has been truncated so that its last page is gone. Costs one load, as long as that page
-    /// is in memory.
+    /// An error if a write of `len` bytes at `offset`, which are inside, would make a file long again that has been
+    /// truncated: what was lost would read as zeroes then. Costs one load, as long as the last page is in memory, and
+    /// a system call for writes to that page.
     ///
     /// # Errors
-    /// As [`read`](Self::read), for the byte at the end.
+    /// As [`read`](Self::read).
     #[inline]
-    pub fn check_end(&self) -> Result<(), DiskError> {
-        let offset = self.len_bytes().saturating_sub(1);
-        let last = self.at(offset, 1)?;
-        // SAFETY: `at` has checked that it is mapped, and it is until `self` is dropped.
+    pub fn check_end(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        const WRITING: &str = "writing the file";
+        if offset.saturating_add(len) > self.sure.load(Ordering::Relaxed) as u64 {
+            return self.check_truncated(offset, len, WRITING);
+        }
+        let end = self.len_bytes().saturating_sub(1);
+        let last = usize::try_from(end).map_err(|_| DiskError::OutOfRange)?;
+        let last = self.base.load(Ordering::Relaxed).wrapping_add(last);
+        // SAFETY: it is the last byte that is mapped, and it is so until `self` is dropped.
         if unsafe { copy::can_read(last) } {
             return Ok(());
         }
-        match self.loss(offset, last) {
+        match self.loss(end, last) {
             loss @ Loss::Truncated { .. } => {
-                Err(DiskError::Io { operation: "writing the file", source: io::Error::other(loss) })
+                Err(DiskError::Io { operation: WRITING, source: io::Error::other(loss) })
             }
             // A page that cannot be read is no reason not to write others.
+            _ => Ok(()),
+        }
+    }
+
+    /// An error unless the file is long enough for `len` bytes at `offset`. Only a part of its last page can have been
+    /// cut off without a fault: the rest of that page reads as zeroes, and what is stored there is lost.
+    #[cold]
+    #[inline(never)]
+    fn check_truncated(&self, offset: u64, len: u64, operation: &'static str) -> Result<(), DiskError> {
+        self.check(offset, len)?;
+        let end = offset.saturating_add(len);
+        match self.file.metadata() {
+            Ok(metadata) if metadata.is_file() && metadata.len() < end && len != 0 => {
+                let file = path_of(&self.file);
+                let loss = Loss::Truncated { file, file_bytes: metadata.len(), len_bytes: self.len_bytes() };
+                Err(DiskError::Io { operation, source: io::Error::other(loss) })
+            }
+            // The length of a device is not told so, and cannot change.
             _ => Ok(()),
         }
     }
@@ -396,63 +426,49 @@ impl Mapping {
         }
     }
 
-    /// The address of `len` bytes at `offset`, which are inside.
+    /// The address of `len` bytes at `offset`, which are inside, and the file is not known to have lost them.
     #[inline]
-    fn at(&self, offset: u64, len: usize) -> Result<*mut u8, DiskError> {
-        self.check(offset, len as u64)?;
-        let offset = usize::try_from(offset).map_err(|_| DiskError::OutOfRange)?;
+    fn at(&self, offset: u64, len: usize, operation: &'static str) -> Result<*mut u8, DiskError> {
+        match self.surely_at(offset, len) {
+            Some(address) => Ok(address),
+            None => self.at_end(offset, len, operation),
+        }
+    }
+
+    /// The address of `len` bytes at `offset`, if they are before the last page.
+    #[inline]
+    fn surely_at(&self, offset: u64, len: usize) -> Option<*mut u8> {
+        let end = offset.checked_add(len as u64)?;
+        if end > self.sure.load(Ordering::Acquire) as u64 {
+            return None;
+        }
         // Not before the length: a place that holds fewer bytes than that is not seen then.
+        Some(self.base.load(Ordering::Relaxed).wrapping_add(usize::try_from(offset).ok()?))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn at_end(&self, offset: u64, len: usize, operation: &'static str) -> Result<*mut u8, DiskError> {
+        self.check_truncated(offset, len as u64, operation)?;
+        let offset = usize::try_from(offset).map_err(|_| DiskError::OutOfRange)?;
+        // `check_truncated` has read the length: as above.
         Ok(self.base.load(Ordering::Relaxed).wrapping_add(offset))
     }
 
     /// As [`at`](Self::at), and the bytes may be written.
     #[inline]
-    fn writable_at(&self, offset: u64, len: usize) -> Result<*mut u8, DiskError> {
+    fn writable_at(&self, offset: u64, len: usize, operation: &'static str) -> Result<*mut u8, DiskError> {
         if self.options.read_only {
             return Err(DiskError::ReadOnly);
         }
-        self.at(offset, len)
+        self.at(offset, len, operation)
     }
 }
 
-/// What was not there when it was to be copied.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Loss {
-    #[error("guest memory is lost (its file was truncated, or a page of it went bad)")]
-    GuestMemory,
-    #[error(
-        "{}: the file was truncated to {file_bytes} bytes while {len_bytes} are served; make it as long again \
-         and restore what is missing", file.display()
-    )]
-    Truncated { file: PathBuf, file_bytes: u64, len_bytes: u64 },
-    #[error(
-        "{}: no space is left on its file system for the hole at byte {offset}; free some, or preallocate",
-        file.display()
-    )]
-    Full { file: PathBuf, offset: u64 },
-    #[error("{}: the media failed at byte {offset}", file.display())]
-    Media { file: PathBuf, offset: u64 },
-}
-
-impl Loss {
-    /// Where the media has failed, in bytes of the disk, if that is what an error says.
-    pub(super) fn of_media(error: &DiskError) -> Option<u64> {
-        let DiskError::Io { source, .. } = error else { return None };
-        match source.get_ref()?.downcast_ref::<Self>()? {
-            Self::Media { offset, .. } => Some(*offset),
-            Self::GuestMemory | Self::Truncated { .. } | Self::Full { .. } => None,
-        }
-    }
-}
-
-/// The path of an open file, as the kernel knows it now.
-fn path_of(file: &File) -> PathBuf {
-    let link = format!("/proc/self/fd/{}", file.as_raw_fd());
-    std::fs::read_link(&link).unwrap_or_else(|_| link.into())
-}
-
-fn has_no_space(file: &File) -> bool {
-    rustix::fs::fstatfs(file).is_ok_and(|statfs| statfs.f_blocks > 0 && statfs.f_bfree == 0)
+/// Of so many bytes, those before the last page, or part of a page.
+fn sure_of(len: usize) -> usize {
+    let last = len.saturating_sub(1);
+    last - last % rustix::param::page_size()
 }
 
 #[cfg(test)]

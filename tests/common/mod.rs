@@ -6,6 +6,7 @@
 
 pub mod daemon;
 pub mod driver;
+pub mod ext4;
 pub mod frontend;
 pub mod metrics;
 pub mod process;

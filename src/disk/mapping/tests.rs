@@ -190,3 +190,43 @@ fn it_grows_in_place_and_elsewhere_while_it_is_read() {
     assert_eq!(stored, pattern(512, 77));
     assert!(matches!(mapping.read(32 << 20, guest.segments()), Err(DiskError::OutOfRange)));
 }
+
+/// Nothing faults where only a part of the last page was cut off: the length is asked for.
+#[test]
+fn a_file_cut_inside_its_last_page_has_lost_that_part() {
+    let bytes = pattern(LEN, 3);
+    let file = file(&bytes);
+    let mapping = Mapping::new(&file, LEN as u64, false).unwrap();
+    let piece = |len| Memory::new(&pattern(len, 9));
+    let (end, cut) = (LEN as u64, LEN as u64 - 512);
+    file.set_len(cut).unwrap();
+    for (offset, len) in [(cut, 512), (cut, 1), (cut - 1, 2), (end - 1, 1), (0, LEN)] {
+        let errors = [
+            mapping.read(offset, piece(len).segments()),
+            mapping.write(offset, piece(len).segments()),
+            mapping.zero(offset, len as u64),
+            mapping.check_end(offset, len as u64),
+        ];
+        for error in errors {
+            let text = error.unwrap_err().to_string();
+            assert!(text.contains("the file was truncated to 9488 bytes while 10000 are served"), "{text}");
+        }
+    }
+    for (offset, len) in [(cut - 512, 512), (cut, 0), (0, 4096)] {
+        mapping.read(offset, piece(len).segments()).unwrap();
+        mapping.check_end(offset, len as u64).unwrap();
+    }
+    assert!(matches!(mapping.read(end, piece(1).segments()), Err(DiskError::OutOfRange)));
+    file.set_len(end).unwrap();
+    mapping.write(cut, piece(512).segments()).unwrap();
+    let back = piece(512);
+    mapping.read(cut, back.segments()).unwrap();
+    assert_eq!(back.bytes(), pattern(512, 9));
+    // In the part that it has grown by, too.
+    file.set_len(5 * 4096 + 512).unwrap();
+    mapping.grow(5 * 4096 + 512).unwrap();
+    mapping.read(cut, piece(1024).segments()).unwrap();
+    file.set_len(5 * 4096).unwrap();
+    assert!(mapping.read(5 * 4096, piece(512).segments()).is_err());
+    mapping.read(4 * 4096, piece(4096).segments()).unwrap();
+}

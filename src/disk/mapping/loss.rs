@@ -1,0 +1,57 @@
+//! Why bytes of a mapping were not there.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::path::PathBuf;
+
+use super::DiskError;
+
+/// What was not there when it was to be copied.
+#[derive(Debug, thiserror::Error)]
+pub(in super::super) enum Loss {
+    #[error("guest memory is lost (its file was truncated, or a page of it went bad)")]
+    GuestMemory,
+    #[error(
+        "{}: the file was truncated to {file_bytes} bytes while {len_bytes} are served; make it as long again \
+         and restore what is missing", file.display()
+    )]
+    Truncated { file: PathBuf, file_bytes: u64, len_bytes: u64 },
+    #[error(
+        "{}: no space is left on its file system for the hole at byte {offset}; free some, or preallocate",
+        file.display()
+    )]
+    Full { file: PathBuf, offset: u64 },
+    #[error("{}: the media failed at byte {offset}", file.display())]
+    Media { file: PathBuf, offset: u64 },
+}
+
+impl Loss {
+    /// Why bytes could not be written to a file at this offset, where an error of the system says too little.
+    pub(in super::super) fn of_write(file: &File, offset: u64, error: io::Error) -> io::Error {
+        match error.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => io::Error::other(Self::Full { file: path_of(file), offset }),
+            _ => error,
+        }
+    }
+
+    /// Where the media has failed, in bytes of the disk, if that is what an error says.
+    pub(in super::super) fn of_media(error: &DiskError) -> Option<u64> {
+        let DiskError::Io { source, .. } = error else { return None };
+        match source.get_ref()?.downcast_ref::<Self>()? {
+            Self::Media { offset, .. } => Some(*offset),
+            Self::GuestMemory | Self::Truncated { .. } | Self::Full { .. } => None,
+        }
+    }
+}
+
+/// The path of an open file, as the kernel knows it now.
+pub(super) fn path_of(file: &File) -> PathBuf {
+    let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+    std::fs::read_link(&link).unwrap_or_else(|_| link.into())
+}
+
+/// Whether its file system is full.
+pub(super) fn has_no_space(file: &File) -> bool {
+    rustix::fs::fstatfs(file).is_ok_and(|statfs| statfs.f_blocks > 0 && statfs.f_bfree == 0)
+}

@@ -8,8 +8,6 @@
 mod common;
 
 use std::fs::File;
-use std::path::Path;
-use std::process::Command;
 
 use common::daemon::{Daemon, Place, Setup};
 use common::ext4::Ext4;
@@ -18,6 +16,7 @@ use common::frontend::memory::{Memory, Span};
 use common::frontend::request::{IN, IOERR, OK, OUT, Request, WRITE_ZEROES, header, range};
 use common::frontend::ring::{Ring, WRITE};
 use common::frontend::{Options, Session};
+use common::host::{HugePages, Mounted};
 use common::{SECTOR_BYTES, pattern, wait_for};
 
 const DISK_BYTES: u64 = 16 << 20;
@@ -233,29 +232,6 @@ fn a_lost_ring_ends_its_session_only() {
     assert!(lines.len() == 1 && lines[0].contains("disk=\"disk0\""), "{lines:#?}");
 }
 
-/// Huge pages of 2 MiB that this test has added to the pool; they are taken away again at its end.
-struct HugePages(u64);
-
-impl HugePages {
-    const POOL: &'static str = "/proc/sys/vm/nr_hugepages";
-
-    fn pool() -> Option<u64> {
-        std::fs::read_to_string(Self::POOL).ok()?.trim().parse().ok()
-    }
-
-    fn add(count: u64) -> Option<Self> {
-        let added = Self(count);
-        std::fs::write(Self::POOL, (Self::pool()? + count).to_string()).is_ok().then_some(added)
-    }
-}
-
-impl Drop for HugePages {
-    fn drop(&mut self) {
-        let left = Self::pool().unwrap_or_default().saturating_sub(self.0);
-        let _ = std::fs::write(Self::POOL, left.to_string());
-    }
-}
-
 /// The same two losses on hugetlbfs, whose pages can only be replaced as a whole: data, then the ring itself.
 #[test]
 fn huge_pages_of_a_guest_are_replaced_as_a_whole() {
@@ -281,23 +257,6 @@ fn huge_pages_of_a_guest_are_replaced_as_a_whole() {
     lose_ring(&mut pair, &ring);
     pair.finish();
     drop(pages);
-}
-
-/// A mount that ends with the test.
-struct Mounted<'a>(&'a Path);
-
-impl<'a> Mounted<'a> {
-    fn tmpfs(folder: &'a Path, size: &str) -> Option<Self> {
-        let mut command = Command::new("mount");
-        command.args(["-t", "tmpfs", "-o", size, "tmpfs"]).arg(folder);
-        command.status().is_ok_and(|status| status.success()).then_some(Self(folder))
-    }
-}
-
-impl Drop for Mounted<'_> {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0).status();
-    }
 }
 
 #[test]

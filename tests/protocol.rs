@@ -14,6 +14,8 @@ mod connections;
 mod descriptors;
 #[path = "protocol/features.rs"]
 mod features;
+#[path = "protocol/growth.rs"]
+mod growth;
 #[path = "protocol/handover.rs"]
 mod handover;
 #[path = "protocol/lifecycle.rs"]

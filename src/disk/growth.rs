@@ -5,8 +5,10 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt as _;
 
-use super::space::{ALLOCATE, KEEP_SIZE, fallocate};
+use super::space::{self, ALLOCATE, KEEP_SIZE, fallocate};
 use super::{DiskError, Geometry, OpenOptions};
 
 /// Why a disk goes on with the size it has.
@@ -81,6 +83,9 @@ impl GrowthPolicy {
             return Ok(false);
         }
         let missing_bytes = target.saturating_sub(served.capacity_bytes);
+        if !has_space(file, served.capacity_bytes..target) {
+            return Err(GrowError::NoSpace { missing_bytes, source: io::ErrorKind::StorageFull.into() });
+        }
         match fallocate(file, ALLOCATE | KEEP_SIZE, served.capacity_bytes, missing_bytes) {
             Ok(true) => {}
             Ok(false) => tracing::warn!(
@@ -99,6 +104,14 @@ impl GrowthPolicy {
     }
 }
 
+/// Whether an allocation of this part is worth trying. One that fails would take what there is, and neither the disk's
+/// own holes nor anybody else on the file system could be written to any more.
+fn has_space(file: &File, part: Range<u64>) -> bool {
+    let is_allocated = || file.metadata().is_ok_and(|it| it.blocks().saturating_mul(512) >= part.end);
+    let free_bytes = space::free_bytes(file).unwrap_or(u64::MAX);
+    space::hole_bytes(file, part.clone()) <= free_bytes || is_allocated()
+}
+
 impl Default for GrowthPolicy {
     /// As disks are opened by default.
     fn default() -> Self {
@@ -114,6 +127,33 @@ pub(super) fn file_bytes(file: &File) -> Result<u64, GrowError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Somebody may have cut it off since its length was looked at.
+    #[test]
+    fn allocating_never_makes_a_file_longer() {
+        for folder in ["/dev/shm", env!("CARGO_MANIFEST_DIR")] {
+            let file = tempfile::tempfile_in(folder).unwrap();
+            file.set_len(5 << 20).unwrap();
+            let served = Geometry { capacity_bytes: 4 << 20, block_bytes: 512, read_only: false };
+            assert!(GrowthPolicy::default().allocate(&file, &served, 8 << 20).unwrap());
+            assert_eq!(file.metadata().unwrap().len(), 5 << 20, "{folder}");
+            assert!(file.metadata().unwrap().blocks() * 512 >= 1 << 20, "{folder}");
+        }
+    }
+
+    #[test]
+    fn holes_are_counted() {
+        use std::os::unix::fs::FileExt as _;
+        let file = tempfile::tempfile_in("/dev/shm").unwrap();
+        file.set_len(8 << 20).unwrap();
+        assert_eq!(space::hole_bytes(&file, 0..8 << 20), 8 << 20);
+        file.write_all_at(&[1; 8192], 1 << 20).unwrap();
+        file.write_all_at(&[1; 4096], 3 << 20).unwrap();
+        assert_eq!(space::hole_bytes(&file, 0..8 << 20), (8 << 20) - 12_288);
+        assert_eq!(space::hole_bytes(&file, 1 << 20..(1 << 20) + 8192), 0);
+        assert_eq!(space::hole_bytes(&file, (1 << 20) + 4096..4 << 20), (3 << 20) - 12_288);
+        assert_eq!(space::hole_bytes(&file, 7 << 20..9 << 20), 2 << 20, "behind the end is nothing");
+    }
 
     #[test]
     fn only_whole_blocks_more_than_before_are_growth() {

@@ -130,7 +130,7 @@ impl<'a> Found<'a> {
                 remedy: "choose a smaller size=".to_owned(),
             },
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                self.no_space(size_bytes, self.free_bytes(), source)
+                self.no_space(size_bytes, space::free_bytes(&self.file), source)
             }
             _ => OpenError::system(&self.place, "grow", "check the file system", source),
         })?;
@@ -160,7 +160,7 @@ impl<'a> Found<'a> {
 
     fn allocate(&self, size_bytes: u64, missing_bytes: u64) -> Result<(), OpenError> {
         // Asked before: not every file system gives back at once what a failed allocation took.
-        let free_bytes = self.free_bytes();
+        let free_bytes = space::free_bytes(&self.file);
         match fallocate(&self.file, space::ALLOCATE, 0, size_bytes) {
             Ok(true) => {}
             Ok(false) => tracing::warn!(
@@ -180,12 +180,6 @@ impl<'a> Found<'a> {
             }
         }
         Ok(())
-    }
-
-    /// Bytes that this user could still allocate, where the file system knows.
-    fn free_bytes(&self) -> Option<u64> {
-        let statvfs = rustix::fs::fstatvfs(&**self.file).ok().filter(|it| it.f_blocks != 0)?;
-        Some(statvfs.f_bavail.saturating_mul(statvfs.f_frsize))
     }
 
     fn no_space(&self, needed_bytes: u64, free_bytes: Option<u64>, source: io::Error) -> OpenError {

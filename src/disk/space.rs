@@ -2,8 +2,9 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
 
 #[cfg(test)]
@@ -40,6 +41,32 @@ pub(super) fn fallocate(file: &File, what: FallocateFlags, offset: u64, len: u64
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Bytes that this user could still allocate beside the file, where the file system knows.
+pub(super) fn free_bytes(file: &File) -> Option<u64> {
+    let statvfs = rustix::fs::fstatvfs(file).ok().filter(|it| it.f_blocks != 0)?;
+    Some(statvfs.f_bavail.saturating_mul(statvfs.f_frsize))
+}
+
+/// Bytes of this part of the file that nobody has written to: at least as many as have no space yet. None where the
+/// file system does not know. Moves the offset of the open file.
+pub(super) fn hole_bytes(file: &File, part: Range<u64>) -> u64 {
+    let (mut at, mut bytes) = (part.start, 0_u64);
+    while at < part.end {
+        // ENXIO: no data up to the end of the file.
+        let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(data) => data.min(part.end),
+            Err(Errno::NXIO) => part.end,
+            Err(_) => return bytes,
+        };
+        bytes = bytes.saturating_add(data.saturating_sub(at));
+        match rustix::fs::seek(file, SeekFrom::Hole(data)) {
+            Ok(hole) if hole > data => at = hole,
+            _ => return bytes,
+        }
+    }
+    bytes
 }
 
 /// Waits until the bytes of the file are on its media, and what it takes to find them there.

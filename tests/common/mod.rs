@@ -8,6 +8,7 @@ pub mod daemon;
 pub mod driver;
 pub mod ext4;
 pub mod frontend;
+pub mod host;
 pub mod metrics;
 pub mod process;
 pub mod strace;

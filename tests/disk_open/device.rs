@@ -1,16 +1,17 @@
 //! A block device as a disk: a loop device, where the machine has one.
 
 use super::durable::{read, write};
+use super::host::Loop;
 use super::*;
 
-/// A loop device over a file; detached when dropped.
-struct Loop {
-    path: PathBuf,
+/// A loop device over a sparse file.
+struct Device {
+    device: Loop,
     file: PathBuf,
     _folder: TempDir,
 }
 
-impl Loop {
+impl Device {
     fn new(bytes: u64, arguments: &[&str]) -> Option<Self> {
         if !is_root() {
             return None;
@@ -18,39 +19,23 @@ impl Loop {
         let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let file = folder.path().join("disk");
         sparse_file(&file, bytes);
-        let output = Command::new("losetup").args(arguments).args(["--find", "--show"]).arg(&file).output();
-        match output {
-            Ok(output) if output.status.success() => {
-                let path = String::from_utf8(output.stdout).unwrap().trim().into();
-                Some(Self { path, file, _folder: folder })
-            }
-            Ok(output) => {
-                eprintln!("skipped: no loop device: {}", String::from_utf8_lossy(&output.stderr).trim());
-                None
-            }
-            Err(error) => {
-                eprintln!("skipped: no losetup: {error}");
-                None
-            }
-        }
+        Some(Self { device: Loop::over(&file, arguments)?, file, _folder: folder })
     }
-}
 
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("--detach").arg(&self.path).status();
+    fn path(&self) -> &Path {
+        self.device.path()
     }
 }
 
 #[test]
 fn a_block_device_is_served_past_the_page_cache() {
-    let Some(device) = Loop::new(8 * MIB, &[]) else { return };
-    let description = describe(&device.path).unwrap();
+    let Some(device) = Device::new(8 * MIB, &[]) else { return };
+    let description = describe(device.path()).unwrap();
     assert_eq!(description.file_kind, FileKind::BlockDevice);
     assert_eq!((description.kind(), description.length_bytes), (Some(BackingKind::BlockDevice), 8 * MIB));
     assert!(description.refusal.is_none() && description.durability() == Some(Durability::Page));
 
-    let opened = open(&device.path, &OpenOptions { lock: LockMode::Wait, ..options() }).unwrap();
+    let opened = open(device.path(), &OpenOptions { lock: LockMode::Wait, ..options() }).unwrap();
     assert!(matches!(opened.disk, Backing::Block(_)));
     assert_eq!((capacity(&opened), opened.created), (8 * MIB, false));
     assert_eq!((opened.disk.durability(), opened.media.flush()), (Durability::Page, "fdatasync"));
@@ -79,43 +64,43 @@ fn a_block_device_is_served_past_the_page_cache() {
 
 #[test]
 fn a_device_in_use_is_not_written() {
-    let Some(device) = Loop::new(8 * MIB, &[]) else { return };
-    let opened = open(&device.path, &options()).unwrap();
-    let error = refused(&device.path, &options());
+    let Some(device) = Device::new(8 * MIB, &[]) else { return };
+    let opened = open(device.path(), &options()).unwrap();
+    let error = refused(device.path(), &options());
     assert!(matches!(error, OpenError::InUse { .. }), "{error}");
     assert_eq!(
-        message(&device.path, &error),
+        message(device.path(), &error),
         "cannot open it for writing (the device is in use: mounted, part of another device, or served already); \
          unmount it, stop who uses it, or serve it with readonly=on"
     );
     drop(opened);
-    let made = Command::new("mkfs.ext4").arg("-q").arg(&device.path).status();
+    let made = Command::new("mkfs.ext4").arg("-q").arg(device.path()).status();
     if !made.is_ok_and(|status| status.success()) {
         eprintln!("skipped: no mkfs.ext4");
         return;
     }
     let folder = memory();
-    let (path, at) = (device.path.to_str().unwrap(), folder.path().to_str().unwrap());
+    let (path, at) = (device.path().to_str().unwrap(), folder.path().to_str().unwrap());
     with_mount(&[path, at], || {
-        assert!(matches!(refused(&device.path, &options()), OpenError::InUse { .. }));
-        open(&device.path, &OpenOptions { read_only: true, ..options() }).unwrap();
+        assert!(matches!(refused(device.path(), &options()), OpenError::InUse { .. }));
+        open(device.path(), &OpenOptions { read_only: true, ..options() }).unwrap();
     });
 }
 
 #[test]
 fn a_device_has_its_size_and_its_blocks() {
-    let Some(device) = Loop::new(8 * MIB, &["--sector-size", "4096"]) else { return };
-    let error = refused(&device.path, &options());
+    let Some(device) = Device::new(8 * MIB, &["--sector-size", "4096"]) else { return };
+    let error = refused(device.path(), &options());
     assert_eq!(
-        message(&device.path, &error),
+        message(device.path(), &error),
         "cannot serve it (the device has 4096-byte blocks, larger than the disk's 512 bytes); \
          use block-size=4096"
     );
     let blocks = |size_bytes| OpenOptions { block_bytes: 4096, size_bytes, ..options() };
-    let error = refused(&device.path, &blocks(Some(9 * MIB)));
+    let error = refused(device.path(), &blocks(Some(9 * MIB)));
     assert!(matches!(error, OpenError::TooSmall { file_bytes: 8_388_608, .. }), "{error}");
-    assert_eq!(capacity(&open(&device.path, &blocks(Some(MIB))).unwrap()), MIB);
-    assert_eq!(capacity(&open(&device.path, &blocks(None)).unwrap()), 8 * MIB);
+    assert_eq!(capacity(&open(device.path(), &blocks(Some(MIB))).unwrap()), MIB);
+    assert_eq!(capacity(&open(device.path(), &blocks(None)).unwrap()), 8 * MIB);
     let required = OpenOptions { require_durable: Some(Durability::CacheLine), ..blocks(None) };
-    assert!(matches!(refused(&device.path, &required), OpenError::NotDurable { .. }));
+    assert!(matches!(refused(device.path(), &required), OpenError::NotDurable { .. }));
 }

@@ -27,6 +27,9 @@ use vhost_user_pmem::disk::{
 mod create;
 mod device;
 mod durable;
+#[path = "../common/host.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod host;
 mod refuse;
 mod share;
 

@@ -15,7 +15,7 @@ use crate::common::frontend::ring::Ring;
 use crate::common::frontend::{Options, Session, settle};
 use crate::common::{SECTOR_BYTES, pattern, wait_for};
 
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 
 /// Each size of a disk, from the start on: inside of the address space kept for it, and beyond that.
 const SIZES: [u64; 6] = [4 * MIB, 5 * MIB, 8 * MIB, 30 * MIB, 31 * MIB + 4096, 200 * MIB];
@@ -31,21 +31,21 @@ fn disks(place: Place, options: &[&str]) -> Setup {
 }
 
 /// Makes a file longer or shorter, and closes it.
-fn set_len(image: &Path, bytes: u64) {
+pub(super) fn set_len(image: &Path, bytes: u64) {
     File::options().write(true).open(image).unwrap().set_len(bytes).unwrap();
 }
 
-fn capacity_bytes(session: &Session) -> u64 {
+pub(super) fn capacity_bytes(session: &Session) -> u64 {
     let config = session.config(0, 8).unwrap();
     u64::from_le_bytes(config.try_into().unwrap()) * SECTOR_BYTES as u64
 }
 
-fn wait_for_capacity(session: &Session, bytes: u64) {
+pub(super) fn wait_for_capacity(session: &Session, bytes: u64) {
     wait_for(&format!("the disk has {bytes} bytes"), || (capacity_bytes(session) == bytes).then_some(()));
 }
 
 /// The last 4 KiB of a disk of this size can be used and are in the file; what is behind is not there.
-fn assert_ends_at(ring: &mut Ring, image: &Path, bytes: u64) {
+pub(super) fn assert_ends_at(ring: &mut Ring, image: &Path, bytes: u64) {
     let content = pattern(bytes, 4096);
     let sector = (bytes - 4096) / SECTOR_BYTES as u64;
     assert_eq!(ring.run(&Request::write(sector, &content)).status, OK, "the tail of {bytes} bytes");

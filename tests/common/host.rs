@@ -1,0 +1,112 @@
+//! What root can change of the machine for the time of a test: mounts, loop devices, huge pages.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A mount that ends with the test.
+#[derive(Debug)]
+pub struct Mounted<'a>(&'a Path);
+
+impl<'a> Mounted<'a> {
+    /// An empty tmpfs over a folder, with these options; none where that is not allowed, and says so.
+    pub fn tmpfs(folder: &'a Path, options: &str) -> Option<Self> {
+        Self::of(&["-t", "tmpfs", "-o", options, "tmpfs"], folder)
+    }
+
+    /// What `mount` mounts over a folder by these arguments.
+    pub fn of(arguments: &[&str], folder: &'a Path) -> Option<Self> {
+        succeeds(Command::new("mount").args(arguments).arg(folder)).then_some(Self(folder))
+    }
+
+    /// Gives it other options.
+    pub fn remount(&self, options: &str) {
+        let options = format!("remount,{options}");
+        assert!(succeeds(Command::new("mount").args(["-o", &options]).arg(self.0)));
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0).status();
+    }
+}
+
+/// A loop device; detached when dropped.
+#[derive(Debug)]
+pub struct Loop(PathBuf);
+
+impl Loop {
+    /// Over a file; none where that is not allowed, and says so.
+    pub fn over(file: &Path, arguments: &[&str]) -> Option<Self> {
+        let output = Command::new("losetup").args(arguments).args(["--find", "--show"]).arg(file).output();
+        match output {
+            Ok(output) if output.status.success() => {
+                Some(Self(String::from_utf8(output.stdout).ok()?.trim().into()))
+            }
+            Ok(output) => {
+                eprintln!("skipped: no loop device: {}", String::from_utf8_lossy(&output.stderr).trim());
+                None
+            }
+            Err(error) => {
+                eprintln!("skipped: no losetup: {error}");
+                None
+            }
+        }
+    }
+
+    /// `/dev/loopN`.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Has it look how long its file is by now.
+    pub fn reread_size(&self) {
+        assert!(succeeds(Command::new("losetup").arg("--set-capacity").arg(&self.0)));
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
+    }
+}
+
+/// Huge pages of 2 MiB that a test has added to the pool; they are taken away again at its end.
+#[derive(Debug)]
+pub struct HugePages(u64);
+
+impl HugePages {
+    const POOL: &'static str = "/proc/sys/vm/nr_hugepages";
+
+    fn pool() -> Option<u64> {
+        std::fs::read_to_string(Self::POOL).ok()?.trim().parse().ok()
+    }
+
+    /// Asks for so many; how many there are then is for the test to find out.
+    pub fn add(count: u64) -> Option<Self> {
+        let added = Self(count);
+        std::fs::write(Self::POOL, (Self::pool()? + count).to_string()).is_ok().then_some(added)
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        let left = Self::pool().unwrap_or_default().saturating_sub(self.0);
+        let _ = std::fs::write(Self::POOL, left.to_string());
+    }
+}
+
+/// Whether a command could be run and has succeeded; says so if not.
+pub fn succeeds(command: &mut Command) -> bool {
+    match command.output() {
+        Ok(output) if output.status.success() => true,
+        Ok(output) => {
+            eprintln!("skipped: {command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+            false
+        }
+        Err(error) => {
+            eprintln!("skipped: {command:?}: {error}");
+            false
+        }
+    }
+}

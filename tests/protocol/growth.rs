@@ -1,0 +1,191 @@
+//! Disks that grow on a file system with an end, on a device, of huge pages, and while no daemon runs.
+
+use std::fs::File;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use super::channel::{CONFIG_CHANGE, with_channel};
+use super::resize::{MIB, assert_ends_at, capacity_bytes, set_len, wait_for_capacity};
+use crate::common::daemon::{Place, Setup};
+use crate::common::frontend::load::Load;
+use crate::common::frontend::request::{IOERR, OK, Request};
+use crate::common::frontend::ring::Ring;
+use crate::common::frontend::wire::Wire;
+use crate::common::frontend::{Options, Session, settle};
+use crate::common::host::{HugePages, Loop, Mounted, succeeds};
+use crate::common::pattern;
+
+fn folder(setup: &Setup) -> std::path::PathBuf {
+    setup.image(0).parent().unwrap().to_owned()
+}
+
+fn create(path: &Path, bytes: u64) {
+    File::create(path).unwrap().set_len(bytes).unwrap();
+}
+
+/// The disk goes on with the size it had, under load, and with every byte it had; once there is space it grows.
+fn grows_only_with_space(setup: Setup, free_some: impl FnOnce()) {
+    let image = setup.image(0);
+    create(&image, 8 * MIB);
+    let daemon = setup.start();
+    let (session, channel) = with_channel(&daemon.socket(0));
+    assert_eq!(capacity_bytes(&session), 8 * MIB);
+    let mut ring = session.ring(0, 64);
+    let load = Load::start(session.ring(1, 64), 0);
+    let content = pattern(8, 32 << 10);
+    let last = (8 * MIB / 512) - 64;
+    assert_eq!(ring.run(&Request::write(last, &content)).status, OK);
+
+    set_len(&image, 40 * MIB);
+    for _ in 0..2 {
+        daemon.wait_for_log("disk \"disk0\": no space for 33554432 more bytes");
+        daemon.wait_for_log("free some, or use sparse=on");
+        load.wait_for_progress();
+        assert_eq!(capacity_bytes(&session), 8 * MIB);
+        let read = ring.run(&Request::read(last, 32 << 10));
+        assert!(read.status == OK && read.data == content, "the disk has lost something");
+        assert_eq!(ring.run(&Request::read(last + 64, 512)).status, IOERR, "it has grown");
+        assert!(channel.is_silent());
+        daemon.signal(libc::SIGHUP);
+    }
+    settle();
+    free_some();
+    daemon.signal(libc::SIGHUP);
+    wait_for_capacity(&session, 40 * MIB);
+    assert_eq!(channel.receive(), Some(CONFIG_CHANGE));
+    assert_ends_at(&mut ring, &image, 40 * MIB);
+    assert!(ring.run(&Request::read(last, 32 << 10)).data == content);
+    load.stop();
+    daemon.stop();
+}
+
+#[test]
+fn a_full_tmpfs_refuses_a_larger_disk_until_there_is_space() {
+    let setup = Setup::new(Place::Tmpfs).disk("");
+    let folder = folder(&setup);
+    let Some(mounted) = Mounted::tmpfs(&folder, "size=24M") else { return };
+    grows_only_with_space(setup, || mounted.remount("size=64M"));
+}
+
+#[test]
+fn a_full_file_system_refuses_a_larger_disk_until_there_is_space() {
+    let setup = Setup::new(Place::FileSystem).disk("");
+    let (folder, below) = (folder(&setup), tempfile::NamedTempFile::new().unwrap());
+    below.as_file().set_len(64 * MIB).unwrap();
+    let file = below.path().to_str().unwrap();
+    if !succeeds(std::process::Command::new("mkfs.ext4").args(["-q", "-F", file])) {
+        return;
+    }
+    let Some(_mounted) = Mounted::of(&["-o", "loop", file], &folder) else { return };
+    let ballast = folder.join("ballast");
+    let full = File::create(&ballast).unwrap();
+    rustix::fs::fallocate(&full, rustix::fs::FallocateFlags::empty(), 0, 24 * MIB).unwrap();
+    drop(full);
+    grows_only_with_space(setup, || std::fs::remove_file(&ballast).unwrap());
+}
+
+#[test]
+fn a_block_device_grows_when_it_is_looked_at() {
+    let setup = Setup::new(Place::FileSystem).disk("");
+    let below = folder(&setup).join("below");
+    create(&below, 8 * MIB);
+    let Some(device) = Loop::over(&below, &[]) else { return };
+    symlink(device.path(), setup.image(0)).unwrap();
+    let daemon = setup.start();
+    let (session, channel) = with_channel(&daemon.socket(0));
+    assert_eq!(capacity_bytes(&session), 8 * MIB);
+    let mut ring = session.ring(0, 64);
+    let load = Load::start(session.ring(1, 64), 0);
+    for bytes in [12 * MIB, 12 * MIB + 4096, 64 * MIB] {
+        set_len(&below, bytes);
+        device.reread_size();
+        daemon.signal(libc::SIGHUP);
+        wait_for_capacity(&session, bytes);
+        assert_eq!(channel.receive(), Some(CONFIG_CHANGE));
+        assert_ends_at(&mut ring, &below, bytes);
+        load.wait_for_progress();
+    }
+    load.stop();
+    daemon.stop();
+    drop(device);
+}
+
+#[test]
+fn a_disk_of_huge_pages_grows_by_whole_ones_and_not_beyond_the_pool() {
+    let setup = Setup::new(Place::Tmpfs).disk("");
+    let (image, folder) = (setup.image(0), folder(&setup));
+    let pages = HugePages::add(4);
+    let Some(_mounted) = Mounted::of(&["-t", "hugetlbfs", "-o", "pagesize=2M", "none"], &folder) else {
+        return;
+    };
+    create(&image, 4 * MIB);
+    let probe = File::create(folder.join("probe")).unwrap();
+    if let Err(error) = rustix::fs::fallocate(&probe, rustix::fs::FallocateFlags::empty(), 0, 8 * MIB) {
+        return println!("skipped: no 4 huge pages can be had here ({error})");
+    }
+    std::fs::remove_file(folder.join("probe")).unwrap();
+    drop(probe);
+    let daemon = setup.start();
+    let session = Session::connect(&daemon.socket(0));
+    assert_eq!(capacity_bytes(&session), 4 * MIB);
+    let mut ring = session.ring(0, 64);
+    set_len(&image, 8 * MIB);
+    wait_for_capacity(&session, 8 * MIB);
+    let content = pattern(3, 4096);
+    assert_eq!(ring.run(&Request::write((8 * MIB / 512) - 8, &content)).status, OK);
+    assert_eq!(ring.run(&Request::read((8 * MIB / 512) - 8, 4096)).data, content);
+    set_len(&image, 512 * MIB);
+    daemon.wait_for_log("disk \"disk0\": no space for 528482304 more bytes");
+    assert_eq!(capacity_bytes(&session), 8 * MIB);
+    assert_eq!(ring.run(&Request::read((8 * MIB / 512) - 8, 4096)).data, content);
+    daemon.stop();
+    drop(pages);
+}
+
+/// The front-end that was there before the restart, with its guest's memory: it does not read the configuration unless
+/// it is told to, as QEMU.
+fn come_back(socket: &Path, before: &Session, ring: &Ring) -> (Session, Wire) {
+    let mut session = Session::open(socket, &Options::default().spans);
+    session.memory = before.memory.clone();
+    session.negotiate(&Options::default());
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let backend = &theirs;
+    session
+        .ask(|control| vhost::vhost_user::VhostUserFrontend::set_backend_request_fd(control, backend))
+        .unwrap();
+    session.share_memory();
+    session.start(ring, 0).unwrap();
+    (session, Wire::new(ours))
+}
+
+/// What becomes of the requests that the guest has sent for the size it knew: what is there is done.
+#[test]
+fn a_daemon_that_comes_back_with_another_size_says_so() {
+    for (place, after) in Place::ALL.into_iter().flat_map(|place| [24, 3].map(|after| (place, after * MIB))) {
+        let setup = Setup::new(place).disk("");
+        create(&setup.image(0), 8 * MIB);
+        let daemon = setup.start();
+        let (session, _channel) = with_channel(&daemon.socket(0));
+        assert_eq!(capacity_bytes(&session), 8 * MIB);
+        let mut ring = session.ring(0, 64);
+        let content = pattern(1, 4096);
+        assert_eq!(ring.run(&Request::write(8, &content)).status, OK);
+        let setup = daemon.stop();
+        set_len(&setup.image(0), after);
+        let requests =
+            [Request::read(8, 4096), Request::read((8 * MIB / 512) - 8, 4096), Request::read(8, 4096)];
+        requests.iter().for_each(|request| _ = ring.submit(request));
+        let daemon = setup.start();
+        let (session, channel) = come_back(&daemon.socket(0), &session, &ring);
+        let statuses = requests.each_ref().map(|request| {
+            let used = ring.wait();
+            ring.answer(request, used).status
+        });
+        assert_eq!(statuses, [OK, if after < 8 * MIB { IOERR } else { OK }, OK], "{place:?} {after}");
+        assert_eq!(channel.receive(), Some(CONFIG_CHANGE), "{place:?} {after}");
+        assert_eq!(capacity_bytes(&session), after);
+        assert_ends_at(&mut ring, &daemon.image(0), after);
+        assert!(ring.run(&Request::read(8, 4096)).data == content);
+        daemon.stop();
+    }
+}

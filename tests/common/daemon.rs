@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use super::process::ends_with_us;
 use super::wait_for;
 
 /// Longest life of a daemon, unless a test says otherwise. Some clients wait for an answer without a limit; its end
@@ -133,6 +134,7 @@ impl Setup {
             command.arg("--disk").arg(disk);
         }
         command.args(&self.args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        ends_with_us(&mut command);
         command
     }
 
@@ -193,6 +195,11 @@ impl Daemon {
     /// Where metrics are read.
     pub fn metrics_socket(&self) -> PathBuf {
         self.setup().metrics_socket()
+    }
+
+    /// The program that runs, as the kernel names it.
+    pub fn program(&self) -> PathBuf {
+        std::fs::read_link(format!("/proc/{}/exe", self.pid())).unwrap()
     }
 
     /// Process id.

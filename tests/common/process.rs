@@ -1,11 +1,22 @@
-//! What the kernel says about a process.
+//! What the kernel says about a process, and does for one.
 
 use std::fs;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal, set_parent_process_death_signal};
 
 /// Length of the unit of resident memory in `smaps`.
 const KIB: u64 = 1024;
+
+/// Has what `command` starts killed when the thread that starts it is gone, so that a test which is itself killed
+/// leaves nothing behind.
+#[allow(unsafe_code)]
+pub fn ends_with_us(command: &mut Command) -> &mut Command {
+    let ask = || Ok(set_parent_process_death_signal(Some(Signal::KILL))?);
+    // SAFETY: between fork and exec the closure makes one system call; it neither allocates nor locks.
+    unsafe { command.pre_exec(ask) }
+}
 
 /// A running process.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +44,12 @@ impl Process {
     pub fn tracer(self) -> Option<Pid> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0)).unwrap();
         Pid::from_raw(i32::try_from(field(&status, "TracerPid:")).unwrap())
+    }
+
+    /// Mappings of files whose name contains `name`.
+    pub fn mappings(self, name: &str) -> usize {
+        let maps = fs::read_to_string(format!("/proc/{}/maps", self.0)).unwrap();
+        maps.lines().filter(|line| line.contains(name)).count()
     }
 
     /// Processor time used by all threads, user and system, in clock ticks.

@@ -60,8 +60,12 @@ impl Scene {
     /// The daemon is stopped, and what starts is in turn another build and this one.
     fn replacements(&mut self, order: &Order<'_>) -> Row {
         let builds = [other_build(), env!("CARGO_BIN_EXE_vhost-user-pmem").into()];
+        let [other, this] = builds.each_ref().map(|build| std::fs::read(build).unwrap());
+        assert!(other != this, "{} is the same build", builds[0].display());
         self.rounds(order, "SIGTERM, then another build", |round, daemon| {
-            daemon.stop().program(&builds[round % builds.len()])
+            let [before, after] = [1, 0].map(|back| &builds[(round + back) % builds.len()]);
+            assert_eq!(daemon.program(), before.canonicalize().unwrap(), "the build that runs");
+            daemon.stop().program(after)
         })
     }
 

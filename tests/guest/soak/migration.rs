@@ -16,17 +16,30 @@ use super::monitor::Monitor;
 use super::rig::{self, await_pulse, pulse};
 use super::table::Row;
 
-/// The guest does not clear the pages that it reads into: only the disk touches them.
-const KERNEL_ARGUMENTS: &str = "init_on_alloc=0";
-
 /// Long enough for any number of moves.
 const LIFETIME: Duration = Duration::from_secs(4 * 3600);
 
 /// Bytes a second at which no move comes to its end.
 const TOO_SLOW: u64 = 1 << 20;
 
+/// Bytes a second at which the guest changes much while QEMU goes through its memory.
+const UNHURRIED: u64 = 128 << 20;
+
 /// Bytes a second that no move reaches.
 const UNLIMITED: u64 = 1 << 40;
+
+/// In which a guest at work does not move. (QEMU does not come out of a limit of 0 any more.)
+const AT_ONCE: Duration = Duration::from_millis(1);
+
+/// In which it does.
+const IN_TIME: Duration = Duration::from_secs(2);
+
+/// The first of so many moves is tried, given up and tried again.
+const GIVEN_UP_OF: u32 = 5;
+
+/// How often QEMU asks which memory has changed before the guest may stop: at first, and after each pass through it.
+/// What the disk wrote to pages that had been sent is lost by then, unless the dirty log says so.
+const SYNCS: u64 = 4;
 
 /// Both machines are front-ends of one daemon.
 pub fn one_daemon(order: &Order<'_>) -> Vec<Row> {
@@ -42,56 +55,42 @@ pub fn two_daemons(order: &Order<'_>) -> Vec<Row> {
     moves(order, vec![first, second.start()])
 }
 
-fn setup(order: &Order<'_>, log: &str, disk: &str) -> Setup {
+/// A daemon with one disk.
+pub fn setup(order: &Order<'_>, log: &str, disk: &str) -> Setup {
     let setup = Setup::new(Place::Tmpfs).disk(disk).log_to(order.folder.join(log)).lifetime(LIFETIME);
     folder::remove_on_interrupt(setup.image(0).parent().unwrap());
     setup
 }
 
 fn moves(order: &Order<'_>, daemons: Vec<Daemon>) -> Vec<Row> {
-    let image = Image::open(daemons[0].image(0));
-    let mut scene = Scene {
-        daemons,
-        image,
-        initramfs: rig::initramfs(order.folder),
-        folder: order.folder.to_owned(),
-        sockets: tempfile::tempdir_in("/tmp").unwrap(),
-        machines: 0,
-    };
-    let (folder, arguments) = scene.next_machine(0);
-    let mut guest = Guest::boot_from(&scene.initramfs, &folder, arguments, KERNEL_ARGUMENTS);
-    rig::start_pulse(&mut guest, &scene.image);
-    rig::start_load(&mut guest);
-    rig::start_rereading(&mut guest, &scene.image);
-
+    let mut scene = Scene::new(order, daemons);
+    let mut guest = scene.boot("");
     let start = Instant::now();
     let mut monitor = scene.monitor();
-    scene.give_up(&mut monitor);
-    let given_up = Row {
-        what: "given up".to_owned(),
-        rounds: 1,
-        seconds: start.elapsed().as_secs_f32(),
-        pauses: Vec::new(),
-    };
-    let start = Instant::now();
-    let mut pauses = Vec::new();
+    let (mut pauses, mut given_up) = (Vec::new(), 0);
     for round in 1..=order.rounds {
+        if round % GIVEN_UP_OF == 1 {
+            scene.give_up(round as usize, &mut monitor);
+            given_up += 1;
+        }
         let pause;
-        (monitor, pause) = scene.move_to(round as usize, &mut guest, monitor);
+        (monitor, pause) = scene.move_to(round as usize, &mut guest, monitor, |_, _| ());
         pauses.push(pause);
     }
     rig::check_rereading(&mut guest);
     let passes = rig::finish_load(&mut guest);
     guest.power_off();
-    let what = format!("moved in {passes} passes of fio");
-    vec![given_up, Row { what, rounds: order.rounds, seconds: start.elapsed().as_secs_f32(), pauses }]
+    let what = format!("moved, {given_up} times after a move given up, in {passes} passes of fio");
+    vec![Row { what, rounds: order.rounds, seconds: start.elapsed().as_secs_f32(), pauses }]
 }
 
 /// What the machines, of which one at a time has the guest, share.
 #[derive(Debug)]
-struct Scene {
+pub struct Scene {
     /// The machines are attached to them in turn.
-    daemons: Vec<Daemon>,
+    pub daemons: Vec<Daemon>,
+    /// What else the next machine is made of.
+    pub arguments: Vec<String>,
     image: Image,
     initramfs: PathBuf,
     folder: PathBuf,
@@ -100,6 +99,28 @@ struct Scene {
 }
 
 impl Scene {
+    pub fn new(order: &Order<'_>, daemons: Vec<Daemon>) -> Self {
+        Self {
+            image: Image::open(daemons[0].image(0)),
+            daemons,
+            arguments: Vec::new(),
+            initramfs: rig::initramfs(order.folder),
+            folder: order.folder.to_owned(),
+            sockets: tempfile::tempdir_in("/tmp").unwrap(),
+            machines: 0,
+        }
+    }
+
+    /// Boots the guest and puts it to work.
+    pub fn boot(&mut self, kernel_arguments: &str) -> Guest {
+        let (folder, arguments) = self.next_machine(0);
+        let mut guest = Guest::boot_from(&self.initramfs, &folder, arguments, kernel_arguments);
+        rig::start_pulse(&mut guest, &self.image);
+        rig::start_load(&mut guest);
+        rig::start_rereading(&mut guest, &self.image);
+        guest
+    }
+
     /// The folder and the arguments of one more machine, attached to the daemon whose turn it is.
     fn next_machine(&mut self, turn: usize) -> (PathBuf, Vec<String>) {
         self.machines += 1;
@@ -108,6 +129,7 @@ impl Scene {
         let socket = self.daemons[turn % self.daemons.len()].socket(0);
         let mut arguments = rig::disk(&socket, "num-queues=2");
         arguments.extend(Monitor::arguments(&self.socket("monitor")));
+        arguments.extend(self.arguments.iter().cloned());
         (folder, arguments)
     }
 
@@ -117,25 +139,25 @@ impl Scene {
     }
 
     /// The monitor of the machine that was made last.
-    fn monitor(&self) -> Monitor {
+    pub fn monitor(&self) -> Monitor {
         Monitor::connect(&self.socket("monitor"))
     }
 
-    /// Starts to move the guest to a new machine.
-    fn begin(&mut self, turn: usize, source: &mut Monitor, bytes_per_second: u64) -> (Guest, Monitor) {
+    /// Starts to move the guest to a new machine, so slowly that it cannot end.
+    fn begin(&mut self, turn: usize, source: &mut Monitor) -> (Guest, Monitor) {
         let (folder, arguments) = self.next_machine(turn);
         let machine = Guest::incoming(&self.initramfs, &folder, arguments);
         let mut destination = self.monitor();
         let uri = json!({ "uri": format!("unix:{}", self.socket("migration").display()) });
         destination.run("migrate-incoming", &uri);
-        source.run("migrate-set-parameters", &json!({ "max-bandwidth": bytes_per_second }));
+        set_pace(source, TOO_SLOW, AT_ONCE);
         source.run("migrate", &uri);
         (machine, destination)
     }
 
     /// Begins a move that cannot end, and cancels it: the guest goes on where it is.
-    fn give_up(&mut self, source: &mut Monitor) {
-        let (machine, _) = self.begin(1, source, TOO_SLOW);
+    fn give_up(&mut self, turn: usize, source: &mut Monitor) {
+        let (machine, _) = self.begin(turn, source);
         source.await_status("query-migrate", "active", || ());
         await_pulse(&self.image, pulse(&self.image));
         source.run("migrate_cancel", &json!({}));
@@ -145,8 +167,23 @@ impl Scene {
     }
 
     /// Moves the guest, which works all the time; its new monitor, and the longest time without a request completed.
-    fn move_to(&mut self, turn: usize, guest: &mut Guest, mut source: Monitor) -> (Monitor, Duration) {
-        let (machine, mut destination) = self.begin(turn, &mut source, UNLIMITED);
+    /// `meanwhile` is called before the guest can have moved.
+    pub fn move_to(
+        &mut self,
+        turn: usize,
+        guest: &mut Guest,
+        mut source: Monitor,
+        meanwhile: impl FnOnce(&mut Guest, &mut Monitor),
+    ) -> (Monitor, Duration) {
+        let (machine, mut destination) = self.begin(turn, &mut source);
+        meanwhile(guest, &mut source);
+        set_pace(&mut source, UNHURRIED, AT_ONCE);
+        source.await_answer("query-migrate", |answer| {
+            assert_ne!(answer["status"], "failed", "{answer}");
+            // A guest that gets no processor time does so little that it moves before.
+            answer["status"] == "completed" || answer["ram"]["dirty-sync-count"].as_u64() >= Some(SYNCS)
+        });
+        set_pace(&mut source, UNLIMITED, IN_TIME);
         let (mut last, mut since, mut pause) = (pulse(&self.image), Instant::now(), Duration::ZERO);
         let mut watch = || {
             let now = pulse(&self.image);
@@ -162,4 +199,11 @@ impl Scene {
         await_pulse(&self.image, last);
         (destination, pause.max(since.elapsed()))
     }
+}
+
+/// Bytes a second, and how long the guest may stand still for the rest.
+fn set_pace(source: &mut Monitor, bytes_per_second: u64, downtime: Duration) {
+    let parameters =
+        json!({ "max-bandwidth": bytes_per_second, "downtime-limit": downtime.as_millis() as u64 });
+    source.run("migrate-set-parameters", &parameters);
 }

@@ -4,6 +4,7 @@
 //! Each scenario is one function of a count: `ci/test` calls it with [`Counts::SHORT`], `ci/soak` with more. When
 //! one fails, the serial lines of its guests and the log of its daemons stay in a folder that is named.
 
+mod hotplug;
 pub mod in_guest;
 mod migration;
 mod monitor;
@@ -68,11 +69,12 @@ type Scenario = fn(&Order<'_>) -> Vec<Row>;
 
 /// Runs every scenario that is wanted and counted.
 pub fn run(report: &mut Report, counts: &Counts) -> Table {
-    let scenarios: [(&str, u32, Scenario); 6] = [
+    let scenarios: [(&str, u32, Scenario); 7] = [
         ("soak: daemon ends under fio, split rings", counts.kills, recovery::split),
         ("soak: daemon ends under fio, packed rings", counts.kills, recovery::packed),
         ("soak: migration under fio, one daemon", counts.migrations, migration::one_daemon),
         ("soak: migration under fio, two daemons", counts.migrations, migration::two_daemons),
+        ("soak: migration while memory comes and goes", counts.migrations, hotplug::moves),
         ("soak: disk grows under fio", counts.resizes, resize::growth),
         ("soak: power cut", counts.power_cuts, power::cuts),
     ];

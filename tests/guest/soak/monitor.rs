@@ -31,31 +31,44 @@ impl Monitor {
 
     /// Runs a command that must succeed; what it returns.
     pub fn run(&mut self, command: &str, arguments: &Value) -> Value {
+        let answer = self.ask(command, arguments);
+        answer.unwrap_or_else(|error| panic!("QEMU, asked to {command} {arguments}: {error}"))
+    }
+
+    /// Runs a command; what it returns, or why QEMU refuses it.
+    pub fn ask(&mut self, command: &str, arguments: &Value) -> Result<Value, String> {
         writeln!(self.0.get_mut(), "{}", json!({ "execute": command, "arguments": arguments })).unwrap();
         loop {
             let mut answer = self.receive();
-            match answer.get_mut("return") {
-                Some(value) => return value.take(),
-                // Events come in between.
-                None => {
-                    assert!(answer.get("event").is_some(), "QEMU, asked to {command} {arguments}: {answer}")
-                }
+            if let Some(value) = answer.get_mut("return") {
+                return Ok(value.take());
             }
+            if let Some(error) = answer["error"]["desc"].as_str() {
+                return Err(error.to_owned());
+            }
+            // Events come in between.
+            assert!(answer.get("event").is_some(), "QEMU, asked to {command} {arguments}: {answer}");
         }
     }
 
     /// Asks for the `status` that `command` returns until it is `wanted`; `meanwhile` is called in between.
     pub fn await_status(&mut self, command: &str, wanted: &str, mut meanwhile: impl FnMut()) {
+        self.await_answer(command, |answer| {
+            meanwhile();
+            assert_ne!(answer["status"], "failed", "{command}: {answer}");
+            answer["status"] == wanted
+        });
+    }
+
+    /// Asks `command` until its answer is `enough`.
+    pub fn await_answer(&mut self, command: &str, mut enough: impl FnMut(&Value) -> bool) {
         let start = Instant::now();
         loop {
             let answer = self.run(command, &json!({}));
-            let status = answer["status"].as_str().unwrap_or_default();
-            if status == wanted {
+            if enough(&answer) {
                 return;
             }
-            assert_ne!(status, "failed", "{command}: {answer}");
-            assert!(start.elapsed() < PATIENCE, "{command} is not {wanted} after {PATIENCE:?}: {answer}");
-            meanwhile();
+            assert!(start.elapsed() < PATIENCE, "{command}, after {PATIENCE:?}: {answer}");
             std::thread::sleep(Duration::from_millis(1));
         }
     }

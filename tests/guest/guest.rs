@@ -139,9 +139,19 @@ impl Guest {
 
     /// Reboots the guest while QEMU lives on, and waits until the new one answers.
     pub fn reboot(&mut self) {
-        self.send("sync; reboot -f");
+        self.restart("sync; reboot -f");
+    }
+
+    /// Runs what makes the guest start again, and waits until the new one answers.
+    pub fn restart(&mut self, command: &str) {
+        self.send(command);
+        self.await_restart();
+    }
+
+    /// Waits until a guest that starts again answers.
+    pub fn await_restart(&mut self) {
         let boot_id = self.await_ready();
-        assert_ne!(boot_id, self.boot_id, "the guest has not rebooted");
+        assert_ne!(boot_id, self.boot_id, "the guest has not started again");
         self.boot_id = boot_id;
     }
 

@@ -1,7 +1,9 @@
 //! What this test's own program does inside of a guest: `soak OPERATION ARGUMENT...`.
 
+use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
@@ -41,6 +43,7 @@ pub fn run(arguments: &[String]) {
         ["pulse", device] => pulse(Path::new(device)),
         ["reread", device] => reread(Path::new(device)),
         ["switch-window"] => switch_window(),
+        ["kexec", kernel, initramfs] => kexec(Path::new(kernel), Path::new(initramfs)),
         ["append", file, seed] => append(Path::new(file), seed.parse().unwrap()),
         ["check", file, seed, count] => {
             check(Path::new(file), seed.parse().unwrap(), count.parse().unwrap());
@@ -136,6 +139,23 @@ fn switch_window() {
         config.write_all_at(&[command], COMMAND.0).unwrap();
         std::thread::sleep(20 * BEAT);
     }
+}
+
+/// Starts another kernel in place of this one, as kexec-tools do.
+#[allow(unsafe_code)]
+fn kexec(kernel: &Path, initramfs: &Path) {
+    let [kernel, initramfs] = [kernel, initramfs].map(|path| File::open(path).unwrap());
+    let line = std::fs::read_to_string("/proc/cmdline").unwrap();
+    let line = CString::new(line.trim()).unwrap();
+    let bytes = line.as_bytes_with_nul().len();
+    let files = [kernel.as_raw_fd(), initramfs.as_raw_fd()];
+    // SAFETY: both descriptors are open, and the line is as long as is said and ends with a zero.
+    let loaded =
+        unsafe { libc::syscall(libc::SYS_kexec_file_load, files[0], files[1], bytes, line.as_ptr(), 0_u64) };
+    assert_eq!(loaded, 0, "kexec_file_load: {}", std::io::Error::last_os_error());
+    // SAFETY: no memory is passed.
+    unsafe { libc::reboot(libc::LINUX_REBOOT_CMD_KEXEC) };
+    panic!("reboot: {}", std::io::Error::last_os_error());
 }
 
 /// Appends records, makes each one last and then says its number, until the power is cut. Meanwhile files come and go

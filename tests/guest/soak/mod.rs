@@ -11,6 +11,7 @@ mod monitor;
 mod power;
 mod recovery;
 mod resize;
+mod restart;
 mod rig;
 mod table;
 
@@ -29,6 +30,8 @@ pub struct Counts {
     migrations: u32,
     /// Of the disk.
     resizes: u32,
+    /// Starts of the guest, of each kind.
+    restarts: u32,
     power_cuts: u32,
     /// Of every random moment.
     seed: u64,
@@ -36,16 +39,17 @@ pub struct Counts {
 
 impl Counts {
     /// As a part of the guest tests.
-    pub const SHORT: Self = Self { kills: 3, migrations: 1, resizes: 1, power_cuts: 3, seed: 1 };
+    pub const SHORT: Self = Self { kills: 3, migrations: 1, resizes: 1, restarts: 1, power_cuts: 3, seed: 1 };
 
     /// Reads `kills=20,power-cuts=50,seed=7`; what is not named does not happen.
     pub fn parse(text: &str) -> Option<Self> {
-        let mut counts = Self { kills: 0, migrations: 0, resizes: 0, power_cuts: 0, seed: 1 };
+        let mut counts = Self { kills: 0, migrations: 0, resizes: 0, restarts: 0, power_cuts: 0, seed: 1 };
         for word in text.split(',') {
             match word.split_once('=')? {
                 ("kills", number) => counts.kills = number.parse().ok()?,
                 ("migrations", number) => counts.migrations = number.parse().ok()?,
                 ("resizes", number) => counts.resizes = number.parse().ok()?,
+                ("restarts", number) => counts.restarts = number.parse().ok()?,
                 ("power-cuts", number) => counts.power_cuts = number.parse().ok()?,
                 ("seed", number) => counts.seed = number.parse().ok()?,
                 _ => return None,
@@ -69,12 +73,13 @@ type Scenario = fn(&Order<'_>) -> Vec<Row>;
 
 /// Runs every scenario that is wanted and counted.
 pub fn run(report: &mut Report, counts: &Counts) -> Table {
-    let scenarios: [(&str, u32, Scenario); 7] = [
+    let scenarios: [(&str, u32, Scenario); 8] = [
         ("soak: daemon ends under fio, split rings", counts.kills, recovery::split),
         ("soak: daemon ends under fio, packed rings", counts.kills, recovery::packed),
         ("soak: migration under fio, one daemon", counts.migrations, migration::one_daemon),
         ("soak: migration under fio, two daemons", counts.migrations, migration::two_daemons),
         ("soak: migration while memory comes and goes", counts.migrations, hotplug::moves),
+        ("soak: guest starts again under fio", counts.restarts, restart::restarts),
         ("soak: disk grows under fio", counts.resizes, resize::growth),
         ("soak: power cut", counts.power_cuts, power::cuts),
     ];

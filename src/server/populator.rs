@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use crate::disk::{self, Backing, Disk as _, Populated};
 use crate::virtio::blk::Device;
 
-/// A running thread. Dropping it stops it, after a step of at most 64 MiB.
+/// A running thread. Dropping it stops it, after a step of a few MiB.
 #[derive(Debug)]
 pub(super) struct Populator {
     is_stopping: Arc<AtomicBool>,

@@ -16,6 +16,7 @@ use common::frontend::request::{OK, Request};
 use common::frontend::ring::Ring;
 use common::frontend::{Options, Session};
 use common::process::Process;
+use common::steps::Steps;
 use common::strace::Trace;
 use common::{pattern, wait_for};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
@@ -128,9 +129,18 @@ fn a_thousand_disks_cost_little() {
     daemon.stop();
 }
 
-/// What kicks cost in a daemon of so many disks, each with a running ring: voluntary context switches of all its
-/// threads, and system calls of its worker.
-fn cost_of_kicks(count: usize, kicks: usize) -> (u64, usize) {
+/// What kicks cost in a daemon of so many disks, each with a running ring.
+#[derive(Debug)]
+struct Cost {
+    /// Voluntary context switches of all threads.
+    sleeps: u64,
+    /// Of the worker.
+    system_calls: usize,
+    /// Of the worker, for one kick.
+    instructions: u64,
+}
+
+fn cost_of_kicks(count: usize, kicks: usize) -> Cost {
     let daemon = disks(count).start();
     wait_until_populated(&daemon, count);
     let mut front_ends = connect_all(&daemon, count);
@@ -148,9 +158,26 @@ fn cost_of_kicks(count: usize, kicks: usize) -> (u64, usize) {
     let sleeps = process.sleeps() - sleeps;
     let trace = Trace::start(&daemon);
     kick();
-    let calls = trace.end();
-    println!("{count} disks, {kicks} kicks: {sleeps} sleeps, system calls {calls:?}");
-    (sleeps, calls.values().sum())
+    let system_calls = trace.end().values().sum();
+    let instructions = instructions_of_a_kick(&daemon, ring);
+    let cost = Cost { sleeps, system_calls, instructions };
+    println!("{count} disks, {kicks} kicks: {cost:?}");
+    cost
+}
+
+/// On the average of a few, in user space.
+fn instructions_of_a_kick(daemon: &Daemon, ring: &mut Ring) -> u64 {
+    const KICKS: u64 = 4;
+    let workers = Process(daemon.pid()).threads_named("worker");
+    let steps = Steps::follow(workers[0]);
+    let mut kick = || {
+        assert_eq!(ring.run(&Request::read(0, 512)).status, OK);
+        steps.at_rest()
+    };
+    let before = kick();
+    let after = (0..KICKS).map(|_| kick()).last().unwrap();
+    steps.end(|| ring.kick.ring());
+    (after - before) / KICKS
 }
 
 #[test]
@@ -159,13 +186,16 @@ fn a_kick_costs_the_same_beside_a_thousand_disks() {
     const SLACK: usize = 8;
     const KICKS: usize = 200;
     let _one = many_files();
-    for count in [1, DISKS] {
-        let (sleeps, calls) = cost_of_kicks(count, KICKS);
-        assert!(sleeps <= (KICKS + SLACK) as u64, "{sleeps} sleeps of threads for {KICKS} kicks");
+    let costs = [1, DISKS].map(|count| cost_of_kicks(count, KICKS));
+    for Cost { sleeps, system_calls, .. } in &costs {
+        assert!(*sleeps <= (KICKS + SLACK) as u64, "{sleeps} sleeps of threads for {KICKS} kicks");
         // One that sleeps, one that calls the driver.
-        assert!(calls <= 2 * KICKS + SLACK, "{calls} system calls for {KICKS} kicks");
-        assert!(calls >= KICKS, "nothing was traced");
+        assert!(*system_calls <= 2 * KICKS + SLACK, "{system_calls} system calls for {KICKS} kicks");
+        assert!(*system_calls >= KICKS, "nothing was traced");
     }
+    let [alone, among_many] = costs.map(|cost| cost.instructions as f64);
+    // What reading the clock takes differs a little.
+    assert!(among_many < alone * 1.05, "{among_many} instructions for a kick, {alone} with one disk");
 }
 
 #[test]
@@ -194,7 +224,7 @@ fn front_ends_do_not_wait_for_what_is_populated() {
     let last = (256 << 20) / 512 - 8;
     assert_eq!(ring.run(&Request::write(last, &pattern(1, 4096))).status, OK);
     let process = Process(daemon.pid());
-    assert!(process.has_thread("populate"), "it is held");
+    assert_eq!(process.threads_named("populate").len(), 1, "it is held");
     assert!(!daemon.log().contains("populated"), "{}", daemon.log());
     // Without whoever holds it, it goes on.
     rustix::process::kill_process(process.tracer().unwrap(), Signal::KILL).unwrap();

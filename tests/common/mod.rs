@@ -11,6 +11,7 @@ pub mod frontend;
 pub mod host;
 pub mod metrics;
 pub mod process;
+pub mod steps;
 pub mod strace;
 
 use std::os::fd::{AsRawFd, BorrowedFd};

@@ -33,11 +33,20 @@ impl Process {
         self.tasks().len()
     }
 
-    /// Whether one of them is called so.
-    pub fn has_thread(self, name: &str) -> bool {
-        let names =
-            self.tasks().into_iter().map(|task| fs::read_to_string(task + "/comm").unwrap_or_default());
-        names.into_iter().any(|found| found.trim_end() == name)
+    /// Those whose names begin so.
+    pub fn threads_named(self, start: &str) -> Vec<u32> {
+        let number = |task: String| {
+            let name = fs::read_to_string(task.clone() + "/comm").unwrap_or_default();
+            let (_, number) = task.rsplit_once('/').unwrap();
+            name.starts_with(start).then(|| number.parse().unwrap())
+        };
+        self.tasks().into_iter().filter_map(number).collect()
+    }
+
+    /// Whether the thread of this number sleeps, rather than runs or is held by who traces it.
+    pub fn is_asleep(self) -> bool {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0)).unwrap();
+        status.lines().any(|line| line.starts_with("State:\tS"))
     }
 
     /// The process that traces it.

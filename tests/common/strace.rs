@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use tempfile::NamedTempFile;
 
 use super::daemon::Daemon;
+use super::process::Process;
 
 /// A trace of a daemon's workers, from its start to its end.
 #[derive(Debug)]
@@ -18,7 +19,8 @@ pub struct Trace {
 impl Trace {
     /// Follows the workers; they are held until it has begun.
     pub fn start(daemon: &Daemon) -> Self {
-        let workers = workers(daemon.pid());
+        let workers = Process(daemon.pid()).threads_named("worker");
+        assert!(!workers.is_empty(), "no thread of the daemon is called a worker");
         let output = NamedTempFile::new().unwrap();
         let mut strace = Command::new("strace")
             .args(workers.iter().flat_map(|thread| ["-p".to_owned(), thread.to_string()]))
@@ -51,19 +53,4 @@ impl Trace {
         }
         calls
     }
-}
-
-/// The threads that own rings.
-fn workers(pid: u32) -> Vec<u32> {
-    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let threads = threads.map(|thread| thread.unwrap().path());
-    let is_worker = |thread: &std::path::PathBuf| {
-        std::fs::read_to_string(thread.join("comm")).unwrap().starts_with("worker")
-    };
-    let found: Vec<u32> = threads
-        .filter(is_worker)
-        .map(|thread| thread.file_name().unwrap().to_str().unwrap().parse().unwrap())
-        .collect();
-    assert!(!found.is_empty(), "no thread of the daemon is called a worker");
-    found
 }

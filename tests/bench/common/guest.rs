@@ -183,6 +183,23 @@ impl Guest {
         Self { shape, table, devices, drivers, rings, next_ring: 0, media, engine: Engine::get() }
     }
 
+    /// A guest for each of its rings, of which each can be driven by a thread of its own.
+    pub fn split(self) -> Vec<Self> {
+        let Self { shape, table, devices, drivers, rings, media, engine, .. } = self;
+        let each = drivers.into_iter().zip(rings);
+        let guest = |(driver, ring)| Self {
+            shape: Shape { rings: 1, ..shape },
+            table: table.clone(),
+            devices: devices.clone(),
+            drivers: vec![driver],
+            rings: vec![ring],
+            next_ring: 0,
+            media,
+            engine,
+        };
+        each.map(guest).collect()
+    }
+
     /// Makes a batch available, each request at the place that `place` says, in bytes.
     #[inline]
     fn offer(&mut self, mut place: impl FnMut(usize) -> usize) -> usize {

@@ -90,6 +90,7 @@ fn assert_coherent(point: &Value, block_bytes: u64) {
     let rounds = point["rounds"].as_array().unwrap();
     assert_eq!(rounds.iter().map(|round| number(&round["requests"])).sum::<u64>(), requests);
     for round in rounds {
+        assert!(float(&round["client_cpu_ns_per_request"]) > 0.0, "{round}");
         let iops = number(&round["requests"]) as f64 / float(&round["seconds"]);
         assert!((float(&round["iops"]) / iops - 1.0).abs() < 1e-9, "{round}");
     }

@@ -32,5 +32,5 @@ mod verify;
 pub use error::BenchError;
 pub use plan::{Peer, Plan, Rw, Waiting, Work};
 pub use plot::draw;
-pub use report::Report;
+pub use report::{Report, RoundReport};
 pub use rounds::run;

@@ -36,6 +36,8 @@ pub struct Plan {
     pub rounds: NonZeroU16,
     /// Measure the depths 1, 2, 4 … up to that of `work` instead of that one only.
     pub sweep: bool,
+    /// Say on standard error how far it is.
+    pub progress: bool,
 }
 
 /// A back-end.
@@ -197,7 +199,14 @@ mod tests {
             span_bytes: None,
             verify: false,
         };
-        Plan { peers: Vec::new(), work, runtime: Duration::ZERO, rounds: NonZeroU16::MIN, sweep }
+        Plan {
+            peers: Vec::new(),
+            work,
+            runtime: Duration::ZERO,
+            rounds: NonZeroU16::MIN,
+            sweep,
+            progress: false,
+        }
     }
 
     fn depths(depth: u16, sweep: bool) -> Vec<u16> {

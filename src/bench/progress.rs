@@ -9,6 +9,7 @@ const CLEAR: &str = "\r\x1b[K";
 /// Writes to standard error.
 #[derive(Debug)]
 pub(super) struct Progress {
+    shown: bool,
     is_terminal: bool,
     rounds: usize,
     round: usize,
@@ -16,8 +17,10 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    pub(super) fn new(rounds: usize) -> Self {
-        Self { is_terminal: io::stderr().is_terminal(), rounds, round: 0, what: String::new() }
+    /// So many rounds are to come. One that is not `shown` writes nothing.
+    pub(super) fn new(rounds: usize, shown: bool) -> Self {
+        let is_terminal = shown && io::stderr().is_terminal();
+        Self { shown, is_terminal, rounds, round: 0, what: String::new() }
     }
 
     /// A round begins.
@@ -39,7 +42,7 @@ impl Progress {
 
     /// It is over.
     pub(super) fn end(&self, requests: u64, time: Duration) {
-        if !self.is_terminal {
+        if self.shown && !self.is_terminal {
             self.write(format_args!("{}\n", self.line(requests, time)));
         }
     }

@@ -101,6 +101,8 @@ pub struct RoundReport {
     pub iops: f64,
     /// Median latency.
     pub latency_p50_ns: u64,
+    /// CPU time of this tool's threads.
+    pub client_cpu_ns_per_request: f64,
     /// CPU time of the back-end, where its process is known.
     pub server_cpu_ns_per_request: Option<f64>,
 }
@@ -207,21 +209,22 @@ impl Point {
 impl RoundReport {
     fn of(round: &Round) -> Self {
         let mut latency = histogram();
-        let (mut requests, mut time) = (0, Duration::ZERO);
+        let (mut requests, mut time, mut client_cpu) = (0, Duration::ZERO, Duration::ZERO);
         for tally in &round.tallies {
             let _ = latency.add(&tally.latency);
             requests += tally.reads + tally.writes;
             time = time.max(tally.time);
+            client_cpu += tally.cpu;
         }
         let seconds = time.as_secs_f64();
+        let each = |time: Duration| time.as_nanos() as f64 / (requests.max(1) as f64);
         Self {
             requests,
             seconds,
             iops: if seconds > 0.0 { requests as f64 / seconds } else { 0.0 },
             latency_p50_ns: latency.value_at_quantile(0.5),
-            server_cpu_ns_per_request: round
-                .server_cpu
-                .map(|time| time.as_nanos() as f64 / (requests.max(1) as f64)),
+            client_cpu_ns_per_request: each(client_cpu),
+            server_cpu_ns_per_request: round.server_cpu.map(each),
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::bench::{BenchError, Plan, Report};
 
 const NAMES: [&str; 2] = ["A", "B"];
 
-/// Carries out the plan, with progress on standard error.
+/// Carries out the plan.
 ///
 /// Every back-end is looked at before the first request, and is written to only by a `rw` that writes.
 ///
@@ -25,7 +25,7 @@ pub fn run(plan: &Plan) -> Result<Report, BenchError> {
     let mut subjects = subjects.collect::<Result<Vec<_>, _>>()?;
     let depths = plan.depths();
     let rounds = usize::from(plan.rounds.get());
-    let mut progress = Progress::new(depths.len() * rounds * subjects.len());
+    let mut progress = Progress::new(depths.len() * rounds * subjects.len(), plan.progress);
     let mut points: Vec<Vec<Point>> = subjects.iter().map(|_| Vec::new()).collect();
     for depth in depths {
         let mut found: Vec<Vec<Round>> = subjects.iter().map(|_| Vec::new()).collect();

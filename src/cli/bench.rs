@@ -156,7 +156,7 @@ fn plan(args: BenchArgs) -> Plan {
         span_bytes: args.size,
         verify: args.verify,
     };
-    Plan { peers, work, runtime: args.runtime, rounds, sweep: args.plot.is_some() }
+    Plan { peers, work, runtime: args.runtime, rounds, sweep: args.plot.is_some(), progress: true }
 }
 
 #[cfg(test)]

@@ -1,39 +1,49 @@
 //! Our daemon side by side with other back-ends, all on files in memory, in interleaved rounds.
 //!
-//! `cargo bench --bench peers [-- ROUNDS RUNTIME_MS FOLDER]`, or `ci/bench peers`, which installs what is missing. The
-//! client and this process have one CPU, the back-ends another one. It writes a table and plots to the folder.
+//! `cargo bench --features stock --bench peers [-- ROUNDS RUNTIME_MS FOLDER]`, or `ci/bench peers`, which installs what is
+//! missing. The client and this process have one CPU, the back-ends another one. It writes a table and plots to the folder.
+//!
+//! A back-end's turn is cut into many short rounds, each with a connection of its own: what disturbs the machine for a
+//! while spoils a few of them, and their median and quartiles do not notice.
 
 #![allow(unsafe_code, missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-#![allow(clippy::print_stdout, clippy::print_stderr)]
+#![allow(clippy::print_stdout, clippy::print_stderr, clippy::cast_possible_truncation)]
 
 #[path = "peers/bare.rs"]
 mod bare;
 mod common;
+#[path = "peers/matrix.rs"]
+mod matrix;
 #[path = "../common/process.rs"]
 #[allow(dead_code, reason = "the tests use more of it")]
 mod process;
+#[path = "peers/servers.rs"]
+mod servers;
 #[path = "../common/stock.rs"]
 #[allow(dead_code, reason = "the tests use more of it")]
 mod stock;
+#[path = "peers/table.rs"]
+mod table;
 
 use std::fmt::Write as _;
 use std::fs;
-use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use vhost::vhost_user::Listener;
-use vhost_user_pmem::bench::{self, Peer, Plan, Report, Rw, Waiting, Work};
+use vhost_user_pmem::bench::{self, Plan};
 use vhost_user_pmem::cpus::Cpus;
 use vhost_user_pmem::disk::{self, LockMode, OpenOptions};
 use vhost_user_pmem::stock::Stock;
 use vhost_user_pmem::virtio::blk::{Device, Identity};
 
 use bare::Bare;
+use matrix::{MATRIX, PLOTTED, Row, Show};
 use process::Process;
+use servers::{Server, slug, start_all};
+use table::{Line, lines};
 
 const MEDIA_BYTES: u64 = 1 << 30;
 /// Buffers of the largest row.
@@ -45,57 +55,26 @@ const IDLE: Duration = Duration::from_secs(3);
 const TICKS_PER_SECOND: f64 = 100.0;
 const STOCK: &str = "vhost-user-backend";
 const IMAGE: &str = "disk.img";
+/// A short round.
+const SLICE: Duration = Duration::from_millis(100);
 
-/// What is measured: name, order and direction, block, depth, how completions are waited for, how it is shown.
-const MATRIX: [(&str, Rw, u32, u16, Waiting, Show); 8] = [
-    ("4 KiB random read, depth 1, polling client, p50 µs", Rw::RandRead, 4096, 1, Waiting::Poll, Show::P50),
-    ("4 KiB random read, depth 32", Rw::RandRead, 4096, 32, Waiting::Poll, Show::Rate),
-    ("4 KiB random write, depth 32", Rw::RandWrite, 4096, 32, Waiting::Poll, Show::Rate),
-    ("512 B random read, depth 32", Rw::RandRead, 512, 32, Waiting::Poll, Show::Rate),
-    ("1 MiB read, depth 8, GB/s", Rw::Read, 1 << 20, 8, Waiting::Poll, Show::Bandwidth),
-    ("1 MiB write, depth 8, GB/s", Rw::Write, 1 << 20, 8, Waiting::Poll, Show::Bandwidth),
-    (
-        "4 KiB random read, depth 1, event-driven client, p50 µs",
-        Rw::RandRead,
-        4096,
-        1,
-        Waiting::Event,
-        Show::P50,
-    ),
-    (
-        "4 KiB random read, depth 32, event-driven, µs of the back-end's CPU a request",
-        Rw::RandRead,
-        4096,
-        32,
-        Waiting::Event,
-        Show::Cpu,
-    ),
-];
-
-#[derive(Clone, Copy)]
-enum Show {
-    P50,
-    /// Thousand requests a second.
-    Rate,
-    /// 10⁹ bytes a second.
-    Bandwidth,
-    Cpu,
+/// How much is measured.
+struct Length {
+    /// Turns of each back-end with each load.
+    rounds: u16,
+    /// Short rounds of a turn.
+    slices: u16,
+    slice: Duration,
 }
 
-/// A back-end under test; killed and reaped when dropped.
-struct Server {
-    name: String,
-    peer: Peer,
-    child: Option<Child>,
-    start_ms: Option<f64>,
-}
+impl Length {
+    fn new(rounds: u16, runtime: Duration) -> Self {
+        let slices = (runtime.as_millis() / SLICE.as_millis()).max(1) as u16;
+        Self { rounds, slices, slice: runtime / u32::from(slices) }
+    }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+    fn turn(&self) -> Duration {
+        self.slice * u32::from(self.slices)
     }
 }
 
@@ -110,7 +89,7 @@ fn main() {
         return;
     }
     let mut number = |default: u16| words.next().map_or(default, |word| word.parse().unwrap());
-    let (rounds, runtime) = (number(5), Duration::from_millis(u64::from(number(2000))));
+    let length = Length::new(number(5), Duration::from_millis(u64::from(number(2000))));
     let folder = PathBuf::from(words.next().unwrap_or("target/bench".to_owned()));
     fs::create_dir_all(&folder).unwrap();
     CLIENT_CPU.parse::<Cpus>().unwrap().pin_this_thread().unwrap();
@@ -122,13 +101,12 @@ fn main() {
     rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, MEDIA_BYTES).unwrap();
     let servers = start_all(scratch.path(), &image.display().to_string());
     let mut bare = Bare::new(&image, LARGEST_BYTES);
-    let found = measure(&servers, &mut bare, rounds, runtime);
-    let mut text = table(&servers, &found, rounds, runtime);
-    text += &idle(&servers);
+    let found = measure(&servers, &mut bare, &length);
+    let text = report(&servers, &found, &length);
     println!("\n{text}");
     fs::write(folder.join("peers.md"), text).unwrap();
-    plots(&servers, rounds, runtime, &folder);
-    println!("table and plots are in {}", folder.display());
+    plots(&servers, &length, &folder);
+    println!("table (peers.md) and plots are in {}", std::path::absolute(&folder).unwrap().display());
 }
 
 /// Our disk inside a daemon on `vhost-user-backend` and `virtio-queue`: the same execution behind stock rings. One
@@ -144,165 +122,77 @@ fn serve_stock(socket: &Path, image: &Path) {
     }
 }
 
-/// All on the same file: none of them relies on what is in it.
-fn start_all(scratch: &Path, file: &str) -> Vec<Server> {
-    let ours = env!("CARGO_BIN_EXE_vhost-user-pmem");
-    let mut servers = Vec::new();
-    for (name, poll) in [("ours", "50"), ("ours, never polling", "0"), ("ours, busy", "busy")] {
-        let socket = socket_of(scratch, name);
-        let disk = format!("path={file},socket={},lock=off", socket.display());
-        servers.push(start(
-            name,
-            &socket,
-            &[ours, "--log", "warn", "serve", "--workers", "1", "--poll-max-us", poll, "--disk", &disk],
-        ));
-    }
-    let this = std::env::current_exe().unwrap().display().to_string();
-    let socket = socket_of(scratch, STOCK);
-    servers.push(start(STOCK, &socket, &[&this, "stock", &socket.display().to_string(), file]));
-    for (name, aio, iothread) in [
-        ("qsd, io_uring", "io_uring", false),
-        ("qsd, threads", "threads", false),
-        ("qsd, iothread", "io_uring", true),
-    ] {
-        let socket = socket_of(scratch, name);
-        servers.extend(start_qsd(name, file, aio, iothread, &socket));
-    }
-    if let Some(socket) = std::env::var_os("SPDK_SOCKET") {
-        let peer = Peer { socket: socket.into(), pid: None };
-        servers.push(Server { name: "SPDK".to_owned(), peer, child: None, start_ms: None });
-    }
-    servers
-}
-
-/// Where a back-end of this name listens: plots show it.
-fn socket_of(folder: &Path, name: &str) -> PathBuf {
-    folder.join(format!("{}.sock", slug(name)))
-}
-
-/// A name as a file may have it.
-fn slug(name: &str) -> String {
-    let words = name.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| !word.is_empty());
-    words.collect::<Vec<_>>().join("-")
-}
-
-/// Nothing where the program is not installed.
-fn start_qsd(name: &str, file: &str, aio: &str, iothread: bool, socket: &Path) -> Option<Server> {
-    const PROGRAM: &str = "qemu-storage-daemon";
-    if Command::new(PROGRAM).arg("--version").stdout(Stdio::null()).status().is_err() {
-        eprintln!("{PROGRAM} is not installed: {name} is left out");
-        return None;
-    }
-    let node = format!("driver=file,node-name=disk,filename={file},aio={aio},locking=off");
-    let thread = if iothread { ",iothread=io" } else { "" };
-    let export = format!(
-        "type=vhost-user-blk,id=export,node-name=disk,addr.type=unix,addr.path={},writable=on,num-queues=1{thread}",
-        socket.display()
-    );
-    let mut words = vec![PROGRAM];
-    if iothread {
-        words.extend(["--object", "iothread,id=io"]);
-    }
-    words.extend(["--blockdev", &node, "--export", &export]);
-    Some(start(name, socket, &words))
-}
-
-/// Starts a program on the servers' CPU, and waits until its socket is there.
-fn start(name: &str, socket: &Path, words: &[&str]) -> Server {
-    let begin = Instant::now();
-    let mut command = Command::new("taskset");
-    command.args(["-c", SERVER_CPU]).args(words).stdin(Stdio::null()).stdout(Stdio::null());
-    let mut child = command.spawn().unwrap();
-    while !socket.exists() {
-        assert!(begin.elapsed() < Duration::from_secs(60), "{name}: no socket after a minute");
-        assert!(child.try_wait().unwrap().is_none(), "{name} has ended: {words:?}");
-        std::thread::sleep(Duration::from_micros(200));
-    }
-    let start_ms = Some(begin.elapsed().as_secs_f64() * 1e3);
-    let peer = Peer { socket: socket.to_owned(), pid: Some(child.id()) };
-    Server { name: name.to_owned(), peer, child: Some(child), start_ms }
-}
-
-fn plan(row: usize, peers: Vec<Peer>, runtime: Duration) -> Plan {
-    let (_, rw, block_bytes, depth, waiting, _) = MATRIX[row];
-    let work = Work {
-        rw,
-        read_percent: 50,
-        block_bytes,
-        depth: NonZeroU16::new(depth).unwrap(),
-        queues: NonZeroU16::MIN,
-        waiting,
-        packed: false,
-        span_bytes: None,
-        verify: false,
-    };
-    Plan { peers, work, runtime, rounds: NonZeroU16::MIN, sweep: false }
-}
-
-/// For each row of the matrix and each server, and the bare loop behind them, the numbers of the rounds.
-fn measure(servers: &[Server], bare: &mut Bare, rounds: u16, runtime: Duration) -> Vec<Vec<Vec<f64>>> {
-    let mut found = vec![vec![Vec::new(); servers.len() + 1]; MATRIX.len()];
-    for round in 0..rounds {
-        for (row, (name, rw, bytes, depth, _, show)) in MATRIX.iter().enumerate() {
-            eprintln!("round {} of {rounds}: {name}", round + 1);
-            let scale = match show {
-                Show::Rate => 1e-3,
-                Show::Bandwidth => f64::from(*bytes) / 1e9,
-                Show::P50 | Show::Cpu => 0.0,
-            };
-            if scale > 0.0 {
-                let rate = bare.rate(rw.writes(), *bytes as usize, usize::from(*depth), runtime);
-                found[row][servers.len()].push(rate * scale);
-            }
+/// Every load on every back-end and on the bare loop, in turns.
+fn measure(servers: &[Server], bare: &mut Bare, length: &Length) -> Vec<Vec<Line>> {
+    let mut found = lines(servers.len() + 1);
+    for round in 0..length.rounds {
+        for (row, lines) in MATRIX.iter().zip(&mut found) {
+            eprintln!("round {} of {}: {}", round + 1, length.rounds, row.name);
             for turn in 0..servers.len() {
                 // Nobody always runs behind the same one.
                 let column = (turn + usize::from(round)) % servers.len();
-                match bench::run(&plan(row, vec![servers[column].peer.clone()], runtime)) {
-                    Ok(report) => found[row][column].extend(value(&report, *show)),
-                    Err(error) => eprintln!("{}: {error}", servers[column].name),
+                for (line, numbers) in lines.iter_mut().zip(turn_of(&servers[column], row, length)) {
+                    line.columns[column].push(numbers);
                 }
+            }
+            for (line, show) in lines.iter_mut().zip(row.shows) {
+                line.columns[servers.len()].push(bare_turn(bare, row, *show, length));
             }
         }
     }
     found
 }
 
-fn value(report: &Report, show: Show) -> Option<f64> {
-    let point = &report.peers[0].depths[0];
-    match show {
-        Show::P50 => Some(point.latency_ns.p50 as f64 / 1e3),
-        Show::Rate => Some(point.iops.median / 1e3),
-        Show::Bandwidth => Some(point.bytes_per_second.median / 1e9),
-        Show::Cpu => point.server_cpu_ns_per_request.map(|ns| ns / 1e3),
+/// For each number of the load, those of the short rounds; none where the back-end fails.
+fn turn_of(server: &Server, row: &Row, length: &Length) -> Vec<Vec<f64>> {
+    let plan = row.plan(vec![server.peer.clone()], length.slices, length.slice);
+    match bench::run(&plan) {
+        Ok(report) => {
+            let rounds = &report.peers[0].depths[0].rounds;
+            let of =
+                |show: &Show| rounds.iter().filter_map(|it| show.of_round(it, row.block_bytes)).collect();
+            row.shows.iter().map(of).collect()
+        }
+        Err(error) => {
+            eprintln!("{}: {error}", server.name);
+            vec![Vec::new(); row.shows.len()]
+        }
     }
 }
 
-/// Median, lowest and highest.
-fn spread(numbers: &[f64]) -> Option<[f64; 3]> {
-    let mut sorted = numbers.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    Some([*sorted.get(sorted.len() / 2)?, *sorted.first()?, *sorted.last()?])
+/// The same of what is left when there is nothing but copies, or nothing but a wake-up each way.
+fn bare_turn(bare: &mut Bare, row: &Row, show: Show, length: &Length) -> Vec<f64> {
+    let (bytes, depth) = (row.block_bytes as usize, usize::from(row.depth));
+    let mut one = |_| match (row.is_event_driven(), show) {
+        (false, Show::Rate | Show::Bandwidth) => {
+            let rate = bare.rate(row.rw.writes(), bytes, depth, length.slice);
+            Some(show.of_rate(rate, row.block_bytes))
+        }
+        (true, Show::P50) => Some(bare::wake_up_us(&SERVER_CPU.parse().unwrap(), length.slice)),
+        _ => None,
+    };
+    (0..length.slices).filter_map(&mut one).collect()
 }
 
-fn table(servers: &[Server], found: &[Vec<Vec<f64>>], rounds: u16, runtime: Duration) -> String {
+fn report(servers: &[Server], found: &[Vec<Line>], length: &Length) -> String {
+    let mut names: Vec<_> = servers.iter().map(|server| server.name.as_str()).collect();
+    names.push("bare");
     let mut text = format!(
-        "Thousand requests/s unless noted: median of {rounds} interleaved rounds of {runtime:?} (lowest – highest); {} on {}; \
-         client on CPU {CLIENT_CPU}, back-ends on CPU {SERVER_CPU}, 1 GiB in /dev/shm, one queue.\n\n| work |",
+        "{} on {}; client on CPU {CLIENT_CPU}, back-ends on CPU {SERVER_CPU}, 1 GiB in /dev/shm, one queue.\n\n\
+         Thousand requests/s unless noted: median (quartiles) of {} interleaved turns × {} rounds of {:?}. Bare is a loop over \
+         the same copies; for event-driven clients a wake-up each way, both asleep.\n\n",
         line_of("/proc/sys/kernel/osrelease", ""),
         line_of("/proc/cpuinfo", "model name"),
+        length.rounds,
+        length.slices,
+        length.slice,
     );
-    servers.iter().for_each(|server| write!(text, " {} |", server.name).unwrap());
-    write!(text, " bare copy loop |\n| --- |{}\n", " --- |".repeat(servers.len() + 1)).unwrap();
-    for ((name, ..), row) in MATRIX.iter().zip(found) {
-        write!(text, "| {name} |").unwrap();
-        for numbers in row {
-            match spread(numbers) {
-                Some([median, low, high]) => write!(text, " {median:.2} ({low:.2} – {high:.2}) |").unwrap(),
-                None => text += " – |",
-            }
-        }
-        text += "\n";
-    }
+    text += &table::head("work", &names);
+    found.iter().flatten().for_each(|line| text += &line.numbers());
+    text += &idle(servers);
+    text += "\nHow many times better ours is: median (quartiles) over the turns.\n\n";
+    text += &table::head("work", &names[1..]);
+    found.iter().flatten().for_each(|line| text += &line.ratios());
     text
 }
 
@@ -313,7 +203,7 @@ fn line_of(path: &str, name: &str) -> String {
     line.trim_start_matches(['\t', ' ', ':']).to_owned()
 }
 
-/// The last rows: what a back-end costs when nobody wants anything of it.
+/// The last lines: what a back-end costs when nobody wants anything of it.
 fn idle(servers: &[Server]) -> String {
     let ticks = || servers.iter().map(|server| server.peer.pid.map(|pid| Process(pid).ticks()));
     let before: Vec<_> = ticks().collect();
@@ -332,17 +222,17 @@ fn idle(servers: &[Server]) -> String {
         }
     }
     format!(
-        "| idle CPU after the last request, % |{cpu} |\n| resident besides the disk, MiB |{memory} |\n\
-         | from exec to a socket, ms |{start} |\n"
+        "| idle CPU after the last request, % |{cpu} – |\n| resident besides the disk, MiB |{memory} – |\n\
+         | from exec to a socket, ms |{start} – |\n"
     )
 }
 
 /// Ours against each other program: latencies, and throughput over depth.
-fn plots(servers: &[Server], rounds: u16, runtime: Duration, folder: &Path) {
+fn plots(servers: &[Server], length: &Length, folder: &Path) {
     for other in servers.iter().filter(|server| !server.name.starts_with("ours")) {
+        eprintln!("plot of {}", other.name);
         let peers = vec![servers[0].peer.clone(), other.peer.clone()];
-        let rounds = NonZeroU16::new(rounds).unwrap();
-        let plan = Plan { rounds, sweep: true, ..plan(1, peers, runtime) };
+        let plan = Plan { sweep: true, ..PLOTTED.plan(peers, length.rounds, length.turn()) };
         let name = slug(&other.name);
         let drawn = bench::run(&plan)
             .and_then(|report| bench::draw(&report, &folder.join(format!("ours-against-{name}.svg"))));

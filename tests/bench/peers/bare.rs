@@ -1,4 +1,4 @@
-//! The bare copy loop: what a back-end would reach that had nothing else to do.
+//! What a back-end would reach that had nothing else to do: the copy loop, and a pair of wake-ups.
 
 use std::fs::File;
 use std::hint::black_box;
@@ -6,8 +6,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use vhost_user_pmem::copy::{Engine, Persist, Segment, Segments, store_fence};
+use vhost_user_pmem::cpus::Cpus;
+use vmm_sys_util::eventfd::EventFd;
 
-use crate::common::{Random, map, memfd};
+use crate::common::{Random, map, memfd, quartiles};
 
 /// Copies between two looks at the clock.
 const BATCH: usize = 16;
@@ -60,4 +62,29 @@ impl Bare {
         };
         assert_eq!(left, 0);
     }
+}
+
+/// Median µs from a write to an eventfd to an answer through another one, when both sides sleep in between.
+pub fn wake_up_us(other_side: &Cpus, time: Duration) -> f64 {
+    const GO: u64 = 1;
+    const END: u64 = 2;
+    let [there, back] = [(), ()].map(|()| EventFd::new(0).unwrap());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            other_side.pin_this_thread().unwrap();
+            while there.read().unwrap() == GO {
+                back.write(GO).unwrap();
+            }
+        });
+        let (begin, mut found) = (Instant::now(), Vec::new());
+        while begin.elapsed() < time {
+            let start = Instant::now();
+            there.write(GO).unwrap();
+            back.read().unwrap();
+            found.push(start.elapsed().as_secs_f64() * 1e6);
+        }
+        there.write(END).unwrap();
+        let [_, median, _] = quartiles(found.into_iter());
+        median
+    })
 }

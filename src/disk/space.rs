@@ -38,7 +38,8 @@ pub(super) fn fallocate(file: &File, what: FallocateFlags, offset: u64, len: u64
             }
             Ok(true)
         }
-        Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
+        // EINVAL is what some in user space (fuse2fs) call that; there is nothing else that it could be about.
+        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }

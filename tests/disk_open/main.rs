@@ -20,13 +20,14 @@ use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 use vhost_user_pmem::disk::{
-    Backing, BackingKind, Disk, Durability, FileKind, LockMode, OpenError, OpenOptions, Opened, describe,
-    open,
+    Backing, BackingKind, DiscardPolicy, Disk, Durability, FileKind, LockMode, OpenError, OpenOptions,
+    Opened, describe, open,
 };
 
 mod create;
 mod device;
 mod durable;
+mod fuse;
 #[path = "../common/host.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod host;

@@ -78,7 +78,28 @@ fn offsets(seed: u64) -> impl Iterator<Item = u64> {
     std::iter::repeat_with(move || random.below(IMAGE_BYTES / BLOCK_BYTES) * BLOCK_BYTES)
 }
 
-struct Daemon(Child);
+/// A daemon and the folder of its socket.
+struct Daemon(Child, TempDir);
+
+impl Daemon {
+    fn start(image: &Path) -> Self {
+        let sockets = tempfile::tempdir_in("/tmp").unwrap();
+        let socket = sockets.path().join("s");
+        let child = Command::new(env!("CARGO_BIN_EXE_vhost-user-pmem"))
+            .args(["serve", "--require-durable", "--disk"])
+            .arg(format!("path={},socket={}", image.display(), socket.display()))
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let daemon = Self(child, sockets);
+        wait_for("the daemon listens", || UnixStream::connect(&socket).ok());
+        daemon
+    }
+
+    fn connect(&self) -> Driver {
+        Driver::connect(&self.1.path().join("s"), Options::default())
+    }
+}
 
 impl Drop for Daemon {
     fn drop(&mut self) {
@@ -90,17 +111,8 @@ impl Drop for Daemon {
 fn through_the_daemon(file_system: &FileSystem) -> f64 {
     let image = file_system.mount().join("daemon.img");
     filled(&image);
-    let sockets = tempfile::tempdir_in("/tmp").unwrap();
-    let socket = sockets.path().join("s");
-    let child = Command::new(env!("CARGO_BIN_EXE_vhost-user-pmem"))
-        .args(["serve", "--require-durable", "--disk"])
-        .arg(format!("path={},socket={}", image.display(), socket.display()))
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let _daemon = Daemon(child);
-    wait_for("the daemon listens", || UnixStream::connect(&socket).ok());
-    let mut driver = Driver::connect(&socket, Options::default());
+    let daemon = Daemon::start(&image);
+    let mut driver = daemon.connect();
     let queue = driver.queue();
     queue.run(&Request::Flush).unwrap();
     let data = pattern(2, BLOCK_BYTES as usize);
@@ -113,6 +125,26 @@ fn through_the_daemon(file_system: &FileSystem) -> f64 {
     let mut back = vec![0; BLOCK_BYTES as usize];
     File::open(&image).unwrap().read_exact_at(&mut back, offsets(3).next().unwrap()).unwrap();
     assert!(back == data, "the writes were real");
+    amplification
+}
+
+/// From the start of a daemon to its end: no time stamp is written, and nothing beside the disk.
+fn reading_through_the_daemon(file_system: &FileSystem) -> f64 {
+    let image = file_system.mount().join("read.img");
+    filled(&image);
+    let amplification = file_system.amplification(1, || {
+        let daemon = Daemon::start(&image);
+        let mut driver = daemon.connect();
+        for offset in (0..IMAGE_BYTES).step_by(1 << 20) {
+            assert_eq!(driver.queue().read(offset, 1 << 20).unwrap(), pattern(1, 1 << 20));
+            driver.queue().run(&Request::Flush).unwrap();
+        }
+        drop(driver);
+        drop(daemon);
+        // SAFETY: it has no operands.
+        unsafe { libc::sync() };
+    });
+    std::fs::remove_file(image).unwrap();
     amplification
 }
 
@@ -135,6 +167,8 @@ fn a_flushed_write_costs_the_device_little_more_than_itself() {
     let test = || match FileSystem::new() {
         Err(reason) => eprintln!("skipped: {reason}"),
         Ok(file_system) => {
+            let only_reads = reading_through_the_daemon(&file_system);
+            assert_eq!(only_reads, 0.0, "opening and reading has written to the device");
             let daemon = through_the_daemon(&file_system);
             let naive = through_a_mapping(&file_system);
             println!("device bytes for each guest byte: daemon {daemon:.2}, naive mapping {naive:.2}");

@@ -34,7 +34,7 @@ pub(super) fn run(args: &InfoArgs) -> Result<(), Failure> {
 }
 
 fn write_lines(out: &mut impl Write, path: &Path, it: &Description) -> io::Result<()> {
-    let mut line = |name, value: String| writeln!(out, "  {name:<14}{value}");
+    let mut line = |name, value: String| writeln!(out, "  {name:<16}{value}");
     let size = |bytes| format!("{} ({bytes} bytes)", Size(bytes));
     line("path", path.display().to_string())?;
     line("type", it.file_kind.to_string())?;

@@ -57,6 +57,7 @@ pub struct Setup {
     sockets: TempDir,
     disks: Vec<String>,
     args: Vec<String>,
+    environment: Vec<(&'static str, &'static str)>,
     program: PathBuf,
     /// Where the log is also kept, one life of the daemon after the other.
     log_file: Option<PathBuf>,
@@ -68,8 +69,8 @@ impl Setup {
     pub fn new(place: Place) -> Self {
         let sockets = tempfile::Builder::new().prefix("pmem-test-").tempdir_in("/tmp").unwrap();
         let program = env!("CARGO_BIN_EXE_vhost-user-pmem").into();
-        let (images, disks, args) = (place.folder(), Vec::new(), Vec::new());
-        Self { images, sockets, disks, args, program, log_file: None, lifetime: LIFETIME }
+        let (images, disks, args, environment) = (place.folder(), Vec::new(), Vec::new(), Vec::new());
+        Self { images, sockets, disks, args, environment, program, log_file: None, lifetime: LIFETIME }
     }
 
     /// Adds a disk with these `--disk` options; `path=` and `socket=` are filled in.
@@ -81,6 +82,12 @@ impl Setup {
     /// Adds a command-line argument after `serve`.
     pub fn arg(mut self, arg: &str) -> Self {
         self.args.push(arg.to_owned());
+        self
+    }
+
+    /// Sets a variable of its environment.
+    pub fn env(mut self, name: &'static str, value: &'static str) -> Self {
+        self.environment.push((name, value));
         self
     }
 
@@ -126,7 +133,7 @@ impl Setup {
     /// The command line, for what [`Setup::start`] does not cover.
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg("serve");
+        command.arg("serve").envs(self.environment.iter().copied());
         for (index, options) in self.disks.iter().enumerate() {
             let (image, socket) = (self.image(index), self.socket(index));
             let comma = if options.is_empty() { "" } else { "," };

@@ -2,7 +2,7 @@
 //!
 //! Outside of this crate's own tests there are no such points.
 
-/// A step of a request's way.
+/// A step of a request's way, or of a disk's growth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Point {
     /// A request is taken, and no byte is copied.
@@ -19,6 +19,8 @@ pub(crate) enum Point {
     AfterUsed,
     /// It wants to be called, and is not yet.
     BeforeCall,
+    /// A disk's new part is mapped, and nobody knows that it is there.
+    NewLength,
 }
 
 #[cfg(not(test))]

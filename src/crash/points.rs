@@ -236,6 +236,7 @@ fn dies_at(kind: RingKind, base: Base, (point, passes): (Point, u32), batch: usi
                 Point::AfterUsed | Point::BeforeCall => assert_eq!(seen, wanted),
                 // A split ring's words count when the index is stored; a packed ring's chains one by one.
                 Point::RingStore => assert!(seen <= wanted),
+                Point::NewLength => unreachable!("no disk grows here"),
             }
             assert!(!world.is_called(), "{point:?}");
         }

@@ -16,6 +16,7 @@ use crate::copy::fault::announced;
 #[cfg(test)]
 use crate::copy::recording::{Synced, Syncing};
 use crate::copy::{self, Persist, Segments};
+use crate::stop_point::{self, Point};
 pub(super) use loss::Loss;
 use loss::{has_no_space, path_of};
 use room::Room;
@@ -162,6 +163,7 @@ impl Mapping {
                 rooms.push(room);
             }
         }
+        stop_point::reached(Point::NewLength);
         self.len.store(len, Ordering::Release);
         self.sure.store(sure_of(len), Ordering::Release);
         Ok(())

@@ -152,6 +152,23 @@ fn huge_pages_are_mapped_and_unmapped_whole() {
     drop(Mapping::new(&file, 4096, false).unwrap());
 }
 
+/// Its place comes before its length: who looks in between finds all that was there, and nothing behind it.
+#[test]
+fn what_it_grows_by_is_not_there_before_it_is_mapped() {
+    let content = pattern(32 << 20, 6);
+    let file = file(&content);
+    let mapping = Mapping::new(&file, 3 << 20, false).unwrap();
+    let before = mapping.address();
+    let grown = stop_point::stops_at(Point::NewLength, 0, || mapping.grow(32 << 20));
+    assert!(grown.is_none());
+    assert_ne!(mapping.address(), before, "it has moved");
+    assert_eq!(mapping.len_bytes(), 3 << 20);
+    let guest = Memory::new(&[0; 8192]);
+    mapping.read((3 << 20) - 8192, guest.segments()).unwrap();
+    assert!(guest.bytes() == content[(3 << 20) - 8192..3 << 20]);
+    assert!(matches!(mapping.read((3 << 20) - 4096, guest.segments()), Err(DiskError::OutOfRange)));
+}
+
 /// Whoever reads meanwhile finds what was there before, and nothing behind it too early.
 #[test]
 fn it_grows_in_place_and_elsewhere_while_it_is_read() {

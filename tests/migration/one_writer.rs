@@ -27,18 +27,18 @@ fn two_daemons() -> [Daemon; 2] {
     setups.map(Setup::start)
 }
 
-fn connect(socket: &Path) -> Session {
+fn connect(socket: &Path, packed: bool) -> Session {
     let spans = vec![Span { guest_start: 1 << 20, bytes: 16 << 20 }];
-    Session::connect_with(socket, &Options { spans, ..Options::default() })
+    Session::connect_with(socket, &Options { spans, packed, ..Options::default() })
 }
 
 fn mark(author: u64) -> Vec<u8> {
     pattern(author, 4096)
 }
 
-/// Waits for its turn, uses the disk alone, and goes without much ceremony.
+/// Waits for its turn with rings of either kind, uses the disk alone, and goes without much ceremony.
 fn take_a_turn(socket: &Path, author: u64, random: &mut Random) {
-    let session = connect(socket);
+    let session = connect(socket, random.one_in(2));
     let (mut ring, other) = (session.ring(0, 64), session.ring(1, 64));
     // The first answer comes when it is this one's turn.
     let first = ring.run(&Request::read(0, 4096));
@@ -115,26 +115,28 @@ fn front_ends_of_two_daemons_never_run_at_once() {
 
 #[test]
 fn the_second_daemon_takes_over_when_the_first_is_killed_under_load() {
-    let [first, second] = two_daemons();
-    let session = connect(&first.socket(0));
-    let mut busy = session.ring(0, 64);
-    let last = mark(7);
-    assert_eq!(busy.run(&Request::write(4096, &last)).status, OK);
-    let other = connect(&second.socket(0));
-    let mut waiting = other.ring(0, 64);
-    waiting.submit(&Request::read(4096, 4096));
-    waiting.kick.ring();
-    for _ in 0..200 {
-        assert_eq!(busy.run(&Request::write(0, &mark(8))).status, OK);
-        assert_eq!(waiting.used_index(), 0, "both run");
+    for packed in [false, true] {
+        let [first, second] = two_daemons();
+        let session = connect(&first.socket(0), packed);
+        let mut busy = session.ring(0, 64);
+        let last = mark(7);
+        assert_eq!(busy.run(&Request::write(4096, &last)).status, OK);
+        let other = connect(&second.socket(0), packed);
+        let mut waiting = other.ring(0, 64);
+        waiting.submit(&Request::read(4096, 4096));
+        waiting.kick.ring();
+        for _ in 0..200 {
+            assert_eq!(busy.run(&Request::write(0, &mark(8))).status, OK);
+            assert_eq!(waiting.used_index(), 0, "both run");
+        }
+        for _ in 0..busy.slots() {
+            busy.submit(&Request::write(0, &mark(9)));
+        }
+        busy.kick.ring();
+        first.kill();
+        let used = waiting.wait();
+        let answer = waiting.answer(&Request::read(4096, 4096), used);
+        assert!(answer.status == OK && answer.data == last, "what was acknowledged is not there");
+        Load::start(waiting, 0).stop();
     }
-    for _ in 0..busy.slots() {
-        busy.submit(&Request::write(0, &mark(9)));
-    }
-    busy.kick.ring();
-    first.kill();
-    let used = waiting.wait();
-    let answer = waiting.answer(&Request::read(4096, 4096), used);
-    assert!(answer.status == OK && answer.data == last, "what was acknowledged is not there");
-    Load::start(waiting, 0).stop();
 }

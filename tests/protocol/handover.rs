@@ -3,7 +3,7 @@
 use super::{assert_works, daemon, with_disks};
 use crate::common::frontend::request::{OK, Request};
 use crate::common::frontend::ring::Ring;
-use crate::common::frontend::{Session, settle};
+use crate::common::frontend::{Options, Session, settle};
 use crate::common::pattern;
 
 /// Makes a read of the first sectors available; the ring must not do it yet.
@@ -25,35 +25,37 @@ fn assert_has_read(ring: &mut Ring, content: &[u8]) {
 #[test]
 fn a_second_front_end_waits_until_the_first_has_stopped_its_rings() {
     let daemon = daemon("");
-    let first = Session::connect(&daemon.socket(0));
-    let mut rings = [first.ring(0, 64), first.ring(1, 64)];
-    let second = Session::connect(&daemon.socket(0));
-    assert_eq!(second.config(0, 60).unwrap(), first.config(0, 60).unwrap());
-    let mut waiting = second.ring(0, 64);
-    submit_and_wait_in_vain(&mut waiting);
+    for first in Session::of_each_kind(&daemon.socket(0)) {
+        let mut rings = [first.ring(0, 64), first.ring(1, 64)];
+        let second = Session::connect(&daemon.socket(0));
+        assert_eq!(second.config(0, 60).unwrap(), first.config(0, 60).unwrap());
+        let mut waiting = second.ring(0, 64);
+        submit_and_wait_in_vain(&mut waiting);
 
-    first.stop(&rings[0]);
-    settle();
-    assert_eq!(waiting.used_index(), 0, "a ring of the first one still runs");
-    let content = pattern(42, 4096);
-    assert_eq!(rings[1].run(&Request::write(0, &content)).status, OK);
-    first.stop(&rings[1]);
-    assert_has_read(&mut waiting, &content);
-    assert_works(&mut waiting, 8);
+        first.stop(&rings[0]);
+        settle();
+        assert_eq!(waiting.used_index(), 0, "a ring of the first one still runs");
+        let content = pattern(42, 4096);
+        assert_eq!(rings[1].run(&Request::write(0, &content)).status, OK);
+        first.stop(&rings[1]);
+        assert_has_read(&mut waiting, &content);
+        assert_works(&mut waiting, 8);
 
-    // Now it is the first one that waits.
-    rings[0].reset();
-    first.start(&rings[0], 0).unwrap();
-    submit_and_wait_in_vain(&mut rings[0]);
-    drop(second);
-    assert_has_read(&mut rings[0], &content);
+        // Now it is the first one that waits.
+        rings[0].reset();
+        first.start(&rings[0], 0).unwrap();
+        submit_and_wait_in_vain(&mut rings[0]);
+        drop(second);
+        assert_has_read(&mut rings[0], &content);
+    }
 }
 
 #[test]
 fn a_second_front_end_takes_over_when_the_first_dies() {
     let daemon = daemon("");
     for round in 0..10 {
-        let first = Session::connect(&daemon.socket(0));
+        let options = Options { packed: round % 2 == 0, ..Options::default() };
+        let first = Session::connect_with(&daemon.socket(0), &options);
         let mut ring = first.ring(0, 64);
         let content = pattern(round, 4096);
         assert_eq!(ring.run(&Request::write(0, &content)).status, OK);

@@ -81,6 +81,58 @@ fn slots_come_and_go_while_another_queue_works() {
     }
 }
 
+/// From the answer on the region is the front-end's alone. It takes the pages away while rings are busy in them: whoever
+/// touched one of them afterwards would find that out, and say so.
+#[test]
+fn a_slot_that_was_removed_is_not_touched_any_more() {
+    for options in Options::both_kinds() {
+        let daemon = daemon("");
+        let session = Session::connect_with(&daemon.socket(0), &options);
+        let mut rings = [session.ring(0, 256), session.ring(1, 256)];
+        let content = pattern(1, 32 << 10);
+        assert_eq!(rings[0].run(&Request::write(0, &content)).status, OK);
+        for round in 0..60 {
+            let extra = region(FREE, 2 * MIB);
+            let info = extra.announcement().remove(0);
+            add(&session, &info).unwrap();
+            for ring in &mut rings {
+                let frame = ring.frame(0);
+                ring.memory.write(frame.header, &Request::read(0, 32 << 10).header());
+                let chains = ring.size / 4;
+                for number in 0..chains {
+                    let data = FREE + u64::from(number) * (32 << 10);
+                    let status = frame.data + u64::from(number);
+                    ring.memory.fill(status, 1, NO_STATUS);
+                    ring.prepare(
+                        number * 4,
+                        &[(frame.header, 16, 0), (data, 32 << 10, WRITE), (status, 1, WRITE)],
+                    );
+                }
+                ring.show();
+                ring.kick.ring();
+            }
+            (0..round * 300).for_each(|_| std::hint::spin_loop());
+            remove(&session, &info).unwrap();
+            let before = extra.read(FREE, (2 * MIB) as usize);
+            rustix::fs::ftruncate(extra.fd(), 0).unwrap();
+            rustix::fs::ftruncate(extra.fd(), 2 * MIB).unwrap();
+            for ring in &mut rings {
+                let statuses = ring.frame(0).data;
+                for number in 0..ring.size / 4 {
+                    assert_eq!(ring.wait().head, number * 4);
+                    let status = ring.memory.read(statuses + u64::from(number), 1)[0];
+                    assert!([OK, IOERR].contains(&status), "round {round}: {status}");
+                    let data = &before[usize::from(number) * (32 << 10)..][..32 << 10];
+                    assert!(status == IOERR || data == content, "round {round}: done, and not there");
+                }
+            }
+            assert_eq!(extra.read(FREE, (2 * MIB) as usize), vec![0; (2 * MIB) as usize], "round {round}");
+        }
+        assert!(!daemon.log().contains("guest memory is lost"), "{}", daemon.log());
+        rings.iter_mut().for_each(|ring| assert_works(ring, 0));
+    }
+}
+
 #[test]
 fn rings_can_live_in_a_slot_that_was_added() {
     let daemon = daemon("");

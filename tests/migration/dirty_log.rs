@@ -186,37 +186,39 @@ fn it_holds_what_changed_behind_flushes() {
 #[test]
 fn it_can_be_replaced_under_load() {
     let daemon = daemon(Place::Tmpfs);
-    let mut session = connect(&daemon, u64::MAX);
-    let rings = [session.ring(0, 64), session.ring(1, 64)];
-    let mut logs = vec![Log::of(&session.memory)];
-    switch_on(&mut session, &logs[0], &[&rings[0], &rings[1]]);
-    let mut marked = Pages::new();
-    let [first, mut second] = rings;
-    let load = Load::start(first, 0);
-    for round in 0..20 {
-        logs.push(Log::of(&session.memory));
-        logs.last().unwrap().announce(&session);
-        // From the answer on nobody writes to the one before.
-        let old = logs.remove(0);
-        let seen = old.pages();
-        let read = Request::read(2048 + round, 4096);
-        assert_eq!(second.run(&read).status, OK);
-        load.wait_for_progress();
-        assert_eq!(old.pages(), seen, "the log before is still written to");
-        marked.extend(seen);
-    }
-    let first = load.stop();
-    for ring in [&first, &second] {
-        session.stop(ring);
-    }
-    marked.extend(logs.iter().flat_map(Log::pages));
-    // The load writes from the first eight slots and reads to the others.
-    for slot in 0..16 {
-        let frame = first.frame(slot);
-        let data = if slot < 8 { frame.status } else { frame.data };
-        for (part, address) in [("data", data), ("status", frame.status)] {
-            let missed = missing(&pages_of(address, 1).collect(), &marked);
-            assert!(missed.is_empty(), "the {part} of slot {slot} is not marked: {missed:?}");
+    for packed in [false, true] {
+        let mut session = connect_with(&daemon, u64::MAX, packed);
+        let rings = [session.ring(0, 64), session.ring(1, 64)];
+        let mut logs = vec![Log::of(&session.memory)];
+        switch_on(&mut session, &logs[0], &[&rings[0], &rings[1]]);
+        let mut marked = Pages::new();
+        let [first, mut second] = rings;
+        let load = Load::start(first, 0);
+        for round in 0..20 {
+            logs.push(Log::of(&session.memory));
+            logs.last().unwrap().announce(&session);
+            // From the answer on nobody writes to the one before.
+            let old = logs.remove(0);
+            let seen = old.pages();
+            let read = Request::read(2048 + round, 4096);
+            assert_eq!(second.run(&read).status, OK);
+            load.wait_for_progress();
+            assert_eq!(old.pages(), seen, "the log before is still written to");
+            marked.extend(seen);
+        }
+        let first = load.stop();
+        for ring in [&first, &second] {
+            session.stop(ring);
+        }
+        marked.extend(logs.iter().flat_map(Log::pages));
+        // The load writes from the first eight slots and reads to the others.
+        for slot in 0..16 {
+            let frame = first.frame(slot);
+            let data = if slot < 8 { frame.status } else { frame.data };
+            for (part, address) in [("data", data), ("status", frame.status)] {
+                let missed = missing(&pages_of(address, 1).collect(), &marked);
+                assert!(missed.is_empty(), "the {part} of slot {slot} is not marked: {missed:?}");
+            }
         }
     }
 }
@@ -224,60 +226,64 @@ fn it_can_be_replaced_under_load() {
 #[test]
 fn memory_that_is_added_is_logged() {
     let daemon = daemon(Place::Tmpfs);
-    let mut session = connect(&daemon, u64::MAX);
-    let mut ring = session.ring(0, 64);
-    let far = 1 << 33;
-    let log = Log::new((far + (2 << 20)) / PAGE / 8);
-    switch_on(&mut session, &log, &[&ring]);
-    let extra = Memory::new(&[Span { guest_start: far, bytes: 1 << 20 }]);
-    session.ask(|control| control.add_mem_region(&extra.announcement()[0])).unwrap();
-    let frame = ring.frame(0);
-    ring.memory.write(frame.header, &Request::read(0, 4096).header());
-    let data = (far + 8 * PAGE + 100, 4096, WRITE);
-    ring.chain(0, &[(frame.header, 16, 0), data, (frame.status, 1, WRITE)]);
-    ring.kick.ring();
-    ring.wait();
-    session.stop(&ring);
-    let added: Vec<u64> = log.pages().into_iter().filter(|page| *page >= far / PAGE).collect();
-    assert_eq!(added, [far / PAGE + 8, far / PAGE + 9]);
-    assert!(log.pages().contains(&(frame.status / PAGE)));
+    for packed in [false, true] {
+        let mut session = connect_with(&daemon, u64::MAX, packed);
+        let mut ring = session.ring(0, 64);
+        let far = 1 << 33;
+        let log = Log::new((far + (2 << 20)) / PAGE / 8);
+        switch_on(&mut session, &log, &[&ring]);
+        let extra = Memory::new(&[Span { guest_start: far, bytes: 1 << 20 }]);
+        session.ask(|control| control.add_mem_region(&extra.announcement()[0])).unwrap();
+        let frame = ring.frame(0);
+        ring.memory.write(frame.header, &Request::read(0, 4096).header());
+        let data = (far + 8 * PAGE + 100, 4096, WRITE);
+        ring.chain(0, &[(frame.header, 16, 0), data, (frame.status, 1, WRITE)]);
+        ring.kick.ring();
+        ring.wait();
+        session.stop(&ring);
+        let added: Vec<u64> = log.pages().into_iter().filter(|page| *page >= far / PAGE).collect();
+        assert_eq!(added, [far / PAGE + 8, far / PAGE + 9]);
+        assert!(log.pages().contains(&(frame.status / PAGE)));
+    }
 }
 
 #[test]
 fn nothing_is_marked_while_it_is_off() {
     let daemon = daemon(Place::Tmpfs);
-    let mut session = connect(&daemon, u64::MAX);
-    let mut ring = session.ring(0, 64);
-    let read = Request::read(0, 4096);
-    let log = Log::of(&session.memory);
-    log.announce(&session);
-    session.set_addresses_and_log(&ring, Some(ring.used)).unwrap();
-    assert_eq!(ring.run(&read).status, OK);
-    settle();
-    assert_eq!(log.pages(), Pages::new(), "LOG_ALL is not acknowledged");
-
-    session.set_features(session.features | LOG_ALL);
-    assert_eq!(ring.run(&read).status, OK);
-    session.set_features(session.features & !LOG_ALL);
-    let marked = log.pages();
-    let frame = ring.frame(1);
-    for page in [frame.data, frame.status, ring.used].map(|address| address / PAGE) {
-        assert!(marked.contains(&page), "{:#x} is not marked", page * PAGE);
-    }
-
-    for _ in 0..16 {
+    for packed in [false, true] {
+        let mut session = connect_with(&daemon, u64::MAX, packed);
+        let mut ring = session.ring(0, 64);
+        let read = Request::read(0, 4096);
+        let log = Log::of(&session.memory);
+        log.announce(&session);
+        session.set_addresses_and_log(&ring, Some(ring.used)).unwrap();
         assert_eq!(ring.run(&read).status, OK);
+        settle();
+        assert_eq!(log.pages(), Pages::new(), "LOG_ALL is not acknowledged");
+
+        session.set_features(session.features | LOG_ALL);
+        assert_eq!(ring.run(&read).status, OK);
+        session.set_features(session.features & !LOG_ALL);
+        let marked = log.pages();
+        let frame = ring.frame(1);
+        for page in [frame.data, frame.status, ring.used].map(|address| address / PAGE) {
+            assert!(marked.contains(&page), "{:#x} is not marked", page * PAGE);
+        }
+
+        for _ in 0..16 {
+            assert_eq!(ring.run(&read).status, OK);
+        }
+        settle();
+        assert_eq!(log.pages(), marked, "LOG_ALL is not acknowledged any more");
+        let next = Log::of(&session.memory);
+        switch_on(&mut session, &next, &[]);
+        session.set_addresses(&ring).unwrap();
+        let blank = next.pages().len();
+        assert_eq!(ring.run(&read).status, OK);
+        session.stop(&ring);
+        assert!(next.pages().len() > blank, "it can be switched on again");
+        assert_eq!(log.pages(), marked, "the one before is gone for good");
     }
-    settle();
-    assert_eq!(log.pages(), marked, "LOG_ALL is not acknowledged any more");
-    let next = Log::of(&session.memory);
-    switch_on(&mut session, &next, &[]);
-    session.set_addresses(&ring).unwrap();
-    let blank = next.pages().len();
-    assert_eq!(ring.run(&read).status, OK);
-    session.stop(&ring);
-    assert!(next.pages().len() > blank, "it can be switched on again");
-    assert_eq!(log.pages(), marked, "the one before is gone for good");
 }
 
 /// The used ring is logged where the front-end says, and only if it says so.

@@ -8,6 +8,9 @@ mod common;
 #[path = "common/stock.rs"]
 #[allow(dead_code, reason = "others use more of it")]
 mod embedded;
+#[cfg(feature = "stock")]
+#[path = "bench_tool/others.rs"]
+mod others;
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt;
@@ -19,14 +22,6 @@ use serde_json::Value;
 
 use common::daemon::{Place, Setup};
 use common::process::Process;
-#[cfg(feature = "stock")]
-use {
-    embedded::Embedded,
-    std::sync::Arc,
-    vhost_user_pmem::disk::{self, OpenOptions},
-    vhost_user_pmem::stock::Stock,
-    vhost_user_pmem::virtio::blk::{Device, Identity},
-};
 
 const BLOCK_BYTES: u64 = 4096;
 
@@ -151,23 +146,6 @@ fn packed_rings_go_on_when_the_count_of_their_descriptors_wraps() {
         enough.unwrap_or_else(|| panic!("fewer than {REQUESTS} requests in 100 s"));
     }
     daemon.stop();
-}
-
-#[cfg(feature = "stock")]
-#[test]
-fn a_back_end_with_split_rings_only_is_not_asked_for_packed_ones() {
-    let folder = tempfile::tempdir().unwrap();
-    let (image, socket) = (folder.path().join("disk.img"), folder.path().join("disk.sock"));
-    std::fs::write(&image, common::pattern(1, 1 << 20)).unwrap();
-    let disk = disk::open(&image, &OpenOptions::new("disk")).unwrap().disk;
-    let identity = Identity { name: "disk".to_owned(), serial: [0; 20] };
-    let device = Arc::new(Device::new(disk, identity, 1));
-    let session = Embedded::serve(&socket, &Arc::new(Stock::new(device).unwrap()));
-
-    let refused = bench(&socket, &["--packed", "--rw", "write", "--runtime", "50ms"]);
-    assert_error(&refused, 2, &["disk.sock", "offers no packed rings", "leave --packed out"]);
-    session.finish();
-    assert!(std::fs::read(&image).unwrap() == common::pattern(1, 1 << 20), "it was written to");
 }
 
 #[test]

@@ -21,10 +21,14 @@ use virtio_driver::{
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 
 use crate::bench::plan::SECTOR_BYTES;
+use crate::bench::slots::Relay;
 use crate::bench::{BenchError, Waiting, Work};
 
 /// How long a back-end may take for an answer.
 const ANSWER: Duration = Duration::from_secs(10);
+
+/// What the library says of back-ends without REPLY_ACK, CONFIG or CONFIGURE_MEM_SLOTS, the last of which can be helped.
+const LACKS_FEATURES: &str = "Backend doesn't support required protocol features";
 
 /// What a disk is like.
 #[derive(Debug, Clone, Copy)]
@@ -147,7 +151,15 @@ fn handshake(socket: &Path, packed: bool) -> Result<Box<VirtioBlkTransport>, Ben
     // while a busy back-end asks for no kick: with event indices a kick would be lost now and then.
     let ring = if packed { VirtioFeatureFlags::RING_PACKED } else { VirtioFeatureFlags::RING_EVENT_IDX };
     let features = VirtioFeatureFlags::VERSION_1.bits() | ring.bits() | VirtioBlkFeatureFlags::all().bits();
-    let transport: Box<VirtioBlkTransport> = Box::new(VhostUser::new(path, features).map_err(to_error)?);
+    let connect = |path: &str| VhostUser::new(path, features);
+    let connected = connect(path).or_else(|error| {
+        if error.to_string() != LACKS_FEATURES {
+            return Err(error);
+        }
+        let relay = Relay::start(socket)?;
+        connect(relay.path.to_str().ok_or(error)?)
+    });
+    let transport: Box<VirtioBlkTransport> = Box::new(connected.map_err(to_error)?);
     if packed && transport.get_features() & ring.bits() == 0 {
         return Err(BenchError::NotPacked { socket: socket.to_owned() });
     }

@@ -43,7 +43,7 @@ pub enum BenchError {
     },
     /// It took the connection, and then did not behave like such a back-end.
     #[error(
-        "{}: cannot {step} ({source}); is it a vhost-user-blk back-end, with REPLY_ACK, CONFIG and CONFIGURE_MEM_SLOTS?",
+        "{}: cannot {step} ({source}); is it a vhost-user-blk back-end, with REPLY_ACK and CONFIG?",
         .socket.display()
     )]
     Protocol {

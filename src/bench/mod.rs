@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | `plan` | what is to be done, validated |
 //! | `client` | a connection, its queues and buffers |
+//! | `slots` | memory slots for back-ends that have none |
 //! | `load` | one queue's thread: submit, kick, wait, count |
 //! | `verify` | blocks that say where and when they were written |
 //! | `measure` | one round on one back-end: threads, CPU time, a back-end that went away |
@@ -26,6 +27,7 @@ mod plot;
 mod progress;
 mod report;
 mod rounds;
+mod slots;
 mod text;
 mod verify;
 

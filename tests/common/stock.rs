@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use vhost::vhost_user::Listener;
-use vhost_user_backend::VhostUserDaemon;
-use vhost_user_pmem::disk::Disk;
-use vhost_user_pmem::stock::Stock;
+use vhost_user_backend::{VhostUserBackend, VhostUserDaemon, VringRwLock};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+
+/// What the crate serves: [`Stock`](vhost_user_pmem::stock::Stock), or something around it.
+pub trait Backend: VhostUserBackend<Bitmap = (), Vring = VringRwLock> {}
+
+impl<B: VhostUserBackend<Bitmap = (), Vring = VringRwLock>> Backend for B {}
 
 /// A session of one front-end, on a thread of its own.
 #[derive(Debug)]
@@ -18,7 +21,7 @@ pub struct Embedded {
 
 impl Embedded {
     /// Listens on `socket`, and serves the first front-end that comes.
-    pub fn serve<D: Disk>(socket: &Path, stock: &Arc<Stock<D>>) -> Self {
+    pub fn serve<B: Backend + 'static>(socket: &Path, stock: &Arc<B>) -> Self {
         let (mut listener, stock) = (Listener::new(socket, true).unwrap(), stock.clone());
         Self { session: std::thread::spawn(move || serve_one(&mut listener, stock)) }
     }
@@ -30,7 +33,7 @@ impl Embedded {
 }
 
 /// Serves one front-end until it leaves.
-pub fn serve_one<D: Disk>(listener: &mut Listener, stock: Arc<Stock<D>>) {
+pub fn serve_one<B: Backend + 'static>(listener: &mut Listener, stock: Arc<B>) {
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
     let mut daemon = VhostUserDaemon::new("stock".to_owned(), stock, memory).unwrap();
     daemon.start(listener).unwrap();

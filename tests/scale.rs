@@ -57,7 +57,7 @@ fn wrapper(folder: &TempDir, first: &str, before: &str) -> std::path::PathBuf {
 fn disks(count: usize) -> Setup {
     let options = format!("size={DISK_BYTES}");
     let setup = (0..count).fold(Setup::new(Place::Tmpfs), |setup, _| setup.disk(&options));
-    setup.arg("--workers=1").arg("--poll-max-us=0")
+    setup.arg("--workers=1")
 }
 
 /// When every disk is in the page tables nothing goes on any more.

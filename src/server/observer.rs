@@ -1,5 +1,6 @@
 //! What the disks have done, looked up while they are served.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -72,11 +73,14 @@ impl Observer {
         // In this order: a ring that is taken back in between is missed, not counted twice, and what was seen of
         // it before stands.
         let of_stopped: Vec<_> = self.disks.iter().map(|disk| disk.of_stopped_rings()).collect();
-        let running = self.pool.count(PATIENCE);
+        let mut of_running: HashMap<String, Counters> = HashMap::new();
+        for (device, counters) in self.pool.count(PATIENCE) {
+            of_running.entry(device.identity().name.clone()).or_default().add(&counters);
+        }
         for (disk, mut sum) in self.disks.iter_mut().zip(of_stopped) {
-            let name = &disk.context.device.identity().name;
-            let rings = running.iter().filter(|(device, _)| device.identity().name == *name);
-            rings.for_each(|(_, counters)| sum.add(counters));
+            if let Some(counters) = of_running.get(&disk.context.device.identity().name) {
+                sum.add(counters);
+            }
             disk.counters.raise_to(&sum);
         }
         self.disks.iter().map(Observed::observation).collect()

@@ -209,13 +209,13 @@ fn too_few_descriptors_are_said_at_once() {
     assert!(!setup.image(0).exists(), "nothing was begun");
 }
 
-/// `strace` holds the thread that populates at its second step, far beyond the end of this test.
+/// `strace` holds the thread that populates at its second step, for longer than this test waits for anything.
 #[test]
 fn front_ends_do_not_wait_for_what_is_populated() {
     let folder = tempfile::tempdir().unwrap();
     // The number of a call is counted for each thread: the main one only advises once for each disk.
     let held =
-        "strace -D -f -qq -o /dev/null -e trace=madvise -e inject=madvise:delay_enter=1000000000:when=2+";
+        "strace -D -f -qq -o /dev/null -e trace=madvise -e inject=madvise:delay_enter=120000000:when=2+";
     let program = wrapper(&folder, "", held);
     let daemon = Setup::new(Place::Tmpfs).disk("size=256M").program(&program).start();
     let session = Session::connect(&daemon.socket(0));

@@ -26,8 +26,8 @@ use common::driver::{Driver, Options, RawDriver, Request as Io};
 use common::frontend::load::{LOAD_SECTORS, Load};
 use common::frontend::memory::{Memory, Span};
 use common::frontend::request::{FLUSH, IOERR, OK, Request, UNSUPP, header};
-use common::frontend::ring::{Descriptor, NEXT, WRITE};
-use common::frontend::{self, PROTOCOL_FEATURES, Session, assert_refused};
+use common::frontend::ring::{Descriptor, NEXT, Ring, WRITE};
+use common::frontend::{self, PROTOCOL_FEATURES, SPANS, Session, assert_refused};
 use common::{pattern, wait_for};
 use embedded::Embedded;
 
@@ -200,7 +200,7 @@ fn who_cannot_or_will_not_flush_gets_writes_that_persist() {
     let frontend = Session::connect(&socket);
     assert_eq!(frontend.config(WRITEBACK_OFFSET, 1).unwrap(), [1], "who looks may rely on flushes");
     let mut ring = frontend.ring(0, 64);
-    let write = |ring: &mut frontend::ring::Ring| ring.run(&Request::write(8, &[2; 512])).status;
+    let write = |ring: &mut Ring| ring.run(&Request::write(8, &[2; 512])).status;
     assert_eq!((write(&mut ring), scene.flushes()), (OK, 1), "this driver flushes itself");
     let set = |offset, bytes: &[u8]| {
         frontend.ask(|control| control.set_config(offset, VhostUserConfigFlags::WRITABLE, bytes))
@@ -285,6 +285,31 @@ fn a_broken_ring_breaks_alone_and_can_be_started_anew() {
     session.finish();
 }
 
+/// Reads the disk's first page to a guest address; returns the status.
+fn read_into(ring: &mut Ring, address: u64) -> u8 {
+    let frame = ring.frame(0);
+    ring.memory.write(frame.header, &Request::read(0, 4096).header());
+    ring.chain(0, &[(frame.header, 16, 0), (address, 4096, WRITE), (frame.status, 1, WRITE)]);
+    ring.kick.ring();
+    assert_eq!(ring.wait().head, 0);
+    ring.memory.read(frame.status, 1)[0]
+}
+
+#[test]
+fn memory_that_is_truncated_costs_the_requests_that_touch_it() {
+    let scene = Scene::writable(Place::Tmpfs);
+    let (socket, _, session) = scene.serve();
+    let frontend = Session::connect(&socket);
+    let mut ring = frontend.ring(0, 64);
+    let [first, second] = SPANS;
+    assert_eq!(read_into(&mut ring, second.guest_start), OK);
+    rustix::fs::ftruncate(frontend.memory.fd(), first.bytes).unwrap();
+    assert_eq!(read_into(&mut ring, second.guest_start), IOERR);
+    assert_eq!(ring.run(&Request::read(0, 512)).status, OK, "elsewhere");
+    drop(frontend);
+    session.finish();
+}
+
 #[test]
 fn memory_that_was_taken_back_is_not_written_to() {
     const PAGE: u64 = 4096;
@@ -296,24 +321,13 @@ fn memory_that_was_taken_back_is_not_written_to() {
     let mut ring = frontend.ring(0, 64);
     let extra = Memory::new(&[Span { guest_start: EXTRA, bytes: 4 * PAGE }]);
     let region = extra.announcement().remove(0);
-    let mut read = |status| {
-        let (frame, header) = (ring.frame(0), Request::read(0, 4096).header());
-        ring.memory.write(frame.header, &header);
-        ring.put(0, Descriptor { address: frame.header, len: 16, flags: NEXT, next: 1 });
-        ring.put(1, Descriptor { address: EXTRA, len: 4096, flags: NEXT | WRITE, next: 2 });
-        ring.put(2, Descriptor { address: frame.status, len: 1, flags: WRITE, next: 0 });
-        ring.offer(0);
-        ring.kick.ring();
-        assert_eq!(ring.wait().head, 0);
-        assert_eq!(ring.memory.read(frame.status, 1), [status]);
-    };
-    read(IOERR);
+    assert_eq!(read_into(&mut ring, EXTRA), IOERR, "not there yet");
     frontend.ask(|control| control.add_mem_region(&region)).unwrap();
-    read(OK);
+    assert_eq!(read_into(&mut ring, EXTRA), OK);
     assert!(extra.read(EXTRA, 4096) == pattern(1, DISK_BYTES as usize)[..4096]);
     extra.fill(EXTRA, 4096, 0);
     frontend.ask(|control| control.remove_mem_region(&region)).unwrap();
-    read(IOERR);
+    assert_eq!(read_into(&mut ring, EXTRA), IOERR, "not there any more");
     assert_eq!(extra.read(EXTRA, 4096), [0; 4096]);
     drop(frontend);
     session.finish();

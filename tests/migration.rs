@@ -20,3 +20,5 @@ mod one_writer;
 mod postcopy;
 #[path = "migration/postcopy_order.rs"]
 mod postcopy_order;
+#[path = "migration/postcopy_unprivileged.rs"]
+mod postcopy_unprivileged;

@@ -232,6 +232,26 @@ pub unsafe fn can_read(address: *const u8) -> bool {
     unsafe { copy_small(&raw mut byte, address, 1) == 0 }
 }
 
+/// Touches each page of the segments, so that all of them are there when this returns, or lost.
+///
+/// In a postcopy migration a page may be missing, and the kernel does not wait for one when it copies itself; nor should
+/// anybody wait who has locked what other guests' requests need.
+pub fn touch(segments: Segments<'_>) {
+    const PAGE_BYTES: usize = 4096;
+    for segment in segments.as_slice() {
+        let mut at = 0;
+        while at < segment.len() {
+            let address = segment.ptr().wrapping_add(at);
+            // SAFETY: `Segments` vouches for the segment, of which this is a byte.
+            if !unsafe { can_read(address) } {
+                // Whoever needs it will be told.
+                return;
+            }
+            at += PAGE_BYTES - address.addr() % PAGE_BYTES;
+        }
+    }
+}
+
 /// Stores `bytes` into the segments, first come first; answers how many were stored, which is all of them
 /// unless the segments are shorter or not there any more.
 #[inline]

@@ -104,10 +104,6 @@ impl Disk for Backing {
         either!(self, disk => disk.initial_writeback())
     }
 
-    fn has_kernel_copies(&self) -> bool {
-        either!(self, disk => disk.has_kernel_copies())
-    }
-
     fn discard_alignment_bytes(&self) -> u64 {
         either!(self, disk => disk.discard_alignment_bytes())
     }

@@ -218,6 +218,7 @@ impl Disk for BlockDisk {
     fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
         let len = into.total_bytes() as u64;
         self.check(offset, len)?;
+        copy::touch(into);
         let read = match self.is_aligned(into) {
             true => sys::preadv_all(self.file.as_fd(), offset, into).map_err(failed("preadv")),
             false => self.read_through_buffer(offset, into),
@@ -233,6 +234,7 @@ impl Disk for BlockDisk {
     fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
         let len = from.total_bytes() as u64;
         self.check_write(offset, len)?;
+        copy::touch(from);
         match self.is_aligned(from) {
             true => copy::pwritev_all(self.file.as_fd(), offset, from).map_err(failed("pwritev"))?,
             false => self.write_through_buffer(offset, from)?,

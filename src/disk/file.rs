@@ -120,6 +120,7 @@ impl Disk for FileDisk {
         let len = from.total_bytes() as u64;
         self.geometry().check_write(offset, len)?;
         self.mapping.check_end(offset, len)?;
+        copy::touch(from);
         copy::pwritev_all(self.file.as_fd(), offset, from)
             .map_err(|error| self.not_written(offset, error))?;
         self.bad.found_good(offset, len);

@@ -381,10 +381,6 @@ impl Disk for MappedDisk {
         }
     }
 
-    fn has_kernel_copies(&self) -> bool {
-        false
-    }
-
     fn discard_alignment_bytes(&self) -> u64 {
         self.punch_bytes.max(PAGE_BYTES)
     }

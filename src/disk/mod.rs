@@ -154,6 +154,9 @@ fn failed(operation: &'static str) -> impl Fn(std::io::Error) -> DiskError {
 /// nothing: block rules are the caller's. An implementation checks its own bounds again, since a mistake
 /// there would be a memory error.
 ///
+/// Pages of guest memory may be missing until they are touched, for as long as a front-end likes. An implementation that
+/// takes a lock, or has the kernel copy, [touches](copy::touch) them first.
+///
 /// A write is visible to every later read once it returns. It persists when a [`flush`](Disk::flush) that
 /// began after its [`fence`](Disk::fence) has returned, or at that fence where
 /// [`durability`](Disk::durability) is at least [`Durability::CacheLine`].
@@ -182,12 +185,6 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// or that each completed write persists.
     fn initial_writeback(&self) -> bool {
         self.durability().needs_flush()
-    }
-
-    /// Whether the kernel moves bytes to or from guest memory for it (`pwritev`, O_DIRECT): then its faults there
-    /// must be allowed to wait in a postcopy migration, and not only those of this program.
-    fn has_kernel_copies(&self) -> bool {
-        true
     }
 
     /// What offset and length of a discard should be multiples of, in bytes.

@@ -30,7 +30,9 @@ use crate::disk::{
     self, Backing, BackingKind, Disk, Durability, FileLock, Media, OpenOptions, Opened, Region,
 };
 use crate::log_limit::LogLimit;
-use crate::vhost_user::{Baton, FrontEnds, Inherited, Listener, ListenerError, PostcopyHost, SessionContext};
+use crate::vhost_user::{
+    Baton, FrontEnds, Inherited, Listener, ListenerError, SessionContext, is_postcopy_possible,
+};
 use crate::virtio::blk::{Counters, Device, Identity};
 use crate::worker::{Polling, Pool};
 use acceptor::{Acceptor, Door};
@@ -181,11 +183,10 @@ impl<D: Disk> Server<D> {
         prepare()?;
         let ServeOptions { workers, polling, exit_on_disconnect } = options;
         let pool = Arc::new(Pool::new(workers, polling));
-        let postcopy = PostcopyHost::probe();
+        let offers_postcopy = is_postcopy_possible();
         let (mut doors, mut contexts) = (Vec::new(), Vec::new());
         for Service { device, lock, door, cpus } in services {
             let is_exclusive = !device.disk().geometry().read_only;
-            let offers_postcopy = postcopy.suits(&device.identity().name, device.disk());
             let context = Arc::new(SessionContext {
                 device: Arc::new(device),
                 pool: pool.clone(),

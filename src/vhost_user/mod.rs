@@ -23,5 +23,5 @@ pub use connection::{Connection, Hangup};
 pub use front_ends::FrontEnds;
 pub use handler::PROTOCOL_FEATURES;
 pub use listener::{Inherited, Listener, ListenerError};
-pub(crate) use postcopy::PostcopyHost;
+pub(crate) use postcopy::is_possible as is_postcopy_possible;
 pub use session::{Session, SessionContext};

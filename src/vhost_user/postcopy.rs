@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
 use super::session::{Session, SessionError, State};
-use crate::copy::fault::{Reach, Userfault};
+use crate::copy::fault::Userfault;
 use crate::disk::Disk;
 use crate::virtio::memory::{MemoryError, MemoryTable};
 use crate::virtio::queue::RingLayout;
@@ -42,37 +42,16 @@ pub(super) enum PostcopyError {
     HasMemory,
     #[error("its regions are malformed")]
     Malformed,
-    #[error("no userfaultfd: {0}; see vm.unprivileged_userfaultfd and /dev/userfaultfd")]
+    #[error("no userfaultfd: {0}")]
     Userfault(io::Error),
     #[error("no thread: {0}")]
     Spawn(io::Error),
 }
 
-/// What the host allows, which decides whether postcopy can be offered.
-#[derive(Debug)]
-pub(crate) struct PostcopyHost(Result<Reach, PostcopyError>);
-
-impl PostcopyHost {
-    /// Looks.
-    pub(crate) fn probe() -> Self {
-        let userfault = Userfault::open().map_err(PostcopyError::Userfault);
-        Self(userfault.map(|userfault| userfault.reach()))
-    }
-
-    /// Whether it can be offered for a disk. Says in the log why not.
-    pub(crate) fn suits<D: Disk>(&self, name: &str, disk: &D) -> bool {
-        let reason = match &self.0 {
-            Err(error) => error.to_string(),
-            Ok(Reach::Program) if disk.has_kernel_copies() => {
-                "the kernel writes to this disk straight from guest memory, and it is not allowed to wait for missing \
-                 pages; set vm.unprivileged_userfaultfd to 1, or give access to /dev/userfaultfd"
-                    .to_owned()
-            }
-            Ok(_) => return true,
-        };
-        tracing::info!(disk = name, reason, "postcopy migration is not offered");
-        false
-    }
+/// Whether the host allows it. Says in the log why not.
+pub(crate) fn is_possible() -> bool {
+    let userfault = Userfault::open().map_err(PostcopyError::Userfault);
+    userfault.inspect_err(|error| tracing::info!("postcopy migration is not offered: {error}")).is_ok()
 }
 
 /// A postcopy migration of one session.

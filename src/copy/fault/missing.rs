@@ -6,10 +6,8 @@
 //! ([`WatchedRange::give_up`]), and the access fails as one to memory that is lost. The second is what becomes of a
 //! front-end that has left: a request that waited for its data must not write zeroes in place of them.
 
-use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
@@ -27,7 +25,7 @@ const UFFD_API: u64 = 0xaa;
 const MISSING_HUGETLBFS: u64 = 1 << 4;
 const MISSING_SHMEM: u64 = 1 << 5;
 
-/// Only faults of the program itself are waited for.
+/// Only accesses of the program's own instructions wait; the kernel's, in a system call, fail at once.
 const USER_MODE_ONLY: UserfaultfdFlags = UserfaultfdFlags::from_bits_retain(1);
 
 /// Faults of pages that are missing.
@@ -63,35 +61,22 @@ const API: Opcode = opcode::read_write::<Api>(UFFDIO, 0x3f);
 const REGISTER: Opcode = opcode::read_write::<Register>(UFFDIO, 0x00);
 const UNREGISTER: Opcode = opcode::read::<Range>(UFFDIO, 0x01);
 const WAKE: Opcode = opcode::read::<Range>(UFFDIO, 0x02);
-/// Of `/dev/userfaultfd`.
-const NEW: Opcode = opcode::none(UFFDIO, 0x00);
-
-/// Whose accesses to a missing page can wait for it. Others fail at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Reach {
-    /// Those of the program's own instructions.
-    Program,
-    /// Also those that the kernel makes for it, in a system call.
-    Kernel,
-}
-
 /// What a front-end hears of missing pages by.
 #[derive(Debug)]
 pub struct Userfault {
     fd: OwnedFd,
-    reach: Reach,
     /// A file without a byte, to be mapped in place of memory that is given up: there is no time then to be refused a
     /// descriptor.
     nothing: OwnedFd,
 }
 
 impl Userfault {
-    /// The best that this process may have.
+    /// One of whose pages nobody waits yet.
     ///
     /// # Errors
     /// The kernel has none, or not for shared memory, or does not allow it; or no descriptor is left.
     pub fn open() -> io::Result<Self> {
-        let (fd, reach) = create()?;
+        let fd = create()?;
         let mut api = Api { api: UFFD_API, features: 0, ioctls: 0 };
         // SAFETY: the opcode's structure.
         let update = unsafe { Updater::<API, _>::new(&mut api) };
@@ -104,12 +89,7 @@ impl Userfault {
             return Err(io::Error::new(io::ErrorKind::Unsupported, missing));
         }
         let nothing = rustix::fs::memfd_create("given-up", MemfdFlags::CLOEXEC)?;
-        Ok(Self { fd, reach, nothing })
-    }
-
-    /// Whose accesses can wait.
-    pub const fn reach(&self) -> Reach {
-        self.reach
+        Ok(Self { fd, nothing })
     }
 
     fn wake(&self, range: Range) -> io::Result<()> {
@@ -126,32 +106,16 @@ impl AsFd for Userfault {
     }
 }
 
-/// Privileged, by the device that administrators give access to, or for the program's own faults: in this order.
-fn create() -> io::Result<(OwnedFd, Reach)> {
+/// For the program's own faults, which takes no privilege. The kernel's own would make it wait in the midst of a write, with
+/// the file locked. Kernels before 5.11 make no difference.
+fn create() -> io::Result<OwnedFd> {
     let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
     // SAFETY: a descriptor alone has no effect on memory; see `WatchedRange::wait_for_pages`.
-    match unsafe { rustix::mm::userfaultfd(flags) } {
-        Ok(fd) => return Ok((fd, Reach::Kernel)),
-        Err(Errno::PERM) => {}
-        Err(error) => return Err(error.into()),
+    match unsafe { rustix::mm::userfaultfd(flags | USER_MODE_ONLY) } {
+        // SAFETY: as above.
+        Err(Errno::INVAL) => Ok(unsafe { rustix::mm::userfaultfd(flags) }?),
+        made => Ok(made?),
     }
-    if let Ok(fd) = from_device(flags) {
-        return Ok((fd, Reach::Kernel));
-    }
-    // SAFETY: as above.
-    let fd = unsafe { rustix::mm::userfaultfd(flags | USER_MODE_ONLY) }?;
-    Ok((fd, Reach::Program))
-}
-
-fn from_device(flags: UserfaultfdFlags) -> io::Result<OwnedFd> {
-    let device = OpenOptions::new().read(true).custom_flags(libc::O_CLOEXEC).open("/dev/userfaultfd")?;
-    // SAFETY: it takes flags, and touches no memory.
-    let fd = unsafe { libc::ioctl(device.as_raw_fd(), libc::Ioctl::from(NEW), flags.bits()) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just made it for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 impl WatchedRange {

@@ -30,7 +30,7 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 
 pub use alt_stack::AltStack;
-pub use missing::{Reach, Userfault};
+pub use missing::Userfault;
 #[cfg(test)]
 pub(super) use ranges::offset_in_media;
 pub use ranges::{WatchedRange, losses};

@@ -91,7 +91,9 @@ pub struct Scene {
     pub daemons: Vec<Daemon>,
     /// What else the next machine is made of.
     pub arguments: Vec<String>,
-    image: Image,
+    /// What both machines of a move are told to be capable of.
+    pub capabilities: Vec<&'static str>,
+    pub image: Image,
     initramfs: PathBuf,
     folder: PathBuf,
     sockets: TempDir,
@@ -104,6 +106,7 @@ impl Scene {
             image: Image::open(daemons[0].image(0)),
             daemons,
             arguments: Vec::new(),
+            capabilities: Vec::new(),
             initramfs: rig::initramfs(order.folder),
             folder: order.folder.to_owned(),
             sockets: tempfile::tempdir_in("/tmp").unwrap(),
@@ -144,11 +147,16 @@ impl Scene {
     }
 
     /// Starts to move the guest to a new machine, so slowly that it cannot end.
-    fn begin(&mut self, turn: usize, source: &mut Monitor) -> (Guest, Monitor) {
+    pub fn begin(&mut self, turn: usize, source: &mut Monitor) -> (Guest, Monitor) {
         let (folder, arguments) = self.next_machine(turn);
         let machine = Guest::incoming(&self.initramfs, &folder, arguments);
         let mut destination = self.monitor();
         let uri = json!({ "uri": format!("unix:{}", self.socket("migration").display()) });
+        let capability = |it| json!({ "capability": it, "state": true });
+        let capabilities: Vec<_> = self.capabilities.iter().map(capability).collect();
+        for monitor in [&mut destination, source] {
+            monitor.run("migrate-set-capabilities", &json!({ "capabilities": capabilities }));
+        }
         destination.run("migrate-incoming", &uri);
         set_pace(source, TOO_SLOW, AT_ONCE);
         source.run("migrate", &uri);

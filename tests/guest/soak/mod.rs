@@ -8,6 +8,7 @@ mod hotplug;
 pub mod in_guest;
 mod migration;
 mod monitor;
+mod postcopy;
 mod power;
 mod recovery;
 mod resize;
@@ -73,12 +74,13 @@ type Scenario = fn(&Order<'_>) -> Vec<Row>;
 
 /// Runs every scenario that is wanted and counted.
 pub fn run(report: &mut Report, counts: &Counts) -> Table {
-    let scenarios: [(&str, u32, Scenario); 8] = [
+    let scenarios: [(&str, u32, Scenario); 9] = [
         ("soak: daemon ends under fio, split rings", counts.kills, recovery::split),
         ("soak: daemon ends under fio, packed rings", counts.kills, recovery::packed),
         ("soak: migration under fio, one daemon", counts.migrations, migration::one_daemon),
         ("soak: migration under fio, two daemons", counts.migrations, migration::two_daemons),
         ("soak: migration while memory comes and goes", counts.migrations, hotplug::moves),
+        ("soak: guest moves before its memory, under fio", counts.migrations, postcopy::moves),
         ("soak: guest starts again under fio", counts.restarts, restart::restarts),
         ("soak: disk grows under fio", counts.resizes, resize::growth),
         ("soak: power cut", counts.power_cuts, power::cuts),

@@ -12,6 +12,8 @@ mod common;
 #[cfg(feature = "stock")]
 #[path = "differential/embedded.rs"]
 mod embedded;
+#[path = "differential/kinds.rs"]
+mod kinds;
 #[path = "common/oracle.rs"]
 mod oracle;
 #[path = "differential/ring.rs"]

@@ -3,8 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::cast_possible_truncation, clippy::print_stdout)]
 
-#[path = "migration/chains.rs"]
-mod chains;
 mod common;
 #[path = "migration/device_state.rs"]
 mod device_state;

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 pub mod bell;
+pub mod chains;
 pub mod load;
 pub mod memory;
 pub mod pages;

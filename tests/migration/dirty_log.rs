@@ -2,9 +2,9 @@
 
 use vhost::vhost_user::VhostUserFrontend;
 
-use super::chains::{self, SECTORS, SPANS, Tables};
 use super::log::{Log, PAGE, Pages, Snapshot, pages_of};
 use crate::common::daemon::{Daemon, Place, Setup};
+use crate::common::frontend::chains::{self, SECTORS, SPANS, Tables};
 use crate::common::frontend::load::Load;
 use crate::common::frontend::memory::{Memory, Span};
 use crate::common::frontend::request::{OK, Request};
@@ -84,7 +84,8 @@ fn random_rounds_of(place: Place, features: u64, packed: bool) {
     let mut payload_pages = 0;
     for round in 0..20 {
         let count = 1 + random.below(u64::from(Tables::chains(&ring))) as u16;
-        let may_change = chains::lay_out(&mut ring, &mut random, count, &tables);
+        let writable = chains::lay_out(&mut ring, &mut random, count, &tables);
+        let may_change: Pages = writable.iter().flat_map(|(address, len)| pages_of(*address, *len)).collect();
         logs[0].take();
         let before = Snapshot::of(&session.memory);
         ring.show();

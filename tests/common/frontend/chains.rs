@@ -1,43 +1,41 @@
 //! Random requests as random chains: data in pieces of any length at any place, in tables or not.
 
-use crate::common::frontend::memory::{Memory, Span};
-use crate::common::frontend::request::{DISCARD, FLUSH, GET_ID, IN, OUT, WRITE_ZEROES, header, range};
-use crate::common::frontend::ring::{DESCRIPTOR_BYTES, INDIRECT, Part, Ring, WRITE};
+use super::memory::{Memory, Span};
+use super::request::{DISCARD, FLUSH, GET_ID, IN, OUT, WRITE_ZEROES, header, range};
+use super::ring::{DESCRIPTOR_BYTES, INDIRECT, Part, Ring, WRITE};
 use crate::common::{Random, SECTOR_BYTES};
 
-use super::log::{Pages, pages_of};
-
 /// Regions next to each other, so that buffers run from one into the other, and one far away.
-pub(super) const SPANS: [Span; 3] = [
+pub const SPANS: [Span; 3] = [
     Span { guest_start: 1 << 20, bytes: 12 << 20 },
     Span { guest_start: 13 << 20, bytes: 2 << 20 },
     Span { guest_start: 1 << 32, bytes: 2 << 20 },
 ];
 
 /// Where data may be: nothing else is there.
-pub(super) const DATA: [Span; 2] =
+pub const DATA: [Span; 2] =
     [Span { guest_start: 11 << 20, bytes: 4 << 20 }, Span { guest_start: 1 << 32, bytes: 2 << 20 }];
 
 /// Sectors of the disk that requests ask for; some are behind its end.
-pub(super) const SECTORS: u64 = 4096;
+pub const SECTORS: u64 = 4096;
 
 /// Descriptors of one chain at most.
 const CHAIN: u16 = 8;
 
-/// Lays out random chains in the ring, to be made available by `ring.show()`. Returns the pages that may be written
-/// to.
-pub(super) fn lay_out(ring: &mut Ring, random: &mut Random, count: u16, tables: &Tables) -> Pages {
-    let mut pages = Pages::new();
+/// Lays out random chains in the ring, to be made available by `ring.show()`. Returns what may be written to: addresses
+/// and lengths in bytes.
+pub fn lay_out(ring: &mut Ring, random: &mut Random, count: u16, tables: &Tables) -> Vec<(u64, u64)> {
+    let mut writable = Vec::new();
     for number in 0..count {
         let mut parts = parts(&ring.memory, random, tables.headers + u64::from(number) * 256);
         if random.one_in(12) {
             // A descriptor of no bytes: the request is refused, and nothing but its status written.
             let (status, ..) = parts[parts.len() - 1];
             parts.insert(1, (tables.headers, 0, 0));
-            pages.extend(pages_of(status, 1));
+            writable.push((status, 1));
         } else {
-            let writable = parts.iter().filter(|(.., flags)| flags & WRITE != 0);
-            pages.extend(writable.flat_map(|(address, len, _)| pages_of(*address, u64::from(*len))));
+            let written = parts.iter().filter(|(.., flags)| flags & WRITE != 0);
+            writable.extend(written.map(|(address, len, _)| (*address, u64::from(*len))));
         }
         let head = number * CHAIN;
         if random.one_in(2) {
@@ -47,25 +45,25 @@ pub(super) fn lay_out(ring: &mut Ring, random: &mut Random, count: u16, tables: 
         }
         ring.prepare(head, &parts);
     }
-    pages
+    writable
 }
 
 /// Places that stay the driver's.
 #[derive(Debug)]
-pub(super) struct Tables {
+pub struct Tables {
     headers: u64,
     indirect: u64,
 }
 
 impl Tables {
     /// For as many chains as the ring has room for.
-    pub(super) fn new(ring: &Ring) -> Self {
+    pub fn new(ring: &Ring) -> Self {
         let allocate = |bytes| ring.memory.allocate(bytes, 4096);
         Self { headers: allocate(u64::from(ring.size) * 256), indirect: allocate(u64::from(ring.size) * 16) }
     }
 
     /// How many chains that is.
-    pub(super) fn chains(ring: &Ring) -> u16 {
+    pub fn chains(ring: &Ring) -> u16 {
         ring.size / CHAIN
     }
 }

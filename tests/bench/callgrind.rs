@@ -38,6 +38,26 @@ pub fn dump(name: &str) {
     request(ZERO_STATS, 0);
 }
 
+/// Runs this program under callgrind with this argument, and reads what it dumps: so many times.
+pub fn run_this(argument: &str, dumps: usize) -> Vec<(String, Profile)> {
+    let folder = tempfile::tempdir().unwrap();
+    let program = std::env::current_exe().unwrap();
+    let run = Command::new("valgrind")
+        .args(["--tool=callgrind", "--collect-atstart=no", "--dump-instr=yes", "--dump-line=yes"])
+        .args(["--compress-strings=no", "--compress-pos=no", "--combine-dumps=no"])
+        .arg(format!("--callgrind-out-file={}", folder.path().join("out").display()))
+        .arg(&program)
+        .arg(argument)
+        // What every x86_64 has, so that the choice is the same on all of them.
+        .env("VHOST_USER_PMEM_COPY", "nt16")
+        .output()
+        .expect("valgrind cannot be run; ci/lab/install installs it");
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let listing = Listing::of(&program);
+    let dumps = (1..=dumps).map(|dump| folder.path().join(format!("out.{dump}")));
+    dumps.map(|dump| Profile::read(&dump, &listing)).collect()
+}
+
 /// An instruction that tells what the code around it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Special {

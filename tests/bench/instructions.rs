@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 
-use callgrind::{Listing, Profile, Special};
+use callgrind::{Profile, Special};
 use common::guest::{Guest, Kind, Shape};
 use common::{Random, map, memfd};
 
@@ -69,7 +69,7 @@ fn main() {
     if has("--count") {
         return count();
     }
-    let profiles = run();
+    let profiles: BTreeMap<_, _> = callgrind::run_this("--count", scenarios().len()).into_iter().collect();
     if let Some(at) = words.iter().position(|word| word == "--rooms") {
         let name = words.get(at + 1).map_or("read-4k", |name| name);
         return rooms(name, &profiles);
@@ -112,26 +112,6 @@ fn count() {
         assert_eq!(guest.status() != 0, is_refused, "{name}");
         callgrind::dump(name);
     }
-}
-
-/// Runs this program under callgrind.
-fn run() -> BTreeMap<String, Profile> {
-    let folder = tempfile::tempdir().unwrap();
-    let program = std::env::current_exe().unwrap();
-    let run = Command::new("valgrind")
-        .args(["--tool=callgrind", "--collect-atstart=no", "--dump-instr=yes", "--dump-line=yes"])
-        .args(["--compress-strings=no", "--compress-pos=no", "--combine-dumps=no"])
-        .arg(format!("--callgrind-out-file={}", folder.path().join("out").display()))
-        .arg(&program)
-        .arg("--count")
-        // What every x86_64 has, so that the choice is the same on all of them.
-        .env("VHOST_USER_PMEM_COPY", "nt16")
-        .output()
-        .expect("valgrind cannot be run; ci/lab/install installs it");
-    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
-    let listing = Listing::of(&program);
-    let dumps = (1..=scenarios().len()).map(|dump| folder.path().join(format!("out.{dump}")));
-    dumps.map(|dump| Profile::read(&dump, &listing)).collect()
 }
 
 /// What is counted of a scenario, per request.

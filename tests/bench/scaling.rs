@@ -14,13 +14,12 @@
 mod callgrind;
 mod common;
 
-use std::process::Command;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use vhost_user_pmem::cpus::Cpus;
 
-use callgrind::{Listing, Profile, Special};
+use callgrind::Special;
 use common::guest::{Guest, Kind, Shape};
 use common::{Random, map, memfd, quartiles};
 
@@ -192,21 +191,9 @@ fn be_counted() {
 
 /// Runs this program under callgrind, and compares.
 fn count() {
-    let folder = tempfile::tempdir().unwrap();
-    let program = std::env::current_exe().unwrap();
-    let run = Command::new("valgrind")
-        .args(["--tool=callgrind", "--collect-atstart=no", "--dump-instr=yes", "--dump-line=yes"])
-        .args(["--compress-strings=no", "--compress-pos=no", "--combine-dumps=no"])
-        .arg(format!("--callgrind-out-file={}", folder.path().join("out").display()))
-        .arg(&program)
-        .arg("--counted")
-        .env("VHOST_USER_PMEM_COPY", "nt16")
-        .output()
-        .expect("valgrind cannot be run; ci/lab/install installs it");
-    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
-    let listing = Listing::of(&program);
+    let profiles = callgrind::run_this("--counted", 2);
     let each = [1, 2].map(|threads| {
-        let (name, profile) = Profile::read(&folder.path().join(format!("out.{threads}")), &listing);
+        let (name, profile) = &profiles[threads - 1];
         let requests = threads * COUNTED_BATCHES * DEPTH;
         assert_eq!(profile.special.get(&Special::Locked), None, "locked instructions with {name}");
         let instructions = profile.total() as f64 / requests as f64;

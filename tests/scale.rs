@@ -105,6 +105,16 @@ fn many_files() -> MutexGuard<'static, ()> {
     one
 }
 
+/// Insists that the daemon comes to rest: for a while no thread wakes up, or computes anything.
+fn assert_rests(process: Process) {
+    let look = || (process.sleeps(), process.ticks());
+    wait_for("nobody wakes up for two seconds", || {
+        let before = look();
+        std::thread::sleep(Duration::from_secs(2));
+        (look() == before).then_some(())
+    });
+}
+
 /// The daemon starts with the limit that a login shell has, which is far too low.
 #[test]
 fn a_thousand_disks_cost_little() {
@@ -125,6 +135,7 @@ fn a_thousand_disks_cost_little() {
     println!("all connected: {} bytes, {} threads, {} descriptors", used.0, used.1, used.2);
     assert!(used.0 < CONNECTED_LIMIT_BYTES, "{} bytes", used.0);
     assert_eq!(used.1, THREADS + 1 + DISKS, "one worker, and one thread for each front-end");
+    assert_rests(process);
     drop(front_ends);
     daemon.stop();
 }

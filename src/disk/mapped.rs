@@ -3,24 +3,24 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::extents::{Extents, Written};
 use super::growth::{GrowthPolicy, cannot, file_bytes};
 use super::lock::BackingFile;
-use super::mapping::{HUGE_PAGE_BYTES, Loss, MapOptions, persist_of};
-use super::poison::{self, BadList, BadRanges, PAGE_BYTES};
+use super::mapping::{HUGE_PAGE_BYTES, MapOptions, persist_of};
+use super::poison::{BadList, BadRanges, PAGE_BYTES};
 use super::space::{self, fallocate};
 use super::syncs::Syncs;
 use super::{
     BackingKind, DiscardPolicy, Disk, DiskError, Durability, Geometry, GrowError, Mapping, Media, failed,
 };
+use crate::copy::Segments;
 #[cfg(test)]
 use crate::copy::recording::{Synced, Syncing};
-use crate::copy::{self, Segments};
 use crate::log_limit::LogLimit;
+use bad::bad_media;
 
 /// What the media takes a write in, at least: a cache line.
 const LINE_BYTES: u64 = 64;
@@ -188,60 +188,6 @@ impl MappedDisk {
         self.kind
     }
 
-    /// A load from the page at `offset` has failed: from now on reads of it fail without touching it.
-    ///
-    /// Call it only if the mapping failed, not guest memory, and the file is still as long as the disk.
-    #[cold]
-    pub fn learn_bad(&self, offset: u64) {
-        let page = offset - offset % PAGE_BYTES;
-        self.bad.add(page..page.saturating_add(PAGE_BYTES));
-        if let Some(suppressed) = self.log_limit.admit() {
-            tracing::error!(
-                offset = page,
-                len = PAGE_BYTES,
-                suppressed,
-                "bad media: the page cannot be read"
-            );
-        }
-    }
-
-    /// Remembers the page that a read has failed at, if it was the media that failed.
-    #[cold]
-    fn learn(&self, error: &DiskError) {
-        if let Some(offset) = Loss::of_media(error) {
-            self.learn_bad(offset);
-        }
-    }
-
-    /// Learns what the kernel has listed or announced to be bad by now; reads of it fail from then on, without
-    /// touching it. Returns what was news, in bytes of the disk.
-    pub(super) fn look_for_bad(&self) -> Vec<Range<u64>> {
-        let _mending = self.mending.lock().unwrap_or_else(PoisonError::into_inner);
-        let capacity_bytes = self.mapping.len_bytes();
-        let mut found = poison::seen_through(&self.listed(), &(0..capacity_bytes));
-        // A page of device DAX may be announced by the address of the huge one that it is in.
-        if self.kind != BackingKind::DeviceDax {
-            let page = |at: u64| at - at % PAGE_BYTES..(at - at % PAGE_BYTES).saturating_add(PAGE_BYTES);
-            found.extend(self.mapping.announced().into_iter().filter(|at| *at < capacity_bytes).map(page));
-        }
-        found.retain(|range| self.bad.add(range.clone()));
-        found
-    }
-
-    /// What is listed now.
-    fn listed(&self) -> Vec<Range<u64>> {
-        self.bad_list.as_ref().map(|list| list.read(&self.file)).unwrap_or_default()
-    }
-
-    pub(super) const fn bad_list(&self) -> Option<&BadList> {
-        self.bad_list.as_ref()
-    }
-
-    /// The ranges in bytes that are known to be bad.
-    pub fn bad_ranges(&self) -> Vec<Range<u64>> {
-        self.bad.list()
-    }
-
     /// A write to `len` bytes at `offset` has finished.
     #[inline]
     fn wrote(&self, offset: u64, len: u64) {
@@ -274,73 +220,13 @@ impl MappedDisk {
             .map_err(failed("punching a hole"))
     }
 
-    /// Makes the bad pages that the range touches good again, if it covers them: they are zero then.
-    #[cold]
-    fn mend(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        let _mending = self.mending.lock().unwrap_or_else(PoisonError::into_inner);
-        let pages = self.bad.within(offset, len);
-        if pages.is_empty() {
-            return Ok(());
-        }
-        let capacity_bytes = self.mapping.len_bytes();
-        let covers = |page: &Range<u64>| offset <= page.start && page.end.min(capacity_bytes) <= offset + len;
-        match self.kind {
-            BackingKind::DaxFile { .. } | BackingKind::Tmpfs if pages.iter().all(covers) => {}
-            _ => return Err(self.beyond_repair(&pages)),
-        }
-        for page in pages {
-            let (page, page_bytes) = (page.start..page.end.min(capacity_bytes), page.end - page.start);
-            self.write_anew(&page)?;
-            // The page table may still say that there is no memory.
-            self.mapping.forget(page.clone()).map_err(failed("madvise"))?;
-            self.bad.remove(&(page.start..page.start + page_bytes));
-            tracing::warn!(offset = page.start, len = page_bytes, "bad media: the range was written anew");
-        }
-        self.changed_layout()
-    }
-
-    /// Has a bad range repaired by being written, or put elsewhere by the file system. That it is good then is not
-    /// taken for granted: the list must agree.
-    fn write_anew(&self, range: &Range<u64>) -> Result<(), DiskError> {
-        let len = range.end - range.start;
-        let is_listed = || !poison::seen_through(&self.listed(), range).is_empty();
-        if copy::pwritev_zeroes(self.file.as_fd(), range.start, len).is_ok() && !is_listed() {
-            return Ok(());
-        }
-        self.punch(range.clone())?;
-        fallocate(&self.file, space::ALLOCATE, range.start, len).map_err(failed("allocating"))?;
-        match is_listed() {
-            false => Ok(()),
-            true => Err(self.beyond_repair(std::slice::from_ref(range))),
-        }
-    }
-
-    #[cold]
-    fn beyond_repair(&self, pages: &[Range<u64>]) -> DiskError {
-        if self.kind == BackingKind::DeviceDax
-            && let Some(suppressed) = self.log_limit.admit()
-        {
-            let namespace = self.namespace.as_deref().unwrap_or("NAMESPACE");
-            tracing::error!(
-                ?pages,
-                suppressed,
-                "bad media: end this disk, then run `ndctl clear-errors {namespace}`"
-            );
-        }
-        bad_media("writing")
-    }
-
     /// Zeroes in place. Returns what the media takes.
     fn zero(&self, offset: u64, len: u64) -> Result<u64, DiskError> {
-        self.mapping.zero(offset, len)?;
+        let store = || self.mapping.zero(offset, len);
+        store().or_else(|error| self.store_anew(offset, len, error, &store))?;
         self.wrote(offset, len);
         Ok(self.media_written_bytes(offset, len))
     }
-}
-
-#[cold]
-fn bad_media(operation: &'static str) -> DiskError {
-    DiskError::Io { operation, source: io::Error::from_raw_os_error(libc::EIO) }
 }
 
 impl Disk for MappedDisk {
@@ -416,7 +302,8 @@ impl Disk for MappedDisk {
             self.geometry().check_write(offset, len)?;
             self.mend(offset, len)?;
         }
-        self.mapping.write(offset, from)?;
+        let store = || self.mapping.write(offset, from);
+        store().or_else(|error| self.store_anew(offset, len, error, &store))?;
         self.wrote(offset, len);
         Ok(())
     }
@@ -488,6 +375,7 @@ fn whole_units(range: Range<u64>, unit: u64) -> Option<Range<u64>> {
     (start < end).then_some(start..end)
 }
 
+mod bad;
 #[cfg(test)]
 pub(crate) mod forced;
 #[cfg(test)]

@@ -30,6 +30,9 @@ pub(super) const HUGE_PAGE_BYTES: usize = 2 << 20;
 /// `madvise(2)`: gather pages into huge ones now (Linux 6.1).
 const MADV_COLLAPSE: libc::c_int = 25;
 
+/// The operation of [`Mapping::read`] in errors.
+const READING: &str = "reading the mapping";
+
 /// How a file is mapped.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct MapOptions {
@@ -287,11 +290,11 @@ impl Mapping {
     /// [`DiskError::OutOfRange`], or [`DiskError::Io`] when the memory could not be read.
     #[inline(always)]
     pub fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
-        let src = self.at(offset, into.total_bytes(), "reading the mapping")?;
+        let src = self.at(offset, into.total_bytes(), READING)?;
         // SAFETY: `at` has checked that as many bytes are mapped there, and they are until `self` is
         // dropped; no reference to them exists and no pointer has left, so `into` is elsewhere.
         let left = unsafe { copy::copy_to_segments(src, into) };
-        self.complete("reading the mapping", (offset, src), into.total_bytes(), left)
+        self.complete(READING, (offset, src), into.total_bytes(), left)
     }
 
     /// Asks the CPU for the line at `offset`, if it is inside, and so for its address's translation.
@@ -407,7 +410,13 @@ impl Mapping {
     #[cold]
     #[inline(never)]
     fn fell_short(&self, operation: &'static str, offset: u64, start: *const u8, copied: usize) -> DiskError {
-        let loss = self.loss(offset.saturating_add(copied as u64), start.wrapping_add(copied));
+        let (offset, start) = (offset.saturating_add(copied as u64), start.wrapping_add(copied));
+        let loss = match operation {
+            READING => self.loss(offset, start),
+            // On DAX a hole can be read and not be stored into.
+            _ if has_no_space(&self.file, offset) => Loss::Full { file: path_of(&self.file), offset },
+            _ => self.loss(offset, start),
+        };
         DiskError::Io { operation, source: io::Error::other(loss) }
     }
 
@@ -423,7 +432,7 @@ impl Mapping {
             Ok(file_bytes) if file_bytes <= offset => {
                 Loss::Truncated { file, file_bytes, len_bytes: self.len_bytes() }
             }
-            _ if has_no_space(&self.file) => Loss::Full { file, offset },
+            _ if has_no_space(&self.file, offset) => Loss::Full { file, offset },
             _ => Loss::Media { file, offset },
         }
     }

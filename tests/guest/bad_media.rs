@@ -124,3 +124,66 @@ pub fn of_a_block_device(pmem: &mut Pmem) -> String {
     pmem.stop();
     "exactly the requests that touch the page fail".to_owned()
 }
+
+/// Pages that go bad without a word while they are served, and have not been touched before: the faults tell.
+pub fn unannounced(pmem: &mut Pmem) -> String {
+    let block = format!("/dev/pmem{}", pmem.region("e820", 0));
+    pmem.guest.shell(&format!("/lab/pmem.sh format ext4 {block} dax=always"));
+    pmem.serve("/mnt/disk", ",size=32M", "");
+    pmem.client("write:0:1048576:7 flush");
+    pmem.stop();
+    pmem.serve("/mnt/disk", ",sparse=on", METRICS);
+    for page in [2, 5, 6] {
+        let page = pmem.block_of(&block, page);
+        pmem.guest.shell(&format!("echo '{} 8' > {}", page * 8, list_of(&block)));
+    }
+    // Once something is repaired Linux says that its list has changed, and the rest of it is known, too.
+    pmem.assert_told(&[
+        ("bad-bytes", "0"),
+        ("verify:8192:512:7", "errno 5"),
+        ("bad-bytes", "4096"),
+        ("write:20480:512:5", "errno 5"),
+        ("bad-bytes", "8192"),
+        ("write:16384:16384:5", "ok"),
+        ("write:8192:4096:5", "ok"),
+        ("bad-bytes", "0"),
+        ("verify:8192:4096:5", "ok"),
+        ("verify:16384:16384:5", "ok"),
+        ("verify:0:8192:7", "ok"),
+    ]);
+    pmem.stop();
+    pmem.guest.shell("umount /mnt");
+    "reads and partial writes fail, writes that cover the pages repair them as they meet them".to_owned()
+}
+
+/// Without DAX: a page of the page cache that cannot be filled.
+pub fn below_the_page_cache(pmem: &mut Pmem) -> String {
+    let block = pmem.module_block();
+    pmem.guest.shell(&format!("/lab/pmem.sh format ext4 {block} dax=never"));
+    pmem.serve("/mnt/disk", ",size=32M", "");
+    pmem.client("write:0:1048576:7 flush");
+    pmem.stop();
+    let page = pmem.block_of(&block, 2);
+    pmem.guest.shell(&format!("echo '{} 8' > {}", page * 8, list_of(&block)));
+    pmem.guest.shell("echo 3 > /proc/sys/vm/drop_caches");
+    pmem.serve("/mnt/disk", "", METRICS);
+    pmem.assert_told(&[
+        ("bad-bytes", "0"),
+        ("verify:0:8192:7", "ok"),
+        ("verify:4096:8192:7", "errno 5"),
+        ("verify:8192:512:7", "errno 5"),
+        ("bad-bytes", "4096"),
+        ("verify:12288:4096:9", "differs"),
+        ("write:12288:4096:9", "ok"),
+        ("write:8192:4096:9", "ok"),
+        ("bad-bytes", "0"),
+        ("verify:8192:4096:9", "ok"),
+        ("bad-bytes", "0"),
+    ]);
+    let log = pmem.guest.shell("cat /tmp/log");
+    assert!(log.contains("/mnt/disk: the media failed at byte 8192"), "{log}");
+    pmem.guest.shell("/lab/pmem.sh alive");
+    pmem.stop();
+    pmem.guest.shell("umount /mnt");
+    "exactly the requests that touch the page fail, and it is listed until it is written".to_owned()
+}

@@ -226,7 +226,7 @@ fn known_bad_pages_are_mended_by_a_write_that_covers_them() {
 /// The kernel says that a page is bad before a request has met it.
 #[test]
 fn an_announced_page_fails_until_it_is_written_as_a_whole() {
-    copy::fault::install().unwrap();
+    crate::copy::fault::install().unwrap();
     let disk = disk(&pattern(LEN, 1));
     let guest = Memory::new(&pattern(512, 5));
     disk.read(8192, guest.segments()).unwrap();

@@ -5,7 +5,9 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 
-use super::DiskError;
+use rustix::fs::SeekFrom;
+
+use super::{DiskError, HUGE_PAGE_BYTES};
 
 /// What was not there when it was to be copied.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +53,13 @@ pub(super) fn path_of(file: &File) -> PathBuf {
     std::fs::read_link(&link).unwrap_or_else(|_| link.into())
 }
 
-/// Whether its file system is full.
-pub(super) fn has_no_space(file: &File) -> bool {
-    rustix::fs::fstatfs(file).is_ok_and(|statfs| statfs.f_blocks > 0 && statfs.f_bfree == 0)
+/// Whether a byte is not there because its file system has no space for it: it is in a hole, and what could be had
+/// is less than a huge page. (Of what has its space, the media is to blame, however full the file system is.)
+pub(super) fn has_no_space(file: &File, offset: u64) -> bool {
+    // Offsets of the open file are nobody's business: all I/O names its own.
+    let is_hole = rustix::fs::seek(file, SeekFrom::Hole(offset)).is_ok_and(|hole| hole == offset);
+    // Some is set aside: what is free is not all to be had.
+    let is_full = rustix::fs::fstatvfs(file)
+        .is_ok_and(|it| it.f_blocks > 0 && it.f_bavail.saturating_mul(it.f_frsize) < HUGE_PAGE_BYTES as u64);
+    is_hole && is_full
 }

@@ -1,0 +1,156 @@
+//! What a mapped disk knows of bad media, and how a write mends it.
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::sync::PoisonError;
+
+use super::{BackingKind, DiskError, MappedDisk, failed};
+use crate::copy;
+use crate::disk::mapping::Loss;
+use crate::disk::poison::{self, BadList, PAGE_BYTES};
+use crate::disk::space::{self, fallocate};
+
+impl MappedDisk {
+    /// A load from the page at `offset` has failed: from now on reads of it fail without touching it.
+    ///
+    /// Call it only if the mapping failed, not guest memory, and the file is still as long as the disk.
+    #[cold]
+    pub fn learn_bad(&self, offset: u64) {
+        let page = offset - offset % PAGE_BYTES;
+        self.bad.add(page..page.saturating_add(PAGE_BYTES));
+        if let Some(suppressed) = self.log_limit.admit() {
+            tracing::error!(
+                offset = page,
+                len = PAGE_BYTES,
+                suppressed,
+                "bad media: the page cannot be read"
+            );
+        }
+    }
+
+    /// Remembers the page that a read has failed at, if it was the media that failed.
+    #[cold]
+    pub(super) fn learn(&self, error: &DiskError) {
+        if let Some(offset) = Loss::of_media(error) {
+            self.learn_bad(offset);
+        }
+    }
+
+    /// Learns what the kernel has listed or announced to be bad by now; reads of it fail from then on, without
+    /// touching it. Returns what was news, in bytes of the disk.
+    pub(in super::super) fn look_for_bad(&self) -> Vec<Range<u64>> {
+        let _mending = self.mending.lock().unwrap_or_else(PoisonError::into_inner);
+        let capacity_bytes = self.mapping.len_bytes();
+        let mut found = poison::seen_through(&self.listed(), &(0..capacity_bytes));
+        // A page of device DAX may be announced by the address of the huge one that it is in.
+        if self.kind != BackingKind::DeviceDax {
+            let page = |at: u64| at - at % PAGE_BYTES..(at - at % PAGE_BYTES).saturating_add(PAGE_BYTES);
+            found.extend(self.mapping.announced().into_iter().filter(|at| *at < capacity_bytes).map(page));
+        }
+        found.retain(|range| self.bad.add(range.clone()));
+        found
+    }
+
+    /// What is listed now.
+    fn listed(&self) -> Vec<Range<u64>> {
+        self.bad_list.as_ref().map(|list| list.read(&self.file)).unwrap_or_default()
+    }
+
+    pub(in super::super) const fn bad_list(&self) -> Option<&BadList> {
+        self.bad_list.as_ref()
+    }
+
+    /// The ranges in bytes that are known to be bad.
+    pub fn bad_ranges(&self) -> Vec<Range<u64>> {
+        self.bad.list()
+    }
+
+    /// Makes the bad pages that the range touches good again, if it covers them: they are zero then.
+    #[cold]
+    pub(super) fn mend(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        let _mending = self.mending.lock().unwrap_or_else(PoisonError::into_inner);
+        let pages = self.bad.within(offset, len);
+        if pages.is_empty() {
+            return Ok(());
+        }
+        let capacity_bytes = self.mapping.len_bytes();
+        let covers = |page: &Range<u64>| offset <= page.start && page.end.min(capacity_bytes) <= offset + len;
+        match self.kind {
+            BackingKind::DaxFile { .. } | BackingKind::Tmpfs if pages.iter().all(covers) => {}
+            _ => return Err(self.beyond_repair(&pages)),
+        }
+        for page in pages {
+            let (page, page_bytes) = (page.start..page.end.min(capacity_bytes), page.end - page.start);
+            self.write_anew(&page)?;
+            // The page table may still say that there is no memory.
+            self.mapping.forget(page.clone()).map_err(failed("madvise"))?;
+            self.bad.remove(&(page.start..page.start + page_bytes));
+            tracing::warn!(offset = page.start, len = page_bytes, "bad media: the range was written anew");
+        }
+        self.changed_layout()
+    }
+
+    /// A store has met bad media that was not known: it is repaired first if the range covers it, page by page.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn store_anew(
+        &self,
+        offset: u64,
+        len: u64,
+        error: DiskError,
+        store: &dyn Fn() -> Result<(), DiskError>,
+    ) -> Result<(), DiskError> {
+        let mut error = error;
+        // One that is bad again at once is bad.
+        for _ in 0..=len / PAGE_BYTES {
+            if Loss::of_media(&error).is_none() {
+                break;
+            }
+            self.learn(&error);
+            self.mend(offset, len)?;
+            match store() {
+                Ok(()) => return Ok(()),
+                Err(next) => error = next,
+            }
+        }
+        self.learn(&error);
+        Err(error)
+    }
+
+    /// Has a bad range repaired by being written, or put elsewhere by the file system. That it is good then is not
+    /// taken for granted: the list must agree.
+    fn write_anew(&self, range: &Range<u64>) -> Result<(), DiskError> {
+        let len = range.end - range.start;
+        let is_listed = || !poison::seen_through(&self.listed(), range).is_empty();
+        if copy::pwritev_zeroes(self.file.as_fd(), range.start, len).is_ok() && !is_listed() {
+            return Ok(());
+        }
+        self.punch(range.clone())?;
+        fallocate(&self.file, space::ALLOCATE, range.start, len).map_err(failed("allocating"))?;
+        match is_listed() {
+            false => Ok(()),
+            true => Err(self.beyond_repair(std::slice::from_ref(range))),
+        }
+    }
+
+    #[cold]
+    fn beyond_repair(&self, pages: &[Range<u64>]) -> DiskError {
+        if self.kind == BackingKind::DeviceDax
+            && let Some(suppressed) = self.log_limit.admit()
+        {
+            let namespace = self.namespace.as_deref().unwrap_or("NAMESPACE");
+            tracing::error!(
+                ?pages,
+                suppressed,
+                "bad media: end this disk, then run `ndctl clear-errors {namespace}`"
+            );
+        }
+        bad_media("writing")
+    }
+}
+
+#[cold]
+pub(super) fn bad_media(operation: &'static str) -> DiskError {
+    DiskError::Io { operation, source: io::Error::from_raw_os_error(libc::EIO) }
+}

@@ -15,6 +15,7 @@ use crate::common::frontend::request::{IOERR, OK, Request};
 use crate::common::frontend::ring::{NO_STATUS, Ring, WRITE};
 use crate::common::frontend::wire::Verdict;
 use crate::common::frontend::{Options, SPANS, Session, assert_refused};
+use crate::common::host::HugePages;
 use crate::common::pattern;
 
 const PAGE: u64 = 4096;
@@ -239,6 +240,7 @@ fn regions_may_overlap_in_user_addresses() {
 
 #[test]
 fn a_region_may_consist_of_huge_pages() {
+    let _pages = HugePages::add(2);
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
     let allocated = rustix::fs::memfd_create("guest", flags).and_then(|file| {
         rustix::fs::ftruncate(&file, 4 * MIB)?;

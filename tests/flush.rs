@@ -198,6 +198,34 @@ fn after_a_failed_sync_every_flush_fails() {
     bench.finish();
 }
 
+/// A header, data, a status: it is taken together with the requests around it, and holds those behind it.
+#[test]
+fn a_flush_in_the_shape_of_a_write_holds_what_comes_behind_it_in_its_ring() {
+    let bench = Bench::new();
+    let session = Session::connect(&bench.socket);
+    let mut ring = session.ring(0, 64);
+    let flush = RawRequest { payload: vec![0; 512], ..RawRequest::flush() };
+    ring.submit(&flush);
+    ring.kick.ring();
+    bench.sync_begins();
+    bench.sync_ends(Ok(()));
+    ring.wait();
+    // The mode of the cache is settled by it: writes are done at once from now on.
+    let fill = |byte| RawRequest::write(8, &[byte; 512]);
+    let requests = [&fill(1), &flush, &fill(2), &RawRequest::read(8, 512)];
+    let heads = requests.map(|request| ring.submit(request));
+    ring.kick.ring();
+    bench.sync_begins();
+    let before = ring.wait();
+    assert_eq!(before.head, heads[0]);
+    assert_eq!(ring.next_used(), None, "nothing behind the flush is answered before the sync is done");
+    bench.sync_ends(Ok(()));
+    let behind = [1, 2, 3].map(|_| ring.wait());
+    assert_eq!(behind.map(|used| used.head), [heads[1], heads[2], heads[3]]);
+    assert_eq!(ring.answer(requests[3], behind[2]).data, [2; 512]);
+    bench.finish();
+}
+
 /// QEMU that comes back after a restart of ours does not read the configuration again, and does not say that
 /// its guest had switched to write-through.
 #[test]

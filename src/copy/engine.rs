@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::OnceLock;
 
 use super::portable;
+use super::routines::LINE_BYTES;
 #[cfg(target_arch = "x86_64")]
 use super::x86_64::{cpu::Cpu, kernels};
 
@@ -94,6 +95,8 @@ pub struct Engine {
     /// From how many bytes on `rep movsb` is better than that.
     #[cfg(target_arch = "x86_64")]
     pub(super) rep_from_bytes: usize,
+    /// What destination and length of a copy into the media have no bits of if `stream` alone can do it.
+    pub(super) odd_mask: usize,
     /// Copies whole lines into the media.
     pub(super) stream: Kernel,
     /// Zeroes whole lines of the media.
@@ -158,7 +161,8 @@ impl Engine {
         };
         let is_rep_good = cpu.erms && stores != Stores::Portable;
         let rep_from_bytes = if is_rep_good { REP_FROM_BYTES } else { usize::MAX };
-        let engine = Self { stores, line_flush, copy, rep_from_bytes, stream, zero, flush };
+        let odd_mask = if stores == Stores::Portable { usize::MAX } else { LINE_BYTES - 1 };
+        let engine = Self { stores, line_flush, copy, rep_from_bytes, odd_mask, stream, zero, flush };
         (is_there && can_flush).then_some(engine)
     }
 
@@ -233,6 +237,7 @@ const PORTABLE: Engine = Engine {
     copy: portable::copy,
     #[cfg(target_arch = "x86_64")]
     rep_from_bytes: usize::MAX,
+    odd_mask: usize::MAX,
     stream: portable::copy,
     zero: portable::zero,
     flush: portable::flush,

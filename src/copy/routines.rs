@@ -10,7 +10,7 @@ use super::portable;
 use super::x86_64::kernels;
 
 /// Length of a cache line: what the media is written in.
-const LINE_BYTES: usize = 64;
+pub(super) const LINE_BYTES: usize = 64;
 
 /// What a write into the media has to do beyond the fence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +59,7 @@ impl Engine {
     ///   exist. (What is behind the mapping may be gone: that is an answer.)
     /// - These bytes must not overlap `from`.
     #[must_use = "bytes that were not copied are an I/O error"]
-    #[inline]
+    #[inline(always)]
     pub unsafe fn copy_from_segments(&self, dst: *mut u8, from: Segments<'_>, persist: Persist) -> usize {
         if let [segment] = from.as_slice() {
             // SAFETY: the caller vouches for `dst`, which is as long; `Segments` vouches for the segment; the
@@ -99,12 +99,24 @@ impl Engine {
             // SAFETY: the caller vouches for `len` bytes on both sides.
             return unsafe { kernels::copy_rep(dst, src, len) };
         }
+        if len.is_multiple_of(LINE_BYTES) {
+            // SAFETY: as above.
+            return unsafe { (self.copy)(dst, src, len) };
+        }
+        // SAFETY: as above.
+        unsafe { self.load_odd(dst, src, len) }
+    }
+
+    /// As [`load`](Self::load), of a length that is no multiple of a line's.
+    #[cold]
+    #[inline(never)]
+    unsafe fn load_odd(&self, dst: *mut u8, src: *const u8, len: usize) -> usize {
         let odd = len % LINE_BYTES;
         let body = len - odd;
         // SAFETY: the caller vouches for `len` bytes on both sides, of which `body` are the first.
         let left = unsafe { (self.copy)(dst, src, body) };
-        if left != 0 || odd == 0 {
-            return if left == 0 { 0 } else { left + odd };
+        if left != 0 {
+            return left + odd;
         }
         // SAFETY: as above, and these are the last.
         unsafe { copy_small(dst.wrapping_add(body), src.wrapping_add(body), odd) }
@@ -128,8 +140,7 @@ impl Engine {
         lines: unsafe extern "C" fn(*mut u8, *const u8, usize) -> usize,
         small: unsafe fn(*mut u8, *const u8, usize) -> usize,
     ) -> usize {
-        let is_whole = (dst.addr() | len).is_multiple_of(LINE_BYTES);
-        if is_whole && self.stores() != Stores::Portable {
+        if (dst.addr() | len) & self.odd_mask == 0 {
             // SAFETY: the caller vouches for `len` bytes, which are whole lines of `dst`.
             return unsafe { lines(dst, src, len) };
         }
@@ -138,6 +149,7 @@ impl Engine {
     }
 
     /// As [`by_lines`](Self::by_lines), with partial lines, or stores that need every line flushed.
+    #[cold]
     #[inline(never)]
     unsafe fn by_parts(
         &self,

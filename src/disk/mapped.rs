@@ -275,7 +275,7 @@ impl Disk for MappedDisk {
     fn media_written_bytes(&self, offset: u64, len: u64) -> u64 {
         match len {
             0 => 0,
-            _ => ((offset + len - 1) / LINE_BYTES - offset / LINE_BYTES + 1) * LINE_BYTES,
+            _ => (offset % LINE_BYTES + len).next_multiple_of(LINE_BYTES),
         }
     }
 

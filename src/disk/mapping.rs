@@ -339,8 +339,8 @@ impl Mapping {
     /// [`DiskError::OutOfRange`] when they are not.
     #[inline]
     pub fn check(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        match offset.checked_add(len) {
-            Some(end) if end <= self.len_bytes() => Ok(()),
+        match self.len_bytes().checked_sub(len) {
+            Some(last) if offset <= last => Ok(()),
             _ => Err(DiskError::OutOfRange),
         }
     }

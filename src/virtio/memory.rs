@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 mod dirty_log;
+mod extents;
 mod missing;
 
 use std::fs::File;
@@ -17,8 +18,10 @@ use vm_memory::{FileOffset, VolatileMemory as _};
 
 use crate::copy::Segment;
 use crate::copy::fault::{self, WatchedRange};
+use extents::{Extent, Extents, Learnt};
 
 pub use dirty_log::{DirtyLog, LOG_PAGE_BYTES, LogError};
+pub use extents::Kind;
 
 /// Most regions a table can have: what vhost-user calls memory slots; QEMU stops at 509 as KVM did.
 pub const MAX_REGIONS: usize = 509;
@@ -131,43 +134,11 @@ fn page_bytes(file: &File) -> std::io::Result<usize> {
     }
 }
 
-/// A region as the translator reads it: 24 bytes, no indirection.
-#[derive(Debug, Clone, Copy)]
-struct Extent {
-    start: u64,
-    len_bytes: u64,
-    host: *mut u8,
-}
-
-impl Extent {
-    /// Host address of `address` and how many bytes follow it in this extent.
-    #[inline]
-    fn at(&self, address: u64) -> Option<(*mut u8, u64)> {
-        let offset = address.wrapping_sub(self.start);
-        // A wrapped offset is larger than any length, so one comparison checks both ends.
-        let left = self.len_bytes.checked_sub(offset).filter(|left| *left > 0)?;
-        let host = self.host.wrapping_add(usize::try_from(offset).ok()?);
-        Some((host, left))
-    }
-
-    /// Host address of `len_bytes` bytes (not none) at `address`, if all of them are in this extent.
-    #[inline]
-    fn whole(&self, address: u64, len_bytes: u64) -> Option<*mut u8> {
-        let offset = address.wrapping_sub(self.start);
-        // As in `at`. No bytes are nowhere.
-        let left = self.len_bytes.checked_sub(offset)?;
-        if len_bytes.wrapping_sub(1) >= left {
-            return None;
-        }
-        Some(self.host.wrapping_add(usize::try_from(offset).ok()?))
-    }
-}
-
 /// All of a front-end's memory: an immutable snapshot, sorted by guest address.
 #[derive(Debug, Default)]
 pub struct MemoryTable {
     regions: Vec<Arc<Region>>,
-    by_guest: Box<[Extent]>,
+    by_guest: Extents,
     by_user: Box<[Extent]>,
 }
 
@@ -263,33 +234,33 @@ impl MemoryTable {
             };
             regions.iter().map(extent).collect()
         };
-        let (by_guest, by_user) = (extents(|region| region.guest_start), extents(|region| region.user_start));
+        let by_user = extents(|region| region.user_start);
+        let by_guest = Extents::new(extents(|region| region.guest_start));
         Ok(Self { regions, by_guest, by_user })
     }
 }
 
-/// A ring's view of its table: remembers the last region hit, which is nearly always the next one too.
+/// A ring's view of its table: what it has learnt of it, and what became of it.
 #[derive(Debug)]
 pub struct Translator {
     table: Arc<MemoryTable>,
-    last: Extent,
+    learnt: Learnt,
     /// Pages lost in the whole process when the table was last asked for its own.
     losses: u64,
 }
 
-// SAFETY: `last` is a copy of one of the table's extents, see `MemoryTable`.
+// SAFETY: what is learnt are copies of the table's extents, see `MemoryTable`.
 unsafe impl Send for Translator {}
 
 impl Translator {
     /// A view of `table`, which stays mapped as long as the view lives.
     pub fn new(table: Arc<MemoryTable>) -> Self {
-        let nothing = Extent { start: 0, len_bytes: 0, host: std::ptr::null_mut() };
-        let last = table.by_guest.first().copied().unwrap_or(nothing);
         // Whatever was lost before counts, too.
-        Self { table, last, losses: 0 }
+        Self { learnt: Learnt::nothing(&table.by_guest), table, losses: 0 }
     }
 
     /// The table behind the view.
+    #[inline]
     pub const fn table(&self) -> &Arc<MemoryTable> {
         &self.table
     }
@@ -311,16 +282,23 @@ impl Translator {
         is_lost
     }
 
-    /// As [`resolve`](Self::resolve), if it is the region that was hit last.
-    #[inline]
-    pub fn near(&self, address: u64, len_bytes: u32) -> Option<*mut u8> {
-        self.last.whole(address, u64::from(len_bytes))
-    }
-
     /// Host address of `len_bytes` bytes (not none) at a guest address, if they lie in one region.
     #[inline]
-    pub fn resolve(&mut self, address: u64, len_bytes: u64) -> Option<*mut u8> {
-        self.last.whole(address, len_bytes).or_else(|| self.search(address)?.whole(address, len_bytes))
+    pub fn resolve(&mut self, kind: Kind, address: u64, len_bytes: u64) -> Option<*mut u8> {
+        match self.learnt.resolve(kind, address, len_bytes) {
+            Some(host) => Some(host),
+            None => self.learnt.learn(kind, address, len_bytes, &self.table.by_guest),
+        }
+    }
+
+    /// As [`resolve`](Self::resolve); unless it `learns`, only if the region has been met before.
+    #[inline(always)]
+    pub fn find(&mut self, learns: bool, kind: Kind, address: u64, len_bytes: u64) -> Option<*mut u8> {
+        if learns {
+            self.resolve(kind, address, len_bytes)
+        } else {
+            self.learnt.resolve(kind, address, len_bytes)
+        }
     }
 
     /// Appends the host ranges of `len_bytes` bytes at a guest address: one in all but strange cases, more
@@ -328,14 +306,14 @@ impl Translator {
     ///
     /// Returns how many there are, if all of it is mapped and fits into `out`.
     #[inline(never)]
-    pub fn resolve_pieces(&mut self, address: u64, len_bytes: u32, out: &mut [Segment]) -> Option<usize> {
+    pub fn resolve_pieces(&self, address: u64, len_bytes: u32, out: &mut [Segment]) -> Option<usize> {
         let (mut address, mut missing) = (address, u64::from(len_bytes));
         let mut pieces = 0_usize;
         for piece in out {
             if missing == 0 {
                 break;
             }
-            let (host, left) = self.search(address)?.at(address)?;
+            let (host, left) = self.table.by_guest.find(address)?.at(address)?;
             let here = left.min(missing);
             *piece = Segment::new(host, usize::try_from(here).ok()?);
             pieces += 1;
@@ -343,17 +321,6 @@ impl Translator {
             address = address.wrapping_add(here);
         }
         (missing == 0).then_some(pieces)
-    }
-
-    /// The region that an address is in, if it is in any.
-    #[inline(never)]
-    fn search(&mut self, address: u64) -> Option<&Extent> {
-        let extents = &self.table.by_guest;
-        let after = extents.partition_point(|extent| extent.start <= address);
-        let extent = extents.get(after.checked_sub(1)?)?;
-        extent.at(address)?;
-        self.last = *extent;
-        Some(&self.last)
     }
 }
 
@@ -379,16 +346,16 @@ mod tests {
         let specs = vec![spec(8 * PAGE, PAGE, 0x7000_0000), spec(0, 2 * PAGE, 0x1000_0000)];
         let table = Arc::new(MemoryTable::map(specs).unwrap());
         let mut view = Translator::new(table.clone());
-        let low = view.resolve(0, 2 * PAGE).unwrap();
-        assert_eq!(view.resolve(PAGE, PAGE), Some(low.wrapping_add(4096)));
-        assert_eq!(view.resolve(2 * PAGE - 1, 2), None, "runs over the region's end");
-        assert_eq!(view.resolve(2 * PAGE, 1), None, "hole");
-        let high = view.resolve(8 * PAGE, PAGE).unwrap();
+        let low = view.resolve(Kind::Data, 0, 2 * PAGE).unwrap();
+        assert_eq!(view.resolve(Kind::Data, PAGE, PAGE), Some(low.wrapping_add(4096)));
+        assert_eq!(view.resolve(Kind::Data, 2 * PAGE - 1, 2), None, "runs over the region's end");
+        assert_eq!(view.resolve(Kind::Data, 2 * PAGE, 1), None, "hole");
+        let high = view.resolve(Kind::Data, 8 * PAGE, PAGE).unwrap();
         assert_ne!(high, low);
-        assert_eq!(view.resolve(9 * PAGE - 1, 1), Some(high.wrapping_add(4095)));
-        assert_eq!(view.resolve(9 * PAGE, 1), None);
-        assert_eq!(view.resolve(u64::MAX, 1), None);
-        assert_eq!(view.resolve(0, u64::MAX), None);
+        assert_eq!(view.resolve(Kind::Data, 9 * PAGE - 1, 1), Some(high.wrapping_add(4095)));
+        assert_eq!(view.resolve(Kind::Data, 9 * PAGE, 1), None);
+        assert_eq!(view.resolve(Kind::Data, u64::MAX, 1), None);
+        assert_eq!(view.resolve(Kind::Data, 0, u64::MAX), None);
         assert_eq!(table.resolve_user(0x7000_0000, PAGE), Some(high));
         assert_eq!(table.resolve_user(0x7000_0001, PAGE), None);
     }
@@ -396,7 +363,7 @@ mod tests {
     #[test]
     fn ranges_run_on_into_the_next_region_but_not_into_a_hole() {
         let specs = vec![spec(0, PAGE, 0), spec(PAGE, PAGE, PAGE), spec(3 * PAGE, PAGE, 3 * PAGE)];
-        let mut view = Translator::new(Arc::new(MemoryTable::map(specs).unwrap()));
+        let view = Translator::new(Arc::new(MemoryTable::map(specs).unwrap()));
         let mut out = [Segment::EMPTY; 2];
         assert_eq!(view.resolve_pieces(PAGE - 1, 2, &mut out), Some(2));
         assert_eq!(out.map(|piece| piece.len()), [1, 1]);

@@ -13,16 +13,18 @@ use rustix::fs::OFlags;
 use crate::disk::{Disk, Ticket};
 use crate::log_limit::LogLimit;
 use crate::stop_point::{self, Point};
-use crate::virtio::blk::{Answer, CacheMode, Counters, Device, Held};
+use crate::virtio::blk::{Answer, CacheMode, Counters, Device, Held, Transfer};
 use crate::virtio::memory::{MemoryTable, Translator};
-use crate::virtio::queue::{Completion, RingError, RingLayout, RingLog, SplitQueue, Virtqueue};
+use crate::virtio::queue::{
+    Batch, Bounds, Chain, Completion, Next, RingError, RingLayout, RingLog, SplitQueue, Virtqueue,
+};
 
 /// Requests after which completions are shown to the driver even if more are waiting.
 const BATCH_REQUESTS: u16 = 32;
 
 /// Bytes after which they are as well: a driver with large requests should have the first ones back while
 /// the others are copied, and other rings of the worker their turn.
-const BATCH_BYTES: u64 = 256 << 10;
+const BATCH_BYTES: u32 = 256 << 10;
 
 /// Requests whose media is asked for at once.
 const LOOK_AHEAD: u16 = 16;
@@ -90,7 +92,7 @@ pub struct RingParts<D: Disk> {
 pub struct Ring<D: Disk, Q: Virtqueue = SplitQueue> {
     key: RingKey,
     queue: Q,
-    memory: Translator,
+    batch: Batch,
     device: Arc<Device<D>>,
     cache: Arc<CacheMode>,
     kick: Arc<File>,
@@ -99,6 +101,8 @@ pub struct Ring<D: Disk, Q: Virtqueue = SplitQueue> {
     connection: Option<Arc<UnixStream>>,
     counters: Counters,
     broken: Option<RingError>,
+    /// The next chain is probably of the common shape.
+    is_plain: bool,
     /// Requests that wait for a flush, and those finished behind them, in the ring's order.
     held: Vec<Waiting>,
     /// The flush they wait for.
@@ -113,6 +117,15 @@ pub struct Ring<D: Disk, Q: Virtqueue = SplitQueue> {
 enum Waiting {
     Finished(Completion),
     Unsettled(Held),
+}
+
+/// What became of the next request.
+enum Popped {
+    /// There is none.
+    Nothing,
+    Done,
+    /// It is a flush that takes time.
+    Held,
 }
 
 /// How a look at a ring ended.
@@ -134,11 +147,10 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     pub fn start(parts: RingParts<D>, log_limit: Arc<LogLimit>) -> Result<Self, RingError> {
         let RingParts { key, layout, memory, device, cache, kick, call, err, connection } = parts;
         let queue = Q::start(&layout, &memory)?;
-        let memory = Translator::new(memory);
         Ok(Self {
             key,
             queue,
-            memory,
+            batch: Batch::new(Translator::new(memory)),
             device,
             cache,
             kick,
@@ -147,6 +159,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             connection,
             counters: Counters::default(),
             broken: None,
+            is_plain: true,
             held: Vec::with_capacity(usize::from(BATCH_REQUESTS)),
             flush: None,
             log: None,
@@ -225,7 +238,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             return Served::Idle;
         }
         self.queue.park_kicks();
-        let has_more = if self.log.is_none() { self.batch::<false>() } else { self.logged_batch() };
+        let has_more = self.batch();
         self.device.fence();
         self.publish();
         if !self.held.is_empty() {
@@ -234,7 +247,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         }
         match has_more {
             // The ring's own words are read and written without a look at what became of them.
-            _ if self.memory.is_lost() => self.broke(RingError::GuestMemoryLost),
+            _ if self.batch.memory().is_lost() => self.broke(RingError::GuestMemoryLost),
             Err(error) => self.broke(error),
             // Nothing more is fetched, and no kick needed, until the flush is done.
             Ok(_) if self.flush.is_some() => {}
@@ -246,53 +259,97 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
 
     /// Does up to a batch of requests, or up to a flush. Returns whether there may be more.
     #[inline]
-    fn batch<const LOGGED: bool>(&mut self) -> Result<bool, RingError> {
+    fn batch(&mut self) -> Result<bool, RingError> {
         let start_bytes = self.counters.moved_bytes();
-        for number in 0..BATCH_REQUESTS {
-            if number.is_multiple_of(LOOK_AHEAD) {
-                self.look_ahead();
-            }
-            if self.counters.moved_bytes().wrapping_sub(start_bytes) >= BATCH_BYTES {
-                break;
-            }
-            let Some(chain) = self.queue.pop(&mut self.memory)? else { return Ok(false) };
-            if LOGGED && let Some(log) = &mut self.log {
-                log.note(&chain);
-            }
-            let answer = self.device.execute(chain, &self.cache, &mut self.counters);
-            if LOGGED && let Some(log) = &mut self.log {
-                // What was copied past the caches is stored when it can be seen, and not before.
-                self.device.fence();
-                log.executed(matches!(answer, Ok(Answer::Held(_))));
-            }
-            match answer? {
-                Answer::Done(completion) if self.held.is_empty() => self.queue.complete(completion),
-                Answer::Done(completion) => self.held.push(Waiting::Finished(completion)),
-                Answer::Held(held) => {
-                    let is_flush = held.is_flush();
-                    self.held.push(Waiting::Unsettled(held));
-                    if is_flush {
-                        break;
-                    }
+        let (mut left, mut popped) = (BATCH_REQUESTS, 0_u16);
+        while left > 0 {
+            let moved = self.counters.moved_bytes().wrapping_sub(start_bytes);
+            let bytes = u64::from(BATCH_BYTES).saturating_sub(moved);
+            let Some(bytes) = u32::try_from(bytes).ok().filter(|bytes| *bytes > 0) else { break };
+            let mut next = Next::Other;
+            if self.is_plain {
+                next = self.take_plain(Bounds { chains: left, bytes })?;
+                left = left.saturating_sub(self.batch.len());
+                let is_held = if self.log.is_none() { self.transfer()? } else { self.transfer_logged()? };
+                if is_held {
+                    break;
                 }
+            }
+            match next {
+                Next::Nothing if !self.queue.has_available() => return Ok(false),
+                Next::Other if left > 0 => match self.pop(popped)? {
+                    Popped::Nothing => return Ok(false),
+                    Popped::Held => break,
+                    Popped::Done => (left, popped) = (left.saturating_sub(1), popped.wrapping_add(1)),
+                },
+                Next::Nothing | Next::Any | Next::Other => {}
             }
         }
         Ok(true)
     }
 
-    /// As [`batch`](Self::batch), and what it may have written is marked.
+    /// Takes the next chains of the common shape. Returns what follows.
+    #[inline(never)]
+    fn take_plain(&mut self, bounds: Bounds) -> Result<Next, RingError> {
+        self.queue.take_plain(&mut self.batch, bounds, self.device.expectation())
+    }
+
+    /// Does the next request, of any shape; `number` of this batch were done so before it.
     #[cold]
     #[inline(never)]
-    fn logged_batch(&mut self) -> Result<bool, RingError> {
-        self.batch::<true>()
+    fn pop(&mut self, number: u16) -> Result<Popped, RingError> {
+        if number.is_multiple_of(LOOK_AHEAD) {
+            self.look_ahead();
+        }
+        let Some(chain) = self.queue.pop(self.batch.memory())? else { return Ok(Popped::Nothing) };
+        self.is_plain = chain.readable.as_slice().len() + chain.writable.as_slice().len() <= 1;
+        let answer = execute(chain, &self.device, &self.cache, &mut self.counters, &mut self.log)?;
+        Ok(if note(&mut self.queue, &mut self.held, answer) { Popped::Held } else { Popped::Done })
+    }
+
+    /// Executes them. Returns whether the last one is a flush that takes time.
+    #[inline(never)]
+    fn transfer(&mut self) -> Result<bool, RingError> {
+        let Self { queue, batch, device, cache, counters, held, log, .. } = self;
+        let device: &Device<D> = device;
+        let rules = device.rules(cache);
+        for plain in batch.drain() {
+            match device.transfer(plain, &rules, counters) {
+                Transfer::Done(completion) if held.is_empty() => queue.complete(completion),
+                Transfer::Done(completion) => held.push(Waiting::Finished(completion)),
+                Transfer::Other(plain) => {
+                    let answer = execute(plain.into_chain(), device, cache, counters, log)?;
+                    if note(queue, held, answer) {
+                        return Ok(true);
+                    }
+                }
+                Transfer::Lost => return Err(RingError::GuestMemoryLost),
+            }
+        }
+        Ok(false)
+    }
+
+    /// As [`transfer`](Self::transfer), and what they may have written is marked.
+    #[cold]
+    #[inline(never)]
+    fn transfer_logged(&mut self) -> Result<bool, RingError> {
+        let Self { queue, batch, device, cache, counters, held, log, .. } = self;
+        for plain in batch.drain() {
+            let answer = execute(plain.into_chain(), device, cache, counters, log)?;
+            if note(queue, held, answer) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Asks for the media of the next requests, one right after the other: their page walks overlap then.
     #[inline(never)]
     fn look_ahead(&mut self) {
+        let expect = self.device.expectation();
         for ahead in 0..LOOK_AHEAD {
-            let Some(header) = self.queue.peek(ahead, &mut self.memory) else { return };
-            self.device.expect(&header);
+            let Some(header) = self.queue.peek(ahead, self.batch.memory()) else { return };
+            expect(&header);
         }
     }
 
@@ -351,4 +408,40 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             let _ = connection.shutdown(Shutdown::Both);
         }
     }
+}
+
+/// Does what any chain asks, and marks what it may have written.
+#[inline]
+fn execute<D: Disk>(
+    chain: Chain<'_>,
+    device: &Device<D>,
+    cache: &CacheMode,
+    counters: &mut Counters,
+    log: &mut Option<Box<RingLog>>,
+) -> Result<Answer, RingError> {
+    if let Some(log) = log {
+        log.note(&chain);
+    }
+    let answer = device.execute(chain, cache, counters);
+    if let Some(log) = log {
+        // What was copied past the caches is stored when it can be seen, and not before.
+        device.fence();
+        log.executed(matches!(answer, Ok(Answer::Held(_))));
+    }
+    answer
+}
+
+/// Notes what became of a request. Returns whether it is a flush that takes time.
+#[inline]
+fn note(queue: &mut impl Virtqueue, held: &mut Vec<Waiting>, answer: Answer) -> bool {
+    match answer {
+        Answer::Done(completion) if held.is_empty() => queue.complete(completion),
+        Answer::Done(completion) => held.push(Waiting::Finished(completion)),
+        Answer::Held(answer) => {
+            let is_flush = answer.is_flush();
+            held.push(Waiting::Unsettled(answer));
+            return is_flush;
+        }
+    }
+    false
 }

@@ -3,20 +3,22 @@
 /// Counts since the ring was started; the control plane adds them up when it takes the ring back.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
+    // What is counted together is not side by side: compilers would do it with one wide addition, and take longer to
+    // build it.
     /// Read requests that succeeded.
     pub reads: u64,
-    /// Bytes given to the guest.
-    pub read_bytes: u64,
     /// Write requests that succeeded.
     pub writes: u64,
+    /// Bytes given to the guest.
+    pub read_bytes: u64,
     /// Bytes taken from the guest.
     pub written_bytes: u64,
     /// Bytes that the guest has asked to be zeroes, in requests that succeeded.
     pub zeroed_bytes: u64,
-    /// Bytes that the media took, for these and for zeroes: endurance is spent on them.
-    pub media_written_bytes: u64,
     /// Flushes that succeeded.
     pub flushes: u64,
+    /// Bytes that the media took, for these and for zeroes: endurance is spent on them.
+    pub media_written_bytes: u64,
     /// Other requests that succeeded: GET_ID, DISCARD, WRITE_ZEROES.
     pub others: u64,
     /// Requests answered with IOERR or UNSUPP.

@@ -8,12 +8,12 @@ use super::cache::CacheMode;
 use super::config_space::ConfigSpace;
 use super::counters::{Counters, Effect};
 use super::features;
-use super::request::{OK, Operation, Refusal, guess_offset, parse, parse_ranges};
+use super::request::{OK, Operation, Refusal, parse, parse_ranges};
 use super::units::{Limits, SECTOR_BYTES};
 use crate::copy::{self, Segments};
 use crate::disk::{Disk, DiskError, Flusher, GrowError, Ticket};
 use crate::log_limit::LogLimit;
-use crate::virtio::queue::{Chain, Completion, Header, HeldStatus, RingError};
+use crate::virtio::queue::{Chain, Completion, HeldStatus, RingError};
 
 /// How a disk calls itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,7 +96,7 @@ impl<D: Disk> Device<D> {
 
     /// What a request is checked against now.
     #[inline]
-    fn limits(&self) -> Limits {
+    pub(super) fn limits(&self) -> Limits {
         Limits { capacity_sectors: self.capacity_sectors.load(Ordering::Acquire), ..self.limits }
     }
 
@@ -142,9 +142,8 @@ impl<D: Disk> Device<D> {
     /// Does what a chain asks.
     ///
     /// # Errors
-    /// [`RingError::NoStatus`] when there is no place for an answer, [`RingError::GuestMemoryLost`] when there
-    /// is none any more.
-    #[inline(always)]
+    /// [`RingError::GuestMemoryLost`] when there is no place for the answer any more.
+    #[inline]
     pub fn execute(
         &self,
         chain: Chain<'_>,
@@ -176,14 +175,6 @@ impl<D: Disk> Device<D> {
         };
         status.store(code)?;
         Ok(Answer::Done(complete(written_bytes)))
-    }
-
-    /// A request that begins with this header will probably come soon.
-    #[inline]
-    pub fn expect(&self, header: &Header) {
-        if let Some(offset) = guess_offset(header) {
-            self.disk.prefetch(offset);
-        }
     }
 
     /// Orders all writes of a batch before its completions are published.
@@ -224,7 +215,7 @@ impl<D: Disk> Device<D> {
         Ok(completion)
     }
 
-    #[inline(always)]
+    #[inline]
     fn perform(&self, operation: Operation<'_>, cache: &CacheMode, counters: &mut Counters) -> Outcome {
         let name = operation.name();
         match operation {
@@ -301,7 +292,7 @@ impl<D: Disk> Device<D> {
 
     /// The media, or guest memory, failed: the request fails, and one line in the log says so.
     #[cold]
-    fn failed(&self, operation: &str, error: &DiskError) -> Refusal {
+    pub(super) fn failed(&self, operation: &str, error: &DiskError) -> Refusal {
         self.log_failure(operation, error);
         match error {
             DiskError::Unsupported => Refusal::Unsupported,

@@ -8,6 +8,7 @@ pub mod features;
 mod request;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod units;
 
 pub use cache::CacheMode;
@@ -15,6 +16,7 @@ pub use config_space::{CONFIG_BYTES, ConfigSpace, WRITEBACK_OFFSET};
 pub use counters::{Counters, Effect};
 pub use device::{Answer, Device, Held, Identity};
 pub use request::{Operation, Range, Ranges, Refusal, parse, parse_ranges};
+pub use transfer::{Rules, Transfer};
 pub use units::{
     Limits, MAX_DISCARD_SECTORS, MAX_INDIRECT, MAX_RANGES, MAX_WRITE_ZEROES_SECTORS, SECTOR_BYTES, SEG_MAX,
 };

@@ -8,7 +8,7 @@ use virtio_bindings::bindings::virtio_blk as spec;
 
 use super::units::{Limits, MAX_DISCARD_SECTORS, MAX_RANGES, MAX_WRITE_ZEROES_SECTORS, SECTOR_BYTES};
 use crate::copy::{self, Segments};
-use crate::virtio::queue::Header;
+use crate::virtio::queue::{Header, Plain};
 
 /// Length of one range of a DISCARD or WRITE_ZEROES: sector, number of sectors, flags.
 const RANGE_BYTES: usize = 16;
@@ -141,13 +141,44 @@ fn parse_other<'a>(
     }
 }
 
+/// Which way a transfer goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// To the guest.
+    Read,
+    /// From the guest.
+    Write,
+}
+
+/// Which way a chain of the common shape asks for and has its data for.
+#[inline(always)]
+pub(super) const fn way(plain: &Plain<'_>) -> Option<Way> {
+    match kind(plain.header()) {
+        spec::VIRTIO_BLK_T_IN if plain.is_writable() => Some(Way::Read),
+        spec::VIRTIO_BLK_T_OUT if !plain.is_writable() => Some(Way::Write),
+        _ => None,
+    }
+}
+
+/// Offset in bytes of the transfer that a chain of the common shape asks for, if it is one of whole blocks inside the
+/// disk.
+#[inline(always)]
+pub(super) fn offset_of(plain: &Plain<'_>, limits: &Limits) -> Option<u64> {
+    let [_, sector] = *plain.header();
+    let bytes = plain.data().total_bytes() as u64;
+    if !bytes.is_multiple_of(SECTOR_BYTES) {
+        return None;
+    }
+    limits.offset_bytes(sector, bytes / SECTOR_BYTES)
+}
+
 /// Where a request that begins with this header will read or write, if that is what it asks: a guess, of which
 /// nothing is checked.
-#[inline]
-pub(super) fn guess_offset(header: &Header) -> Option<u64> {
+#[inline(always)]
+pub(super) const fn guess_offset(header: &Header) -> Option<u64> {
     let [_, sector] = *header;
     match kind(header) {
-        spec::VIRTIO_BLK_T_IN | spec::VIRTIO_BLK_T_OUT => sector.checked_mul(SECTOR_BYTES),
+        spec::VIRTIO_BLK_T_IN | spec::VIRTIO_BLK_T_OUT => Some(sector.wrapping_mul(SECTOR_BYTES)),
         _ => None,
     }
 }

@@ -7,7 +7,8 @@
 //! The life of a batch:
 //!
 //! ```text
-//! park_kicks ─▶ { pop ─▶ Chain ─▶ … ─▶ Completion ─▶ complete }* ─▶ fence ─▶ publish ─▶ call?
+//! park_kicks ─▶ { take_plain ─▶ { Plain ─▶ … ─▶ Completion ─▶ complete }*  ─▶ fence ─▶ publish ─▶ call?
+//!                 or pop     ─▶   Chain ─▶ … ─▶ Completion ─▶ complete }*
 //!                                                                          arm_kicks ─▶ more?
 //! ```
 //!
@@ -19,6 +20,7 @@ mod layout;
 mod log;
 mod notify;
 mod packed;
+mod plain;
 mod split;
 mod walk;
 
@@ -30,6 +32,7 @@ pub use gather::{Buffer, Gatherer};
 pub use layout::{RingAddresses, RingKind, RingLayout};
 pub use log::RingLog;
 pub use packed::PackedQueue;
+pub use plain::{Batch, Bounds, Next, Plain};
 pub use split::SplitQueue;
 
 use crate::virtio::memory::{MemoryTable, Translator};
@@ -45,8 +48,21 @@ pub trait Virtqueue: Sized {
     /// The size is not allowed, or an area is not mapped or not aligned.
     fn start(layout: &RingLayout, memory: &MemoryTable) -> Result<Self, RingError>;
 
-    /// Takes the next chain that the driver has made available. The chain borrows the ring: it must become a
-    /// [`Completion`] before the next one is taken.
+    /// Takes the next chains of the common shape that the driver has made available, as many as are there one after
+    /// the other: within the bounds, and none after a header of which `expect` says that it has to be executed before
+    /// more is read. To be called when the batch is empty. Returns what follows.
+    ///
+    /// # Errors
+    /// As [`pop`](Self::pop).
+    fn take_plain(
+        &mut self,
+        batch: &mut Batch,
+        bounds: Bounds,
+        expect: impl Fn(&Header) -> bool,
+    ) -> Result<Next, RingError>;
+
+    /// Takes the next chain that the driver has made available, of any shape. The chain borrows the ring: it must
+    /// become a [`Completion`] before the next one is taken.
     ///
     /// # Errors
     /// [`RingError`]: the driver broke the ring's rules so that there is no way to go on with it.

@@ -19,6 +19,7 @@
 
 #![allow(unsafe_code)]
 
+mod plain;
 mod position;
 #[cfg(test)]
 mod tests;
@@ -30,13 +31,14 @@ use self::position::Position;
 use super::chain::{Chain, Completion, Flaw, Head, Header};
 use super::layout::{EVENT_BYTES, area};
 use super::notify::passed;
+use super::plain::{Batch, Bounds, Next};
 use super::walk::{
     DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, Walk, indirect_len, most_segments, peek_buffer, read_halves,
 };
 use super::{RingError, RingKind, RingLayout, RingLog, Virtqueue};
 use crate::copy::Segment;
 use crate::stop_point::{self, Point};
-use crate::virtio::memory::{MemoryTable, Translator};
+use crate::virtio::memory::{Kind, MemoryTable, Translator};
 
 /// Descriptor flags (VIRTIO 1.2 §2.8.1).
 const AVAIL: u16 = 1 << 7;
@@ -279,8 +281,9 @@ impl PackedQueue {
         memory: &mut Translator,
     ) -> Result<(), RingError> {
         let len = indirect_len(len_bytes, self.max_indirect)?;
-        let table =
-            memory.resolve(address, u64::from(len_bytes)).ok_or(RingError::IndirectUnmapped(address))?;
+        let table = memory
+            .resolve(Kind::Table, address, u64::from(len_bytes))
+            .ok_or(RingError::IndirectUnmapped(address))?;
         for index in 0..usize::from(len) {
             // SAFETY: the table's `len` descriptors are mapped, as the translator says.
             let halves = unsafe { read_halves(table.wrapping_add(index * DESCRIPTOR_BYTES as usize)) };
@@ -288,6 +291,15 @@ impl PackedQueue {
             walk.take(address, len_bytes, flags & WRITE != 0, memory, &mut self.segments);
         }
         Ok(())
+    }
+
+    /// The chain at `next_avail` was taken, of so many slots.
+    #[inline]
+    fn note_taken(&mut self, length: u16) {
+        self.next_avail = self.next_avail.advance(length, self.size);
+        self.taken.push_back(length);
+        self.taken_slots = self.taken_slots.wrapping_add(length);
+        self.stride = length;
     }
 
     /// Shows a chain to the driver: the marks of its other slots first.
@@ -355,6 +367,17 @@ impl Virtqueue for PackedQueue {
         Ok(queue)
     }
 
+    #[inline(always)]
+    fn take_plain(
+        &mut self,
+        batch: &mut Batch,
+        bounds: Bounds,
+        expect: impl Fn(&Header) -> bool,
+    ) -> Result<Next, RingError> {
+        let next = batch.fill(bounds, |memory| self.next_plain::<false>(memory), expect)?;
+        if batch.is_empty() { batch.put(|memory| self.next_plain::<true>(memory)) } else { Ok(next) }
+    }
+
     #[inline]
     fn pop<'a>(&'a mut self, memory: &'a mut Translator) -> Result<Option<Chain<'a>>, RingError> {
         if !self.is_available(self.next_avail) {
@@ -366,10 +389,7 @@ impl Virtqueue for PackedQueue {
             return Err(RingError::GuestMemoryLost);
         }
         let (walk, id, length) = walk?;
-        self.next_avail = self.next_avail.advance(length, self.size);
-        self.taken.push_back(length);
-        self.taken_slots = self.taken_slots.wrapping_add(length);
-        self.stride = length;
+        self.note_taken(length);
         // SAFETY: the walk has filled `segments` by this translator.
         unsafe { walk.end(Head::new(id), &mut self.segments, memory) }.map(Some)
     }
@@ -384,7 +404,7 @@ impl Virtqueue for PackedQueue {
         }
         let mut first = self.read(at.slot);
         if first.flags & INDIRECT != 0 {
-            let table = memory.resolve(first.address, u64::from(DESCRIPTOR_BYTES))?;
+            let table = memory.resolve(Kind::Table, first.address, u64::from(DESCRIPTOR_BYTES))?;
             // SAFETY: mapped, as the translator says.
             first = Descriptor::of(unsafe { read_halves(table) });
         }

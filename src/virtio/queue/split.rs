@@ -10,46 +10,29 @@ use std::sync::atomic::{AtomicU16, Ordering, fence};
 use super::chain::{Chain, Completion, Flaw, HEADER_BYTES, Head, Header};
 use super::layout::area;
 use super::notify::{NO_INTERRUPT, NO_NOTIFY, passed};
+use super::plain::{Batch, Bounds, Next, Parts, Places};
 use super::walk::{
-    DESCRIPTOR_BYTES, INDIRECT, NEXT, Plain, WRITE, Walk, indirect_len, most_segments, peek_buffer,
-    read_halves,
+    DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, Walk, indirect_len, most_segments, peek_buffer, read_split,
 };
 use super::{RingError, RingKind, RingLayout, RingLog, Virtqueue};
-use crate::copy::{self, Segment};
+use crate::copy::Segment;
 use crate::stop_point::{self, Point};
-use crate::virtio::memory::{MemoryTable, Translator};
+use crate::virtio::memory::{Kind, MemoryTable, Translator};
 
 /// A descriptor, read once.
 #[derive(Debug, Clone, Copy)]
 struct Descriptor {
     address: u64,
-    /// Length, flags, next.
-    rest: u64,
+    len_bytes: u32,
+    flags: u16,
+    next: u16,
 }
 
 impl Descriptor {
-    #[inline]
-    const fn len_bytes(self) -> u32 {
-        let [l0, l1, l2, l3, ..] = self.rest.to_le_bytes();
-        u32::from_le_bytes([l0, l1, l2, l3])
-    }
-
-    #[inline]
-    const fn flags(self) -> u16 {
-        let [.., f0, f1, _, _] = self.rest.to_le_bytes();
-        u16::from_le_bytes([f0, f1])
-    }
-
-    #[inline]
-    const fn next(self) -> u16 {
-        let [.., n0, n1] = self.rest.to_le_bytes();
-        u16::from_le_bytes([n0, n1])
-    }
-
     /// Whether it has this length and exactly these flags.
-    #[inline]
-    fn is(self, len_bytes: u32, flags: u16) -> bool {
-        self.rest << 16 == u64::from(len_bytes) << 16 | u64::from(flags) << 48
+    #[inline(always)]
+    const fn is(self, len_bytes: u32, flags: u16) -> bool {
+        self.len_bytes == len_bytes && self.flags == flags
     }
 }
 
@@ -66,15 +49,38 @@ impl Table {
         self.get(index).ok_or(RingError::DescriptorIndex(index, self.len))
     }
 
-    #[inline]
+    #[inline(always)]
     fn get(&self, index: u16) -> Option<Descriptor> {
         if index >= self.len {
             return None;
         }
         let at = self.base.wrapping_add(usize::from(index) * DESCRIPTOR_BYTES as usize);
         // SAFETY: the table's `len` descriptors are mapped (checked when it was made) and index < len.
-        let [address, rest] = unsafe { read_halves(at) };
-        Some(Descriptor { address, rest })
+        let (address, len_bytes, [flags, next]) = unsafe { read_split(at) };
+        Some(Descriptor { address, len_bytes, flags, next })
+    }
+
+    /// Where the parts of a chain are that begins with a descriptor of this table, if it is a plain one.
+    #[inline(always)]
+    fn plain(&self, header: Descriptor) -> Option<Places> {
+        if !header.is(HEADER_BYTES, NEXT) {
+            return None;
+        }
+        let data = self.get(header.next)?;
+        if data.flags & !WRITE != NEXT {
+            return None;
+        }
+        let status = self.get(data.next)?;
+        if !status.is(1, WRITE) {
+            return None;
+        }
+        Some(Places {
+            header: header.address,
+            data: data.address,
+            data_bytes: data.len_bytes,
+            flags: data.flags,
+            status: status.address,
+        })
     }
 }
 
@@ -95,8 +101,6 @@ pub struct SplitQueue {
     max_indirect: u16,
     /// Scratch for one chain, allocated once: D7.
     segments: Box<[Segment]>,
-    /// The same for a plain one.
-    plain_data: Segment,
 }
 
 // SAFETY: the pointers lead into guest memory that the ring's owner keeps mapped, and only the one thread
@@ -144,13 +148,18 @@ impl SplitQueue {
         Ok(ahead)
     }
 
-    /// Whether more than `ahead` chains are available; looks only if that is not known.
+    /// How many chains are available, of `most`; looks only if so many are not known.
     #[inline]
-    fn has_more_than(&mut self, ahead: u16) -> Result<bool, RingError> {
-        if self.known() <= ahead {
-            self.seen_avail = self.next_avail.wrapping_add(self.waiting()?);
+    fn available(&mut self, most: u16) -> Result<u16, RingError> {
+        if self.known() < most {
+            match self.waiting() {
+                Ok(ahead) => self.seen_avail = self.next_avail.wrapping_add(ahead),
+                // Those that were counted before come first.
+                Err(_) if self.known() > 0 => {}
+                Err(error) => return Err(error),
+            }
         }
-        Ok(self.known() > ahead)
+        Ok(self.known().min(most))
     }
 
     /// The head of a chain that is available.
@@ -160,32 +169,29 @@ impl SplitQueue {
         u16::from_le(self.available_word(4 + slot * 2).load(Ordering::Relaxed))
     }
 
-    /// The chain at `head` if it is a plain one, each part of which lies in one region. If not,
-    /// [`walk`](Self::walk) begins anew with it: nothing that was read here is used then.
+    /// Takes the next chain if it is a plain one; unless it `LEARNS`, only if it lies where others have before.
     #[inline(always)]
-    fn plain(&self, head: u16, memory: &mut Translator) -> Option<Plain> {
-        let mut table = self.table;
-        let mut first = table.get(head)?;
-        if first.is(3 * DESCRIPTOR_BYTES, INDIRECT) && self.indirect && self.max_indirect >= 3 {
-            table = Table { base: memory.resolve(first.address, 3 * u64::from(DESCRIPTOR_BYTES))?, len: 3 };
-            first = table.get(0)?;
+    fn next_plain<const LEARNS: bool>(&mut self, memory: &mut Translator) -> Option<Parts> {
+        let head = self.head(0);
+        let parts = Parts::find(LEARNS, head, self.plain(LEARNS, head, memory)?, memory)?;
+        self.next_avail = self.next_avail.wrapping_add(1);
+        Some(parts)
+    }
+
+    /// Where the parts of the chain at `head` are, if it is a plain one. If not, [`walk`](Self::walk) begins anew with
+    /// it: nothing that was read here is used then.
+    #[inline(always)]
+    fn plain(&self, learns: bool, head: u16, memory: &mut Translator) -> Option<Places> {
+        let first = self.table.get(head)?;
+        if first.flags & INDIRECT == 0 {
+            return self.table.plain(first);
         }
-        if !first.is(HEADER_BYTES, NEXT) {
+        if !first.is(3 * DESCRIPTOR_BYTES, INDIRECT) || !self.indirect || self.max_indirect < 3 {
             return None;
         }
-        let header = memory.resolve(first.address, u64::from(HEADER_BYTES))?;
-        let second = table.get(first.next())?;
-        let len_bytes = second.len_bytes();
-        let data = Segment::new(memory.resolve(second.address, u64::from(len_bytes))?, len_bytes as usize);
-        let is_writable = second.flags() & WRITE != 0;
-        let third = table.get(second.next())?;
-        if second.flags() & !WRITE != NEXT || !third.is(1, WRITE) {
-            return None;
-        }
-        let status = memory.resolve(third.address, 1)?;
-        // SAFETY: the translator found the 16 bytes in its table, which it keeps mapped.
-        let header = unsafe { copy::load_words(header) }?.map(u64::from_le);
-        Some(Plain { header, data, is_writable, status })
+        let table_bytes = 3 * u64::from(DESCRIPTOR_BYTES);
+        let table = Table { base: memory.find(learns, Kind::Table, first.address, table_bytes)?, len: 3 };
+        table.plain(table.get(0)?)
     }
 
     /// Walks the chain at `head` to its end, filling `segments` with the readable and then the writable ranges.
@@ -196,8 +202,7 @@ impl SplitQueue {
         loop {
             left = left.checked_sub(1).ok_or(RingError::EndlessChain)?;
             let descriptor = table.read(index)?;
-            let (address, len_bytes, flags) =
-                (descriptor.address, descriptor.len_bytes(), descriptor.flags());
+            let Descriptor { address, len_bytes, flags, next } = descriptor;
             if flags & INDIRECT == 0 {
                 walk.take(address, len_bytes, flags & WRITE != 0, memory, &mut self.segments);
             } else if in_table {
@@ -213,21 +218,8 @@ impl SplitQueue {
             if flags & NEXT == 0 {
                 return Ok(walk);
             }
-            index = descriptor.next();
+            index = next;
         }
-    }
-
-    /// Takes any chain.
-    #[cold]
-    #[inline(never)]
-    fn pop_any<'a>(&'a mut self, head: u16, memory: &'a mut Translator) -> Result<Chain<'a>, RingError> {
-        let walk = self.walk(head, memory);
-        if memory.is_lost() {
-            return Err(RingError::GuestMemoryLost);
-        }
-        self.next_avail = self.next_avail.wrapping_add(1);
-        // SAFETY: the walk has filled `segments` by this translator.
-        unsafe { walk?.end(Head::new(head), &mut self.segments, memory) }
     }
 
     #[inline]
@@ -238,7 +230,7 @@ impl SplitQueue {
         memory: &mut Translator,
     ) -> Result<Table, RingError> {
         let len = indirect_len(len_bytes, self.max_indirect)?;
-        let base = memory.resolve(address, u64::from(len_bytes));
+        let base = memory.resolve(Kind::Table, address, u64::from(len_bytes));
         Ok(Table { base: base.ok_or(RingError::IndirectUnmapped(address))?, len })
     }
 }
@@ -263,7 +255,6 @@ impl Virtqueue for SplitQueue {
             indirect: layout.indirect,
             max_indirect,
             segments: vec![Segment::EMPTY; most_segments(size, max_indirect)].into(),
-            plain_data: Segment::EMPTY,
         };
         let start = u16::from_le(queue.used_word(2).load(Ordering::Acquire));
         (queue.next_avail, queue.seen_avail) = (start, start);
@@ -272,29 +263,49 @@ impl Virtqueue for SplitQueue {
     }
 
     #[inline(always)]
+    fn take_plain(
+        &mut self,
+        batch: &mut Batch,
+        bounds: Bounds,
+        expect: impl Fn(&Header) -> bool,
+    ) -> Result<Next, RingError> {
+        let chains = self.available(bounds.chains)?;
+        if chains == 0 {
+            return Ok(Next::Nothing);
+        }
+        let bounds = Bounds { chains, ..bounds };
+        let mut next = batch.fill(bounds, |memory| self.next_plain::<false>(memory), expect)?;
+        if batch.is_empty() {
+            next = batch.put(|memory| self.next_plain::<true>(memory))?;
+        }
+        Ok(if self.known() == 0 { Next::Nothing } else { next })
+    }
+
+    #[cold]
+    #[inline(never)]
     fn pop<'a>(&'a mut self, memory: &'a mut Translator) -> Result<Option<Chain<'a>>, RingError> {
-        if !self.has_more_than(0)? {
+        if self.available(1)? == 0 {
             return Ok(None);
         }
         let head = self.head(0);
-        let Some(plain) = self.plain(head, memory) else { return self.pop_any(head, memory).map(Some) };
+        let walk = self.walk(head, memory);
         // What was read is not the driver's then: no request may be made of it.
         if memory.is_lost() {
             return Err(RingError::GuestMemoryLost);
         }
         self.next_avail = self.next_avail.wrapping_add(1);
-        // SAFETY: this translator has found it.
-        Ok(Some(unsafe { plain.into_chain(Head::new(head), &mut self.plain_data, memory) }))
+        // SAFETY: the walk has filled `segments` by this translator.
+        unsafe { walk?.end(Head::new(head), &mut self.segments, memory) }.map(Some)
     }
 
     #[inline]
     fn peek(&mut self, ahead: u16, memory: &mut Translator) -> Option<Header> {
-        if !self.has_more_than(ahead).ok()? {
+        if self.available(ahead.wrapping_add(1)).ok()? <= ahead {
             return None;
         }
         let mut first = self.table.get(self.head(ahead))?;
-        if first.flags() & INDIRECT != 0 {
-            let base = memory.resolve(first.address, u64::from(DESCRIPTOR_BYTES))?;
+        if first.flags & INDIRECT != 0 {
+            let base = memory.resolve(Kind::Table, first.address, u64::from(DESCRIPTOR_BYTES))?;
             first = Table { base, len: 1 }.get(0)?;
         }
         peek_buffer(first.address, memory)

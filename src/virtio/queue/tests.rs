@@ -171,8 +171,52 @@ impl Driver {
 /// What a device sees of a chain: its head, its header, and each buffer behind that with its direction.
 type Seen = (u16, Option<Header>, Vec<(u64, u32, bool)>);
 
-fn take_ours(queue: &mut SplitQueue, memory: &mut Translator, base: *const u8, len: u32) -> Option<Seen> {
-    let chain = queue.pop(memory).unwrap()?;
+/// The ring, and what chains of it are taken with.
+struct Ours {
+    queue: SplitQueue,
+    batch: Batch,
+    base: *const u8,
+}
+
+impl Ours {
+    fn start(guest: &Guest, event_idx: bool) -> Self {
+        let table = guest.table();
+        let queue = SplitQueue::start(&guest.layout(event_idx), &table).unwrap();
+        let base = table.resolve_user(0, 1).unwrap();
+        Self { queue, batch: Batch::new(Translator::new(table)), base }
+    }
+
+    /// Takes up to `most` chains, as a worker does, and completes each with the next of these lengths.
+    fn take(&mut self, most: usize, lens: &mut std::collections::VecDeque<u32>) -> Vec<Seen> {
+        let mut taken = Vec::new();
+        let mut next_len = || lens.pop_front().unwrap();
+        while taken.len() < most {
+            let bounds = Bounds { chains: u16::try_from(most - taken.len()).unwrap(), bytes: 1 << 14 };
+            let next = self.queue.take_plain(&mut self.batch, bounds, |header| header[0] % 8 != 0).unwrap();
+            let mut may_follow = true;
+            for plain in self.batch.drain() {
+                assert!(may_follow, "no chain is taken behind one that has to be executed before");
+                may_follow = plain.header()[0] % 8 != 0;
+                let (seen, completion) = look_at(plain.into_chain(), self.base, next_len());
+                self.queue.complete(completion);
+                taken.push(seen);
+            }
+            assert!(self.batch.is_empty() && taken.len() <= most);
+            if next == Next::Other && taken.len() < most {
+                let Self { queue, batch, base } = self;
+                let Some(chain) = queue.pop(batch.memory()).unwrap() else { break };
+                let (seen, completion) = look_at(chain, *base, next_len());
+                queue.complete(completion);
+                taken.push(seen);
+            } else if !self.queue.has_available() {
+                break;
+            }
+        }
+        taken
+    }
+}
+
+fn look_at(chain: Chain<'_>, base: *const u8, len: u32) -> (Seen, Completion) {
     let mut pieces = Vec::new();
     for (buffer, is_write) in [(chain.readable, false), (chain.writable, true)] {
         for segment in buffer.as_slice() {
@@ -184,9 +228,7 @@ fn take_ours(queue: &mut SplitQueue, memory: &mut Translator, base: *const u8, l
     assert!(matches!(chain.flaw, None | Some(Flaw::NoHeader)));
     let header = chain.flaw.is_none().then_some(chain.header);
     let completion = chain.head.complete(len);
-    let head = completion.head();
-    queue.complete(completion);
-    Some((head, header, pieces))
+    ((completion.head(), header, pieces), completion)
 }
 
 fn take_oracle(queue: &mut Queue, memory: &GuestMemoryMmap<()>, len: u32) -> Option<Seen> {
@@ -243,7 +285,7 @@ fn offer() -> impl Strategy<Value = Offer> {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         prop::collection::vec(offer(), 1..6).prop_map(Step::Offer),
-        (0..8_usize).prop_map(Step::Serve),
+        (0..20_usize).prop_map(Step::Serve),
         (0..4_u16).prop_map(Step::CallAt),
     ]
 }
@@ -257,10 +299,7 @@ fn same_as_the_oracle(steps: &[Step], event_idx: bool, start: u16) {
         guest.write(avail + 2, start);
         guest.write(used + 2, start);
     }
-    let table = ours.table();
-    let base = table.resolve_user(0, 1).unwrap();
-    let mut memory = Translator::new(table.clone());
-    let mut queue = SplitQueue::start(&ours.layout(event_idx), &table).unwrap();
+    let mut device = Ours::start(&ours, event_idx);
     twin.set_next_avail(start);
     twin.set_next_used(start);
     twin.set_event_idx(event_idx);
@@ -282,17 +321,17 @@ fn same_as_the_oracle(steps: &[Step], event_idx: bool, start: u16) {
                 }
             }
             Step::Serve(most) => {
-                queue.park_kicks();
+                device.queue.park_kicks();
                 twin.disable_notification(&oracle.memory).unwrap();
-                for _ in 0..*most {
-                    let len = lens.front().copied().unwrap_or(0);
-                    let seen = take_ours(&mut queue, &mut memory, base, len);
-                    assert_eq!(seen, take_oracle(&mut twin, &oracle.memory, len));
-                    if seen.is_some() {
-                        lens.pop_front();
-                        driver.in_flight.pop_front();
-                    }
-                }
+                let mut twin_lens = lens.clone();
+                let seen = device.take(*most, &mut lens);
+                let taken_by_twin = (0..*most).map_while(|_| {
+                    let len = twin_lens.pop_front().unwrap_or(0);
+                    take_oracle(&mut twin, &oracle.memory, len)
+                });
+                assert_eq!(seen, taken_by_twin.collect::<Vec<_>>());
+                driver.in_flight.drain(..seen.len());
+                let queue = &mut device.queue;
                 let has_completed = queue.base() != u32::from(ours.read(used + 2));
                 let call = queue.publish();
                 if has_completed {
@@ -324,19 +363,16 @@ proptest! {
 #[test]
 fn the_driver_may_forbid_calls() {
     let guest = Guest::new();
-    let table = guest.table();
     let avail = guest.avail;
     let piece = Piece { at: BUFFERS, len_bytes: 1 };
     let offer = Offer { readable: vec![], writable: vec![piece], is_indirect: false, written_bytes: 1 };
     let mut driver = Driver::default();
-    let mut queue = SplitQueue::start(&guest.layout(false), &table).unwrap();
-    let mut memory = Translator::new(table.clone());
-    let base = table.resolve_user(0, 1).unwrap();
+    let mut device = Ours::start(&guest, false);
     for (flags, is_called) in [(0, true), (1, false), (0, true)] {
         guest.write(avail, flags);
         assert!(driver.offer(&[&guest], &offer));
-        assert!(take_ours(&mut queue, &mut memory, base, 1).is_some());
-        assert_eq!(queue.publish(), is_called, "flags {flags}");
+        assert_eq!(device.take(2, &mut [1].into()).len(), 1);
+        assert_eq!(device.queue.publish(), is_called, "flags {flags}");
     }
 }
 

@@ -4,12 +4,10 @@
 
 #![allow(unsafe_code)]
 
-use std::slice;
-
 use super::RingError;
 use super::chain::{Chain, Flaw, HEADER_BYTES, Head, Header, StatusByte};
 use crate::copy::{self, Segment, Segments};
-use crate::virtio::memory::Translator;
+use crate::virtio::memory::{Kind, Translator};
 
 /// Descriptor flags (VIRTIO 1.2 §2.7.5): the chain goes on, the device writes, a table of descriptors.
 pub(super) const NEXT: u16 = 1;
@@ -36,64 +34,49 @@ pub(super) fn indirect_len(len_bytes: u32, most: u16) -> Result<u16, RingError> 
     Ok(len)
 }
 
+/// A value that need not be aligned.
+#[derive(Clone, Copy)]
+#[repr(C, packed)]
+struct Unaligned<T>(T);
+
 /// The two halves of a descriptor, each read once, wherever it lies.
 ///
 /// # Safety
 /// 16 bytes must be mapped at `at`. They need not be aligned: those of an indirect table are not always.
 #[inline]
 pub(super) unsafe fn read_halves(at: *const u8) -> [u64; 2] {
-    #[derive(Clone, Copy)]
-    #[repr(C, packed)]
-    struct Half(u64);
-    let half = at.cast::<Half>();
-    // SAFETY: mapped, as the caller says; `Half` needs no alignment. Volatile: read exactly once.
+    let half = at.cast::<Unaligned<u64>>();
+    // SAFETY: mapped, as the caller says. Volatile: read exactly once.
     let first = unsafe { half.read_volatile() };
     // SAFETY: as above.
     let second = unsafe { half.wrapping_add(1).read_volatile() };
     [u64::from_le(first.0), u64::from_le(second.0)]
 }
 
+/// Address, length in bytes, flags and next index of a split ring's descriptor, each read once, wherever it lies.
+///
+/// # Safety
+/// As [`read_halves`].
+#[inline(always)]
+pub(super) unsafe fn read_split(at: *const u8) -> (u64, u32, [u16; 2]) {
+    // SAFETY: mapped, as the caller says. Volatile: read exactly once.
+    let address = unsafe { at.cast::<Unaligned<u64>>().read_volatile() };
+    let words = at.wrapping_add(8).cast::<Unaligned<u32>>();
+    // SAFETY: as above.
+    let len_bytes = unsafe { words.read_volatile() };
+    // SAFETY: as above.
+    let rest = unsafe { words.wrapping_add(1).read_volatile() };
+    let [f0, f1, n0, n1] = u32::from_le(rest.0).to_le_bytes();
+    let flags_next = [u16::from_le_bytes([f0, f1]), u16::from_le_bytes([n0, n1])];
+    (u64::from_le(address.0), u32::from_le(len_bytes.0), flags_next)
+}
+
 /// The header in a buffer, for a guess: nobody has checked it yet.
 #[inline]
 pub(super) fn peek_buffer(address: u64, memory: &mut Translator) -> Option<Header> {
-    let header = memory.resolve(address, u64::from(HEADER_BYTES))?;
+    let header = memory.resolve(Kind::Header, address, u64::from(HEADER_BYTES))?;
     // SAFETY: the translator found the 16 bytes in its table, which it keeps mapped.
     unsafe { copy::load_words(header) }.map(|words| words.map(u64::from_le))
-}
-
-/// A chain of the shape that nearly all have: a header, data in one piece, a status.
-#[derive(Debug)]
-pub(super) struct Plain {
-    pub(super) header: Header,
-    pub(super) data: Segment,
-    pub(super) is_writable: bool,
-    pub(super) status: *mut u8,
-}
-
-impl Plain {
-    /// The chain, whose list of segments is `list`.
-    ///
-    /// # Safety
-    /// Data and status were found by `memory`.
-    #[inline]
-    pub(super) unsafe fn into_chain<'a>(
-        self,
-        head: Head,
-        list: &'a mut Segment,
-        memory: &'a Translator,
-    ) -> Chain<'a> {
-        let Self { header, data, is_writable, status } = self;
-        *list = data;
-        // SAFETY: the translator keeps its table mapped, and the list is borrowed, for 'a. Guest memory is never
-        // the target of a Rust reference.
-        let data = unsafe { Segments::with_total(slice::from_ref(list), data.len()) };
-        // SAFETY: the translator found this byte in its table, which `memory` borrows.
-        let status = unsafe { StatusByte::new(status, memory.table()) };
-        let (readable, writable) =
-            if is_writable { (Segments::empty(), data) } else { (data, Segments::empty()) };
-        let data_bytes = writable.total_bytes() as u64;
-        Chain { head, header, flaw: None, readable, writable, status, data_bytes }
-    }
 }
 
 /// What a walk over a chain has found so far: readable segments, then writable ones.
@@ -138,7 +121,9 @@ impl Walk {
             self.bytes = 0;
         }
         self.bytes += u64::from(len_bytes);
-        if let (Some(host), Some(segment)) = (memory.near(address, len_bytes), out.get_mut(self.count)) {
+        if let (Some(host), Some(segment)) =
+            (memory.resolve(Kind::Data, address, u64::from(len_bytes)), out.get_mut(self.count))
+        {
             *segment = Segment::new(host, len_bytes as usize);
             self.count += 1;
             return;
@@ -223,7 +208,7 @@ fn without_front(list: &mut [Segment], bytes: usize) -> &mut [Segment] {
     list.get_mut(emptied..).unwrap_or_default()
 }
 
-/// Takes a buffer that does not lie in the region hit last: how many pieces it has.
+/// Takes a buffer that does not lie in one region: how many pieces it has.
 #[cold]
 #[inline(never)]
 fn take_pieces(

@@ -1,0 +1,107 @@
+//! Reads and writes of the common shape that need nothing but their copy: nearly all there are.
+
+use super::cache::CacheMode;
+use super::counters::{Counters, Effect};
+use super::device::Device;
+use super::request::{OK, Way, guess_offset, offset_of, way};
+use super::units::Limits;
+use crate::disk::{Disk, DiskError};
+use crate::virtio::queue::{Completion, Header, Plain};
+
+/// What requests are checked against at one moment.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    limits: Limits,
+    /// A write that has been copied is done.
+    writes_are_copies: bool,
+}
+
+/// What became of a chain.
+#[derive(Debug)]
+pub enum Transfer<'a> {
+    /// It is finished.
+    Done(Completion),
+    /// It is for [`Device::execute`]: it asks for something else, or for what cannot be done.
+    Other(Plain<'a>),
+    /// The place for the answer is gone, and guest memory with it.
+    Lost,
+}
+
+impl<D: Disk> Device<D> {
+    /// What requests that have been taken before are checked against. Those that are taken later need a new look: a
+    /// guest may have heard meanwhile that the disk has grown, or have chosen another cache mode.
+    #[inline]
+    pub fn rules(&self, cache: &CacheMode) -> Rules {
+        let limits = self.limits();
+        Rules { limits, writes_are_copies: !limits.read_only && !cache.is_write_through() }
+    }
+
+    /// What to do with the header of a request that is executed soon. It answers whether that is a transfer; any other
+    /// one is to be executed before more is read.
+    #[inline(always)]
+    pub fn expectation(&self) -> impl Fn(&Header) -> bool {
+        let disk = self.disk();
+        move |header| guess_offset(header).map(|offset| disk.prefetch(offset)).is_some()
+    }
+
+    /// Does what a chain asks if it is a transfer that is done by its copy alone.
+    #[inline(always)]
+    pub fn transfer<'a>(&self, plain: Plain<'a>, rules: &Rules, counters: &mut Counters) -> Transfer<'a> {
+        match way(&plain) {
+            Some(Way::Read) => match offset_of(&plain, &rules.limits) {
+                Some(offset) => self.read(plain, offset, counters),
+                None => Transfer::Other(plain),
+            },
+            Some(Way::Write) if rules.writes_are_copies => match offset_of(&plain, &rules.limits) {
+                Some(offset) => self.write(plain, offset, counters),
+                None => Transfer::Other(plain),
+            },
+            _ => Transfer::Other(plain),
+        }
+    }
+
+    #[inline(always)]
+    fn read<'a>(&self, plain: Plain<'a>, offset: u64, counters: &mut Counters) -> Transfer<'a> {
+        let data = plain.data();
+        let finished = match self.disk().read(offset, data) {
+            Ok(()) => {
+                counters.count(Effect::Read(data.total_bytes() as u64));
+                // Whole sectors and the status: that does not wrap.
+                let written_bytes = plain.data_bytes().wrapping_add(1);
+                plain.finish(OK, written_bytes)
+            }
+            // The status counts only where no gap is before it (VIRTIO 1.2 §2.7.8.2).
+            Err(error) => self.refuse(plain, 0, "read", &error, counters),
+        };
+        finished.map_or(Transfer::Lost, Transfer::Done)
+    }
+
+    #[inline(always)]
+    fn write<'a>(&self, plain: Plain<'a>, offset: u64, counters: &mut Counters) -> Transfer<'a> {
+        let data = plain.data();
+        let finished = match self.disk().write(offset, data) {
+            Ok(()) => {
+                let bytes = data.total_bytes() as u64;
+                let media_bytes = self.disk().media_written_bytes(offset, bytes);
+                counters.count(Effect::Written { bytes, media_bytes });
+                plain.finish(OK, 1)
+            }
+            Err(error) => self.refuse(plain, 1, "write", &error, counters),
+        };
+        finished.map_or(Transfer::Lost, Transfer::Done)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn refuse(
+        &self,
+        plain: Plain<'_>,
+        written_bytes: u32,
+        operation: &str,
+        error: &DiskError,
+        counters: &mut Counters,
+    ) -> Option<Completion> {
+        counters.count(Effect::Failed);
+        plain.finish(self.failed(operation, error).status(), written_bytes)
+    }
+}

@@ -1,0 +1,229 @@
+//! Where the bytes of a guest address are: learnt, so that it costs the same however many regions there are.
+
+/// Places for what was learnt.
+const BUCKETS: usize = 128;
+
+/// Size of an [`Extent`] in bytes.
+const EXTENT_BYTES: usize = 32;
+const _: () = assert!(size_of::<Extent>() == EXTENT_BYTES);
+
+/// A region as the data path reads it.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(32))] // never in two cache lines
+pub(super) struct Extent {
+    pub(super) start: u64,
+    pub(super) len_bytes: u64,
+    pub(super) host: *mut u8,
+}
+
+impl Extent {
+    const NOWHERE: Self = Self { start: 0, len_bytes: 0, host: std::ptr::null_mut() };
+
+    /// Host address of `address` and how many bytes follow it in this extent.
+    #[inline]
+    pub(super) fn at(&self, address: u64) -> Option<(*mut u8, u64)> {
+        let offset = address.wrapping_sub(self.start);
+        // A wrapped offset is larger than any length, so one comparison checks both ends.
+        let left = self.len_bytes.checked_sub(offset).filter(|left| *left > 0)?;
+        let host = self.host.wrapping_add(usize::try_from(offset).ok()?);
+        Some((host, left))
+    }
+
+    /// Host address of `len_bytes` bytes (not none) at `address`, if all of them are in this extent.
+    #[inline(always)]
+    fn whole(&self, address: u64, len_bytes: u64) -> Option<*mut u8> {
+        let offset = address.wrapping_sub(self.start);
+        // As in `at`. No bytes are nowhere.
+        let left = self.len_bytes.checked_sub(offset)?;
+        if len_bytes.wrapping_sub(1) >= left {
+            return None;
+        }
+        Some(self.host.wrapping_add(usize::try_from(offset).ok()?))
+    }
+
+    /// Its last address, which does not overflow: see `Region::map`.
+    const fn last(&self) -> u64 {
+        self.start.saturating_add(self.len_bytes.saturating_sub(1))
+    }
+}
+
+/// The extents of a table, sorted by guest address, none over another.
+#[derive(Debug, Default)]
+pub(super) struct Extents {
+    list: Box<[Extent]>,
+}
+
+impl Extents {
+    pub(super) const fn new(list: Box<[Extent]>) -> Self {
+        Self { list }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Extent> {
+        self.list.iter()
+    }
+
+    /// The extent that an address is in, if it is in any.
+    pub(super) fn find(&self, address: u64) -> Option<&Extent> {
+        let after = self.list.partition_point(|extent| extent.start <= address);
+        let extent = self.list.get(after.checked_sub(1)?)?;
+        extent.at(address).map(|_| extent)
+    }
+
+    /// How many bits of an address count less than its bucket: what lies between the first and the last byte is in
+    /// no more buckets than there are.
+    fn bucket_bits(&self) -> u32 {
+        let first = self.list.first().map_or(0, |extent| extent.start);
+        let last = self.list.last().map_or(0, Extent::last);
+        let fits = |bits: &u32| (last >> bits) - (first >> bits) < BUCKETS as u64;
+        (EXTENT_BYTES.ilog2()..u64::BITS).find(fits).unwrap_or(u64::BITS - 1)
+    }
+}
+
+/// What chains say where something is; addresses of one kind are often in one region, and those of another in another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A request's header.
+    Header,
+    /// Its data.
+    Data,
+    /// Its status.
+    Status,
+    /// A table of descriptors.
+    Table,
+}
+
+/// The extents that addresses were in: of each kind, and of each bucket of memory, the last one.
+#[derive(Debug)]
+pub(super) struct Learnt {
+    /// An address without so many of its last bits is where its bucket is, in bytes.
+    shift: u32,
+    extents: Box<[[Extent; BUCKETS]; 4]>,
+}
+
+impl Learnt {
+    /// Nothing yet of these.
+    pub(super) fn nothing(extents: &Extents) -> Self {
+        let shift = extents.bucket_bits() - EXTENT_BYTES.ilog2();
+        Self { shift, extents: Box::new([[Extent::NOWHERE; BUCKETS]; 4]) }
+    }
+
+    #[inline(always)]
+    fn bucket(&self, address: u64) -> usize {
+        usize::try_from(address >> self.shift).unwrap_or(0) / EXTENT_BYTES % BUCKETS
+    }
+
+    /// Host address of `len_bytes` bytes (not none) at a guest address, if that is known.
+    #[inline(always)]
+    pub(super) fn resolve(&self, kind: Kind, address: u64, len_bytes: u64) -> Option<*mut u8> {
+        let [header, data, status, table] = &*self.extents;
+        let of_kind = match kind {
+            Kind::Header => header,
+            Kind::Data => data,
+            Kind::Status => status,
+            Kind::Table => table,
+        };
+        of_kind.get(self.bucket(address))?.whole(address, len_bytes)
+    }
+
+    /// As [`resolve`](Self::resolve), where that did not know it, but these do.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn learn(
+        &mut self,
+        kind: Kind,
+        address: u64,
+        len_bytes: u64,
+        extents: &Extents,
+    ) -> Option<*mut u8> {
+        let found = *extents.find(address)?;
+        let bucket = self.bucket(address);
+        let [header, data, status, table] = &mut *self.extents;
+        let of_kind = match kind {
+            Kind::Header => header,
+            Kind::Data => data,
+            Kind::Status => status,
+            Kind::Table => table,
+        };
+        if let Some(place) = of_kind.get_mut(bucket) {
+            *place = found;
+        }
+        found.whole(address, len_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Of gaps and lengths, from some address on; the host address of each is its number's.
+    fn extents(start: u64, parts: &[(u64, u64)]) -> Vec<Extent> {
+        let mut next = start;
+        let mut list = Vec::new();
+        for (number, (gap, len_bytes)) in parts.iter().enumerate() {
+            let Some(start) = next.checked_add(*gap) else { break };
+            let Some(end) = start.checked_add(*len_bytes) else { break };
+            let host = std::ptr::without_provenance_mut((number + 1) << 48);
+            list.push(Extent { start, len_bytes: *len_bytes, host });
+            next = end;
+        }
+        list
+    }
+
+    fn size() -> impl Strategy<Value = u64> {
+        prop_oneof![1..5_u64, 1..100_000_u64, (0..46_u32).prop_map(|bits| 1 << bits)]
+    }
+
+    proptest! {
+        /// The naive twin looks at each extent.
+        #[test]
+        fn what_is_learnt_is_what_a_search_finds(
+            start in prop_oneof![Just(0_u64), size(), any::<u64>()],
+            parts in prop::collection::vec((prop_oneof![Just(0), size()], size()), 0..40),
+            near in prop::collection::vec((0..40_usize, -3..3_i64, any::<bool>()), 1..40),
+            wild in prop::collection::vec(any::<u64>(), 0..8),
+            len_bytes in prop_oneof![Just(1), Just(0), 1..5_u64, any::<u64>()],
+        ) {
+            let list = extents(start, &parts);
+            let extents = Extents::new(list.clone().into());
+            let mut learnt = Learnt::nothing(&extents);
+            let near = near.into_iter().filter_map(|(number, by, is_end)| {
+                let extent = list.get(number)?;
+                let edge = if is_end { extent.last() } else { extent.start };
+                Some(edge.wrapping_add_signed(by))
+            });
+            for address in near.chain(wild) {
+                let holds = |it: &&Extent| {
+                    let before = address.checked_sub(it.start).filter(|before| *before < it.len_bytes);
+                    before.is_some_and(|before| len_bytes != 0 && it.len_bytes - before >= len_bytes)
+                };
+                let naive = list.iter().find(holds);
+                let host = naive.map(|it| it.host.wrapping_add((address - it.start) as usize));
+                let known = learnt.resolve(Kind::Data, address, len_bytes);
+                prop_assert!(known.is_none() || known == host);
+                prop_assert_eq!(learnt.learn(Kind::Data, address, len_bytes, &extents), host);
+                let is_there = list.iter().any(|it| it.at(address).is_some());
+                prop_assert_eq!(learnt.resolve(Kind::Data, address, len_bytes), host.filter(|_| is_there));
+                prop_assert_eq!(learnt.resolve(Kind::Header, address, 1), None);
+            }
+        }
+    }
+
+    /// At the start of the address space, as in a guest, or anywhere, as where a client's own addresses are used.
+    #[test]
+    fn as_many_regions_as_there_are_buckets_do_not_displace_each_other() {
+        for start in [0, 0x7f01_2345_6000] {
+            let list = extents(start, &vec![(1 << 20, 1 << 20); BUCKETS / 2]);
+            let extents = Extents::new(list.clone().into());
+            let mut learnt = Learnt::nothing(&extents);
+            for extent in &list {
+                learnt.learn(Kind::Status, extent.last(), 1, &extents).unwrap();
+            }
+            for extent in &list {
+                let host = extent.host.wrapping_add(extent.len_bytes as usize - 1);
+                assert_eq!(learnt.resolve(Kind::Status, extent.last(), 1), Some(host));
+            }
+        }
+    }
+}

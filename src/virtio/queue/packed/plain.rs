@@ -1,0 +1,69 @@
+//! Chains of the common shape in a packed ring.
+
+use super::{Descriptor, INDIRECT, NEXT, PackedQueue, WRITE};
+use crate::virtio::memory::{Kind, Translator};
+use crate::virtio::queue::chain::HEADER_BYTES;
+use crate::virtio::queue::plain::{Parts, Places};
+use crate::virtio::queue::walk::{DESCRIPTOR_BYTES, read_halves};
+
+impl PackedQueue {
+    /// Takes the next chain if it is a plain one; unless it `LEARNS`, only if it lies where others have before.
+    #[inline(always)]
+    pub(super) fn next_plain<const LEARNS: bool>(&mut self, memory: &mut Translator) -> Option<Parts> {
+        let (id, places, length) = self.plain(LEARNS, memory)?;
+        let parts = Parts::find(LEARNS, id, places, memory)?;
+        self.note_taken(length);
+        Some(parts)
+    }
+
+    /// Where the parts of the next chain are, if it is available and a plain one, with its buffer id and its length in
+    /// slots. If not, the walk begins anew with
+    /// it: nothing that was read here is used then.
+    #[inline(always)]
+    fn plain(&self, learns: bool, memory: &mut Translator) -> Option<(u16, Places, u16)> {
+        if !self.is_available(self.next_avail) || self.taken_slots >= self.size {
+            return None;
+        }
+        let first = self.read(self.next_avail.slot);
+        match first.flags & (INDIRECT | NEXT | WRITE) {
+            NEXT if self.size.wrapping_sub(self.taken_slots) >= 3 => {
+                let second = self.read(self.next_avail.advance(1, self.size).slot);
+                let third = self.read(self.next_avail.advance(2, self.size).slot);
+                let has_flags = |it: &Descriptor, flags| it.flags & (INDIRECT | NEXT | WRITE) == flags;
+                if !has_flags(&second, NEXT | second.flags & WRITE) || !has_flags(&third, WRITE) {
+                    return None;
+                }
+                Some((third.id, places([first, second, third])?, 3))
+            }
+            INDIRECT
+                if self.indirect && self.max_indirect >= 3 && first.len_bytes == 3 * DESCRIPTOR_BYTES =>
+            {
+                let table = memory.find(learns, Kind::Table, first.address, u64::from(first.len_bytes))?;
+                let parts = [0, 1, 2].map(|index| {
+                    // SAFETY: the table's three descriptors are mapped, as the translator says.
+                    let halves =
+                        unsafe { read_halves(table.wrapping_add(index * DESCRIPTOR_BYTES as usize)) };
+                    Descriptor::of(halves)
+                });
+                Some((first.id, places(parts)?, 1))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The parts of a chain, if they are a header, data and a status; of their flags only the direction counts.
+#[inline(always)]
+fn places([header, data, status]: [Descriptor; 3]) -> Option<Places> {
+    let is_header = header.flags & WRITE == 0 && header.len_bytes == HEADER_BYTES;
+    if !is_header || status.flags & WRITE == 0 || status.len_bytes != 1 {
+        return None;
+    }
+    Some(Places {
+        header: header.address,
+        data: data.address,
+        data_bytes: data.len_bytes,
+        flags: data.flags,
+        status: status.address,
+    })
+}

@@ -1,0 +1,232 @@
+//! Chains of the shape that nearly all have: a header, data in one piece, a status.
+//!
+//! As many of them as there are one after the other are taken at once, by straight code, before the first of them is
+//! executed: so what all of them need is fetched from memory at the same time. Each descriptor and each header is
+//! read exactly once, here.
+
+#![allow(unsafe_code)]
+
+use std::slice;
+
+use super::RingError;
+use super::chain::{Chain, Completion, HEADER_BYTES, Head, Header, StatusByte};
+use super::walk::WRITE;
+use crate::copy::{self, Segment, Segments};
+use crate::virtio::memory::{Kind, Translator};
+
+/// Chains taken at once.
+const MOST: usize = 16;
+
+/// Where the parts of a chain are, in guest addresses.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Places {
+    pub(super) header: u64,
+    pub(super) data: u64,
+    pub(super) data_bytes: u32,
+    /// Of the data.
+    pub(super) flags: u16,
+    pub(super) status: u64,
+}
+
+/// A chain that is taken, and not executed.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(64))] // a cache line each
+pub(super) struct Parts {
+    header: Header,
+    data: Segment,
+    status: *mut u8,
+    head: u16,
+    /// Of the data.
+    flags: u16,
+}
+
+impl Parts {
+    const NONE: Self =
+        Self { header: [0; 2], data: Segment::EMPTY, status: std::ptr::null_mut(), head: 0, flags: 0 };
+
+    /// Finds the parts and reads the header, if each lies in one region; unless it `learns`, only in regions that have
+    /// been met before.
+    #[inline(always)]
+    pub(super) fn find(learns: bool, head: u16, places: Places, memory: &mut Translator) -> Option<Self> {
+        let Places { header, data, data_bytes, flags, status } = places;
+        let header = memory.find(learns, Kind::Header, header, u64::from(HEADER_BYTES))?;
+        let data = memory.find(learns, Kind::Data, data, u64::from(data_bytes))?;
+        let status = memory.find(learns, Kind::Status, status, 1)?;
+        // SAFETY: the translator found the 16 bytes in its table, which it keeps mapped.
+        let header = unsafe { copy::load_words(header) }?.map(u64::from_le);
+        Some(Self { header, data: Segment::new(data, data_bytes as usize), status, head, flags })
+    }
+}
+
+/// How much may be taken at once.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Chains.
+    pub chains: u16,
+    /// Bytes of data, after which no other chain is taken.
+    pub bytes: u32,
+}
+
+/// What comes behind the chains that were taken at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// As far as known, nothing.
+    Nothing,
+    /// Perhaps a chain of the common shape: there was no room for more.
+    Any,
+    /// One of another shape, or nothing.
+    Other,
+}
+
+/// Room for chains that are taken at once, and the guest's memory that they are in.
+#[derive(Debug)]
+pub struct Batch {
+    memory: Translator,
+    list: [Parts; MOST],
+    /// How many of them are taken.
+    taken: u16,
+    /// Bytes of data that may still be taken, less than none if the last one had more.
+    left_bytes: i64,
+}
+
+// SAFETY: the pointers lead into the table of `memory`, and only the owner of this value uses them.
+unsafe impl Send for Batch {}
+
+impl Batch {
+    /// Room for chains in this memory.
+    pub const fn new(memory: Translator) -> Self {
+        Self { memory, list: [Parts::NONE; MOST], taken: 0, left_bytes: 0 }
+    }
+
+    /// The memory.
+    pub const fn memory(&mut self) -> &mut Translator {
+        &mut self.memory
+    }
+
+    /// Takes chains as [`take_plain`](super::Virtqueue::take_plain) says. `read` takes the next one if it is of the
+    /// common shape and lies where others have before.
+    #[inline(always)]
+    pub(super) fn fill(
+        &mut self,
+        bounds: Bounds,
+        mut read: impl FnMut(&mut Translator) -> Option<Parts>,
+        expect: impl Fn(&Header) -> bool,
+    ) -> Result<Next, RingError> {
+        let room = usize::from(bounds.chains).min(MOST);
+        (self.taken, self.left_bytes) = (0, i64::from(bounds.bytes));
+        for place in self.list.get_mut(..room).unwrap_or_default() {
+            let Some(parts) = read(&mut self.memory) else { break };
+            *place = parts;
+            self.taken = self.taken.wrapping_add(1);
+            self.left_bytes = self.left_bytes.wrapping_sub_unsigned(parts.data.len() as u64);
+            if self.left_bytes <= 0 || !expect(&parts.header) {
+                break;
+            }
+        }
+        self.check(Next::Any)
+    }
+
+    /// Takes one chain, wherever it lies, or none.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn put(
+        &mut self,
+        read: impl FnOnce(&mut Translator) -> Option<Parts>,
+    ) -> Result<Next, RingError> {
+        let Some(parts) = read(&mut self.memory) else { return self.check(Next::Other) };
+        if let Some(place) = self.list.first_mut() {
+            (*place, self.taken) = (parts, 1);
+        }
+        self.check(Next::Any)
+    }
+
+    /// What was read is not the driver's if memory is lost: no request may be made of it.
+    #[inline]
+    fn check(&mut self, next: Next) -> Result<Next, RingError> {
+        if self.memory.is_lost() {
+            self.taken = 0;
+            return Err(RingError::GuestMemoryLost);
+        }
+        Ok(next)
+    }
+
+    /// How many are taken.
+    #[inline]
+    pub const fn len(&self) -> u16 {
+        self.taken
+    }
+
+    /// Whether none are.
+    #[inline]
+    pub const fn is_empty(&self) -> bool {
+        self.taken == 0
+    }
+
+    /// All of them, in the ring's order. Each is to be completed, unless the ring is given up.
+    #[inline(always)]
+    pub fn drain(&mut self) -> impl Iterator<Item = Plain<'_>> {
+        let taken = usize::from(std::mem::take(&mut self.taken));
+        let memory = &self.memory;
+        self.list.get(..taken).unwrap_or_default().iter().map(|parts| Plain { parts, memory })
+    }
+}
+
+/// A chain of the common shape, popped: it borrows the batch until it is finished.
+#[derive(Debug)]
+#[must_use = "a popped chain must be completed"]
+pub struct Plain<'a> {
+    parts: &'a Parts,
+    memory: &'a Translator,
+}
+
+impl<'a> Plain<'a> {
+    /// The header, read once.
+    #[inline]
+    pub const fn header(&self) -> &'a Header {
+        &self.parts.header
+    }
+
+    /// The data: room for what the device sends if it [is writable](Self::is_writable), else what the driver sends.
+    #[inline]
+    pub const fn data(&self) -> Segments<'a> {
+        let data = &self.parts.data;
+        // SAFETY: the batch's translator has found the bytes, and keeps its table mapped for 'a. Guest memory is never
+        // the target of a Rust reference.
+        unsafe { Segments::with_total(slice::from_ref(data), data.len()) }
+    }
+
+    /// Length of the data, which a descriptor has said.
+    #[inline]
+    pub const fn data_bytes(&self) -> u32 {
+        let [l0, l1, l2, l3, ..] = (self.parts.data.len() as u64).to_le_bytes();
+        u32::from_le_bytes([l0, l1, l2, l3])
+    }
+
+    /// Whether the data is the device's to write.
+    #[inline]
+    pub const fn is_writable(&self) -> bool {
+        self.parts.flags & WRITE != 0
+    }
+
+    /// Stores the status and completes the chain, of whose device-writable part so many bytes were written without a
+    /// gap, the status included if there is none before it. `None`: the status has no place any more.
+    #[inline(always)]
+    pub fn finish(self, status: u8, written_bytes: u32) -> Option<Completion> {
+        // SAFETY: the batch's translator has found the byte in its table, and keeps it mapped for 'a.
+        let is_stored = unsafe { copy::store_byte(self.parts.status, status) };
+        is_stored.then(|| Head::new(self.parts.head).complete(written_bytes))
+    }
+
+    /// The same as any other chain.
+    #[inline]
+    pub fn into_chain(self) -> Chain<'a> {
+        let (head, header) = (Head::new(self.parts.head), self.parts.header);
+        let data = self.data();
+        // SAFETY: the batch's translator has found the byte in its table.
+        let status = unsafe { StatusByte::new(self.parts.status, self.memory.table()) };
+        let (readable, writable) =
+            if self.is_writable() { (Segments::empty(), data) } else { (data, Segments::empty()) };
+        let data_bytes = writable.total_bytes() as u64;
+        Chain { head, header, flaw: None, readable, writable, status, data_bytes }
+    }
+}

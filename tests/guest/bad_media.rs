@@ -1,5 +1,6 @@
 //! Bad media, by the lists that Linux lets a test write to: who fails, and what a write mends.
 
+use super::linux::MIB;
 use super::pmem::Pmem;
 
 /// Where the client looks for the metrics of the disk named `disk`.
@@ -186,4 +187,34 @@ pub fn below_the_page_cache(pmem: &mut Pmem) -> String {
     pmem.stop();
     pmem.guest.shell("umount /mnt");
     "exactly the requests that touch the page fail, and it is listed until it is written".to_owned()
+}
+
+/// A hole of a DAX file for which there is no space is a fault of the store.
+pub fn full(pmem: &mut Pmem) -> String {
+    let block = pmem.module_block();
+    pmem.guest.shell(&format!("/lab/pmem.sh format ext4 {block} dax=always"));
+    pmem.serve("/mnt/disk", ",size=32M,sparse=on", METRICS);
+    pmem.client("write:0:1048576:7 flush");
+    // What a failed write has taken is there again after a sync.
+    let fill = |name| {
+        format!("dd if=/dev/zero of=/mnt/{name} bs=1M; dd if=/dev/zero of=/mnt/{name}-4k bs=4k; sync;")
+    };
+    pmem.guest.shell(&format!("{} {} {} true", fill("a"), fill("b"), fill("c")));
+    let writes: Vec<String> = (8..32).map(|mib| format!("write:{}:1048576:8", mib * MIB)).collect();
+    let said = pmem.client(&writes.join(" "));
+    assert!(said.last().unwrap().ends_with(" errno 5"), "{said:?}");
+    pmem.assert_told(&[
+        ("verify:0:1048576:7", "ok"),
+        ("write:0:4096:8", "ok"),
+        ("flush", "ok"),
+        ("bad-bytes", "0"),
+    ]);
+    let log = pmem.guest.shell("cat /tmp/log");
+    assert!(log.contains("/mnt/disk: no space is left on its file system for the hole at byte"), "{log}");
+    pmem.guest.shell("rm /mnt/a");
+    pmem.assert_told(&[("write:32505856:1048576:8", "ok"), ("verify:32505856:1048576:8", "ok")]);
+    pmem.guest.shell("/lab/pmem.sh alive");
+    pmem.stop();
+    pmem.guest.shell("umount /mnt");
+    "writes that need more space fail until there is some".to_owned()
 }

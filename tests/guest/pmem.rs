@@ -41,7 +41,7 @@ pub(super) struct Pmem {
 pub(super) type Check = fn(&mut Pmem) -> String;
 
 /// In the guest whose modules name the memory controller as their persistence domain.
-const CHECKS: [(&str, Check); 15] = [
+const CHECKS: [(&str, Check); 16] = [
     ("pmem: ext4 with DAX on a module", |pmem| pmem.ext4("cacheline", "memory_controller")),
     ("pmem: xfs with DAX on a module", xfs),
     ("pmem: the page cache without DAX", without_dax),
@@ -49,6 +49,7 @@ const CHECKS: [(&str, Check); 15] = [
     ("pmem: bad media that the platform repairs", bad_media::repaired),
     ("pmem: bad media below the page cache", bad_media::below_the_page_cache),
     ("pmem: bad media that only faults tell of", bad_media::unannounced),
+    ("pmem: a full DAX file system", bad_media::full),
     ("pmem: block device of a module", block_device),
     ("pmem: bad media of a block device", bad_media::of_a_block_device),
     ("pmem: block translation table (BTT)", sector_device),

@@ -14,6 +14,8 @@ mod log;
 mod moved;
 #[path = "migration/one_writer.rs"]
 mod one_writer;
+#[path = "migration/plugged.rs"]
+mod plugged;
 #[path = "migration/postcopy.rs"]
 mod postcopy;
 #[path = "migration/postcopy_order.rs"]

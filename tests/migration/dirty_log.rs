@@ -19,7 +19,7 @@ const SIZE: u16 = 1024;
 const SET_LOG_BASE: u32 = 6;
 
 /// A daemon with one disk full of random bytes, a little smaller than what is asked for.
-fn daemon(place: Place) -> Daemon {
+pub(super) fn daemon(place: Place) -> Daemon {
     let setup = Setup::new(place).disk("");
     std::fs::write(setup.image(0), pattern(1, (SECTORS as usize - 64) * 512)).unwrap();
     setup.start()
@@ -30,14 +30,14 @@ fn connect(daemon: &Daemon, features: u64) -> Session {
     connect_with(daemon, features, false)
 }
 
-fn connect_with(daemon: &Daemon, features: u64, packed: bool) -> Session {
+pub(super) fn connect_with(daemon: &Daemon, features: u64, packed: bool) -> Session {
     let options =
         Options { features: features & !LOG_ALL, packed, spans: SPANS.to_vec(), ..Options::default() };
     Session::connect_with(&daemon.socket(0), &options)
 }
 
 /// Switches the log on, as QEMU does it: the log itself, the features, then the rings.
-fn switch_on(session: &mut Session, log: &Log, rings: &[&Ring]) {
+pub(super) fn switch_on(session: &mut Session, log: &Log, rings: &[&Ring]) {
     log.announce(session);
     session.set_features(session.features | LOG_ALL);
     for ring in rings {

@@ -1,13 +1,16 @@
-//! A guest moves while its memory comes and goes. A module is plugged right before each move, so that QEMU announces
-//! it and then the dirty log, and the guest begins to use it while the log is on; after the move it is unplugged under
-//! load. The window of another device, which is memory of its own, comes and goes all the time: regions are added and
-//! removed while the log is on as well. A module cannot do that: during a move QEMU refuses `device_add`.
+//! A guest moves while its memory comes and goes: a module is plugged right before each move, so that QEMU announces it
+//! and at once the dirty log, and is unplugged under load after it. During a move QEMU refuses to plug and to unplug.
+//!
+//! The guest leaves the module alone. An emulated one that uses it loses what its own processors wrote there when it
+//! moves (QEMU 10.0.2 with TCG, and with a disk of QEMU's own as well). What a disk writes to memory that comes before
+//! the log or while it is on is looked at without a guest: `tests/migration/plugged.rs`.
 
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use super::super::common::process::Process;
+use super::super::common::wait_for;
 use super::super::guest::Guest;
 use super::super::machine::PATIENCE;
 use super::Order;
@@ -16,48 +19,52 @@ use super::monitor::Monitor;
 use super::rig;
 use super::table::Row;
 
-/// What guests do with a module: it is for programs, and for what else can leave it again.
-const KERNEL_ARGUMENTS: &str = "memhp_default_state=online_movable";
+/// The guest does not use modules by itself.
+const KERNEL_ARGUMENTS: &str = "memhp_default_state=offline";
 
-/// Room for modules, and a device with a window of memory that its guest switches on and off.
-const MACHINE: &str = "-m slots=4,maxmem=4G \
-    -object memory-backend-memfd,id=window,size=4M,share=on -device ivshmem-plain,memdev=window,master=on";
+/// Room for modules.
+const MACHINE: [&str; 2] = ["-m", "slots=4,maxmem=4G"];
 
 const MODULE_BYTES: u64 = 256 << 20;
 
 /// Where modules are in the guest's memory.
 const MODULE_ADDRESS: u64 = 4 << 30;
 
-/// Pages of programs that lie in the module before a move goes on: buffers that the disk writes to are most of them.
-const PAGES: u32 = 2048;
+/// What Linux counts memory in (x86-64, less than 64 GiB).
+const BLOCK_BYTES: u64 = 128 << 20;
+
+/// What QEMU calls the files that the daemon maps.
+const REGION: &str = "memfd:memory-backend-memfd";
+const DIRTY_LOG: &str = "memfd:vhost-log";
 
 /// A guest that has not let a module go by then is asked again.
 const AGAIN: Duration = Duration::from_secs(10);
 
-/// How often a region must have come or gone before a move goes on.
-const CHANGES: u32 = 4;
-
 pub fn moves(order: &Order<'_>) -> Vec<Row> {
     let daemons = vec![migration::setup(order, "daemon.log", "size=64M,serial=soak").start()];
     let mut scene = Scene::new(order, daemons);
-    scene.arguments = MACHINE.split_whitespace().map(str::to_owned).collect();
+    scene.arguments = MACHINE.map(str::to_owned).into();
     let mut guest = scene.boot(KERNEL_ARGUMENTS);
-    guest.shell("/lab/soak soak switch-window >/tmp/window 2>&1 &");
 
+    let daemon = Process(scene.daemons[0].pid());
+    let regions = daemon.mappings(REGION);
     let start = Instant::now();
     let mut monitor = scene.monitor();
     let mut pauses = Vec::new();
     for round in 1..=order.rounds {
         let module = Module(round);
+        wait_for("the one before and its module are gone", || {
+            (daemon.mappings(REGION) == regions).then_some(())
+        });
         module.plug(&mut monitor);
         let machine = scene.arguments.clone();
         scene.arguments.extend(module.arguments());
-        let daemon = Process(scene.daemons[0].pid());
         let pause;
         (monitor, pause) = scene.move_to(round as usize, &mut guest, monitor, |guest, source| {
             assert_refused(round, source);
-            await_use(guest);
-            await_changes(daemon);
+            await_module(guest);
+            wait_for("the dirty log is on", || (daemon.mappings(DIRTY_LOG) > 0).then_some(()));
+            assert!(daemon.mappings(REGION) > regions, "the module has not come before the dirty log");
         });
         pauses.push(pause);
         scene.arguments = machine;
@@ -65,7 +72,6 @@ pub fn moves(order: &Order<'_>) -> Vec<Row> {
     }
     rig::check_rereading(&mut guest);
     let passes = rig::finish_load(&mut guest);
-    assert_eq!(guest.shell("cat /tmp/window"), "", "who switches the window complains");
     guest.power_off();
     let what = format!("moved with a module that came before and went afterwards, in {passes} passes of fio");
     vec![Row { what, rounds: order.rounds, seconds: start.elapsed().as_secs_f32(), pauses }]
@@ -84,25 +90,12 @@ fn assert_refused(round: u32, source: &mut Monitor) {
     }
 }
 
-/// Waits until the guest's programs use the module.
-fn await_use(guest: &mut Guest) {
+/// Waits until the guest has found the module.
+fn await_module(guest: &mut Guest) {
+    let block = MODULE_ADDRESS / BLOCK_BYTES;
     guest.shell(&format!(
-        "for try in $(seq 600); do awk '/^Node/ {{ movable = /Movable/ }} \
-             movable && /nr_zone_(in)?active_anon/ {{ sum += $2 }} END {{ exit sum < {PAGES} }}' /proc/zoneinfo && exit 0; \
-             sleep 0.1; done; cat /proc/zoneinfo; exit 1"
+        "for try in $(seq 600); do [ ! -e /sys/devices/system/memory/memory{block} ] || exit 0; sleep 0.1; done; exit 1"
     ));
-}
-
-/// Waits until the daemon has gained and lost regions of memory while it has a dirty log.
-fn await_changes(daemon: Process) {
-    let (start, mut before, mut changes) = (Instant::now(), None, 0);
-    while changes < CHANGES {
-        assert!(start.elapsed() < PATIENCE, "{changes} changes of memory while the dirty log is on");
-        assert!(daemon.mappings("memfd:vhost-log") > 0, "the dirty log is not on");
-        let regions = daemon.mappings("memfd:memory-backend");
-        changes += u32::from(before.replace(regions).is_some_and(|before| before != regions));
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 /// A module of memory, by its number.

@@ -30,9 +30,6 @@ const REREAD_BYTES: usize = 8 << 20;
 /// What it reads before it pauses: the end of a migration shall come in the middle of a part.
 const REREAD_CHUNK_BYTES: usize = 64 << 10;
 
-/// After so many parts its buffers are new ones.
-const REREAD_RENEWAL: usize = 8;
-
 /// Between two beats of the pulse: it must not take the processor away from the load.
 const BEAT: Duration = Duration::from_millis(2);
 
@@ -42,7 +39,6 @@ pub fn run(arguments: &[String]) {
     match words.as_slice() {
         ["pulse", device] => pulse(Path::new(device)),
         ["reread", device] => reread(Path::new(device)),
-        ["switch-window"] => switch_window(),
         ["kexec", kernel, initramfs] => kexec(Path::new(kernel), Path::new(initramfs)),
         ["append", file, seed] => append(Path::new(file), seed.parse().unwrap()),
         ["check", file, seed, count] => {
@@ -88,16 +84,13 @@ pub fn reread_content() -> Vec<u8> {
 
 /// Reads one part of the disk after the other into one of two buffers, and again and again looks whether the last two
 /// parts are still there. Nobody but the disk writes to these pages, and each time other bytes: a migration loses them
-/// when it is not told. Now and then a buffer is a new one, in memory that may have come meanwhile.
+/// when it is not told.
 fn reread(device: &Path) {
     let mut file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(device).unwrap();
     let all = reread_content();
     let buffer = || MmapRegion::<()>::new(REREAD_BYTES).unwrap();
-    let mut buffers = [buffer(), buffer()];
+    let buffers = [buffer(), buffer()];
     for pass in 0_usize.. {
-        if pass % REREAD_RENEWAL < buffers.len() {
-            buffers[pass % 2] = buffer();
-        }
         let part = pass % REREAD_PARTS * REREAD_BYTES;
         file.seek(SeekFrom::Start(REREAD_OFFSET + part as u64)).unwrap();
         for at in (0..REREAD_BYTES).step_by(REREAD_CHUNK_BYTES) {
@@ -122,23 +115,6 @@ fn differences(found: &[u8], wanted: &[u8]) -> String {
     let wrong: Vec<usize> =
         pages.filter(|(_, (found, wanted))| found != wanted).map(|(page, _)| page).collect();
     format!("{} pages are wrong, the first is {}", wrong.len(), wrong[0])
-}
-
-/// Switches the window of QEMU's memory device (ivshmem) off and on, until the guest ends.
-fn switch_window() {
-    /// The register in a device's configuration, and its bit for windows of memory.
-    const COMMAND: (u64, u8) = (4, 2);
-    let mut devices = std::fs::read_dir("/sys/bus/pci/devices").unwrap().map(|entry| entry.unwrap().path());
-    let is_ours = |path: &Path| {
-        let number = |name| std::fs::read_to_string(path.join(name)).unwrap();
-        number("vendor").trim() == "0x1af4" && number("device").trim() == "0x1110"
-    };
-    let device = devices.find(|path| is_ours(path)).unwrap();
-    let config = OpenOptions::new().write(true).open(device.join("config")).unwrap();
-    for command in [0, COMMAND.1].into_iter().cycle() {
-        config.write_all_at(&[command], COMMAND.0).unwrap();
-        std::thread::sleep(20 * BEAT);
-    }
 }
 
 /// Starts another kernel in place of this one, as kexec-tools do.

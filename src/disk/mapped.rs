@@ -302,8 +302,9 @@ impl Disk for MappedDisk {
             self.geometry().check_write(offset, len)?;
             self.mend(offset, len)?;
         }
-        let store = || self.mapping.write(offset, from);
-        store().or_else(|error| self.store_anew(offset, len, error, &store))?;
+        if let Err(error) = self.mapping.write(offset, from) {
+            self.copy_anew(offset, from, error)?;
+        }
         self.wrote(offset, len);
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::PoisonError;
 
 use super::{BackingKind, DiskError, MappedDisk, failed};
-use crate::copy;
+use crate::copy::{self, Segments};
 use crate::disk::mapping::Loss;
 use crate::disk::poison::{self, BadList, PAGE_BYTES};
 use crate::disk::space::{self, fallocate};
@@ -89,6 +89,18 @@ impl MappedDisk {
             tracing::warn!(offset = page.start, len = page_bytes, "bad media: the range was written anew");
         }
         self.changed_layout()
+    }
+
+    /// As [`store_anew`](Self::store_anew), of a write.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn copy_anew(
+        &self,
+        offset: u64,
+        from: Segments<'_>,
+        error: DiskError,
+    ) -> Result<(), DiskError> {
+        self.store_anew(offset, from.total_bytes() as u64, error, &|| self.mapping.write(offset, from))
     }
 
     /// A store has met bad media that was not known: it is repaired first if the range covers it, page by page.

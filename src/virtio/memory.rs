@@ -256,7 +256,7 @@ impl Translator {
     /// A view of `table`, which stays mapped as long as the view lives.
     pub fn new(table: Arc<MemoryTable>) -> Self {
         // Whatever was lost before counts, too.
-        Self { learnt: Learnt::nothing(&table.by_guest), table, losses: 0 }
+        Self { learnt: Learnt::new(&table.by_guest), table, losses: 0 }
     }
 
     /// The table behind the view.

@@ -101,10 +101,24 @@ pub(super) struct Learnt {
 }
 
 impl Learnt {
-    /// Nothing yet of these.
-    pub(super) fn nothing(extents: &Extents) -> Self {
+    /// To begin with, each bucket knows the longest of the extents in it: in most guests, that is the only one.
+    pub(super) fn new(extents: &Extents) -> Self {
         let shift = extents.bucket_bits() - EXTENT_BYTES.ilog2();
-        Self { shift, extents: Box::new([[Extent::NOWHERE; BUCKETS]; 4]) }
+        let mut learnt = Self { shift, extents: Box::new([[Extent::NOWHERE; BUCKETS]; 4]) };
+        for extent in extents.iter() {
+            let buckets = (extent.last() >> shift) / EXTENT_BYTES as u64
+                - (extent.start >> shift) / EXTENT_BYTES as u64;
+            let first = learnt.bucket(extent.start);
+            for bucket in (0..=buckets).filter_map(|after| usize::try_from(after).ok()) {
+                for of_kind in learnt.extents.iter_mut() {
+                    let known = of_kind.get_mut((first + bucket) % BUCKETS);
+                    if let Some(known) = known.filter(|known| known.len_bytes < extent.len_bytes) {
+                        *known = *extent;
+                    }
+                }
+            }
+        }
+        learnt
     }
 
     #[inline(always)]
@@ -187,7 +201,7 @@ mod tests {
         ) {
             let list = extents(start, &parts);
             let extents = Extents::new(list.clone().into());
-            let mut learnt = Learnt::nothing(&extents);
+            let mut learnt = Learnt::new(&extents);
             let near = near.into_iter().filter_map(|(number, by, is_end)| {
                 let extent = list.get(number)?;
                 let edge = if is_end { extent.last() } else { extent.start };
@@ -205,8 +219,21 @@ mod tests {
                 prop_assert_eq!(learnt.learn(Kind::Data, address, len_bytes, &extents), host);
                 let is_there = list.iter().any(|it| it.at(address).is_some());
                 prop_assert_eq!(learnt.resolve(Kind::Data, address, len_bytes), host.filter(|_| is_there));
-                prop_assert_eq!(learnt.resolve(Kind::Header, address, 1), None);
+                let of_another_kind = learnt.resolve(Kind::Header, address, len_bytes);
+                prop_assert!(of_another_kind.is_none() || of_another_kind == host);
             }
+        }
+    }
+
+    /// As in a guest with a hole below 4 GiB.
+    #[test]
+    fn a_bucket_knows_the_longest_region_before_any_address_of_it() {
+        let extents = Extents::new(extents(0, &[(0, 3 << 30), (1 << 30, 13 << 30)]).into());
+        let learnt = Learnt::new(&extents);
+        for address in [0, (3 << 30) - 1, 4 << 30, (17 << 30) - 1] {
+            let host = extents.find(address).and_then(|extent| extent.at(address)).map(|(host, _)| host);
+            assert!(host.is_some());
+            assert_eq!(learnt.resolve(Kind::Data, address, 1), host);
         }
     }
 
@@ -216,7 +243,7 @@ mod tests {
         for start in [0, 0x7f01_2345_6000] {
             let list = extents(start, &vec![(1 << 20, 1 << 20); BUCKETS / 2]);
             let extents = Extents::new(list.clone().into());
-            let mut learnt = Learnt::nothing(&extents);
+            let mut learnt = Learnt::new(&extents);
             for extent in &list {
                 learnt.learn(Kind::Status, extent.last(), 1, &extents).unwrap();
             }

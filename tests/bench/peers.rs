@@ -160,15 +160,17 @@ fn turn_of(server: &Server, row: &Row, length: &Length) -> Vec<Vec<f64>> {
     }
 }
 
-/// The same of what is left when there is nothing but copies, or nothing but a wake-up each way.
+/// The same of what is left when there is nothing but copies, or nothing but a wake-up each way, or both.
 fn bare_turn(bare: &mut Bare, row: &Row, show: Show, length: &Length) -> Vec<f64> {
+    let [client, server]: [Cpus; 2] = [CLIENT_CPU, SERVER_CPU].map(|cpu| cpu.parse().unwrap());
     let (bytes, depth) = (row.block_bytes as usize, usize::from(row.depth));
     let mut one = |_| match (row.is_event_driven(), show) {
         (false, Show::Rate | Show::Bandwidth) => {
             let rate = bare.rate(row.rw.writes(), bytes, depth, length.slice);
             Some(show.of_rate(rate, row.block_bytes))
         }
-        (true, Show::P50) => Some(bare::wake_up_us(&SERVER_CPU.parse().unwrap(), length.slice)),
+        (true, Show::P50) => Some(bare::wake_up_us(&server, length.slice)),
+        (true, Show::ServerCpu) => Some(bare.woken_cpu_us(bytes, depth, &client, &server, length.slice)),
         _ => None,
     };
     (0..length.slices).filter_map(&mut one).collect()
@@ -180,7 +182,7 @@ fn report(servers: &[Server], found: &[Vec<Line>], length: &Length) -> String {
     let mut text = format!(
         "{} on {}; client on CPU {CLIENT_CPU}, back-ends on CPU {SERVER_CPU}, 1 GiB in /dev/shm, one queue.\n\n\
          Thousand requests/s unless noted: median (quartiles) of {} interleaved turns × {} rounds of {:?}. Bare is a loop over \
-         the same copies; for event-driven clients a wake-up each way, both asleep.\n\n",
+         the same copies; for event-driven clients a wake-up each way, both asleep, and what it costs with the copies.\n\n",
         line_of("/proc/sys/kernel/osrelease", ""),
         line_of("/proc/cpuinfo", "model name"),
         length.rounds,

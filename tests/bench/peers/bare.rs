@@ -1,10 +1,11 @@
-//! What a back-end would reach that had nothing else to do: the copy loop, and a pair of wake-ups.
+//! What a back-end would reach that had nothing else to do: the copy loop, a pair of wake-ups, and both together.
 
 use std::fs::File;
 use std::hint::black_box;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
 use vhost_user_pmem::copy::{Engine, Persist, Segment, Segments, store_fence};
 use vhost_user_pmem::cpus::Cpus;
 use vmm_sys_util::eventfd::EventFd;
@@ -13,6 +14,10 @@ use crate::common::{Random, map, memfd, quartiles};
 
 /// Copies between two looks at the clock.
 const BATCH: usize = 16;
+
+/// What is written to an eventfd to wake the other side, and to end it.
+const GO: u64 = 1;
+const END: u64 = 2;
 
 /// A disk and a guest's memory.
 pub struct Bare {
@@ -38,15 +43,54 @@ impl Bare {
         let begin = Instant::now();
         let mut copies = 0;
         while begin.elapsed() < time {
-            for copy in 0..BATCH {
-                let place = self.random.below(self.media_bytes / bytes) * bytes;
-                let buffer = self.guest.wrapping_add((copies + copy) % buffers * bytes);
-                self.copy(is_write, black_box(self.media.wrapping_add(place)), black_box(buffer), bytes);
-            }
-            store_fence();
+            self.batch(is_write, bytes, (copies..copies + BATCH).map(|copy| copy % buffers));
             copies += BATCH;
         }
         copies as f64 / begin.elapsed().as_secs_f64()
+    }
+
+    /// CPU time of a read in µs, if this side sleeps until it is woken for `depth` reads, and wakes the other one when
+    /// all of them are done.
+    pub fn woken_cpu_us(
+        &mut self,
+        bytes: usize,
+        depth: usize,
+        client: &Cpus,
+        this: &Cpus,
+        time: Duration,
+    ) -> f64 {
+        let [kick, call] = [(), ()].map(|()| EventFd::new(0).unwrap());
+        this.pin_this_thread().unwrap();
+        let found = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                client.pin_this_thread().unwrap();
+                let begin = Instant::now();
+                while begin.elapsed() < time {
+                    kick.write(GO).unwrap();
+                    call.read().unwrap();
+                }
+                kick.write(END).unwrap();
+            });
+            let (begin, mut reads) = (cpu_time(), 0);
+            while kick.read().unwrap() == GO {
+                self.batch(false, bytes, 0..depth);
+                call.write(GO).unwrap();
+                reads += depth;
+            }
+            (cpu_time() - begin).as_secs_f64() * 1e6 / reads as f64
+        });
+        client.pin_this_thread().unwrap();
+        found
+    }
+
+    /// A copy of a random block for each of these buffers.
+    fn batch(&mut self, is_write: bool, bytes: usize, buffers: impl Iterator<Item = usize>) {
+        for buffer in buffers {
+            let place = self.random.below(self.media_bytes / bytes) * bytes;
+            let buffer = self.guest.wrapping_add(buffer * bytes);
+            self.copy(is_write, black_box(self.media.wrapping_add(place)), black_box(buffer), bytes);
+        }
+        store_fence();
     }
 
     fn copy(&self, is_write: bool, media: *mut u8, buffer: *mut u8, bytes: usize) {
@@ -66,8 +110,6 @@ impl Bare {
 
 /// Median µs from a write to an eventfd to an answer through another one, when both sides sleep in between.
 pub fn wake_up_us(other_side: &Cpus, time: Duration) -> f64 {
-    const GO: u64 = 1;
-    const END: u64 = 2;
     let [there, back] = [(), ()].map(|()| EventFd::new(0).unwrap());
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -87,4 +129,9 @@ pub fn wake_up_us(other_side: &Cpus, time: Duration) -> f64 {
         let [_, median, _] = quartiles(found.into_iter());
         median
     })
+}
+
+/// What this thread has used.
+fn cpu_time() -> Duration {
+    clock_gettime(ClockId::ThreadCPUTime).try_into().unwrap()
 }

@@ -300,12 +300,17 @@ fn is_listening(line: &[u8], path: &[u8]) -> bool {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        let mut ended = None;
         if let Ok(mut child) = self.child.lock() {
+            ended = child.try_wait().ok().flatten();
             let _ = child.kill();
             let _ = child.wait();
         }
         if std::thread::panicking() {
             self.stderr.finish();
+            if let Some(status) = ended {
+                eprintln!("--- the daemon had ended before: {status}");
+            }
             eprintln!("--- log of the daemon\n{}---", self.log());
         }
     }

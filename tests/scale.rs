@@ -30,7 +30,7 @@ const TIB: u64 = 1 << 40;
 const LIMIT_BYTES: u64 = 64 << 20;
 
 /// The same with a front-end for each of them. Stacks of a build without optimisation are larger.
-const CONNECTED_LIMIT_BYTES: u64 = if cfg!(debug_assertions) { 96 << 20 } else { LIMIT_BYTES };
+const CONNECTED_LIMIT_BYTES: u64 = if cfg!(debug_assertions) { 128 << 20 } else { LIMIT_BYTES };
 
 /// Descriptors of a disk that nobody is connected to, and of everything but the disks.
 const FDS_OF_A_DISK: usize = 3;

@@ -82,29 +82,31 @@ impl Extents {
 /// What chains say where something is; addresses of one kind are often in one region, and those of another in another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A request's header.
-    Header,
+    /// A request's header and status, or a table of descriptors.
+    Request,
     /// Its data.
     Data,
-    /// Its status.
-    Status,
-    /// A table of descriptors.
-    Table,
 }
+
+/// How many kinds there are.
+const KINDS: usize = 2;
 
 /// The extents that addresses were in: of each kind, and of each bucket of memory, the last one.
 #[derive(Debug)]
 pub(super) struct Learnt {
     /// An address without so many of its last bits is where its bucket is, in bytes.
     shift: u32,
-    extents: Box<[[Extent; BUCKETS]; 4]>,
+    extents: Box<[[Extent; BUCKETS]; KINDS]>,
 }
 
 impl Learnt {
     /// To begin with, each bucket knows the longest of the extents in it: in most guests, that is the only one.
     pub(super) fn new(extents: &Extents) -> Self {
         let shift = extents.bucket_bits() - EXTENT_BYTES.ilog2();
-        let mut learnt = Self { shift, extents: Box::new([[Extent::NOWHERE; BUCKETS]; 4]) };
+        // Filled where it is: what starts rings would touch as much of its stack otherwise, for each front-end.
+        let places = vec![[Extent::NOWHERE; BUCKETS]; KINDS].into_boxed_slice();
+        let places = places.try_into().unwrap_or_else(|_| Box::new([[Extent::NOWHERE; BUCKETS]; KINDS]));
+        let mut learnt = Self { shift, extents: places };
         for extent in extents.iter() {
             let buckets = (extent.last() >> shift) / EXTENT_BYTES as u64
                 - (extent.start >> shift) / EXTENT_BYTES as u64;
@@ -129,12 +131,10 @@ impl Learnt {
     /// Host address of `len_bytes` bytes (not none) at a guest address, if that is known.
     #[inline(always)]
     pub(super) fn resolve(&self, kind: Kind, address: u64, len_bytes: u64) -> Option<*mut u8> {
-        let [header, data, status, table] = &*self.extents;
+        let [request, data] = &*self.extents;
         let of_kind = match kind {
-            Kind::Header => header,
+            Kind::Request => request,
             Kind::Data => data,
-            Kind::Status => status,
-            Kind::Table => table,
         };
         of_kind.get(self.bucket(address))?.whole(address, len_bytes)
     }
@@ -151,12 +151,10 @@ impl Learnt {
     ) -> Option<*mut u8> {
         let found = *extents.find(address)?;
         let bucket = self.bucket(address);
-        let [header, data, status, table] = &mut *self.extents;
+        let [request, data] = &mut *self.extents;
         let of_kind = match kind {
-            Kind::Header => header,
+            Kind::Request => request,
             Kind::Data => data,
-            Kind::Status => status,
-            Kind::Table => table,
         };
         if let Some(place) = of_kind.get_mut(bucket) {
             *place = found;
@@ -219,7 +217,7 @@ mod tests {
                 prop_assert_eq!(learnt.learn(Kind::Data, address, len_bytes, &extents), host);
                 let is_there = list.iter().any(|it| it.at(address).is_some());
                 prop_assert_eq!(learnt.resolve(Kind::Data, address, len_bytes), host.filter(|_| is_there));
-                let of_another_kind = learnt.resolve(Kind::Header, address, len_bytes);
+                let of_another_kind = learnt.resolve(Kind::Request, address, len_bytes);
                 prop_assert!(of_another_kind.is_none() || of_another_kind == host);
             }
         }
@@ -245,11 +243,11 @@ mod tests {
             let extents = Extents::new(list.clone().into());
             let mut learnt = Learnt::new(&extents);
             for extent in &list {
-                learnt.learn(Kind::Status, extent.last(), 1, &extents).unwrap();
+                learnt.learn(Kind::Request, extent.last(), 1, &extents).unwrap();
             }
             for extent in &list {
                 let host = extent.host.wrapping_add(extent.len_bytes as usize - 1);
-                assert_eq!(learnt.resolve(Kind::Status, extent.last(), 1), Some(host));
+                assert_eq!(learnt.resolve(Kind::Request, extent.last(), 1), Some(host));
             }
         }
     }

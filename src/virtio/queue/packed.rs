@@ -282,7 +282,7 @@ impl PackedQueue {
     ) -> Result<(), RingError> {
         let len = indirect_len(len_bytes, self.max_indirect)?;
         let table = memory
-            .resolve(Kind::Table, address, u64::from(len_bytes))
+            .resolve(Kind::Request, address, u64::from(len_bytes))
             .ok_or(RingError::IndirectUnmapped(address))?;
         for index in 0..usize::from(len) {
             // SAFETY: the table's `len` descriptors are mapped, as the translator says.
@@ -404,7 +404,7 @@ impl Virtqueue for PackedQueue {
         }
         let mut first = self.read(at.slot);
         if first.flags & INDIRECT != 0 {
-            let table = memory.resolve(Kind::Table, first.address, u64::from(DESCRIPTOR_BYTES))?;
+            let table = memory.resolve(Kind::Request, first.address, u64::from(DESCRIPTOR_BYTES))?;
             // SAFETY: mapped, as the translator says.
             first = Descriptor::of(unsafe { read_halves(table) });
         }

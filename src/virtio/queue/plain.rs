@@ -49,9 +49,9 @@ impl Parts {
     #[inline(always)]
     pub(super) fn find(learns: bool, head: u16, places: Places, memory: &mut Translator) -> Option<Self> {
         let Places { header, data, data_bytes, flags, status } = places;
-        let header = memory.find(learns, Kind::Header, header, u64::from(HEADER_BYTES))?;
+        let header = memory.find(learns, Kind::Request, header, u64::from(HEADER_BYTES))?;
         let data = memory.find(learns, Kind::Data, data, u64::from(data_bytes))?;
-        let status = memory.find(learns, Kind::Status, status, 1)?;
+        let status = memory.find(learns, Kind::Request, status, 1)?;
         // SAFETY: the translator found the 16 bytes in its table, which it keeps mapped.
         let header = unsafe { copy::load_words(header) }?.map(u64::from_le);
         Some(Self { header, data: Segment::new(data, data_bytes as usize), status, head, flags })

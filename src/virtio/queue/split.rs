@@ -190,7 +190,7 @@ impl SplitQueue {
             return None;
         }
         let table_bytes = 3 * u64::from(DESCRIPTOR_BYTES);
-        let table = Table { base: memory.find(learns, Kind::Table, first.address, table_bytes)?, len: 3 };
+        let table = Table { base: memory.find(learns, Kind::Request, first.address, table_bytes)?, len: 3 };
         table.plain(table.get(0)?)
     }
 
@@ -230,7 +230,7 @@ impl SplitQueue {
         memory: &mut Translator,
     ) -> Result<Table, RingError> {
         let len = indirect_len(len_bytes, self.max_indirect)?;
-        let base = memory.resolve(Kind::Table, address, u64::from(len_bytes));
+        let base = memory.resolve(Kind::Request, address, u64::from(len_bytes));
         Ok(Table { base: base.ok_or(RingError::IndirectUnmapped(address))?, len })
     }
 }
@@ -305,7 +305,7 @@ impl Virtqueue for SplitQueue {
         }
         let mut first = self.table.get(self.head(ahead))?;
         if first.flags & INDIRECT != 0 {
-            let base = memory.resolve(Kind::Table, first.address, u64::from(DESCRIPTOR_BYTES))?;
+            let base = memory.resolve(Kind::Request, first.address, u64::from(DESCRIPTOR_BYTES))?;
             first = Table { base, len: 1 }.get(0)?;
         }
         peek_buffer(first.address, memory)

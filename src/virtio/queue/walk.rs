@@ -74,7 +74,7 @@ pub(super) unsafe fn read_split(at: *const u8) -> (u64, u32, [u16; 2]) {
 /// The header in a buffer, for a guess: nobody has checked it yet.
 #[inline]
 pub(super) fn peek_buffer(address: u64, memory: &mut Translator) -> Option<Header> {
-    let header = memory.resolve(Kind::Header, address, u64::from(HEADER_BYTES))?;
+    let header = memory.resolve(Kind::Request, address, u64::from(HEADER_BYTES))?;
     // SAFETY: the translator found the 16 bytes in its table, which it keeps mapped.
     unsafe { copy::load_words(header) }.map(|words| words.map(u64::from_le))
 }

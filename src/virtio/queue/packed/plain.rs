@@ -38,7 +38,7 @@ impl PackedQueue {
             INDIRECT
                 if self.indirect && self.max_indirect >= 3 && first.len_bytes == 3 * DESCRIPTOR_BYTES =>
             {
-                let table = memory.find(learns, Kind::Table, first.address, u64::from(first.len_bytes))?;
+                let table = memory.find(learns, Kind::Request, first.address, u64::from(first.len_bytes))?;
                 let parts = [0, 1, 2].map(|index| {
                     // SAFETY: the table's three descriptors are mapped, as the translator says.
                     let halves =

@@ -75,12 +75,9 @@ fn the_start_says_what_a_disk_is_worth() {
 fn the_start_says_once_how_bytes_are_copied() {
     let setup =
         Setup::new(Place::Tmpfs).disk("size=1M").disk("size=1M").env("VHOST_USER_PMEM_COPY", "portable");
-    let daemon = setup.start();
-    daemon.wait_for_log("copies: ");
-    let log = daemon.log();
+    let log = setup.start().stop_for_log();
     let lines: Vec<&str> = log.lines().filter(|line| line.contains("copies: ")).collect();
     assert!(lines.len() == 1 && lines[0].contains("writes by ordinary stores"), "{lines:?}");
-    daemon.stop();
 }
 
 /// 1 TiB without a byte in it: listening at once, no hole filled, and every end of it works.

@@ -62,9 +62,8 @@ impl Pair {
     fn finish(mut self) -> String {
         self.load.stop();
         self.daemon.assert_alive();
-        let log = self.daemon.log();
+        let log = self.daemon.stop_for_log();
         assert!(!log.contains("disk=\"disk1\" operation"), "the other disk had an error:\n{log}");
-        self.daemon.stop();
         log
     }
 }

@@ -237,10 +237,21 @@ impl Daemon {
 
     /// Asks the daemon to end and insists on exit code 0.
     pub fn stop(mut self) -> Setup {
+        self.end();
+        self.setup.take().unwrap()
+    }
+
+    /// The same, for all that it has logged: what it logged just now may not have been read before it has ended.
+    pub fn stop_for_log(mut self) -> String {
+        self.end();
+        self.stderr.finish();
+        self.log()
+    }
+
+    fn end(&mut self) {
         self.signal(libc::SIGTERM);
         let status = self.wait();
         assert_eq!(status.code(), Some(0), "exit status after SIGTERM: {status}");
-        self.setup.take().unwrap()
     }
 
     /// Kills the daemon where it stands, as a crash would.

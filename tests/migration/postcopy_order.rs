@@ -202,7 +202,7 @@ fn regions_that_cannot_be_waited_for_are_refused() {
     // As it was before.
     let session = Session::connect(&daemon.socket(0));
     ordinary_disk_works(&session);
-    let log = daemon.log();
-    assert!(log.contains("cannot be waited for") && log.contains("hugetlbfs"), "{log}");
+    daemon.wait_for_log("cannot be waited for");
+    daemon.wait_for_log("hugetlbfs");
     assert_refused("a listen without advice", session.ask(|control| control.postcopy_listen()));
 }

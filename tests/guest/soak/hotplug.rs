@@ -132,12 +132,22 @@ impl Module {
             let asked = Instant::now();
             while asked.elapsed() < AGAIN {
                 if monitor.run("query-memory-devices", &json!({})) == json!([]) {
-                    monitor.run("object-del", &json!({ "id": format!("memory-{}", self.0) }));
-                    return;
+                    return self.free(monitor);
                 }
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
         panic!("the guest does not let the module go");
+    }
+
+    /// Frees its memory, which QEMU does later: a move that begins meanwhile may stand still for ever (10.0.2: its thread
+    /// holds the list of memory and waits for a processor, which waits for whoever frees, who waits for the list).
+    fn free(self, monitor: &mut Monitor) {
+        let memory = format!("memory-{}", self.0);
+        monitor.run("object-del", &json!({ "id": memory }));
+        wait_for("the module's memory is free", || {
+            let list = monitor.run("human-monitor-command", &json!({ "command-line": "info ramblock" }));
+            (!list.to_string().contains(&memory)).then_some(())
+        });
     }
 }

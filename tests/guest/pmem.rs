@@ -45,11 +45,12 @@ const CHECKS: [(&str, Check); 16] = [
     ("pmem: ext4 with DAX on a module", |pmem| pmem.ext4("cacheline", "memory_controller")),
     ("pmem: xfs with DAX on a module", xfs),
     ("pmem: the page cache without DAX", without_dax),
+    // Before any page is bad: free space would have those.
+    ("pmem: a full DAX file system", bad_media::full),
     ("pmem: bad media below a DAX file", bad_media::of_a_file),
     ("pmem: bad media that the platform repairs", bad_media::repaired),
     ("pmem: bad media below the page cache", bad_media::below_the_page_cache),
     ("pmem: bad media that only faults tell of", bad_media::unannounced),
-    ("pmem: a full DAX file system", bad_media::full),
     ("pmem: block device of a module", block_device),
     ("pmem: bad media of a block device", bad_media::of_a_block_device),
     ("pmem: block translation table (BTT)", sector_device),

@@ -88,55 +88,50 @@ pub enum Kind {
     Data,
 }
 
-/// How many kinds there are.
-const KINDS: usize = 2;
+/// The extent that each bucket of memory is known to be in.
+type Known = [Extent; BUCKETS];
 
 /// The extents that addresses were in: of each kind, and of each bucket of memory, the last one.
 #[derive(Debug)]
 pub(super) struct Learnt {
     /// An address without so many of its last bits is where its bucket is, in bytes.
     shift: u32,
-    extents: Box<[[Extent; BUCKETS]; KINDS]>,
+    /// For [`Kind::Request`] and [`Kind::Data`]: side by side, so that one pointer leads to both.
+    known: Box<[Known; 2]>,
 }
 
 impl Learnt {
     /// To begin with, each bucket knows the longest of the extents in it: in most guests, that is the only one.
     pub(super) fn new(extents: &Extents) -> Self {
         let shift = extents.bucket_bits() - EXTENT_BYTES.ilog2();
-        // Filled where it is: what starts rings would touch as much of its stack otherwise, for each front-end.
-        let places = vec![[Extent::NOWHERE; BUCKETS]; KINDS].into_boxed_slice();
-        let places = places.try_into().unwrap_or_else(|_| Box::new([[Extent::NOWHERE; BUCKETS]; KINDS]));
-        let mut learnt = Self { shift, extents: places };
+        let mut known = Box::new([[Extent::NOWHERE; BUCKETS]; 2]);
+        let [request, data] = &mut *known;
         for extent in extents.iter() {
-            let buckets = (extent.last() >> shift) / EXTENT_BYTES as u64
-                - (extent.start >> shift) / EXTENT_BYTES as u64;
-            let first = learnt.bucket(extent.start);
-            for bucket in (0..=buckets).filter_map(|after| usize::try_from(after).ok()) {
-                for of_kind in learnt.extents.iter_mut() {
-                    let known = of_kind.get_mut((first + bucket) % BUCKETS);
-                    if let Some(known) = known.filter(|known| known.len_bytes < extent.len_bytes) {
-                        *known = *extent;
-                    }
+            for part in part(extent.start, shift)..=part(extent.last(), shift) {
+                let place = request.get_mut(part % BUCKETS);
+                if let Some(place) = place.filter(|place| place.len_bytes < extent.len_bytes) {
+                    *place = *extent;
                 }
             }
         }
-        learnt
+        *data = *request;
+        Self { shift, known }
     }
 
     #[inline(always)]
     fn bucket(&self, address: u64) -> usize {
-        usize::try_from(address >> self.shift).unwrap_or(0) / EXTENT_BYTES % BUCKETS
+        part(address, self.shift) % BUCKETS
     }
 
     /// Host address of `len_bytes` bytes (not none) at a guest address, if that is known.
     #[inline(always)]
     pub(super) fn resolve(&self, kind: Kind, address: u64, len_bytes: u64) -> Option<*mut u8> {
-        let [request, data] = &*self.extents;
-        let of_kind = match kind {
+        let [request, data] = &*self.known;
+        let known = match kind {
             Kind::Request => request,
             Kind::Data => data,
         };
-        of_kind.get(self.bucket(address))?.whole(address, len_bytes)
+        known.get(self.bucket(address))?.whole(address, len_bytes)
     }
 
     /// As [`resolve`](Self::resolve), where that did not know it, but these do.
@@ -151,16 +146,22 @@ impl Learnt {
     ) -> Option<*mut u8> {
         let found = *extents.find(address)?;
         let bucket = self.bucket(address);
-        let [request, data] = &mut *self.extents;
-        let of_kind = match kind {
+        let [request, data] = &mut *self.known;
+        let known = match kind {
             Kind::Request => request,
             Kind::Data => data,
         };
-        if let Some(place) = of_kind.get_mut(bucket) {
+        if let Some(place) = known.get_mut(bucket) {
             *place = found;
         }
         found.whole(address, len_bytes)
     }
+}
+
+/// Which part of memory an address is in, by number.
+#[inline(always)]
+fn part(address: u64, shift: u32) -> usize {
+    usize::try_from(address >> shift).unwrap_or(0) / EXTENT_BYTES
 }
 
 #[cfg(test)]

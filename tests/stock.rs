@@ -285,16 +285,6 @@ fn a_broken_ring_breaks_alone_and_can_be_started_anew() {
     session.finish();
 }
 
-/// Reads the disk's first page to a guest address; returns the status.
-fn read_into(ring: &mut Ring, address: u64) -> u8 {
-    let frame = ring.frame(0);
-    ring.memory.write(frame.header, &Request::read(0, 4096).header());
-    ring.chain(0, &[(frame.header, 16, 0), (address, 4096, WRITE), (frame.status, 1, WRITE)]);
-    ring.kick.ring();
-    assert_eq!(ring.wait().head, 0);
-    ring.memory.read(frame.status, 1)[0]
-}
-
 #[test]
 fn memory_that_is_truncated_costs_the_requests_that_touch_it() {
     let scene = Scene::writable(Place::Tmpfs);
@@ -302,9 +292,9 @@ fn memory_that_is_truncated_costs_the_requests_that_touch_it() {
     let frontend = Session::connect(&socket);
     let mut ring = frontend.ring(0, 64);
     let [first, second] = SPANS;
-    assert_eq!(read_into(&mut ring, second.guest_start), OK);
+    assert_eq!(ring.read_to(0, second.guest_start, 4096), OK);
     rustix::fs::ftruncate(frontend.memory.fd(), first.bytes).unwrap();
-    assert_eq!(read_into(&mut ring, second.guest_start), IOERR);
+    assert_eq!(ring.read_to(0, second.guest_start, 4096), IOERR);
     assert_eq!(ring.run(&Request::read(0, 512)).status, OK, "elsewhere");
     drop(frontend);
     session.finish();
@@ -321,13 +311,13 @@ fn memory_that_was_taken_back_is_not_written_to() {
     let mut ring = frontend.ring(0, 64);
     let extra = Memory::new(&[Span { guest_start: EXTRA, bytes: 4 * PAGE }]);
     let region = extra.announcement().remove(0);
-    assert_eq!(read_into(&mut ring, EXTRA), IOERR, "not there yet");
+    assert_eq!(ring.read_to(0, EXTRA, 4096), IOERR, "not there yet");
     frontend.ask(|control| control.add_mem_region(&region)).unwrap();
-    assert_eq!(read_into(&mut ring, EXTRA), OK);
+    assert_eq!(ring.read_to(0, EXTRA, 4096), OK);
     assert!(extra.read(EXTRA, 4096) == pattern(1, DISK_BYTES as usize)[..4096]);
     extra.fill(EXTRA, 4096, 0);
     frontend.ask(|control| control.remove_mem_region(&region)).unwrap();
-    assert_eq!(read_into(&mut ring, EXTRA), IOERR, "not there any more");
+    assert_eq!(ring.read_to(0, EXTRA, 4096), IOERR, "not there any more");
     assert_eq!(extra.read(EXTRA, 4096), [0; 4096]);
     drop(frontend);
     session.finish();

@@ -7,7 +7,7 @@ use super::moved::{DISK_BYTES, Moved, content, daemon, sectors};
 use crate::common::daemon::Place;
 use crate::common::frontend::pages::{PAGE, can_wait};
 use crate::common::frontend::request::{OK, Request};
-use crate::common::frontend::ring::{Ring, WRITE};
+use crate::common::frontend::ring::Ring;
 use crate::common::frontend::{Options, SPANS, Session, settle};
 use crate::common::{SECTOR_BYTES, pattern, wait_for};
 
@@ -57,20 +57,10 @@ fn requests_are_done_when_the_pages_they_need_have_come() {
 
         // It goes on, and what has never come is not waited for any more.
         assert!(ring.run(&Request::read(TARGET, 4096)).data == written[..4096]);
-        assert_eq!(read_to(&mut ring, SPANS[1].guest_start), OK);
+        assert_eq!(ring.read_to(8, SPANS[1].guest_start, 4096), OK);
         assert!(moved.session.memory.read(SPANS[1].guest_start, 4096) == sectors(&content(), 8, 4096));
         daemon.stop();
     }
-}
-
-/// Reads sector 8 to a page that nothing else is in.
-fn read_to(ring: &mut Ring, page: u64) -> u8 {
-    let frame = ring.frame(0);
-    ring.memory.write(frame.header, &Request::read(8, 4096).header());
-    ring.chain(0, &[(frame.header, 16, 0), (page, 4096, WRITE), (frame.status, 1, WRITE)]);
-    ring.kick.ring();
-    ring.wait();
-    ring.memory.read(frame.status, 1)[0]
 }
 
 /// The front-end serves pages and says something at the same time, and has its answer however many are missing.

@@ -43,17 +43,6 @@ fn remove(session: &Session, region: &VhostUserMemoryRegionInfo) -> vhost::Resul
     session.ask(|control| control.remove_mem_region(region))
 }
 
-/// Reads sector 0 to `data`, a guest address that need not be the ring's memory; returns the status.
-fn read_to(ring: &mut Ring, data: u64, bytes: u32) -> u8 {
-    let frame = ring.frame(0);
-    ring.memory.write(frame.header, &Request::read(0, bytes).header());
-    ring.memory.fill(frame.status, 1, NO_STATUS);
-    ring.chain(0, &[(frame.header, 16, 0), (data, bytes, WRITE), (frame.status, 1, WRITE)]);
-    ring.kick.ring();
-    assert_eq!(ring.wait().head, 0);
-    ring.memory.read(frame.status, 1)[0]
-}
-
 #[test]
 fn slots_come_and_go_while_another_queue_works() {
     let daemon = daemon("");
@@ -68,13 +57,13 @@ fn slots_come_and_go_while_another_queue_works() {
             let extra = region(start, 2 * MIB);
             let info = extra.announcement().remove(0);
             let last_page = start + 2 * MIB - PAGE;
-            assert_eq!(read_to(&mut ring, last_page, 4096), IOERR, "not there yet");
+            assert_eq!(ring.read_to(0, last_page, 4096), IOERR, "not there yet");
             add(&session, &info).unwrap();
-            assert_eq!(read_to(&mut ring, last_page, 4096), OK);
+            assert_eq!(ring.read_to(0, last_page, 4096), OK);
             assert!(extra.read(last_page, 4096) == content);
             remove(&session, &info).unwrap();
             extra.fill(last_page, 4096, 0);
-            assert_eq!(read_to(&mut ring, last_page, 4096), IOERR, "not there any more");
+            assert_eq!(ring.read_to(0, last_page, 4096), IOERR, "not there any more");
             assert_eq!(extra.read(last_page, 4096), [0; 4096], "memory that was taken back is written to");
             load.wait_for_progress();
         }
@@ -174,11 +163,11 @@ fn a_table_need_not_be_sorted() {
     let content = ring.run(&Request::read(0, 4096)).data;
     for Span { guest_start, bytes } in session.memory.spans().into_iter().skip(1) {
         for data in [guest_start, guest_start + bytes - PAGE] {
-            assert_eq!(read_to(&mut ring, data, 4096), OK, "{data:#x}");
+            assert_eq!(ring.read_to(0, data, 4096), OK, "{data:#x}");
             assert!(session.memory.read(data, 4096) == content);
         }
-        assert_eq!(read_to(&mut ring, guest_start + bytes - PAGE + 1, 4096), IOERR, "over the end");
-        assert_eq!(read_to(&mut ring, guest_start + bytes, 4096), IOERR, "in the gap");
+        assert_eq!(ring.read_to(0, guest_start + bytes - PAGE + 1, 4096), IOERR, "over the end");
+        assert_eq!(ring.read_to(0, guest_start + bytes, 4096), IOERR, "in the gap");
     }
 }
 
@@ -192,7 +181,7 @@ fn a_buffer_may_run_from_one_region_into_its_neighbour() {
     assert_works(&mut ring, 0);
     let content = ring.run(&Request::read(0, 4096)).data;
     let border = 33 * MIB;
-    assert_eq!(read_to(&mut ring, border - 1000, 4096), OK);
+    assert_eq!(ring.read_to(0, border - 1000, 4096), OK);
     assert!(session.memory.read(border - 1000, 1000) == content[..1000]);
     assert!(session.memory.read(border, 3096) == content[1000..]);
 }
@@ -208,8 +197,8 @@ fn a_table_can_be_replaced_under_running_rings() {
             let extra = region(start, MIB);
             let table = [session.memory.announcement(), extra.announcement()].concat();
             session.ask(|control| control.set_mem_table(&table)).unwrap();
-            assert_eq!(read_to(&mut ring, start, 4096), OK);
-            assert_eq!(read_to(&mut ring, start - MIB, 4096), IOERR, "the table before is still in force");
+            assert_eq!(ring.read_to(0, start, 4096), OK);
+            assert_eq!(ring.read_to(0, start - MIB, 4096), IOERR, "the table before is still in force");
             load.wait_for_progress();
         }
         load.stop();
@@ -229,11 +218,11 @@ fn regions_may_overlap_in_user_addresses() {
         let mut ring = session.ring(0, 64);
         assert_works(&mut ring, 0);
         let content = ring.run(&Request::read(0, 4096)).data;
-        assert_eq!(read_to(&mut ring, FREE + MIB, 4096), OK);
+        assert_eq!(ring.read_to(0, FREE + MIB, 4096), OK);
         assert!(extra.read(FREE + MIB, 4096) == content);
         extra.fill(FREE + MIB, 4096, 0);
         remove(&session, &info).unwrap();
-        assert_eq!(read_to(&mut ring, FREE + MIB, 4096), IOERR, "not there any more");
+        assert_eq!(ring.read_to(0, FREE + MIB, 4096), IOERR, "not there any more");
         session.stop(&ring);
     }
 }
@@ -265,13 +254,13 @@ fn a_region_may_consist_of_huge_pages() {
     };
     add(&session, &info).unwrap();
     let last_page = 2 * MIB - PAGE;
-    assert_eq!(read_to(&mut ring, FREE + last_page, 4096), OK);
-    assert_eq!(read_to(&mut ring, FREE + last_page + PAGE, 4096), IOERR);
+    assert_eq!(ring.read_to(0, FREE + last_page, 4096), OK);
+    assert_eq!(ring.read_to(0, FREE + last_page + PAGE, 4096), IOERR);
     let mut stored = vec![0; 4096];
     file.read_exact_at(&mut stored, 2 * MIB + last_page).unwrap();
     assert!(stored == content);
     remove(&session, &info).unwrap();
-    assert_eq!(read_to(&mut ring, FREE + last_page, 4096), IOERR, "not there any more");
+    assert_eq!(ring.read_to(0, FREE + last_page, 4096), IOERR, "not there any more");
 }
 
 /// What is wrong with a region, and the region.
@@ -308,14 +297,14 @@ fn bad_slots_are_refused_and_the_table_stays() {
     for (what, bad) in bad_regions(&good.announcement()[0]) {
         assert_refused(what, add(&session, &bad));
         assert_works(&mut ring, 0);
-        assert_eq!(read_to(&mut ring, FREE, 512), IOERR, "{what}: it is there after all");
+        assert_eq!(ring.read_to(0, FREE, 512), IOERR, "{what}: it is there after all");
         let base = session.stop(&ring);
         session.start(&ring, base).unwrap();
         assert_works(&mut ring, 8);
     }
     assert_eq!(session.wire.tell(ADD_MEM_REG, &slot_message(FREE, 0, FREE, 0), &[good.fd()]), Verdict::Nack);
     add(&session, &good.announcement()[0]).unwrap();
-    assert_eq!(read_to(&mut ring, FREE, 512), OK);
+    assert_eq!(ring.read_to(0, FREE, 512), OK);
 }
 
 #[test]
@@ -374,10 +363,10 @@ fn slots_that_are_not_there_cannot_be_removed() {
     assert_refused("another start", wrong(&|region| region.guest_phys_addr += PAGE));
     assert_refused("another length", wrong(&|region| region.memory_size -= PAGE));
     assert_refused("another user address", wrong(&|region| region.userspace_addr += PAGE));
-    assert_eq!(read_to(&mut ring, there.guest_phys_addr, 512), OK);
+    assert_eq!(ring.read_to(0, there.guest_phys_addr, 512), OK);
     remove(&session, &there).unwrap();
     assert_refused("removed already", remove(&session, &there));
-    assert_eq!(read_to(&mut ring, there.guest_phys_addr, 512), IOERR);
+    assert_eq!(ring.read_to(0, there.guest_phys_addr, 512), IOERR);
     assert_works(&mut ring, 0);
 }
 
@@ -400,13 +389,13 @@ fn there_are_509_slots() {
     }
     assert_refused("one slot more", add(&session, &slot(free)));
     for number in [0, free / 2, free - 1] {
-        assert_eq!(read_to(&mut ring, FREE + number * 2 * PAGE, 4096), OK, "slot {number}");
-        assert_eq!(read_to(&mut ring, FREE + (number * 2 + 1) * PAGE, 4096), IOERR, "behind slot {number}");
+        assert_eq!(ring.read_to(0, FREE + number * 2 * PAGE, 4096), OK, "slot {number}");
+        assert_eq!(ring.read_to(0, FREE + (number * 2 + 1) * PAGE, 4096), IOERR, "behind slot {number}");
     }
-    assert_eq!(read_to(&mut ring, FREE + free * 2 * PAGE, 512), IOERR);
+    assert_eq!(ring.read_to(0, FREE + free * 2 * PAGE, 512), IOERR);
     remove(&session, &slot(7)).unwrap();
     add(&session, &slot(free)).unwrap();
-    assert_eq!(read_to(&mut ring, FREE + free * 2 * PAGE, 512), OK);
+    assert_eq!(ring.read_to(0, FREE + free * 2 * PAGE, 512), OK);
     assert_works(&mut ring, 0);
 }
 

@@ -405,6 +405,17 @@ impl Ring {
         Answer { status: self.memory.read(frame.status, 1)[0], used_bytes: used.bytes, data }
     }
 
+    /// Reads `bytes` from `sector` on to `data`, a guest address that need not be the ring's memory; returns the status.
+    pub fn read_to(&mut self, sector: u64, data: u64, bytes: u32) -> u8 {
+        let frame = self.frame(0);
+        self.memory.write(frame.header, &Request::read(sector, bytes).header());
+        self.memory.fill(frame.status, 1, NO_STATUS);
+        self.chain(0, &[(frame.header, 16, 0), (data, bytes, WRITE), (frame.status, 1, WRITE)]);
+        self.kick.ring();
+        assert_eq!(self.wait().head, 0);
+        self.memory.read(frame.status, 1)[0]
+    }
+
     /// Does one request alone.
     pub fn run(&mut self, request: &Request) -> Answer {
         let head = self.submit(request);

@@ -166,7 +166,10 @@ fn bare_turn(bare: &mut Bare, row: &Row, show: Show, length: &Length) -> Vec<f64
     let (bytes, depth) = (row.block_bytes as usize, usize::from(row.depth));
     let mut one = |_| match (row.is_event_driven(), show) {
         (false, Show::Rate | Show::Bandwidth) => {
+            // Where the back-ends are: the one CPU may have other neighbours than the other.
+            server.pin_this_thread().unwrap();
             let rate = bare.rate(row.rw.writes(), bytes, depth, length.slice);
+            client.pin_this_thread().unwrap();
             Some(show.of_rate(rate, row.block_bytes))
         }
         (true, Show::P50) => Some(bare::wake_up_us(&server, length.slice)),

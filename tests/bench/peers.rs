@@ -40,12 +40,13 @@ use vhost_user_pmem::stock::Stock;
 use vhost_user_pmem::virtio::blk::{Device, Identity};
 
 use bare::Bare;
+use common::noise;
 use matrix::{MATRIX, PLOTTED, Row, Show};
 use process::Process;
 use servers::{Server, slug, start_all};
 use table::{Line, lines};
 
-const MEDIA_BYTES: u64 = 1 << 30;
+const MEDIA_BYTES: usize = 1 << 30;
 /// Buffers of the largest row.
 const LARGEST_BYTES: usize = 8 << 20;
 const SERVER_CPU: &str = "1";
@@ -54,6 +55,7 @@ const IDLE: Duration = Duration::from_secs(3);
 /// The unit of CPU time in `/proc/PID/stat`.
 const TICKS_PER_SECOND: f64 = 100.0;
 const STOCK: &str = "vhost-user-backend";
+const BARE: [&str; 2] = ["bare, 4 KiB pages", "bare, 2 MiB pages"];
 const IMAGE: &str = "disk.img";
 /// A short round.
 const SLICE: Duration = Duration::from_millis(100);
@@ -96,11 +98,12 @@ fn main() {
 
     let scratch = tempfile::Builder::new().prefix("peers-").tempdir_in("/dev/shm").unwrap();
     let image = scratch.path().join(IMAGE);
-    let file = fs::File::create(&image).unwrap();
-    // Space that is missing is not measured.
-    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, MEDIA_BYTES).unwrap();
+    let file = fs::File::options().read(true).write(true).create_new(true).open(&image).unwrap();
+    file.set_len(MEDIA_BYTES as u64).unwrap();
+    // Space that is missing is not measured, nor are copies of zeroes.
+    noise(&file, MEDIA_BYTES);
     let servers = start_all(scratch.path(), &image.display().to_string());
-    let mut bare = Bare::new(&image, LARGEST_BYTES);
+    let mut bare = [false, true].map(|in_huge_pages| Bare::new(&image, LARGEST_BYTES, in_huge_pages));
     let found = measure(&servers, &mut bare, &length);
     let text = report(&servers, &found, &length);
     println!("\n{text}");
@@ -122,9 +125,9 @@ fn serve_stock(socket: &Path, image: &Path) {
     }
 }
 
-/// Every load on every back-end and on the bare loop, in turns.
-fn measure(servers: &[Server], bare: &mut Bare, length: &Length) -> Vec<Vec<Line>> {
-    let mut found = lines(servers.len() + 1);
+/// Every load on every back-end and on the bare loops, in turns.
+fn measure(servers: &[Server], bare: &mut [Bare], length: &Length) -> Vec<Vec<Line>> {
+    let mut found = lines(servers.len() + bare.len());
     for round in 0..length.rounds {
         for (row, lines) in MATRIX.iter().zip(&mut found) {
             eprintln!("round {} of {}: {}", round + 1, length.rounds, row.name);
@@ -136,7 +139,9 @@ fn measure(servers: &[Server], bare: &mut Bare, length: &Length) -> Vec<Vec<Line
                 }
             }
             for (line, show) in lines.iter_mut().zip(row.shows) {
-                line.columns[servers.len()].push(bare_turn(bare, row, *show, length));
+                for (bare, column) in bare.iter_mut().zip(&mut line.columns[servers.len()..]) {
+                    column.push(bare_turn(bare, row, *show, length));
+                }
             }
         }
     }
@@ -181,11 +186,11 @@ fn bare_turn(bare: &mut Bare, row: &Row, show: Show, length: &Length) -> Vec<f64
 
 fn report(servers: &[Server], found: &[Vec<Line>], length: &Length) -> String {
     let mut names: Vec<_> = servers.iter().map(|server| server.name.as_str()).collect();
-    names.push("bare");
+    names.extend(BARE);
     let mut text = format!(
         "{} on {}; client on CPU {CLIENT_CPU}, back-ends on CPU {SERVER_CPU}, 1 GiB in /dev/shm, one queue.\n\n\
          Thousand requests/s unless noted: median (quartiles) of {} interleaved turns × {} rounds of {:?}. Bare is a loop over \
-         the same copies; for event-driven clients a wake-up each way, both asleep, and what it costs with the copies.\n\n",
+         the same copies, with the disk in pages of 4 KiB or, as ours has it, of 2 MiB; for event-driven clients a wake-up each way, both asleep, and what it costs with the copies.\n\n",
         line_of("/proc/sys/kernel/osrelease", ""),
         line_of("/proc/cpuinfo", "model name"),
         length.rounds,
@@ -227,8 +232,8 @@ fn idle(servers: &[Server]) -> String {
         }
     }
     format!(
-        "| idle CPU after the last request, % |{cpu} – |\n| resident besides the disk, MiB |{memory} – |\n\
-         | from exec to a socket, ms |{start} – |\n"
+        "| idle CPU after the last request, % |{cpu} – | – |\n| resident besides the disk, MiB |{memory} – | – |\n\
+         | from exec to a socket, ms |{start} – | – |\n"
     )
 }
 

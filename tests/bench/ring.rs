@@ -18,7 +18,7 @@ use std::time::Instant;
 use vhost_user_pmem::copy::Engine;
 
 use common::guest::{Guest, Kind, Shape};
-use common::{Random, map, memfd, quartiles};
+use common::{Random, memfd, noise, quartiles};
 
 const DISK_BYTES: usize = 1 << 30;
 /// Of each device, where there are many.
@@ -38,7 +38,7 @@ struct Media {
 impl Media {
     fn new(bytes: usize) -> Self {
         let file = memfd(bytes);
-        let base = map(&file, bytes, true);
+        let base = noise(&file, bytes);
         Self { file, bytes, base }
     }
 }

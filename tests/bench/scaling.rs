@@ -21,7 +21,7 @@ use vhost_user_pmem::cpus::Cpus;
 
 use callgrind::Special;
 use common::guest::{Guest, Kind, Shape};
-use common::{Random, map, memfd, quartiles};
+use common::{Random, memfd, noise, quartiles};
 
 const DISK_BYTES: usize = 1 << 30;
 /// Of the disk whose requests are counted.
@@ -54,7 +54,7 @@ struct Done {
 impl Lane {
     fn all(kind: Kind, is_hot: bool, disk_bytes: usize) -> Vec<Self> {
         let disk = memfd(disk_bytes);
-        let media = map(&disk, disk_bytes, true);
+        let media = noise(&disk, disk_bytes);
         let shape = Shape { rings: 2, ..Shape::new(kind, BLOCK_BYTES, DEPTH) };
         let guests = Guest::new(shape, &disk, disk_bytes, media).split();
         let lane = |(cpu, guest)| Self { guest, cpu, random: Random(cpu as u64), is_hot };

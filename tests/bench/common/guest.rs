@@ -20,7 +20,7 @@ use vhost_user_pmem::virtio::memory::{MemoryTable, RegionSpec};
 use vhost_user_pmem::virtio::queue::{RingAddresses, RingKind, RingLayout};
 use vhost_user_pmem::worker::{Ring, RingKey, RingParts, Served};
 
-use super::{map, memfd};
+use super::{fill, map, memfd};
 
 /// Largest ring; what a table of `MOST_CHAINS` times its descriptors does not fit in has fewer chains.
 const RING_SIZE: usize = 1024;
@@ -173,7 +173,7 @@ impl Guest {
             file: file.try_clone().unwrap(),
         });
         let table = Arc::new(MemoryTable::map(regions.collect()).unwrap());
-        let devices: Vec<_> = (0..shape.devices).map(|_| device(disk, disk_bytes)).collect();
+        let devices: Vec<_> = (0..shape.devices).map(|_| device(disk, disk_bytes, media)).collect();
         let (mut drivers, mut rings) = (Vec::new(), Vec::new());
         for ring in 0..shape.rings {
             let (addresses, driver) = lay_out(&mut memory, &shape, chains);
@@ -292,11 +292,13 @@ impl Guest {
     }
 }
 
-fn device(disk: &File, disk_bytes: usize) -> Arc<Device<MappedDisk>> {
+fn device(disk: &File, disk_bytes: usize, media: *mut u8) -> Arc<Device<MappedDisk>> {
     let geometry = Geometry { capacity_bytes: disk_bytes as u64, block_bytes: 512, read_only: false };
     let disk = MappedDisk::new(disk.try_clone().unwrap(), geometry).unwrap();
-    // Every page is in the page tables then.
-    disk.write_zeroes(0, disk_bytes as u64, false).unwrap();
+    // With what is there, so that every page is in the page tables.
+    let all = [Segment::new(media, disk_bytes)];
+    // SAFETY: the caller's mapping of the same file stays.
+    disk.write(0, unsafe { Segments::new(&all) }).unwrap();
     Arc::new(Device::new(disk, Identity { name: "bench".into(), serial: [b'x'; 20] }, 1))
 }
 
@@ -380,6 +382,7 @@ fn write_chain(memory: &mut Memory, shape: &Shape, chain: usize, table: *mut u8,
             let piece_bytes = payload_bytes / pieces;
             for _ in 0..pieces {
                 let (guest, host) = take(memory, piece_bytes, piece_bytes.next_power_of_two().min(4096));
+                fill(host, piece_bytes);
                 list.push((guest, piece_bytes, data_flags));
                 data.push(Segment::new(host, piece_bytes));
             }

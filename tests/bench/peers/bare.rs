@@ -10,7 +10,7 @@ use vhost_user_pmem::copy::{Engine, Persist, Segment, Segments, store_fence};
 use vhost_user_pmem::cpus::Cpus;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::common::{Random, map, memfd, quartiles};
+use crate::common::{Random, map_huge, map_small, memfd, noise, quartiles};
 
 /// Copies between two looks at the clock.
 const BATCH: usize = 16;
@@ -29,12 +29,12 @@ pub struct Bare {
 }
 
 impl Bare {
-    /// Maps the disk, and buffers of so many bytes.
-    pub fn new(image: &Path, buffer_bytes: usize) -> Self {
+    /// Maps the disk, in huge pages or small ones, and buffers of so many bytes.
+    pub fn new(image: &Path, buffer_bytes: usize, in_huge_pages: bool) -> Self {
         let file = File::options().read(true).write(true).open(image).unwrap();
         let media_bytes = usize::try_from(file.metadata().unwrap().len()).unwrap();
-        let media = map(&file, media_bytes, true);
-        let guest = map(&memfd(buffer_bytes), buffer_bytes, true);
+        let media = if in_huge_pages { map_huge(&file, media_bytes) } else { map_small(&file, media_bytes) };
+        let guest = noise(&memfd(buffer_bytes), buffer_bytes);
         Self { media, media_bytes, guest, engine: Engine::best(), random: Random(1) }
     }
 

@@ -12,13 +12,11 @@ use super::x86_64::{cpu::Cpu, kernels};
 /// The environment variable that overrides the choice, with one of the names of [`Stores`].
 pub const OVERRIDE: &str = "VHOST_USER_PMEM_COPY";
 
-/// From here on the CPU's own loop (where it is a fast one) is 1.0 to 1.2 times as fast as ours on cold media;
-/// below, ours is. `cargo bench --bench copy -- reads`, November 2026, AMD EPYC (Zen 4).
-#[cfg(target_arch = "x86_64")]
-const REP_FROM_BYTES: usize = 32 << 10;
-
 /// A copy, or what else is done to a range: destination, source, length; answers the bytes not done.
 pub(super) type Kernel = unsafe extern "C" fn(*mut u8, *const u8, usize) -> usize;
+
+/// The same of whole lines, and what is copied later, which need not be mapped.
+pub(super) type LineKernel = unsafe extern "C" fn(*mut u8, *const u8, usize, *const u8) -> usize;
 
 /// How bytes are stored into the media.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,16 +89,13 @@ pub struct Engine {
     stores: Stores,
     line_flush: LineFlush,
     /// Copies multiples of 64 bytes by ordinary moves.
-    pub(super) copy: Kernel,
-    /// From how many bytes on `rep movsb` is better than that.
-    #[cfg(target_arch = "x86_64")]
-    pub(super) rep_from_bytes: usize,
+    pub(super) copy: LineKernel,
     /// What destination and length of a copy into the media have no bits of if `stream` alone can do it.
     pub(super) odd_mask: usize,
     /// Copies whole lines into the media.
-    pub(super) stream: Kernel,
+    pub(super) stream: LineKernel,
     /// Zeroes whole lines of the media.
-    pub(super) zero: Kernel,
+    pub(super) zero: LineKernel,
     /// Writes whole lines back.
     pub(super) flush: Kernel,
 }
@@ -140,13 +135,13 @@ impl Engine {
     pub fn with(stores: Stores, line_flush: LineFlush) -> Option<Self> {
         static CPU: OnceLock<Cpu> = OnceLock::new();
         let cpu = CPU.get_or_init(Cpu::detect);
-        let (is_there, stream, zero): (_, Kernel, Kernel) = match stores {
+        let (is_there, stream, zero): (_, LineKernel, LineKernel) = match stores {
             Stores::Nt64 => (cpu.avx512f, kernels::stream64, kernels::zero64),
             Stores::Nt32 => (cpu.avx, kernels::stream32, kernels::zero32),
             Stores::Nt16 => (true, kernels::stream16, kernels::zero16),
             Stores::Portable => (true, portable::copy, portable::zero),
         };
-        let copy: Kernel = match stores {
+        let copy: LineKernel = match stores {
             Stores::Portable => portable::copy,
             Stores::Nt64 => kernels::copy64,
             Stores::Nt32 => kernels::copy32,
@@ -159,10 +154,8 @@ impl Engine {
             // Never chosen: every x86_64 has clflush.
             LineFlush::None => return None,
         };
-        let is_rep_good = cpu.erms && stores != Stores::Portable;
-        let rep_from_bytes = if is_rep_good { REP_FROM_BYTES } else { usize::MAX };
         let odd_mask = if stores == Stores::Portable { usize::MAX } else { LINE_BYTES - 1 };
-        let engine = Self { stores, line_flush, copy, rep_from_bytes, odd_mask, stream, zero, flush };
+        let engine = Self { stores, line_flush, copy, odd_mask, stream, zero, flush };
         (is_there && can_flush).then_some(engine)
     }
 
@@ -235,8 +228,6 @@ const PORTABLE: Engine = Engine {
     stores: Stores::Portable,
     line_flush: LineFlush::None,
     copy: portable::copy,
-    #[cfg(target_arch = "x86_64")]
-    rep_from_bytes: usize::MAX,
     odd_mask: usize::MAX,
     stream: portable::copy,
     zero: portable::zero,

@@ -275,27 +275,26 @@ fn recorded() -> &'static Engine {
 fn twin_of(engine: &Engine) -> Engine {
     let mut twin = *engine;
     (twin.copy, twin.stream, twin.zero, twin.flush) = (copy, stream, zero, flush);
-    twin.rep_from_bytes = usize::MAX;
     twin
 }
 
-unsafe extern "C" fn copy(dst: *mut u8, src: *const u8, len: usize) -> usize {
+unsafe extern "C" fn copy(dst: *mut u8, src: *const u8, len: usize, later: *const u8) -> usize {
     // SAFETY: the caller's obligations.
-    let left = unsafe { (recorded().copy)(dst, src, len) };
+    let left = unsafe { (recorded().copy)(dst, src, len, later) };
     stored(dst, len - left, |_| Via::Cache);
     left
 }
 
-unsafe extern "C" fn stream(dst: *mut u8, src: *const u8, len: usize) -> usize {
+unsafe extern "C" fn stream(dst: *mut u8, src: *const u8, len: usize, later: *const u8) -> usize {
     // SAFETY: the caller's obligations.
-    let left = unsafe { (recorded().stream)(dst, src, len) };
+    let left = unsafe { (recorded().stream)(dst, src, len, later) };
     stored(dst, len - left, Recorder::via);
     left
 }
 
-unsafe extern "C" fn zero(dst: *mut u8, src: *const u8, len: usize) -> usize {
+unsafe extern "C" fn zero(dst: *mut u8, src: *const u8, len: usize, later: *const u8) -> usize {
     // SAFETY: the caller's obligations.
-    let left = unsafe { (recorded().zero)(dst, src, len) };
+    let left = unsafe { (recorded().zero)(dst, src, len, later) };
     stored(dst, len - left, Recorder::via);
     left
 }

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::Segments;
-use super::engine::{Engine, Stores};
+use super::engine::{Engine, LineKernel, Stores};
 #[cfg(not(target_arch = "x86_64"))]
 use super::portable;
 #[cfg(target_arch = "x86_64")]
@@ -23,8 +23,17 @@ pub enum Persist {
     FenceOnly,
 }
 
+/// What is stored into the media.
+#[derive(Clone, Copy)]
+enum What {
+    Source,
+    Zeroes,
+}
+
 impl Engine {
     /// Fills `into` with the bytes at `src`; answers how many were not copied, from where the first fault was.
+    ///
+    /// Meanwhile it asks the CPU for what is needed next: further bytes of `src`, and then as many at `later`.
     ///
     /// # Safety
     /// - `src` must be mapped for reads of `into.total_bytes()` bytes, and no Rust reference may claim that
@@ -32,22 +41,24 @@ impl Engine {
     /// - These bytes must not overlap `into`.
     #[must_use = "bytes that were not copied are an I/O error"]
     #[inline(always)]
-    pub unsafe fn copy_to_segments(&self, src: *const u8, into: Segments<'_>) -> usize {
+    pub unsafe fn copy_to_segments(&self, src: *const u8, into: Segments<'_>, later: Hint) -> usize {
         if let [segment] = into.as_slice() {
             // SAFETY: the caller vouches for `src`, which is as long; `Segments` vouches for the segment; the
             // caller for the two not overlapping.
-            return unsafe { self.load(segment.ptr(), src, segment.len()) };
+            return unsafe { self.load(segment.ptr(), src, segment.len(), later) };
         }
-        let start = src;
+        let (start, end) = (src, src.wrapping_add(into.total_bytes()));
         let mut src = src;
         for segment in into.as_slice() {
+            let behind = src.wrapping_add(segment.len());
+            let later = if behind == end { later } else { Hint::new(behind) };
             // SAFETY: the caller vouches for `src`, the segments before this one used up exactly what it was
             // advanced by; `Segments` vouches for the segment; the caller for the two not overlapping.
-            let left = unsafe { self.load(segment.ptr(), src, segment.len()) };
+            let left = unsafe { self.load(segment.ptr(), src, segment.len(), later) };
             if left != 0 {
                 return left + bytes_after(into, src.addr() - start.addr() + segment.len());
             }
-            src = src.wrapping_add(segment.len());
+            src = behind;
         }
         0
     }
@@ -60,18 +71,26 @@ impl Engine {
     /// - These bytes must not overlap `from`.
     #[must_use = "bytes that were not copied are an I/O error"]
     #[inline(always)]
-    pub unsafe fn copy_from_segments(&self, dst: *mut u8, from: Segments<'_>, persist: Persist) -> usize {
+    pub unsafe fn copy_from_segments(
+        &self,
+        dst: *mut u8,
+        from: Segments<'_>,
+        persist: Persist,
+        later: Hint,
+    ) -> usize {
         if let [segment] = from.as_slice() {
             // SAFETY: the caller vouches for `dst`, which is as long; `Segments` vouches for the segment; the
             // caller for the two not overlapping.
-            return unsafe { self.store(dst, segment.ptr(), segment.len(), persist) };
+            return unsafe { self.by_lines(dst, segment.ptr(), segment.len(), persist, What::Source, later) };
         }
         let start = dst;
         let mut dst = dst;
-        for segment in from.as_slice() {
+        for (number, segment) in from.as_slice().iter().enumerate() {
+            let later = from.as_slice().get(number + 1).map_or(later, |next| Hint::new(next.ptr()));
             // SAFETY: the caller vouches for `dst`, the segments before this one used up exactly what it was
             // advanced by; `Segments` vouches for the segment; the caller for the two not overlapping.
-            let left = unsafe { self.store(dst, segment.ptr(), segment.len(), persist) };
+            let left =
+                unsafe { self.by_lines(dst, segment.ptr(), segment.len(), persist, What::Source, later) };
             if left != 0 {
                 return left + bytes_after(from, dst.addr() - start.addr() + segment.len());
             }
@@ -88,33 +107,28 @@ impl Engine {
     #[inline]
     pub unsafe fn zero(&self, dst: *mut u8, len: usize, persist: Persist) -> usize {
         // SAFETY: the caller vouches for `dst`; neither routine reads a source.
-        unsafe { self.by_lines(dst, std::ptr::null(), len, persist, self.zero, fill_small) }
+        unsafe { self.by_lines(dst, std::ptr::null(), len, persist, What::Zeroes, Hint::NONE) }
     }
 
     /// Copies by ordinary moves.
     #[inline]
-    unsafe fn load(&self, dst: *mut u8, src: *const u8, len: usize) -> usize {
-        #[cfg(target_arch = "x86_64")]
-        if len >= self.rep_from_bytes {
-            // SAFETY: the caller vouches for `len` bytes on both sides.
-            return unsafe { kernels::copy_rep(dst, src, len) };
-        }
+    unsafe fn load(&self, dst: *mut u8, src: *const u8, len: usize, later: Hint) -> usize {
         if len.is_multiple_of(LINE_BYTES) {
-            // SAFETY: as above.
-            return unsafe { (self.copy)(dst, src, len) };
+            // SAFETY: the caller vouches for `len` bytes on both sides.
+            return unsafe { (self.copy)(dst, src, len, later.0) };
         }
         // SAFETY: as above.
-        unsafe { self.load_odd(dst, src, len) }
+        unsafe { self.load_odd(dst, src, len, later) }
     }
 
     /// As [`load`](Self::load), of a length that is no multiple of a line's.
     #[cold]
     #[inline(never)]
-    unsafe fn load_odd(&self, dst: *mut u8, src: *const u8, len: usize) -> usize {
+    unsafe fn load_odd(&self, dst: *mut u8, src: *const u8, len: usize, later: Hint) -> usize {
         let odd = len % LINE_BYTES;
         let body = len - odd;
         // SAFETY: the caller vouches for `len` bytes on both sides, of which `body` are the first.
-        let left = unsafe { (self.copy)(dst, src, body) };
+        let left = unsafe { (self.copy)(dst, src, body, later.0) };
         if left != 0 {
             return left + odd;
         }
@@ -122,14 +136,7 @@ impl Engine {
         unsafe { copy_small(dst.wrapping_add(body), src.wrapping_add(body), odd) }
     }
 
-    /// Copies into the media.
-    #[inline]
-    unsafe fn store(&self, dst: *mut u8, src: *const u8, len: usize, persist: Persist) -> usize {
-        // SAFETY: the caller vouches for `len` bytes on both sides.
-        unsafe { self.by_lines(dst, src, len, persist, self.stream, copy_small) }
-    }
-
-    /// Does whole lines of `dst` by `lines`, and what is before and behind them by `small`.
+    /// Does whole lines of `dst` by the engine's routine, and what is before and behind them by small stores.
     #[inline]
     unsafe fn by_lines(
         &self,
@@ -137,15 +144,15 @@ impl Engine {
         src: *const u8,
         len: usize,
         persist: Persist,
-        lines: unsafe extern "C" fn(*mut u8, *const u8, usize) -> usize,
-        small: unsafe fn(*mut u8, *const u8, usize) -> usize,
+        what: What,
+        later: Hint,
     ) -> usize {
         if (dst.addr() | len) & self.odd_mask == 0 {
             // SAFETY: the caller vouches for `len` bytes, which are whole lines of `dst`.
-            return unsafe { lines(dst, src, len) };
+            return unsafe { self.lines(what)(dst, src, len, later.0) };
         }
         // SAFETY: the caller's obligations.
-        unsafe { self.by_parts(dst, src, len, persist, lines, small) }
+        unsafe { self.by_parts(dst, src, len, persist, what, later) }
     }
 
     /// As [`by_lines`](Self::by_lines), with partial lines, or stores that need every line flushed.
@@ -157,8 +164,8 @@ impl Engine {
         src: *const u8,
         len: usize,
         persist: Persist,
-        lines: unsafe extern "C" fn(*mut u8, *const u8, usize) -> usize,
-        small: unsafe fn(*mut u8, *const u8, usize) -> usize,
+        what: What,
+        later: Hint,
     ) -> usize {
         let head = (dst.addr().wrapping_neg() % LINE_BYTES).min(len);
         let tail = (len - head) % LINE_BYTES;
@@ -170,11 +177,13 @@ impl Engine {
                 continue;
             }
             let (to, from) = (dst.wrapping_add(at), src.wrapping_add(at));
-            let left = match is_lines {
+            let left = match (is_lines, what) {
                 // SAFETY: the parts lie within the caller's range, and the body is whole lines of `dst`.
-                true => unsafe { lines(to, from, part) },
+                (true, _) => unsafe { self.lines(what)(to, from, part, later.0) },
                 // SAFETY: as above; head and tail are shorter than a line.
-                false => unsafe { small(to, from, part) },
+                (false, What::Source) => unsafe { copy_small(to, from, part) },
+                // SAFETY: as above.
+                (false, What::Zeroes) => unsafe { fill_small(to, from, part) },
             };
             if left != 0 {
                 return left + (len - at - part);
@@ -187,6 +196,15 @@ impl Engine {
             at += part;
         }
         0
+    }
+
+    /// The routine for whole lines.
+    #[inline]
+    const fn lines(&self, what: What) -> LineKernel {
+        match what {
+            What::Source => self.stream,
+            What::Zeroes => self.zero,
+        }
     }
 
     /// Writes back every line that `len` bytes at `dst` touch; answers other than 0 if it cannot.
@@ -205,9 +223,9 @@ impl Engine {
 /// As there.
 #[must_use = "bytes that were not copied are an I/O error"]
 #[inline]
-pub unsafe fn copy_to_segments(src: *const u8, into: Segments<'_>) -> usize {
+pub unsafe fn copy_to_segments(src: *const u8, into: Segments<'_>, later: Hint) -> usize {
     // SAFETY: the caller's obligations.
-    unsafe { Engine::get().copy_to_segments(src, into) }
+    unsafe { Engine::get().copy_to_segments(src, into, later) }
 }
 
 /// Stores the bytes of `from` at `dst`, by the engine of the process; see [`Engine::copy_from_segments`].
@@ -216,9 +234,9 @@ pub unsafe fn copy_to_segments(src: *const u8, into: Segments<'_>) -> usize {
 /// As there.
 #[must_use = "bytes that were not copied are an I/O error"]
 #[inline]
-pub unsafe fn copy_from_segments(dst: *mut u8, from: Segments<'_>, persist: Persist) -> usize {
+pub unsafe fn copy_from_segments(dst: *mut u8, from: Segments<'_>, persist: Persist, later: Hint) -> usize {
     // SAFETY: the caller's obligations.
-    unsafe { Engine::get().copy_from_segments(dst, from, persist) }
+    unsafe { Engine::get().copy_from_segments(dst, from, persist, later) }
 }
 
 /// Stores `len` zero bytes at `dst`, by the engine of the process; see [`Engine::zero`].
@@ -337,22 +355,36 @@ pub unsafe fn store_byte(dst: *mut u8, byte: u8) -> bool {
     return unsafe { copy_small(dst, &raw const byte, 1) } == 0;
 }
 
-/// Asks the CPU for the line at `address`, which will be needed soon. Any address will do: it never faults.
-///
-/// What it saves is above all the page walk, of which a CPU does several at once if they are asked for one right
-/// after the other, and only one if each is behind a copy. `cargo bench --bench ring -- random cold deep`, which
-/// has the ratio of a bare loop over the same copies to the ring, went from 0.90 to 1.28 for reads of 4 KiB when
-/// the ring asked for 16 requests at once, from 0.38 to 0.65 at 512 bytes, and from 0.9 to 1.6 for writes; more
-/// lines of each gained nothing, and nor did one request at a time.
-#[inline]
-pub fn prefetch_line(address: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: SSE is part of x86_64, and a prefetch of an address that is not there does nothing.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+/// Where something lies that will be needed soon, if that is known. It is only ever asked for, which never faults: any
+/// address will do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hint(*const u8);
+
+impl Hint {
+    /// It is not known.
+    pub const NONE: Self = Self(std::ptr::null());
+
+    /// At this address.
+    #[inline]
+    pub const fn new(address: *const u8) -> Self {
+        Self(address)
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
+
+    /// Asks the CPU for its first line.
+    ///
+    /// What that saves is above all the page walk, of which a CPU does several at once if they are asked for one right
+    /// after the other, and only one if each is behind a copy. `cargo bench --bench ring -- random cold deep`, which
+    /// has the ratio of a bare loop over the same copies to the ring, went from 0.90 to 1.28 for reads of 4 KiB when
+    /// the ring asked for 16 requests at once, from 0.38 to 0.65 at 512 bytes, and from 0.9 to 1.6 for writes; more
+    /// lines of each gained nothing, and nor did one request at a time.
+    #[inline]
+    pub fn ask(self) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: SSE is part of x86_64, and a prefetch of an address that is not there does nothing.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(self.0.cast());
+        }
+    }
 }
 
 /// Orders every store of this CPU so far, non-temporal ones included, before every later one.
@@ -399,7 +431,7 @@ unsafe fn copy_small(dst: *mut u8, src: *const u8, len: usize) -> usize {
     let left = unsafe { kernels::copy_small(dst, src, len) };
     // SAFETY: as above.
     #[cfg(not(target_arch = "x86_64"))]
-    let left = unsafe { portable::copy(dst, src, len) };
+    let left = unsafe { portable::copy(dst, src, len, src) };
     #[cfg(test)]
     super::recording::stored_small(dst, len - left);
     left
@@ -413,7 +445,7 @@ unsafe fn fill_small(dst: *mut u8, src: *const u8, len: usize) -> usize {
     let left = unsafe { kernels::fill(dst, src, len) };
     // SAFETY: as above.
     #[cfg(not(target_arch = "x86_64"))]
-    let left = unsafe { portable::zero(dst, src, len) };
+    let left = unsafe { portable::zero(dst, src, len, src) };
     #[cfg(test)]
     super::recording::stored_small(dst, len - left);
     left

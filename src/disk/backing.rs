@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 
 use super::growth::GrowthPolicy;
 use super::{BackingKind, BlockDisk, Disk, DiskError, Durability, FileDisk, Geometry, GrowError, MappedDisk};
-use crate::copy::Segments;
+use crate::copy::{Hint, Segments};
 
 /// The disks that a path can become, told apart without a virtual call.
 #[derive(Debug)]
@@ -114,8 +114,8 @@ impl Disk for Backing {
     }
 
     #[inline]
-    fn prefetch(&self, offset: u64) {
-        either!(self, disk => disk.prefetch(offset));
+    fn hint(&self, offset: u64) -> Hint {
+        either!(self, disk => disk.hint(offset))
     }
 
     #[inline]
@@ -124,8 +124,18 @@ impl Disk for Backing {
     }
 
     #[inline]
+    fn read_then(&self, offset: u64, into: Segments<'_>, later: Hint) -> Result<(), DiskError> {
+        either!(self, disk => disk.read_then(offset, into, later))
+    }
+
+    #[inline]
     fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
         either!(self, disk => disk.write(offset, from))
+    }
+
+    #[inline]
+    fn write_then(&self, offset: u64, from: Segments<'_>, later: Hint) -> Result<(), DiskError> {
+        either!(self, disk => disk.write_then(offset, from, later))
     }
 
     #[inline]

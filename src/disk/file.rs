@@ -13,7 +13,7 @@ use super::poison::BadRanges;
 use super::space::{self, fallocate};
 use super::syncs::Syncs;
 use super::{Disk, DiskError, Durability, Geometry, GrowError, Mapping, failed};
-use crate::copy::{self, Segments};
+use crate::copy::{self, Hint, Segments};
 
 /// A disk that is read through a mapping of the page cache and written by system calls.
 ///
@@ -101,13 +101,18 @@ impl Disk for FileDisk {
     }
 
     #[inline]
-    fn prefetch(&self, offset: u64) {
-        self.mapping.prefetch(offset);
+    fn hint(&self, offset: u64) -> Hint {
+        self.mapping.hint(offset)
     }
 
     #[inline]
     fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
-        self.mapping.read(offset, into).inspect_err(|error| {
+        self.read_then(offset, into, Hint::NONE)
+    }
+
+    #[inline]
+    fn read_then(&self, offset: u64, into: Segments<'_>, later: Hint) -> Result<(), DiskError> {
+        self.mapping.read(offset, into, later).inspect_err(|error| {
             if let Some(at) = Loss::of_media(error) {
                 self.bad.add(at..at.saturating_add(1));
             }

@@ -16,9 +16,9 @@ use super::syncs::Syncs;
 use super::{
     BackingKind, DiscardPolicy, Disk, DiskError, Durability, Geometry, GrowError, Mapping, Media, failed,
 };
-use crate::copy::Segments;
 #[cfg(test)]
 use crate::copy::recording::{Synced, Syncing};
+use crate::copy::{Hint, Segments};
 use crate::log_limit::LogLimit;
 use bad::bad_media;
 
@@ -280,30 +280,40 @@ impl Disk for MappedDisk {
     }
 
     #[inline]
-    fn prefetch(&self, offset: u64) {
+    fn hint(&self, offset: u64) -> Hint {
         // Bad media is not to be touched, not even so.
-        if self.bad.is_empty() {
-            self.mapping.prefetch(offset);
-        }
+        if self.bad.is_empty() { self.mapping.hint(offset) } else { Hint::NONE }
+    }
+
+    #[inline]
+    fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
+        self.read_then(offset, into, Hint::NONE)
     }
 
     #[inline(always)]
-    fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
+    fn read_then(&self, offset: u64, into: Segments<'_>, later: Hint) -> Result<(), DiskError> {
         if !self.bad.is_empty() && self.bad.touch(offset, into.total_bytes() as u64) {
             return Err(bad_media("reading bad media"));
         }
-        self.mapping.read(offset, into).inspect_err(|error| self.learn(error))
+        self.mapping.read(offset, into, later).inspect_err(|error| self.learn(error))
+    }
+
+    #[inline]
+    fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
+        self.write_then(offset, from, Hint::NONE)
     }
 
     #[inline(always)]
-    fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
+    fn write_then(&self, offset: u64, from: Segments<'_>, later: Hint) -> Result<(), DiskError> {
         let len = from.total_bytes() as u64;
         if !self.bad.is_empty() {
             self.geometry().check_write(offset, len)?;
             self.mend(offset, len)?;
         }
-        if let Err(error) = self.mapping.write(offset, from) {
-            self.copy_anew(offset, from, error)?;
+        if let Err(error) = self.mapping.write(offset, from, later) {
+            // A copy for the rare case, so that the common one has it in registers.
+            let again = from;
+            self.copy_anew(offset, &again, error)?;
         }
         self.wrote(offset, len);
         Ok(())

@@ -15,7 +15,7 @@ use super::{DiskError, Durability};
 use crate::copy::fault::announced;
 #[cfg(test)]
 use crate::copy::recording::{Synced, Syncing};
-use crate::copy::{self, Persist, Segments};
+use crate::copy::{self, Hint, Persist, Segments};
 use crate::stop_point::{self, Point};
 pub(super) use loss::Loss;
 use loss::{has_no_space, path_of};
@@ -284,38 +284,36 @@ impl Mapping {
         self.len.load(Ordering::Acquire) as u64
     }
 
-    /// Fills `into` with the bytes at `offset`.
+    /// Fills `into` with the bytes at `offset`, and asks for what is needed later.
     ///
     /// # Errors
     /// [`DiskError::OutOfRange`], or [`DiskError::Io`] when the memory could not be read.
     #[inline(always)]
-    pub fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
+    pub fn read(&self, offset: u64, into: Segments<'_>, later: Hint) -> Result<(), DiskError> {
         let src = self.at(offset, into.total_bytes(), READING)?;
         // SAFETY: `at` has checked that as many bytes are mapped there, and they are until `self` is
         // dropped; no reference to them exists and no pointer has left, so `into` is elsewhere.
-        let left = unsafe { copy::copy_to_segments(src, into) };
+        let left = unsafe { copy::copy_to_segments(src, into, later) };
         self.complete(READING, (offset, src), into.total_bytes(), left)
     }
 
-    /// Asks the CPU for the line at `offset`, if it is inside, and so for its address's translation.
+    /// The byte at `offset`, if it is inside.
     #[inline]
-    pub fn prefetch(&self, offset: u64) {
-        if let Some(start) = self.surely_at(offset, 1) {
-            copy::prefetch_line(start);
-        }
+    pub fn hint(&self, offset: u64) -> Hint {
+        self.surely_at(offset, 1).map_or(Hint::NONE, |start| Hint::new(start))
     }
 
-    /// Stores `from` at `offset`.
+    /// Stores `from` at `offset`, and asks for what is needed later.
     ///
     /// # Errors
     /// As [`read`](Self::read), and [`DiskError::ReadOnly`].
     #[inline(always)]
-    pub fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
+    pub fn write(&self, offset: u64, from: Segments<'_>, later: Hint) -> Result<(), DiskError> {
         let dst = self.writable_at(offset, from.total_bytes(), "writing the mapping")?;
         // SAFETY: `writable_at` has checked that as many bytes are mapped there for writing, and they are
         // until `self` is dropped; no reference to them exists and no pointer has left, so `from` is
         // elsewhere.
-        let left = unsafe { copy::copy_from_segments(dst, from, self.options.persist) };
+        let left = unsafe { copy::copy_from_segments(dst, from, self.options.persist, later) };
         self.complete("writing the mapping", (offset, dst), from.total_bytes(), left)
     }
 

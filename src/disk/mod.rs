@@ -8,7 +8,7 @@
 
 use std::fmt;
 
-use crate::copy::{self, Segments};
+use crate::copy::{self, Hint, Segments};
 
 mod backing;
 mod describe;
@@ -203,11 +203,12 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
         len
     }
 
-    /// A read or a write at `offset`, which need not be inside the disk, is likely to come soon. A hint, and free
-    /// to be ignored.
+    /// Where the byte at `offset`, which need not be inside the disk, is read from or written to, as far as that is known
+    /// and may be touched.
     #[inline]
-    fn prefetch(&self, offset: u64) {
+    fn hint(&self, offset: u64) -> Hint {
         let _ = offset;
+        Hint::NONE
     }
 
     /// Fills `into` with the bytes at `offset`.
@@ -216,11 +217,31 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// As [`DiskError`]; `into` may have been filled in part.
     fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError>;
 
+    /// As [`read`](Disk::read), and what lies at `later` is likely to be needed next.
+    ///
+    /// # Errors
+    /// As there.
+    #[inline]
+    fn read_then(&self, offset: u64, into: Segments<'_>, later: Hint) -> Result<(), DiskError> {
+        let _ = later;
+        self.read(offset, into)
+    }
+
     /// Stores `from` at `offset`.
     ///
     /// # Errors
     /// As [`DiskError`]; the range may have been written in part.
     fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError>;
+
+    /// As [`write`](Disk::write), and what lies at `later` is likely to be needed next.
+    ///
+    /// # Errors
+    /// As there.
+    #[inline]
+    fn write_then(&self, offset: u64, from: Segments<'_>, later: Hint) -> Result<(), DiskError> {
+        let _ = later;
+        self.write(offset, from)
+    }
 
     /// Orders every write so far before whatever is stored next: called once a batch, before its
     /// completions are published. A disk that needs more than the CPU's fence says so.

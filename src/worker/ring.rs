@@ -313,7 +313,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         let Self { queue, batch, device, cache, counters, held, log, .. } = self;
         let device: &Device<D> = device;
         let rules = device.rules(cache);
-        for plain in batch.drain() {
+        for plain in batch.drain(u16::MAX) {
             match device.transfer(plain, &rules, counters) {
                 Transfer::Done(completion) if held.is_empty() => queue.complete(completion),
                 Transfer::Done(completion) => held.push(Waiting::Finished(completion)),
@@ -334,7 +334,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     #[inline(never)]
     fn transfer_logged(&mut self) -> Result<bool, RingError> {
         let Self { queue, batch, device, cache, counters, held, log, .. } = self;
-        for plain in batch.drain() {
+        for plain in batch.drain(u16::MAX) {
             let answer = execute(plain.into_chain(), device, cache, counters, log)?;
             if note(queue, held, answer) {
                 return Ok(true);

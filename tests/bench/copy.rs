@@ -15,7 +15,7 @@ mod common;
 use std::hint::black_box;
 use std::time::Instant;
 
-use vhost_user_pmem::copy::{Engine, Persist, Segment, Segments, Stores, prefetch_line, store_fence};
+use vhost_user_pmem::copy::{Engine, Hint, Persist, Segment, Segments, Stores, store_fence};
 
 use common::{Random, map, memfd, noise, quartiles};
 
@@ -99,7 +99,7 @@ fn engine_writes(name: String, engine: Engine) -> Candidate<'static> {
         // SAFETY: the measuring loop gives ranges inside of the two mappings.
         let segments = unsafe { Segments::new(&segment) };
         // SAFETY: as above.
-        assert_eq!(unsafe { engine.copy_from_segments(media, segments, Persist::Lines) }, 0);
+        assert_eq!(unsafe { engine.copy_from_segments(media, segments, Persist::Lines, Hint::NONE) }, 0);
         store_fence();
     })
 }
@@ -118,32 +118,22 @@ fn reads() -> Vec<Candidate<'static>> {
     }));
     for engine in Engine::available() {
         if engine.line_flush() == Engine::best().line_flush() && engine.stores() != Stores::Portable {
-            all.push(engine_reads(engine.stores().name().to_owned(), engine, 0));
+            all.push(engine_reads(engine.stores().name().to_owned(), engine, false));
         }
     }
-    for lines in [1, 4, 16] {
-        all.push(engine_reads(format!("best+ahead{lines}"), Engine::best(), lines));
-    }
+    all.push(engine_reads("best, told what is next".to_owned(), Engine::best(), true));
     all
 }
 
-/// With `ahead` lines of the next copy prefetched before this one.
-fn engine_reads(name: String, engine: Engine, ahead: usize) -> Candidate<'static> {
+fn engine_reads(name: String, engine: Engine, is_told: bool) -> Candidate<'static> {
     Candidate::new(name, move |media, guest, len, next| {
-        prefetch(next, ahead.min(len / 64));
+        let later = if is_told { Hint::new(next) } else { Hint::NONE };
         let segment = [Segment::new(guest, len)];
         // SAFETY: the measuring loop gives ranges inside of the two mappings.
         let segments = unsafe { Segments::new(&segment) };
         // SAFETY: as above.
-        assert_eq!(unsafe { engine.copy_to_segments(media, segments) }, 0);
+        assert_eq!(unsafe { engine.copy_to_segments(media, segments, later) }, 0);
     })
-}
-
-/// Asks for the first lines at `address`.
-fn prefetch(address: *mut u8, lines: usize) {
-    for line in 0..lines {
-        prefetch_line(address.wrapping_add(line * 64));
-    }
 }
 
 fn zeroes() -> Vec<Candidate<'static>> {

@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
-use super::super::engine::Kernel;
+use super::super::engine::LineKernel;
 use super::super::testing::pattern;
-use super::super::{Engine, LineFlush, Persist, Segment, Segments, Stores, portable};
+use super::super::{Engine, Hint, LineFlush, Persist, Segment, Segments, Stores, portable};
 use super::guarded::{Guarded, PAGE};
 
 const LINE: usize = 64;
@@ -24,11 +24,11 @@ fn lines(address: usize, len: usize) -> impl Iterator<Item = usize> {
     (address / LINE..(address + len).div_ceil(LINE)).filter(move |_| len != 0)
 }
 
-unsafe extern "C" fn stream(dst: *mut u8, src: *const u8, len: usize) -> usize {
+unsafe extern "C" fn stream(dst: *mut u8, src: *const u8, len: usize, later: *const u8) -> usize {
     assert!((dst.addr() | len).is_multiple_of(LINE), "only whole lines are streamed");
     STREAMED.with_borrow_mut(|streamed| streamed.extend(lines(dst.addr(), len)));
     // SAFETY: the caller's obligations.
-    unsafe { portable::copy(dst, src, len) }
+    unsafe { portable::copy(dst, src, len, later) }
 }
 
 unsafe extern "C" fn flush(dst: *mut u8, _src: *const u8, len: usize) -> usize {
@@ -60,7 +60,7 @@ proptest! {
         let portable = Engine::with(Stores::Portable, best.line_flush());
         let mut engine = if is_portable || best.stores() == Stores::Portable { portable.unwrap() } else { best };
         let is_portable = engine.stores() == Stores::Portable;
-        let stand_in: Kernel = if is_portable { portable::copy } else { stream };
+        let stand_in: LineKernel = if is_portable { portable::copy } else { stream };
         (engine.stream, engine.flush) = (stand_in, flush);
         let list: Vec<Segment> = lens.iter().map(|len| Segment::new(guest.at(0), *len)).collect();
         // SAFETY: inside of `guest`.
@@ -68,7 +68,7 @@ proptest! {
         let touched: BTreeSet<usize> = lines(base + at, lens.iter().sum()).collect();
         for persist in [Persist::Lines, Persist::FenceOnly] {
             // SAFETY: inside of `media`.
-            let left = unsafe { engine.copy_from_segments(media.at(at), segments, persist) };
+            let left = unsafe { engine.copy_from_segments(media.at(at), segments, persist, Hint::NONE) };
             prop_assert_eq!(left, 0);
             let (streamed, flushed, seen) = (STREAMED.take(), FLUSHED.take(), SEEN.take());
             match persist {

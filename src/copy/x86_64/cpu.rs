@@ -4,8 +4,7 @@ use std::arch::x86_64::{__cpuid, __cpuid_count};
 
 /// CPUID leaf 1, EDX: `clflush`.
 const CLFLUSH: u32 = 1 << 19;
-/// CPUID leaf 7, EBX: fast `rep movsb`, `clflushopt`, `clwb`.
-const ERMS: u32 = 1 << 9;
+/// CPUID leaf 7, EBX: `clflushopt`, `clwb`.
 const CLFLUSHOPT: u32 = 1 << 23;
 const CLWB: u32 = 1 << 24;
 
@@ -22,8 +21,6 @@ pub(in crate::copy) struct Cpu {
     pub(in crate::copy) clflushopt: bool,
     /// Writes a line back and drops it, one after the other.
     pub(in crate::copy) clflush: bool,
-    /// `rep movsb` is the fast way for long copies.
-    pub(in crate::copy) erms: bool,
 }
 
 impl Cpu {
@@ -44,7 +41,6 @@ impl Cpu {
             clwb: ebx & CLWB != 0,
             clflushopt: ebx & CLFLUSHOPT != 0,
             clflush: basic.edx & CLFLUSH != 0,
-            erms: ebx & ERMS != 0,
         }
     }
 }
@@ -65,7 +61,6 @@ mod tests {
             clwb: has("clwb"),
             clflushopt: has("clflushopt"),
             clflush: has("clflush"),
-            erms: has("erms"),
         };
         assert_eq!(Cpu::detect(), expected);
     }

@@ -1,7 +1,8 @@
 //! The copies themselves, in assembler: every instruction that touches the bytes has a fix-up.
 //!
 //! All take `rdi` = destination, `rsi` = source, `rdx` = length in bytes, and answer in `rax` how many bytes
-//! were *not* done. They use no stack and keep `rdi`, `rsi` and `rdx` true at the beginning of each chunk. So
+//! were *not* done. Those that copy whole lines ask the CPU for others on the way, a page ahead: of the source, and behind
+//! its end of `rcx`, where what is copied later begins. They use no stack and keep `rdi`, `rsi` and `rdx` true at the beginning of each chunk. So
 //! a fix-up can start anywhere in them: it does the rest byte by byte, up to the one that cannot be done,
 //! and so knows exactly which that is. (If the rest can be done after all, one byte is still reported:
 //! a fault is never taken back, since what was done byte by byte is not flushed.)
@@ -16,6 +17,37 @@ macro_rules! moves {
         concat!(
             $($load, " ", $register, ", [rsi + ", $offset, "]\n",)+
             $($store, " [rdi + ", $offset, "], ", $register, "\n",)+
+        )
+    };
+}
+
+/// Notes how to [`ask`]: `r8` becomes what is behind all that is asked for at `rcx`, or at the source's end if that is null.
+macro_rules! ask_ahead {
+    () => {
+        concat!(
+            "mov r8d, ",
+            ahead!(),
+            "\ncmp rdx, r8\ncmovb r8, rdx\n",
+            "lea rax, [rsi + rdx]\nsub rax, r8\ntest rcx, rcx\ncmovz rcx, rax\nadd r8, rcx\n",
+        )
+    };
+}
+
+/// How many bytes ahead of those that are copied others are asked for: a page, since the CPU's own look-ahead ends where
+/// a page does. Half of it was as good for long copies and worse for pages.
+macro_rules! ahead {
+    () => {
+        "4096"
+    };
+}
+
+/// Asks for the lines at these offsets of what is copied later: further ones of the source, or behind its end those that
+/// were at `rcx`. Into the second cache: the first one would lose what is being copied.
+macro_rules! ask {
+    ($($offset:literal),+) => {
+        concat!(
+            "mov rcx, r8\nsub rcx, rdx\nlea rax, [rsi + ", ahead!(), "]\ncmp rdx, ", ahead!(), "\ncmova rcx, rax\n",
+            $("prefetcht1 [rcx + ", $offset, "]\n",)+
         )
     };
 }
@@ -62,7 +94,7 @@ macro_rules! fixup {
 
 /// A routine over whole lines: `$four` does 256 bytes a turn, then `$one` 64; both use offsets only.
 macro_rules! lines {
-    ($name:literal, $before:literal, $four:expr, $one:expr, $after:literal, $fixup:literal) => {
+    ($name:literal, $before:expr, $four:expr, $one:expr, $after:literal, $fixup:literal) => {
         concat!(
             begin!($name),
             $before,
@@ -86,9 +118,12 @@ macro_rules! copy64 {
     ($name:literal, $store:literal) => {
         // Registers from 16 on, which need no vzeroupper.
         lines!(
-            $name, "",
-            moves!("vmovdqu64", $store, "zmm16" @ 0, "zmm17" @ 64, "zmm18" @ 128, "zmm19" @ 192),
-            moves!("vmovdqu64", $store, "zmm16" @ 0), "", ".Lvhost_user_pmem_rest_copy"
+            $name, ask_ahead!(),
+            concat!(
+                ask!(0, 64, 128, 192),
+                moves!("vmovdqu64", $store, "zmm16" @ 0, "zmm17" @ 64, "zmm18" @ 128, "zmm19" @ 192)
+            ),
+            concat!(ask!(0), moves!("vmovdqu64", $store, "zmm16" @ 0)), "", ".Lvhost_user_pmem_rest_copy"
         )
     };
 }
@@ -96,10 +131,13 @@ macro_rules! copy64 {
 macro_rules! copy32 {
     ($name:literal, $store:literal) => {
         lines!(
-            $name, "",
-            moves!("vmovdqu", $store, "ymm0" @ 0, "ymm1" @ 32, "ymm2" @ 64, "ymm3" @ 96, "ymm4" @ 128,
-                   "ymm5" @ 160, "ymm6" @ 192, "ymm7" @ 224),
-            moves!("vmovdqu", $store, "ymm0" @ 0, "ymm1" @ 32), "vzeroupper", ".Lvhost_user_pmem_rest_copy_avx"
+            $name, ask_ahead!(),
+            concat!(
+                ask!(0, 64, 128, 192),
+                moves!("vmovdqu", $store, "ymm0" @ 0, "ymm1" @ 32, "ymm2" @ 64, "ymm3" @ 96, "ymm4" @ 128,
+                       "ymm5" @ 160, "ymm6" @ 192, "ymm7" @ 224)
+            ),
+            concat!(ask!(0), moves!("vmovdqu", $store, "ymm0" @ 0, "ymm1" @ 32)), "vzeroupper", ".Lvhost_user_pmem_rest_copy_avx"
         )
     };
 }
@@ -107,14 +145,15 @@ macro_rules! copy32 {
 macro_rules! copy16 {
     ($name:literal, $store:literal) => {
         lines!(
-            $name, "",
+            $name, ask_ahead!(),
             concat!(
+                ask!(0, 64, 128, 192),
                 moves!("movdqu", $store, "xmm0" @ 0, "xmm1" @ 16, "xmm2" @ 32, "xmm3" @ 48, "xmm4" @ 64,
                        "xmm5" @ 80, "xmm6" @ 96, "xmm7" @ 112),
                 moves!("movdqu", $store, "xmm0" @ 128, "xmm1" @ 144, "xmm2" @ 160, "xmm3" @ 176,
                        "xmm4" @ 192, "xmm5" @ 208, "xmm6" @ 224, "xmm7" @ 240)
             ),
-            moves!("movdqu", $store, "xmm0" @ 0, "xmm1" @ 16, "xmm2" @ 32, "xmm3" @ 48),
+            concat!(ask!(0), moves!("movdqu", $store, "xmm0" @ 0, "xmm1" @ 16, "xmm2" @ 32, "xmm3" @ 48)),
             "", ".Lvhost_user_pmem_rest_copy"
         )
     };
@@ -231,11 +270,11 @@ unsafe extern "C" {
 
 /// Declares the routines under the names they are called by here.
 macro_rules! kernels {
-    ($($(#[$doc:meta])* $name:ident = $symbol:literal;)+) => {
+    ($($(#[$doc:meta])* $name:ident $(($later:ident))? = $symbol:literal;)+) => {
         unsafe extern "C" {
             $($(#[$doc])*
             #[link_name = $symbol]
-            pub(in crate::copy) fn $name(dst: *mut u8, src: *const u8, len: usize) -> usize;)+
+            pub(in crate::copy) fn $name(dst: *mut u8, src: *const u8, len: usize $(, $later: *const u8)?) -> usize;)+
         }
     };
 }
@@ -248,23 +287,23 @@ kernels! {
     /// Stores any number of zero bytes by `rep stosb`; the source is ignored.
     fill = "vhost_user_pmem_fill";
     /// Copies multiples of 64 bytes by moves of 16.
-    copy16 = "vhost_user_pmem_copy16";
+    copy16(later) = "vhost_user_pmem_copy16";
     /// Copies multiples of 64 bytes by moves of 32 (AVX).
-    copy32 = "vhost_user_pmem_copy32";
+    copy32(later) = "vhost_user_pmem_copy32";
     /// Copies multiples of 64 bytes by moves of 64 (AVX-512F).
-    copy64 = "vhost_user_pmem_copy64";
+    copy64(later) = "vhost_user_pmem_copy64";
     /// Copies multiples of 64 bytes to whole lines by non-temporal stores of 16.
-    stream16 = "vhost_user_pmem_stream16";
+    stream16(later) = "vhost_user_pmem_stream16";
     /// Copies multiples of 64 bytes to whole lines by non-temporal stores of 32 (AVX).
-    stream32 = "vhost_user_pmem_stream32";
+    stream32(later) = "vhost_user_pmem_stream32";
     /// Copies multiples of 64 bytes to whole lines by non-temporal stores of 64 (AVX-512F).
-    stream64 = "vhost_user_pmem_stream64";
+    stream64(later) = "vhost_user_pmem_stream64";
     /// Zeroes whole lines by non-temporal stores of 16; the source is ignored.
-    zero16 = "vhost_user_pmem_zero16";
+    zero16(later) = "vhost_user_pmem_zero16";
     /// Zeroes whole lines by non-temporal stores of 32 (AVX); the source is ignored.
-    zero32 = "vhost_user_pmem_zero32";
+    zero32(later) = "vhost_user_pmem_zero32";
     /// Zeroes whole lines by non-temporal stores of 64 (AVX-512F); the source is ignored.
-    zero64 = "vhost_user_pmem_zero64";
+    zero64(later) = "vhost_user_pmem_zero64";
     /// Writes whole lines back; the source is ignored.
     clwb = "vhost_user_pmem_clwb";
     /// Writes whole lines back and drops them; the source is ignored.
@@ -335,19 +374,19 @@ pub(in crate::copy) fn fixup_of(address: usize) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::copy::engine::Kernel;
+    use crate::copy::engine::{Kernel, LineKernel};
 
-    /// Every routine has a fix-up behind its entry (within its first instructions), and nothing else has.
+    /// Every routine has a fix-up behind its entry (within two lines), and nothing else has.
     #[test]
     fn every_routine_is_in_the_table_and_foreign_code_is_not() {
         let own: [unsafe extern "C" fn(); 2] = [vhost_user_pmem_load16, vhost_user_pmem_store1];
-        let all: [Kernel; 15] = [
-            copy_small, copy_rep, fill, copy16, copy32, copy64, stream16, stream32, stream64, zero16, zero32,
-            zero64, clwb, clflushopt, clflush,
-        ];
+        let all: [Kernel; 6] = [copy_small, copy_rep, fill, clwb, clflushopt, clflush];
+        let lines: [LineKernel; 9] =
+            [copy16, copy32, copy64, stream16, stream32, stream64, zero16, zero32, zero64];
         let entries = all.map(|kernel| kernel as *const () as usize).into_iter();
+        let entries = entries.chain(lines.map(|kernel| kernel as *const () as usize));
         for entry in entries.chain(own.map(|kernel| kernel as *const () as usize)) {
-            assert!((entry..entry + 64).any(|address| fixup_of(address).is_some()), "{entry:#x}");
+            assert!((entry..entry + 128).any(|address| fixup_of(address).is_some()), "{entry:#x}");
             assert_eq!(fixup_of(entry.wrapping_sub(1)), None, "{entry:#x}: padding before it");
         }
         for address in [0, 1, fixup_of as *const () as usize, usize::MAX, usize::MAX / 2] {

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::PoisonError;
 
 use super::{BackingKind, DiskError, MappedDisk, failed};
-use crate::copy::{self, Segments};
+use crate::copy::{self, Hint, Segments};
 use crate::disk::mapping::Loss;
 use crate::disk::poison::{self, BadList, PAGE_BYTES};
 use crate::disk::space::{self, fallocate};
@@ -97,10 +97,12 @@ impl MappedDisk {
     pub(super) fn copy_anew(
         &self,
         offset: u64,
-        from: Segments<'_>,
+        from: &Segments<'_>,
         error: DiskError,
     ) -> Result<(), DiskError> {
-        self.store_anew(offset, from.total_bytes() as u64, error, &|| self.mapping.write(offset, from))
+        self.store_anew(offset, from.total_bytes() as u64, error, &|| {
+            self.mapping.write(offset, *from, Hint::NONE)
+        })
     }
 
     /// A store has met bad media that was not known: it is repaired first if the range covers it, page by page.

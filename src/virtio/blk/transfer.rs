@@ -5,6 +5,7 @@ use super::counters::{Counters, Effect};
 use super::device::Device;
 use super::request::{OK, Way, guess_offset, offset_of, way};
 use super::units::Limits;
+use crate::copy::Hint;
 use crate::disk::{Disk, DiskError};
 use crate::virtio::queue::{Completion, Header, Plain};
 
@@ -36,12 +37,16 @@ impl<D: Disk> Device<D> {
         Rules { limits, writes_are_copies: !limits.read_only && !cache.is_write_through() }
     }
 
-    /// What to do with the header of a request that is executed soon. It answers whether that is a transfer; any other
-    /// one is to be executed before more is read.
+    /// What to do with the header of a request that is executed soon. It answers where on the media that is, if it is a
+    /// transfer; any other one is to be executed before more is read.
     #[inline(always)]
-    pub fn expectation(&self) -> impl Fn(&Header) -> bool {
+    pub fn expectation(&self) -> impl Fn(&Header) -> Option<Hint> {
         let disk = self.disk();
-        move |header| guess_offset(header).map(|offset| disk.prefetch(offset)).is_some()
+        move |header| {
+            let media = disk.hint(guess_offset(header)?);
+            media.ask();
+            Some(media)
+        }
     }
 
     /// Does what a chain asks if it is a transfer that is done by its copy alone.
@@ -63,7 +68,7 @@ impl<D: Disk> Device<D> {
     #[inline(always)]
     fn read<'a>(&self, plain: Plain<'a>, offset: u64, counters: &mut Counters) -> Transfer<'a> {
         let data = plain.data();
-        let finished = match self.disk().read(offset, data) {
+        let finished = match self.disk().read_then(offset, data, plain.later()) {
             Ok(()) => {
                 counters.count(Effect::Read(data.total_bytes() as u64));
                 // Whole sectors and the status: that does not wrap.
@@ -79,7 +84,7 @@ impl<D: Disk> Device<D> {
     #[inline(always)]
     fn write<'a>(&self, plain: Plain<'a>, offset: u64, counters: &mut Counters) -> Transfer<'a> {
         let data = plain.data();
-        let finished = match self.disk().write(offset, data) {
+        let finished = match self.disk().write_then(offset, data, plain.later()) {
             Ok(()) => {
                 let bytes = data.total_bytes() as u64;
                 let media_bytes = self.disk().media_written_bytes(offset, bytes);

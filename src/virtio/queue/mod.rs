@@ -35,6 +35,7 @@ pub use packed::PackedQueue;
 pub use plain::{Batch, Bounds, Next, Plain};
 pub use split::SplitQueue;
 
+use crate::copy::Hint;
 use crate::virtio::memory::{MemoryTable, Translator};
 
 /// Largest ring: QEMU's limit, the largest any known front-end asks for.
@@ -49,8 +50,8 @@ pub trait Virtqueue: Sized {
     fn start(layout: &RingLayout, memory: &MemoryTable) -> Result<Self, RingError>;
 
     /// Takes the next chains of the common shape that the driver has made available, as many as are there one after
-    /// the other: within the bounds, and none after a header of which `expect` says that it has to be executed before
-    /// more is read. To be called when the batch is empty. Returns what follows.
+    /// the other: within the bounds, and none after a header for which `expect` has no place on the media, as it has to be
+    /// executed before more is read. To be called when the batch is empty. Returns what follows.
     ///
     /// # Errors
     /// As [`pop`](Self::pop).
@@ -58,7 +59,7 @@ pub trait Virtqueue: Sized {
         &mut self,
         batch: &mut Batch,
         bounds: Bounds,
-        expect: impl Fn(&Header) -> bool,
+        expect: impl Fn(&Header) -> Option<Hint>,
     ) -> Result<Next, RingError>;
 
     /// Takes the next chain that the driver has made available, of any shape. The chain borrows the ring: it must

@@ -36,7 +36,7 @@ use super::walk::{
     DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, Walk, indirect_len, most_segments, peek_buffer, read_halves,
 };
 use super::{RingError, RingKind, RingLayout, RingLog, Virtqueue};
-use crate::copy::Segment;
+use crate::copy::{Hint, Segment};
 use crate::stop_point::{self, Point};
 use crate::virtio::memory::{Kind, MemoryTable, Translator};
 
@@ -372,10 +372,14 @@ impl Virtqueue for PackedQueue {
         &mut self,
         batch: &mut Batch,
         bounds: Bounds,
-        expect: impl Fn(&Header) -> bool,
+        expect: impl Fn(&Header) -> Option<Hint>,
     ) -> Result<Next, RingError> {
-        let next = batch.fill(bounds, |memory| self.next_plain::<false>(memory), expect)?;
-        if batch.is_empty() { batch.put(|memory| self.next_plain::<true>(memory)) } else { Ok(next) }
+        let next = batch.fill(bounds, |parts, memory| self.next_plain::<false>(parts, memory), expect)?;
+        if batch.is_empty() {
+            batch.put(|parts, memory| self.next_plain::<true>(parts, memory))
+        } else {
+            Ok(next)
+        }
     }
 
     #[inline]

@@ -11,7 +11,7 @@ use std::slice;
 use super::RingError;
 use super::chain::{Chain, Completion, HEADER_BYTES, Head, Header, StatusByte};
 use super::walk::WRITE;
-use crate::copy::{self, Segment, Segments};
+use crate::copy::{self, Hint, Segment, Segments};
 use crate::virtio::memory::{Kind, Translator};
 
 /// Chains taken at once.
@@ -38,23 +38,39 @@ pub(super) struct Parts {
     head: u16,
     /// Of the data.
     flags: u16,
+    /// What its data is copied from, if that is known.
+    source: Hint,
 }
 
 impl Parts {
-    const NONE: Self =
-        Self { header: [0; 2], data: Segment::EMPTY, status: std::ptr::null_mut(), head: 0, flags: 0 };
+    const NONE: Self = Self {
+        header: [0; 2],
+        data: Segment::EMPTY,
+        status: std::ptr::null_mut(),
+        head: 0,
+        flags: 0,
+        source: Hint::NONE,
+    };
 
-    /// Finds the parts and reads the header, if each lies in one region; unless it `learns`, only in regions that have
-    /// been met before.
+    /// Becomes a chain, whose header is read, if each part lies in one region; unless it `learns`, only in regions that
+    /// have been met before. If not, nothing is to be made of what is left here.
     #[inline(always)]
-    pub(super) fn find(learns: bool, head: u16, places: Places, memory: &mut Translator) -> Option<Self> {
+    pub(super) fn find(
+        &mut self,
+        learns: bool,
+        head: u16,
+        places: Places,
+        memory: &mut Translator,
+    ) -> Option<()> {
         let Places { header, data, data_bytes, flags, status } = places;
         let header = memory.find(learns, Kind::Request, header, u64::from(HEADER_BYTES))?;
         let data = memory.find(learns, Kind::Data, data, u64::from(data_bytes))?;
         let status = memory.find(learns, Kind::Request, status, 1)?;
         // SAFETY: the translator found the 16 bytes in its table, which it keeps mapped.
-        let header = unsafe { copy::load_words(header) }?.map(u64::from_le);
-        Some(Self { header, data: Segment::new(data, data_bytes as usize), status, head, flags })
+        self.header = unsafe { copy::load_words(header) }?.map(u64::from_le);
+        self.data = Segment::new(data, data_bytes as usize);
+        (self.status, self.head, self.flags) = (status, head, flags);
+        Some(())
     }
 }
 
@@ -82,9 +98,12 @@ pub enum Next {
 #[derive(Debug)]
 pub struct Batch {
     memory: Translator,
-    list: [Parts; MOST],
+    /// With room for one that is not taken.
+    list: [Parts; MOST + 1],
     /// How many of them are taken.
     taken: u16,
+    /// How many of these are executed.
+    drained: u16,
     /// Bytes of data that may still be taken, less than none if the last one had more.
     left_bytes: i64,
 }
@@ -95,7 +114,7 @@ unsafe impl Send for Batch {}
 impl Batch {
     /// Room for chains in this memory.
     pub const fn new(memory: Translator) -> Self {
-        Self { memory, list: [Parts::NONE; MOST], taken: 0, left_bytes: 0 }
+        Self { memory, list: [Parts::NONE; MOST + 1], taken: 0, drained: 0, left_bytes: 0 }
     }
 
     /// The memory.
@@ -109,20 +128,25 @@ impl Batch {
     pub(super) fn fill(
         &mut self,
         bounds: Bounds,
-        mut read: impl FnMut(&mut Translator) -> Option<Parts>,
-        expect: impl Fn(&Header) -> bool,
+        mut read: impl FnMut(&mut Parts, &mut Translator) -> Option<()>,
+        expect: impl Fn(&Header) -> Option<Hint>,
     ) -> Result<Next, RingError> {
         let room = usize::from(bounds.chains).min(MOST);
-        (self.taken, self.left_bytes) = (0, i64::from(bounds.bytes));
+        (self.taken, self.drained, self.left_bytes) = (0, 0, i64::from(bounds.bytes));
         for place in self.list.get_mut(..room).unwrap_or_default() {
-            let Some(parts) = read(&mut self.memory) else { break };
-            *place = parts;
+            let Some(()) = read(place, &mut self.memory) else { break };
             self.taken = self.taken.wrapping_add(1);
-            self.left_bytes = self.left_bytes.wrapping_sub_unsigned(parts.data.len() as u64);
-            if self.left_bytes <= 0 || !expect(&parts.header) {
+            self.left_bytes = self.left_bytes.wrapping_sub_unsigned(place.data.len() as u64);
+            let Some(media) = expect(&place.header) else {
+                place.source = Hint::NONE;
+                break;
+            };
+            place.source = if place.flags & WRITE != 0 { media } else { Hint::new(place.data.ptr()) };
+            if self.left_bytes <= 0 {
                 break;
             }
         }
+        self.end();
         self.check(Next::Any)
     }
 
@@ -131,13 +155,21 @@ impl Batch {
     #[inline(never)]
     pub(super) fn put(
         &mut self,
-        read: impl FnOnce(&mut Translator) -> Option<Parts>,
+        read: impl FnOnce(&mut Parts, &mut Translator) -> Option<()>,
     ) -> Result<Next, RingError> {
-        let Some(parts) = read(&mut self.memory) else { return self.check(Next::Other) };
-        if let Some(place) = self.list.first_mut() {
-            (*place, self.taken) = (parts, 1);
-        }
+        let [place, ..] = &mut self.list;
+        let Some(()) = read(place, &mut self.memory) else { return self.check(Next::Other) };
+        self.taken = 1;
+        self.end();
         self.check(Next::Any)
+    }
+
+    /// What comes behind those that are taken is not known.
+    #[inline]
+    fn end(&mut self) {
+        if let Some(behind) = self.list.get_mut(usize::from(self.taken)) {
+            behind.source = Hint::NONE;
+        }
     }
 
     /// What was read is not the driver's if memory is lost: no request may be made of it.
@@ -150,24 +182,29 @@ impl Batch {
         Ok(next)
     }
 
-    /// How many are taken.
+    /// How many are left.
     #[inline]
     pub const fn len(&self) -> u16 {
-        self.taken
+        self.taken.saturating_sub(self.drained)
     }
 
     /// Whether none are.
     #[inline]
     pub const fn is_empty(&self) -> bool {
-        self.taken == 0
+        self.len() == 0
     }
 
-    /// All of them, in the ring's order. Each is to be completed, unless the ring is given up.
+    /// The next ones, up to so many, in the ring's order. Each is to be completed, unless the ring is given up.
     #[inline(always)]
-    pub fn drain(&mut self) -> impl Iterator<Item = Plain<'_>> {
-        let taken = usize::from(std::mem::take(&mut self.taken));
+    pub fn drain(&mut self, most: u16) -> impl Iterator<Item = Plain<'_>> {
+        let start = self.drained;
+        self.drained = start.wrapping_add(most.min(self.len()));
+        let range = usize::from(start)..=usize::from(self.drained);
         let memory = &self.memory;
-        self.list.get(..taken).unwrap_or_default().iter().map(|parts| Plain { parts, memory })
+        self.list.get(range).unwrap_or_default().windows(2).filter_map(move |pair| {
+            let [parts, behind] = pair else { return None };
+            Some(Plain { parts, later: behind.source, memory })
+        })
     }
 }
 
@@ -176,6 +213,7 @@ impl Batch {
 #[must_use = "a popped chain must be completed"]
 pub struct Plain<'a> {
     parts: &'a Parts,
+    later: Hint,
     memory: &'a Translator,
 }
 
@@ -184,6 +222,12 @@ impl<'a> Plain<'a> {
     #[inline]
     pub const fn header(&self) -> &'a Header {
         &self.parts.header
+    }
+
+    /// What the data of the chain behind it is copied from, if that is known.
+    #[inline]
+    pub const fn later(&self) -> Hint {
+        self.later
     }
 
     /// The data: room for what the device sends if it [is writable](Self::is_writable), else what the driver sends.

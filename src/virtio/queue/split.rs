@@ -15,7 +15,7 @@ use super::walk::{
     DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, Walk, indirect_len, most_segments, peek_buffer, read_split,
 };
 use super::{RingError, RingKind, RingLayout, RingLog, Virtqueue};
-use crate::copy::Segment;
+use crate::copy::{Hint, Segment};
 use crate::stop_point::{self, Point};
 use crate::virtio::memory::{Kind, MemoryTable, Translator};
 
@@ -171,11 +171,11 @@ impl SplitQueue {
 
     /// Takes the next chain if it is a plain one; unless it `LEARNS`, only if it lies where others have before.
     #[inline(always)]
-    fn next_plain<const LEARNS: bool>(&mut self, memory: &mut Translator) -> Option<Parts> {
+    fn next_plain<const LEARNS: bool>(&mut self, parts: &mut Parts, memory: &mut Translator) -> Option<()> {
         let head = self.head(0);
-        let parts = Parts::find(LEARNS, head, self.plain(LEARNS, head, memory)?, memory)?;
+        parts.find(LEARNS, head, self.plain(LEARNS, head, memory)?, memory)?;
         self.next_avail = self.next_avail.wrapping_add(1);
-        Some(parts)
+        Some(())
     }
 
     /// Where the parts of the chain at `head` are, if it is a plain one. If not, [`walk`](Self::walk) begins anew with
@@ -267,16 +267,16 @@ impl Virtqueue for SplitQueue {
         &mut self,
         batch: &mut Batch,
         bounds: Bounds,
-        expect: impl Fn(&Header) -> bool,
+        expect: impl Fn(&Header) -> Option<Hint>,
     ) -> Result<Next, RingError> {
         let chains = self.available(bounds.chains)?;
         if chains == 0 {
             return Ok(Next::Nothing);
         }
         let bounds = Bounds { chains, ..bounds };
-        let mut next = batch.fill(bounds, |memory| self.next_plain::<false>(memory), expect)?;
+        let mut next = batch.fill(bounds, |parts, memory| self.next_plain::<false>(parts, memory), expect)?;
         if batch.is_empty() {
-            next = batch.put(|memory| self.next_plain::<true>(memory))?;
+            next = batch.put(|parts, memory| self.next_plain::<true>(parts, memory))?;
         }
         Ok(if self.known() == 0 { Next::Nothing } else { next })
     }

@@ -192,15 +192,26 @@ impl Ours {
         let mut next_len = || lens.pop_front().unwrap();
         while taken.len() < most {
             let bounds = Bounds { chains: u16::try_from(most - taken.len()).unwrap(), bytes: 1 << 14 };
-            let next = self.queue.take_plain(&mut self.batch, bounds, |header| header[0] % 8 != 0).unwrap();
-            let mut may_follow = true;
-            for plain in self.batch.drain() {
-                assert!(may_follow, "no chain is taken behind one that has to be executed before");
-                may_follow = plain.header()[0] % 8 != 0;
-                let (seen, completion) = look_at(plain.into_chain(), self.base, next_len());
-                self.queue.complete(completion);
-                taken.push(seen);
+            let next = self.queue.take_plain(&mut self.batch, bounds, place_of).unwrap();
+            let (mut may_follow, mut expected) = (true, None);
+            // Some first, and then the others.
+            for most in [self.batch.len() / 2, u16::MAX] {
+                for plain in self.batch.drain(most) {
+                    assert!(may_follow, "no chain is taken behind one that has to be executed before");
+                    may_follow = place_of(plain.header()).is_some();
+                    let source = if plain.is_writable() { place_of(plain.header()) } else { data_of(&plain) };
+                    let source = source.filter(|_| may_follow).unwrap_or(Hint::NONE);
+                    assert!(
+                        expected.is_none_or(|expected| expected == source),
+                        "the one before has said where it is"
+                    );
+                    expected = Some(plain.later());
+                    let (seen, completion) = look_at(plain.into_chain(), self.base, next_len());
+                    self.queue.complete(completion);
+                    taken.push(seen);
+                }
             }
+            assert!(expected.is_none_or(|expected| expected == Hint::NONE), "nothing is behind the last one");
             assert!(self.batch.is_empty() && taken.len() <= most);
             if next == Next::Other && taken.len() < most {
                 let Self { queue, batch, base } = self;
@@ -214,6 +225,16 @@ impl Ours {
         }
         taken
     }
+}
+
+/// Where a request goes, if it may be executed behind others.
+fn place_of(header: &Header) -> Option<Hint> {
+    let [place, _] = *header;
+    (place % 8 != 0).then(|| Hint::new(std::ptr::without_provenance(place as usize)))
+}
+
+fn data_of(plain: &Plain<'_>) -> Option<Hint> {
+    plain.data().as_slice().first().map(|data| Hint::new(data.ptr()))
 }
 
 fn look_at(chain: Chain<'_>, base: *const u8, len: u32) -> (Seen, Completion) {

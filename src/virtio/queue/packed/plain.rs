@@ -9,11 +9,15 @@ use crate::virtio::queue::walk::{DESCRIPTOR_BYTES, read_halves};
 impl PackedQueue {
     /// Takes the next chain if it is a plain one; unless it `LEARNS`, only if it lies where others have before.
     #[inline(always)]
-    pub(super) fn next_plain<const LEARNS: bool>(&mut self, memory: &mut Translator) -> Option<Parts> {
+    pub(super) fn next_plain<const LEARNS: bool>(
+        &mut self,
+        parts: &mut Parts,
+        memory: &mut Translator,
+    ) -> Option<()> {
         let (id, places, length) = self.plain(LEARNS, memory)?;
-        let parts = Parts::find(LEARNS, id, places, memory)?;
+        parts.find(LEARNS, id, places, memory)?;
         self.note_taken(length);
-        Some(parts)
+        Some(())
     }
 
     /// Where the parts of the next chain are, if it is available and a plain one, with its buffer id and its length in

@@ -227,6 +227,26 @@ pub(super) fn random(seed: u64, steps: usize, style: Style) -> History {
     History { before, bad_at, steps: batches }
 }
 
+/// A random history of batches so large that the driver sees the first half of each before the second one is done: writes
+/// of a sector from one buffer, of which no two of a batch go to the same place.
+pub(super) fn crowded(seed: u64, steps: usize) -> History {
+    let mut random = Random::new(seed);
+    let mut image: Vec<u8> = (0..SECTORS * SECTOR_BYTES).map(|_| random.below(255) as u8 + 1).collect();
+    let before = image.clone();
+    let mut batch = || {
+        let (first, many) = (random.below(SECTORS), 8 + random.below(6));
+        let requests = (first..first + many).map(|sector| {
+            let at = sector % SECTORS * SECTOR_BYTES;
+            let request = any_write(&mut random, &image, at..at + SECTOR_BYTES, vec![]);
+            request.apply(&mut image);
+            request
+        });
+        Step { ring: 0, requests: requests.collect() }
+    };
+    let steps = (0..steps).map(|_| batch()).collect();
+    History { before, bad_at: None, steps }
+}
+
 fn any_request(random: &mut Random, image: &[u8], is_plain: bool) -> Request {
     let kind = random.below(10);
     if kind < 2 {

@@ -125,6 +125,26 @@ fn removing_any_flush_or_fence_is_noticed() {
     }
 }
 
+/// Of a batch so large that its first half is shown before the second is done, neither half can do without its fence.
+#[test]
+fn both_halves_of_a_large_batch_are_fenced() {
+    const STEPS: usize = 6;
+    for (seed, writeback) in [(31, true), (32, false)] {
+        let how = Play::on(LINES, writeback);
+        let played = play(&history::crowded(seed, STEPS), how);
+        let (oracle, log) = (Oracle::new(&played), &played.log);
+        assert_eq!(judge(&played, log, Promise::AtCompletion), Ok(()), "{how:?}");
+        assert_eq!(batches(log).len(), 2 * STEPS, "{how:?}: each batch is shown in two halves");
+        let fences = numbers(log, |event| *event == Event::Fence);
+        let needed: Vec<_> = fences.into_iter().filter(|number| is_needed_fence(log, *number)).collect();
+        assert_eq!(needed.len(), 2 * STEPS, "{how:?}");
+        for number in needed {
+            let judged = judge_from(number, &oracle, &without(log, |lost| lost == number));
+            assert!(judged.is_err(), "{how:?}: without {number}");
+        }
+    }
+}
+
 /// The events up to each acknowledgement, from the one before on.
 fn batches(log: &[Logged]) -> Vec<Range<usize>> {
     let ends: Vec<usize> = (0..log.len()).filter(|number| acknowledges(log, *number)).collect();

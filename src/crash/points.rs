@@ -66,6 +66,9 @@ impl Disk for Halting {
     }
 }
 
+/// The fewest requests that are shown to the driver before others that were taken together with them are done.
+const FIRST_SHOWN: usize = 4;
+
 /// Which base a front-end sends when it starts a ring again.
 #[derive(Debug, Clone, Copy)]
 enum Base {
@@ -231,14 +234,21 @@ fn dies_at(kind: RingKind, base: Base, (point, passes): (Point, u32), batch: usi
         world.disturbed = world.guest.asked.len();
         let seen = world.reap();
         if has_died {
+            // Of many that were taken together, the first ones are shown before the others are done.
+            let first = FIRST_SHOWN..(wanted + 1).saturating_sub(FIRST_SHOWN);
             match point {
-                Point::BeforeCopy | Point::MidCopy | Point::BeforeUsed => assert_eq!(seen, 0),
-                Point::AfterUsed | Point::BeforeCall => assert_eq!(seen, wanted),
+                Point::BeforeCopy | Point::MidCopy | Point::BeforeUsed => {
+                    assert!(seen == 0 || first.contains(&seen), "{point:?}: {seen} of {wanted}");
+                }
+                Point::AfterUsed | Point::BeforeCall => {
+                    assert!(seen == wanted || first.contains(&seen), "{point:?}: {seen} of {wanted}");
+                }
                 // A split ring's words count when the index is stored; a packed ring's chains one by one.
                 Point::RingStore => assert!(seen <= wanted),
                 Point::NewLength => unreachable!("no disk grows here"),
             }
-            assert!(!world.is_called(), "{point:?}");
+            // It can only have been called for those.
+            assert!(!world.is_called() || seen >= FIRST_SHOWN && !first.is_empty(), "{point:?}");
         }
         world.check_disk();
         ring = world.start(world.base(base));

@@ -30,6 +30,8 @@ const SURE_BYTES: usize = DISK_BYTES - (64 << 10);
 const BATCHES: usize = 64;
 /// After so many the ring shows what is done.
 const BATCH_BYTES: usize = 256 << 10;
+/// Requests after which a driver sees them done, at the least.
+const SHOWN_REQUESTS: usize = 8;
 /// A count may be so much off what is recorded.
 const TOLERANCE: f64 = 0.03;
 /// Most instructions of a 4 KiB request besides its copy, at depth 32 (issue 4).
@@ -149,9 +151,10 @@ fn forbidden(profiles: &BTreeMap<String, Profile>) -> Vec<String> {
                     .push(format!("{name}: {special:?}: {count} in {} requests", BATCHES * shape.depth));
             }
         }
-        // Two for each look at the ring: publish, and arm_kicks.
+        // One for each part that is shown, which has eight requests or as many bytes, and one to arm kicks.
         let bytes = shape.depth * shape.payload_bytes;
-        let most = (2 * BATCHES * bytes.div_ceil(BATCH_BYTES).max(1)) as u64;
+        let parts = bytes.div_ceil(BATCH_BYTES).max(shape.depth.div_ceil(SHOWN_REQUESTS));
+        let most = (2 * BATCHES * parts) as u64;
         let fences = profile.special.get(&Special::Fence).copied().unwrap_or(0);
         // None at all would mean that addresses are not matched with the program's.
         if fences == 0 || fences > most {

@@ -77,6 +77,9 @@ pub trait Virtqueue: Sized {
     /// it: [`pop`](Self::pop) will tell.
     fn has_available(&self) -> bool;
 
+    /// Whether more chains than so many are available, as far as that can be told without a walk.
+    fn has_more_than(&self, chains: u16) -> bool;
+
     /// Notes a finished chain in the ring. The driver does not see it before [`publish`](Self::publish).
     fn complete(&mut self, completion: Completion);
 

@@ -420,6 +420,13 @@ impl Virtqueue for PackedQueue {
         self.is_available(self.next_avail)
     }
 
+    /// If chains are as long as the last one was.
+    #[inline]
+    fn has_more_than(&self, chains: u16) -> bool {
+        let by = self.stride.checked_mul(chains).filter(|by| *by < self.size);
+        by.is_some_and(|by| self.is_available(self.next_avail.advance(by, self.size)))
+    }
+
     #[inline]
     fn complete(&mut self, completion: Completion) {
         let (id, written_bytes) = (completion.head(), completion.written_bytes());

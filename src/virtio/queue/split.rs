@@ -139,7 +139,7 @@ impl SplitQueue {
 
     /// As [`known`](Self::known), after another look.
     #[inline]
-    fn waiting(&self) -> Result<u16, RingError> {
+    pub(super) fn waiting(&self) -> Result<u16, RingError> {
         let index = u16::from_le(self.available_word(2).load(Ordering::Acquire));
         let ahead = index.wrapping_sub(self.next_avail);
         if ahead > self.table.len {
@@ -314,6 +314,11 @@ impl Virtqueue for SplitQueue {
     #[inline]
     fn has_available(&self) -> bool {
         self.waiting() != Ok(0)
+    }
+
+    #[inline]
+    fn has_more_than(&self, chains: u16) -> bool {
+        self.waiting().is_ok_and(|waiting| waiting > chains)
     }
 
     #[inline]

@@ -213,6 +213,11 @@ impl Ours {
             }
             assert!(expected.is_none_or(|expected| expected == Hint::NONE), "nothing is behind the last one");
             assert!(self.batch.is_empty() && taken.len() <= most);
+            let waiting = self.queue.waiting().unwrap();
+            assert!(
+                (0..waiting).all(|chains| self.queue.has_more_than(chains))
+                    && !self.queue.has_more_than(waiting)
+            );
             if next == Next::Other && taken.len() < most {
                 let Self { queue, batch, base } = self;
                 let Some(chain) = queue.pop(batch.memory()).unwrap() else { break };

@@ -1,11 +1,13 @@
 //! The copies themselves, in assembler: every instruction that touches the bytes has a fix-up.
 //!
 //! All take `rdi` = destination, `rsi` = source, `rdx` = length in bytes, and answer in `rax` how many bytes
-//! were *not* done. Those that copy whole lines ask the CPU for others on the way, a page ahead: of the source, and behind
-//! its end of `rcx`, where what is copied later begins. They use no stack and keep `rdi`, `rsi` and `rdx` true at the beginning of each chunk. So
+//! were *not* done. They use no stack and keep `rdi`, `rsi` and `rdx` true at the beginning of each chunk. So
 //! a fix-up can start anywhere in them: it does the rest byte by byte, up to the one that cannot be done,
 //! and so knows exactly which that is. (If the rest can be done after all, one byte is still reported:
 //! a fault is never taken back, since what was done byte by byte is not flushed.)
+//!
+//! Those that copy whole lines ask the CPU for others on the way, a page ahead: of the source and, behind its end, of
+//! what begins at `rcx`. No answer is waited for, and none is needed: a prefetch has no fix-up because it never faults.
 //!
 //! The handler of [`fault`](crate::copy::fault) finds the fix-ups in a table of offsets, built beside them.
 

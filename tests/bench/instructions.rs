@@ -154,7 +154,7 @@ fn forbidden(profiles: &BTreeMap<String, Profile>) -> Vec<String> {
         // One for each part that is shown, which has eight requests or as many bytes, and one to arm kicks.
         let bytes = shape.depth * shape.payload_bytes;
         let parts = bytes.div_ceil(BATCH_BYTES).max(shape.depth.div_ceil(SHOWN_REQUESTS));
-        let most = (2 * BATCHES * parts) as u64;
+        let most = (BATCHES * (parts + 1)) as u64;
         let fences = profile.special.get(&Special::Fence).copied().unwrap_or(0);
         // None at all would mean that addresses are not matched with the program's.
         if fences == 0 || fences > most {

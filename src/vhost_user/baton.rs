@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use crate::disk::FileLock;
 
-/// A front-end's session: unique in the process.
-pub type SessionId = u32;
+/// A front-end's session: unique in the process, however many come. At 24,500 a second 32 bits would begin anew after two
+/// days, and the message of one would take the ring of another.
+pub type SessionId = u64;
 
 /// How often the lock of another process is tried: the kernel does not tell when it is free.
 const LOCK_POLL: Duration = Duration::from_millis(10);
@@ -149,6 +150,15 @@ mod tests {
         assert!(!baton.try_take(2), "only its holder gives it back");
         baton.release(1);
         assert!(baton.try_take(2) && baton.ring_starts(2));
+    }
+
+    /// 2³² connections come in two days of a front-end that does nothing else.
+    #[test]
+    fn a_number_does_not_come_again() {
+        let baton = baton(true);
+        assert!(baton.try_take(0) && !baton.try_take(1 << 32));
+        baton.release(1 << 32);
+        assert!(!baton.try_take(1));
     }
 
     #[test]

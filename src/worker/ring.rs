@@ -42,7 +42,7 @@ const LOOK_AHEAD: u16 = 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RingKey {
     /// The front-end's session.
-    pub session: u32,
+    pub session: u64,
     /// The ring's index in it.
     pub index: u16,
 }

@@ -29,6 +29,9 @@ use common::pattern;
 /// Where the requests between the rows go: behind what the rows must not change.
 const WITNESS_SECTOR: u64 = KEPT_BYTES / 512;
 
+/// Feature bit: the configuration has a block size.
+const BLK_SIZE: u64 = 1 << 6;
+
 /// A daemon's disk with a pattern in the part that no row may change, and the rows tried on it with rings of each kind.
 fn try_rows(place: Place, disk: &str, features: u64, rows: &Rows) {
     let setup = Setup::new(place).disk(&format!("serial={SERIAL}{disk}"));
@@ -139,6 +142,11 @@ fn a_read_only_disk_refuses_what_writes() {
 }
 
 #[test]
-fn a_disk_of_large_blocks_refuses_parts_of_them() {
-    try_rows(Place::Tmpfs, ",block-size=4096", u64::MAX, &requests::rows_large_blocks());
+fn sectors_of_a_disk_of_large_blocks_are_read_and_written() {
+    for place in Place::ALL {
+        // Whether the driver has heard of blocks or not.
+        for features in [u64::MAX, !BLK_SIZE] {
+            try_rows(place, ",block-size=4096", features, &requests::rows_large_blocks());
+        }
+    }
 }

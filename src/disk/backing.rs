@@ -95,6 +95,10 @@ impl Disk for Backing {
         either!(self, disk => disk.reread_size())
     }
 
+    fn unit_bytes(&self) -> u32 {
+        either!(self, disk => disk.unit_bytes())
+    }
+
     #[inline]
     fn durability(&self) -> Durability {
         either!(self, disk => disk.durability())

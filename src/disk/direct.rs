@@ -210,6 +210,11 @@ impl Disk for BlockDisk {
         Ok(target)
     }
 
+    /// The device's own block.
+    fn unit_bytes(&self) -> u32 {
+        u32::try_from(self.unit_bytes).unwrap_or(4096).min(self.geometry.block_bytes)
+    }
+
     #[inline]
     fn durability(&self) -> Durability {
         self.durability
@@ -405,8 +410,16 @@ mod tests {
         let memory = File::options().read(true).write(true).open("/proc/self/mem").unwrap();
         let geometry = Geometry { capacity_bytes: 1 << 47, block_bytes: 512, read_only: false };
         let media = Media::testing(BackingKind::BlockDevice, Durability::Page, vec![]);
+        let large = BlockDisk::over(
+            Arc::new(memory.try_clone().unwrap().into()),
+            Geometry { block_bytes: 4096, ..geometry },
+            &Media { unit_bytes: 4096, ..media.clone() },
+            false,
+        );
+        assert_eq!(large.unit_bytes(), 4096, "a device takes nothing but its own blocks");
         let media = Media { unit_bytes: 512, ..media };
         let disk = BlockDisk::over(Arc::new(memory.into()), geometry, &media, false);
+        assert_eq!(disk.unit_bytes(), 512);
         let piece = |len| Memory::new(&pattern(8192, 3)).cut(0, &[len], 0);
         let pages = Memory::new(&pattern(4 * 4096, 1));
         let good = (pages.ptr().addr() as u64).next_multiple_of(4096);

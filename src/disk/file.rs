@@ -95,6 +95,11 @@ impl Disk for FileDisk {
         Ok(target)
     }
 
+    /// Whatever guests are told: a copy has no blocks.
+    fn unit_bytes(&self) -> u32 {
+        512
+    }
+
     #[inline]
     fn durability(&self) -> Durability {
         Durability::Page

@@ -255,6 +255,11 @@ impl Disk for MappedDisk {
         Ok(target)
     }
 
+    /// Whatever guests are told: a copy has no blocks.
+    fn unit_bytes(&self) -> u32 {
+        512
+    }
+
     #[inline]
     fn durability(&self) -> Durability {
         self.durability

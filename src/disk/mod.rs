@@ -61,7 +61,7 @@ pub use region::Region;
 pub struct Geometry {
     /// Size in bytes, a multiple of `block_bytes`.
     pub capacity_bytes: u64,
-    /// Logical block size in bytes: 512 or 4096.
+    /// Logical block size in bytes that guests are told: 512 or 4096.
     pub block_bytes: u32,
     /// Writes are refused.
     pub read_only: bool,
@@ -176,6 +176,12 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// [`GrowError`]; the size is the same as before then.
     fn reread_size(&self) -> Result<u64, GrowError> {
         Ok(self.geometry().capacity_bytes)
+    }
+
+    /// What offset and length of everything that is asked of it must be multiples of, in bytes: at most a block. Firmware
+    /// and small drivers read single sectors whatever they are told of blocks.
+    fn unit_bytes(&self) -> u32 {
+        self.geometry().block_bytes
     }
 
     /// What the backing promises.

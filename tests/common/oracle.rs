@@ -21,8 +21,8 @@ use vhost_user_backend::{VhostUserBackendMut, VhostUserDaemon, VringRwLock, Vrin
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
-    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
-    VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+    VIRTIO_BLK_T_BARRIER, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -36,6 +36,9 @@ const SECTOR_BYTES: u64 = 512;
 const HEADER_BYTES: usize = 16;
 const RANGE_BYTES: usize = 16;
 const SERIAL_BYTES: usize = 20;
+
+/// Another type for a flush (VIRTIO 1.2 §5.2.6.3).
+const FLUSH_OUT: u32 = VIRTIO_BLK_T_FLUSH | VIRTIO_BLK_T_OUT;
 
 const OK: u8 = VIRTIO_BLK_S_OK as u8;
 const IOERR: u8 = VIRTIO_BLK_S_IOERR as u8;
@@ -262,14 +265,16 @@ impl Disk {
         };
         let kind = u32::from_le_bytes(header[..4].try_into().unwrap());
         let sector = u64::from_le_bytes(header[8..].try_into().unwrap());
-        match kind {
+        match kind & !VIRTIO_BLK_T_BARRIER {
             VIRTIO_BLK_T_IN => self.read(sector, data, space_bytes),
             VIRTIO_BLK_T_OUT => Answer::status(self.write(sector, data, space_bytes)),
-            VIRTIO_BLK_T_FLUSH => Answer::status(status_of(self.file.sync_data())),
+            VIRTIO_BLK_T_FLUSH | FLUSH_OUT => Answer::status(status_of(self.file.sync_data())),
             VIRTIO_BLK_T_GET_ID => {
                 Answer { status: OK, data: self.shape.serial[..space_bytes.min(SERIAL_BYTES)].to_vec() }
             }
-            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => Answer::status(self.clear(kind, data)),
+            kind @ (VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES) => {
+                Answer::status(self.clear(kind, data))
+            }
             _ => Answer::status(UNSUPP),
         }
     }
@@ -295,13 +300,11 @@ impl Disk {
         }
     }
 
-    /// Where whole blocks inside the disk begin, in bytes.
+    /// Where whole sectors inside the disk begin, in bytes. Blocks are a hint (VIRTIO 1.2 §5.2.5).
     fn offset(&self, sector: u64, bytes: u64) -> Option<u64> {
         let end = u128::from(sector) * u128::from(SECTOR_BYTES) + u128::from(bytes);
         let inside = end <= u128::from(self.shape.capacity_sectors * SECTOR_BYTES);
-        let whole = sector.is_multiple_of(self.shape.block_sectors)
-            && bytes.is_multiple_of(self.shape.block_sectors * SECTOR_BYTES);
-        (inside && whole).then(|| sector * SECTOR_BYTES)
+        (inside && bytes.is_multiple_of(SECTOR_BYTES)).then(|| sector * SECTOR_BYTES)
     }
 
     fn clear(&self, kind: u32, payload: &[u8]) -> u8 {

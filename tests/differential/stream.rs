@@ -162,7 +162,7 @@ impl Stream {
         request.readable(self.bytes(len))
     }
 
-    /// Out of range, or (4096-byte blocks) between two blocks.
+    /// Out of range, or (4096-byte blocks, which are a hint) between two blocks.
     fn wrong_sector(&mut self) -> Request {
         let capacity = self.shape.capacity_sectors;
         let mut request = self.read_or_write("sector that is out of range or not a block's");

@@ -10,6 +10,9 @@ use crate::common::frontend::ring::WRITE;
 /// Flag of a range: its space may be given back.
 const UNMAP: u32 = 1;
 
+/// Bit of a type: the request is a barrier.
+const BARRIER: u32 = 1 << 31;
+
 /// A sector whose first byte has an address of 65 bits: shifted without care it is sector 0.
 const SHIFTED_TO_0: u64 = 1 << 55;
 
@@ -18,7 +21,17 @@ const MOST_RANGES: usize = 32;
 
 /// The table.
 pub(crate) fn rows() -> Rows {
-    let all = [headers(), sectors(), lengths(), directions(), others(), unknown(), discards(), zeroes()];
+    let all = [
+        headers(),
+        sectors(),
+        lengths(),
+        directions(),
+        others(),
+        obsolete(),
+        unknown(),
+        discards(),
+        zeroes(),
+    ];
     Rows::plain(all.into_iter().flatten().collect())
 }
 
@@ -131,18 +144,40 @@ fn others() -> Vec<Row> {
     ]
 }
 
+/// Drivers older than VIRTIO 1.0 may set a bit for a barrier in any type (SLOF does), and have two types for a flush and for
+/// SCSI commands.
+fn obsolete() -> Vec<Row> {
+    vec![
+        row("a read with a barrier", Status(OK, 513), |case| case.input(BARRIER | IN, 0, 512)),
+        row("a read in pieces with a barrier", Status(OK, 1025), |case| {
+            let data = case.header(BARRIER | IN, 0).frame.data;
+            let pieces = [(data, 512, WRITE), (data + 1024, 512, WRITE)];
+            let parts = [&[case.header_part()], pieces.as_slice(), &[case.status_part()]].concat();
+            case.chain(&parts);
+        }),
+        row("a read of nothing with a barrier", Status(OK, 1), |case| case.bare(BARRIER, 0)),
+        row("a read behind the end with a barrier", Status(IOERR, 0), |case| {
+            case.input(BARRIER | IN, CAPACITY, 512);
+        }),
+        row("a write with a barrier", Status(OK, 1), |case| case.output(BARRIER | OUT, SCRATCH, 512)),
+        row("a flush with a barrier", Status(OK, 1), |case| case.bare(BARRIER | FLUSH, 0)),
+        row("the other type of a flush", Status(OK, 1), |case| case.bare(FLUSH | OUT, 0)),
+        row("the serial number with a barrier", Status(OK, 21), |case| case.input(BARRIER | GET_ID, 0, 20)),
+        row("a SCSI command, which is not offered", Status(UNSUPP, 0), |case| case.input(2, 0, 16)),
+        row("the other type of a SCSI command", Status(UNSUPP, 1), |case| case.output(3, 0, 16)),
+    ]
+}
+
 fn unknown() -> Vec<Row> {
     vec![
         row("type 2", Status(UNSUPP, 1), |case| case.bare(2, 0)),
         row("type 3", Status(UNSUPP, 0), |case| case.input(3, 0, 512)),
-        row("type 5", Status(UNSUPP, 1), |case| case.bare(5, 0)),
         row("get lifetime, which is not offered", Status(UNSUPP, 0), |case| case.input(10, 0, 512)),
         row("secure erase, which is not offered", Status(UNSUPP, 1), |case| {
             case.ranges(14, &[range(SCRATCH, 8, 0)]);
         }),
         row("a zone append, which is not offered", Status(UNSUPP, 1), |case| case.output(15, 0, 512)),
-        row("the barrier of a very old driver", Status(UNSUPP, 1), |case| case.bare(0x8000_0000, 0)),
-        row("a write with that barrier", Status(UNSUPP, 1), |case| case.output(0x8000_0001, 0, 512)),
+        row("get lifetime with a barrier", Status(UNSUPP, 0), |case| case.input(BARRIER | 10, 0, 512)),
         row("type 2^32 - 1", Status(UNSUPP, 1), |case| case.output(u32::MAX, 0, 512)),
         row("a type in the wrong byte order", Status(UNSUPP, 1), |case| case.output(1 << 24, 0, 512)),
     ]
@@ -252,20 +287,22 @@ pub(crate) fn rows_read_only() -> Rows {
     ])
 }
 
-/// For a disk with blocks of 4096 bytes.
+/// For a disk with blocks of 4096 bytes on media without blocks: they are a hint.
 pub(crate) fn rows_large_blocks() -> Rows {
     Rows::plain(vec![
         row("a read of a block", Status(OK, 4097), |case| case.input(IN, 8, 4096)),
-        row("a read of a sector", Status(IOERR, 0), |case| case.input(IN, 0, 512)),
-        row("a read inside a block", Status(IOERR, 0), |case| case.input(IN, 1, 4096)),
-        row("a read of a block and a half", Status(IOERR, 0), |case| case.input(IN, 0, 6144)),
-        row("a read of the last block", Status(OK, 4097), |case| case.input(IN, CAPACITY - 8, 4096)),
+        row("a read of a sector", Status(OK, 513), |case| case.input(IN, 0, 512)),
+        row("a read inside a block", Status(OK, 513), |case| case.input(IN, 1, 512)),
+        row("a read of a block and a half", Status(OK, 6145), |case| case.input(IN, 0, 6144)),
+        row("a read of the last sector", Status(OK, 513), |case| case.input(IN, CAPACITY - 1, 512)),
+        row("a read of half a sector", Status(IOERR, 0), |case| case.input(IN, 0, 256)),
         row("a read behind the end", Status(IOERR, 0), |case| case.input(IN, CAPACITY, 4096)),
         row("a write of a block", Status(OK, 1), |case| case.output(OUT, SCRATCH, 4096)),
-        row("a write of a sector", Status(IOERR, 1), |case| case.output(OUT, 0, 512)),
-        row("a write inside a block", Status(IOERR, 1), |case| case.output(OUT, 4, 4096)),
+        row("a write of a sector", Status(OK, 1), |case| case.output(OUT, SCRATCH + 3, 512)),
         row("a discard of a block", Status(OK, 1), |case| case.ranges(DISCARD, &[range(SCRATCH, 8, 0)])),
-        row("a discard of a sector", Status(IOERR, 1), |case| case.ranges(DISCARD, &[range(0, 1, 0)])),
-        row("zeroes inside a block", Status(IOERR, 1), |case| case.ranges(WRITE_ZEROES, &[range(1, 8, 0)])),
+        row("a discard of a sector", Status(OK, 1), |case| case.ranges(DISCARD, &[range(SCRATCH + 1, 1, 0)])),
+        row("zeroes inside a block", Status(OK, 1), |case| {
+            case.ranges(WRITE_ZEROES, &[range(SCRATCH + 1, 5, 0)]);
+        }),
     ])
 }

@@ -36,7 +36,7 @@ impl ConfigSpace {
                 place.copy_from_slice(field);
             }
         };
-        let Limits { capacity_sectors, block_sectors, read_only } = self.limits;
+        let Limits { capacity_sectors, block_sectors, read_only, .. } = self.limits;
         let block_bytes = u32::try_from(block_sectors * SECTOR_BYTES).unwrap_or(0);
         let blocks_per_page = PHYSICAL_BLOCK_BYTES / u64::from(block_bytes.max(1));
         put(0, &capacity_sectors.to_le_bytes());
@@ -71,7 +71,8 @@ mod tests {
     use super::*;
     use virtio_bindings::bindings::virtio_blk::virtio_blk_config;
 
-    const LIMITS: Limits = Limits { capacity_sectors: 0x1234_5678, block_sectors: 1, read_only: false };
+    const LIMITS: Limits =
+        Limits { capacity_sectors: 0x1234_5678, block_sectors: 1, unit_sectors: 1, read_only: false };
     const SPACE: ConfigSpace =
         ConfigSpace { limits: LIMITS, queues: 64, discard_alignment_sectors: 8, writeback: true };
 

@@ -86,7 +86,7 @@ const fn counted(effect: Effect, counters: &mut Counters) -> Done {
 impl<D: Disk> Device<D> {
     /// A device with `queues` queues over `disk`.
     pub fn new(disk: D, identity: Identity, queues: u16) -> Self {
-        let limits = Limits::of(&disk.geometry());
+        let limits = Limits::of(&disk);
         let disk = Arc::new(disk);
         let flusher = Flusher::new(disk.clone());
         let capacity_sectors = AtomicU64::new(limits.capacity_sectors);

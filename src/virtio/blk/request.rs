@@ -16,6 +16,12 @@ const RANGE_BYTES: usize = 16;
 /// The only flag of a range (WRITE_ZEROES).
 const UNMAP: u32 = spec::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
 
+/// Bit of a type that drivers older than VIRTIO 1.0 may set: a request is done after all that came before it. All are.
+const BARRIER: u32 = spec::VIRTIO_BLK_T_BARRIER;
+
+/// What drivers older than VIRTIO 1.0 may call a flush (VIRTIO 1.2 §5.2.6.3): both types mean the same.
+const FLUSH_OUT: u32 = spec::VIRTIO_BLK_T_FLUSH | spec::VIRTIO_BLK_T_OUT;
+
 /// Why a request is answered without being tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
@@ -106,7 +112,7 @@ pub fn parse<'a>(
     limits: &Limits,
 ) -> Result<Operation<'a>, Refusal> {
     let [_, sector] = *header;
-    match kind(header) {
+    match kind(header) & !BARRIER {
         spec::VIRTIO_BLK_T_IN => {
             let offset = transfer(sector, &writable, &readable, limits)?;
             Ok(Operation::Read { offset, into: writable })
@@ -131,7 +137,7 @@ fn parse_other<'a>(
     limits: &Limits,
 ) -> Result<Operation<'a>, Refusal> {
     match code {
-        spec::VIRTIO_BLK_T_FLUSH => Ok(Operation::Flush),
+        spec::VIRTIO_BLK_T_FLUSH | FLUSH_OUT => Ok(Operation::Flush),
         spec::VIRTIO_BLK_T_GET_ID => Ok(Operation::GetId { into: writable }),
         spec::VIRTIO_BLK_T_DISCARD if !limits.read_only => Ok(Operation::Discard { payload: readable }),
         spec::VIRTIO_BLK_T_WRITE_ZEROES if !limits.read_only => {

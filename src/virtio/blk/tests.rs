@@ -15,7 +15,8 @@ use crate::virtio::memory::{MemoryTable, RegionSpec};
 use crate::virtio::queue::{RingAddresses, RingKind, RingLayout};
 use crate::worker::{AnyRing, RingKey, RingParts, Served};
 
-const LIMITS: Limits = Limits { capacity_sectors: 1 << 40, block_sectors: 1, read_only: false };
+const LIMITS: Limits =
+    Limits { capacity_sectors: 1 << 40, block_sectors: 1, unit_sectors: 1, read_only: false };
 
 /// Ranges of a payload, split anywhere.
 fn ranges(bytes: &[u8], split: usize, zeroes: bool) -> Result<Vec<Range>, Refusal> {

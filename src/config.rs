@@ -67,6 +67,9 @@ pub struct DiskConfig {
     pub deep_flush: DeepFlush,
     /// Where the workers of its queues run.
     pub cpus: CpuChoice,
+    /// Offer postcopy migration. Whoever connects can then reach all memory of the process, for as long as it lives
+    /// (`userfaultfd(2)`): such a disk is the only one of its process.
+    pub postcopy: bool,
 }
 
 /// Where workers run.
@@ -134,6 +137,17 @@ pub enum ConfigError {
         /// What was asked for.
         block_bytes: u32,
     },
+    /// Its front-end could reach the memory of other disks and of their guests.
+    #[error(
+        "disk {disk:?}: with postcopy=on its front-end can reach all memory of this process, which serves {others} \
+         more: serve this disk from a process of its own, or without postcopy=on"
+    )]
+    PostcopyBeside {
+        /// The disk's name.
+        disk: String,
+        /// How many other disks there are.
+        others: usize,
+    },
     /// More queues than can be offered.
     #[error("disk {disk:?}: {queues} queues are too many; at most {MAX_QUEUES} can be offered")]
     TooManyQueues {
@@ -153,6 +167,7 @@ impl ServerConfig {
         if self.disks.is_empty() {
             return Err(ConfigError::NoDisk);
         }
+        check_postcopy(self.disks.iter().map(|disk| (disk.name.as_str(), disk.postcopy)))?;
         // As there may be thousands of disks, each is not compared with each.
         let (mut names, mut sockets) = (HashSet::new(), HashMap::new());
         for disk in &self.disks {
@@ -167,6 +182,17 @@ impl ServerConfig {
             }
         }
         Ok(())
+    }
+}
+
+/// A disk with postcopy is alone in its process. Takes the names of the disks, and whether they offer it.
+pub(crate) fn check_postcopy<'a>(
+    disks: impl ExactSizeIterator<Item = (&'a str, bool)>,
+) -> Result<(), ConfigError> {
+    let others = disks.len().saturating_sub(1);
+    match disks.into_iter().find(|(_, postcopy)| *postcopy && others != 0) {
+        Some((disk, _)) => Err(ConfigError::PostcopyBeside { disk: disk.to_owned(), others }),
+        None => Ok(()),
     }
 }
 
@@ -189,6 +215,7 @@ impl DiskConfig {
             discard: DiscardPolicy::Auto,
             deep_flush: DeepFlush::Auto,
             cpus: CpuChoice::Any,
+            postcopy: false,
         }
     }
 
@@ -285,6 +312,15 @@ mod tests {
         let mut many = disk("a", "/a");
         many.queues = NonZeroU16::new(MAX_QUEUES + 1).unwrap();
         assert_eq!(check(vec![many]), Err(ConfigError::TooManyQueues { disk: "a".into(), queues: 257 }));
+    }
+
+    #[test]
+    fn a_disk_with_postcopy_is_alone() {
+        let postcopy = || DiskConfig { postcopy: true, ..disk("a", "/a") };
+        assert_eq!(check(vec![postcopy()]), Ok(()));
+        let beside = Err(ConfigError::PostcopyBeside { disk: "a".into(), others: 1 });
+        assert_eq!(check(vec![postcopy(), disk("b", "/b")]), beside);
+        assert_eq!(check(vec![disk("b", "/b"), postcopy()]), beside);
     }
 
     #[test]

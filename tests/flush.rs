@@ -90,8 +90,13 @@ impl Bench {
         let socket = folder.path().join("gated.sock");
         let identity = Identity { name: "gated".into(), serial: [0; 20] };
         let door = Inherited::Listening(Listener::bind(&socket).unwrap());
-        let service =
-            Service { device: Device::new(disk, identity, 4), lock: FileLock::none(), door, cpus: None };
+        let service = Service {
+            device: Device::new(disk, identity, 4),
+            lock: FileLock::none(),
+            door,
+            cpus: None,
+            postcopy: false,
+        };
         let options = ServeOptions { workers: NonZeroU16::new(1), ..ServeOptions::default() };
         let server = Server::serve(vec![service], options).unwrap();
         Self { began, end, socket, _folder: folder, server }

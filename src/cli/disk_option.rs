@@ -30,10 +30,11 @@ pub(super) enum Key {
     DeepFlush,
     Cpus,
     Numa,
+    Postcopy,
 }
 
 impl Key {
-    pub(super) const ALL: [Self; 15] = [
+    pub(super) const ALL: [Self; 16] = [
         Self::Path,
         Self::Socket,
         Self::Name,
@@ -49,6 +50,7 @@ impl Key {
         Self::DeepFlush,
         Self::Cpus,
         Self::Numa,
+        Self::Postcopy,
     ];
 
     pub(super) const fn name(self) -> &'static str {
@@ -68,6 +70,7 @@ impl Key {
             Self::DeepFlush => "deep-flush",
             Self::Cpus => "cpus",
             Self::Numa => "numa",
+            Self::Postcopy => "postcopy",
         }
     }
 
@@ -79,7 +82,7 @@ impl Key {
             Self::Name => "NAME",
             Self::Size => "SIZE",
             Self::Serial => "TEXT",
-            Self::ReadOnly | Self::Sparse => "on|off",
+            Self::ReadOnly | Self::Sparse | Self::Postcopy => "on|off",
             Self::BlockSize => "512|4096",
             Self::Queues => "N",
             Self::Lock => "on|wait|off",
@@ -122,13 +125,17 @@ impl Key {
             Self::DeepFlush => &["As --deep-flush, for this disk"],
             Self::Cpus => &["As --cpus, for this disk: 2-5, or 2-5,,8"],
             Self::Numa => &["As --numa, for this disk"],
+            Self::Postcopy => &[
+                "Offer postcopy migration: whoever connects is trusted with all memory of this",
+                "process, which serves no other disk [default: off]",
+            ],
         }
     }
 
     /// What the bare key means, where that is allowed.
     const fn bare(self) -> Option<&'static str> {
         match self {
-            Self::ReadOnly | Self::Sparse => Some("on"),
+            Self::ReadOnly | Self::Sparse | Self::Postcopy => Some("on"),
             Self::RequireDurable => Some("page"),
             _ => None,
         }
@@ -243,6 +250,7 @@ pub(super) struct DiskOption {
     discard: Option<DiscardPolicy>,
     deep_flush: Option<DeepFlush>,
     cpus: Option<CpuChoice>,
+    postcopy: bool,
 }
 
 /// What holds for disks that do not say it themselves.
@@ -272,6 +280,7 @@ impl DiskOption {
             discard: values.take(Key::Discard, |value| Ok(value.parse()?))?,
             deep_flush: values.take(Key::DeepFlush, |value| Ok(value.parse()?))?,
             cpus: values.cpus()?,
+            postcopy: values.take(Key::Postcopy, switch)?.unwrap_or(false),
         })
     }
 
@@ -288,6 +297,7 @@ impl DiskOption {
         config.discard = self.discard.unwrap_or(config.discard);
         config.deep_flush = self.deep_flush.unwrap_or(defaults.deep_flush);
         config.cpus = self.cpus.unwrap_or_else(|| defaults.cpus.clone());
+        config.postcopy = self.postcopy;
         config
     }
 }

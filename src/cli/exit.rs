@@ -144,7 +144,7 @@ fn of_server(error: &ServerError) -> Exit {
         ServerError::SocketInUse { .. } => Exit::SocketInUse,
         ServerError::Socket { source, .. } => of_socket(source),
         ServerError::Fd { .. } => Exit::Socket,
-        ServerError::NoCpu { .. } => Exit::Usage,
+        ServerError::Config(_) | ServerError::NoCpu { .. } => Exit::Usage,
         ServerError::Copy(_) | ServerError::Faults(_) | ServerError::Threads(_) => Exit::Other,
     }
 }

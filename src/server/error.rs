@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::config::ConfigError;
 use crate::copy::EngineError;
 use crate::cpus::Cpus;
 use crate::disk::OpenError;
@@ -11,6 +12,9 @@ use crate::vhost_user::ListenerError;
 /// Why a server could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
+    /// Disks that cannot be served together.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The backing of a disk.
     #[error(transparent)]
     Open(#[from] OpenError),

@@ -23,7 +23,7 @@ pub use observer::{Observation, Observer};
 pub use resize::{ResizeError, Resized, Resizer};
 pub use watcher::Rereader;
 
-use crate::config::{CpuChoice, DiskConfig, ServerConfig, SocketSource};
+use crate::config::{CpuChoice, DiskConfig, ServerConfig, SocketSource, check_postcopy};
 use crate::copy::{Engine, fault};
 use crate::cpus::Cpus;
 use crate::disk::{
@@ -83,6 +83,8 @@ pub struct Service<D: Disk> {
     pub door: Inherited,
     /// Where its workers run; none for anywhere.
     pub cpus: Option<Cpus>,
+    /// Offer postcopy migration: as [`DiskConfig::postcopy`], for all that the process has in memory.
+    pub postcopy: bool,
 }
 
 /// How disks are served.
@@ -178,14 +180,14 @@ impl<D: Disk> Server<D> {
     /// Serves disks of any kind.
     ///
     /// # Errors
-    /// [`ServerError::Threads`], [`ServerError::Copy`].
+    /// [`ServerError::Config`], [`ServerError::Threads`], [`ServerError::Copy`].
     pub fn serve(services: Vec<Service<D>>, options: ServeOptions) -> Result<Self, ServerError> {
+        check_postcopy(services.iter().map(|it| (it.device.identity().name.as_str(), it.postcopy)))?;
         prepare()?;
         let ServeOptions { workers, polling, exit_on_disconnect } = options;
         let pool = Arc::new(Pool::new(workers, polling));
-        let offers_postcopy = is_postcopy_possible();
         let (mut doors, mut contexts) = (Vec::new(), Vec::new());
-        for Service { device, lock, door, cpus } in services {
+        for Service { device, lock, door, cpus, postcopy } in services {
             let is_exclusive = !device.disk().geometry().read_only;
             let context = Arc::new(SessionContext {
                 device: Arc::new(device),
@@ -193,7 +195,8 @@ impl<D: Disk> Server<D> {
                 cpus: cpus.map(Arc::new),
                 baton: Baton::new(is_exclusive, lock),
                 totals: Mutex::new(Counters::default()),
-                offers_postcopy,
+                offers_postcopy: postcopy && is_postcopy_possible(),
+                postcopy_turn: Arc::default(),
                 front_ends: FrontEnds::default(),
                 log_limit: Arc::new(LogLimit::default()),
             });
@@ -292,7 +295,7 @@ fn open(config: DiskConfig, files: &mut Created) -> Result<(Service<Backing>, Di
         discard: config.discard,
         deep_flush: config.deep_flush,
     };
-    let DiskConfig { name, path, socket, serial, queues, sparse, cpus, .. } = config;
+    let DiskConfig { name, path, socket, serial, queues, sparse, cpus, postcopy, .. } = config;
     let Opened { disk, lock, media, created } = disk::open(&path, &options)?;
     log_media(&name, &media);
     if created {
@@ -317,7 +320,7 @@ fn open(config: DiskConfig, files: &mut Created) -> Result<(Service<Backing>, Di
     };
     let door = enter(socket).map_err(|error| ServerError::listener(name.clone(), error))?;
     let identity = Identity { name, serial: *serial.as_bytes() };
-    Ok((Service { device: Device::new(disk, identity, queues.get()), lock, door, cpus }, summary))
+    Ok((Service { device: Device::new(disk, identity, queues.get()), lock, door, cpus, postcopy }, summary))
 }
 
 /// Says what a disk is worth, and what is wrong with its media.

@@ -18,8 +18,8 @@ use crate::virtio::memory::{DirtyLog, MAX_REGIONS, MemoryTable, RegionSpec};
 use crate::virtio::queue::{RingAddresses, RingKind};
 use crate::worker::Notifier;
 
-/// What is always offered: each of these is implemented, and nothing else is but `PAGEFAULT`, which the host must
-/// allow.
+/// What is offered: each of these is implemented, and nothing else is but `PAGEFAULT`, with which there are no memory
+/// slots.
 pub const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
     .union(VhostUserProtocolFeatures::CONFIG)
     .union(VhostUserProtocolFeatures::REPLY_ACK)
@@ -57,9 +57,11 @@ impl<D: Disk> Session<D> {
     }
 
     fn offered_protocol(&self) -> VhostUserProtocolFeatures {
-        let postcopy =
-            if self.context.offers_postcopy { VhostUserProtocolFeatures::PAGEFAULT.bits() } else { 0 };
-        PROTOCOL_FEATURES | VhostUserProtocolFeatures::from_bits_truncate(postcopy)
+        use VhostUserProtocolFeatures as P;
+        match self.context.offers_postcopy {
+            true => (PROTOCOL_FEATURES - P::CONFIGURE_MEM_SLOTS) | P::PAGEFAULT,
+            false => PROTOCOL_FEATURES,
+        }
     }
 
     /// Errors of these messages are answered by `vhost`, which tells nobody of them.

@@ -4,6 +4,10 @@
 //! ADVISE ─▶ LISTEN ─▶ memory, told where it is mapped ─▶ its ack ─▶ rings run, and fetch pages ─▶ END
 //! ```
 //!
+//! What the front-end is handed, a userfaultfd, reaches all memory of this process. So it is offered only where that is
+//! asked for, by a disk that is alone in its process (`check_postcopy`), and without memory slots, as the specification
+//! of autumn 2026 has it.
+//!
 //! From LISTEN to END whoever touches a page that is missing sleeps until the front-end has brought it. So
 //! - each ring has a worker of its own ([`Pool::beside`]): it holds no other up, least of all another guest's;
 //! - what a ring consists of is touched by a thread of the session before the ring is started, so that nothing which
@@ -17,7 +21,7 @@ mod watcher;
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
@@ -38,6 +42,8 @@ pub(super) enum PostcopyError {
     NotAdvised,
     #[error("it is under way already")]
     Listening,
+    #[error("another front-end of the disk is in one")]
+    NotItsTurn,
     #[error("there is guest memory already, which may have been used")]
     HasMemory,
     #[error("its regions are malformed")]
@@ -51,14 +57,34 @@ pub(super) enum PostcopyError {
 /// Whether the host allows it. Says in the log why not.
 pub(crate) fn is_possible() -> bool {
     let userfault = Userfault::open().map_err(PostcopyError::Userfault);
-    userfault.inspect_err(|error| tracing::info!("postcopy migration is not offered: {error}")).is_ok()
+    userfault.inspect_err(|error| tracing::warn!("postcopy migration is not offered: {error}")).is_ok()
 }
 
 /// A postcopy migration of one session.
 #[derive(Debug)]
 pub(super) struct Postcopy<D: Disk> {
+    _turn: Turn,
     missing: Arc<Missing>,
     listening: Option<Listening<D>>,
+}
+
+/// That no other front-end of the disk is in such a migration; until it is dropped.
+#[derive(Debug)]
+struct Turn(Arc<AtomicBool>);
+
+impl Turn {
+    fn take(turn: &Arc<AtomicBool>) -> Result<Self, PostcopyError> {
+        match turn.swap(true, Ordering::AcqRel) {
+            true => Err(PostcopyError::NotItsTurn),
+            false => Ok(Self(turn.clone())),
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
 }
 
 /// What there is from LISTEN on.
@@ -187,11 +213,13 @@ impl<D: Disk> Session<D> {
         if state.postcopy.as_ref().is_some_and(Postcopy::is_listening) {
             return Err(PostcopyError::Listening.into());
         }
+        // One that was begun before this and came to nothing: its memory was waited for by nobody.
+        state.postcopy = None;
+        let turn = Turn::take(&self.context.postcopy_turn)?;
         let userfault = Userfault::open().map_err(PostcopyError::Userfault)?;
         let for_front_end = userfault.as_fd().try_clone_to_owned().map_err(PostcopyError::Userfault)?;
         let missing = Arc::new(Missing { userfault, tables: Mutex::default() });
-        // One that was begun before this and came to nothing: its memory was waited for by nobody.
-        state.postcopy = Some(Postcopy { missing, listening: None });
+        state.postcopy = Some(Postcopy { _turn: turn, missing, listening: None });
         Ok(for_front_end)
     }
 
@@ -242,20 +270,14 @@ impl<D: Disk> Session<D> {
 
     /// Puts memory in force that has not come yet. The front-end is to be told where it is mapped, and no ring runs
     /// before it says that it knows.
-    fn set_missing_memory(
-        &self,
-        memory: MemoryTable,
-        is_another: bool,
-    ) -> Result<Arc<MemoryTable>, SessionError> {
+    fn set_missing_memory(&self, memory: MemoryTable) -> Result<Arc<MemoryTable>, SessionError> {
         let memory = Arc::new(memory);
         self.change_all(|state| {
             let before = state.memory.clone();
             state.set_memory(memory.clone())?;
             let Some(postcopy) = &mut state.postcopy else { return Ok(()) };
-            if is_another {
-                // Its pages are not brought any more; only the fetcher can be waiting for one.
-                before.give_up(&postcopy.missing.userfault);
-            }
+            // Its pages are not brought any more; only the fetcher can be waiting for one.
+            before.give_up(&postcopy.missing.userfault);
             if let Some(listening) = &mut postcopy.listening {
                 listening.awaits_ack = true;
             }

@@ -85,6 +85,8 @@ pub struct SessionContext<D: Disk> {
     pub totals: Mutex<Counters>,
     /// Whether postcopy migration is offered.
     pub offers_postcopy: bool,
+    /// Set while one of them is in a postcopy migration.
+    pub postcopy_turn: Arc<AtomicBool>,
     /// Who is connected.
     pub front_ends: FrontEnds<D>,
     /// For lines that a front-end or its guest can cause.

@@ -66,6 +66,24 @@ fn disks_must_differ_in_name_and_socket() {
     );
 }
 
+/// With postcopy its front-end can reach all memory of the process.
+#[test]
+fn a_disk_with_postcopy_is_the_only_one_of_its_process() {
+    let folder = folder();
+    let path = |name: &str| folder.path().join(name);
+    let disk = |name: &str, keys: &str| {
+        let (file, socket) = (path(&format!("{name}.img")), path(&format!("{name}.sock")));
+        format!("path={},socket={},size=1M{keys}", file.display(), socket.display())
+    };
+    let (alone, other) = (disk("a", ",postcopy=on"), disk("b", ""));
+    for disks in [[&alone, &other], [&other, &alone]] {
+        let output = run(["serve", "--disk", disks[0], "--disk", disks[1]]);
+        let parts = ["disk \"a\": with postcopy=on", "1 more", "from a process of its own"];
+        assert_error(&output, 2, &parts);
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "files stayed behind");
+}
+
 #[test]
 fn an_unknown_key_is_11_and_the_nearest_is_named() {
     let output = run(["serve", "--disk", "path=/a,sokcet=/b"]);

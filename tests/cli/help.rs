@@ -4,7 +4,7 @@ use super::{run, stdout};
 
 const README: &str = include_str!("../../README.md");
 
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 16] = [
     "path",
     "socket",
     "name",
@@ -20,6 +20,7 @@ const KEYS: [&str; 15] = [
     "deep-flush",
     "cpus",
     "numa",
+    "postcopy",
 ];
 
 const OPTIONS: [&str; 16] = [

@@ -15,13 +15,16 @@ use crate::common::{SECTOR_BYTES, pattern, wait_for};
 
 /// Size of each disk.
 pub(super) const DISK_BYTES: u64 = 16 << 20;
-/// Disks of [`DISK_BYTES`] that are full of a pattern.
-pub(super) fn daemon(place: Place, disks: usize) -> Setup {
-    let mut setup = Setup::new(place);
-    for index in 0..disks {
-        setup = setup.disk("");
-        std::fs::write(setup.image(index), content()).unwrap();
-    }
+
+/// A disk of [`DISK_BYTES`] that is full of a pattern, and offers postcopy.
+pub(super) fn daemon(place: Place) -> Setup {
+    with_options(place, "")
+}
+
+/// As [`daemon`], with options of its own.
+pub(super) fn with_options(place: Place, options: &str) -> Setup {
+    let setup = Setup::new(place).disk(&format!("postcopy=on{options}"));
+    std::fs::write(setup.image(0), content()).unwrap();
     setup
 }
 

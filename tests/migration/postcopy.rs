@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use super::moved::{DISK_BYTES, Moved, content, daemon, sectors};
+use super::moved::{DISK_BYTES, Moved, content, daemon, sectors, with_options};
 use crate::common::daemon::Place;
 use crate::common::frontend::pages::{PAGE, can_wait};
 use crate::common::frontend::request::{OK, Request};
@@ -18,7 +18,11 @@ const TARGET: u64 = 4096;
 
 /// A write that waits for its data, which is in a page of its own.
 fn waiting_write(moved: &mut Moved, ring: &mut Ring) {
-    ring.submit(&Request::write(TARGET, &[0x11; PAGE as usize]));
+    waiting(moved, ring, &Request::write(TARGET, &[0x11; PAGE as usize]));
+}
+
+fn waiting(moved: &mut Moved, ring: &mut Ring, request: &Request) {
+    ring.submit(request);
     moved.session.start(ring, 0).unwrap();
     let data = ring.frame(0).data;
     moved.serve_until_wanted(data);
@@ -30,7 +34,7 @@ fn requests_are_done_when_the_pages_they_need_have_come() {
         return;
     }
     for (place, options) in Place::ALL.into_iter().zip(Options::both_kinds()) {
-        let daemon = daemon(place, 1).start();
+        let daemon = daemon(place).start();
         let mut moved = Moved::with(&daemon, options);
         let mut ring = moved.ring(0);
         let written = pattern(1, 3 * PAGE as usize);
@@ -69,7 +73,7 @@ fn what_rings_consist_of_is_waited_for_by_nobody_who_answers() {
     if !can_wait() {
         return;
     }
-    let daemon = daemon(Place::Tmpfs, 1).start();
+    let daemon = daemon(Place::Tmpfs).start();
     let mut moved = Moved::new(&daemon, 0);
     let mut rings = [moved.ring(0), moved.ring(1)];
     for ring in &mut rings {
@@ -95,19 +99,19 @@ fn a_ring_that_waits_holds_no_other_up() {
     if !can_wait() {
         return;
     }
-    let daemon = daemon(Place::Tmpfs, 2).arg("--workers").arg("1").start();
+    let daemon = with_options(Place::Tmpfs, ",readonly=on").arg("--workers").arg("1").start();
     let mut moved = Moved::new(&daemon, 0);
     let (mut first, mut second) = (moved.ring(0), moved.ring(1));
-    waiting_write(&mut moved, &mut first);
+    waiting(&mut moved, &mut first, &Request::read(TARGET, PAGE as u32));
 
     second.submit(&Request::read(8, 512));
     moved.session.start(&second, 0).unwrap();
     moved.serve(&mut second, 1);
 
-    let other = Session::connect(&daemon.socket(1));
+    let other = Session::connect(&daemon.socket(0));
     let mut ring = other.ring(0, 64);
     for sector in 0..8 {
-        assert_eq!(ring.run(&Request::read(sector, 512)).status, OK, "another guest's disk");
+        assert_eq!(ring.run(&Request::read(sector, 512)).status, OK, "another guest");
     }
     assert!(!moved.has(first.frame(0).data));
     moved.pages.bring(first.frame(0).data);
@@ -125,22 +129,18 @@ fn disks_grow_while_a_guest_waits() {
     if !can_wait() {
         return;
     }
-    let daemon = daemon(Place::Tmpfs, 2).start();
+    let daemon = daemon(Place::Tmpfs).start();
     let mut moved = Moved::new(&daemon, 0);
     let mut ring = moved.ring(0);
     waiting_write(&mut moved, &mut ring);
     assert!(moved.session.wire.send(GET_VRING_BASE, 1, &[0; 8], &[]));
     settle();
 
-    let other = Session::connect(&daemon.socket(1));
-    for disk in 0..2 {
-        File::options().write(true).open(daemon.image(disk)).unwrap().set_len(2 * DISK_BYTES).unwrap();
-        if disk == 0 {
-            daemon.wait_for_log("the disk has grown");
-        }
-    }
+    let other = Session::connect(&daemon.socket(0));
+    File::options().write(true).open(daemon.image(0)).unwrap().set_len(2 * DISK_BYTES).unwrap();
+    daemon.wait_for_log("the disk has grown");
     let grown = (2 * DISK_BYTES / SECTOR_BYTES as u64).to_le_bytes();
-    wait_for("the other guest's disk has grown", || (other.config(0, 8).unwrap() == grown).then_some(()));
+    wait_for("the other front-end sees it", || (other.config(0, 8).unwrap() == grown).then_some(()));
     let data = ring.frame(0).data;
     moved.pages.bring(data);
     assert_eq!(
@@ -167,7 +167,7 @@ fn a_front_end_that_dies_writes_nothing_that_its_guest_did_not() {
         return;
     }
     for place in Place::ALL {
-        let daemon = daemon(place, 1).start();
+        let daemon = daemon(place).start();
         for (death, packed) in [(Death::Killed, false), (Death::Survived, true), (Death::Asking, false)] {
             println!("{place:?} {death:?}");
             let mut moved = Moved::with(&daemon, Options { packed, ..Options::default() });
@@ -200,7 +200,7 @@ fn a_daemon_that_is_told_to_stop_does_not_wait_for_pages() {
     if !can_wait() {
         return;
     }
-    let daemon = daemon(Place::Tmpfs, 1).start();
+    let daemon = daemon(Place::Tmpfs).start();
     let mut moved = Moved::new(&daemon, 0);
     let mut ring = moved.ring(0);
     waiting_write(&mut moved, &mut ring);

@@ -1,7 +1,8 @@
 //! The messages of a postcopy migration in an order that they should not come in, or with something missing.
 
+use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
-use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
 use super::moved::{Moved, content, daemon, sectors};
 use crate::common::daemon::Place;
@@ -12,13 +13,11 @@ use crate::common::frontend::ring::Ring;
 use crate::common::frontend::wire::{REPLY, VERSION, Verdict};
 use crate::common::frontend::{Options, SPANS, Session, assert_refused, settle};
 
-const NONE: u32 = 0;
 const SET_MEM_TABLE: u32 = 5;
 const ADVISE: u32 = 28;
 const LISTEN: u32 = 29;
 const END: u32 = 30;
 const ADD_MEM_REG: u32 = 37;
-const REM_MEM_REG: u32 = 38;
 
 /// Where a region is added.
 const FREE: u64 = 0x10_0000_0000;
@@ -34,7 +33,7 @@ fn each_message_has_its_time() {
     if !can_wait() {
         return;
     }
-    let daemon = daemon(Place::Tmpfs, 1).start();
+    let daemon = daemon(Place::Tmpfs).start();
     let mut session = Session::open(&daemon.socket(0), &SPANS);
     session.negotiate(&Options::default());
     let wire = &session.wire;
@@ -58,7 +57,7 @@ fn each_message_has_its_time() {
     ordinary_disk_works(&session);
     let fd = session.memory.fd();
     assert_eq!(wire.tell(LISTEN, &[], &[fd]), Verdict::Nack, "a descriptor");
-    drop(session);
+    session.wire.hang_up();
 
     let moved = Moved::announced(&daemon, 0);
     assert_eq!(moved.session.wire.tell(LISTEN, &[], &[]), Verdict::Nack, "twice");
@@ -68,9 +67,24 @@ fn each_message_has_its_time() {
     );
 }
 
+/// A userfaultfd belongs to the whole process: without `postcopy=on` no front-end is handed one, whatever it asks for.
+#[test]
+fn nobody_is_handed_a_userfaultfd_who_was_not_meant_to() {
+    let daemon = crate::common::daemon::Setup::new(Place::Tmpfs).disk("size=16M").disk("size=16M").start();
+    let mut session = Session::open(&daemon.socket(0), &SPANS);
+    session.negotiate(&Options::default());
+    let offered = session.ask(|control| control.get_protocol_features()).unwrap();
+    assert!(!offered.contains(VhostUserProtocolFeatures::PAGEFAULT));
+    // It claims to have negotiated it all the same.
+    session.ask(|control| control.set_protocol_features(VhostUserProtocolFeatures::all())).unwrap();
+    assert!(session.wire.ask(ADVISE, &[], &[]).is_none(), "a userfaultfd");
+    daemon.wait_for_log("was not negotiated");
+    ordinary_disk_works(&Session::connect(&daemon.socket(0)));
+}
+
 #[test]
 fn nothing_of_it_is_to_be_had_unless_it_is_negotiated() {
-    let daemon = daemon(Place::Tmpfs, 1).start();
+    let daemon = daemon(Place::Tmpfs).start();
     let protocol = VhostUserProtocolFeatures::all().difference(VhostUserProtocolFeatures::PAGEFAULT);
     let session = Session::connect_with(&daemon.socket(0), &Options { protocol, ..Options::default() });
     assert_eq!(session.wire.tell(LISTEN, &[], &[]), Verdict::Nack);
@@ -79,13 +93,33 @@ fn nothing_of_it_is_to_be_had_unless_it_is_negotiated() {
     assert!(session.wire.ask(ADVISE, &[], &[]).is_none());
 }
 
+/// What it is handed reaches all memory of the process: that is for one at a time.
+#[test]
+fn one_front_end_at_a_time_may_migrate_so() {
+    if !can_wait() {
+        return;
+    }
+    let daemon = daemon(Place::Tmpfs).start();
+    let first = Moved::new(&daemon, 0);
+    let mut other = Session::open(&daemon.socket(0), &SPANS);
+    other.negotiate(&Options::default());
+    assert!(other.wire.ask(ADVISE, &[], &[]).is_none(), "there is no way to refuse it but to hang up");
+    daemon.wait_for_log("another front-end of the disk is in one");
+    drop(first);
+    crate::common::wait_for("its turn", || {
+        let mut other = Session::open(&daemon.socket(0), &SPANS);
+        other.negotiate(&Options::default());
+        other.ask(|control| control.postcopy_advise()).ok()
+    });
+}
+
 /// QEMU sends the advice with every migration that may become postcopy; most come to their end before.
 #[test]
 fn a_migration_that_ends_before_it_becomes_postcopy_is_an_ordinary_one() {
     if !can_wait() {
         return;
     }
-    let daemon = daemon(Place::Tmpfs, 1).start();
+    let daemon = daemon(Place::Tmpfs).start();
     let moved = Moved::advised(&daemon, 0);
     moved.session.share_memory();
     let mut ring = moved.session.ring(0, 64);
@@ -104,7 +138,7 @@ fn no_ring_runs_before_the_front_end_knows_where_memory_is() {
     if !can_wait() {
         return;
     }
-    let daemon = daemon(Place::Tmpfs, 1).start();
+    let daemon = daemon(Place::Tmpfs).start();
     let mut moved = Moved::announced(&daemon, 0);
     let mut ring = moved.ring(0);
     ring.submit(&Request::read(8, 4096));
@@ -124,31 +158,27 @@ fn ring_status(moved: &Moved, ring: &Ring) -> u8 {
     moved.session.memory.read(ring.frame(0).status, 1)[0]
 }
 
-/// QEMU's form: regions one by one, an acknowledgement of all of them under the last one's code, or under none if there
-/// was no change.
+/// Memory that is plugged in comes with a whole table anew: there are no memory slots beside postcopy.
 #[test]
-fn regions_may_come_and_go_one_by_one() {
+fn memory_may_be_announced_anew() {
     if !can_wait() {
         return;
     }
-    let daemon = daemon(Place::Tmpfs, 1).start();
-    let mut moved = Moved::advised(&daemon, 0);
-    moved.session.ask(|control| control.postcopy_listen()).unwrap();
-    for region in moved.session.memory.announcement() {
-        add(&mut moved, &region);
-    }
-    let acknowledge = FrontendReq::ADD_MEM_REG;
-    moved.session.ask(|control| control.postcopy_ack_mem_regions(acknowledge)).unwrap();
+    let daemon = daemon(Place::Tmpfs).start();
+    let mut moved = Moved::new(&daemon, 0);
     let mut ring = moved.ring(0);
     ring.submit(&Request::read(8, 4096));
     moved.session.start(&ring, 0).unwrap();
     moved.serve(&mut ring, 1);
 
-    // One more, under the running ring.
-    let extra = Memory::new(&[Span { guest_start: FREE, bytes: MIB }]);
-    let region = extra.announcement().remove(0);
-    add(&mut moved, &region);
     let (here, used) = (moved.session.memory.clone(), ring.used);
+    let extra = Memory::new(&[Span { guest_start: FREE, bytes: MIB }]);
+    let table = [here.announcement(), extra.announcement()].concat();
+    let bases = moved.session.ask(|control| control.set_mem_table(&table)).unwrap().unwrap();
+    moved.pages.forget_places();
+    for (region, base) in table.iter().zip(bases) {
+        moved.pages.mapped(region.guest_phys_addr, region.memory_size, base);
+    }
     ring.memory = here.clone();
     ring.next_used().unwrap();
     ring.memory = moved.source.clone();
@@ -161,19 +191,29 @@ fn regions_may_come_and_go_one_by_one() {
     ring.kick.ring();
     settle();
     assert_eq!(here.load_u16(used + 2), 1, "it runs before the acknowledgement");
-    for code in [NONE, REM_MEM_REG] {
-        assert!(moved.session.wire.send(code, VERSION, &[0; 8], &[]));
-        moved.serve_all(|| here.load_u16(used + 2) == 2);
-    }
-    moved.session.ask(|control| control.remove_mem_region(&region)).unwrap();
-    ring.submit(&Request::read(16, 4096));
-    ring.kick.ring();
-    moved.serve_all(|| here.load_u16(used + 2) == 3);
+    moved.acknowledge();
+    moved.serve_all(|| here.load_u16(used + 2) == 2);
 }
 
-fn add(moved: &mut Moved, region: &vhost::VhostUserMemoryRegionInfo) {
-    let base = moved.session.ask(|control| control.add_mem_region(region)).unwrap().unwrap();
-    moved.pages.mapped(region.guest_phys_addr, region.memory_size, base);
+/// The specification of autumn 2026 forbids the two together.
+#[test]
+fn there_are_no_memory_slots_beside_it() {
+    if !can_wait() {
+        return;
+    }
+    let daemon = daemon(Place::Tmpfs).start();
+    let mut session = Session::open(&daemon.socket(0), &SPANS);
+    session.negotiate(&Options::default());
+    let offered = session.ask(|control| control.get_protocol_features()).unwrap();
+    let slots = VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
+    assert_eq!(
+        offered & (slots | VhostUserProtocolFeatures::PAGEFAULT),
+        VhostUserProtocolFeatures::PAGEFAULT
+    );
+    session.share_memory();
+    let fd = session.memory.fd();
+    assert_eq!(session.wire.tell(ADD_MEM_REG, &[0; 40], &[fd]), Verdict::Nack);
+    ordinary_disk_works(&session);
 }
 
 #[test]
@@ -181,17 +221,15 @@ fn regions_that_cannot_be_waited_for_are_refused() {
     if !can_wait() {
         return;
     }
-    let daemon = daemon(Place::Tmpfs, 1).start();
+    let daemon = daemon(Place::Tmpfs).start();
     let file = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     file.set_len(PAGE).unwrap();
     let words = |words: &[u64]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>();
     let region = [FREE, PAGE, USER_BASE, 0];
     for (what, code, body) in [
-        ("an ordinary file", ADD_MEM_REG, words(&[&[0][..], &region].concat())),
         ("an ordinary file", SET_MEM_TABLE, words(&[&[1][..], &region].concat())),
-        ("part of a region", ADD_MEM_REG, words(&[0, FREE, PAGE])),
+        ("part of a region", SET_MEM_TABLE, words(&[1, FREE, PAGE])),
         ("fewer than said", SET_MEM_TABLE, words(&[&[2][..], &region].concat())),
-        ("more than one", ADD_MEM_REG, words(&[&[0][..], &region, &region].concat())),
         ("nothing", SET_MEM_TABLE, Vec::new()),
     ] {
         let moved = Moved::advised(&daemon, 0);

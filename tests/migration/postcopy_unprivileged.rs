@@ -25,7 +25,7 @@ fn daemon(place: Place) -> Option<Daemon> {
         println!("skipped: not root, or userfaultfd is not restricted to root");
         return None;
     }
-    let setup = Setup::new(place).disk("");
+    let setup = Setup::new(place).disk("postcopy=on");
     std::fs::write(setup.image(0), content()).unwrap();
     let folders = [setup.image(0), setup.socket(0)].map(|file| file.parent().unwrap().to_owned());
     let program = folders[1].join("program");

@@ -5,7 +5,6 @@ use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
 use super::{assert_works, daemon};
-use crate::common::frontend::pages::can_wait;
 use crate::common::frontend::request::Request;
 use crate::common::frontend::wire::Wire;
 use crate::common::frontend::{
@@ -63,10 +62,7 @@ fn protocol_features_are_exactly_those_that_exist() {
     let wire = Wire::connect(&daemon.socket(0));
     wire.ask(GET_FEATURES, &[], &[]).unwrap();
     let offered = wire.ask(GET_PROTOCOL_FEATURES, &[], &[]).unwrap().value();
-    let postcopy =
-        if can_wait() { VhostUserProtocolFeatures::PAGEFAULT } else { VhostUserProtocolFeatures::empty() };
-    let expected = postcopy
-        | VhostUserProtocolFeatures::MQ
+    let expected = VhostUserProtocolFeatures::MQ
         | VhostUserProtocolFeatures::CONFIG
         | VhostUserProtocolFeatures::REPLY_ACK
         | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS

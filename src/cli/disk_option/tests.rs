@@ -14,14 +14,15 @@ fn error(text: &str) -> String {
 fn every_key_reaches_the_configuration() {
     let option = parse(
         "path=/a.img,socket=/a.sock,name=db,size=1M,serial=S1,readonly=yes,block-size=4096,queues=3,\
-         sparse=true,lock=wait,require-durable=byte,discard=ignore,deep-flush=always",
+         sparse=true,lock=wait,require-durable=byte,discard=ignore,deep-flush=always,\
+         postcopy=on",
     );
     let disk = into_configs(vec![option.unwrap()], Defaults::default()).remove(0);
     assert_eq!((disk.name.as_str(), disk.path), ("db", "/a.img".into()));
     assert_eq!(disk.socket.path(), Some(Path::new("/a.sock")));
     assert_eq!((disk.size_bytes, disk.block_bytes, disk.queues.get()), (Some(1 << 20), 4096, 3));
     assert_eq!(disk.serial, Serial::new("S1").unwrap());
-    assert!(disk.read_only && disk.sparse);
+    assert!(disk.read_only && disk.sparse && disk.postcopy);
     assert!(matches!(disk.lock, LockMode::Wait));
     assert_eq!(disk.require_durable, Some(Durability::Byte));
     assert_eq!((disk.discard, disk.deep_flush), (DiscardPolicy::Ignore, DeepFlush::Always));
@@ -34,7 +35,7 @@ fn what_is_not_said_has_its_default() {
     assert_eq!((disk.name.as_str(), disk.size_bytes), ("db0", None));
     assert_eq!((disk.block_bytes, disk.queues.get()), (512, 64));
     assert_eq!(disk.serial, Serial::new("db0").unwrap());
-    assert!(!disk.read_only && !disk.sparse);
+    assert!(!disk.read_only && !disk.sparse && !disk.postcopy);
     assert!(matches!(disk.lock, LockMode::On));
     assert_eq!((disk.require_durable, disk.discard), (None, DiscardPolicy::Auto));
 }

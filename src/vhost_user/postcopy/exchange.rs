@@ -22,18 +22,9 @@ type Region = [u64; 4];
 /// Length of the word that the front-end knows where memory is mapped.
 const ACK_BYTES: usize = 8;
 
-/// What QEMU acknowledges if neither a region came nor one went.
-const NO_REQUEST: u32 = 0;
-
 /// Whether the message is another one while pages are missing than it is otherwise.
 pub(in crate::vhost_user) fn is_about_memory(message: &Message) -> bool {
-    use FrontendReq as R;
-    let is_ack = message.body().len() == ACK_BYTES;
-    match R::try_from(message.code) {
-        Ok(R::SET_MEM_TABLE | R::ADD_MEM_REG) => true,
-        Ok(R::REM_MEM_REG) => is_ack,
-        _ => message.code == NO_REQUEST && is_ack,
-    }
+    message.code == u32::from(FrontendReq::SET_MEM_TABLE)
 }
 
 impl<D: Disk> Connection<D> {
@@ -58,8 +49,7 @@ impl<D: Disk> Connection<D> {
         Ok((&self.stream).write_all(&message.acknowledgement(done.is_ok()))?)
     }
 
-    /// Regions are answered by where they are mapped; then comes an acknowledgement of that, under the code of the last
-    /// of them.
+    /// Regions are answered by where they are mapped; then comes an acknowledgement of that, under the same code.
     pub(in crate::vhost_user) fn exchange_memory(&self, mut message: Message) -> Result<(), Hangup> {
         if let Ok(ack) = <[u8; ACK_BYTES]>::try_from(message.body()) {
             let is_known = u64::from_ne_bytes(ack) == 0;
@@ -88,21 +78,12 @@ impl<D: Disk> Session<D> {
 
     /// Maps what is announced; the body of the answer is that of the message with our addresses.
     fn take_missing(&self, message: &Message, files: Vec<File>) -> Result<Vec<u8>, SessionError> {
-        let is_table = message.code == u32::from(FrontendReq::SET_MEM_TABLE);
         let (head, regions) = regions(message.body()).ok_or(PostcopyError::Malformed)?;
-        let announced = if is_table { head & u64::from(u32::MAX) } else { 1 };
-        if regions.len() != files.len() || regions.len() as u64 != announced {
+        if regions.len() != files.len() || regions.len() as u64 != head & u64::from(u32::MAX) {
             return Err(SessionError::RegionFiles(regions.len(), files.len()));
         }
-        let mut specs: Vec<RegionSpec> = regions.iter().zip(files).map(spec).collect();
-        let memory = match (is_table, specs.pop()) {
-            (false, Some(spec)) => self.state().memory.with(spec)?,
-            (_, last) => {
-                specs.extend(last);
-                MemoryTable::map(specs)?
-            }
-        };
-        let memory = self.set_missing_memory(memory, is_table)?;
+        let memory = MemoryTable::map(regions.iter().zip(files).map(spec).collect())?;
+        let memory = self.set_missing_memory(memory)?;
         let ours = regions.iter().flat_map(|&[guest_start, len_bytes, _, file_offset]| {
             [guest_start, len_bytes, memory.host_address(guest_start).unwrap_or_default(), file_offset]
         });

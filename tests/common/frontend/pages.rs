@@ -71,6 +71,11 @@ impl Pages {
         self.places.push((guest_start, bytes, base));
     }
 
+    /// All regions are about to be mapped elsewhere.
+    pub fn forget_places(&mut self) {
+        self.places.clear();
+    }
+
     /// The guest address of the next page that is waited for, if one is within the limit.
     pub fn wanted_within(&self, limit: Duration) -> Option<u64> {
         if !is_readable(&self.userfault, limit) {

@@ -15,7 +15,7 @@ use super::table::Row;
 
 /// So often each, in turn.
 pub fn moves(order: &Order<'_>) -> Vec<Row> {
-    let daemon = migration::setup(order, "daemon.log", "size=64M,serial=soak").start();
+    let daemon = migration::setup(order, "daemon.log", "size=64M,serial=soak,postcopy=on").start();
     let mut scene = Scene::new(order, vec![daemon]);
     scene.capabilities.push("postcopy-ram");
     let mut guest = scene.boot("");

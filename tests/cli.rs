@@ -19,6 +19,8 @@ mod inherited;
 mod life;
 #[path = "cli/logging.rs"]
 mod logging;
+#[path = "cli/started_by.rs"]
+mod started_by;
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};

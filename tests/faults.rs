@@ -127,6 +127,18 @@ fn a_truncated_file_fails_the_requests_behind_its_end() {
     }
 }
 
+/// A mask of signals is inherited through exec: a fault whose signal is blocked would end the process.
+#[test]
+fn faults_are_contained_where_signals_were_blocked() {
+    let pair = Pair::start(two_disks(Place::Tmpfs).through(&["env", "--block-signal"]));
+    let mut ring = pair.suffering.ring(0, 16);
+    let file = File::options().write(true).open(pair.daemon.image(0)).unwrap();
+    file.set_len(DISK_BYTES / 2).unwrap();
+    assert_eq!(ring.run(&Request::read(HALF_SECTOR, 512)).status, IOERR);
+    assert_eq!(ring.run(&Request::read(0, 512)).status, OK);
+    pair.finish();
+}
+
 /// No load or store faults where only a part of the last page is gone.
 #[test]
 fn a_file_truncated_inside_its_last_page_fails_the_requests_behind_its_end() {

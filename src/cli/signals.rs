@@ -1,6 +1,7 @@
 //! SIGTERM and SIGINT stop the server; a second SIGINT does not wait for it. SIGHUP has it look at the sizes of
 //! its disks.
 
+use std::ffi::c_int;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -9,8 +10,11 @@ use std::thread::{Builder, JoinHandle};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 use signal_hook::iterator::{Handle, Signals};
+use vmm_sys_util::signal::unblock_signal;
 
 use crate::server::{Rereader, Stopper};
+
+const CAUGHT: [c_int; 3] = [SIGTERM, SIGINT, SIGHUP];
 
 /// Signals that are caught but not yet acted on: one that arrives while the server starts is not lost.
 #[derive(Debug)]
@@ -30,7 +34,12 @@ impl CaughtSignals {
         let interrupted = Arc::new(AtomicBool::new(false));
         flag::register_conditional_default(SIGINT, Arc::clone(&interrupted))?;
         flag::register(SIGINT, interrupted)?;
-        Signals::new([SIGTERM, SIGINT, SIGHUP]).map(Self)
+        let signals = Signals::new(CAUGHT)?;
+        // Who started us may have blocked them for himself, and masks are inherited.
+        for signal in CAUGHT {
+            unblock_signal(signal).map_err(|error| io::Error::other(error.to_string()))?;
+        }
+        Ok(Self(signals))
     }
 
     pub(super) fn forward_to(

@@ -59,6 +59,8 @@ pub struct Setup {
     args: Vec<String>,
     environment: Vec<(&'static str, &'static str)>,
     program: PathBuf,
+    /// What starts the program: a command that takes another one's words.
+    through: Vec<String>,
     /// Where the log is also kept, one life of the daemon after the other.
     log_file: Option<PathBuf>,
     lifetime: Duration,
@@ -70,7 +72,8 @@ impl Setup {
         let sockets = tempfile::Builder::new().prefix("pmem-test-").tempdir_in("/tmp").unwrap();
         let program = env!("CARGO_BIN_EXE_vhost-user-pmem").into();
         let (images, disks, args, environment) = (place.folder(), Vec::new(), Vec::new(), Vec::new());
-        Self { images, sockets, disks, args, environment, program, log_file: None, lifetime: LIFETIME }
+        let (through, log_file, lifetime) = (Vec::new(), None, LIFETIME);
+        Self { images, sockets, disks, args, environment, program, through, log_file, lifetime }
     }
 
     /// Adds a disk with these `--disk` options; `path=` and `socket=` are filled in.
@@ -94,6 +97,12 @@ impl Setup {
     /// Starts another build of the daemon from now on.
     pub fn program(mut self, program: &Path) -> Self {
         program.clone_into(&mut self.program);
+        self
+    }
+
+    /// Starts it by a command that takes another one's words and becomes it, such as `env`.
+    pub fn through(mut self, command: &[&str]) -> Self {
+        self.through = command.iter().map(|&word| word.to_owned()).collect();
         self
     }
 
@@ -132,7 +141,14 @@ impl Setup {
 
     /// The command line, for what [`Setup::start`] does not cover.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
+        let mut command = match self.through.split_first() {
+            None => Command::new(&self.program),
+            Some((first, others)) => {
+                let mut command = Command::new(first);
+                command.args(others).arg(&self.program);
+                command
+            }
+        };
         command.arg("serve").envs(self.environment.iter().copied());
         for (index, options) in self.disks.iter().enumerate() {
             let (image, socket) = (self.image(index), self.socket(index));

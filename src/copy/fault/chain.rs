@@ -5,6 +5,8 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 
+use vmm_sys_util::signal::unblock_signal;
+
 /// A handler with three arguments.
 type Handler = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
 
@@ -46,6 +48,25 @@ pub(super) fn stay(signal: c_int, handler: Handler) {
         // It cannot fail for a signal that was handled before.
         let _ = change(signal, Some(&action_of(handler)));
     }
+}
+
+/// Has a signal that nobody handles ignored from now on.
+pub(super) fn ignore(signal: c_int) -> io::Result<()> {
+    let mut action = change(signal, None)?;
+    if action.sa_sigaction == libc::SIG_DFL {
+        action.sa_sigaction = libc::SIG_IGN;
+        change(signal, Some(&action))?;
+    }
+    Ok(())
+}
+
+/// Lets the signals reach the handler on this thread and those that it starts. A mask is inherited through exec, and a
+/// fault whose signal is blocked ends the process, whoever would have handled it.
+pub(super) fn unblock() -> io::Result<()> {
+    for signal in SIGNALS {
+        unblock_signal(signal).map_err(|error| io::Error::other(error.to_string()))?;
+    }
+    Ok(())
 }
 
 /// Does what would have been done without us. `is_of_instruction`: on return it faults again. Returns whether a

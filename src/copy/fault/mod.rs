@@ -38,18 +38,23 @@ pub use ranges::{WatchedRange, losses};
 /// `si_code` of a `SIGBUS` that only says that a page has gone bad: nothing has touched it yet.
 const BUS_MCEERR_AO: c_int = 5;
 
-/// Contains faults from now on, in the whole process. Once is enough; to do it again does no harm.
+/// Contains faults from now on, in the whole process. Once is enough; to do it again does no harm, and is needed on
+/// threads that this one has not started: there the signals may be blocked.
+///
+/// `SIGXFSZ` is ignored from then on unless somebody handles it: what would make a file longer than this process may
+/// (`ulimit -f`) is an error then (`EFBIG`), and not the end of all disks.
 ///
 /// # Errors
-/// The error of `sigaction`, which has no reason to fail.
+/// The error of `sigaction` or `pthread_sigmask`, which have no reason to fail.
 pub fn install() -> io::Result<()> {
     static INSTALLED: Mutex<bool> = Mutex::new(false);
     let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
     if !*installed {
         chain::install(on_fault)?;
+        chain::ignore(libc::SIGXFSZ)?;
         *installed = true;
     }
-    Ok(())
+    chain::unblock()
 }
 
 /// The handler.

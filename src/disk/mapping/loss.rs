@@ -24,6 +24,11 @@ pub(in super::super) enum Loss {
         file.display()
     )]
     Full { file: PathBuf, offset: u64 },
+    #[error(
+        "{}: this process may not write to byte {offset} of a file; raise its limit (ulimit -f, LimitFSIZE= of the \
+         service)", file.display()
+    )]
+    Limited { file: PathBuf, offset: u64 },
     #[error("{}: the media failed at byte {offset}", file.display())]
     Media { file: PathBuf, offset: u64 },
 }
@@ -33,6 +38,7 @@ impl Loss {
     pub(in super::super) fn of_write(file: &File, offset: u64, error: io::Error) -> io::Error {
         match error.raw_os_error() {
             Some(libc::ENOSPC | libc::EDQUOT) => io::Error::other(Self::Full { file: path_of(file), offset }),
+            Some(libc::EFBIG) => io::Error::other(Self::Limited { file: path_of(file), offset }),
             _ => error,
         }
     }
@@ -42,7 +48,7 @@ impl Loss {
         let DiskError::Io { source, .. } = error else { return None };
         match source.get_ref()?.downcast_ref::<Self>()? {
             Self::Media { offset, .. } => Some(*offset),
-            Self::GuestMemory | Self::Truncated { .. } | Self::Full { .. } => None,
+            Self::GuestMemory | Self::Truncated { .. } | Self::Full { .. } | Self::Limited { .. } => None,
         }
     }
 }

@@ -1,16 +1,90 @@
-//! A limit on log lines that a guest or a front-end can cause.
+//! A limit on log lines that a peer can cause: a guest, a front-end, whoever may write to a disk's file.
 
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// Lines admitted in each second.
+/// Lines of one cause that are admitted in each second.
 const LINES_PER_SECOND: u64 = 5;
 
-/// Admits a few lines a second and counts the rest. Cheap enough for a failing request, never on the path of
-/// a good one.
+/// Requests of vhost-user are fewer; unknown ones share the last place.
+const REQUESTS: usize = 64;
+
+/// What a line is about. Each has a limit of its own for each disk, so that a noisy one hides no other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Cause {
+    /// A front-end has come.
+    Connected,
+    /// A front-end has left.
+    Left,
+    /// A connection was given up by us.
+    HungUp,
+    /// A connection was closed to make room, or not taken for want of it.
+    NoRoom,
+    /// A connection could not be taken for want of descriptors or threads.
+    Exhausted,
+    /// What its disk has done so far, when a front-end is gone.
+    Served,
+    /// A message failed that is answered with a value.
+    Message,
+    /// A front-end waits for another.
+    Waits,
+    /// A front-end that has waited goes on.
+    Runs,
+    /// A ring could not go on.
+    RingStopped,
+    /// A driver's mistake.
+    RingBroken,
+    /// A front-end cannot be told of a change.
+    Channel,
+    /// A migration's guest comes before its pages.
+    PostcopyBegins,
+    /// All pages of a migration have come.
+    PostcopyEnds,
+    /// A read failed.
+    Read,
+    /// A write failed.
+    Write,
+    /// A flush failed.
+    Flush,
+    /// A discard, or another request that is no transfer, failed.
+    OtherRequest,
+    /// Media that is bad.
+    Media,
+    /// Media that was mended.
+    Mended,
+    /// The size of the file is of no use.
+    Size,
+    /// The file has grown.
+    Grown,
+    /// The lock of the file.
+    Lock,
+    /// Memory that is entered into the page tables.
+    Populate,
+    /// How much of it stands in huge pages.
+    HugePages,
+}
+
+/// One for each [`Cause`].
+const CAUSES: usize = Cause::HugePages as usize + 1;
+
+/// Lines of a cause that were left out since the last one; none at all is not worth a word.
+pub(crate) type Suppressed = Option<NonZeroU64>;
+
+/// The limits of one disk. Each admits a few lines a second and counts the rest. Cheap enough for a failing request,
+/// never on the path of a good one.
 #[derive(Debug)]
 pub struct LogLimit {
     start: Instant,
+    causes: Box<[Limit]>,
+    /// Refused messages, by their request's number.
+    requests: Box<[Limit]>,
+}
+
+/// The limit of one cause.
+#[derive(Debug, Default)]
+struct Limit {
     /// The running second, and lines seen in it, in the low 24 bits.
     window: AtomicU64,
     suppressed: AtomicU64,
@@ -18,17 +92,30 @@ pub struct LogLimit {
 
 impl Default for LogLimit {
     fn default() -> Self {
-        Self { start: Instant::now(), window: AtomicU64::new(0), suppressed: AtomicU64::new(0) }
+        let limits = |count| (0..count).map(|_| Limit::default()).collect();
+        Self { start: Instant::now(), causes: limits(CAUSES), requests: limits(REQUESTS) }
     }
 }
 
 impl LogLimit {
-    /// `Some` when a line may be written, with the number of lines left out since the last one.
-    pub fn admit(&self) -> Option<u64> {
-        self.admit_at(self.start.elapsed().as_secs())
+    /// `Some` when a line may be written, with the number of lines of that cause left out since the last one.
+    pub fn admit(&self, cause: Cause) -> Option<Suppressed> {
+        self.causes.get(cause as usize)?.admit_at(self.second())
     }
 
-    fn admit_at(&self, second: u64) -> Option<u64> {
+    /// As [`admit`](Self::admit), for a message that is refused: each kind of message has a limit of its own.
+    pub fn admit_refusal(&self, request: u32) -> Option<Suppressed> {
+        let place = usize::try_from(request).unwrap_or(usize::MAX).min(REQUESTS - 1);
+        self.requests.get(place)?.admit_at(self.second())
+    }
+
+    fn second(&self) -> u64 {
+        self.start.elapsed().as_secs()
+    }
+}
+
+impl Limit {
+    fn admit_at(&self, second: u64) -> Option<Suppressed> {
         const LINES: u64 = (1 << 24) - 1;
         let step = |window: u64| {
             let (running, lines) = (window >> 24, window & LINES);
@@ -40,7 +127,19 @@ impl LogLimit {
             self.suppressed.fetch_add(1, Ordering::Relaxed);
             return None;
         }
-        Some(self.suppressed.swap(0, Ordering::Relaxed))
+        Some(NonZeroU64::new(self.suppressed.swap(0, Ordering::Relaxed)))
+    }
+}
+
+impl Cause {
+    /// Of the failure of a request that is called so.
+    pub fn of_request(operation: &str) -> Self {
+        match operation {
+            "read" => Self::Read,
+            "write" => Self::Write,
+            "flush" => Self::Flush,
+            _ => Self::OtherRequest,
+        }
     }
 }
 
@@ -50,9 +149,22 @@ mod tests {
 
     #[test]
     fn a_flood_is_cut_to_a_few_lines_and_counted() {
-        let limit = LogLimit::default();
+        let limit = Limit::default();
         let admitted = |second| (0..100).filter_map(|_| limit.admit_at(second)).collect::<Vec<_>>();
-        assert_eq!(admitted(7), [0; LINES_PER_SECOND as usize]);
-        assert_eq!(admitted(8), [100 - LINES_PER_SECOND, 0, 0, 0, 0]);
+        assert_eq!(admitted(7), [None; LINES_PER_SECOND as usize]);
+        assert_eq!(admitted(8), [NonZeroU64::new(100 - LINES_PER_SECOND), None, None, None, None]);
+    }
+
+    #[test]
+    fn a_noisy_cause_hides_no_other() {
+        let limit = LogLimit::default();
+        for _ in 0..100 {
+            limit.admit(Cause::Connected);
+            limit.admit_refusal(1);
+            limit.admit_refusal(u32::MAX);
+        }
+        assert_eq!(limit.admit(Cause::Left), Some(None));
+        assert_eq!(limit.admit(Cause::HugePages), Some(None), "the last one has a place, too");
+        assert_eq!(limit.admit_refusal(5), Some(None));
     }
 }

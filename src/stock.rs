@@ -57,7 +57,7 @@ use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_con
 
 use crate::copy::fault;
 use crate::disk::Disk;
-use crate::log_limit::LogLimit;
+use crate::log_limit::{Cause, LogLimit};
 use crate::virtio::blk::{Answer, CacheMode, ConfigSpace, Counters, Device, WRITEBACK_OFFSET, features};
 use crate::virtio::memory::{MemoryError, MemoryTable, RegionSpec};
 use crate::virtio::queue::{Buffer, Completion, Gatherer, MAX_QUEUE_SIZE, RingError};
@@ -155,7 +155,7 @@ impl<D: Disk> Stock<D> {
         let calls = ring.next_used() != used && ring.needs_notification(guest)?;
         let has_more = ring.enable_notification(guest)?;
         if calls && let Err(error) = vring.signal_used_queue() {
-            self.warn("cannot call the driver", &error);
+            self.warn(Cause::Channel, "cannot call the driver", &error);
         }
         Ok(has_more)
     }
@@ -200,8 +200,8 @@ impl<D: Disk> Stock<D> {
     }
 
     #[cold]
-    fn warn(&self, what: &str, error: &dyn fmt::Display) {
-        if let Some(suppressed) = self.log_limit.admit() {
+    fn warn(&self, cause: Cause, what: &str, error: &dyn fmt::Display) {
+        if let Some(suppressed) = self.log_limit.admit(cause) {
             tracing::warn!(disk = self.device.identity().name, %error, suppressed, "{what}");
         }
     }
@@ -325,7 +325,7 @@ impl<D: Disk> VhostUserBackend for Stock<D> {
                     // An error from here would end the thread. The front-end can start the ring anew.
                     vring.get_queue_mut().set_ready(false);
                     lane.counters.broken_rings += 1;
-                    self.warn("a ring is broken", &broken);
+                    self.warn(Cause::RingBroken, "a ring is broken", &broken);
                     return Ok(());
                 }
             }

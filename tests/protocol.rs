@@ -14,6 +14,8 @@ mod connections;
 mod descriptors;
 #[path = "protocol/features.rs"]
 mod features;
+#[path = "protocol/floods.rs"]
+mod floods;
 #[path = "protocol/growth.rs"]
 mod growth;
 #[path = "protocol/handover.rs"]

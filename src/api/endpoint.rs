@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::http::{self, MAX_HEAD_BYTES, Status};
 use super::metrics;
+use crate::log_limit::{Cause, LogLimit};
 use crate::server::Observer;
 use crate::vhost_user::{Listener, ListenerError};
 
@@ -99,18 +100,24 @@ impl Drop for Serving {
 }
 
 fn answer_clients(listener: &Listener, mut observer: Observer, stop: &OwnedFd) {
+    let log_limit = LogLimit::default();
     while wait(listener, PollFlags::IN, stop, None).is_ok() {
         let client = match listener.accept() {
             Ok(stream) => Client { stream, stop, deadline: Instant::now() + CLIENT_LIMIT },
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => {
-                tracing::error!(%error, "cannot let a reader of metrics in; check the limits (ulimit -n)");
+                if let Some(suppressed) = log_limit.admit(Cause::Exhausted) {
+                    let what = "cannot let a reader of metrics in; check the limits (ulimit -n)";
+                    tracing::error!(%error, suppressed, "{what}");
+                }
                 std::thread::sleep(EXHAUSTED_PAUSE);
                 continue;
             }
         };
-        if let Err(error) = client.answer(|| metrics::text(&observer.look())) {
-            tracing::debug!(%error, "a reader of metrics got no answer");
+        if let Err(error) = client.answer(|| metrics::text(&observer.look()))
+            && let Some(suppressed) = log_limit.admit(Cause::HungUp)
+        {
+            tracing::debug!(%error, suppressed, "a reader of metrics got no answer");
         }
     }
 }

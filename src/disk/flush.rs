@@ -10,6 +10,7 @@ use std::task::Waker;
 use std::thread::JoinHandle;
 
 use super::{Disk, DiskError};
+use crate::log_limit::{Cause, LogLimit};
 
 /// A flush that has been asked for; see [`Flusher::poll`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +23,7 @@ pub struct Ticket(u64);
 pub struct Flusher<D: Disk> {
     shared: Arc<Shared<D>>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    log_limit: LogLimit,
 }
 
 #[derive(Debug)]
@@ -55,7 +57,7 @@ impl<D: Disk> Flusher<D> {
             asked: Mutex::default(),
             changed: Condvar::new(),
         };
-        Self { shared: Arc::new(shared), thread: Mutex::new(None) }
+        Self { shared: Arc::new(shared), thread: Mutex::new(None), log_limit: LogLimit::default() }
     }
 
     /// Asks for everything that was written before this call to persist. `waker` is woken when it is worth
@@ -97,7 +99,9 @@ impl<D: Disk> Flusher<D> {
         match std::thread::Builder::new().name("flusher".into()).spawn(move || shared.run()) {
             Ok(handle) => *thread = Some(handle),
             Err(error) => {
-                tracing::warn!(%error, "no thread for a flush: the worker waits for it itself");
+                if let Some(suppressed) = self.log_limit.admit(Cause::Flush) {
+                    tracing::warn!(%error, suppressed, "no thread for a flush: the worker waits for it itself");
+                }
                 self.shared.sync();
             }
         }

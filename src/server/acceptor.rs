@@ -15,6 +15,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::disk::Disk;
+use crate::log_limit::Cause;
 use crate::vhost_user::{Connection, Hangup, Inherited, Session, SessionContext, SessionId};
 use crate::worker::Pool;
 
@@ -152,12 +153,17 @@ impl<D: Disk> Acceptor<D> {
         let Some(door) = self.doors.get(number) else { return };
         let disk = &door.context.device.identity().name;
         if self.guests.values().filter(|guest| guest.door == number).count() >= MAX_SESSIONS {
-            tracing::warn!(disk, most = MAX_SESSIONS, "a front-end is turned away: too many are connected");
+            if let Some(suppressed) = door.context.log_limit.admit(Cause::NoRoom) {
+                let most = MAX_SESSIONS;
+                tracing::warn!(disk, most, suppressed, "a front-end is turned away: too many are connected");
+            }
             return;
         }
         let id = self.next_session;
         self.next_session = self.next_session.wrapping_add(1);
-        tracing::info!(disk, session = id, "a front-end connected");
+        if let Some(suppressed) = door.context.log_limit.admit(Cause::Connected) {
+            tracing::info!(disk, session = id, suppressed, "a front-end connected");
+        }
         let context = door.context.clone();
         match self.start_session(id, context, &stream) {
             Ok(thread) => drop(self.guests.insert(id, Guest { door: number, stream, thread })),
@@ -202,8 +208,11 @@ impl<D: Disk> Acceptor<D> {
     }
 
     fn exhausted(&self, number: usize, error: &io::Error) {
-        let disk = self.doors.get(number).map_or("", |door| &door.context.device.identity().name);
-        tracing::error!(disk, %error, "cannot let a front-end in; check the limits (ulimit -n, -u)");
+        let Some(Door { context, .. }) = self.doors.get(number) else { return };
+        if let Some(suppressed) = context.log_limit.admit(Cause::Exhausted) {
+            let disk = &context.device.identity().name;
+            tracing::error!(disk, %error, suppressed, "cannot let a front-end in; check the limits (ulimit -n, -u)");
+        }
         std::thread::sleep(EXHAUSTED_PAUSE);
     }
 
@@ -230,11 +239,21 @@ impl<D: Disk> Acceptor<D> {
 
 fn farewell<D: Disk>(session: SessionId, context: &SessionContext<D>, hangup: &Hangup) {
     let disk = &context.device.identity().name;
+    let limit = &context.log_limit;
     let totals = *context.totals.lock().unwrap_or_else(PoisonError::into_inner);
     match hangup {
-        Hangup::Left => tracing::info!(disk, session, "the front-end left"),
-        hangup => tracing::warn!(disk, session, reason = %hangup, "hung up on the front-end"),
+        Hangup::Left => {
+            if let Some(suppressed) = limit.admit(Cause::Left) {
+                tracing::info!(disk, session, suppressed, "the front-end left");
+            }
+        }
+        hangup => {
+            if let Some(suppressed) = limit.admit(Cause::HungUp) {
+                tracing::warn!(disk, session, reason = %hangup, suppressed, "hung up on the front-end");
+            }
+        }
     }
+    let Some(suppressed) = limit.admit(Cause::Served) else { return };
     tracing::info!(
         disk,
         reads = totals.reads,
@@ -247,6 +266,7 @@ fn farewell<D: Disk>(session: SessionId, context: &SessionContext<D>, hangup: &H
         others = totals.others,
         failures = totals.failures,
         broken_rings = totals.broken_rings,
+        suppressed,
         "served so far"
     );
 }

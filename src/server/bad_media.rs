@@ -16,6 +16,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::copy::fault::announced;
 use crate::disk::Backing;
+use crate::log_limit::Cause;
 use crate::virtio::blk::Device;
 
 /// The running thread. Dropping it ends it.
@@ -89,8 +90,15 @@ fn watch(devices: &[Arc<Device<Backing>>], epoll: &Epoll, is_stopping: &AtomicBo
 /// Has a disk learn what is bad of it by now; the log says what was news.
 pub(super) fn look_for_bad(device: &Device<Backing>) {
     let ranges = device.disk().look_for_bad();
-    if !ranges.is_empty() {
+    if !ranges.is_empty()
+        && let Some(suppressed) = device.log_limit().admit(Cause::Media)
+    {
         let disk = &device.identity().name;
-        tracing::error!(disk, ?ranges, "bad media: reads of these ranges fail until they are written");
+        tracing::error!(
+            disk,
+            ?ranges,
+            suppressed,
+            "bad media: reads of these ranges fail until they are written"
+        );
     }
 }

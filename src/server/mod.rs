@@ -29,7 +29,6 @@ use crate::cpus::Cpus;
 use crate::disk::{
     self, Backing, BackingKind, Disk, Durability, FileLock, Media, OpenOptions, Opened, Region,
 };
-use crate::log_limit::LogLimit;
 use crate::vhost_user::{
     Baton, FrontEnds, Inherited, Listener, ListenerError, SessionContext, is_postcopy_possible,
 };
@@ -189,6 +188,7 @@ impl<D: Disk> Server<D> {
         let (mut doors, mut contexts) = (Vec::new(), Vec::new());
         for Service { device, lock, door, cpus, postcopy } in services {
             let is_exclusive = !device.disk().geometry().read_only;
+            let log_limit = device.log_limit().clone();
             let context = Arc::new(SessionContext {
                 device: Arc::new(device),
                 pool: pool.clone(),
@@ -198,7 +198,7 @@ impl<D: Disk> Server<D> {
                 offers_postcopy: postcopy && is_postcopy_possible(),
                 postcopy_turn: Arc::default(),
                 front_ends: FrontEnds::default(),
-                log_limit: Arc::new(LogLimit::default()),
+                log_limit,
             });
             contexts.push(context.clone());
             doors.push(Door { inlet: door, context });

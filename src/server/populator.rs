@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use crate::disk::{self, Backing, Disk as _, Populated};
+use crate::log_limit::Cause;
 use crate::virtio::blk::Device;
 
 /// A running thread. Dropping it stops it, after a step of a few MiB.
@@ -17,9 +18,7 @@ pub(super) struct Populator {
 impl Populator {
     /// Populates the disks one after another. Without a thread they are served as well, only slower at first.
     pub(super) fn start(devices: Vec<Arc<Device<Backing>>>) -> Option<Self> {
-        if devices.is_empty() {
-            return None;
-        }
+        let log_limit = devices.first()?.log_limit().clone();
         let is_stopping = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&is_stopping);
         let run = move || {
@@ -29,7 +28,7 @@ impl Populator {
                     return;
                 }
                 if let Some(populated) = device.disk().populate(should_stop) {
-                    report(&device.identity().name, populated);
+                    report(device, populated);
                 }
             }
             if !should_stop() {
@@ -39,7 +38,9 @@ impl Populator {
         match std::thread::Builder::new().name("populate".into()).spawn(run) {
             Ok(thread) => Some(Self { is_stopping, thread: Some(thread) }),
             Err(error) => {
-                tracing::warn!(%error, "no thread to populate mappings; first touches will be slower");
+                if let Some(suppressed) = log_limit.admit(Cause::Populate) {
+                    tracing::warn!(%error, suppressed, "no thread to populate mappings; first touches are slower");
+                }
                 None
             }
         }
@@ -62,13 +63,17 @@ impl Drop for Populator {
     }
 }
 
-fn report(disk: &str, populated: Populated) {
+/// A file that grows again and again is populated as often.
+fn report(device: &Device<Backing>, populated: Populated) {
     let Populated { bytes, failed_bytes } = populated;
-    tracing::info!(disk, bytes, "populated");
+    let Some(suppressed) = device.log_limit().admit(Cause::Populate) else { return };
+    let disk = &device.identity().name;
+    tracing::info!(disk, bytes, suppressed, "populated");
     if failed_bytes != 0 {
         tracing::warn!(
             disk,
             failed_bytes,
+            suppressed,
             "parts of the mapping could not be populated; first touches are slower"
         );
     }
@@ -79,8 +84,10 @@ fn report_huge_pages(devices: &[Arc<Device<Backing>>]) {
     disk::count_huge_pages(devices.iter().map(|device| device.disk()));
     for device in devices {
         let (disk, bytes) = (&device.identity().name, device.disk().geometry().capacity_bytes);
-        if let Some(huge_bytes) = device.disk().huge_bytes() {
-            tracing::info!(disk, huge_bytes, bytes, "mapped in huge pages");
+        if let Some(huge_bytes) = device.disk().huge_bytes()
+            && let Some(suppressed) = device.log_limit().admit(Cause::HugePages)
+        {
+            tracing::info!(disk, huge_bytes, bytes, suppressed, "mapped in huge pages");
         }
     }
 }

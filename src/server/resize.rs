@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::bad_media::look_for_bad;
 use super::populator::Populator;
 use crate::disk::{Backing, GrowError};
+use crate::log_limit::Cause;
 use crate::vhost_user::SessionContext;
 
 /// Looks at the sizes of a server's disks, from any thread. It keeps them open as long as it lives.
@@ -91,7 +92,9 @@ impl Resizer {
         match self.look(disk) {
             Ok(resized) => Some(resized),
             Err(error) => {
-                tracing::warn!("{error}");
+                if let Some(suppressed) = disk.context.log_limit.admit(Cause::Size) {
+                    tracing::warn!(suppressed, "{error}");
+                }
                 None
             }
         }
@@ -104,7 +107,9 @@ impl Resizer {
         let (from_bytes, to_bytes) =
             grown.map_err(|source| ResizeError::Grow { disk: name.clone(), source })?;
         if from_bytes < to_bytes {
-            tracing::info!(disk = name, from_bytes, to_bytes, "the disk has grown");
+            if let Some(suppressed) = context.log_limit.admit(Cause::Grown) {
+                tracing::info!(disk = name, from_bytes, to_bytes, suppressed, "the disk has grown");
+            }
             context.front_ends.config_changed();
             if !sparse {
                 self.populate(context);

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::disk::FileLock;
+use crate::disk::{FileLock, LockError};
+use crate::log_limit::{Cause, LogLimit};
 
 /// A front-end's session: unique in the process, however many come. At 24,500 a second 32 bits would begin anew after two
 /// days, and the message of one would take the ring of another.
@@ -24,6 +25,7 @@ pub struct Baton {
     lock: FileLock,
     holder: Mutex<Holder>,
     released: Condvar,
+    log_limit: LogLimit,
 }
 
 /// Who has it, and what is done with it.
@@ -37,7 +39,8 @@ struct Holder {
 impl Baton {
     /// The baton of a disk whose file is protected by `lock`.
     pub fn new(is_exclusive: bool, lock: FileLock) -> Self {
-        Self { is_exclusive, lock, holder: Mutex::default(), released: Condvar::new() }
+        let (holder, released, log_limit) = (Mutex::default(), Condvar::new(), LogLimit::default());
+        Self { is_exclusive, lock, holder, released, log_limit }
     }
 
     /// Takes the baton if it is free, or held by this session already.
@@ -74,7 +77,7 @@ impl Baton {
             }
             holder.session = None;
             if let Err(error) = self.lock.release() {
-                tracing::warn!(%error, "the disk's file lock");
+                self.complain(&error);
             }
             self.released.notify_all();
         }
@@ -108,7 +111,7 @@ impl Baton {
             Some(other) => other == session,
             None => {
                 let is_ours = self.lock.try_acquire().unwrap_or_else(|error| {
-                    tracing::warn!(%error, "the disk's file lock");
+                    self.complain(&error);
                     false
                 });
                 if is_ours {
@@ -116,6 +119,12 @@ impl Baton {
                 }
                 is_ours
             }
+        }
+    }
+
+    fn complain(&self, error: &LockError) {
+        if let Some(suppressed) = self.log_limit.admit(Cause::Lock) {
+            tracing::warn!(%error, suppressed, "the disk's file lock");
         }
     }
 

@@ -151,7 +151,7 @@ impl<D: Disk> Connection<D> {
     }
 
     pub(super) fn log_refusal(&self, message: &Message, reason: &str) {
-        if let Some(suppressed) = self.session.context.log_limit.admit() {
+        if let Some(suppressed) = self.session.context.log_limit.admit_refusal(message.code) {
             let (disk, session, request) = (self.session.disk(), self.session.id(), name(message.code));
             tracing::warn!(disk, session, request, reason, suppressed, "message refused");
         }

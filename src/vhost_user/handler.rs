@@ -13,6 +13,7 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandler};
 
 use super::session::{F_LOG_ALL, FRONT_END_FEATURES, Session, SessionError};
 use crate::disk::Disk;
+use crate::log_limit::Cause;
 use crate::virtio::blk::WRITEBACK_OFFSET;
 use crate::virtio::memory::{DirtyLog, MAX_REGIONS, MemoryTable, RegionSpec};
 use crate::virtio::queue::{RingAddresses, RingKind};
@@ -67,7 +68,7 @@ impl<D: Disk> Session<D> {
     /// Errors of these messages are answered by `vhost`, which tells nobody of them.
     fn tell_of(&self, outcome: std::result::Result<(), SessionError>) -> Result<()> {
         if let Err(error) = &outcome
-            && let Some(suppressed) = self.context.log_limit.admit()
+            && let Some(suppressed) = self.context.log_limit.admit(Cause::Message)
         {
             tracing::warn!(disk = self.disk(), session = self.id(), suppressed, "{error}");
         }

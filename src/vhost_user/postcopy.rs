@@ -28,6 +28,7 @@ use std::thread::JoinHandle;
 use super::session::{Session, SessionError, State};
 use crate::copy::fault::Userfault;
 use crate::disk::Disk;
+use crate::log_limit::Cause;
 use crate::virtio::memory::{MemoryError, MemoryTable};
 use crate::virtio::queue::RingLayout;
 use crate::worker::Pool;
@@ -239,11 +240,10 @@ impl<D: Disk> Session<D> {
         let pool = self.context.pool.beside();
         let listening = Listening { pool, _watcher: watcher, awaits_ack: false, fetcher: None };
         postcopy.listening = Some(listening);
-        tracing::info!(
-            disk = self.disk(),
-            session = self.id(),
-            "the guest comes before its memory (postcopy)"
-        );
+        if let Some(suppressed) = self.context.log_limit.admit(Cause::PostcopyBegins) {
+            let (disk, session) = (self.disk(), self.id());
+            tracing::info!(disk, session, suppressed, "the guest comes before its memory (postcopy)");
+        }
         Ok(())
     }
 
@@ -260,11 +260,10 @@ impl<D: Disk> Session<D> {
         if let Some(postcopy) = ended {
             postcopy.finish();
         }
-        tracing::info!(
-            disk = self.disk(),
-            session = self.id(),
-            "all of the guest's memory has come (postcopy)"
-        );
+        if let Some(suppressed) = self.context.log_limit.admit(Cause::PostcopyEnds) {
+            let (disk, session) = (self.disk(), self.id());
+            tracing::info!(disk, session, suppressed, "all of the guest's memory has come (postcopy)");
+        }
         Ok(())
     }
 

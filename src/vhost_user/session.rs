@@ -16,7 +16,7 @@ use super::transfer::{Transfer, TransferError};
 use super::vring::Vring;
 use crate::cpus::Cpus;
 use crate::disk::{Disk, DiskError};
-use crate::log_limit::LogLimit;
+use crate::log_limit::{Cause, LogLimit};
 use crate::virtio::blk::{CacheMode, Counters, Device, MAX_INDIRECT, features};
 use crate::virtio::memory::{DirtyLog, LogError, MemoryError, MemoryTable};
 use crate::virtio::queue::{RingError, RingKind, RingLayout, RingLog};
@@ -329,7 +329,7 @@ impl<D: Disk> Session<D> {
             if let Some(err) = state.vrings.get(usize::from(index)).and_then(|vring| vring.err.as_ref()) {
                 err.signal();
             }
-            if let Some(suppressed) = self.context.log_limit.admit() {
+            if let Some(suppressed) = self.context.log_limit.admit(Cause::RingStopped) {
                 tracing::warn!(disk = self.disk(), session = self.id, %error, suppressed, "a ring stopped");
             }
         }
@@ -338,7 +338,10 @@ impl<D: Disk> Session<D> {
     /// Waits on a thread of its own, since the front-end must get its answer meanwhile.
     fn wait_for_baton(&self, state: &mut State<D>) -> Result<(), SessionError> {
         let (Some(me), None) = (self.me.upgrade(), &state.waiter) else { return Ok(()) };
-        tracing::info!(disk = self.disk(), session = self.id, "waiting: another front-end's rings run");
+        if let Some(suppressed) = self.context.log_limit.admit(Cause::Waits) {
+            let (disk, session) = (self.disk(), self.id);
+            tracing::info!(disk, session, suppressed, "waiting: another front-end's rings run");
+        }
         let wait = move || {
             if me.context.baton.wait(me.id, &me.is_closed) {
                 me.baton_came();
@@ -356,7 +359,10 @@ impl<D: Disk> Session<D> {
         if self.is_closed.load(Ordering::Acquire) {
             return self.context.baton.release(self.id);
         }
-        tracing::info!(disk = self.disk(), session = self.id, "this front-end's rings run now");
+        if let Some(suppressed) = self.context.log_limit.admit(Cause::Runs) {
+            let (disk, session) = (self.disk(), self.id);
+            tracing::info!(disk, session, suppressed, "this front-end's rings run now");
+        }
         self.start_all(&mut state);
         self.release_if_idle(&state);
     }
@@ -375,8 +381,11 @@ impl<D: Disk> Session<D> {
     }
 
     fn tell_of_news(&self, told: std::io::Result<()>) {
-        if let Err(error) = told {
-            tracing::warn!(disk = self.disk(), session = self.id, %error, "cannot announce the configuration");
+        if let Err(error) = told
+            && let Some(suppressed) = self.context.log_limit.admit(Cause::Channel)
+        {
+            let (disk, session) = (self.disk(), self.id);
+            tracing::warn!(disk, session, %error, suppressed, "cannot announce the configuration");
         }
     }
 }

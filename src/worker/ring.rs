@@ -11,7 +11,7 @@ use std::task::Waker;
 use rustix::fs::OFlags;
 
 use crate::disk::{Disk, Ticket};
-use crate::log_limit::LogLimit;
+use crate::log_limit::{Cause, LogLimit};
 use crate::stop_point::{self, Point};
 use crate::virtio::blk::{Answer, CacheMode, Counters, Device, Held, Transfer};
 use crate::virtio::memory::{MemoryTable, Translator};
@@ -432,7 +432,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         if let Some(err) = &self.err {
             err.signal();
         }
-        if let Some(suppressed) = self.log_limit.admit() {
+        if let Some(suppressed) = self.log_limit.admit(Cause::RingBroken) {
             let (disk, ring) = (&self.device.identity().name, self.key.index);
             tracing::warn!(disk, ring, %error, suppressed, "the driver broke a ring; it waits for a restart");
         }

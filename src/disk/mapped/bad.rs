@@ -10,6 +10,7 @@ use crate::copy::{self, Hint, Segments};
 use crate::disk::mapping::Loss;
 use crate::disk::poison::{self, BadList, PAGE_BYTES};
 use crate::disk::space::{self, fallocate};
+use crate::log_limit::Cause;
 
 impl MappedDisk {
     /// A load from the page at `offset` has failed: from now on reads of it fail without touching it.
@@ -19,7 +20,7 @@ impl MappedDisk {
     pub fn learn_bad(&self, offset: u64) {
         let page = offset - offset % PAGE_BYTES;
         self.bad.add(page..page.saturating_add(PAGE_BYTES));
-        if let Some(suppressed) = self.log_limit.admit() {
+        if let Some(suppressed) = self.log_limit.admit(Cause::Media) {
             tracing::error!(
                 offset = page,
                 len = PAGE_BYTES,
@@ -86,7 +87,10 @@ impl MappedDisk {
             // The page table may still say that there is no memory.
             self.mapping.forget(page.clone()).map_err(failed("madvise"))?;
             self.bad.remove(&(page.start..page.start + page_bytes));
-            tracing::warn!(offset = page.start, len = page_bytes, "bad media: the range was written anew");
+            if let Some(suppressed) = self.log_limit.admit(Cause::Mended) {
+                let (offset, len) = (page.start, page_bytes);
+                tracing::warn!(offset, len, suppressed, "bad media: the range was written anew");
+            }
         }
         self.changed_layout()
     }
@@ -151,7 +155,7 @@ impl MappedDisk {
     #[cold]
     fn beyond_repair(&self, pages: &[Range<u64>]) -> DiskError {
         if self.kind == BackingKind::DeviceDax
-            && let Some(suppressed) = self.log_limit.admit()
+            && let Some(suppressed) = self.log_limit.admit(Cause::Media)
         {
             let namespace = self.namespace.as_deref().unwrap_or("NAMESPACE");
             tracing::error!(

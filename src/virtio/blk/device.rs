@@ -12,7 +12,7 @@ use super::request::{OK, Operation, Refusal, parse, parse_ranges};
 use super::units::{Limits, SECTOR_BYTES};
 use crate::copy::{self, Segments};
 use crate::disk::{Disk, DiskError, Flusher, GrowError, Ticket};
-use crate::log_limit::LogLimit;
+use crate::log_limit::{Cause, LogLimit};
 use crate::virtio::queue::{Chain, Completion, HeldStatus, RingError};
 
 /// How a disk calls itself.
@@ -36,7 +36,7 @@ pub struct Device<D: Disk> {
     /// The size by now.
     capacity_sectors: AtomicU64,
     queues: u16,
-    log_limit: LogLimit,
+    log_limit: Arc<LogLimit>,
 }
 
 /// What became of a request.
@@ -90,8 +90,13 @@ impl<D: Disk> Device<D> {
         let disk = Arc::new(disk);
         let flusher = Flusher::new(disk.clone());
         let capacity_sectors = AtomicU64::new(limits.capacity_sectors);
-        let log_limit = LogLimit::default();
+        let log_limit = Arc::default();
         Self { disk, flusher, identity, limits, capacity_sectors, queues, log_limit }
+    }
+
+    /// For lines of the log that its guest, its front-ends or its file can cause.
+    pub const fn log_limit(&self) -> &Arc<LogLimit> {
+        &self.log_limit
     }
 
     /// What a request is checked against now.
@@ -301,7 +306,7 @@ impl<D: Disk> Device<D> {
     }
 
     fn log_failure(&self, operation: &str, error: &DiskError) {
-        if let Some(suppressed) = self.log_limit.admit() {
+        if let Some(suppressed) = self.log_limit.admit(Cause::of_request(operation)) {
             let disk = &self.identity.name;
             tracing::warn!(disk, operation, %error, suppressed, "request failed");
         }

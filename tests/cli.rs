@@ -17,6 +17,8 @@ mod info;
 mod inherited;
 #[path = "cli/life.rs"]
 mod life;
+#[path = "cli/locks.rs"]
+mod locks;
 #[path = "cli/logging.rs"]
 mod logging;
 #[path = "cli/started_by.rs"]

@@ -46,8 +46,8 @@ fn write_lines(out: &mut impl Write, path: &Path, it: &Description) -> io::Resul
         }
     }
     line("writable", if it.writable { "yes" } else { "no" }.to_owned())?;
-    if let Some(pid) = it.holder {
-        line("in use", format!("served by process {pid}"))?;
+    if let Some(holder) = &it.holder {
+        line("in use", format!("locked by {holder}"))?;
     }
     if let Some(data_path) = it.data_path() {
         line("served by", data_path.to_owned())?;
@@ -105,6 +105,7 @@ struct Report<'a> {
     allocated_bytes: u64,
     writable: bool,
     holder_pid: Option<u32>,
+    holder_command: Option<&'a str>,
     data_path: Option<&'static str>,
     durability: Option<&'static str>,
     durability_reason: Option<&'a str>,
@@ -146,7 +147,8 @@ fn write_json(out: &mut impl Write, path: &Path, it: &Description) -> io::Result
         size_bytes: it.length_bytes,
         allocated_bytes: it.allocated_bytes,
         writable: it.writable,
-        holder_pid: it.holder,
+        holder_pid: it.holder.as_ref().and_then(|holder| holder.pid),
+        holder_command: it.holder.as_ref().and_then(|holder| holder.command.as_deref()),
         data_path: it.data_path(),
         durability: it.durability().map(Durability::word),
         durability_reason: media.map(|media| media.why.as_str()),

@@ -11,7 +11,7 @@ use super::media::is_dax_path;
 use super::open::check_size;
 use super::sysfs::Sysfs;
 use super::{
-    BackingKind, DeepFlush, DiscardPolicy, Durability, FileKind, Media, OpenError, Place, huge_pages, lock,
+    BackingKind, DeepFlush, DiscardPolicy, Durability, FileKind, Holder, Media, OpenError, Place, huge_pages,
 };
 
 /// What a path is and how it would be served.
@@ -32,8 +32,8 @@ pub struct Description {
     pub huge_bytes: Option<u64>,
     /// Whether this user may write it.
     pub writable: bool,
-    /// The process that has it locked now, where that can be learnt.
-    pub holder: Option<u32>,
+    /// Who has it locked now, where that can be learnt.
+    pub holder: Option<Holder>,
     /// Why it cannot be served as it is, with the default options.
     pub refusal: Option<OpenError>,
 }
@@ -105,8 +105,8 @@ pub fn describe(path: &Path) -> Result<Description, OpenError> {
         Some(media) if media.kind == BackingKind::Hugetlbfs => metadata.blksize(),
         _ => rustix::param::page_size() as u64,
     };
-    let holder = lock::holder(&metadata);
-    let huge_bytes = huge_bytes(path, &metadata, media.as_ref(), holder);
+    let holder = Holder::of(&metadata);
+    let huge_bytes = huge_bytes(path, &metadata, media.as_ref(), holder.as_ref());
     Ok(Description {
         file_kind,
         length_bytes,
@@ -120,12 +120,17 @@ pub fn describe(path: &Path) -> Result<Description, OpenError> {
     })
 }
 
-fn huge_bytes(path: &Path, metadata: &Metadata, media: Option<&Media>, holder: Option<u32>) -> Option<u64> {
+fn huge_bytes(
+    path: &Path,
+    metadata: &Metadata,
+    media: Option<&Media>,
+    holder: Option<&Holder>,
+) -> Option<u64> {
     let media = media?;
     match media.kind {
         BackingKind::DeviceDax => Some(huge_pages::of_device_dax(media.device_bytes, media.unit_bytes)),
         BackingKind::DaxFile { .. } => huge_pages::of_dax_file(&open_to_look(path).ok()?, &Sysfs::system()),
-        kind if kind.is_written_through_mapping() => huge_pages::in_process(holder?, metadata),
+        kind if kind.is_written_through_mapping() => huge_pages::in_process(holder?.pid?, metadata),
         _ => None,
     }
 }

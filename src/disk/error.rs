@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Durability, FileKind};
+use super::{Durability, FileKind, Holder};
 
 /// What an error is about: a path, and the disk that is made of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,15 +107,14 @@ pub enum OpenError {
     },
     /// Somebody serves this file already, and one of both means to write.
     #[error(
-        "{place}: cannot lock it ({} serves it already); stop that one, serve it with readonly=on on both \
-         sides, or use lock=wait on the destination of a migration",
-        Holder(*holder)
+        "{place}: cannot lock it ({holder} uses it already); stop that one, serve it with readonly=on on both \
+         sides, or use lock=wait on the destination of a migration"
     )]
     Locked {
         /// Where.
         place: Place,
-        /// The process, where it could be learnt.
-        holder: Option<u32>,
+        /// Who that is, as far as it could be learnt.
+        holder: Holder,
     },
     /// A device that something else uses: a mount, another device upon it, another daemon.
     #[error(
@@ -233,19 +232,6 @@ impl fmt::Display for Free {
     }
 }
 
-/// Who holds a lock, in words.
-struct Holder(Option<u32>);
-
-impl fmt::Display for Holder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(pid) if pid == std::process::id() => f.write_str("another disk of this process"),
-            Some(pid) => write!(f, "process {pid}"),
-            None => f.write_str("another process"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -295,10 +281,13 @@ mod tests {
 
     #[test]
     fn a_lock_names_its_holder() {
-        let locked =
-            |holder| OpenError::Locked { place: Place::of_path(Path::new("/a")), holder }.to_string();
-        assert!(locked(Some(1)).starts_with("/a: cannot lock it (process 1 serves it already); stop"));
-        assert!(locked(None).contains("(another process serves"));
-        assert!(locked(Some(std::process::id())).contains("(another disk of this process serves"));
+        let locked = |pid, command: Option<&str>| {
+            let holder = Holder { pid, command: command.map(str::to_owned) };
+            OpenError::Locked { place: Place::of_path(Path::new("/a")), holder }.to_string()
+        };
+        assert!(locked(Some(1), None).starts_with("/a: cannot lock it (process 1 uses it already); stop"));
+        assert!(locked(Some(1), Some("qemu-img")).contains("(process 1 (qemu-img) uses"));
+        assert!(locked(None, None).contains("(another process uses"));
+        assert!(locked(Some(std::process::id()), None).contains("(another disk of this process uses"));
     }
 }

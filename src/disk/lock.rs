@@ -1,18 +1,18 @@
-//! One writer at a time: a lock on the backing that other processes respect.
+//! One writer at a time: locks on the backing that other processes respect.
 
 use std::fmt;
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io;
 use std::ops::Deref;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::{OpenError, Place};
+use super::{Holder, OpenError, Place, image_lock};
 
 /// When the backing is locked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -88,11 +88,13 @@ impl Deref for BackingFile {
 impl Drop for BackingFile {
     fn drop(&mut self) {
         // Best effort: a file system without locks has nothing to unlock.
+        let _ = image_lock::release(&self.0);
         let _ = flock(&self.0, FlockOperation::NonBlockingUnlock);
     }
 }
 
-/// The `flock(2)` of a backing: exclusive for a disk that is written, shared for one that is only read.
+/// The locks of a backing: its `flock(2)`, exclusive for a disk that is written, shared for one that is only read, and
+/// with the same meaning those that QEMU knows (`image_lock`). Either both are held or none.
 ///
 /// This value shares the open file with the [`Disk`](super::Disk) opened together with it: once taken, the
 /// lock lasts until [`release`](Self::release), or until both are dropped. It belongs to the open file
@@ -104,6 +106,8 @@ pub struct FileLock {
     place: Place,
     mode: LockMode,
     read_only: bool,
+    /// Whether the locks were taken, and not given back.
+    is_held: AtomicBool,
 }
 
 impl FileLock {
@@ -114,14 +118,19 @@ impl FileLock {
         mode: LockMode,
         read_only: bool,
     ) -> Result<Self, OpenError> {
-        let lock = Self { file: Some(file), place: place.clone(), mode, read_only };
+        if mode != LockMode::Off && !image_lock::is_supported(&file) {
+            tracing::warn!("{place}: its file system has no locks that QEMU could see");
+        }
+        let is_held = AtomicBool::new(false);
+        let lock = Self { file: Some(file), place: place.clone(), mode, read_only, is_held };
         if mode == LockMode::On {
-            match lock.try_flock() {
+            match lock.try_both() {
                 Ok(true) => {}
                 Ok(false) => {
-                    return Err(OpenError::Locked { place: place.clone(), holder: lock.holder() });
+                    let holder = lock.holder().unwrap_or(Holder::unknown());
+                    return Err(OpenError::Locked { place: place.clone(), holder });
                 }
-                Err(error) => return Err(OpenError::system(place, "lock", REMEDY, error.into())),
+                Err(error) => return Err(OpenError::system(place, "lock", REMEDY, error)),
             }
         }
         Ok(lock)
@@ -129,7 +138,8 @@ impl FileLock {
 
     /// Of a disk that is no file: there is nothing to lock.
     pub fn none() -> Self {
-        Self { file: None, place: Place::of_path(Path::new("")), mode: LockMode::Off, read_only: false }
+        let (place, is_held) = (Place::of_path(Path::new("")), AtomicBool::new(false));
+        Self { file: None, place, mode: LockMode::Off, read_only: false, is_held }
     }
 
     /// When it is taken.
@@ -147,7 +157,7 @@ impl FileLock {
     pub fn try_acquire(&self) -> Result<bool, LockError> {
         match self.mode {
             LockMode::Off => Ok(true),
-            LockMode::On | LockMode::Wait => self.try_flock().map_err(|errno| self.error("lock", errno)),
+            LockMode::On | LockMode::Wait => self.try_both().map_err(|source| self.error("lock", source)),
         }
     }
 
@@ -161,51 +171,60 @@ impl FileLock {
     pub fn release(&self) -> Result<(), LockError> {
         match &self.file {
             Some(file) if self.mode == LockMode::Wait => {
-                retry_on_intr(|| flock(&***file, FlockOperation::NonBlockingUnlock))
-                    .map_err(|errno| self.error("unlock", errno))
+                if self.is_held.swap(false, Ordering::AcqRel) {
+                    // In the order that whoever waits takes them in.
+                    let _ = image_lock::release(file);
+                }
+                unlock(file).map_err(|source| self.error("unlock", source))
             }
             _ => Ok(()),
         }
     }
 
-    /// The process that has the lock, where that can be learnt.
-    pub fn holder(&self) -> Option<u32> {
-        holder(&self.file.as_ref()?.metadata().ok()?)
+    /// Who has the lock, where that can be learnt.
+    pub fn holder(&self) -> Option<Holder> {
+        Holder::of(&self.file.as_ref()?.metadata().ok()?)
     }
 
-    fn try_flock(&self) -> Result<bool, Errno> {
+    fn try_both(&self) -> io::Result<bool> {
         let Some(file) = &self.file else { return Ok(true) };
-        let operation = match self.read_only {
-            true => FlockOperation::NonBlockingLockShared,
-            false => FlockOperation::NonBlockingLockExclusive,
-        };
-        match retry_on_intr(|| flock(&***file, operation)) {
-            Ok(()) => Ok(true),
-            Err(Errno::WOULDBLOCK) => Ok(false),
-            Err(error) => Err(error),
+        if self.is_held.load(Ordering::Acquire) {
+            return Ok(true);
         }
+        // First that which settles who of two of us is first: the other kind can refuse both.
+        if !try_flock(file, self.read_only)? {
+            return Ok(false);
+        }
+        let acquired = match image_lock::try_acquire(file, self.read_only) {
+            Err(error) if image_lock::is_unsupported(&error) => Ok(true),
+            acquired => acquired,
+        };
+        match acquired {
+            Ok(true) => self.is_held.store(true, Ordering::Release),
+            _ => unlock(file)?,
+        }
+        acquired
     }
 
-    fn error(&self, operation: &'static str, errno: Errno) -> LockError {
-        LockError { place: self.place.clone(), operation, source: errno.into() }
+    fn error(&self, operation: &'static str, source: io::Error) -> LockError {
+        LockError { place: self.place.clone(), operation, source }
     }
 }
 
-/// The process that has a lock on this file, as far as `/proc/locks` tells.
-pub(super) fn holder(metadata: &Metadata) -> Option<u32> {
-    let locks = std::fs::read_to_string("/proc/locks").ok()?;
-    holder_in(&locks, metadata.dev(), metadata.ino())
+fn try_flock(file: &File, read_only: bool) -> io::Result<bool> {
+    let operation = match read_only {
+        true => FlockOperation::NonBlockingLockShared,
+        false => FlockOperation::NonBlockingLockExclusive,
+    };
+    match retry_on_intr(|| flock(file, operation)) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
-/// Finds a line like `3: FLOCK  ADVISORY  WRITE 4711 fe:00:131074 0 EOF` for this file.
-fn holder_in(locks: &str, dev: u64, ino: u64) -> Option<u32> {
-    let file = format!("{:02x}:{:02x}:{ino}", rustix::fs::major(dev), rustix::fs::minor(dev));
-    locks.lines().find_map(|line| {
-        let mut words = line.split_ascii_whitespace().skip(1);
-        let held = words.next() == Some("FLOCK");
-        let pid = words.nth(2)?.parse().ok()?;
-        (held && words.next() == Some(&file)).then_some(pid)
-    })
+fn unlock(file: &File) -> io::Result<()> {
+    Ok(retry_on_intr(|| flock(file, FlockOperation::NonBlockingUnlock))?)
 }
 
 #[cfg(test)]
@@ -234,11 +253,8 @@ mod tests {
         for read_only in [false, true] {
             let error = lock(file.path(), LockMode::On, read_only).unwrap_err();
             let OpenError::Locked { holder, .. } = &error else { panic!("{error}") };
-            assert_eq!(*holder, Some(std::process::id()));
-            assert!(
-                error.to_string().contains("(another disk of this process serves it already)"),
-                "{error}"
-            );
+            assert_eq!(holder.pid, Some(std::process::id()));
+            assert!(error.to_string().contains("(another disk of this process uses it already)"), "{error}");
         }
         drop(writer);
         let readers = [true, true].map(|read_only| lock(file.path(), LockMode::On, read_only).unwrap());
@@ -308,20 +324,6 @@ mod tests {
         let _inherited = writer.file.as_ref().unwrap().try_clone().unwrap();
         drop(writer);
         lock(file.path(), LockMode::On, false).unwrap();
-    }
-
-    #[test]
-    fn the_holder_is_found_by_device_and_inode() {
-        let locks = "1: POSIX  ADVISORY  WRITE 1 fe:00:7 0 EOF\n\
-                     2: FLOCK  ADVISORY  WRITE 4711 fe:00:7 0 EOF\n\
-                     2: -> FLOCK  ADVISORY  WRITE 12 fe:00:8 0 EOF\n\
-                     3: FLOCK  ADVISORY  READ 13 fe:01:8 0 EOF\n\
-                     4: junk";
-        let dev = rustix::fs::makedev(0xfe, 0);
-        assert_eq!(holder_in(locks, dev, 7), Some(4711));
-        assert_eq!(holder_in(locks, dev, 8), None);
-        assert_eq!(holder_in(locks, rustix::fs::makedev(0xfe, 1), 8), Some(13));
-        assert_eq!(holder_in("", dev, 7), None);
     }
 
     #[test]

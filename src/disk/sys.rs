@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::poison::FileExtent;
@@ -133,6 +134,85 @@ pub(super) fn discard(device: &File, offset: u64, len: u64) -> io::Result<bool> 
     match error.raw_os_error() {
         Some(libc::EOPNOTSUPP | libc::ENOTTY) => Ok(false),
         _ => Err(error),
+    }
+}
+
+/// Locks bytes of a file for this open file description, shared or not at all; `false` when somebody's lock is in the way.
+///
+/// # Errors
+/// The error of `fcntl(2)`; `EINVAL` is what kernels and file systems without such locks say.
+pub(super) fn lock_bytes(file: &File, bytes: Range<u64>, lock: ByteLock) -> io::Result<bool> {
+    let mut request = lock_request(bytes, lock.code())?;
+    match fcntl_lock(file, libc::F_OFD_SETLK, &mut request) {
+        Ok(()) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The lock that keeps this open file description from having a byte to itself; none where nobody does.
+///
+/// # Errors
+/// The error of `fcntl(2)`.
+pub(super) fn conflicting_lock(file: &File, byte: u64) -> io::Result<Option<FoundLock>> {
+    let mut request = lock_request(byte..byte.saturating_add(1), libc::F_WRLCK)?;
+    fcntl_lock(file, libc::F_OFD_GETLK, &mut request)?;
+    let is_free = libc::c_int::from(request.l_type) == libc::F_UNLCK;
+    let is_shared = libc::c_int::from(request.l_type) == libc::F_RDLCK;
+    let start = u64::try_from(request.l_start).unwrap_or(0);
+    Ok((!is_free).then_some(FoundLock { start, is_shared }))
+}
+
+/// What to do with bytes of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ByteLock {
+    /// As many as like may have them.
+    Shared,
+    /// Give them back.
+    None,
+}
+
+impl ByteLock {
+    const fn code(self) -> libc::c_int {
+        match self {
+            Self::Shared => libc::F_RDLCK,
+            Self::None => libc::F_UNLCK,
+        }
+    }
+}
+
+/// A lock of somebody else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FoundLock {
+    /// Its first byte.
+    pub(super) start: u64,
+    /// Whether others may have one, too.
+    pub(super) is_shared: bool,
+}
+
+fn lock_request(bytes: Range<u64>, kind: libc::c_int) -> io::Result<libc::flock> {
+    let offset = |bytes| libc::off_t::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput);
+    let short = |code| libc::c_short::try_from(code).map_err(|_| io::ErrorKind::InvalidInput);
+    Ok(libc::flock {
+        l_type: short(kind)?,
+        l_whence: short(libc::SEEK_SET)?,
+        l_start: offset(bytes.start)?,
+        l_len: offset(bytes.end.saturating_sub(bytes.start))?,
+        l_pid: 0,
+    })
+}
+
+fn fcntl_lock(file: &File, command: libc::c_int, request: &mut libc::flock) -> io::Result<()> {
+    loop {
+        // SAFETY: both commands read and write one `struct flock`, which is borrowed for the call; the file is open
+        // while it is borrowed.
+        if unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut *request) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
     }
 }
 

@@ -1,9 +1,9 @@
 //! The thread that sees files grow.
 //!
 //! It waits until a program that had one of the files open for writing has closed it (`IN_CLOSE_WRITE`), as
-//! `truncate`, `fallocate`, `dd` and `qemu-img resize` do when they are done. Each write would be told as well
-//! (`IN_MODIFY`), but so would every write of a guest. Devices, files on another machine, and `truncate(2)`
-//! without an open file are not told: for these there is [`Rereader`].
+//! `truncate`, `fallocate` and `dd` do when they are done (`qemu-img resize` respects the lock of a served file). Each
+//! write would be told as well (`IN_MODIFY`), but so would every write of a guest. Devices, files on another machine,
+//! and `truncate(2)` without an open file are not told: for these there is [`Rereader`].
 
 use std::io;
 use std::mem::MaybeUninit;

@@ -106,7 +106,10 @@ fn the_huge_pages_of_a_served_file_are_those_of_its_daemon() {
 fn a_served_file_names_its_daemon() {
     let daemon = Setup::new(Place::Tmpfs).disk("size=1M").start();
     assert_eq!(json(&daemon.image(0))["holder_pid"], daemon.pid());
-    assert_lines(&lines(&daemon.image(0)), &[("in use", &format!("served by process {}", daemon.pid()))]);
+    assert_lines(
+        &lines(&daemon.image(0)),
+        &[("in use", &format!("locked by process {} (vhost-user-pmem)", daemon.pid()))],
+    );
     let setup = daemon.stop();
     assert!(json(&setup.image(0))["holder_pid"].is_null());
 }

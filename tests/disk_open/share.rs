@@ -11,7 +11,7 @@ fn a_file_is_served_for_writing_once() {
         assert!(matches!(error, OpenError::Locked { .. }), "{error}");
         assert_eq!(
             message(&path, &error),
-            "cannot lock it (another disk of this process serves it already); stop that one, serve it with \
+            "cannot lock it (another disk of this process uses it already); stop that one, serve it with \
              readonly=on on both sides, or use lock=wait on the destination of a migration"
         );
         assert!(path.exists());
@@ -52,9 +52,9 @@ fn another_process_that_serves_it_is_named() {
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(line, "locked\n");
     let error = refused(&path, &options());
-    assert!(matches!(&error, OpenError::Locked { holder: Some(pid), .. } if *pid == child.id()), "{error}");
-    assert!(message(&path, &error).starts_with(&format!("cannot lock it (process {} serves", child.id())));
-    assert_eq!(describe(&path).unwrap().holder, Some(child.id()));
+    assert!(matches!(&error, OpenError::Locked { holder, .. } if holder.pid == Some(child.id())), "{error}");
+    assert!(message(&path, &error).starts_with(&format!("cannot lock it (process {} (", child.id())));
+    assert_eq!(describe(&path).unwrap().holder.unwrap().pid, Some(child.id()));
     assert_eq!(allocated_bytes(&path), 0, "nothing was done before the lock");
     child.stdin.take().unwrap().write_all(b"\n").unwrap();
     child.wait().unwrap();
@@ -114,7 +114,7 @@ fn describing_changes_nothing() {
         let description = describe(&path).unwrap();
         assert_eq!(description.kind(), Some(opened.media.kind));
         assert_eq!(description.durability(), Some(opened.disk.durability()));
-        assert_eq!(description.holder, Some(std::process::id()));
+        assert_eq!(description.holder.as_ref().unwrap().pid, Some(std::process::id()));
         assert!(matches!(refused(&path, &options()), OpenError::Locked { .. }), "the lock is still there");
         let words = match opened.disk {
             Backing::Mapped(_) => "reads and writes through the mapping",

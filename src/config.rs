@@ -260,13 +260,20 @@ impl Serial {
         Ok(Self(bytes))
     }
 
-    /// A serial number that is the same at every start: the first 20 characters of `name`, with `_` for
-    /// what is not printable ASCII.
+    /// A serial number that is the same at every start: `name`, if it fits and consists of visible ASCII characters.
+    /// Otherwise its first 11 characters, with `_` for what is not visible ASCII, `-`, and the 32-bit FNV-1a hash of
+    /// the name in hexadecimal: names that differ anywhere have serial numbers that differ.
     pub fn from_name(name: &str) -> Self {
-        let mut bytes = [0; SERIAL_BYTES];
-        for (byte, c) in bytes.iter_mut().zip(name.chars()) {
-            *byte = u8::try_from(c).ok().filter(|byte| (b' '..=b'~').contains(byte)).unwrap_or(b'_');
+        let is_visible = |c: &char| c.is_ascii_graphic();
+        if name.chars().all(|c| is_visible(&c))
+            && let Ok(serial) = Self::new(name)
+        {
+            return serial;
         }
+        let start = name.chars().take(SERIAL_BYTES - 9).map(|c| if is_visible(&c) { c } else { '_' });
+        let text = format!("{}-{:08x}", start.collect::<String>(), fnv1a(name.as_bytes()));
+        let mut bytes = [0; SERIAL_BYTES];
+        bytes.iter_mut().zip(text.bytes()).for_each(|(byte, of_text)| *byte = of_text);
         Self(bytes)
     }
 
@@ -274,6 +281,11 @@ impl Serial {
     pub const fn as_bytes(&self) -> &[u8; SERIAL_BYTES] {
         &self.0
     }
+}
+
+/// The 32-bit FNV-1a hash (draft-eastlake-fnv), which never changes, as that of the standard library may.
+fn fnv1a(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
 #[cfg(test)]
@@ -334,10 +346,42 @@ mod tests {
     #[test]
     fn a_name_becomes_the_same_serial_every_time() {
         assert_eq!(Serial::from_name("db0"), Serial::new("db0").unwrap());
-        assert_eq!(Serial::from_name("grün\t"), Serial::new("gr_n_").unwrap());
+        let full = "a-name-of-20-letters";
+        assert_eq!(Serial::from_name(full), Serial::new(full).unwrap());
+        // Those that were given once are never changed.
         assert_eq!(
             Serial::from_name("a-name-longer-than-twenty"),
-            Serial::new("a-name-longer-than-t").unwrap()
+            Serial::new("a-name-long-7420ebe0").unwrap()
         );
+        assert_eq!(Serial::from_name("grün"), Serial::new("gr_n-6058a537").unwrap());
+    }
+
+    #[test]
+    fn the_hash_is_that_of_its_authors() {
+        for (text, hash) in [("", 0x811c_9dc5), ("a", 0xe40c_292c), ("foobar", 0xbf9c_f968)] {
+            assert_eq!(fnv1a(text.as_bytes()), hash, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn names_that_differ_anywhere_have_serials_that_differ() {
+        let long = "production-database-of-the-north";
+        let names = [
+            format!("{long}-1"),
+            format!("{long}-2"),
+            long.into(),
+            "grün".into(),
+            "grän".into(),
+            "gr_n".into(),
+            "a b".into(),
+            "a_b".into(),
+            "データベースの主たるディスク一号".into(),
+            "データベースの主たるディスク二号".into(),
+        ];
+        let serials: HashSet<_> = names.iter().map(|name| Serial::from_name(name)).collect();
+        assert_eq!(serials.len(), names.len());
+        let is_visible =
+            |serial: &Serial| serial.as_bytes().iter().all(|byte| *byte == 0 || byte.is_ascii_graphic());
+        assert!(serials.iter().all(is_visible));
     }
 }

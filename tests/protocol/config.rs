@@ -4,6 +4,7 @@ use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
 
 use super::{DISK_BYTES, assert_works, daemon};
+use crate::common::frontend::request::{OK, Request};
 use crate::common::frontend::wire::Verdict;
 use crate::common::frontend::{Session, assert_refused};
 
@@ -167,4 +168,17 @@ fn the_cache_mode_is_each_front_ends_own() {
     assert_eq!(verdict, Verdict::Ack);
     assert_eq!(sessions[0].config(WRITEBACK_OFFSET, 1).unwrap(), [0]);
     assert_eq!(sessions[1].config(WRITEBACK_OFFSET, 1).unwrap(), [1]);
+}
+
+/// A guest with both would have only one of them under `/dev/disk/by-id`.
+#[test]
+fn names_that_begin_alike_have_serial_numbers_that_differ() {
+    let serials = ["one", "two"].map(|end| {
+        let daemon = daemon(&format!("name=production-database-{end}"));
+        let read = Session::connect(&daemon.socket(0)).ring(0, 64).run(&Request::get_id());
+        assert_eq!(read.status, OK);
+        read.data
+    });
+    assert!(serials.iter().all(|serial| serial.starts_with(b"production-")), "{serials:?}");
+    assert_ne!(serials[0], serials[1]);
 }

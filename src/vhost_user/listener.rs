@@ -6,7 +6,8 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use rustix::net::sockopt;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
 
 /// Why nobody can be listened to; the caller names the disk.
 #[derive(Debug, thiserror::Error)]
@@ -64,13 +65,13 @@ impl Listener {
                 let taken = io::Error::new(io::ErrorKind::AlreadyExists, "the path exists and is no socket");
                 return Err(failed("bind")(taken));
             }
-            Ok(_) => match UnixStream::connect(path) {
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Ok(_) => match is_listened_on(path) {
+                Ok(true) => return Err(ListenerError::InUse(path.to_owned())),
+                Ok(false) => {
                     tracing::info!(socket = %path.display(), "replacing a stale socket");
                     std::fs::remove_file(path).map_err(failed("replace"))?;
                 }
                 Err(error) => return Err(failed("probe")(error)),
-                Ok(_) => return Err(ListenerError::InUse(path.to_owned())),
             },
             Err(_) => {}
         }
@@ -90,9 +91,9 @@ impl Listener {
     /// # Errors
     /// [`ListenerError::Inherited`] when it is no Unix stream socket.
     pub fn inherit(socket: OwnedFd) -> Result<Inherited, ListenerError> {
-        let refused = |error: rustix::io::Errno| ListenerError::Inherited(error.into());
+        let refused = |error: Errno| ListenerError::Inherited(error.into());
         let listens = sockopt::socket_acceptconn(&socket).map_err(refused)?;
-        if sockopt::socket_domain(&socket).map_err(refused)? != rustix::net::AddressFamily::UNIX {
+        if sockopt::socket_domain(&socket).map_err(refused)? != AddressFamily::UNIX {
             return Err(ListenerError::Inherited(io::Error::other("not a Unix socket")));
         }
         if !listens {
@@ -143,6 +144,22 @@ impl Drop for Listener {
     }
 }
 
+/// Whether somebody listens on a socket, without waiting for a place among those that wait for an answer there.
+fn is_listened_on(path: &Path) -> io::Result<bool> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let probe = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let address = SocketAddrUnix::new(path).map_err(|errno| match errno {
+        Errno::NAMETOOLONG => io::ErrorKind::InvalidInput.into(),
+        other => io::Error::from(other),
+    })?;
+    match connect(&probe, &address) {
+        // EAGAIN: all places are taken.
+        Ok(()) | Err(Errno::AGAIN) => Ok(true),
+        Err(Errno::CONNREFUSED) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 fn inode(path: &Path) -> Option<(u64, u64)> {
     std::fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
@@ -161,6 +178,17 @@ mod tests {
         assert!(matches!(Listener::bind(&path), Err(ListenerError::InUse(_))));
         drop(living);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_socket_where_all_places_are_taken_is_a_living_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let living = UnixListener::bind(&path).unwrap();
+        rustix::net::listen(&living, 0).unwrap();
+        let _waiting = UnixStream::connect(&path).unwrap();
+        assert!(matches!(Listener::bind(&path), Err(ListenerError::InUse(_))));
+        assert!(path.exists());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Every way to fail: its exit code, and a message that names the object, the cause and a remedy.
 
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
 use super::common::daemon::{Place, Setup};
-use super::{assert_error, image, program, run, stderr};
+use super::{Running, assert_error, image, program, run, stderr};
 
 /// A folder in memory.
 fn folder() -> TempDir {
@@ -178,8 +178,34 @@ fn a_socket_of_a_living_daemon_is_8() {
     let disk = format!("path={},socket={},size=1M", path.display(), socket.display());
     let output = run(["serve", "--disk", &disk]);
     assert_error(&output, 8, &["disk \"second\": ", socket.to_str().unwrap(), "; "]);
-    drop(super::assert_served(std::os::unix::net::UnixStream::connect(&socket).unwrap()));
+    drop(super::assert_served(UnixStream::connect(&socket).unwrap()));
     daemon.stop();
+}
+
+/// Whoever listens there has no place left for those who want to be let in: still somebody listens.
+#[test]
+fn a_socket_where_nobody_is_let_in_is_8_at_once() {
+    let folder = folder();
+    let (image, socket) = (folder.path().join("db.img"), folder.path().join("s"));
+    let listener = UnixListener::bind(&socket).unwrap();
+    rustix::net::listen(&listener, 0).unwrap();
+    let _waiting = UnixStream::connect(&socket).unwrap();
+    let at = |socket: &Path| format!("path={},socket={},size=1M", image.display(), socket.display());
+    let metrics = socket.to_str().unwrap();
+    for args in [
+        vec!["serve", "--disk", &at(&socket)],
+        vec!["serve", "--disk", &at(&folder.path().join("t")), "--metrics", metrics],
+    ] {
+        let mut serve = Running::spawn({
+            let mut command = program(&args);
+            command.stderr(Stdio::piped());
+            command
+        });
+        assert_eq!(serve.wait().code(), Some(8), "{args:?}");
+        let text = std::io::read_to_string(serve.0.stderr.take().unwrap()).unwrap();
+        assert!(text.contains(metrics) && text.contains("another process listens"), "{text}");
+    }
+    assert!(!image.exists(), "created by a start that failed");
 }
 
 #[test]

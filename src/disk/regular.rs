@@ -139,10 +139,32 @@ impl<'a> Found<'a> {
             self.allocate(size_bytes, size_bytes)?;
         }
         if self.created && self.media.durability > Durability::Volatile {
-            sync_entry(self.place.path(), &self.file)
+            self.file
+                .sync_all()
                 .map_err(|source| OpenError::system(&self.place, "sync", "check the file system", source))?;
+            self.sync_name()?;
         }
         Ok(())
+    }
+
+    /// Makes the new file's name survive a power failure, if its directory can be asked to.
+    fn sync_name(&self) -> Result<(), OpenError> {
+        let Err(source) = sync_directory(self.place.path()) else { return Ok(()) };
+        match source.raw_os_error() {
+            // One that may be entered and written, but not read; or a file system that syncs no directories.
+            Some(libc::EACCES | libc::EPERM | libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP) => {
+                tracing::warn!(
+                    disk = self.options.name,
+                    path = %self.place.path().display(),
+                    error = %source,
+                    "its directory cannot be synced: the new file's name may not outlive a power cut that comes soon"
+                );
+                Ok(())
+            }
+            _ => {
+                Err(OpenError::system(&self.place, "sync the directory of", "check the file system", source))
+            }
+        }
     }
 
     /// Gives every hole its space where a write could not fail otherwise.
@@ -274,9 +296,7 @@ fn remove(place: &Place) {
     let _ = std::fs::remove_file(place.path());
 }
 
-/// Makes a new file survive a power failure: itself, and its name in the directory.
-fn sync_entry(path: &Path, file: &File) -> io::Result<()> {
-    file.sync_all()?;
+fn sync_directory(path: &Path) -> io::Result<()> {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
         _ => File::open(".")?.sync_all(),

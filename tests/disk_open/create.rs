@@ -38,6 +38,23 @@ fn an_empty_file_with_a_size_is_grown() {
     }
 }
 
+/// A directory that may be entered and written, but not read, cannot be opened to sync it.
+#[test]
+fn a_file_is_created_where_its_directory_cannot_be_read() {
+    let Some(folder) = ordinary().filter(|_| is_root()) else { return };
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let closed = folder.path().join("closed");
+    fs::create_dir(&closed).unwrap();
+    std::os::unix::fs::chown(&closed, Some(65534), Some(65534)).unwrap();
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o300)).unwrap();
+    as_nobody(|| {
+        let path = closed.join("a.img");
+        let opened = open(&path, &sized(MIB)).unwrap_or_else(|error| panic!("{error}"));
+        assert!(opened.created && capacity(&opened) == MIB);
+    });
+    assert!(closed.join("a.img").exists());
+}
+
 #[test]
 fn the_backing_decides_how_the_disk_works() {
     let folder = memory();

@@ -6,7 +6,7 @@
 //! message costs nothing else.
 
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::channel::Channel;
+use super::descriptor::{Kind, refusal};
 use super::postcopy::exchange;
 use super::session::Session;
 use super::wire::{Message, ReceiveError};
@@ -94,13 +95,16 @@ impl<D: Disk> Connection<D> {
             error @ ReceiveError::NotARequest(..) => Hangup::Garbage(error.to_string()),
         })?;
         self.has_spoken = true;
-        let request = match FrontendReq::try_from(message.code) {
+        let request = FrontendReq::try_from(message.code);
+        if let Ok(request) = request
+            && let Err(reason) = judge(request, &message.files)
+        {
+            return self.refuse_descriptors(request, &message, reason);
+        }
+        let request = match request {
             Ok(FrontendReq::SET_BACKEND_REQ_FD) => {
                 let taken = self.take_channel(message.files.as_slice());
                 return self.conclude(&message, taken);
-            }
-            Ok(request) if !message.files.is_empty() && !takes_files(request) => {
-                return self.conclude(&message, Err("comes with descriptors".into()));
             }
             Ok(FrontendReq::POSTCOPY_ADVISE) => return self.advise_postcopy(&message),
             Ok(FrontendReq::POSTCOPY_LISTEN) => return self.listen_to_postcopy(&message),
@@ -135,6 +139,25 @@ impl<D: Disk> Connection<D> {
             (&self.stream).write_all(&message.acknowledgement(outcome.is_ok()))?;
         }
         Ok(())
+    }
+
+    /// Nothing is done with them, nor with the message they came with.
+    fn refuse_descriptors(
+        &self,
+        request: FrontendReq,
+        message: &Message,
+        reason: String,
+    ) -> Result<(), Hangup> {
+        /// That it failed, and that no descriptor comes back.
+        const STATE_REFUSED: u64 = 0x101;
+        match request {
+            FrontendReq::SET_DEVICE_STATE_FD => {
+                self.log_refusal(message, &reason);
+                Ok((&self.stream).write_all(&message.answer(&STATE_REFUSED.to_ne_bytes()))?)
+            }
+            _ if awaits_value(request) => Err(Hangup::Refused { request: name(message.code), reason }),
+            _ => self.conclude(message, Err(reason)),
+        }
     }
 
     /// `SET_BACKEND_REQ_FD`; see [`Channel`] for why it does not go through `vhost`.
@@ -194,6 +217,15 @@ pub(super) fn name(code: u32) -> String {
     FrontendReq::try_from(code).map_or_else(|_| format!("request {code}"), |request| format!("{request:?}"))
 }
 
+/// Whether these may come with a request. They are not used before that is known.
+fn judge(request: FrontendReq, files: &[OwnedFd]) -> Result<(), String> {
+    if !files.is_empty() && !takes_files(request) {
+        return Err("comes with descriptors".into());
+    }
+    let kinds = files.iter().map(|file| Kind::of(file.as_fd()));
+    kinds.map(|kind| refusal(request, &kind)).find_map(|reason| reason).map_or(Ok(()), Err)
+}
+
 /// Whether descriptors may come with a request.
 const fn takes_files(request: FrontendReq) -> bool {
     use FrontendReq as R;
@@ -209,6 +241,7 @@ const fn takes_files(request: FrontendReq) -> bool {
             | R::ADD_MEM_REG
             | R::REM_MEM_REG
             | R::SET_DEVICE_STATE_FD
+            | R::SET_BACKEND_REQ_FD
             | R::GPU_SET_SOCKET
     )
 }

@@ -6,6 +6,7 @@
 mod baton;
 mod channel;
 mod connection;
+mod descriptor;
 mod device_state;
 mod front_ends;
 mod handler;

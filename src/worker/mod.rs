@@ -8,8 +8,10 @@
 //! A worker whose rings are empty goes on looking at them for as long as pays ([`Polling`]) before it has their
 //! drivers kick and sleeps.
 
+mod aio;
 mod kinds;
 mod mailbox;
+mod notifier;
 mod poll;
 mod pool;
 mod ring;
@@ -17,6 +19,8 @@ mod run;
 
 pub use kinds::AnyRing;
 pub use mailbox::RingCount;
+pub use notifier::Notifier;
+pub(crate) use notifier::{is_eventfd, link};
 pub use poll::Polling;
 pub use pool::{Place, Pool, PoolError};
-pub use ring::{Notifier, Ring, RingKey, RingParts, Served};
+pub use ring::{Ring, RingKey, RingParts, Served};

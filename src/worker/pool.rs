@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::aio::OwnContext;
 use super::kinds::AnyRing;
 use super::mailbox::{Command, Mailbox, RingCount, mailbox};
 use super::poll::Polling;
@@ -181,6 +182,7 @@ fn spawn<D: Disk>(number: usize, polling: Polling, cpus: Option<Arc<Cpus>>) -> i
     let place = cpus.clone();
     let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
         let _stack = AltStack::on_this_thread();
+        let _context = OwnContext::on_this_thread();
         if let Some(cpus) = place
             && let Err(error) = cpus.pin_this_thread()
         {

@@ -1,15 +1,13 @@
 //! A running ring: the queue, its guest memory, its device and its three descriptors.
 
 use std::fs::File;
-use std::io::Write as _;
 use std::net::Shutdown;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::task::Waker;
 
-use rustix::fs::OFlags;
-
+use super::notifier::Notifier;
 use crate::disk::{Disk, Ticket};
 use crate::log_limit::{Cause, LogLimit};
 use crate::stop_point::{self, Point};
@@ -45,31 +43,6 @@ pub struct RingKey {
     pub session: u64,
     /// The ring's index in it.
     pub index: u16,
-}
-
-/// A descriptor that wakes the other side: the call or error eventfd of a ring.
-#[derive(Debug)]
-pub struct Notifier(File);
-
-impl Notifier {
-    /// Takes over an eventfd of the front-end. It is made non-blocking, so that a front-end that never reads
-    /// it cannot hold a worker.
-    ///
-    /// # Errors
-    /// The descriptor does not take flags.
-    pub fn new(file: File) -> std::io::Result<Self> {
-        let flags = rustix::fs::fcntl_getfl(&file)?;
-        if !flags.contains(OFlags::NONBLOCK) {
-            rustix::fs::fcntl_setfl(&file, flags | OFlags::NONBLOCK)?;
-        }
-        Ok(Self(file))
-    }
-
-    /// Wakes the other side. A full counter means that it has been woken already, and a closed pipe that
-    /// nobody is there: neither is our concern.
-    pub fn signal(&self) {
-        let _ = (&self.0).write(&1_u64.to_ne_bytes());
-    }
 }
 
 /// What a ring is made of.

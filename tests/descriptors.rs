@@ -1,0 +1,62 @@
+//! Descriptors that a front-end hands over: what is taken, what is refused and why, and that none holds up anybody else.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::cast_possible_truncation, clippy::print_stderr)]
+
+#[path = "descriptors/calls.rs"]
+mod calls;
+mod common;
+#[path = "descriptors/kinds.rs"]
+mod kinds;
+
+use std::os::fd::OwnedFd;
+
+use rustix::event::EventfdFlags;
+use rustix::fs::OFlags;
+
+use common::daemon::{Daemon, Place, Setup};
+use common::frontend::load::Load;
+use common::frontend::{EVENT_IDX, Options, Session};
+
+/// Messages that come with descriptors.
+mod message {
+    pub(crate) const SET_MEM_TABLE: u32 = 5;
+    pub(crate) const SET_LOG_BASE: u32 = 6;
+    pub(crate) const SET_VRING_KICK: u32 = 12;
+    pub(crate) const SET_VRING_CALL: u32 = 13;
+    pub(crate) const SET_VRING_ERR: u32 = 14;
+    pub(crate) const SET_BACKEND_REQ_FD: u32 = 21;
+    pub(crate) const ADD_MEM_REG: u32 = 37;
+    pub(crate) const SET_DEVICE_STATE_FD: u32 = 42;
+}
+
+/// Two disks, and one worker for both: whatever holds it up holds up both.
+fn two_disks() -> Daemon {
+    Setup::new(Place::Tmpfs).disk("size=16M").disk("size=16M").arg("--workers=1").start()
+}
+
+/// An honest front-end of the second disk.
+fn bystander(daemon: &Daemon) -> (Session, Load) {
+    let session = Session::connect(&daemon.socket(1));
+    let load = Load::start(session.ring(0, 64), 0);
+    (session, load)
+}
+
+/// An eventfd whose reader waits.
+fn blocking_event() -> OwnedFd {
+    rustix::event::eventfd(0, EventfdFlags::CLOEXEC).unwrap()
+}
+
+/// Has it that no more is counted: a write waits until somebody reads.
+fn fill(event: &OwnedFd) {
+    let flags = rustix::fs::fcntl_getfl(event).unwrap();
+    rustix::fs::fcntl_setfl(event, flags | OFlags::NONBLOCK).unwrap();
+    let _ = rustix::io::read(event, &mut [0; 8]);
+    while rustix::io::write(event, &(u64::MAX - 1).to_ne_bytes()).is_ok() {}
+    rustix::fs::fcntl_setfl(event, flags - OFlags::NONBLOCK).unwrap();
+}
+
+/// A front-end that is called for each request.
+fn often_called(daemon: &Daemon) -> Session {
+    Session::connect_with(&daemon.socket(0), &Options { features: !EVENT_IDX, ..Options::default() })
+}

@@ -59,7 +59,7 @@ use crate::copy::fault;
 use crate::disk::Disk;
 use crate::log_limit::{Cause, LogLimit};
 use crate::virtio::blk::{Answer, CacheMode, ConfigSpace, Counters, Device, WRITEBACK_OFFSET, features};
-use crate::virtio::memory::{MemoryError, MemoryTable, RegionSpec};
+use crate::virtio::memory::{MemoryError, MemoryTable, RegionSpec, SharedError};
 use crate::virtio::queue::{Buffer, Completion, Gatherer, MAX_QUEUE_SIZE, RingError};
 
 /// Most queues of a device: the crate says which thread has which in words of 64 bits.
@@ -225,7 +225,10 @@ fn table_of(guest: &GuestMemoryMmap) -> Result<MemoryTable, MemoryError> {
     let specs = guest.iter().map(|region| {
         let guest_start = region.start_addr().raw_value();
         let place = region.file_offset().ok_or(MemoryError::NotFound(guest_start, region.len()))?;
-        let file = place.file().try_clone().map_err(|error| MemoryError::Stat(guest_start, error))?;
+        let file = place
+            .file()
+            .try_clone()
+            .map_err(|error| MemoryError::Shared(guest_start, SharedError::Stat(error)))?;
         // Ring addresses, the only ones in the front-end's own space, are the crate's business.
         let user_start = 0;
         Ok(RegionSpec { guest_start, len_bytes: region.len(), user_start, file_offset: place.start(), file })

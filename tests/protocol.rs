@@ -20,6 +20,8 @@ mod floods;
 mod growth;
 #[path = "protocol/handover.rs"]
 mod handover;
+#[path = "protocol/huge_pages.rs"]
+mod huge_pages;
 #[path = "protocol/lifecycle.rs"]
 mod lifecycle;
 #[path = "protocol/memory.rs"]

@@ -299,7 +299,7 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
 
     /// Answered when nobody marks the log before it any more: the front-end reads that once more, and it is gone.
     fn set_log_base(&self, log: &VhostUserLog, file: File) -> Result<()> {
-        let log = DirtyLog::map(file, log.mmap_offset, log.mmap_size).map_err(SessionError::from)?;
+        let log = DirtyLog::map(&file, log.mmap_offset, log.mmap_size).map_err(SessionError::from)?;
         self.change_all(|state| {
             state.log = Some(Arc::new(log));
             Ok(())

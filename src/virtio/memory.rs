@@ -9,19 +9,19 @@
 mod dirty_log;
 mod extents;
 mod missing;
+mod shared;
 
 use std::fs::File;
 use std::sync::Arc;
 
-use vm_memory::mmap::{MmapRegion, MmapRegionBuilder, MmapRegionError};
-use vm_memory::{FileOffset, VolatileMemory as _};
-
 use crate::copy::Segment;
 use crate::copy::fault::{self, WatchedRange};
 use extents::{Extent, Extents, Learnt};
+use shared::Shared;
 
 pub use dirty_log::{DirtyLog, LOG_PAGE_BYTES, LogError};
 pub use extents::Kind;
+pub use shared::SharedError;
 
 /// Most regions a table can have: what vhost-user calls memory slots; QEMU stops at 509 as KVM did.
 pub const MAX_REGIONS: usize = 509;
@@ -47,12 +47,9 @@ pub enum MemoryError {
     /// An end address does not fit 64 bits, or there are no bytes.
     #[error("region at {0:#x}: its length is zero or runs over the end of the address space")]
     Overflow(u64),
-    /// Mapping needs whole pages.
-    #[error("region at {0:#x}: file offset {1:#x} is not a multiple of the page size")]
-    UnalignedOffset(u64, u64),
-    /// Touching the missing part would be a SIGBUS.
-    #[error("region at {0:#x}: the file has {1:#x} bytes, the region ends at {2:#x}")]
-    ShortFile(u64, u64, u64),
+    /// The part of the file cannot be mapped.
+    #[error("region at {0:#x}: {1}")]
+    Shared(u64, SharedError),
     /// Two regions claim the same guest address.
     #[error("region at {0:#x}: overlaps the region at {1:#x}")]
     Overlap(u64, u64),
@@ -62,21 +59,12 @@ pub enum MemoryError {
     /// Nothing to remove.
     #[error("no region of {1:#x} bytes at {0:#x}")]
     NotFound(u64, u64),
-    /// The descriptor says nothing about itself.
-    #[error("region at {0:#x}: fstat: {1}")]
-    Stat(u64, std::io::Error),
-    /// No room in the table of ranges that faults are contained in.
-    #[error("region at {0:#x}: too many regions are mapped in this process")]
-    Unwatched(u64),
     /// In a postcopy migration only.
     #[error(
         "region at {0:#x}: pages of it that are missing cannot be waited for: {1}; the guest's memory has to be a \
          memfd, or on tmpfs or hugetlbfs"
     )]
     Unwaitable(u64, std::io::Error),
-    /// The kernel refused the mapping.
-    #[error("region at {0:#x}: mmap: {1}")]
-    Map(u64, MmapRegionError),
 }
 
 /// One mapped region; unmapped on drop.
@@ -85,52 +73,31 @@ struct Region {
     guest_start: u64,
     len_bytes: u64,
     user_start: u64,
-    /// Before the mapping: what is watched must be mapped.
-    watch: WatchedRange,
-    mapping: MmapRegion<()>,
+    memory: Shared,
 }
 
 impl Region {
     fn map(spec: RegionSpec) -> Result<Self, MemoryError> {
         let RegionSpec { guest_start, len_bytes, user_start, file_offset, file } = spec;
         let overflow = || MemoryError::Overflow(guest_start);
-        let len = usize::try_from(len_bytes).ok().filter(|len| *len > 0).ok_or_else(overflow)?;
+        if len_bytes == 0 {
+            return Err(overflow());
+        }
         guest_start.checked_add(len_bytes).ok_or_else(overflow)?;
         user_start.checked_add(len_bytes).ok_or_else(overflow)?;
-        let file_end = file_offset.checked_add(len_bytes).ok_or_else(overflow)?;
-        if !file_offset.is_multiple_of(rustix::param::page_size() as u64) {
-            return Err(MemoryError::UnalignedOffset(guest_start, file_offset));
-        }
-        let metadata = file.metadata().map_err(|error| MemoryError::Stat(guest_start, error))?;
-        // A device-DAX node used as guest memory says 0; only a real file knows its length.
-        if metadata.is_file() && metadata.len() < file_end {
-            return Err(MemoryError::ShortFile(guest_start, metadata.len(), file_end));
-        }
-        let page_bytes = page_bytes(&file).map_err(|error| MemoryError::Stat(guest_start, error))?;
-        let mapping = MmapRegionBuilder::new_with_bitmap(len, ())
-            .with_file_offset(FileOffset::new(file, file_offset))
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
-            .build()
-            .map_err(|error| MemoryError::Map(guest_start, error))?;
-        let host = mapping.as_volatile_slice().ptr_guard_mut().as_ptr();
-        let watch = WatchedRange::guest(host, len, page_bytes).ok_or(MemoryError::Unwatched(guest_start))?;
-        Ok(Self { guest_start, len_bytes, user_start, watch, mapping })
+        let memory = Shared::map(&file, file_offset, len_bytes);
+        let memory = memory.map_err(|error| MemoryError::Shared(guest_start, error))?;
+        Ok(Self { guest_start, len_bytes, user_start, memory })
+    }
+
+    const fn watch(&self) -> &WatchedRange {
+        self.memory.watch()
     }
 
     /// Whether both claim some guest address; the sums cannot overflow, see [`Region::map`].
     fn overlaps(&self, other: &Self) -> bool {
         self.guest_start < other.guest_start.saturating_add(other.len_bytes)
             && other.guest_start < self.guest_start.saturating_add(self.len_bytes)
-    }
-}
-
-/// Size of the pages of a shared memory file: on hugetlbfs they can be replaced only as a whole.
-fn page_bytes(file: &File) -> std::io::Result<usize> {
-    let statfs = rustix::fs::fstatfs(file)?;
-    match usize::try_from(statfs.f_bsize) {
-        Ok(huge) if statfs.f_type == libc::HUGETLBFS_MAGIC => Ok(huge),
-        _ => Ok(rustix::param::page_size()),
     }
 }
 
@@ -195,7 +162,7 @@ impl MemoryTable {
     /// Whether a page of it was lost: the file behind it is shorter than it was, or the page went bad. What
     /// is read there from then on are zeroes.
     pub fn has_lost_pages(&self) -> bool {
-        self.regions.iter().any(|region| region.watch.has_faulted())
+        self.regions.iter().any(|region| region.watch().has_faulted())
     }
 
     /// Host address of `len_bytes` bytes at an address of the front-end's own address space, if they lie in
@@ -230,7 +197,7 @@ impl MemoryTable {
             let extent = |region: &Arc<Region>| Extent {
                 start: start(region),
                 len_bytes: region.len_bytes,
-                host: region.mapping.as_volatile_slice().ptr_guard_mut().as_ptr(),
+                host: region.memory.start(),
             };
             regions.iter().map(extent).collect()
         };
@@ -245,7 +212,9 @@ impl MemoryTable {
 pub struct Translator {
     table: Arc<MemoryTable>,
     learnt: Learnt,
-    /// Pages lost in the whole process when the table was last asked for its own.
+    /// What is written there is marked in it.
+    log: Option<Arc<DirtyLog>>,
+    /// Losses in the whole process when the table and the log were last asked for their own.
     losses: u64,
 }
 
@@ -256,7 +225,7 @@ impl Translator {
     /// A view of `table`, which stays mapped as long as the view lives.
     pub fn new(table: Arc<MemoryTable>) -> Self {
         // Whatever was lost before counts, too.
-        Self { learnt: Learnt::new(&table.by_guest), table, losses: 0 }
+        Self { learnt: Learnt::new(&table.by_guest), table, log: None, losses: 0 }
     }
 
     /// The table behind the view.
@@ -265,8 +234,13 @@ impl Translator {
         &self.table
     }
 
-    /// Whether a page of the table was lost, so that a ring in it cannot be trusted. Cheap as long as none is
-    /// lost anywhere.
+    /// A log that is lost counts as memory that is, from now on.
+    pub fn log_to(&mut self, log: Arc<DirtyLog>) {
+        self.log = Some(log);
+    }
+
+    /// Whether a page of the table was lost, or of its log, so that a ring in it cannot be trusted. Cheap as long as
+    /// none is lost anywhere.
     #[inline]
     pub fn is_lost(&mut self) -> bool {
         let losses = fault::losses();
@@ -275,11 +249,16 @@ impl Translator {
 
     #[cold]
     fn ask_for_losses(&mut self, losses: u64) -> bool {
-        let is_lost = self.table.has_lost_pages();
+        let is_lost = self.table.has_lost_pages() || self.is_log_lost();
         if !is_lost {
             self.losses = losses;
         }
         is_lost
+    }
+
+    /// Whether marks in the log were lost.
+    pub fn is_log_lost(&self) -> bool {
+        self.log.as_ref().is_some_and(|log| log.is_lost())
     }
 
     /// Host address of `len_bytes` bytes (not none) at a guest address, if they lie in one region.
@@ -379,11 +358,11 @@ mod tests {
         assert!(matches!(error(vec![spec(u64::MAX - PAGE + 2, PAGE, 0)]), MemoryError::Overflow(_)));
         assert!(matches!(error(vec![spec(0, PAGE, u64::MAX)]), MemoryError::Overflow(_)));
         let huge = RegionSpec { file_offset: u64::MAX, ..spec(0, PAGE, 0) };
-        assert!(matches!(error(vec![huge]), MemoryError::Overflow(_)));
+        assert!(matches!(error(vec![huge]), MemoryError::Shared(0, SharedError::Overflow(..))));
         let odd = RegionSpec { file_offset: 512, file: file(4 * PAGE), ..spec(0, PAGE, 0) };
-        assert!(matches!(error(vec![odd]), MemoryError::UnalignedOffset(0, 512)));
+        assert!(matches!(error(vec![odd]), MemoryError::Shared(0, SharedError::UnalignedOffset(512, PAGE))));
         let short = RegionSpec { file: file(PAGE), ..spec(0, 2 * PAGE, 0) };
-        assert!(matches!(error(vec![short]), MemoryError::ShortFile(0, PAGE, _)));
+        assert!(matches!(error(vec![short]), MemoryError::Shared(0, SharedError::ShortFile(PAGE, _))));
         let overlap = error(vec![spec(PAGE, PAGE, 0), spec(0, 2 * PAGE, PAGE)]);
         assert!(matches!(overlap, MemoryError::Overlap(PAGE, 0)));
         let many = (0..=MAX_REGIONS as u64).map(|i| spec(i * PAGE, PAGE, i * PAGE)).collect();

@@ -151,6 +151,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
 
     /// Marks what it writes to guest memory from now on: a migration copies it.
     pub fn log_to(&mut self, log: RingLog) {
+        self.batch.memory().log_to(Arc::clone(log.dirty_log()));
         self.queue.log_all(&log);
         self.log = Some(Box::new(log));
     }
@@ -227,8 +228,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             self.flush = Some(self.device.begin_flush(waker));
         }
         match has_more {
-            // The ring's own words are read and written without a look at what became of them.
-            _ if self.batch.memory().is_lost() => self.broke(RingError::GuestMemoryLost),
+            _ if self.broken.is_some() => {}
             Err(error) => self.broke(error),
             // Nothing more is fetched, and no kick needed, until the flush is done.
             Ok(_) if self.flush.is_some() => {}
@@ -381,8 +381,13 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         self.publish();
     }
 
+    /// What was written to the media meanwhile may be zeroes in place of lost memory: it is not called done then. The
+    /// ring's own words are read and written without a look at what became of them, and so they are looked at after that.
     #[inline]
     fn publish(&mut self) {
+        if self.batch.memory().is_lost() {
+            return self.broke(RingError::GuestMemoryLost);
+        }
         if let Some(log) = &self.log {
             self.queue.log(log);
         }
@@ -396,10 +401,17 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             stop_point::reached(Point::BeforeCall);
             call.signal();
         }
+        if self.batch.memory().is_lost() {
+            self.broke(RingError::GuestMemoryLost);
+        }
     }
 
     #[cold]
     fn broke(&mut self, error: RingError) {
+        if self.broken.is_some() {
+            return;
+        }
+        let error = if self.batch.memory().is_log_lost() { RingError::DirtyLogLost } else { error };
         self.broken = Some(error);
         self.counters.broken_rings = self.counters.broken_rings.wrapping_add(1);
         if let Some(err) = &self.err {
@@ -409,7 +421,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             let (disk, ring) = (&self.device.identity().name, self.key.index);
             tracing::warn!(disk, ring, %error, suppressed, "the driver broke a ring; it waits for a restart");
         }
-        if error == RingError::GuestMemoryLost
+        if matches!(error, RingError::GuestMemoryLost | RingError::DirtyLogLost)
             && let Some(connection) = &self.connection
         {
             // It may be closed already. The session's thread takes its rings back then.

@@ -61,6 +61,11 @@ impl Process {
         maps.lines().filter(|line| line.contains(name)).count()
     }
 
+    /// All mappings.
+    pub fn all_mappings(self) -> usize {
+        fs::read_to_string(format!("/proc/{}/maps", self.0)).unwrap().lines().count()
+    }
+
     /// Processor time used by all threads, user and system, in clock ticks.
     pub fn ticks(self) -> u64 {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.0)).unwrap();

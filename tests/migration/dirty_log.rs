@@ -11,6 +11,7 @@ use crate::common::frontend::request::{OK, Request};
 use crate::common::frontend::ring::{DESCRIPTOR_BYTES, Ring, WRITE};
 use crate::common::frontend::wire::{Verdict, Wire};
 use crate::common::frontend::{EVENT_IDX, LOG_ALL, Options, Session, settle};
+use crate::common::process::Process;
 use crate::common::{Random, pattern, wait_for};
 
 /// The used ring has several pages.
@@ -326,10 +327,55 @@ fn a_log_that_is_too_short_does_no_harm() {
         session.set_addresses_and_log(&ring, Some(address)).unwrap();
         assert_eq!(ring.run(&Request::read(0, 4096)).status, OK, "a used ring {what}");
     }
-    log.truncate();
-    for _ in 0..4 {
-        assert_eq!(ring.run(&Request::read(0, 4096)).status, OK);
+}
+
+/// The marks are lost, and with them the migration. However far apart the pages are that are written to then, the daemon
+/// has as many mappings as before, and other disks go on.
+#[test]
+fn a_log_that_is_truncated_ends_its_session_only() {
+    let setup = Setup::new(Place::Tmpfs).disk("").disk("");
+    for index in 0..2 {
+        std::fs::write(setup.image(index), pattern(1, 16 << 20)).unwrap();
     }
+    let mut daemon = setup.start();
+    let other = Session::connect(&daemon.socket(1));
+    let load = Load::start(other.ring(0, 64), 0);
+    load.wait_for_progress();
+    for packed in [false, true] {
+        let mut session = connect_with(&daemon, u64::MAX, packed);
+        // Each is marked in a page of its own.
+        let regions: Vec<Memory> = (1..=8_u64).map(|far| one_page(far << 40)).collect();
+        for region in &regions {
+            session.ask(|control| control.add_mem_region(&region.announcement()[0])).unwrap();
+        }
+        let mut ring = session.ring(0, 64);
+        let log = Log::new((9 << 40) / PAGE / 8);
+        switch_on(&mut session, &log, &[&ring]);
+        assert_eq!(ring.run(&Request::read(0, 4096)).status, OK);
+        let before = Process(daemon.pid()).all_mappings();
+        log.truncate();
+        let frame = ring.frame(0);
+        ring.memory.write(frame.header, &Request::read(0, 4096).header());
+        for (head, region) in (0..).step_by(4).zip(&regions) {
+            let data = (region.spans()[0].guest_start, 4096, WRITE);
+            ring.prepare(head, &[(frame.header, 16, 0), data, (frame.status, 1, WRITE)]);
+        }
+        ring.show();
+        ring.kick.ring();
+        ring.err.wait("the ring is broken");
+        let after = Process(daemon.pid()).all_mappings();
+        assert!(after <= before + 4, "packed {packed}: {before} mappings before, {after} after");
+        wait_for("the daemon hangs up", || session.wire.receive().is_none().then_some(()));
+        daemon.wait_for_log("the dirty log is lost");
+        load.wait_for_progress();
+    }
+    load.stop();
+    daemon.assert_alive();
+    daemon.stop();
+}
+
+fn one_page(guest_start: u64) -> Memory {
+    Memory::new(&[Span { guest_start, bytes: PAGE }])
 }
 
 #[test]

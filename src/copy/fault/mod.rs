@@ -4,14 +4,14 @@
 //! touched the memory. Three things can be done:
 //!
 //! 1. The fault is in one of the copy routines: it goes on at its fix-up, which answers how much is missing.
-//! 2. It is elsewhere, but in guest memory: somebody reads a ring. A page of zeroes is put in place, and the
-//!    range is marked as lost ([`WatchedRange::has_faulted`]), so that its owner stops using it. That is
-//!    never done over the media: a guest would read zeroes that it did not write.
+//! 2. It is elsewhere, but in guest memory: somebody reads a ring, or marks a page in a dirty log. The range is marked
+//!    as lost ([`WatchedRange::has_faulted`]), so that its owner stops using it, and zeroes are put in place of all of
+//!    it. That is never done over the media: a guest would read zeroes that it did not write.
 //! 3. It is foreign: the handler that was there before gets it, or the default action, as if we were not
 //!    here.
 //!
 //! The handler takes no lock and allocates nothing: it reads constants, atomics of static tables and what the
-//! kernel hands to it, and makes at most one system call. It runs on the thread's alternate stack
+//! kernel hands to it, and makes a few system calls at most. It runs on the thread's alternate stack
 //! ([`AltStack`]), with the signal blocked: a fault in the handler itself ends the process.
 //!
 //! Guest memory that is not there *yet* is another matter: who touches it waits ([`Userfault`]).
@@ -70,7 +70,7 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
     if is_of_instruction && unsafe { mend(context) } {
         return;
     }
-    if signal == libc::SIGBUS && is_of_instruction && ranges::replace_lost_page(address) {
+    if signal == libc::SIGBUS && is_of_instruction && ranges::replace_lost(address) {
         return;
     }
     if is_about_bad_page && ranges::is_watched(address) {

@@ -1,6 +1,6 @@
 //! Which memory is the guests' and which is media: a table that the signal handler can read.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, compiler_fence, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Ranges at a time: the memory of 128 front-ends with as many regions as there can be, or of thousands that have a
@@ -9,6 +9,9 @@ const MAX_RANGES: usize = 1 << 16;
 
 /// Bits of [`Slot::kind`]: the page size of guest memory, or this.
 const MEDIA: usize = 0;
+
+/// [`Slot::spare`] of a range that has given it up.
+const GIVEN_UP: usize = usize::MAX;
 
 /// One range. Registering takes the lock; the handler reads without one, and by the version it knows whether
 /// what it read belongs together.
@@ -21,8 +24,10 @@ struct Slot {
     len: AtomicUsize,
     /// [`MEDIA`], or the size of a page of guest memory.
     kind: AtomicUsize,
-    /// Pages replaced since it was registered.
-    lost_pages: AtomicU64,
+    /// Bytes right before `start` that are reserved and may be given up for its replacement.
+    spare: AtomicUsize,
+    /// It, or a page of it, was replaced since it was registered.
+    has_faulted: AtomicBool,
 }
 
 static SLOTS: [Slot; MAX_RANGES] = [const { Slot::free() }; MAX_RANGES];
@@ -33,11 +38,11 @@ static USED_SLOTS: AtomicUsize = AtomicUsize::new(0);
 /// Held by whoever changes slots, never by the handler.
 static CHANGES: Mutex<()> = Mutex::new(());
 
-/// Pages of guest memory replaced so far.
+/// How often guest memory was found lost so far.
 static LOSSES: AtomicU64 = AtomicU64::new(0);
 
-/// How many pages of guest memory were lost so far, all guests together: as long as it does not change, no
-/// [`WatchedRange`] has to be asked.
+/// How often guest memory was found lost so far, all guests together: as long as it does not change, no
+/// [`WatchedRange`] has to be asked. It changes before anybody can find zeroes in place of what is lost.
 #[inline]
 pub fn losses() -> u64 {
     // Not before what the caller has read: the handler counts in the midst of that.
@@ -52,25 +57,28 @@ pub struct WatchedRange {
 }
 
 impl WatchedRange {
-    /// Guest memory: a page that is lost is replaced by zeroes, wherever it is touched, and counted.
+    /// Guest memory: once a page of it is found lost, all of it is replaced by zeroes, which takes no more mappings than
+    /// it had. What of it was not lost stays in its file.
     ///
     /// `page_bytes` is the size of its pages: that of the huge ones on hugetlbfs, else the system's. `start`
-    /// is a multiple of it. `None` when too many ranges are registered.
-    pub fn guest(start: *mut u8, len_bytes: usize, page_bytes: usize) -> Option<Self> {
+    /// is a multiple of it. `spare_bytes` right before it, a mapping by themselves that nobody uses, become the range's
+    /// own: they are unmapped with its drop, or before, when the replacement finds that the process may have no more
+    /// mappings (`vm.max_map_count`). `None` when too many ranges are registered.
+    pub fn guest(start: *mut u8, len_bytes: usize, page_bytes: usize, spare_bytes: usize) -> Option<Self> {
         debug_assert!(page_bytes.is_power_of_two(), "{page_bytes}");
-        Self::register(start.addr(), len_bytes, page_bytes)
+        Self::register(start.addr(), len_bytes, page_bytes, spare_bytes)
     }
 
     /// Media: when the kernel announces that a page of it has gone bad, nothing is to be done before it is
     /// touched. `None` when too many ranges are registered.
     pub fn media(start: *mut u8, len_bytes: usize) -> Option<Self> {
-        Self::register(start.addr(), len_bytes, MEDIA)
+        Self::register(start.addr(), len_bytes, MEDIA, 0)
     }
 
-    /// Whether a page of it was lost and replaced, so that what is in it is not what its owner wrote.
+    /// Whether a page of it was lost, so that what is in it is not what its owner wrote.
     #[inline]
     pub fn has_faulted(&self) -> bool {
-        self.slot.lost_pages.load(Ordering::Relaxed) != 0
+        self.slot.has_faulted.load(Ordering::Relaxed)
     }
 
     /// Its first address, and its length in bytes.
@@ -86,11 +94,11 @@ impl WatchedRange {
         }
     }
 
-    fn register(start: usize, len: usize, kind: usize) -> Option<Self> {
+    fn register(start: usize, len: usize, kind: usize, spare: usize) -> Option<Self> {
         let _changes = changes();
         let number = SLOTS.iter().position(|slot| slot.len.load(Ordering::Relaxed) == 0)?;
         let slot = SLOTS.get(number).filter(|_| len != 0)?;
-        slot.change(start, len, kind);
+        slot.change(start, len, kind, spare);
         USED_SLOTS.fetch_max(number + 1, Ordering::Release);
         Some(Self { slot })
     }
@@ -99,7 +107,8 @@ impl WatchedRange {
 impl Drop for WatchedRange {
     fn drop(&mut self) {
         let _changes = changes();
-        self.slot.change(0, 0, MEDIA);
+        self.slot.give_up_spare_and(|| true);
+        self.slot.change(0, 0, MEDIA, 0);
     }
 }
 
@@ -110,20 +119,41 @@ impl Slot {
             start: AtomicUsize::new(0),
             len: AtomicUsize::new(0),
             kind: AtomicUsize::new(MEDIA),
-            lost_pages: AtomicU64::new(0),
+            spare: AtomicUsize::new(0),
+            has_faulted: AtomicBool::new(false),
         }
     }
 
     /// Under the lock only.
-    fn change(&self, start: usize, len: usize, kind: usize) {
+    fn change(&self, start: usize, len: usize, kind: usize, spare: usize) {
         let version = self.version.load(Ordering::Relaxed);
         self.version.store(version.wrapping_add(1), Ordering::Relaxed);
         fence(Ordering::Release);
         self.start.store(start, Ordering::Relaxed);
         self.len.store(len, Ordering::Relaxed);
         self.kind.store(kind, Ordering::Relaxed);
-        self.lost_pages.store(0, Ordering::Relaxed);
+        self.spare.store(spare, Ordering::Relaxed);
+        self.has_faulted.store(false, Ordering::Relaxed);
         self.version.store(version.wrapping_add(2), Ordering::Release);
+    }
+
+    /// Gives up what was reserved for the worst, then does `replace`. Where another thread has given it up, that one is
+    /// about to replace the range, and whoever touches it looks again. For the handler.
+    fn give_up_spare_and(&self, replace: impl Fn() -> bool) -> bool {
+        match self.spare.swap(GIVEN_UP, Ordering::Relaxed) {
+            // There was none, and there still is none.
+            0 => {
+                self.spare.store(0, Ordering::Relaxed);
+                false
+            }
+            GIVEN_UP => true,
+            len => {
+                let at =
+                    std::ptr::without_provenance_mut(self.start.load(Ordering::Relaxed).wrapping_sub(len));
+                // SAFETY: nobody uses it, as who registered the range has said, and it is unmapped once only.
+                unsafe { libc::munmap(at, len) == 0 && replace() }
+            }
+        }
     }
 
     /// The kind of the range, if `address` is in it. A slot that is being changed is not the range of an
@@ -157,28 +187,45 @@ pub(super) fn is_watched(address: usize) -> bool {
     find(address).is_some()
 }
 
-/// Puts a page of zeroes in place of a lost one of guest memory. For the handler.
-pub(super) fn replace_lost_page(address: usize) -> bool {
+/// Puts zeroes in place of guest memory, a page of which is lost. For the handler.
+///
+/// All of the range at once: each page by itself would be a mapping of its own, and the process may have so many only.
+/// Its owner stops using it as soon as it looks.
+pub(super) fn replace_lost(address: usize) -> bool {
     let Some((slot, page_bytes)) = find(address).filter(|(_, kind)| *kind != MEDIA) else { return false };
-    let page = std::ptr::without_provenance_mut(address - address % page_bytes);
-    let (access, flags) = (
-        libc::PROT_READ | libc::PROT_WRITE,
-        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
-    );
+    // First: whoever finds zeroes there can know that they are not the guest's.
+    slot.has_faulted.store(true, Ordering::Relaxed);
+    LOSSES.fetch_add(1, Ordering::SeqCst);
     // SAFETY: always valid, and the handler must not change what the interrupted code finds in it.
     let errno = unsafe { libc::__errno_location() };
     // SAFETY: as above.
     let before = unsafe { *errno };
-    // SAFETY: the whole page belongs to a range of guest memory that is mapped as long as it is registered;
-    // no Rust reference leads there. Several threads may do this at once: the last page stays.
-    let mapped = unsafe { libc::mmap(page, page_bytes, access, flags, -1, 0) };
+    let start = slot.start.load(Ordering::Relaxed);
+    let whole = slot.len.load(Ordering::Relaxed).next_multiple_of(page_bytes);
+    let is_replaced = put_zeroes(start, whole)
+        || slot.give_up_spare_and(|| put_zeroes(start, whole))
+        // Where memory is promised only if it is there (vm.overcommit_memory=2, RLIMIT_DATA), a page may still be had.
+        || put_zeroes(address - address % page_bytes, page_bytes);
     // SAFETY: as above.
     unsafe { *errno = before };
-    if mapped == libc::MAP_FAILED {
+    is_replaced
+}
+
+/// Maps pages of zeroes, in no core dump, over whole pages of guest memory.
+fn put_zeroes(start: usize, len: usize) -> bool {
+    let at = std::ptr::without_provenance_mut(start);
+    let (access, flags) = (
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
+    );
+    // SAFETY: all of it belongs to a range of guest memory that is mapped as long as it is registered; no Rust
+    // reference leads there but to atomics, for which any bytes will do. Several threads may do this at once: the last
+    // pages stay.
+    if unsafe { libc::mmap(at, len, access, flags, -1, 0) } == libc::MAP_FAILED {
         return false;
     }
-    slot.lost_pages.fetch_add(1, Ordering::Relaxed);
-    LOSSES.fetch_add(1, Ordering::Release);
+    // SAFETY: the advice changes no byte of what was just mapped.
+    unsafe { libc::madvise(at, len, libc::MADV_DONTDUMP) };
     true
 }
 
@@ -196,11 +243,11 @@ mod tests {
         let start = std::ptr::without_provenance_mut::<u8>(0x7fff_ffff_0000_0000);
         assert!(!is_watched(start.addr()));
         let media = WatchedRange::media(start, 0x3000).unwrap();
-        let guest = WatchedRange::guest(start.wrapping_add(0x3000), 1, 4096).unwrap();
+        let guest = WatchedRange::guest(start.wrapping_add(0x3000), 1, 4096, 0).unwrap();
         assert!(!is_watched(start.addr() - 1));
         assert!(is_watched(start.addr()) && is_watched(start.addr() + 0x3000));
         assert!(!is_watched(start.addr() + 0x3001));
-        assert!(!replace_lost_page(start.addr()), "never over media");
+        assert!(!replace_lost(start.addr()), "never over media");
         assert!(!media.has_faulted() && !guest.has_faulted());
         drop(media);
         assert!(!is_watched(start.addr() + 0x2fff));

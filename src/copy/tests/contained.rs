@@ -221,15 +221,15 @@ fn a_full_tmpfs_is_a_short_copy() {
     result.unwrap();
 }
 
-/// A word of a ring, read outside the routines: zeroes are put in place, and the range knows.
+/// A word of a ring, read outside the routines: zeroes are put in place of all of it, and the range knows.
 #[test]
 fn a_lost_ring_word_becomes_zero_and_is_counted() {
     fault::install().unwrap();
     let ring = Guarded::of_file(4);
     ring.fill(&vec![0xee; ring.len()]);
-    let watch = WatchedRange::guest(ring.at(0), ring.len(), PAGE).unwrap();
+    let watch = WatchedRange::guest(ring.at(0), ring.len(), PAGE, 0).unwrap();
     let other = Guarded::of_file(1);
-    let other_watch = WatchedRange::guest(other.at(0), other.len(), PAGE).unwrap();
+    let other_watch = WatchedRange::guest(other.at(0), other.len(), PAGE, 0).unwrap();
     ring.truncate(1);
     let losses = fault::losses();
     let word = |offset| {
@@ -246,16 +246,19 @@ fn a_lost_ring_word_becomes_zero_and_is_counted() {
     word(3 * PAGE).store(9, Ordering::Relaxed);
     assert_eq!(word(3 * PAGE).load(Ordering::Relaxed), 9);
     assert!(!other_watch.has_faulted());
-    // In between, the routines still say that nothing is there.
+    // All of it is zeroes now, at once; what was in the file stays there.
     // SAFETY: mapped.
-    assert!(!unsafe { can_read(ring.at(2 * PAGE)) });
+    assert!(unsafe { can_read(ring.at(2 * PAGE)) });
+    assert_eq!(word(0).load(Ordering::Relaxed), 0);
+    ring.restore();
+    assert_eq!(ring.in_file(4), [0xee; 4]);
 }
 
 #[test]
 fn many_threads_may_fault_at_once() {
     fault::install().unwrap();
     let rings = Guarded::of_file(64);
-    let watch = WatchedRange::guest(rings.at(0), rings.len(), PAGE).unwrap();
+    let watch = WatchedRange::guest(rings.at(0), rings.len(), PAGE, 0).unwrap();
     let engines = mending();
     let barrier = std::sync::Barrier::new(8);
     let base = rings.at(0).expose_provenance();

@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
+#[cfg(target_arch = "x86_64")]
+use std::os::unix::fs::FileExt as _;
 use std::ptr::null_mut;
 
 /// A page.
@@ -67,6 +69,14 @@ impl Guarded {
     /// Takes the pages behind the first ones away.
     pub(super) fn truncate(&self, pages: usize) {
         self.file.as_ref().unwrap().set_len((pages * PAGE) as u64).unwrap();
+    }
+
+    /// Reads the first bytes of its file.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn in_file(&self, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.file.as_ref().unwrap().read_exact_at(&mut bytes, 0).unwrap();
+        bytes
     }
 
     /// Gives them back, as zeroes.

@@ -10,7 +10,7 @@ impl MemoryTable {
     /// [`MemoryError::Unwaitable`].
     pub fn wait_for_pages(&self, userfault: &Userfault) -> Result<(), MemoryError> {
         for region in &self.regions {
-            let waits = region.watch.wait_for_pages(userfault);
+            let waits = region.watch().wait_for_pages(userfault);
             waits.map_err(|error| MemoryError::Unwaitable(region.guest_start, error))?;
         }
         Ok(())
@@ -19,7 +19,7 @@ impl MemoryTable {
     /// All pages have come.
     pub fn cease_waiting(&self, userfault: &Userfault) {
         for region in &self.regions {
-            if let Err(error) = region.watch.cease_waiting(userfault) {
+            if let Err(error) = region.watch().cease_waiting(userfault) {
                 tracing::debug!(region = region.guest_start, %error, "its pages were not waited for");
             }
         }
@@ -28,7 +28,7 @@ impl MemoryTable {
     /// Nobody brings pages any more: all of it is lost, and whoever waits is told so.
     pub fn give_up(&self, userfault: &Userfault) {
         for region in &self.regions {
-            if let Err(error) = region.watch.give_up(userfault) {
+            if let Err(error) = region.watch().give_up(userfault) {
                 tracing::error!(region = region.guest_start, %error, "guest memory that is lost stays mapped");
             }
         }
@@ -44,7 +44,7 @@ impl MemoryTable {
         });
         let Some((region, offset)) = found else { return true };
         match (usize::try_from(offset), usize::try_from(len_bytes)) {
-            (Ok(offset), Ok(len)) => region.watch.touch(offset, len),
+            (Ok(offset), Ok(len)) => region.watch().touch(offset, len),
             _ => true,
         }
     }

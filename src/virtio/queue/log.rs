@@ -39,6 +39,11 @@ impl RingLog {
         Self { log, memory, used_start, written, held }
     }
 
+    /// Where the marks are made.
+    pub const fn dirty_log(&self) -> &Arc<DirtyLog> {
+        &self.log
+    }
+
     /// Remembers where a chain may be written to, before it is taken apart.
     pub fn note(&mut self, chain: &Chain<'_>) {
         self.written.clear();

@@ -146,6 +146,9 @@ pub enum RingError {
     /// A page of guest memory is not there any more: the front-end has truncated it, or it went bad.
     #[error("guest memory is lost: its file was truncated, or a page of it went bad")]
     GuestMemoryLost,
+    /// A page of the dirty log is not there any more, and so the marks in it: the migration cannot succeed.
+    #[error("the dirty log is lost: its file was truncated, or a page of it went bad")]
+    DirtyLogLost,
     /// The chain has no byte for the status, or one that is not mapped.
     #[error("a chain has no place for its status byte")]
     NoStatus,

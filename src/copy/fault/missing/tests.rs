@@ -49,7 +49,7 @@ impl Memory {
         // SAFETY: at an address of the kernel's choice; it stays mapped for the rest of the process.
         let start = unsafe { rustix::mm::mmap(std::ptr::null_mut(), PAGES * PAGE, access, flags, &file, 0) };
         let start = start.unwrap().cast();
-        let range = Arc::new(WatchedRange::guest(start, PAGES * PAGE, PAGE).unwrap());
+        let range = Arc::new(WatchedRange::guest(start, PAGES * PAGE, PAGE, 0).unwrap());
         range.wait_for_pages(&userfault).unwrap();
         Some(Self { start, range, userfault })
     }
@@ -140,6 +140,6 @@ fn memory_of_other_kinds_is_refused() {
     let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
     // SAFETY: as in `Memory::new`.
     let start = unsafe { rustix::mm::mmap(std::ptr::null_mut(), PAGE, access, flags, &file, 0) }.unwrap();
-    let range = WatchedRange::guest(start.cast(), PAGE, PAGE).unwrap();
+    let range = WatchedRange::guest(start.cast(), PAGE, PAGE, 0).unwrap();
     assert!(range.wait_for_pages(&memory.userfault).is_err());
 }

@@ -324,7 +324,7 @@ fn what_it_writes_is_marked_in_the_dirty_log() {
     (driver.offered, driver.seen) = (254, 254);
     let base = driver.base(254);
     let mut queue = driver.start(&table, base);
-    let log = Arc::new(DirtyLog::map(bits.try_clone().unwrap(), 0, 4096).unwrap());
+    let log = Arc::new(DirtyLog::map(&bits, 0, 4096).unwrap());
     let log = RingLog::new(log, table.clone(), &driver.layout(base), Some(DEVICE_AREA));
     queue.log_all(&log);
     assert_eq!(marked(), 0b1_0000_1111);

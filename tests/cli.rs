@@ -24,6 +24,9 @@ mod logging;
 #[path = "cli/started_by.rs"]
 mod started_by;
 
+#[path = "cli/space.rs"]
+mod space;
+
 use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

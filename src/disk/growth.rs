@@ -8,7 +8,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt as _;
 
-use super::space::{self, ALLOCATE, KEEP_SIZE, fallocate};
+use super::space;
 use super::{DiskError, Geometry, OpenOptions};
 
 /// Why a disk goes on with the size it has.
@@ -32,6 +32,14 @@ pub enum GrowError {
         missing_bytes: u64,
         /// What the file system said.
         source: io::Error,
+    },
+    /// The new part has no memory.
+    #[error("no memory for {missing_bytes} more bytes ({limit}); raise that limit, then send SIGHUP")]
+    NoMemory {
+        /// By how much the disk would grow.
+        missing_bytes: u64,
+        /// Which limit it is, in words.
+        limit: String,
     },
     /// A step that the kernel refused.
     #[error("cannot {operation} ({source}); mend that, then send SIGHUP")]
@@ -86,7 +94,11 @@ impl GrowthPolicy {
         if !has_space(file, served.capacity_bytes..target) {
             return Err(GrowError::NoSpace { missing_bytes, source: io::ErrorKind::StorageFull.into() });
         }
-        match fallocate(file, ALLOCATE | KEEP_SIZE, served.capacity_bytes, missing_bytes) {
+        if let Some(limit) = space::memory_limit(file, space::hole_bytes(file, served.capacity_bytes..target))
+        {
+            return Err(GrowError::NoMemory { missing_bytes, limit: limit.to_string() });
+        }
+        match space::allocate(file, served.capacity_bytes..target) {
             Ok(true) => {}
             Ok(false) => tracing::warn!(
                 "the file system cannot preallocate: the new part of the disk is sparse, and a write that \
@@ -107,9 +119,14 @@ impl GrowthPolicy {
 /// Whether an allocation of this part is worth trying. One that fails would take what there is, and neither the disk's
 /// own holes nor anybody else on the file system could be written to any more.
 fn has_space(file: &File, part: Range<u64>) -> bool {
-    let is_allocated = || file.metadata().is_ok_and(|it| it.blocks().saturating_mul(512) >= part.end);
+    let is_allocated = || allocated_bytes(file) >= part.end;
     let free_bytes = space::free_bytes(file).unwrap_or(u64::MAX);
     space::hole_bytes(file, part.clone()) <= free_bytes || is_allocated()
+}
+
+/// Bytes of all its blocks, wherever in the file.
+fn allocated_bytes(file: &File) -> u64 {
+    file.metadata().map_or(0, |it| it.blocks().saturating_mul(512))
 }
 
 impl Default for GrowthPolicy {

@@ -11,6 +11,7 @@ use std::fmt;
 use crate::copy::{self, Hint, Segments};
 
 mod backing;
+mod cgroup;
 mod describe;
 mod device;
 mod direct;

@@ -6,6 +6,8 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
+use rustix::fs::FallocateFlags;
+
 use super::growth::GrowthPolicy;
 use super::lock::BackingFile;
 use super::open::{check_durability, check_regular, check_size, deep_flush_files};
@@ -83,7 +85,9 @@ impl<'a> Found<'a> {
             .inspect_err(|_| {
                 if self.created {
                     remove(&self.place);
-                } else if before.len() == 0 && self.metadata().is_ok_and(|now| now.len() != 0) {
+                } else if before.len() == 0
+                    && self.metadata().is_ok_and(|now| now.len() != 0 || now.blocks() != 0)
+                {
                     // Best effort: the error that brought us here is the one to report.
                     let _ = self.file.set_len(0);
                 }
@@ -123,20 +127,17 @@ impl<'a> Found<'a> {
                 remedy: format!("use size={}", size_bytes.next_multiple_of(page_bytes)),
             });
         }
-        self.file.set_len(size_bytes).map_err(|source| match source.kind() {
-            io::ErrorKind::FileTooLarge | io::ErrorKind::InvalidInput => OpenError::BadSize {
-                place: self.place.clone(),
-                cause: format!("size= is {size_bytes} bytes, more than is allowed there: {source}"),
-                remedy: "choose a smaller size=, or raise the limit of the process (ulimit -f, LimitFSIZE=)"
-                    .to_owned(),
-            },
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                self.no_space(size_bytes, space::free_bytes(&self.file), source)
-            }
-            _ => OpenError::system(&self.place, "grow", "check the file system", source),
-        })?;
         if !self.options.sparse {
-            self.allocate(size_bytes, size_bytes)?;
+            self.check_memory(size_bytes)?;
+        }
+        // Its length last: whoever is killed meanwhile leaves no disk behind that has no space.
+        let is_allocated =
+            !self.options.sparse && self.try_allocate(space::KEEP_SIZE, size_bytes, size_bytes)?;
+        self.file.set_len(size_bytes).map_err(|source| self.not_grown(size_bytes, source))?;
+        match (self.options.sparse, is_allocated) {
+            (true, _) => self.warn_of_memory(size_bytes),
+            (false, true) => {}
+            (false, false) => self.allocate(size_bytes, size_bytes)?,
         }
         if self.created && self.media.durability > Durability::Volatile {
             self.file
@@ -167,42 +168,93 @@ impl<'a> Found<'a> {
         }
     }
 
+    fn not_grown(&self, size_bytes: u64, source: io::Error) -> OpenError {
+        match source.kind() {
+            io::ErrorKind::FileTooLarge | io::ErrorKind::InvalidInput => OpenError::BadSize {
+                place: self.place.clone(),
+                cause: format!("size= is {size_bytes} bytes, more than its file system allows: {source}"),
+                remedy: "choose a smaller size=".to_owned(),
+            },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                self.no_space(size_bytes, space::free_bytes(&self.file), source)
+            }
+            _ => OpenError::system(&self.place, "grow", "check the file system", source),
+        }
+    }
+
     /// Gives every hole its space where a write could not fail otherwise.
     fn fill_holes(&self, metadata: &Metadata, size_bytes: u64) -> Result<(), OpenError> {
-        let allocated_bytes = metadata.blocks().saturating_mul(512);
-        let full = allocated_bytes >= metadata.len();
-        if full
-            || self.options.sparse
-            || self.options.read_only
-            || !self.media.kind.is_written_through_mapping()
-        {
+        if self.options.read_only || !self.media.kind.is_written_through_mapping() {
             return Ok(());
         }
-        self.allocate(size_bytes, size_bytes.saturating_sub(allocated_bytes))
+        // Blocks can lie behind the end as well, and what was never written to can have its space all the same.
+        let short_bytes = size_bytes.saturating_sub(metadata.blocks().saturating_mul(512));
+        if self.options.sparse {
+            self.warn_of_memory(short_bytes);
+            return Ok(());
+        }
+        let missing_bytes = match short_bytes {
+            0 => space::hole_bytes(&self.file, 0..size_bytes),
+            _ => short_bytes,
+        };
+        if missing_bytes == 0 {
+            return Ok(());
+        }
+        self.check_memory(short_bytes)?;
+        self.allocate(size_bytes, missing_bytes)
     }
 
     fn allocate(&self, size_bytes: u64, missing_bytes: u64) -> Result<(), OpenError> {
-        // Asked before: not every file system gives back at once what a failed allocation took.
-        let free_bytes = space::free_bytes(&self.file);
-        match fallocate(&self.file, space::ALLOCATE, 0, size_bytes) {
-            Ok(true) => {}
-            Ok(false) => tracing::warn!(
+        if !self.try_allocate(space::ALLOCATE, size_bytes, missing_bytes)? {
+            tracing::warn!(
                 disk = self.options.name,
                 path = %self.place.path().display(),
                 "the file system cannot preallocate: the disk is sparse, and a write that finds no space fails"
-            ),
-            Err(source) => {
-                return Err(match source.raw_os_error() {
-                    Some(libc::ENOSPC | libc::EDQUOT) => self.no_space(missing_bytes, free_bytes, source),
-                    // What hugetlbfs says when its pool is empty.
-                    Some(libc::ENOMEM) if self.media.kind == BackingKind::Hugetlbfs => {
-                        self.no_space(missing_bytes, free_bytes, source)
-                    }
-                    _ => OpenError::system(&self.place, "allocate", "use sparse=on", source),
-                });
-            }
+            );
         }
         Ok(())
+    }
+
+    /// Gives the first bytes their space; `false` when the file system cannot do it in this manner.
+    fn try_allocate(
+        &self,
+        how: FallocateFlags,
+        size_bytes: u64,
+        missing_bytes: u64,
+    ) -> Result<bool, OpenError> {
+        // Asked before: not every file system gives back at once what a failed allocation took.
+        let free_bytes = space::free_bytes(&self.file);
+        fallocate(&self.file, how, 0, size_bytes).map_err(|source| match source.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => self.no_space(missing_bytes, free_bytes, source),
+            // What hugetlbfs says when its pool is empty.
+            Some(libc::ENOMEM) if self.media.kind == BackingKind::Hugetlbfs => {
+                self.no_space(missing_bytes, free_bytes, source)
+            }
+            Some(libc::EFBIG) => self.not_grown(size_bytes, source),
+            _ => OpenError::system(&self.place, "allocate", "use sparse=on", source),
+        })
+    }
+
+    /// Refuses what the limits of memory have no room for: the kernel would end this process.
+    fn check_memory(&self, bytes: u64) -> Result<(), OpenError> {
+        let Some(limit) = space::memory_limit(&self.file, bytes) else { return Ok(()) };
+        let remedy = "raise that limit (MemoryMax= of the service), or choose a smaller size=";
+        let source = io::Error::other(limit.to_string());
+        Err(self.no_space_with(remedy, bytes, Some(limit.room_bytes), source))
+    }
+
+    /// The kernel ends who goes beyond a limit of memory, in the middle of a guest's write.
+    fn warn_of_memory(&self, missing_bytes: u64) {
+        if let Some(limit) = space::memory_limit(&self.file, missing_bytes) {
+            let (disk, room_bytes) = (&self.options.name, limit.room_bytes);
+            tracing::warn!(
+                disk,
+                missing_bytes,
+                room_bytes,
+                %limit,
+                "the kernel will end this process when guests fill more holes than there is memory for"
+            );
+        }
     }
 
     fn no_space(&self, needed_bytes: u64, free_bytes: Option<u64>, source: io::Error) -> OpenError {
@@ -210,6 +262,16 @@ impl<'a> Found<'a> {
             BackingKind::Hugetlbfs => "reserve more huge pages (vm.nr_hugepages) or choose a smaller size=",
             _ => "free some space, choose a smaller size=, or use sparse=on",
         };
+        self.no_space_with(remedy, needed_bytes, free_bytes, source)
+    }
+
+    fn no_space_with(
+        &self,
+        remedy: &'static str,
+        needed_bytes: u64,
+        free_bytes: Option<u64>,
+        source: io::Error,
+    ) -> OpenError {
         OpenError::NoSpace { place: self.place.clone(), needed_bytes, free_bytes, remedy, source }
     }
 

@@ -7,6 +7,9 @@ use std::ops::Range;
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
 
+use super::BackingKind;
+use super::cgroup::MemoryLimit;
+
 #[cfg(test)]
 use crate::copy::recording::{self, Synced, Syncing};
 
@@ -41,6 +44,30 @@ pub(super) fn fallocate(file: &File, what: FallocateFlags, offset: u64, len: u64
         // EINVAL is what some in user space (fuse2fs) call that; there is nothing else that it could be about.
         Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(false),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Gives every byte of a part its space, and leaves the length as it is where the file system can do that: `false` when
+/// it cannot preallocate. NFS only knows the kind that makes a shorter file longer.
+///
+/// # Errors
+/// The error of `fallocate(2)`.
+pub(super) fn allocate(file: &File, part: Range<u64>) -> io::Result<bool> {
+    let len = part.end.saturating_sub(part.start);
+    Ok(fallocate(file, KEEP_SIZE, part.start, len)? || fallocate(file, ALLOCATE, part.start, len)?)
+}
+
+/// The limit that keeps this process from having so many bytes of a file in memory, if one does, with the page tables for
+/// them. (Huge pages have limits of their own, which allocations fail at.)
+pub(super) fn memory_limit(file: &File, bytes: u64) -> Option<MemoryLimit> {
+    const PAGE_TABLE_SHARE: u64 = 512;
+    let kind = BackingKind::of(&rustix::fs::fstatfs(file).ok()?);
+    let needed_bytes = bytes.saturating_add(bytes / PAGE_TABLE_SHARE);
+    match kind {
+        BackingKind::Tmpfs | BackingKind::Ramfs if bytes != 0 => {
+            MemoryLimit::tightest().filter(|limit| limit.room_bytes < needed_bytes)
+        }
+        _ => None,
     }
 }
 

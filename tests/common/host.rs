@@ -96,6 +96,56 @@ impl Drop for HugePages {
     }
 }
 
+/// A control group with a limit of memory; removed when dropped, by when nobody may be in it any more.
+#[derive(Debug)]
+pub struct MemoryGroup {
+    folder: PathBuf,
+    limit: &'static str,
+}
+
+impl MemoryGroup {
+    /// Of either version; none where there is no such controller here, and says so.
+    pub fn new(limit_bytes: u64) -> Option<Self> {
+        let name = format!("pmem-test-{}-{limit_bytes}", std::process::id());
+        let _ = std::fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+memory");
+        for (root, limit) in [("", "memory.max"), ("memory", "memory.limit_in_bytes")] {
+            let group = Self { folder: Path::new("/sys/fs/cgroup").join(root).join(&name), limit };
+            let is_group = std::fs::create_dir(&group.folder).is_ok() && group.folder.join(limit).exists();
+            if is_group && std::fs::write(group.folder.join(limit), limit_bytes.to_string()).is_ok() {
+                return Some(group);
+            }
+        }
+        eprintln!("skipped: no memory controller of control groups here");
+        None
+    }
+
+    /// Gives it another limit.
+    pub fn set_limit(&self, limit_bytes: u64) {
+        std::fs::write(self.folder.join(self.limit), limit_bytes.to_string()).unwrap();
+    }
+
+    /// A script in this folder that runs `program` in the group.
+    pub fn wrap(&self, program: &Path, folder: &Path) -> PathBuf {
+        let join = format!("echo $$ >{}/cgroup.procs", self.folder.display());
+        script(folder, &format!("{join}\nexec {} \"$@\"", program.display()))
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.folder);
+    }
+}
+
+/// A script of the shell in this folder.
+pub fn script(folder: &Path, text: &str) -> PathBuf {
+    let path = folder.join("script");
+    std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    // Not made by this process alone: a child of another test, just forked, would have it open for writing.
+    assert!(Command::new("chmod").arg("755").arg(&path).status().unwrap().success());
+    path
+}
+
 /// Whether a command could be run and has succeeded; says so if not.
 pub fn succeeds(command: &mut Command) -> bool {
     match command.output() {

@@ -182,6 +182,31 @@ fn a_full_file_system_is_told_before_it_is_fatal() {
     });
 }
 
+/// As many blocks as it is long, but not where its bytes are.
+#[test]
+fn blocks_behind_the_end_are_no_space_for_holes() {
+    if !is_root() {
+        return;
+    }
+    let folder = memory();
+    let at = folder.path();
+    with_mount(&["-t", "tmpfs", "-o", "size=5m", "tmpfs", at.to_str().unwrap()], || {
+        let path = at.join("a.img");
+        sparse_file(&path, 4 * MIB);
+        let file = File::options().write(true).open(&path).unwrap();
+        let behind = rustix::fs::FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(&file, behind, 4 * MIB, 3 * MIB).unwrap();
+        file.write_all_at(&[1; 1 << 20], 0).unwrap();
+        assert_eq!(allocated_bytes(&path), 4 * MIB);
+        let error = refused(&path, &options());
+        assert!(matches!(error, OpenError::NoSpace { .. }), "{error}");
+        rustix::fs::fallocate(&file, behind | rustix::fs::FallocateFlags::PUNCH_HOLE, 4 * MIB, 3 * MIB)
+            .unwrap();
+        open(&path, &options()).unwrap();
+        assert_eq!(allocated_bytes(&path), 4 * MIB);
+    });
+}
+
 #[test]
 fn a_read_only_file_system_needs_a_read_only_disk() {
     if !is_root() {

@@ -1,0 +1,202 @@
+//! How much memory the control groups of this process leave it. Beyond that the kernel kills, without an error that
+//! anybody could report: so it is asked before memory is taken.
+//!
+//! Both hierarchies are read (Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst).
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The limit of a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct MemoryLimit {
+    /// The folder of the group.
+    group: PathBuf,
+    /// The limit in bytes.
+    max_bytes: u64,
+    /// What can still be had, in bytes: without what the kernel gives up for it, the page cache.
+    pub(super) room_bytes: u64,
+}
+
+impl fmt::Display for MemoryLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the memory cgroup {} is limited to {} bytes", self.group.display(), self.max_bytes)
+    }
+}
+
+impl MemoryLimit {
+    /// That of this process which leaves the least room: of its own group or one around it. None where there is none.
+    pub(super) fn tightest() -> Option<Self> {
+        Self::tightest_in(Path::new("/proc/self"))
+    }
+
+    /// The same by what `mountinfo` and `cgroup` in this folder say.
+    fn tightest_in(process: &Path) -> Option<Self> {
+        let groups = fs::read_to_string(process.join("cgroup")).ok()?;
+        let mounts = fs::read_to_string(process.join("mountinfo")).ok()?;
+        let limits = Hierarchy::ALL.into_iter().filter_map(|hierarchy| hierarchy.tightest(&groups, &mounts));
+        limits.min_by_key(|limit| limit.room_bytes)
+    }
+}
+
+/// From here on it is no limit: version 1 says the largest multiple of a page that is a signed number.
+const NO_LIMIT_BYTES: u64 = 1 << 60;
+
+/// The names of one version.
+#[derive(Debug)]
+struct Hierarchy {
+    file_system: &'static str,
+    /// The controller, as `cgroup` and the options of the mount call it.
+    controller: &'static str,
+    max: &'static str,
+    current: &'static str,
+    /// What is page cache of files and can be given up, of `memory.stat`.
+    cache: [&'static str; 2],
+    /// How much may be swapped out, and how much is; version 1 counts that otherwise.
+    swap: Option<(&'static str, &'static str)>,
+}
+
+impl Hierarchy {
+    const ALL: [Self; 2] = [
+        Self {
+            file_system: "cgroup2",
+            controller: "",
+            max: "memory.max",
+            current: "memory.current",
+            cache: ["inactive_file", "active_file"],
+            swap: Some(("memory.swap.max", "memory.swap.current")),
+        },
+        Self {
+            file_system: "cgroup",
+            controller: "memory",
+            max: "memory.limit_in_bytes",
+            current: "memory.usage_in_bytes",
+            cache: ["total_inactive_file", "total_active_file"],
+            swap: None,
+        },
+    ];
+
+    fn tightest(&self, groups: &str, mounts: &str) -> Option<MemoryLimit> {
+        let (folder, root) = self.own_group(groups, mounts)?;
+        let around = folder.ancestors().take_while(|group| group.starts_with(&root));
+        around.filter_map(|group| self.limit(group)).min_by_key(|limit| limit.room_bytes)
+    }
+
+    /// The folder of this process's group, and that where the hierarchy is mounted.
+    fn own_group(&self, groups: &str, mounts: &str) -> Option<(PathBuf, PathBuf)> {
+        let group = groups.lines().find_map(|line| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let controllers = fields.next()?;
+            controllers.split(',').any(|it| it == self.controller).then(|| fields.next())?
+        })?;
+        mounts.lines().find_map(|line| {
+            let (mount, kind) = line.split_once(" - ")?;
+            let mut kind = kind.split(' ');
+            let is_such = kind.next()? == self.file_system
+                && (self.controller.is_empty() || kind.nth(1)?.split(',').any(|it| it == self.controller));
+            let mut mount = mount.split(' ').skip(3);
+            let (root, folder) = (mount.next()?, PathBuf::from(mount.next()?));
+            let inside = Path::new(group).strip_prefix(root).ok()?;
+            is_such.then(|| (folder.join(inside), folder))
+        })
+    }
+
+    fn limit(&self, group: &Path) -> Option<MemoryLimit> {
+        let max_bytes = number(&group.join(self.max)).filter(|bytes| *bytes < NO_LIMIT_BYTES)?;
+        let used_bytes = number(&group.join(self.current))?;
+        let stat = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
+        let cache_bytes: u64 = self.cache.iter().filter_map(|name| field(&stat, name)).sum();
+        let swap_bytes = self.swap.map_or(0, |(max, current)| swap_bytes(group, max, current));
+        let room_bytes =
+            max_bytes.saturating_sub(used_bytes.saturating_sub(cache_bytes)).saturating_add(swap_bytes);
+        Some(MemoryLimit { group: group.to_owned(), max_bytes, room_bytes })
+    }
+}
+
+/// What a group may still swap out: no more than the machine has free for it.
+fn swap_bytes(group: &Path, max: &str, current: &str) -> u64 {
+    let free_bytes = fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| field(&text, "SwapFree:"))
+        .map_or(0, |kib| kib.saturating_mul(1024));
+    let used_bytes = number(&group.join(current)).unwrap_or(0);
+    number(&group.join(max)).map_or(free_bytes, |max| max.saturating_sub(used_bytes).min(free_bytes))
+}
+
+/// A file with a number; none where it says "max".
+fn number(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// The number behind this name, in lines of names and numbers.
+fn field(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| {
+        let mut words = line.split_ascii_whitespace();
+        (words.next()? == name).then(|| words.next()?.parse().ok())?
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A process with groups of its own.
+    fn tightest(groups: &str, mounts: &str, files: &[(&str, &str)]) -> Option<(String, u64)> {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().to_str().unwrap();
+        for (path, text) in files {
+            let path = folder.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        fs::write(folder.path().join("cgroup"), groups).unwrap();
+        fs::write(folder.path().join("mountinfo"), mounts.replace("ROOT", root)).unwrap();
+        let limit = MemoryLimit::tightest_in(folder.path())?;
+        let group = limit.group.strip_prefix(folder.path()).unwrap().display().to_string();
+        Some((group, limit.room_bytes))
+    }
+
+    const V2: &str = "30 23 0:26 / ROOT/v2 rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+    const V1: &str = "31 23 0:27 / ROOT/cpu rw - cgroup cgroup rw,cpu\n\
+                      32 23 0:28 / ROOT/v1 rw - cgroup cgroup rw,memory\n";
+
+    /// The machine of a test may have swap: what a group may use of it is stated.
+    #[test]
+    fn the_tightest_group_around_decides() {
+        let files = [
+            ("v2/a/memory.max", "1000000\n"),
+            ("v2/a/memory.current", "700000\n"),
+            ("v2/a/memory.swap.max", "0\n"),
+            ("v2/a/b/memory.max", "500000\n"),
+            ("v2/a/b/memory.current", "100000\n"),
+            ("v2/a/b/memory.swap.max", "0\n"),
+        ];
+        assert_eq!(tightest("0::/a/b\n", V2, &files), Some(("v2/a".to_owned(), 300_000)));
+        let cached =
+            [&files[..], &[("v2/a/memory.stat", "anon 5\ninactive_file 150000\nactive_file 50000\n")]];
+        assert_eq!(tightest("0::/a/b\n", V2, &cached.concat()), Some(("v2/a/b".to_owned(), 400_000)));
+        let open = [("v2/a/memory.max", "max\n"), ("v2/a/memory.current", "7\n")];
+        assert_eq!(tightest("0::/a\n", V2, &open), None);
+        let over = [("v2/memory.max", "7\n"), ("v2/memory.current", "9\n"), ("v2/memory.swap.max", "0\n")];
+        assert_eq!(tightest("0::/\n", V2, &over), Some(("v2/".to_owned(), 0)));
+    }
+
+    #[test]
+    fn version_1_and_containers_are_known() {
+        let files = [
+            ("v1/a/memory.limit_in_bytes", "1000000\n"),
+            ("v1/a/memory.usage_in_bytes", "400000\n"),
+            ("v1/a/memory.stat", "inactive_file 1\ntotal_inactive_file 100000\n"),
+            ("v1/memory.limit_in_bytes", "9223372036854771712\n"),
+            ("v1/memory.usage_in_bytes", "900000\n"),
+        ];
+        let groups = "7:cpu:/\n4:memory:/a\n0::/\n";
+        assert_eq!(tightest(groups, V1, &files), Some(("v1/a".to_owned(), 700_000)));
+        assert_eq!(tightest("4:memory:/\n", V1, &files), None);
+        let inside = V1.replace("0:28 /", "0:28 /outer");
+        let groups = "4:memory:/outer/a\n";
+        assert_eq!(tightest(groups, &inside, &files), Some(("v1/a".to_owned(), 700_000)));
+        assert_eq!(tightest("4:memory:/other\n", &inside, &files), None);
+        assert_eq!(tightest("", "", &[]), None);
+    }
+}

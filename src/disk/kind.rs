@@ -146,6 +146,8 @@ impl fmt::Display for BackingKind {
 pub struct FileSystem(u64);
 
 impl FileSystem {
+    pub(super) const BTRFS: Self = Self(0x9123_683E);
+
     pub(super) fn of(statfs: &StatFs) -> Self {
         Self(u64::try_from(statfs.f_type).unwrap_or_default())
     }

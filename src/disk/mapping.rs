@@ -18,7 +18,8 @@ use crate::copy::recording::{Synced, Syncing};
 use crate::copy::{self, Hint, Persist, Segments};
 use crate::stop_point::{self, Point};
 pub(super) use loss::Loss;
-use loss::{has_no_space, path_of};
+pub(super) use loss::lacks_space;
+use loss::path_of;
 use room::Room;
 
 mod loss;
@@ -409,11 +410,11 @@ impl Mapping {
     #[inline(never)]
     fn fell_short(&self, operation: &'static str, offset: u64, start: *const u8, copied: usize) -> DiskError {
         let (offset, start) = (offset.saturating_add(copied as u64), start.wrapping_add(copied));
-        let loss = match operation {
-            READING => self.loss(offset, start),
-            // On DAX a hole can be read and not be stored into.
-            _ if has_no_space(&self.file, offset) => Loss::Full { file: path_of(&self.file), offset },
-            _ => self.loss(offset, start),
+        // On DAX a hole, or what is shared, can be read and not be stored into.
+        let lacking = (operation != READING).then(|| lacks_space(&self.file, offset)).flatten();
+        let loss = match lacking {
+            Some(lacking) => Loss::Full { file: path_of(&self.file), offset, lacking },
+            None => self.loss(offset, start),
         };
         DiskError::Io { operation, source: io::Error::other(loss) }
     }
@@ -426,12 +427,12 @@ impl Mapping {
         if unsafe { copy::can_read(address) } {
             return Loss::GuestMemory;
         }
-        match self.file.metadata().map(|metadata| metadata.len()) {
-            Ok(file_bytes) if file_bytes <= offset => {
+        match (self.file.metadata().map(|metadata| metadata.len()), lacks_space(&self.file, offset)) {
+            (Ok(file_bytes), _) if file_bytes <= offset => {
                 Loss::Truncated { file, file_bytes, len_bytes: self.len_bytes() }
             }
-            _ if has_no_space(&self.file, offset) => Loss::Full { file, offset },
-            _ => Loss::Media { file, offset },
+            (_, Some(lacking)) => Loss::Full { file, offset, lacking },
+            (_, None) => Loss::Media { file, offset },
         }
     }
 

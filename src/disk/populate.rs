@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use rustix::fs::SeekFrom;
 
+use super::mapping::lacks_space;
 use super::{Backing, BackingKind, Disk, MappedDisk};
 
 /// Bytes populated at a time. The kernel holds the lock of all mappings meanwhile, and a front-end that comes needs it:
@@ -23,62 +24,75 @@ pub struct Populated {
     pub bytes: u64,
     /// Bytes that could not be entered: bad media, no space, or the kernel has no means (before 5.14).
     pub failed_bytes: u64,
+    /// Bytes of these that there is no space for: a write to them fails.
+    pub full_bytes: u64,
 }
 
 impl Backing {
-    /// Enters the disk's mapping into the page tables, until `should_stop`. None where that is no use: page
-    /// cache and block devices.
+    /// Enters the disk's mapping from this byte on into the page tables, until `should_stop`. None where that is no use:
+    /// page cache and block devices.
     ///
     /// No hole is filled that the disk was to leave: call it only for disks that are not sparse. Bytes that a
     /// guest discards meanwhile may be given space again.
-    pub fn populate(&self, should_stop: impl Fn() -> bool) -> Option<Populated> {
+    pub fn populate(&self, from_bytes: u64, should_stop: impl Fn() -> bool) -> Option<Populated> {
         match self {
-            Self::Mapped(disk) => Some(populate(disk, should_stop)),
+            Self::Mapped(disk) => Some(populate(disk, from_bytes, should_stop)),
             Self::File(_) | Self::Block(_) => None,
         }
     }
 }
 
-fn populate(disk: &MappedDisk, should_stop: impl Fn() -> bool) -> Populated {
+fn populate(disk: &MappedDisk, from_bytes: u64, should_stop: impl Fn() -> bool) -> Populated {
     let mut populated = Populated::default();
     let capacity_bytes = disk.geometry().capacity_bytes;
-    let mut at = 0;
+    let mut at = from_bytes;
     while let Some(part) = next_part(disk, at..capacity_bytes) {
         if should_stop() {
             break;
         }
         let len = part.end - part.start;
         at = part.end;
-        let failed_bytes = match disk.mapping().populate(part.clone()) {
+        let failed = match disk.mapping().populate(part.clone()) {
             Ok(()) => {
                 if disk.kind() == BackingKind::Tmpfs {
                     // Space was allocated before the kernel could know that huge pages are wanted. Without
                     // them it is slower, that is all.
                     let _ = disk.mapping().gather(part);
                 }
-                0
+                Failed::default()
             }
-            Err(_) => failed_bytes(disk, part),
+            Err(_) => failed(disk, part),
         };
-        populated.bytes += len - failed_bytes;
-        populated.failed_bytes += failed_bytes;
+        populated.bytes += len - failed.bytes;
+        populated.failed_bytes += failed.bytes;
+        populated.full_bytes += failed.full_bytes;
     }
     populated
 }
 
+/// What could not be populated; bytes.
+#[derive(Debug, Default)]
+struct Failed {
+    bytes: u64,
+    full_bytes: u64,
+}
+
 /// Populates what can be in smaller parts, and answers how much could not.
 #[cold]
-fn failed_bytes(disk: &MappedDisk, range: Range<u64>) -> u64 {
-    let mut failed_bytes = 0;
+fn failed(disk: &MappedDisk, range: Range<u64>) -> Failed {
+    let mut failed = Failed::default();
     let mut at = range.start;
     while at < range.end {
         let end = range.end.min(at.saturating_add(SMALL_STEP_BYTES));
         if disk.mapping().populate(at..end).is_err() {
-            failed_bytes += end - at;
+            failed.bytes += end - at;
+            if lacks_space(disk.file(), at).is_some() {
+                failed.full_bytes += end - at;
+            }
         }
         at = end;
     }
-    failed_bytes
+    failed
 }
 
 /// The next part of `range` to be populated, at most a step. Reading a hole of tmpfs would fill it: a disk
@@ -119,10 +133,10 @@ mod tests {
             steps.set(steps.get() + 1);
             steps.get() == 2
         };
-        let populated = disk.populate(stop).unwrap();
+        let populated = disk.populate(0, stop).unwrap();
         assert_eq!((populated.bytes, populated.failed_bytes), (STEP_BYTES, 0));
         assert_eq!(again.metadata().unwrap().blocks() * 512, STEP_BYTES);
-        let populated = disk.populate(|| false).unwrap();
+        let populated = disk.populate(0, || false).unwrap();
         assert_eq!(populated.bytes, capacity_bytes);
         let Backing::Mapped(mapped) = &disk else { unreachable!() };
         assert_eq!(disk.huge_bytes(), None, "not counted yet");
@@ -145,7 +159,7 @@ mod tests {
         let before = file.metadata().unwrap().blocks();
         let options = OpenOptions { read_only: true, lock: LockMode::Off, ..OpenOptions::new("db0") };
         let opened = open(&path, &options).unwrap();
-        let populated = opened.disk.populate(|| false).unwrap();
+        let populated = opened.disk.populate(0, || false).unwrap();
         assert_eq!((populated.bytes, populated.failed_bytes), (8192, 0));
         assert_eq!(file.metadata().unwrap().blocks(), before);
     }
@@ -158,7 +172,7 @@ mod tests {
         let geometry = Geometry { capacity_bytes: 8 << 20, block_bytes: 512, read_only: false };
         let disk = Backing::Mapped(MappedDisk::new(file, geometry).unwrap());
         again.set_len(3 << 20).unwrap();
-        let populated = disk.populate(|| false).unwrap();
+        let populated = disk.populate(0, || false).unwrap();
         assert_eq!((populated.bytes, populated.failed_bytes), (2 << 20, 6 << 20));
     }
 }

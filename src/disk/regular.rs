@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, IFlags, ioctl_getflags, ioctl_setflags};
 
 use super::growth::GrowthPolicy;
 use super::lock::BackingFile;
@@ -14,7 +14,7 @@ use super::open::{check_durability, check_regular, check_size, deep_flush_files}
 use super::space::{self, fallocate};
 use super::sysfs::Sysfs;
 use super::{
-    Backing, BackingKind, Durability, FileDisk, FileLock, Geometry, MappedDisk, Media, OpenError,
+    Backing, BackingKind, Durability, FileDisk, FileLock, FileSystem, Geometry, MappedDisk, Media, OpenError,
     OpenOptions, Opened, Place,
 };
 
@@ -100,7 +100,7 @@ impl<'a> Found<'a> {
         match options.size_bytes {
             None => {
                 check_size(place, "the file", file_bytes, options.block_bytes)?;
-                self.fill_holes(metadata, file_bytes)?;
+                self.own_space(metadata, file_bytes)?;
                 Ok(file_bytes)
             }
             Some(size_bytes) if file_bytes == 0 && !options.read_only => {
@@ -111,7 +111,7 @@ impl<'a> Found<'a> {
                 Err(OpenError::TooSmall { place: place.clone(), size_bytes, file_bytes })
             }
             Some(size_bytes) => {
-                self.fill_holes(metadata, size_bytes)?;
+                self.own_space(metadata, size_bytes)?;
                 Ok(size_bytes)
             }
         }
@@ -129,6 +129,9 @@ impl<'a> Found<'a> {
         }
         if !self.options.sparse {
             self.check_memory(size_bytes)?;
+        }
+        if let Err(error) = self.write_in_place() {
+            self.warn_of_copies(Some(&error));
         }
         // Its length last: whoever is killed meanwhile leaves no disk behind that has no space.
         let is_allocated =
@@ -182,11 +185,83 @@ impl<'a> Found<'a> {
         }
     }
 
-    /// Gives every hole its space where a write could not fail otherwise.
-    fn fill_holes(&self, metadata: &Metadata, size_bytes: u64) -> Result<(), OpenError> {
-        if self.options.read_only || !self.media.kind.is_written_through_mapping() {
+    /// Makes sure of space for what can be written to, as far as that was asked for.
+    fn own_space(&self, metadata: &Metadata, size_bytes: u64) -> Result<(), OpenError> {
+        if self.options.read_only {
             return Ok(());
         }
+        if self.is_copied_on_write() {
+            self.warn_of_copies(None);
+        }
+        if !self.options.sparse {
+            self.unshare(size_bytes)?;
+        }
+        match self.media.kind.is_written_through_mapping() {
+            true => self.fill_holes(metadata, size_bytes),
+            false => Ok(()),
+        }
+    }
+
+    /// What other files have as well (clones, snapshots) has to be copied when it is written to. A write through the
+    /// mapping must not fail for that, and so it is copied now; others must at least have the space.
+    fn unshare(&self, size_bytes: u64) -> Result<(), OpenError> {
+        let is_mapped = self.media.kind.is_written_through_mapping();
+        let free_bytes = space::free_bytes(&self.file);
+        if !is_mapped && free_bytes.is_none_or(|free_bytes| free_bytes >= size_bytes) {
+            return Ok(());
+        }
+        let shared_bytes = space::shared_bytes(&self.file, 0..size_bytes);
+        if shared_bytes == 0 {
+            return Ok(());
+        }
+        let no_space = |source| {
+            let remedy = "free some space, or use sparse=on, with which writes fail that find none";
+            self.no_space_with(remedy, shared_bytes, free_bytes, source)
+        };
+        if free_bytes.is_some_and(|free_bytes| free_bytes < shared_bytes) {
+            return Err(no_space(io::Error::other("as much of it is shared with other files")));
+        }
+        if is_mapped {
+            let unshared = fallocate(&self.file, space::UNSHARE, 0, size_bytes)
+                .and_then(|is_done| if is_done { space::sync_data(&self.file) } else { Ok(()) });
+            unshared.map_err(|source| match source.raw_os_error() {
+                Some(libc::ENOSPC | libc::EDQUOT) => no_space(source),
+                _ => {
+                    OpenError::system(&self.place, "copy what other files share of", "use sparse=on", source)
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Whether what is written goes to a new place each time, which takes space even where there is some: on btrfs, unless
+    /// it was told otherwise while the file was empty.
+    fn is_copied_on_write(&self) -> bool {
+        let is_btrfs = self.media.kind == BackingKind::OrdinaryFile { file_system: FileSystem::BTRFS };
+        is_btrfs && !ioctl_getflags(&**self.file).is_ok_and(|flags| flags.contains(IFlags::NOCOW))
+    }
+
+    /// Has a file that is still empty written where it lies.
+    fn write_in_place(&self) -> io::Result<()> {
+        if !self.is_copied_on_write() {
+            return Ok(());
+        }
+        let file: &File = &self.file;
+        Ok(ioctl_setflags(file, ioctl_getflags(file)? | IFlags::NOCOW)?)
+    }
+
+    fn warn_of_copies(&self, error: Option<&io::Error>) {
+        tracing::warn!(
+            disk = self.options.name,
+            path = %self.place.path().display(),
+            error = error.map(tracing::field::display),
+            "btrfs writes this file to new places each time: writes fail when the file system is full, whatever space the \
+             file has; a file that is created with size=, or empty with chattr +C, does not need that"
+        );
+    }
+
+    /// Gives every hole its space where a write could not fail otherwise.
+    fn fill_holes(&self, metadata: &Metadata, size_bytes: u64) -> Result<(), OpenError> {
         // Blocks can lie behind the end as well, and what was never written to can have its space all the same.
         let short_bytes = size_bytes.saturating_sub(metadata.blocks().saturating_mul(512));
         if self.options.sparse {

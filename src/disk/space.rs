@@ -7,8 +7,8 @@ use std::ops::Range;
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::BackingKind;
 use super::cgroup::MemoryLimit;
+use super::{BackingKind, sys};
 
 #[cfg(test)]
 use crate::copy::recording::{self, Synced, Syncing};
@@ -24,6 +24,38 @@ pub(super) const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(Falloc
 
 /// Let the bytes read as zeroes and keep their space.
 pub(super) const ZERO: FallocateFlags = FallocateFlags::ZERO_RANGE.union(FallocateFlags::KEEP_SIZE);
+
+/// Have space that is shared with other files copied, so that every byte has its own.
+pub(super) const UNSHARE: FallocateFlags = FallocateFlags::UNSHARE_RANGE.union(FallocateFlags::KEEP_SIZE);
+
+/// Why a write may need space that it does not find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lacking {
+    /// Nothing was there yet.
+    Hole,
+    /// It is shared with another file, and so has to be copied.
+    Shared,
+    /// The file system writes everything to new places, or has its reasons.
+    Unknown,
+}
+
+impl Lacking {
+    /// What this byte of a file lacks, if it has no space of its own.
+    pub(super) fn at(file: &File, offset: u64) -> Option<Self> {
+        // Offsets of the open file are nobody's business: all I/O names its own.
+        let is_hole = rustix::fs::seek(file, SeekFrom::Hole(offset)).is_ok_and(|hole| hole == offset);
+        let is_shared = || shared_bytes(file, offset..offset.saturating_add(1)) != 0;
+        match is_hole {
+            true => Some(Self::Hole),
+            false => is_shared().then_some(Self::Shared),
+        }
+    }
+}
+
+/// Bytes of this part of the file that other files have as well; none where the file system does not know.
+pub(super) fn shared_bytes(file: &File, part: Range<u64>) -> u64 {
+    sys::shared_bytes(file, part).unwrap_or(0)
+}
 
 /// Does `what` to `len` bytes at `offset`; `false` when this file system cannot.
 ///

@@ -243,6 +243,7 @@ struct FiemapExtent {
 }
 
 const FIEMAP_EXTENT_LAST: u32 = 1;
+const FIEMAP_EXTENT_SHARED: u32 = 0x2000;
 /// Its place is unknown, not on the device, or not in whole blocks: nothing can be said about it.
 const FIEMAP_EXTENT_ELSEWHERE: u32 = 0x2 | 0x4 | 0x8 | 0x100;
 
@@ -254,14 +255,39 @@ const _: () = assert!(std::mem::offset_of!(Fiemap, extents) == 32);
 /// # Errors
 /// The error of the ioctl: not every file system knows.
 pub(super) fn extents(file: &File) -> io::Result<Vec<FileExtent>> {
+    let mut found = Vec::new();
+    for_each_extent(file, 0..u64::MAX, |extent| {
+        if extent.flags & FIEMAP_EXTENT_ELSEWHERE == 0 {
+            let FiemapExtent { logical, physical, length: len, .. } = *extent;
+            found.push(FileExtent { logical, physical, len });
+        }
+    })?;
+    Ok(found)
+}
+
+/// Bytes of a part of a file whose space is not for it alone: another file, or a snapshot, has it as well.
+///
+/// # Errors
+/// The error of the ioctl: not every file system knows.
+pub(super) fn shared_bytes(file: &File, part: Range<u64>) -> io::Result<u64> {
+    let mut bytes = 0_u64;
+    for_each_extent(file, part.clone(), |extent| {
+        if extent.flags & FIEMAP_EXTENT_SHARED != 0 {
+            let end = extent.logical.saturating_add(extent.length).min(part.end);
+            bytes = bytes.saturating_add(end.saturating_sub(extent.logical.max(part.start)));
+        }
+    })?;
+    Ok(bytes)
+}
+
+fn for_each_extent(file: &File, part: Range<u64>, mut with: impl FnMut(&FiemapExtent)) -> io::Result<()> {
     let none =
         FiemapExtent { logical: 0, physical: 0, length: 0, reserved64: [0; 2], flags: 0, reserved: [0; 3] };
-    let mut found = Vec::new();
-    let mut start = 0;
-    loop {
+    let mut start = part.start;
+    while start < part.end {
         let mut map = Fiemap {
             start,
-            length: u64::MAX - start,
+            length: part.end - start,
             flags: 0,
             mapped_extents: 0,
             extent_count: u32::try_from(FIEMAP_EXTENTS).unwrap_or(0),
@@ -274,20 +300,14 @@ pub(super) fn extents(file: &File) -> io::Result<Vec<FileExtent>> {
             return Err(io::Error::last_os_error());
         }
         let count = usize::try_from(map.mapped_extents).unwrap_or(0).min(FIEMAP_EXTENTS);
-        for extent in map.extents.iter().take(count) {
-            if extent.flags & FIEMAP_EXTENT_ELSEWHERE == 0 {
-                let FiemapExtent { logical, physical, length: len, .. } = *extent;
-                found.push(FileExtent { logical, physical, len });
-            }
-            if extent.flags & FIEMAP_EXTENT_LAST != 0 {
-                return Ok(found);
-            }
-            start = extent.logical.saturating_add(extent.length);
-        }
-        if count == 0 {
-            return Ok(found);
-        }
+        let found = map.extents.get(..count).unwrap_or_default();
+        found.iter().for_each(&mut with);
+        start = match found.last() {
+            Some(last) if last.flags & FIEMAP_EXTENT_LAST == 0 => last.logical.saturating_add(last.length),
+            _ => part.end,
+        };
     }
+    Ok(())
 }
 
 #[cfg(test)]

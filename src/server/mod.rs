@@ -138,7 +138,8 @@ impl Server<Backing> {
         tracing::info!("copies: {}", engine.describe());
         // The sockets are listened on: from here on nothing makes a front-end wait.
         let eager = server.disks.iter().zip(&server.contexts).filter(|(disk, _)| !disk.sparse);
-        server.populator = Populator::start(eager.map(|(_, context)| context.device.clone()).collect());
+        let eager = eager.map(|(_, context)| context.device.clone()).collect();
+        server.populator = Populator::start(eager, 0);
         let all = server.disks.iter().zip(&server.contexts);
         let resizable = |(disk, context): (&DiskSummary, &Arc<_>)| Resizable {
             context: Arc::clone(context),

@@ -16,8 +16,8 @@ pub(super) struct Populator {
 }
 
 impl Populator {
-    /// Populates the disks one after another. Without a thread they are served as well, only slower at first.
-    pub(super) fn start(devices: Vec<Arc<Device<Backing>>>) -> Option<Self> {
+    /// Populates the disks one after another, from this byte on. Without a thread they are served as well, only slower at first.
+    pub(super) fn start(devices: Vec<Arc<Device<Backing>>>, from_bytes: u64) -> Option<Self> {
         let log_limit = devices.first()?.log_limit().clone();
         let is_stopping = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&is_stopping);
@@ -27,7 +27,7 @@ impl Populator {
                 if should_stop() {
                     return;
                 }
-                if let Some(populated) = device.disk().populate(should_stop) {
+                if let Some(populated) = device.disk().populate(from_bytes, should_stop) {
                     report(device, populated);
                 }
             }
@@ -65,11 +65,19 @@ impl Drop for Populator {
 
 /// A file that grows again and again is populated as often.
 fn report(device: &Device<Backing>, populated: Populated) {
-    let Populated { bytes, failed_bytes } = populated;
+    let Populated { bytes, failed_bytes, full_bytes } = populated;
     let Some(suppressed) = device.log_limit().admit(Cause::Populate) else { return };
     let disk = &device.identity().name;
     tracing::info!(disk, bytes, suppressed, "populated");
-    if failed_bytes != 0 {
+    if full_bytes != 0 {
+        tracing::warn!(
+            disk,
+            full_bytes,
+            suppressed,
+            "parts of the disk have no space of their own, and their file system has none: writes there fail; free some"
+        );
+    }
+    if failed_bytes > full_bytes {
         tracing::warn!(
             disk,
             failed_bytes,

@@ -112,17 +112,18 @@ impl Resizer {
             }
             context.front_ends.config_changed();
             if !sparse {
-                self.populate(context);
+                self.populate(context, from_bytes);
             }
         }
         Ok(Resized { from_bytes, to_bytes })
     }
 
-    /// Enters the disk into the page tables, on a thread that ends when it is done.
-    fn populate(&self, context: &SessionContext<Backing>) {
+    /// Enters a new part into the page tables, on a thread that ends when it is done. What is before it was so, or others
+    /// have come to share it (a clone): that would have to be copied.
+    fn populate(&self, context: &SessionContext<Backing>, from_bytes: u64) {
         let mut populators = self.0.populators.lock().unwrap_or_else(PoisonError::into_inner);
         populators.retain(|it| !it.is_finished());
-        populators.extend(Populator::start(vec![context.device.clone()]));
+        populators.extend(Populator::start(vec![context.device.clone()], from_bytes));
     }
 
     /// It would only delay the end.

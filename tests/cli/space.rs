@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::common::daemon::{Place, Setup};
-use super::common::host::{MemoryGroup, script};
+use super::common::host::{Made, MemoryGroup, script};
 use super::common::wait_for;
 use super::{assert_error, image};
 
@@ -104,4 +104,28 @@ fn a_disk_grows_where_only_the_plain_kind_of_allocation_is_known() {
     });
     assert!(!daemon.log().contains("cannot preallocate"), "{}", daemon.log());
     daemon.stop();
+}
+
+#[test]
+fn files_that_btrfs_copies_on_write_are_warned_of() {
+    const WARNING: &str =
+        "btrfs writes this file to new places each time: writes fail when the file system is full";
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let Some(made) = Made::new(folder.path(), "btrfs", &["--mixed"], 128 * MIB) else { return };
+    std::fs::write(made.folder().join("old.img"), vec![7; 1 << 20]).unwrap();
+    for (name, keys, is_warned) in
+        [("old", "", true), ("old", "readonly=on", false), ("new", "size=1M", false), ("new", "", false)]
+    {
+        let path = made.folder().join(name).with_extension("img");
+        let socket = folder.path().join("s");
+        let disk = format!("path={},socket={},{keys}", path.display(), socket.display());
+        let disk = disk.trim_end_matches(',');
+        let mut command = super::program(["serve", "--disk", disk]);
+        command.stderr(std::process::Stdio::piped());
+        let mut daemon = super::Running::spawn(command);
+        wait_for("it listens", || socket.exists().then_some(()));
+        daemon.terminate();
+        let log = std::io::read_to_string(daemon.0.stderr.take().unwrap()).unwrap();
+        assert_eq!(log.contains(WARNING), is_warned, "{name} {keys}: {log}");
+    }
 }

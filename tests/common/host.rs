@@ -96,6 +96,54 @@ impl Drop for HugePages {
     }
 }
 
+/// A new file system of a kind and a size, made in a file of this folder with these options of its `mkfs`, and mounted on
+/// its folder `mount`.
+#[derive(Debug)]
+pub struct Made {
+    mount: PathBuf,
+}
+
+impl Made {
+    /// None where that is not allowed, or its tools are not there; says so.
+    pub fn new(folder: &Path, kind: &str, options: &[&str], bytes: u64) -> Option<Self> {
+        let (file, mount) = (folder.join("device"), folder.join("mount"));
+        std::fs::File::create_new(&file).unwrap().set_len(bytes).unwrap();
+        std::fs::create_dir(&mount).unwrap();
+        let is_made = succeeds(Command::new(format!("mkfs.{kind}")).args(options).arg("-q").arg(&file));
+        let is_mounted =
+            is_made && succeeds(Command::new("mount").args(["-o", "loop"]).arg(&file).arg(&mount));
+        is_mounted.then_some(Self { mount })
+    }
+
+    /// Where it is mounted.
+    pub fn folder(&self) -> &Path {
+        &self.mount
+    }
+
+    /// Fills it up, except for about this many bytes, with a file of this name.
+    pub fn fill(&self, name: &str, except_bytes: u64) {
+        let file = std::fs::File::create_new(self.mount.join(name)).unwrap();
+        let mut at = 0;
+        for step in [16 << 20, 1 << 20, 4096_u64] {
+            let free = || {
+                let it = rustix::fs::statvfs(&self.mount).unwrap();
+                it.f_bavail * it.f_frsize
+            };
+            while free() >= except_bytes + step
+                && rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), at, step).is_ok()
+            {
+                at += step;
+            }
+        }
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.mount).status();
+    }
+}
+
 /// A control group with a limit of memory; removed when dropped, by when nobody may be in it any more.
 #[derive(Debug)]
 pub struct MemoryGroup {

@@ -24,6 +24,7 @@ use vhost_user_pmem::disk::{
     Opened, describe, open,
 };
 
+mod copy_on_write;
 mod create;
 mod device;
 mod durable;

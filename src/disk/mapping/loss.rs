@@ -5,8 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 
-use rustix::fs::SeekFrom;
-
+use super::super::space::{self, Lacking};
 use super::{DiskError, HUGE_PAGE_BYTES};
 
 /// What was not there when it was to be copied.
@@ -19,11 +18,8 @@ pub(in super::super) enum Loss {
          and restore what is missing", file.display()
     )]
     Truncated { file: PathBuf, file_bytes: u64, len_bytes: u64 },
-    #[error(
-        "{}: no space is left on its file system for the hole at byte {offset}; free some, or preallocate",
-        file.display()
-    )]
-    Full { file: PathBuf, offset: u64 },
+    #[error("{}: no space is left on its file system {}", file.display(), needed_for(*lacking, *offset))]
+    Full { file: PathBuf, offset: u64, lacking: Lacking },
     #[error(
         "{}: this process may not write to byte {offset} of a file; raise its limit (ulimit -f, LimitFSIZE= of the \
          service)", file.display()
@@ -37,7 +33,10 @@ impl Loss {
     /// Why bytes could not be written to a file at this offset, where an error of the system says too little.
     pub(in super::super) fn of_write(file: &File, offset: u64, error: io::Error) -> io::Error {
         match error.raw_os_error() {
-            Some(libc::ENOSPC | libc::EDQUOT) => io::Error::other(Self::Full { file: path_of(file), offset }),
+            Some(libc::ENOSPC | libc::EDQUOT) => {
+                let lacking = Lacking::at(file, offset).unwrap_or(Lacking::Unknown);
+                io::Error::other(Self::Full { file: path_of(file), offset, lacking })
+            }
             Some(libc::EFBIG) => io::Error::other(Self::Limited { file: path_of(file), offset }),
             _ => error,
         }
@@ -59,13 +58,21 @@ pub(super) fn path_of(file: &File) -> PathBuf {
     std::fs::read_link(&link).unwrap_or_else(|_| link.into())
 }
 
-/// Whether a byte is not there because its file system has no space for it: it is in a hole, and what could be had
-/// is less than a huge page. (Of what has its space, the media is to blame, however full the file system is.)
-pub(super) fn has_no_space(file: &File, offset: u64) -> bool {
-    // Offsets of the open file are nobody's business: all I/O names its own.
-    let is_hole = rustix::fs::seek(file, SeekFrom::Hole(offset)).is_ok_and(|hole| hole == offset);
+/// What space was needed for, and what helps.
+fn needed_for(lacking: Lacking, offset: u64) -> String {
+    match lacking {
+        Lacking::Hole => format!("for the hole at byte {offset}; free some, or preallocate"),
+        Lacking::Shared => {
+            format!("to copy what it shares with another file at byte {offset}; free some, or copy it before")
+        }
+        Lacking::Unknown => format!("for a write at byte {offset}; free some"),
+    }
+}
+
+/// What a byte that is not there lacks because its file system has no space for it: it is in a hole, or shared, and what
+/// could be had is less than a huge page. (Of what has its space, the media is to blame, however full the file system is.)
+pub(in super::super) fn lacks_space(file: &File, offset: u64) -> Option<Lacking> {
     // Some is set aside: what is free is not all to be had.
-    let is_full = rustix::fs::fstatvfs(file)
-        .is_ok_and(|it| it.f_blocks > 0 && it.f_bavail.saturating_mul(it.f_frsize) < HUGE_PAGE_BYTES as u64);
-    is_hole && is_full
+    let is_full = space::free_bytes(file).is_some_and(|bytes| bytes < HUGE_PAGE_BYTES as u64);
+    is_full.then(|| Lacking::at(file, offset))?
 }

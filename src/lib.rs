@@ -38,6 +38,8 @@ pub mod cpus;
 mod crash;
 pub mod disk;
 mod log_limit;
+#[cfg(feature = "daemon")]
+mod log_queue;
 pub mod server;
 #[cfg(feature = "stock")]
 pub mod stock;

@@ -156,8 +156,8 @@ fn memory_does_not_grow_with_requests() {
 
 #[test]
 fn threads_are_as_many_as_processors_and_no_more_than_rings() {
-    /// The main thread, one each for signals, new front-ends and files that grow, and one for each front-end.
-    const OTHERS: usize = 5;
+    /// The main thread, one each for the log, signals, new front-ends and files that grow, and one for each front-end.
+    const OTHERS: usize = 6;
     let processors = std::thread::available_parallelism().unwrap().get();
     let daemon = daemon("");
     let process = Process(daemon.pid());

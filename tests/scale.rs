@@ -36,8 +36,8 @@ const CONNECTED_LIMIT_BYTES: u64 = if cfg!(debug_assertions) { 128 << 20 } else 
 const FDS_OF_A_DISK: usize = 3;
 const OTHER_FDS: usize = 16;
 
-/// The main thread, one each for signals, new front-ends and files that grow.
-const THREADS: usize = 4;
+/// The main thread, one each for the log, signals, new front-ends and files that grow.
+const THREADS: usize = 5;
 
 /// Four regions, as many as a virtual machine monitor may have: all guests together have thousands.
 fn spans() -> Vec<Span> {

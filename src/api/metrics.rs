@@ -2,6 +2,7 @@
 
 use std::fmt::{Display, Write as _};
 
+use crate::log_queue::dropped_lines;
 use crate::server::Observation;
 use crate::virtio::blk::Counters;
 
@@ -81,6 +82,9 @@ pub fn text(disks: &[Observation]) -> String {
     let mut text = String::new();
     header(&mut text, "build_info", "The version of the program.", "gauge");
     sample(&mut text, "build_info", &[("version", &env!("CARGO_PKG_VERSION"))], 1.0);
+    let help = "Lines of the log that were dropped, since nobody read it.";
+    header(&mut text, "dropped_log_lines_total", help, "counter");
+    sample(&mut text, "dropped_log_lines_total", &[], dropped_lines() as f64);
     header(&mut text, "disk_info", "What the disk lies on, and how far a flushed write is safe.", "gauge");
     for disk in disks {
         let (durability, backing) = (disk.durability.word(), disk.kind.to_string());

@@ -97,6 +97,10 @@ pub(super) fn announce(manager: Option<&Manager>, kept: Vec<Kept>) {
     for Kept { disk, socket } in kept {
         if let Err(error) = manager.keep(&disk, socket.as_fd()) {
             tracing::warn!(disk, %error, "the service manager does not keep the socket");
+            if error.kind() == io::ErrorKind::WouldBlock {
+                // It takes nothing at all: the others need not wait for it as well.
+                break;
+            }
         }
     }
     if let Err(error) = manager.ready() {

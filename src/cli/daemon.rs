@@ -12,11 +12,11 @@ use crate::config::ServerConfig;
 use crate::server::{DiskSummary, Server};
 
 /// Serves until a signal or the server itself ends it, and metrics on a socket if one is given. `announce` is
-/// called once everything listens.
-pub(super) fn run(
+/// called once everything listens; what it returns is kept until the end.
+pub(super) fn run<T>(
     mut config: ServerConfig,
     metrics: Option<&Path>,
-    announce: impl FnOnce(&[DiskSummary]),
+    announce: impl FnOnce(&[DiskSummary]) -> T,
 ) -> Result<(), Failure> {
     config.check()?;
     limits::raise_open_files(config.disks.len())?;
@@ -29,7 +29,7 @@ pub(super) fn run(
     let metrics: Option<Serving> = endpoint.map(|endpoint| endpoint.serve(server.observer())).transpose()?;
     let forwarder = signals.forward_to(server.stopper(), server.rereader());
     activation::announce(manager.as_ref(), kept);
-    announce(server.disks());
+    let _announcement = announce(server.disks());
     log(server.disks());
     if forwarder.is_err() {
         server.stopper().stop();

@@ -1,9 +1,14 @@
 //! The log: to standard error, as text for people or as JSON lines for collectors.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal;
+use std::panic::PanicHookInfo;
 
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::log_queue::LogQueue;
 
 const DEFAULT_FILTER: &str = "info";
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -35,23 +40,74 @@ enum Format {
     Json,
 }
 
+/// The log while it is written. Dropping it has the last lines written.
+#[derive(Debug)]
+pub(super) struct Log(LogQueue);
+
+impl Log {
+    /// Writes a line as it is.
+    pub(super) fn line(&self, text: &str) {
+        self.0.push(format!("{text}\n").as_bytes());
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.0.finish();
+    }
+}
+
+impl<'a> MakeWriter<'a> for LogQueue {
+    type Writer = &'a Self;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        self
+    }
+}
+
 impl LogArgs {
     pub(super) fn is_json(&self) -> bool {
         self.format == Format::Json
     }
 
-    /// Sends the process's events to standard error.
-    pub(super) fn init(&self) {
+    /// Sends the process's events to standard error, and what a thread says that panics.
+    pub(super) fn init(&self) -> Log {
+        let tell = |lines| {
+            tracing::warn!(lines, "lines of this log were dropped here: nobody has read it for a while")
+        };
+        let queue = LogQueue::start(std::io::stderr(), tell);
+        self.subscribe(queue.clone());
+        let last_words = queue.clone();
+        // The default one would wait for whoever reads standard error.
+        std::panic::set_hook(Box::new(move |panic| log_panic(panic, &last_words)));
+        Log(queue)
+    }
+
+    fn subscribe(&self, queue: LogQueue) {
         // The filter was checked as an argument.
         let filter = EnvFilter::try_new(&self.filter).unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
         // Its complaint about a closed standard error would go there too, and end the thread.
         let log = tracing_subscriber::fmt().log_internal_errors(false);
-        let log = log.with_env_filter(filter).with_writer(std::io::stderr);
+        let log = log.with_env_filter(filter).with_writer(queue);
         // It fails only where a log is set up already, which then gets the events.
         let _ = match self.format {
             Format::Text => log.with_target(false).with_ansi(wants_colour()).try_init(),
             Format::Json => log.json().try_init(),
         };
+    }
+}
+
+fn log_panic(panic: &PanicHookInfo<'_>, queue: &LogQueue) {
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("unnamed");
+    let trace = Backtrace::capture();
+    let trace =
+        if trace.status() == BacktraceStatus::Captured { format!("\n{trace}") } else { String::new() };
+    let text = format!("thread {name:?} {panic}; this is a bug of the program{trace}");
+    if tracing::enabled!(tracing::Level::ERROR) {
+        tracing::error!("{text}");
+    } else {
+        queue.push(format!("{text}\n").as_bytes());
     }
 }
 

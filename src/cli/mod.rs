@@ -8,7 +8,6 @@
 //! | `exit` | every way to end, one code a cause |
 
 use std::ffi::OsString;
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -33,6 +32,7 @@ mod signals;
 mod size;
 
 use exit::{Exit, Failure};
+use logging::Log;
 
 const NAME: &str = "vhost-user-pmem";
 
@@ -129,7 +129,7 @@ fn parse(args: Vec<OsString>) -> Result<Cli, clap::Error> {
 
 fn execute(cli: Cli) -> Exit {
     let json = cli.log.is_json();
-    cli.log.init();
+    let log = cli.log.init();
     let outcome = match cli.command {
         Some(Command::Serve(args)) => serve::run(args),
         Some(Command::Info(args)) => info::run(&args),
@@ -140,18 +140,17 @@ fn execute(cli: Cli) -> Exit {
     };
     match outcome {
         Ok(()) => Exit::Success,
-        Err(failure) => report(&failure, json),
+        Err(failure) => report(&failure, json, &log),
     }
 }
 
 /// Tells a person, or whoever collects JSON lines, why it failed.
-fn report(failure: &Failure, json: bool) -> Exit {
+fn report(failure: &Failure, json: bool, log: &Log) -> Exit {
     let exit = failure.exit();
     if json && tracing::enabled!(tracing::Level::ERROR) {
         tracing::error!(exit_code = exit.code(), "{failure}");
     } else {
-        // Nobody is left to be told when standard error is closed.
-        let _ = writeln!(std::io::stderr(), "error: {failure}");
+        log.line(&format!("error: {failure}"));
     }
     exit
 }

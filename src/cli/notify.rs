@@ -6,11 +6,15 @@ use std::os::fd::BorrowedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 /// Longest name of a kept descriptor in bytes.
 const MAX_NAME_BYTES: usize = 255;
+
+/// How long a manager that reads nothing is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The service manager that has started this process.
 #[derive(Debug)]
@@ -35,6 +39,7 @@ impl Manager {
         };
         let socket = UnixDatagram::unbound()?;
         socket.connect_addr(&address)?;
+        socket.set_write_timeout(Some(PATIENCE))?;
         // How many, set since systemd 254 by FileDescriptorStoreMax=.
         let most = std::env::var("FDSTORE").ok().and_then(|it| it.parse::<u32>().ok());
         Ok(Self { socket, keeps_descriptors: most.is_some_and(|most| most != 0) })

@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use clap::Args;
@@ -76,6 +77,9 @@ pub(super) struct ServeArgs {
     deep_flush: DeepFlush,
 }
 
+/// How long the end of the process waits for a start message that nobody may ever read.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// The longest that can be said: a minute.
 const MAX_POLL_US: u64 = 60_000_000;
 
@@ -136,18 +140,30 @@ fn warn_of_equal_serials(disks: &[DiskConfig]) {
     }
 }
 
-fn announce(disks: &[DiskSummary]) {
-    if let Err(error) = print_hints(disks) {
-        // Nobody reads it: no reason not to serve.
-        tracing::debug!("cannot write the start message ({error})");
+/// The start message, on a thread that nobody waits for: standard output may be a pipe that is not read.
+fn announce(disks: &[DiskSummary]) -> Announcement {
+    let text: String = disks.iter().map(|disk| hints::Hints(disk).to_string()).collect();
+    let (working, done) = mpsc::channel();
+    let thread = std::thread::Builder::new().name("hints".into()).spawn(move || {
+        let _working: mpsc::Sender<()> = working;
+        let mut out = io::stdout().lock();
+        if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+            // Nobody reads it: no reason not to serve.
+            tracing::debug!("cannot write the start message ({error})");
+        }
+    });
+    if let Err(error) = thread {
+        tracing::warn!(%error, "no thread for the start message: it is not written");
     }
+    Announcement(done)
 }
 
-fn print_hints(disks: &[DiskSummary]) -> io::Result<()> {
-    // Standard output by itself would be written to line by line.
-    let mut out = BufWriter::new(io::stdout().lock());
-    for disk in disks {
-        write!(out, "{}", hints::Hints(disk))?;
+/// The start message on its way. Dropping it waits until it is out, but not for long.
+struct Announcement(mpsc::Receiver<()>);
+
+impl Drop for Announcement {
+    fn drop(&mut self) {
+        // It fails as soon as the thread has ended.
+        let _ = self.0.recv_timeout(LAST_WORDS);
     }
-    out.flush()
 }

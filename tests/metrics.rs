@@ -19,13 +19,14 @@ use common::{PATIENCE, wait_for};
 const README: &str = include_str!("../README.md");
 
 /// What one disk has counted.
-const COUNTERS: [&str; 10] = [
+const COUNTERS: [&str; 11] = [
     "reads_total",
     "read_bytes_total",
     "writes_total",
     "written_bytes_total",
     "zeroed_bytes_total",
     "media_written_bytes_total",
+    "populated_zero_bytes_total",
     "flushes_total",
     "other_requests_total",
     "failures_total",

@@ -28,7 +28,7 @@ const fn counter(name: &'static str, help: &'static str, value: fn(&Observation)
     Family { name, help, kind: "counter", value }
 }
 
-const FAMILIES: [Family; 16] = [
+const FAMILIES: [Family; 17] = [
     gauge("capacity_bytes", "Size of the disk.", |disk| number(disk.capacity_bytes)),
     gauge("read_only", "1 where writes are refused.", |disk| number(disk.read_only.into())),
     gauge("front_ends", "Front-ends that are connected.", |disk| number(disk.front_ends as u64)),
@@ -45,12 +45,21 @@ const FAMILIES: [Family; 16] = [
     counter("zeroed_bytes_total", "Bytes that guests have asked to be zeroes.", |disk| {
         number(disk.counters.zeroed_bytes)
     }),
-    counter("media_written_bytes_total", "Bytes that the media took, for writes and for zeroes.", |disk| {
-        number(disk.counters.media_written_bytes)
-    }),
+    counter(
+        "media_written_bytes_total",
+        "Bytes that the media took, for writes, for zeroes, and to populate the mapping. Not what a file system writes by \
+         itself: on DAX up to 2 MiB of zeroes at a first store into space without data, and 128 KiB or more to copy a block \
+         that files share.",
+        |disk| number(disk.counters.media_written_bytes.saturating_add(disk.populated_zero_bytes)),
+    ),
+    counter(
+        "populated_zero_bytes_total",
+        "Of these, bytes of persistent memory without data that Linux zeroed to populate the mapping.",
+        |disk| number(disk.populated_zero_bytes),
+    ),
     gauge(
         "write_amplification",
-        "Bytes that the media took for each byte that guests wrote or zeroed.",
+        "Bytes that the media took for requests, for each byte that guests wrote or zeroed.",
         |disk| amplification(&disk.counters),
     ),
     counter("flushes_total", "Flushes that succeeded.", |disk| number(disk.counters.flushes)),
@@ -175,7 +184,8 @@ mod tests {
             bad_ranges: vec![4096..8192, 16384..32768],
             regions: vec![Region::testing("region3", Some(7))],
             huge_bytes: Some(2 << 20),
-            counters: Counters::default(),
+            populated_zero_bytes: 8192,
+            counters: Counters { media_written_bytes: 4096, ..Counters::default() },
         }
     }
 
@@ -188,6 +198,8 @@ mod tests {
             r#"vhost_user_pmem_front_ends{disk="a \"b\" \\"} 2"#,
             r#"vhost_user_pmem_bad_bytes{disk="a \"b\" \\"} 20480"#,
             r#"vhost_user_pmem_huge_page_bytes{disk="a \"b\" \\"} 2097152"#,
+            r#"vhost_user_pmem_media_written_bytes_total{disk="a \"b\" \\"} 12288"#,
+            r#"vhost_user_pmem_populated_zero_bytes_total{disk="a \"b\" \\"} 8192"#,
             r#"vhost_user_pmem_dirty_shutdowns{disk="a \"b\" \\",region="region3"} 7"#,
             r#"vhost_user_pmem_bad_range_bytes{disk="a \"b\" \\",offset="16384"} 16384"#,
         ] {

@@ -68,6 +68,15 @@ impl Backing {
         }
     }
 
+    /// Bytes of persistent memory without data that Linux has zeroed to [populate](Backing::populate) the mapping: they cost
+    /// endurance as writes do.
+    pub fn populated_zero_bytes(&self) -> u64 {
+        match self {
+            Self::Mapped(disk) => disk.populated_zero_bytes(),
+            Self::File(_) | Self::Block(_) => 0,
+        }
+    }
+
     /// Whether it is read from persistent memory as the CPU reads memory.
     pub fn is_persistent_memory(&self) -> bool {
         let kind =

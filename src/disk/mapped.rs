@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::extents::{Extents, Written};
@@ -49,6 +50,8 @@ pub struct MappedDisk {
     mending: Mutex<()>,
     /// Bytes in huge pages when they were last counted.
     huge_bytes: Mutex<Option<u64>>,
+    /// Bytes without data that the kernel has zeroed to enter them into the page tables.
+    populated_zero_bytes: AtomicU64,
     namespace: Option<String>,
     log_limit: LogLimit,
 }
@@ -106,6 +109,7 @@ impl MappedDisk {
             bad_list: None,
             mending: Mutex::default(),
             huge_bytes: Mutex::default(),
+            populated_zero_bytes: AtomicU64::new(0),
             namespace: None,
             log_limit: LogLimit::default(),
         })
@@ -156,6 +160,7 @@ impl MappedDisk {
             bad_list: media.bad_list.clone(),
             mending: Mutex::default(),
             huge_bytes: Mutex::default(),
+            populated_zero_bytes: AtomicU64::new(0),
             namespace: media.namespace.clone(),
             log_limit: LogLimit::default(),
         })
@@ -181,6 +186,14 @@ impl MappedDisk {
 
     pub(super) fn huge_bytes(&self) -> Option<u64> {
         *self.huge_bytes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn add_populated_zero_bytes(&self, bytes: u64) {
+        self.populated_zero_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn populated_zero_bytes(&self) -> u64 {
+        self.populated_zero_bytes.load(Ordering::Relaxed)
     }
 
     /// What it lies on.

@@ -8,7 +8,7 @@ use std::ops::Range;
 use rustix::fs::SeekFrom;
 
 use super::mapping::lacks_space;
-use super::{Backing, BackingKind, Disk, MappedDisk};
+use super::{Backing, BackingKind, Disk, MappedDisk, space};
 
 /// Bytes populated at a time. The kernel holds the lock of all mappings meanwhile, and a front-end that comes needs it:
 /// with 64 MiB it waited up to 75 ms for its first answer, with these half as long.
@@ -52,8 +52,10 @@ fn populate(disk: &MappedDisk, from_bytes: u64, should_stop: impl Fn() -> bool) 
         }
         let len = part.end - part.start;
         at = part.end;
+        let zero_bytes = zero_bytes(disk, part.clone());
         let failed = match disk.mapping().populate(part.clone()) {
             Ok(()) => {
+                disk.add_populated_zero_bytes(zero_bytes);
                 if disk.kind() == BackingKind::Tmpfs {
                     // Space was allocated before the kernel could know that huge pages are wanted. Without
                     // them it is slower, that is all.
@@ -75,6 +77,14 @@ fn populate(disk: &MappedDisk, from_bytes: u64, should_stop: impl Fn() -> bool) 
 struct Failed {
     bytes: u64,
     full_bytes: u64,
+}
+
+/// Bytes that the kernel will zero when this part is entered: on DAX a page that can be stored into has data.
+fn zero_bytes(disk: &MappedDisk, part: Range<u64>) -> u64 {
+    match disk.kind() {
+        BackingKind::DaxFile { .. } if !disk.geometry().read_only => space::hole_bytes(disk.file(), part),
+        _ => 0,
+    }
 }
 
 /// Populates what can be in smaller parts, and answers how much could not.

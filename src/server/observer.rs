@@ -34,6 +34,8 @@ pub struct Observation {
     pub bad_ranges: Vec<Range<u64>>,
     /// Bytes that are mapped in huge pages; none where that was not counted.
     pub huge_bytes: Option<u64>,
+    /// Bytes of persistent memory that Linux has zeroed to populate the mapping.
+    pub populated_zero_bytes: u64,
     /// What all its rings have done since the server started.
     pub counters: Counters,
 }
@@ -105,6 +107,7 @@ impl Observed {
             front_ends: self.context.front_ends.count(),
             bad_ranges: disk.bad_ranges(),
             huge_bytes: disk.huge_bytes(),
+            populated_zero_bytes: disk.populated_zero_bytes(),
             counters: self.counters,
         }
     }

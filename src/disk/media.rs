@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, StatFs, StatxAttributes, StatxFlags, statx};
 use super::poison::BadList;
 use super::region::Region;
 use super::sysfs::{Node, Sysfs};
-use super::{BackingKind, Durability, FileSystem, Mapping};
+use super::{BackingKind, Durability, FileSystem, Mapping, map_sync};
 use crate::copy::Engine;
 
 /// What a path is made of.
@@ -63,8 +63,9 @@ impl Media {
         }
         let device = sysfs.block(metadata.dev());
         let regions = device.as_ref().map(Region::all_of).unwrap_or_default();
-        let dax = file.map_or(Dax::No, Dax::of);
-        let mut media = Self::of_dax(dax, FileSystem::of(statfs), regions);
+        let file_system = FileSystem::of(statfs);
+        let dax = file.map_or(Dax::No, |file| Dax::of(file, file_system));
+        let mut media = Self::of_dax(dax, file_system, regions);
         let is_dax = matches!(media.kind, BackingKind::DaxFile { .. });
         media.bad_list = device.filter(|_| is_dax).map(BadList::File);
         if let Some(file) = file {
@@ -82,14 +83,9 @@ impl Media {
 
     /// Of a regular file that is not in memory, by what it says of DAX and by the regions below it.
     fn of_dax(dax: Dax, file_system: FileSystem, regions: Vec<Region>) -> Self {
-        // Lines that cannot be written back make nothing durable: the page cache's rules then.
-        let dax = match dax {
-            Dax::Synchronous if !Engine::get().flushes_lines() => Dax::Pages,
-            dax => dax,
-        };
         let kind = match dax {
             Dax::No => BackingKind::OrdinaryFile { file_system },
-            Dax::Pages | Dax::Synchronous => BackingKind::DaxFile { file_system },
+            Dax::Pages(_) | Dax::Synchronous => BackingKind::DaxFile { file_system },
         };
         let weakest = regions.iter().min_by_key(|region| region.durability());
         let (durability, why) = match (dax, weakest) {
@@ -98,7 +94,7 @@ impl Media {
                 (Durability::Page, "on persistent memory, but not mounted with DAX: page cache".to_owned())
             }
             (_, Some(region)) if region.is_volatile => (Durability::Volatile, region.why()),
-            (Dax::Pages, _) => (Durability::Page, "DAX, but MAP_SYNC is refused or of no use".to_owned()),
+            (Dax::Pages(why), _) => (Durability::Page, format!("DAX, but {why}")),
             // The kernel has been seen to accept MAP_SYNC on virtio-pmem: the region decides.
             (Dax::Synchronous, Some(region)) => (region.durability(), region.why()),
             (Dax::Synchronous, None) => {
@@ -188,24 +184,27 @@ impl Media {
 }
 
 /// Whether a file's pages are the media.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Dax {
     No,
-    /// Yes, but its file system must be asked to write its own data down.
-    Pages,
+    /// Yes, but its file system must be asked to write its own data down: why that is.
+    Pages(String),
     /// Yes, and a page that can be written to is there to stay.
     Synchronous,
 }
 
 impl Dax {
-    fn of(file: &File) -> Self {
+    fn of(file: &File, file_system: FileSystem) -> Self {
         if !is_dax(file) {
-            Self::No
-        } else if Mapping::can_be_synchronous(file) {
-            Self::Synchronous
-        } else {
-            Self::Pages
+            return Self::No;
         }
+        if !Mapping::can_be_synchronous(file) {
+            return Self::Pages("MAP_SYNC is refused".to_owned());
+        }
+        if !Engine::get().flushes_lines() {
+            return Self::Pages("this CPU's cache lines cannot be written back".to_owned());
+        }
+        map_sync::check(file, file_system).map_or_else(Self::Pages, |()| Self::Synchronous)
     }
 }
 
@@ -255,15 +254,16 @@ mod tests {
             (Synchronous, "e820", None, CacheLine, "of e820: no persistence_domain"),
             (Synchronous, "virtio-pmem", None, Page, "belongs to virtio-pmem"),
             (Synchronous, "virtio3", Some("cpu_cache"), Page, "belongs to virtio3"),
-            (Pages, "ACPI.NFIT", Some("cpu_cache"), Page, "MAP_SYNC is refused"),
+            (Pages("it is shared".to_owned()), "ACPI.NFIT", Some("cpu_cache"), Page, "DAX, but it is shared"),
             (No, "ACPI.NFIT", Some("cpu_cache"), Page, "not mounted with DAX"),
         ] {
+            let (what, is_no) = (format!("{dax:?} {provider} {domain:?}"), dax == No);
             let media = Media::of_dax(dax, ext4, regions(&tree(provider, domain)));
-            assert_eq!(media.durability, durability, "{dax:?} {provider} {domain:?}");
+            assert_eq!(media.durability, durability, "{what}");
             assert!(media.why.contains(why), "{}", media.why);
             let is_dax = matches!(media.kind, BackingKind::DaxFile { .. });
-            assert_eq!(is_dax, dax != No);
-            assert_eq!(media.kind.is_written_through_mapping(), dax != No);
+            assert_eq!(is_dax, !is_no);
+            assert_eq!(media.kind.is_written_through_mapping(), !is_no);
             assert_eq!(media.numa_node(), Some(1));
             assert_eq!(media.flush().contains("fdatasync"), durability == Page);
         }

@@ -25,6 +25,7 @@ mod huge_pages;
 mod image_lock;
 mod kind;
 mod lock;
+mod map_sync;
 mod mapped;
 mod mapping;
 mod media;

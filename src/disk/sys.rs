@@ -20,6 +20,9 @@ const BLKDISCARD: libc::Ioctl = 0x1277;
 /// `FS_IOC_FIEMAP` of `linux/fs.h`.
 const FS_IOC_FIEMAP: libc::Ioctl = 0xC020_660B;
 
+/// `XFS_IOC_FSGEOMETRY` of `xfs/xfs_fs.h`, since Linux 5.2.
+const XFS_IOC_FSGEOMETRY: libc::Ioctl = 0x8100_587E;
+
 /// Fills all of `into` with the bytes at `offset` of a file that was opened for direct I/O.
 ///
 /// # Errors
@@ -308,6 +311,60 @@ fn for_each_extent(file: &File, part: Range<u64>, mut with: impl FnMut(&FiemapEx
         };
     }
     Ok(())
+}
+
+/// `struct xfs_fsop_geom` of `xfs/xfs_fs.h`, of which this is read.
+#[repr(C)]
+struct XfsGeometry {
+    sizes: [u32; 8],
+    data_blocks: u64,
+    realtime_blocks: u64,
+    others: [u64; 4],
+    units: [u32; 2],
+    version: i32,
+    flags: u32,
+    rest: [u64; 20],
+}
+
+/// `XFS_FSOP_GEOM_FLAGS_REFLINK`: files may share blocks.
+const XFS_GEOMETRY_REFLINK: u32 = 1 << 20;
+
+const _: () = assert!(size_of::<XfsGeometry>() == 256);
+const _: () = assert!(std::mem::offset_of!(XfsGeometry, flags) == 92);
+
+/// What an XFS is made like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct XfsFeatures {
+    /// Files may share blocks, now or later.
+    pub(super) shares_blocks: bool,
+    /// Some files lie on another device than the file system says.
+    pub(super) has_realtime_device: bool,
+}
+
+/// Asks the XFS that a file is on.
+///
+/// # Errors
+/// The error of the ioctl: another file system, or Linux before 5.2.
+pub(super) fn xfs_features(file: &File) -> io::Result<XfsFeatures> {
+    let mut geometry = XfsGeometry {
+        sizes: [0; 8],
+        data_blocks: 0,
+        realtime_blocks: 0,
+        others: [0; 4],
+        units: [0; 2],
+        version: 0,
+        flags: 0,
+        rest: [0; 20],
+    };
+    // SAFETY: the kernel writes as many bytes there as the number of the ioctl says, which is the size of `geometry`, and
+    // nothing else refers to it.
+    if unsafe { libc::ioctl(file.as_raw_fd(), XFS_IOC_FSGEOMETRY, &raw mut geometry) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(XfsFeatures {
+        shares_blocks: geometry.flags & XFS_GEOMETRY_REFLINK != 0,
+        has_realtime_device: geometry.realtime_blocks != 0,
+    })
 }
 
 #[cfg(test)]

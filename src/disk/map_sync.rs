@@ -1,0 +1,62 @@
+//! Which file systems keep what `MAP_SYNC` promises: that a page which can be stored into is still found after the power
+//! has failed, once its lines are flushed.
+//!
+//! Linux takes the flag from a file system as a whole. XFS does not keep the promise for blocks that files share: the place
+//! of the copy that a first store makes is in its log in memory until the next sync (Linux 6.1 to 7.3), and a file whose
+//! blocks are its own today is cloned tomorrow. So only those count whose power cuts were tried (`ci/soak`): ext4, and an
+//! XFS whose files cannot share.
+
+use std::fs::File;
+
+use super::FileSystem;
+use super::sys::{XfsFeatures, xfs_features};
+
+/// An error, in words, unless the file's file system is known to keep it.
+pub(super) fn check(file: &File, file_system: FileSystem) -> Result<(), String> {
+    match file_system {
+        FileSystem::EXT4 => Ok(()),
+        FileSystem::XFS => match xfs_features(file) {
+            Ok(features) => check_xfs(features),
+            Err(error) => Err(format!("this XFS does not say whether its files can share blocks ({error})")),
+        },
+        other => Err(format!("it is not known that {other} keeps what MAP_SYNC promises")),
+    }
+}
+
+fn check_xfs(features: XfsFeatures) -> Result<(), String> {
+    if features.shares_blocks {
+        return Err("files of this XFS can share blocks (reflink=1), and MAP_SYNC does not keep the copy that a write \
+                    makes of a shared one; use mkfs.xfs -m reflink=0"
+            .to_owned());
+    }
+    if features.has_realtime_device {
+        return Err("this XFS has a realtime device, and what that lies on is not known".to_owned());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_xfs_whose_files_can_share_blocks_does_not_keep_it() {
+        let check = |shares_blocks, has_realtime_device| {
+            check_xfs(XfsFeatures { shares_blocks, has_realtime_device })
+        };
+        assert_eq!(check(false, false), Ok(()));
+        assert!(check(true, false).unwrap_err().contains("reflink=1"));
+        assert!(check(false, true).unwrap_err().contains("realtime"));
+    }
+
+    /// A file of this machine stands for each: what it is on does not know XFS's question, or is an XFS.
+    #[test]
+    fn only_file_systems_that_are_known_to_keep_it_do() {
+        let file = tempfile::tempfile_in("/dev/shm").unwrap();
+        assert_eq!(check(&file, FileSystem::EXT4), Ok(()));
+        let unknown = check(&file, FileSystem::XFS).unwrap_err();
+        assert!(unknown.contains("does not say whether its files can share"), "{unknown}");
+        let tmpfs = FileSystem::of(&rustix::fs::statfs("/dev/shm").unwrap());
+        assert!(check(&file, tmpfs).unwrap_err().contains("not known that"));
+    }
+}

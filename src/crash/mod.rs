@@ -19,7 +19,7 @@
 //! no page whose place the file system has changed, and space that was given back may come back with what was in
 //! it until everything is synced. What it takes for granted: 8 aligned bytes that are stored by one instruction
 //! are not torn, stores to the same unit arrive in order, and with `MAP_SYNC` a page that is stored into is
-//! there to stay. `memcpy`, which the portable engine is made of, is taken to move units whole. Syncs succeed
+//! there to stay. (Not so where files share blocks, on XFS: media of a class of its own shows what that costs.) `memcpy`, which the portable engine is made of, is taken to move units whole. Syncs succeed
 //! here; what becomes of those that fail is tested in `disk`.
 //!
 //! What becomes of a ring whose back-end dies, while the machine goes on, is asked in [`points`].

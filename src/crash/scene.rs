@@ -191,7 +191,7 @@ fn backing(file: &File, history: &History, play: Play) -> Backing {
         Kind::Device => return Backing::Block(BlockDisk::on_file(file, geometry)),
         Kind::Mapped(Class::Lines) => (Durability::CacheLine, vec![]),
         Kind::Mapped(Class::Queues) => (Durability::CacheLine, vec![memfd("crash-deep-flush", 1)]),
-        Kind::Mapped(Class::Pages) => (Durability::Page, vec![]),
+        Kind::Mapped(Class::Pages | Class::Shared) => (Durability::Page, vec![]),
     };
     let bad_at = history.bad_at.map(|at| at as u64);
     let how = Forced { durability, deep_flush, unmaps: play.unmaps, unit_bytes: UNIT_BYTES, bad_at };

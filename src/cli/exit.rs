@@ -190,7 +190,7 @@ fn of_bench(error: &crate::bench::BenchError) -> Exit {
 fn of_open(error: &OpenError) -> Exit {
     match error {
         OpenError::Missing { .. } => Exit::Missing,
-        OpenError::NotRegular { .. } => Exit::NotRegular,
+        OpenError::NotRegular { .. } | OpenError::Unfit { .. } => Exit::NotRegular,
         OpenError::BadSize { .. } => Exit::BadSize,
         OpenError::TooSmall { .. } => Exit::TooSmall,
         OpenError::NoSpace { .. } => Exit::NoSpace,

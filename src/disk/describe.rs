@@ -8,7 +8,7 @@ use std::path::Path;
 use rustix::fs::Access;
 
 use super::media::is_dax_path;
-use super::open::check_size;
+use super::open::{check_fit, check_size};
 use super::sysfs::Sysfs;
 use super::{
     BackingKind, DeepFlush, DiscardPolicy, Durability, FileKind, Holder, Media, OpenError, Place, huge_pages,
@@ -93,7 +93,7 @@ pub fn describe(path: &Path) -> Result<Description, OpenError> {
     let what = if file_kind.is_device() { "the device" } else { "the file" };
     let refusal = match &media {
         None => Err(OpenError::NotRegular { place: place.clone(), what: file_kind }),
-        Some(_) => check_size(&place, what, length_bytes, 512),
+        Some(media) => check_fit(&place, media).and_then(|()| check_size(&place, what, length_bytes, 512)),
     }
     .and_then(|()| {
         rustix::fs::access(path, Access::READ_OK)

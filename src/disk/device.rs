@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustix::fs::SeekFrom;
 
 use super::growth::GrowthPolicy;
-use super::open::{check_durability, check_size, deep_flush_files};
+use super::open::{check_durability, check_fit, check_size, deep_flush_files};
 use super::sysfs::Sysfs;
 use super::{
     Backing, BackingKind, BlockDisk, FileKind, FileLock, Geometry, LockMode, MappedDisk, Media, OpenError,
@@ -30,6 +30,7 @@ pub(super) fn open(
     let Some(media) = media else {
         return Err(OpenError::NotRegular { place, what: metadata.file_type().into() });
     };
+    check_fit(&place, &media)?;
     check_durability(&place, &media, options)?;
     check_blocks(&place, &media, options)?;
     let file = open_node(&place, &media, options)?;

@@ -65,6 +65,16 @@ pub enum OpenError {
         /// What it is.
         what: FileKind,
     },
+    /// A device that cannot be a disk as it is now.
+    #[error("{place}: cannot serve it ({cause}); {remedy}")]
+    Unfit {
+        /// Where.
+        place: Place,
+        /// What is wrong with it.
+        cause: String,
+        /// What to do.
+        remedy: String,
+    },
     /// A size that no disk can have.
     #[error("{place}: cannot serve it ({cause}); {remedy}")]
     BadSize {

@@ -11,6 +11,8 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::mm::{Advice, MsyncFlags};
 
+use super::media::is_gone;
+use super::sysfs::Sysfs;
 use super::{DiskError, Durability};
 use crate::copy::fault::announced;
 #[cfg(test)]
@@ -427,9 +429,10 @@ impl Mapping {
         if unsafe { copy::can_read(address) } {
             return Loss::GuestMemory;
         }
-        match (self.file.metadata().map(|metadata| metadata.len()), lacks_space(&self.file, offset)) {
-            (Ok(file_bytes), _) if file_bytes <= offset => {
-                Loss::Truncated { file, file_bytes, len_bytes: self.len_bytes() }
+        match (self.file.metadata(), lacks_space(&self.file, offset)) {
+            (Ok(metadata), _) if is_gone(&metadata, &Sysfs::system()) => Loss::Gone { file },
+            (Ok(metadata), _) if metadata.is_file() && metadata.len() <= offset => {
+                Loss::Truncated { file, file_bytes: metadata.len(), len_bytes: self.len_bytes() }
             }
             (_, Some(lacking)) => Loss::Full { file, offset, lacking },
             (_, None) => Loss::Media { file, offset },

@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, StatFs, StatxAttributes, StatxFlags, statx};
 use super::poison::BadList;
 use super::region::Region;
 use super::sysfs::{Node, Sysfs};
-use super::{BackingKind, Durability, FileSystem, Mapping, map_sync};
+use super::{BackingKind, Durability, FileKind, FileSystem, Mapping, map_sync};
 use crate::copy::Engine;
 
 /// What a path is made of.
@@ -28,6 +28,8 @@ pub struct Media {
     pub bad_ranges: Vec<Range<u64>>,
     /// Where it is listed what is bad by now.
     pub(super) bad_list: Option<BadList>,
+    /// Why a device cannot be a disk as it is now.
+    pub(super) unfit: Option<Unfit>,
     /// The namespace of persistent memory that a device-DAX node is made of, as `ndctl` calls it.
     pub namespace: Option<String>,
     /// Size in bytes that sysfs has for a device; 0 for files.
@@ -109,7 +111,9 @@ impl Media {
         let device = sysfs.character(metadata.rdev())?;
         device.link_name("subsystem").filter(|name| name == "dax")?;
         let regions = Region::all_of(&device);
+        let unfit = Unfit::of_device_dax(&device);
         let (durability, why) = match regions.first() {
+            _ if let Some(unfit) = &unfit => (Durability::Volatile, unfit.cause.clone()),
             // It has no fsync that could ask the host.
             Some(region) if region.is_virtual => (Durability::Volatile, region.why()),
             Some(_) if !Engine::get().flushes_lines() => {
@@ -125,6 +129,7 @@ impl Media {
         Some(Self {
             bad_ranges: bad_list.as_ref().map(BadList::of_device).unwrap_or_default(),
             bad_list,
+            unfit,
             namespace: device.ancestry().find_map(|node| node.text("namespace")),
             device_bytes: device.number("size").unwrap_or(0),
             // 2 MiB is what ndctl chooses; the kernel before 5.2 does not tell.
@@ -176,11 +181,49 @@ impl Media {
             regions: Vec::new(),
             bad_ranges: Vec::new(),
             bad_list: None,
+            unfit: None,
             namespace: None,
             device_bytes: 0,
             unit_bytes: 1,
         }
     }
+}
+
+/// Why a device cannot be a disk as it is now, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unfit {
+    pub(super) cause: String,
+    pub(super) remedy: String,
+}
+
+impl Unfit {
+    /// The node of a device is there whatever driver it has: with that of the system's memory (`kmem`), or none, it cannot
+    /// be mapped. (Before Linux 5.1 these devices had a class and no drivers.)
+    fn of_device_dax(device: &Node) -> Option<Self> {
+        if !device.link("subsystem").is_some_and(|it| it.ends_with("bus/dax")) {
+            return None;
+        }
+        let cause = match device.link_name("driver").as_deref() {
+            Some("device_dax") => return None,
+            Some("kmem") => "its driver is kmem: it is memory of this machine's system".to_owned(),
+            Some(other) => format!("its driver is {other}, not device_dax"),
+            None => "it has no driver".to_owned(),
+        };
+        let remedy = format!("run `daxctl reconfigure-device --mode=devdax {}`", device.name());
+        Some(Self { cause, remedy })
+    }
+}
+
+/// Whether the device that a file is, or lies on, is not there any more, or cannot be used as it was.
+pub(super) fn is_gone(metadata: &Metadata, sysfs: &Sysfs) -> bool {
+    let is_without = |device: Option<Node>| device.is_none_or(|it| Unfit::of_device_dax(&it).is_some());
+    sysfs.is_there()
+        && match FileKind::from(metadata.file_type()) {
+            FileKind::CharacterDevice => is_without(sysfs.character(metadata.rdev())),
+            FileKind::BlockDevice => sysfs.block(metadata.rdev()).is_none(),
+            // Others than devices have a number of no device.
+            _ => rustix::fs::major(metadata.dev()) != 0 && sysfs.block(metadata.dev()).is_none(),
+        }
 }
 
 /// Whether a file's pages are the media.
@@ -287,6 +330,7 @@ mod tests {
             tree.device("char", &number, &device).file(&format!("{device}/size"), "1073741824\n");
             assert!(of(&tree).is_none(), "no subsystem");
             tree.link(&format!("{device}/subsystem"), "bus/dax")
+                .link(&format!("{device}/driver"), "bus/dax/drivers/device_dax")
                 .file(&format!("{NFIT}/region0/dax0.1/namespace"), "namespace0.0\n");
             let media = of(&tree).unwrap();
             assert_eq!((media.kind, media.durability), (BackingKind::DeviceDax, durability));
@@ -300,6 +344,37 @@ mod tests {
             .link("devices/platform/hmem.0/dax0.0/subsystem", "bus/dax");
         let media = of(&hmem).unwrap();
         assert_eq!((media.durability, media.device_bytes), (Durability::Volatile, 0));
+    }
+
+    #[test]
+    fn device_dax_of_another_driver_is_no_disk() {
+        let metadata = std::fs::metadata("/dev/null").unwrap();
+        let number = format!("{}:{}", rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
+        for (subsystem, driver, cause) in [
+            ("bus/dax", Some("device_dax"), None),
+            ("bus/dax", Some("kmem"), Some("its driver is kmem")),
+            ("bus/dax", Some("other"), Some("its driver is other")),
+            ("bus/dax", None, Some("it has no driver")),
+            ("class/dax", None, None),
+        ] {
+            let tree = tree("ACPI.NFIT", Some("memory_controller"));
+            let device = format!("{NFIT}/region0/dax0.1/dax0.0");
+            tree.device("char", &number, &device).link(&format!("{device}/subsystem"), subsystem);
+            if let Some(driver) = driver {
+                tree.link(&format!("{device}/driver"), &format!("bus/dax/drivers/{driver}"));
+            }
+            let media = Media::of_character_device(&metadata, &tree.sysfs()).unwrap();
+            let fit = if cause.is_some() { Durability::Volatile } else { Durability::CacheLine };
+            assert_eq!(media.durability, fit, "{driver:?}");
+            assert_eq!(is_gone(&metadata, &tree.sysfs()), cause.is_some(), "{driver:?}");
+            assert_eq!(media.unfit.is_some(), cause.is_some(), "{driver:?}");
+            if let (Some(unfit), Some(cause)) = (media.unfit, cause) {
+                assert!(unfit.cause.starts_with(cause), "{}", unfit.cause);
+                assert_eq!(unfit.remedy, "run `daxctl reconfigure-device --mode=devdax dax0.0`");
+            }
+        }
+        let elsewhere = tree("ACPI.NFIT", None);
+        assert!(is_gone(&metadata, &elsewhere.sysfs()), "there is no such device");
     }
 
     #[test]

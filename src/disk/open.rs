@@ -4,6 +4,7 @@ use std::fs::{File, Metadata};
 use std::io;
 use std::path::Path;
 
+use super::media::Unfit;
 use super::sysfs::Sysfs;
 use super::{
     Backing, DeepFlush, DiscardPolicy, Durability, FileKind, FileLock, LockMode, Media, OpenError, Place,
@@ -89,6 +90,14 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Opened, OpenError> {
         Err(error) => {
             Err(OpenError::system(&place, "look at", "correct path=, or mend what it leads to", error))
         }
+    }
+}
+
+/// Refuses a device that cannot be a disk as it is now.
+pub(super) fn check_fit(place: &Place, media: &Media) -> Result<(), OpenError> {
+    match media.unfit.clone() {
+        Some(Unfit { cause, remedy }) => Err(OpenError::Unfit { place: place.clone(), cause, remedy }),
+        None => Ok(()),
     }
 }
 

@@ -23,6 +23,11 @@ impl Sysfs {
         Self { root: fs::canonicalize(root).unwrap() }
     }
 
+    /// Whether it lists devices at all: some containers have none.
+    pub(super) fn is_there(&self) -> bool {
+        self.root.join("dev/block").exists()
+    }
+
     /// The folder of a block device, by its device number.
     pub(super) fn block(&self, dev: u64) -> Option<Node> {
         self.device("dev/block", dev)
@@ -81,10 +86,14 @@ impl Node {
         entries.flatten().filter_map(|entry| Self::at(entry.path(), &self.root)).collect()
     }
 
-    /// The name of what the link `name` leads to, whether or not that is there.
+    /// What the link `name` says, whether or not that is there.
+    pub(super) fn link(&self, name: &str) -> Option<PathBuf> {
+        fs::read_link(self.path.join(name)).ok()
+    }
+
+    /// The name of what the link `name` leads to.
     pub(super) fn link_name(&self, name: &str) -> Option<String> {
-        let target = fs::read_link(self.path.join(name)).ok()?;
-        Some(target.file_name()?.to_string_lossy().into_owned())
+        Some(self.link(name)?.file_name()?.to_string_lossy().into_owned())
     }
 
     /// The attribute `name` without blanks at its ends; none when it is empty or cannot be read.

@@ -25,6 +25,11 @@ pub(in super::super) enum Loss {
          service)", file.display()
     )]
     Limited { file: PathBuf, offset: u64 },
+    #[error(
+        "{}: its device is gone (it was reconfigured, or its driver was taken from it); mend that, and start the daemon \
+         again", file.display()
+    )]
+    Gone { file: PathBuf },
     #[error("{}: the media failed at byte {offset}", file.display())]
     Media { file: PathBuf, offset: u64 },
 }
@@ -47,7 +52,11 @@ impl Loss {
         let DiskError::Io { source, .. } = error else { return None };
         match source.get_ref()?.downcast_ref::<Self>()? {
             Self::Media { offset, .. } => Some(*offset),
-            Self::GuestMemory | Self::Truncated { .. } | Self::Full { .. } | Self::Limited { .. } => None,
+            Self::GuestMemory
+            | Self::Truncated { .. }
+            | Self::Full { .. }
+            | Self::Limited { .. }
+            | Self::Gone { .. } => None,
         }
     }
 }

@@ -28,6 +28,8 @@ pub struct Media {
     pub bad_ranges: Vec<Range<u64>>,
     /// Where it is listed what is bad by now.
     pub(super) bad_list: Option<BadList>,
+    /// What whoever serves it ought to know.
+    pub(super) warning: Option<String>,
     /// Why a device cannot be a disk as it is now.
     pub(super) unfit: Option<Unfit>,
     /// The namespace of persistent memory that a device-DAX node is made of, as `ndctl` calls it.
@@ -37,6 +39,9 @@ pub struct Media {
     /// Unit of mappings of a device-DAX node, of transfers of a block device: bytes.
     pub unit_bytes: u64,
 }
+
+/// Bytes of a page that DAX maps.
+const PAGE_BYTES: i64 = 4096;
 
 impl Media {
     /// What FLUSH does, in words.
@@ -67,7 +72,16 @@ impl Media {
         let regions = device.as_ref().map(Region::all_of).unwrap_or_default();
         let file_system = FileSystem::of(statfs);
         let dax = file.map_or(Dax::No, |file| Dax::of(file, file_system));
-        let mut media = Self::of_dax(dax, file_system, regions);
+        let beside = device.as_ref().filter(|device| dax != Dax::No && is_beside_pages(device));
+        let warning = beside.map(|device| {
+            format!(
+                "{} does not begin at a page boundary of what it lies on (alignment_offset is no multiple of {PAGE_BYTES}), \
+                 and DAX reaches other bytes than its file system does by block I/O",
+                device.name()
+            )
+        });
+        let dax = warning.clone().map_or(dax, Dax::Pages);
+        let mut media = Self { warning, ..Self::of_dax(dax, file_system, regions) };
         let is_dax = matches!(media.kind, BackingKind::DaxFile { .. });
         media.bad_list = device.filter(|_| is_dax).map(BadList::File);
         if let Some(file) = file {
@@ -181,6 +195,7 @@ impl Media {
             regions: Vec::new(),
             bad_ranges: Vec::new(),
             bad_list: None,
+            warning: None,
             unfit: None,
             namespace: None,
             device_bytes: 0,
@@ -212,6 +227,13 @@ impl Unfit {
         let remedy = format!("run `daxctl reconfigure-device --mode=devdax {}`", device.name());
         Some(Self { cause, remedy })
     }
+}
+
+/// Whether a device, or a part of one of device mapper, begins elsewhere than at a page of the device below. (Linux says -1
+/// where parts differ.)
+fn is_beside_pages(device: &Node) -> bool {
+    let offset = device.text("alignment_offset").and_then(|text| text.parse::<i64>().ok());
+    offset.is_some_and(|offset| offset % PAGE_BYTES != 0)
 }
 
 /// Whether the device that a file is, or lies on, is not there any more, or cannot be used as it was.
@@ -375,6 +397,16 @@ mod tests {
         }
         let elsewhere = tree("ACPI.NFIT", None);
         assert!(is_gone(&metadata, &elsewhere.sysfs()), "there is no such device");
+    }
+
+    #[test]
+    fn devices_that_begin_beside_the_pages_are_known() {
+        for (offset, is_beside) in [("0", false), ("4096", false), ("3584", true), ("-1", true)] {
+            let tree = tree("ACPI.NFIT", None);
+            tree.file(&format!("{NFIT}/region0/pfn0.1/block/pmem0/alignment_offset"), &format!("{offset}\n"));
+            let device = tree.sysfs().block(rustix::fs::makedev(259, 0)).unwrap();
+            assert_eq!(is_beside_pages(&device), is_beside, "{offset}");
+        }
     }
 
     #[test]

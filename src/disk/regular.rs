@@ -59,6 +59,9 @@ impl<'a> Found<'a> {
                 remove(&place);
             }
         })?;
+        if let Some(warning) = &media.warning {
+            tracing::warn!(disk = options.name, path = %place.path().display(), "{warning}");
+        }
         Ok(Self { place, options, file: Arc::new(file.into()), media, created })
     }
 

@@ -24,6 +24,8 @@ mod handover;
 mod huge_pages;
 #[path = "protocol/lifecycle.rs"]
 mod lifecycle;
+#[path = "protocol/lists.rs"]
+mod lists;
 #[path = "protocol/memory.rs"]
 mod memory;
 #[path = "protocol/messages.rs"]

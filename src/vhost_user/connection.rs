@@ -13,6 +13,7 @@ use std::sync::Arc;
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
+use super::body;
 use super::channel::Channel;
 use super::descriptor::{Kind, refusal};
 use super::postcopy::exchange;
@@ -88,7 +89,7 @@ impl<D: Disk> Connection<D> {
 
     /// One message.
     fn message(&mut self, dispatcher: &mut Dispatcher<D>) -> Result<(), Hangup> {
-        let message = Message::receive(&self.stream).map_err(|error| match error {
+        let mut message = Message::receive(&self.stream).map_err(|error| match error {
             ReceiveError::End => Hangup::Left,
             ReceiveError::Io(error) if error.kind() == io::ErrorKind::ConnectionReset => Hangup::Left,
             ReceiveError::Io(error) => Hangup::Broken(error),
@@ -112,22 +113,30 @@ impl<D: Disk> Connection<D> {
             _ if self.session.is_listening() && exchange::is_about_memory(&message) => {
                 return self.exchange_memory(message);
             }
-            Ok(request) => request,
+            Ok(request) => match body::fit(request, &mut message) {
+                Ok(()) => request,
+                Err(error) => return self.refuse(request, &message, error.to_string()),
+            },
             Err(_) => return self.conclude(&message, Err("is not a known request".into())),
         };
         let (outcome, answer) = dispatcher.dispatch(&message)?;
         (&self.stream).write_all(&answer)?;
         match outcome {
             Ok(()) => Ok(()),
-            Err(error) if answer.is_empty() && awaits_value(request) => {
-                Err(Hangup::Refused { request: name(message.code), reason: error.to_string() })
-            }
-            Err(error) if answer.is_empty() => self.conclude(&message, Err(error.to_string())),
+            Err(error) if answer.is_empty() => self.refuse(request, &message, error.to_string()),
             Err(error) => {
                 self.log_refusal(&message, &error.to_string());
                 Ok(())
             }
         }
+    }
+
+    /// Refuses a message that has no answer yet: by hanging up, where there is no other way to say no.
+    fn refuse(&self, request: FrontendReq, message: &Message, reason: String) -> Result<(), Hangup> {
+        if awaits_value(request) {
+            return Err(Hangup::Refused { request: name(message.code), reason });
+        }
+        self.conclude(message, Err(reason))
     }
 
     /// Acknowledges or refuses a message that has no answer yet, if the front-end asked to be told.

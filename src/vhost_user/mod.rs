@@ -4,6 +4,7 @@
 //! its rings to the workers; the messages themselves are read and answered by `vhost`'s `BackendReqHandler`.
 
 mod baton;
+mod body;
 mod channel;
 mod connection;
 mod descriptor;

@@ -63,9 +63,26 @@ impl Message {
         Ok(Self { bytes: [&header[..], &body].concat(), code, flags, files })
     }
 
+    #[cfg(test)]
+    pub(super) fn of(code: u32, body: &[u8], files: Vec<OwnedFd>) -> Self {
+        let header = [code, VERSION, u32::try_from(body.len()).unwrap()].map(u32::to_ne_bytes);
+        Self { bytes: [header.as_flattened(), body].concat(), code, flags: VERSION, files }
+    }
+
     /// What follows the header.
     pub(super) fn body(&self) -> &[u8] {
         self.bytes.get(HEADER_BYTES..).unwrap_or_default()
+    }
+
+    /// Takes away what follows the first `body_bytes` of the body.
+    pub(super) fn cut_body(&mut self, body_bytes: usize) {
+        if body_bytes >= self.body().len() {
+            return;
+        }
+        self.bytes.truncate(HEADER_BYTES.saturating_add(body_bytes));
+        if let (Some(field), Ok(length)) = (self.bytes.get_mut(8..HEADER_BYTES), u32::try_from(body_bytes)) {
+            field.copy_from_slice(&length.to_ne_bytes());
+        }
     }
 
     /// Passes it on in one piece.

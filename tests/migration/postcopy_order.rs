@@ -195,6 +195,26 @@ fn memory_may_be_announced_anew() {
     moved.serve_all(|| here.load_u16(used + 2) == 2);
 }
 
+/// As without it: what a table does not count is ignored.
+#[test]
+fn a_table_may_have_room_for_more_regions_than_it_has() {
+    if !can_wait() {
+        return;
+    }
+    let daemon = daemon(Place::Tmpfs).start();
+    let moved = Moved::advised(&daemon, 0);
+    moved.session.ask(|control| control.postcopy_listen()).unwrap();
+    let region = [FREE, PAGE, USER_BASE, 0];
+    let body = words(&[&[1][..], &region, &[0; 4]].concat());
+    let memory = Memory::new(&[Span { guest_start: FREE, bytes: PAGE }]);
+    let answer = moved.session.wire.ask(SET_MEM_TABLE, &body, &[memory.fd()]).unwrap();
+    assert_eq!(answer.payload.len(), 40, "one region");
+}
+
+fn words(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+}
+
 /// The specification of autumn 2026 forbids the two together.
 #[test]
 fn there_are_no_memory_slots_beside_it() {
@@ -224,7 +244,6 @@ fn regions_that_cannot_be_waited_for_are_refused() {
     let daemon = daemon(Place::Tmpfs).start();
     let file = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     file.set_len(PAGE).unwrap();
-    let words = |words: &[u64]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>();
     let region = [FREE, PAGE, USER_BASE, 0];
     for (what, code, body) in [
         ("an ordinary file", SET_MEM_TABLE, words(&[&[1][..], &region].concat())),

@@ -11,6 +11,7 @@ use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 
 use super::PostcopyError;
 use crate::disk::Disk;
+use crate::vhost_user::body;
 use crate::vhost_user::connection::{Connection, Hangup, name};
 use crate::vhost_user::session::{Session, SessionError};
 use crate::vhost_user::wire::{self, Message};
@@ -31,7 +32,9 @@ impl<D: Disk> Connection<D> {
     /// The front-end waits for a descriptor: there is no way to say no, but to hang up.
     pub(in crate::vhost_user) fn advise_postcopy(&self, message: &Message) -> Result<(), Hangup> {
         let advised = self.session.check_negotiated().and_then(|()| self.session.advise_postcopy());
-        let userfault = advised.map_err(|error| refusal(message, &error))?;
+        let refusal =
+            |error: SessionError| Hangup::Refused { request: name(message.code), reason: error.to_string() };
+        let userfault = advised.map_err(refusal)?;
         Ok(wire::send(&self.stream, &message.answer(&[]), &[userfault.as_fd()])?)
     }
 
@@ -51,6 +54,8 @@ impl<D: Disk> Connection<D> {
 
     /// Regions are answered by where they are mapped; then comes an acknowledgement of that, under the same code.
     pub(in crate::vhost_user) fn exchange_memory(&self, mut message: Message) -> Result<(), Hangup> {
+        let code = message.code;
+        let refusal = |reason: String| Hangup::Refused { request: name(code), reason };
         if let Ok(ack) = <[u8; ACK_BYTES]>::try_from(message.body()) {
             let is_known = u64::from_ne_bytes(ack) == 0;
             if is_known {
@@ -58,14 +63,12 @@ impl<D: Disk> Connection<D> {
             }
             return self.conclude(&message, is_known.then_some(()).ok_or("the front-end has failed".into()));
         }
+        body::fit(FrontendReq::SET_MEM_TABLE, &mut message).map_err(|error| refusal(error.to_string()))?;
         let files = std::mem::take(&mut message.files).into_iter().map(File::from).collect();
-        let answer = self.session.take_missing(&message, files).map_err(|error| refusal(&message, &error))?;
+        let taken = self.session.take_missing(&message, files);
+        let answer = taken.map_err(|error| refusal(error.to_string()))?;
         Ok((&self.stream).write_all(&message.answer(&answer))?)
     }
-}
-
-fn refusal(message: &Message, error: &SessionError) -> Hangup {
-    Hangup::Refused { request: name(message.code), reason: error.to_string() }
 }
 
 impl<D: Disk> Session<D> {
@@ -79,9 +82,6 @@ impl<D: Disk> Session<D> {
     /// Maps what is announced; the body of the answer is that of the message with our addresses.
     fn take_missing(&self, message: &Message, files: Vec<File>) -> Result<Vec<u8>, SessionError> {
         let (head, regions) = regions(message.body()).ok_or(PostcopyError::Malformed)?;
-        if regions.len() != files.len() || regions.len() as u64 != head & u64::from(u32::MAX) {
-            return Err(SessionError::RegionFiles(regions.len(), files.len()));
-        }
         let memory = MemoryTable::map(regions.iter().zip(files).map(spec).collect())?;
         let memory = self.set_missing_memory(memory)?;
         let ours = regions.iter().flat_map(|&[guest_start, len_bytes, _, file_offset]| {

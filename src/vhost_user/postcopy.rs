@@ -64,12 +64,12 @@ pub(crate) fn is_possible() -> bool {
 /// A postcopy migration of one session.
 #[derive(Debug)]
 pub(super) struct Postcopy<D: Disk> {
-    _turn: Turn,
     missing: Arc<Missing>,
     listening: Option<Listening<D>>,
 }
 
-/// That no other front-end of the disk is in such a migration; until it is dropped.
+/// That no other front-end of the disk has pages missing; until it is dropped. An advice alone may come to nothing, which
+/// nobody says (QEMU 10).
 #[derive(Debug)]
 struct Turn(Arc<AtomicBool>);
 
@@ -94,6 +94,7 @@ struct Listening<D: Disk> {
     /// Its rings' workers.
     pool: Arc<Pool<D>>,
     _watcher: Watcher,
+    _turn: Turn,
     /// The front-end has been told where regions are mapped, and does not know it yet: no page of them would come.
     awaits_ack: bool,
     /// Touches what rings consist of.
@@ -214,13 +215,11 @@ impl<D: Disk> Session<D> {
         if state.postcopy.as_ref().is_some_and(Postcopy::is_listening) {
             return Err(PostcopyError::Listening.into());
         }
-        // One that was begun before this and came to nothing: its memory was waited for by nobody.
-        state.postcopy = None;
-        let turn = Turn::take(&self.context.postcopy_turn)?;
         let userfault = Userfault::open().map_err(PostcopyError::Userfault)?;
         let for_front_end = userfault.as_fd().try_clone_to_owned().map_err(PostcopyError::Userfault)?;
         let missing = Arc::new(Missing { userfault, tables: Mutex::default() });
-        state.postcopy = Some(Postcopy { _turn: turn, missing, listening: None });
+        // One that was begun before this and came to nothing: its memory was waited for by nobody.
+        state.postcopy = Some(Postcopy { missing, listening: None });
         Ok(for_front_end)
     }
 
@@ -235,10 +234,11 @@ impl<D: Disk> Session<D> {
         if has_memory {
             return Err(PostcopyError::HasMemory.into());
         }
+        let turn = Turn::take(&self.context.postcopy_turn)?;
         let watcher = Watcher::start(self.id(), self.connection.clone(), postcopy.missing.clone());
         let watcher = watcher.map_err(PostcopyError::Spawn)?;
         let pool = self.context.pool.beside();
-        let listening = Listening { pool, _watcher: watcher, awaits_ack: false, fetcher: None };
+        let listening = Listening { pool, _watcher: watcher, _turn: turn, awaits_ack: false, fetcher: None };
         postcopy.listening = Some(listening);
         if let Some(suppressed) = self.context.log_limit.admit(Cause::PostcopyBegins) {
             let (disk, session) = (self.disk(), self.id());

@@ -10,6 +10,8 @@ mod common;
 mod config;
 #[path = "protocol/connections.rs"]
 mod connections;
+#[path = "protocol/debug_log.rs"]
+mod debug_log;
 #[path = "protocol/descriptors.rs"]
 mod descriptors;
 #[path = "protocol/features.rs"]

@@ -15,10 +15,11 @@ use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::body;
 use super::channel::Channel;
+use super::debug_log::{Answer, Line};
 use super::descriptor::{Kind, refusal};
 use super::postcopy::exchange;
 use super::session::Session;
-use super::wire::{Message, ReceiveError};
+use super::wire::{HEADER_BYTES, Message, ReceiveError};
 use crate::disk::Disk;
 
 /// How a connection ended.
@@ -89,13 +90,23 @@ impl<D: Disk> Connection<D> {
 
     /// One message.
     fn message(&mut self, dispatcher: &mut Dispatcher<D>) -> Result<(), Hangup> {
-        let mut message = Message::receive(&self.stream).map_err(|error| match error {
+        let message = Message::receive(&self.stream).map_err(|error| match error {
             ReceiveError::End => Hangup::Left,
             ReceiveError::Io(error) if error.kind() == io::ErrorKind::ConnectionReset => Hangup::Left,
             ReceiveError::Io(error) => Hangup::Broken(error),
             error @ ReceiveError::NotARequest(..) => Hangup::Garbage(error.to_string()),
         })?;
         self.has_spoken = true;
+        let line = Line::of(&message);
+        let answer = self.handle(message, dispatcher);
+        if let Some(line) = line {
+            line.show(self.session.disk(), self.session.id(), &answer);
+        }
+        answer.map(drop)
+    }
+
+    /// Does what a message says, and answers it.
+    fn handle(&self, mut message: Message, dispatcher: &mut Dispatcher<D>) -> Result<Answer, Hangup> {
         let request = FrontendReq::try_from(message.code);
         if let Ok(request) = request
             && let Err(reason) = judge(request, &message.files)
@@ -122,17 +133,21 @@ impl<D: Disk> Connection<D> {
         let (outcome, answer) = dispatcher.dispatch(&message)?;
         (&self.stream).write_all(&answer)?;
         match outcome {
-            Ok(()) => Ok(()),
+            Ok(()) if answer.is_empty() => Ok(Answer::Silent),
+            Ok(()) if awaits_value(request) => {
+                Ok(Answer::Value(answer.get(HEADER_BYTES..).unwrap_or_default().to_vec()))
+            }
+            Ok(()) => Ok(Answer::Done),
             Err(error) if answer.is_empty() => self.refuse(request, &message, error.to_string()),
             Err(error) => {
                 self.log_refusal(&message, &error.to_string());
-                Ok(())
+                Ok(Answer::Refused(error.to_string()))
             }
         }
     }
 
     /// Refuses a message that has no answer yet: by hanging up, where there is no other way to say no.
-    fn refuse(&self, request: FrontendReq, message: &Message, reason: String) -> Result<(), Hangup> {
+    fn refuse(&self, request: FrontendReq, message: &Message, reason: String) -> Result<Answer, Hangup> {
         if awaits_value(request) {
             return Err(Hangup::Refused { request: name(message.code), reason });
         }
@@ -140,14 +155,20 @@ impl<D: Disk> Connection<D> {
     }
 
     /// Acknowledges or refuses a message that has no answer yet, if the front-end asked to be told.
-    pub(super) fn conclude(&self, message: &Message, outcome: Result<(), String>) -> Result<(), Hangup> {
+    pub(super) fn conclude(&self, message: &Message, outcome: Result<(), String>) -> Result<Answer, Hangup> {
         if let Err(reason) = &outcome {
             self.log_refusal(message, reason);
         }
-        if message.needs_reply() && self.session.has_protocol(VhostUserProtocolFeatures::REPLY_ACK) {
+        let is_told =
+            message.needs_reply() && self.session.has_protocol(VhostUserProtocolFeatures::REPLY_ACK);
+        if is_told {
             (&self.stream).write_all(&message.acknowledgement(outcome.is_ok()))?;
         }
-        Ok(())
+        Ok(match outcome {
+            Err(reason) => Answer::Refused(reason),
+            Ok(()) if is_told => Answer::Done,
+            Ok(()) => Answer::Silent,
+        })
     }
 
     /// Nothing is done with them, nor with the message they came with.
@@ -156,16 +177,16 @@ impl<D: Disk> Connection<D> {
         request: FrontendReq,
         message: &Message,
         reason: String,
-    ) -> Result<(), Hangup> {
+    ) -> Result<Answer, Hangup> {
         /// That it failed, and that no descriptor comes back.
         const STATE_REFUSED: u64 = 0x101;
         match request {
             FrontendReq::SET_DEVICE_STATE_FD => {
                 self.log_refusal(message, &reason);
-                Ok((&self.stream).write_all(&message.answer(&STATE_REFUSED.to_ne_bytes()))?)
+                (&self.stream).write_all(&message.answer(&STATE_REFUSED.to_ne_bytes()))?;
+                Ok(Answer::Refused(reason))
             }
-            _ if awaits_value(request) => Err(Hangup::Refused { request: name(message.code), reason }),
-            _ => self.conclude(message, Err(reason)),
+            _ => self.refuse(request, message, reason),
         }
     }
 
@@ -185,7 +206,8 @@ impl<D: Disk> Connection<D> {
     pub(super) fn log_refusal(&self, message: &Message, reason: &str) {
         if let Some(suppressed) = self.session.context.log_limit.admit_refusal(message.code) {
             let (disk, session, request) = (self.session.disk(), self.session.id(), name(message.code));
-            tracing::warn!(disk, session, request, reason, suppressed, "message refused");
+            let (bytes, descriptors) = (message.body().len(), message.files.len());
+            tracing::warn!(disk, session, request, bytes, descriptors, reason, suppressed, "message refused");
         }
     }
 }
@@ -229,7 +251,7 @@ pub(super) fn name(code: u32) -> String {
 /// Whether these may come with a request. They are not used before that is known.
 fn judge(request: FrontendReq, files: &[OwnedFd]) -> Result<(), String> {
     if !files.is_empty() && !takes_files(request) {
-        return Err("comes with descriptors".into());
+        return Err(format!("comes with {} descriptors, and has no use for any", files.len()));
     }
     let kinds = files.iter().map(|file| Kind::of(file.as_fd()));
     kinds.map(|kind| refusal(request, &kind)).find_map(|reason| reason).map_or(Ok(()), Err)

@@ -11,6 +11,7 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandler};
 
+use super::debug_log;
 use super::session::{F_LOG_ALL, FRONT_END_FEATURES, Session, SessionError};
 use crate::disk::Disk;
 use crate::log_limit::Cause;
@@ -104,6 +105,7 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
 
     fn set_features(&self, features: u64) -> Result<()> {
         let known = features & (self.context.device.features() | FRONT_END_FEATURES);
+        debug_log::negotiated(self.disk(), self.id(), known, features);
         if known == self.state().features {
             return Ok(());
         }
@@ -135,7 +137,7 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
 
     fn set_vring_num(&self, index: u32, num: u32) -> Result<()> {
         if let Err(error) = self.state().ring_kind().check_size(num) {
-            let index = u16::try_from(index).map_err(|_| SessionError::NoSuchRing(index))?;
+            let index = self.ring_number(index)?;
             return Err(SessionError::Ring(index, error).into());
         }
         Ok(self.change(index, |vring| {
@@ -206,7 +208,9 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
     }
 
     fn set_protocol_features(&self, features: u64) -> Result<()> {
-        self.state().protocol_features = features & self.offered_protocol().bits();
+        let known = features & self.offered_protocol().bits();
+        debug_log::negotiated_protocol(self.disk(), self.id(), known, features);
+        self.state().protocol_features = known;
         Ok(())
     }
 
@@ -236,7 +240,7 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
                 })?;
                 Ok(())
             }
-            _ => Err(SessionError::ConfigReadOnly.into()),
+            _ => Err(SessionError::ConfigReadOnly(offset, bytes.len()).into()),
         }
     }
 

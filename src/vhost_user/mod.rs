@@ -7,6 +7,7 @@ mod baton;
 mod body;
 mod channel;
 mod connection;
+mod debug_log;
 mod descriptor;
 mod device_state;
 mod front_ends;

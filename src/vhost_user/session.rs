@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use vhost::vhost_user::message::VhostTransferStateDirection;
 
 use super::baton::{Baton, SessionId};
+use super::debug_log;
 use super::device_state::StateError;
 use super::front_ends::FrontEnds;
 use super::news::News;
@@ -34,8 +35,8 @@ pub(super) const FRONT_END_FEATURES: u64 = F_PROTOCOL_FEATURES | F_LOG_ALL;
 /// Why a message is refused. The front-end gets a NACK where it asked for an answer, and the log the reason.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SessionError {
-    #[error("ring {0} does not exist")]
-    NoSuchRing(u32),
+    #[error("ring {0} does not exist: the disk has {1}")]
+    NoSuchRing(u32, u16),
     #[error("ring {0}: {1}")]
     Ring(u16, RingError),
     #[error("ring {0}: {1}")]
@@ -54,8 +55,10 @@ pub(super) enum SessionError {
     RegionFiles(usize, usize),
     #[error("flush: {0}")]
     Flush(DiskError),
-    #[error("only the writeback byte of the configuration can be written")]
-    ConfigReadOnly,
+    #[error(
+        "{1} bytes at {0} of the configuration: only the writeback byte, at 32, can be written, to 0 or 1"
+    )]
+    ConfigReadOnly(u32, usize),
     #[error("the device's state can only be saved or loaded while no ring runs: stop them first")]
     StateOfRunning,
     #[error("the device's state: none was saved or loaded")]
@@ -203,7 +206,7 @@ impl<D: Disk> Session<D> {
     /// its used index stands, with one look at it: so no notification is lost.
     pub(super) fn change(&self, index: u32, change: impl FnOnce(&mut Vring)) -> Result<(), SessionError> {
         let mut state = self.state();
-        let number = u16::try_from(index).map_err(|_| SessionError::NoSuchRing(index))?;
+        let number = self.ring_number(index)?;
         self.halt(&mut state, number);
         change(state.vring(index)?);
         let started = self.start(&mut state, number);
@@ -232,7 +235,7 @@ impl<D: Disk> Session<D> {
     pub(super) fn stop(&self, index: u32) -> Result<u32, SessionError> {
         let mut state = self.state();
         state.vring(index)?;
-        let number = u16::try_from(index).map_err(|_| SessionError::NoSuchRing(index))?;
+        let number = self.ring_number(index)?;
         self.halt(&mut state, number);
         let vring = state.vring(index)?;
         vring.kick = None;
@@ -252,6 +255,11 @@ impl<D: Disk> Session<D> {
         self.release_if_idle(state);
     }
 
+    /// As a number that a ring can have.
+    pub(super) fn ring_number(&self, index: u32) -> Result<u16, SessionError> {
+        u16::try_from(index).map_err(|_| SessionError::NoSuchRing(index, self.context.device.queues()))
+    }
+
     /// Makes everything acknowledged so far persist.
     pub(super) fn flush(&self) -> Result<(), SessionError> {
         self.context.device.disk().flush().map_err(SessionError::Flush)
@@ -268,6 +276,7 @@ impl<D: Disk> Session<D> {
         self.context.baton.ring_stopped();
         self.news.ring_stopped();
         vring.base = ring.base();
+        debug_log::ring_stops(self.disk(), self.id, index, vring.base);
         self.context.totals.lock().unwrap_or_else(PoisonError::into_inner).add(ring.counters());
     }
 
@@ -298,6 +307,7 @@ impl<D: Disk> Session<D> {
             err: vring.err.clone(),
             connection: self.connection.clone(),
         };
+        let is_logged = log.is_some();
         let log = log.map(|log| RingLog::new(log, memory, &layout, vring.log_address));
         let mut ring = AnyRing::start(parts, self.context.log_limit.clone())
             .map_err(|error| SessionError::Ring(index, error))?;
@@ -309,6 +319,7 @@ impl<D: Disk> Session<D> {
         let place = pool.attach(ring, self.context.cpus.as_ref());
         let place = place.inspect_err(|_| self.context.baton.ring_stopped());
         vring.place = Some(place.map_err(|error| SessionError::Worker(index, error))?);
+        debug_log::ring_starts(self.disk(), self.id, index, &layout, is_logged);
         state.has_run = true;
         self.tell_of_news(self.news.ring_runs());
         Ok(())
@@ -393,7 +404,9 @@ impl<D: Disk> Session<D> {
 impl<D: Disk> State<D> {
     pub(super) fn vring(&mut self, index: u32) -> Result<&mut Vring, SessionError> {
         let position = usize::try_from(index).ok();
-        position.and_then(|position| self.vrings.get_mut(position)).ok_or(SessionError::NoSuchRing(index))
+        let rings = u16::try_from(self.vrings.len()).unwrap_or(u16::MAX);
+        let vring = position.and_then(|position| self.vrings.get_mut(position));
+        vring.ok_or(SessionError::NoSuchRing(index, rings))
     }
 
     /// The format of all rings.

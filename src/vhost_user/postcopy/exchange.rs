@@ -13,6 +13,7 @@ use super::PostcopyError;
 use crate::disk::Disk;
 use crate::vhost_user::body;
 use crate::vhost_user::connection::{Connection, Hangup, name};
+use crate::vhost_user::debug_log::Answer;
 use crate::vhost_user::session::{Session, SessionError};
 use crate::vhost_user::wire::{self, Message};
 use crate::virtio::memory::{MemoryTable, RegionSpec};
@@ -30,30 +31,32 @@ pub(in crate::vhost_user) fn is_about_memory(message: &Message) -> bool {
 
 impl<D: Disk> Connection<D> {
     /// The front-end waits for a descriptor: there is no way to say no, but to hang up.
-    pub(in crate::vhost_user) fn advise_postcopy(&self, message: &Message) -> Result<(), Hangup> {
+    pub(in crate::vhost_user) fn advise_postcopy(&self, message: &Message) -> Result<Answer, Hangup> {
         let advised = self.session.check_negotiated().and_then(|()| self.session.advise_postcopy());
         let refusal =
             |error: SessionError| Hangup::Refused { request: name(message.code), reason: error.to_string() };
         let userfault = advised.map_err(refusal)?;
-        Ok(wire::send(&self.stream, &message.answer(&[]), &[userfault.as_fd()])?)
+        wire::send(&self.stream, &message.answer(&[]), &[userfault.as_fd()])?;
+        Ok(Answer::Descriptor)
     }
 
-    pub(in crate::vhost_user) fn listen_to_postcopy(&self, message: &Message) -> Result<(), Hangup> {
+    pub(in crate::vhost_user) fn listen_to_postcopy(&self, message: &Message) -> Result<Answer, Hangup> {
         let done = self.session.check_negotiated().and_then(|()| self.session.listen_to_postcopy());
         self.conclude(message, done.map_err(|error| error.to_string()))
     }
 
     /// Answered whether it was asked for or not.
-    pub(in crate::vhost_user) fn end_postcopy(&self, message: &Message) -> Result<(), Hangup> {
+    pub(in crate::vhost_user) fn end_postcopy(&self, message: &Message) -> Result<Answer, Hangup> {
         let done = self.session.check_negotiated().and_then(|()| self.session.end_postcopy());
         if let Err(error) = &done {
             self.log_refusal(message, &error.to_string());
         }
-        Ok((&self.stream).write_all(&message.acknowledgement(done.is_ok()))?)
+        (&self.stream).write_all(&message.acknowledgement(done.is_ok()))?;
+        Ok(done.map_or_else(|error| Answer::Refused(error.to_string()), |()| Answer::Done))
     }
 
     /// Regions are answered by where they are mapped; then comes an acknowledgement of that, under the same code.
-    pub(in crate::vhost_user) fn exchange_memory(&self, mut message: Message) -> Result<(), Hangup> {
+    pub(in crate::vhost_user) fn exchange_memory(&self, mut message: Message) -> Result<Answer, Hangup> {
         let code = message.code;
         let refusal = |reason: String| Hangup::Refused { request: name(code), reason };
         if let Ok(ack) = <[u8; ACK_BYTES]>::try_from(message.body()) {
@@ -67,7 +70,8 @@ impl<D: Disk> Connection<D> {
         let files = std::mem::take(&mut message.files).into_iter().map(File::from).collect();
         let taken = self.session.take_missing(&message, files);
         let answer = taken.map_err(|error| refusal(error.to_string()))?;
-        Ok((&self.stream).write_all(&message.answer(&answer))?)
+        (&self.stream).write_all(&message.answer(&answer))?;
+        Ok(Answer::Value(answer))
     }
 }
 

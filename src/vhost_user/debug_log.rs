@@ -3,7 +3,6 @@
 
 use std::fmt;
 
-use tracing::Level;
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 
 use super::baton::SessionId;
@@ -55,7 +54,7 @@ pub(super) struct Line {
 impl Line {
     /// None if nobody wants to see it.
     pub(super) fn of(message: &Message) -> Option<Self> {
-        tracing::enabled!(Level::DEBUG).then(|| Self {
+        tracing::enabled!(tracing::Level::DEBUG).then(|| Self {
             request: name(message.code),
             ring: ring(message),
             bytes: message.body().len(),

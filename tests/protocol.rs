@@ -38,6 +38,8 @@ mod notifications;
 mod recovery;
 #[path = "protocol/resize.rs"]
 mod resize;
+#[path = "protocol/returns.rs"]
+mod returns;
 #[path = "protocol/rings.rs"]
 mod rings;
 

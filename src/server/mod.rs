@@ -30,7 +30,7 @@ use crate::disk::{
     self, Backing, BackingKind, Disk, Durability, FileLock, Media, OpenOptions, Opened, Region,
 };
 use crate::vhost_user::{
-    Baton, FrontEnds, Inherited, Listener, ListenerError, SessionContext, is_postcopy_possible,
+    Baton, FrontEnds, Inherited, Listener, ListenerError, Memo, SessionContext, is_postcopy_possible,
 };
 use crate::virtio::blk::{Counters, Device, Identity};
 use crate::worker::{Polling, Pool};
@@ -84,6 +84,8 @@ pub struct Service<D: Disk> {
     pub cpus: Option<Cpus>,
     /// Offer postcopy migration: as [`DiskConfig::postcopy`], for all that the process has in memory.
     pub postcopy: bool,
+    /// What its front-end knows of the configuration from before.
+    pub memo: Memo,
 }
 
 /// How disks are served.
@@ -187,7 +189,7 @@ impl<D: Disk> Server<D> {
         let ServeOptions { workers, polling, exit_on_disconnect } = options;
         let pool = Arc::new(Pool::new(workers, polling));
         let (mut doors, mut contexts) = (Vec::new(), Vec::new());
-        for Service { device, lock, door, cpus, postcopy } in services {
+        for Service { device, lock, door, cpus, postcopy, memo } in services {
             let is_exclusive = !device.disk().geometry().read_only;
             let log_limit = device.log_limit().clone();
             let context = Arc::new(SessionContext {
@@ -198,6 +200,7 @@ impl<D: Disk> Server<D> {
                 totals: Mutex::new(Counters::default()),
                 offers_postcopy: postcopy && is_postcopy_possible(),
                 postcopy_turn: Arc::default(),
+                memo: is_exclusive.then_some(memo),
                 front_ends: FrontEnds::default(),
                 log_limit,
             });
@@ -306,7 +309,7 @@ fn open(config: DiskConfig, files: &mut Created) -> Result<(Service<Backing>, Di
     let geometry = disk.geometry();
     let summary = DiskSummary {
         name: name.clone(),
-        path,
+        path: path.clone(),
         socket: socket.path().map(ToOwned::to_owned),
         capacity_bytes: geometry.capacity_bytes,
         block_bytes: geometry.block_bytes,
@@ -321,7 +324,9 @@ fn open(config: DiskConfig, files: &mut Created) -> Result<(Service<Backing>, Di
     };
     let door = enter(socket).map_err(|error| ServerError::listener(name.clone(), error))?;
     let identity = Identity { name, serial: *serial.as_bytes() };
-    Ok((Service { device: Device::new(disk, identity, queues.get()), lock, door, cpus, postcopy }, summary))
+    let memo = Memo::of((!geometry.read_only).then_some(path));
+    let device = Device::new(disk, identity, queues.get());
+    Ok((Service { device, lock, door, cpus, postcopy, memo }, summary))
 }
 
 /// Says what a disk is worth, and what is wrong with its media.

@@ -117,6 +117,11 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
             state.features = known;
             Ok(())
         })?;
+        if self.state().stays_write_through() && self.cache.show_writeback(false) {
+            // It may have been read before.
+            self.cache.set_writeback(false);
+            self.config_changed();
+        }
         Ok(())
     }
 
@@ -234,10 +239,16 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
             (WRITEBACK_OFFSET, [writeback @ (0 | 1)]) => {
                 // Rings are quiet meanwhile, so a mode is never changed under a write that is under way; and
                 // what was acknowledged before the switch to write-through persists first.
-                self.change_all(|_state| {
+                self.change_all(|state| {
+                    if *writeback == 1 && state.stays_write_through() {
+                        return Err(SessionError::WriteThrough);
+                    }
                     self.cache.set_writeback(*writeback == 1);
                     self.flush()
                 })?;
+                if self.state().has_run {
+                    self.note(false);
+                }
                 Ok(())
             }
             _ => Err(SessionError::ConfigReadOnly(offset, bytes.len()).into()),

@@ -13,8 +13,10 @@ pub(super) struct News(Mutex<Known>);
 #[derive(Debug, Default)]
 struct Known {
     channel: Option<Channel>,
-    /// The front-end has read the configuration in this connection, and it has not changed since.
+    /// The front-end has read the configuration in this connection.
     has_read: bool,
+    /// It has changed since it was read, and whoever is told while no ring runs takes no notice.
+    is_stale: bool,
     /// Rings that run.
     rings: usize,
 }
@@ -27,19 +29,29 @@ impl News {
 
     /// The front-end has read the configuration.
     pub(super) fn read(&self) {
-        self.lock().has_read = true;
+        let mut known = self.lock();
+        known.has_read = true;
+        known.is_stale = false;
+    }
+
+    /// Whether it has.
+    pub(super) fn has_read(&self) -> bool {
+        self.lock().has_read
     }
 
     /// A front-end that has come back does not read the configuration again (QEMU 10), though the disk may have another
-    /// size by now, and one whose rings are stopped takes no notice of a change: it is told to.
-    pub(super) fn ring_runs(&self) -> std::io::Result<()> {
+    /// size by now, and one whose rings are stopped takes no notice of a change: it is told to, unless `is_known` says
+    /// that nothing has changed. Returns whether the front-end knows the configuration by now.
+    pub(super) fn ring_runs(&self, is_known: impl FnOnce() -> bool) -> std::io::Result<bool> {
         let mut known = self.lock();
         known.rings = known.rings.saturating_add(1);
-        if known.has_read {
-            return Ok(());
+        if !known.is_stale && (known.has_read || is_known()) {
+            known.has_read = true;
+            return Ok(true);
         }
         // Once is enough.
         known.has_read = true;
+        known.is_stale = false;
         known.announce()
     }
 
@@ -50,10 +62,12 @@ impl News {
     }
 
     /// The configuration is another than it was: the front-end is told now, and again with its next ring if none runs.
-    pub(super) fn changed(&self) -> std::io::Result<()> {
+    /// Returns whether it takes notice.
+    pub(super) fn changed(&self) -> std::io::Result<bool> {
         let mut known = self.lock();
-        known.has_read = known.rings != 0;
-        known.announce()
+        known.is_stale = known.rings == 0;
+        let is_told = known.announce()?;
+        Ok(is_told && !known.is_stale)
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -62,7 +76,8 @@ impl News {
 }
 
 impl Known {
-    fn announce(&self) -> std::io::Result<()> {
-        self.channel.as_ref().map_or(Ok(()), Channel::config_changed)
+    /// False for a front-end that cannot be told.
+    fn announce(&self) -> std::io::Result<bool> {
+        self.channel.as_ref().map_or(Ok(false), |channel| channel.config_changed().map(|()| true))
     }
 }

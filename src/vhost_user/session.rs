@@ -11,6 +11,7 @@ use super::baton::{Baton, SessionId};
 use super::debug_log;
 use super::device_state::StateError;
 use super::front_ends::FrontEnds;
+use super::memo::Memo;
 use super::news::News;
 use super::postcopy::{self, Postcopy, PostcopyError};
 use super::transfer::{Transfer, TransferError};
@@ -59,6 +60,8 @@ pub(super) enum SessionError {
         "{1} bytes at {0} of the configuration: only the writeback byte, at 32, can be written, to 0 or 1"
     )]
     ConfigReadOnly(u32, usize),
+    #[error("the guest cannot flush (it has not acknowledged FLUSH): its disk stays in write-through mode")]
+    WriteThrough,
     #[error("the device's state can only be saved or loaded while no ring runs: stop them first")]
     StateOfRunning,
     #[error("the device's state: none was saved or loaded")]
@@ -90,6 +93,8 @@ pub struct SessionContext<D: Disk> {
     pub offers_postcopy: bool,
     /// Set while one of them is in a postcopy migration.
     pub postcopy_turn: Arc<AtomicBool>,
+    /// What the front-end knows whose rings ran last; none for a disk that serves several at once.
+    pub memo: Option<Memo>,
     /// Who is connected.
     pub front_ends: FrontEnds<D>,
     /// For lines that a front-end or its guest can cause.
@@ -296,6 +301,9 @@ impl<D: Disk> Session<D> {
         if !self.context.baton.try_take(self.id) {
             return self.wait_for_baton(state);
         }
+        if !state.has_run {
+            self.recall_cache_mode();
+        }
         let parts = RingParts {
             key: RingKey { session: self.id, index },
             layout,
@@ -321,7 +329,7 @@ impl<D: Disk> Session<D> {
         vring.place = Some(place.map_err(|error| SessionError::Worker(index, error))?);
         debug_log::ring_starts(self.disk(), self.id, index, &layout, is_logged);
         state.has_run = true;
-        self.tell_of_news(self.news.ring_runs());
+        self.ring_runs();
         Ok(())
     }
 
@@ -385,20 +393,6 @@ impl<D: Disk> Session<D> {
             self.context.baton.release(self.id);
         }
     }
-
-    /// The configuration is another than it was.
-    pub(super) fn config_changed(&self) {
-        self.tell_of_news(self.news.changed());
-    }
-
-    fn tell_of_news(&self, told: std::io::Result<()>) {
-        if let Err(error) = told
-            && let Some(suppressed) = self.context.log_limit.admit(Cause::Channel)
-        {
-            let (disk, session) = (self.disk(), self.id);
-            tracing::warn!(disk, session, %error, suppressed, "cannot announce the configuration");
-        }
-    }
 }
 
 impl<D: Disk> State<D> {
@@ -415,6 +409,12 @@ impl<D: Disk> State<D> {
             0 => RingKind::Split,
             _ => RingKind::Packed,
         }
+    }
+
+    /// A guest that could choose its cache mode, and cannot flush: writes persist, and it is shown nothing else
+    /// (VIRTIO 1.2 §5.2.5.2, §5.2.6.2).
+    pub(super) const fn stays_write_through(&self) -> bool {
+        self.features & (features::CONFIG_WCE | features::FLUSH) == features::CONFIG_WCE
     }
 
     /// What a ring is started with, if it is to run and does not yet.

@@ -12,6 +12,8 @@ pub const INDIRECT_DESC: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
 pub const RING_PACKED: u64 = 1 << VIRTIO_F_RING_PACKED;
 /// The driver sends FLUSH; without it every write must persist at once (VIRTIO 1.2 §5.2.6.2).
 pub const FLUSH: u64 = 1 << blk::VIRTIO_BLK_F_FLUSH;
+/// The driver may choose the cache mode.
+pub const CONFIG_WCE: u64 = 1 << blk::VIRTIO_BLK_F_CONFIG_WCE;
 
 /// What a bit is called, of those that a block device, its rings or vhost-user give a meaning.
 pub const fn name(bit: u32) -> Option<&'static str> {
@@ -57,7 +59,7 @@ pub const fn offered(read_only: bool, queues: u16) -> u64 {
         | 1 << blk::VIRTIO_BLK_F_SEG_MAX
         | 1 << blk::VIRTIO_BLK_F_BLK_SIZE
         | 1 << blk::VIRTIO_BLK_F_TOPOLOGY
-        | 1 << blk::VIRTIO_BLK_F_CONFIG_WCE;
+        | CONFIG_WCE;
     if queues > 1 {
         bits |= 1 << blk::VIRTIO_BLK_F_MQ;
     }

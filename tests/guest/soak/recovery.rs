@@ -37,6 +37,7 @@ fn ends(order: &Order<'_>, device: &str, packed: &str) -> Vec<Row> {
     rig::start_pulse(&mut guest, &image);
 
     let mut scene = Scene { guest, daemon: Some(daemon), image, random: Random::new(order.seed) };
+    scene.keeps_the_cache_mode();
     let rows = vec![
         scene.rounds(order, "kill -9", |_, daemon| daemon.kill()),
         scene.rounds(order, "SIGTERM", |_, daemon| daemon.stop()),
@@ -57,6 +58,24 @@ struct Scene {
 }
 
 impl Scene {
+    /// The guest has chosen write-through, and the daemon is another: it is shown what it has chosen, and not told of a
+    /// new size that is the old one.
+    fn keeps_the_cache_mode(&mut self) {
+        let knob = "/sys/block/vda/cache_type";
+        for mode in ["write through", "write back"] {
+            self.guest.shell(&format!("echo '{mode}' > {knob}"));
+            for is_killed in [true, false] {
+                let daemon = self.daemon.take().unwrap();
+                let setup = if is_killed { daemon.kill() } else { daemon.stop() };
+                let last = pulse(&self.image);
+                self.daemon = Some(setup.start());
+                await_pulse(&self.image, last);
+                assert_eq!(self.guest.shell(&format!("cat {knob}")), mode, "killed: {is_killed}");
+            }
+        }
+        assert_eq!(self.guest.shell("dmesg | grep 'new size' || true"), "", "nothing has grown");
+    }
+
     /// The daemon is stopped, and what starts is in turn another build and this one.
     fn replacements(&mut self, order: &Order<'_>) -> Row {
         let builds = [other_build(), env!("CARGO_BIN_EXE_vhost-user-pmem").into()];

@@ -174,12 +174,13 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::print_stderr, reason = "whoever runs the tests is told what is skipped")]
     fn it_outlives_who_wrote_it() {
         let folder = tempfile::tempdir_in("/dev/shm").unwrap();
         let file = folder.path().join("disk.img");
         std::fs::write(&file, "").unwrap();
         if setxattr(&file, "user.test", b"", XattrFlags::empty()).is_err() {
-            println!("skipped: no attributes in /dev/shm");
+            eprintln!("skipped: no attributes in /dev/shm");
             return;
         }
         let known = Known { capacity_sectors: 7, writeback: Some(false) };

@@ -24,6 +24,8 @@ mod growth;
 mod handover;
 #[path = "protocol/huge_pages.rs"]
 mod huge_pages;
+#[path = "protocol/killed.rs"]
+mod killed;
 #[path = "protocol/lifecycle.rs"]
 mod lifecycle;
 #[path = "protocol/lists.rs"]

@@ -6,8 +6,12 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use rustix::io::Errno;
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
+use rustix::process::{Resource, getrlimit};
+
+/// The least number of a listener's descriptor, where the limit on open files allows it.
+const LEAST_NUMBER: u64 = 1 << 15;
 
 /// Why nobody can be listened to; the caller names the disk.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +85,7 @@ impl Listener {
             }
             socket => socket.map_err(failed("bind"))?,
         };
+        let socket = released_first(socket);
         socket.set_nonblocking(true).map_err(failed("set up"))?;
         let bound = Some(Bound { path: path.to_owned(), inode: inode(path) });
         Ok(Self { socket, bound })
@@ -102,7 +107,7 @@ impl Listener {
             stream.peer_addr().map_err(ListenerError::Inherited)?;
             return Ok(Inherited::Connected(stream));
         }
-        let socket = UnixListener::from(socket);
+        let socket = released_first(socket.into());
         socket.set_nonblocking(true).map_err(ListenerError::Inherited)?;
         Ok(Inherited::Listening(Self { socket, bound: None }))
     }
@@ -144,6 +149,18 @@ impl Drop for Listener {
     }
 }
 
+/// Gives a listener a high descriptor.
+///
+/// When a process is killed, Linux (4.3 to 6.18) releases what its descriptors lead to from the highest number to the
+/// lowest: the last that was closed is released first (`task_work_run`). With a low number a listener would outlive the
+/// sessions, and let in a front-end that connects again the moment its session has ended. Half of all numbers, or
+/// [`LEAST_NUMBER`], are left to the sessions. With a low number it listens as well.
+fn released_first(socket: UnixListener) -> UnixListener {
+    let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let least = i32::try_from(LEAST_NUMBER.min(most / 2)).unwrap_or(0);
+    fcntl_dupfd_cloexec(&socket, least).map(UnixListener::from).unwrap_or(socket)
+}
+
 /// Whether somebody listens on a socket, without waiting for a place among those that wait for an answer there.
 fn is_listened_on(path: &Path) -> io::Result<bool> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -167,6 +184,7 @@ fn inode(path: &Path) -> Option<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsRawFd as _;
 
     #[test]
     fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
@@ -205,6 +223,20 @@ mod tests {
         drop(ours);
         assert!(path.exists());
         drop(theirs);
+    }
+
+    #[test]
+    fn its_descriptor_is_higher_than_those_of_sessions() {
+        let folder = tempfile::tempdir().unwrap();
+        let bound = Listener::bind(&folder.path().join("s")).unwrap();
+        let other = UnixListener::bind(folder.path().join("t")).unwrap();
+        let least = LEAST_NUMBER.min(getrlimit(Resource::Nofile).current.unwrap() / 2);
+        let Ok(Inherited::Listening(inherited)) = Listener::inherit(other.into()) else {
+            panic!("it listens")
+        };
+        for listener in [bound, inherited] {
+            assert!(u64::try_from(listener.as_fd().as_raw_fd()).unwrap() >= least, "{listener:?}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::common::wait_for;
@@ -140,4 +141,28 @@ fn its_errors_have_the_same_codes() {
     let output = run([&socket, "--blk-file=/"]);
     assert_error(&output, 4, &["/: ", "a directory", "; "]);
     drop(path);
+}
+
+/// Where the parent has not kept it, nobody listens there once the sessions have ended: a front-end that connects again
+/// the moment its session has ended is refused.
+#[test]
+fn an_inherited_socket_is_released_before_the_sessions() {
+    use std::io::Read;
+    for signal in [Signal::KILL, Signal::TERM, Signal::KILL, Signal::TERM] {
+        let (folder, path) = disk();
+        let socket = folder.path().join("s");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let mut backend = Running::spawn(with_fd_3(listener.into(), &path));
+        let mut connected = UnixStream::connect(&socket).unwrap();
+        let frontend = assert_served(connected.try_clone().unwrap());
+        let comes_back = std::thread::spawn(move || {
+            let _ = connected.read(&mut [0]);
+            UnixStream::connect(socket).map(drop)
+        });
+        backend.signal(signal);
+        backend.wait();
+        let refused = comes_back.join().unwrap().unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "{signal:?}");
+        drop(frontend);
+    }
 }

@@ -37,6 +37,7 @@ pub mod cpus;
 #[cfg(target_arch = "x86_64")]
 mod crash;
 pub mod disk;
+mod headroom;
 mod log_limit;
 #[cfg(feature = "daemon")]
 mod log_queue;
@@ -44,6 +45,7 @@ pub mod server;
 #[cfg(feature = "stock")]
 pub mod stock;
 mod stop_point;
+mod thread;
 pub mod vhost_user;
 pub mod virtio;
 pub mod worker;

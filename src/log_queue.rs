@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::thread;
+
 /// Most lines that wait to be written.
 const MOST_LINES: usize = 4096;
 
@@ -68,7 +70,7 @@ impl LogQueue {
         let shared =
             Arc::new(Shared { waiting: Mutex::default(), came: Condvar::new(), written: Condvar::new() });
         let ours = shared.clone();
-        let thread = std::thread::Builder::new().name("log".into()).spawn(move || ours.write_all(out, tell));
+        let thread = thread::spawn("log", move || ours.write_all(out, tell));
         // It is not joined: it may wait for a reader for ever.
         Self { shared: thread.is_ok().then_some(shared) }
     }

@@ -15,6 +15,7 @@ use super::http::{self, MAX_HEAD_BYTES, Status};
 use super::metrics;
 use crate::log_limit::{Cause, LogLimit};
 use crate::server::Observer;
+use crate::thread;
 use crate::vhost_user::{Listener, ListenerError};
 
 /// How long a client may take to ask and to take its answer.
@@ -83,7 +84,7 @@ impl Endpoint {
         let stop = Arc::new(stop.map_err(|errno| EndpointError::Thread(errno.into()))?);
         let stopped = stop.clone();
         let run = move || answer_clients(&self.0, observer, &stopped);
-        let thread = std::thread::Builder::new().name("metrics".into()).spawn(run);
+        let thread = thread::spawn("metrics", run);
         Ok(Serving { stop, thread: Some(thread.map_err(EndpointError::Thread)?) })
     }
 }

@@ -17,6 +17,7 @@ use crate::config::{CpuChoice, DiskConfig, ServerConfig};
 use crate::cpus::Cpus;
 use crate::disk::{DeepFlush, Durability};
 use crate::server::DiskSummary;
+use crate::thread;
 use crate::worker::Polling;
 
 /// Serve files as disks, each on its own socket, until SIGTERM or SIGINT
@@ -144,7 +145,7 @@ fn warn_of_equal_serials(disks: &[DiskConfig]) {
 fn announce(disks: &[DiskSummary]) -> Announcement {
     let text: String = disks.iter().map(|disk| hints::Hints(disk).to_string()).collect();
     let (working, done) = mpsc::channel();
-    let thread = std::thread::Builder::new().name("hints".into()).spawn(move || {
+    let thread = thread::spawn("hints", move || {
         let _working: mpsc::Sender<()> = working;
         let mut out = io::stdout().lock();
         if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

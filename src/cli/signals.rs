@@ -5,7 +5,7 @@ use std::ffi::c_int;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -13,6 +13,7 @@ use signal_hook::iterator::{Handle, Signals};
 use vmm_sys_util::signal::unblock_signal;
 
 use crate::server::{Rereader, Stopper};
+use crate::thread;
 
 const CAUGHT: [c_int; 3] = [SIGTERM, SIGINT, SIGHUP];
 
@@ -48,7 +49,7 @@ impl CaughtSignals {
         rereader: Option<Rereader>,
     ) -> io::Result<Forwarder> {
         let handle = self.0.handle();
-        let thread = Builder::new().name("signals".into()).spawn(move || {
+        let thread = thread::spawn("signals", move || {
             for signal in self.0.forever() {
                 if signal == SIGHUP {
                     tracing::info!("looking at the sizes of the disks on SIGHUP");

@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 
 use super::{Disk, DiskError};
 use crate::log_limit::{Cause, LogLimit};
+use crate::thread;
 
 /// A flush that has been asked for; see [`Flusher::poll`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +97,7 @@ impl<D: Disk> Flusher<D> {
             return;
         }
         let shared = self.shared.clone();
-        match std::thread::Builder::new().name("flusher".into()).spawn(move || shared.run()) {
+        match thread::spawn("flusher", move || shared.run()) {
             Ok(handle) => *thread = Some(handle),
             Err(error) => {
                 if let Some(suppressed) = self.log_limit.admit(Cause::Flush) {

@@ -16,6 +16,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::disk::Disk;
 use crate::log_limit::Cause;
+use crate::thread;
 use crate::vhost_user::{Connection, Hangup, Inherited, Session, SessionContext, SessionId};
 use crate::worker::Pool;
 
@@ -180,7 +181,7 @@ impl<D: Disk> Acceptor<D> {
         let session = Session::new(id, context.clone(), Some(stream.try_clone()?));
         let mut connection = Connection::new(stream.try_clone()?, session);
         let (ended, wake) = (self.ended.0.clone(), self.stopper.wake.clone());
-        std::thread::Builder::new().name(format!("session-{id}")).spawn(move || {
+        thread::spawn(format!("session-{id}"), move || {
             let hangup = connection.serve();
             connection.close();
             farewell(id, &context, &hangup);

@@ -17,6 +17,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::copy::fault::announced;
 use crate::disk::Backing;
 use crate::log_limit::Cause;
+use crate::thread;
 use crate::virtio::blk::Device;
 
 /// The running thread. Dropping it ends it.
@@ -42,8 +43,7 @@ impl MediaWatcher {
         let epoll = Epoll::new()?;
         epoll.ctl(ControlOperation::Add, wake.as_raw_fd(), EpollEvent::new(EventSet::IN, 0))?;
         let stop = is_stopping.clone();
-        let thread = std::thread::Builder::new().name("media".into());
-        let thread = thread.spawn(move || {
+        let thread = thread::spawn("media", move || {
             if let Err(error) = watch(&devices, &epoll, &stop) {
                 tracing::warn!(%error, "bad media is not noticed before requests meet it");
             }

@@ -29,6 +29,7 @@ use crate::cpus::Cpus;
 use crate::disk::{
     self, Backing, BackingKind, Disk, Durability, FileLock, Media, OpenOptions, Opened, Region,
 };
+use crate::thread;
 use crate::vhost_user::{
     Baton, FrontEnds, Inherited, Listener, ListenerError, Memo, SessionContext, is_postcopy_possible,
 };
@@ -210,7 +211,7 @@ impl<D: Disk> Server<D> {
         let acceptor =
             Acceptor::new(doors, pool.clone(), exit_on_disconnect).map_err(ServerError::Threads)?;
         let stopper = acceptor.stopper();
-        let thread = std::thread::Builder::new().name("acceptor".into()).spawn(|| acceptor.run());
+        let thread = thread::spawn("acceptor", || acceptor.run());
         let acceptor = Some(thread.map_err(ServerError::Threads)?);
         let disks = Vec::new();
         let (populator, growth, media_watcher) = (None, None, None);

@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 
 use crate::disk::{self, Backing, Disk as _, Populated};
 use crate::log_limit::Cause;
+use crate::thread;
 use crate::virtio::blk::Device;
 
 /// A running thread. Dropping it stops it, after a step of a few MiB.
@@ -35,7 +36,7 @@ impl Populator {
                 report_huge_pages(&devices);
             }
         };
-        match std::thread::Builder::new().name("populate".into()).spawn(run) {
+        match thread::spawn("populate", run) {
             Ok(thread) => Some(Self { is_stopping, thread: Some(thread) }),
             Err(error) => {
                 if let Some(suppressed) = log_limit.admit(Cause::Populate) {

@@ -18,6 +18,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::resize::{Resizable, Resizer};
+use crate::thread;
 
 /// Bytes of events read at a time; one without a name has 16.
 const EVENTS_BYTES: usize = 1024;
@@ -74,7 +75,7 @@ impl Watcher {
             watch(files.inotify.as_raw_fd())?;
         }
         let asked = wishes.clone();
-        let thread = std::thread::Builder::new().name("resize".into()).spawn(move || {
+        let thread = thread::spawn("resize", move || {
             // One may have grown since it was opened.
             for disk in resizer.disks() {
                 resizer.look_and_tell(disk);

@@ -29,6 +29,7 @@ use super::session::{Session, SessionError, State};
 use crate::copy::fault::Userfault;
 use crate::disk::Disk;
 use crate::log_limit::Cause;
+use crate::thread;
 use crate::virtio::memory::{MemoryError, MemoryTable};
 use crate::virtio::queue::RingLayout;
 use crate::worker::Pool;
@@ -308,7 +309,7 @@ impl<D: Disk> Session<D> {
                 me.start_fetched(&memory, &rings);
             }
         };
-        let thread = std::thread::Builder::new().name(format!("pages-{}", self.id())).spawn(fetch);
+        let thread = thread::spawn(format!("pages-{}", self.id()), fetch);
         listening.fetcher = Some(thread.map_err(PostcopyError::Spawn)?);
         Ok(())
     }

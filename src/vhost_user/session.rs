@@ -19,6 +19,7 @@ use super::vring::Vring;
 use crate::cpus::Cpus;
 use crate::disk::{Disk, DiskError};
 use crate::log_limit::{Cause, LogLimit};
+use crate::thread;
 use crate::virtio::blk::{CacheMode, Counters, Device, MAX_INDIRECT, features};
 use crate::virtio::memory::{DirtyLog, LogError, MemoryError, MemoryTable};
 use crate::virtio::queue::{RingError, RingKind, RingLayout, RingLog};
@@ -366,7 +367,7 @@ impl<D: Disk> Session<D> {
                 me.baton_came();
             }
         };
-        let thread = std::thread::Builder::new().name(format!("baton-{}", self.id)).spawn(wait);
+        let thread = thread::spawn(format!("baton-{}", self.id), wait);
         state.waiter = Some(thread.map_err(|error| SessionError::Worker(0, PoolError::Spawn(error)))?);
         Ok(())
     }

@@ -19,6 +19,7 @@ use vhost::vhost_user::message::VhostTransferStateDirection as Direction;
 use super::device_state::{DeviceState, STATE_BYTES};
 use super::session::{Session, SessionError};
 use crate::disk::Disk;
+use crate::thread;
 
 /// How long `CHECK_DEVICE_STATE` waits for an end that should have come: the front-end has written all there is,
 /// or read it.
@@ -101,7 +102,7 @@ impl Transfer {
             // Nobody may want it any more.
             let _ = sender.send(result);
         };
-        let thread = std::thread::Builder::new().name("device-state".into()).spawn(run);
+        let thread = thread::spawn("device-state", run);
         Ok(Self { outcome, cancel, thread: Some(thread.map_err(TransferError::Spawn)?) })
     }
 }

@@ -13,9 +13,9 @@ use super::mailbox::{Command, Mailbox, RingCount, mailbox};
 use super::poll::Polling;
 use super::ring::RingKey;
 use super::run::Runner;
-use crate::copy::fault::AltStack;
 use crate::cpus::Cpus;
 use crate::disk::Disk;
+use crate::thread;
 
 /// A worker, by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,8 +180,7 @@ fn spawn<D: Disk>(number: usize, polling: Polling, cpus: Option<Arc<Cpus>>) -> i
     let (mailbox, inbox) = mailbox()?;
     let runner = Runner::new(inbox, polling)?;
     let place = cpus.clone();
-    let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-        let _stack = AltStack::on_this_thread();
+    let thread = thread::spawn(format!("worker-{number}"), move || {
         let _context = OwnContext::on_this_thread();
         if let Some(cpus) = place
             && let Err(error) = cpus.pin_this_thread()

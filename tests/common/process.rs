@@ -61,6 +61,17 @@ impl Process {
         maps.lines().filter(|line| line.contains(name)).count()
     }
 
+    /// What `VmFlags` says of each mapping of a file whose name contains `name`.
+    pub fn mapping_flags(self, name: &str) -> Vec<String> {
+        let maps = fs::read_to_string(format!("/proc/{}/smaps", self.0)).unwrap();
+        let mut lines = maps.lines();
+        let mut found = Vec::new();
+        while lines.by_ref().any(|line| line.contains(name)) {
+            found.extend(lines.find_map(|line| line.strip_prefix("VmFlags: ")).map(ToOwned::to_owned));
+        }
+        found
+    }
+
     /// All mappings.
     pub fn all_mappings(self) -> usize {
         fs::read_to_string(format!("/proc/{}/maps", self.0)).unwrap().lines().count()

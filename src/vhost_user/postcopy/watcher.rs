@@ -10,6 +10,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 
 use super::Missing;
+use crate::thread;
 use crate::vhost_user::SessionId;
 
 /// A thread that gives the memory up when the front-end leaves, or is hung up on: whoever reads its messages may be
@@ -36,7 +37,7 @@ impl Watcher {
                 missing.give_up();
             }
         };
-        let thread = std::thread::Builder::new().name(format!("watcher-{session}")).spawn(watch)?;
+        let thread = thread::spawn(format!("watcher-{session}"), watch)?;
         Ok(Self { cancel, thread: Some(thread) })
     }
 }

@@ -10,6 +10,10 @@ use std::sync::atomic::AtomicU8;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use crate::copy::fault::WatchedRange;
+use crate::headroom::{self, Claim, Use};
+
+/// Mappings that one takes: itself, and what is spare before it.
+const MAPPINGS: usize = 2;
 
 /// Why a part of a file is not mapped. Nothing of it stays mapped then.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +33,9 @@ pub enum SharedError {
     /// The kernel refused the mapping.
     #[error("mmap: {0}")]
     Map(io::Error),
+    /// The rest is kept for the process itself.
+    #[error("{0}")]
+    Headroom(io::Error),
     /// No room in the table of ranges that faults are contained in.
     #[error("too many regions are mapped in this process")]
     Unwatched,
@@ -46,6 +53,7 @@ pub(super) struct Shared {
     pages: Pages,
     /// Bytes that are used.
     len: usize,
+    _claim: Claim,
 }
 
 /// Whole pages of address space, and a little before them.
@@ -85,11 +93,13 @@ impl Shared {
             return Err(SharedError::ShortFile(metadata.len(), end));
         }
         let whole = len.checked_next_multiple_of(page).ok_or_else(overflow)?;
+        let claim = Claim::new(Use::Memory, MAPPINGS).map_err(SharedError::Headroom)?;
         let mut pages = Pages::reserve(whole, page).map_err(SharedError::Map)?;
         pages.open(file, offset).map_err(SharedError::Map)?;
+        headroom::check_address_space(Use::Memory).map_err(SharedError::Headroom)?;
         let watch = WatchedRange::guest(pages.start, len, page, pages.spare).ok_or(SharedError::Unwatched)?;
         pages.spare = 0;
-        Ok(Self { watch, pages, len })
+        Ok(Self { watch, pages, len, _claim: claim })
     }
 
     /// Where it begins.

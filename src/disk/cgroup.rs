@@ -178,7 +178,7 @@ mod tests {
         let open = [("v2/a/memory.max", "max\n"), ("v2/a/memory.current", "7\n")];
         assert_eq!(tightest("0::/a\n", V2, &open), None);
         let over = [("v2/memory.max", "7\n"), ("v2/memory.current", "9\n"), ("v2/memory.swap.max", "0\n")];
-        assert_eq!(tightest("0::/\n", V2, &over), Some(("v2/".to_owned(), 0)));
+        assert_eq!(tightest("0::/\n", V2, &over), Some(("v2".to_owned(), 0)));
     }
 
     #[test]

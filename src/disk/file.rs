@@ -12,7 +12,7 @@ use super::mapping::Loss;
 use super::poison::BadRanges;
 use super::space::{self, fallocate};
 use super::syncs::Syncs;
-use super::{Disk, DiskError, Durability, Geometry, GrowError, Mapping, failed};
+use super::{Disk, DiskError, Durability, FileSystem, Geometry, GrowError, Mapping, failed};
 use crate::copy::{self, Hint, Segments};
 
 /// A disk that is read through a mapping of the page cache and written by system calls.
@@ -87,6 +87,9 @@ impl Disk for FileDisk {
         let Some(target) = self.growth.target(file_bytes(&self.file)?, &served)? else {
             return Ok(served.capacity_bytes);
         };
+        if served.read_only && space::file_system(&self.file) == Some(FileSystem::OVERLAYFS) {
+            return Err(GrowError::Overlay);
+        }
         if self.growth.allocate(&self.file, &served, target)? {
             self.syncs.wrote();
             self.flush().map_err(GrowError::Sync)?;

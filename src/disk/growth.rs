@@ -41,6 +41,12 @@ pub enum GrowError {
         /// Which limit it is, in words.
         limit: String,
     },
+    /// A file of an overlay that is only read.
+    #[error(
+        "the file is read on overlayfs, where what is open may not be what is longer now (it is copied up for whoever \
+         writes it); start anew to serve all of it"
+    )]
+    Overlay,
     /// A step that the kernel refused.
     #[error("cannot {operation} ({source}); mend that, then send SIGHUP")]
     Io {

@@ -150,6 +150,7 @@ impl FileSystem {
     /// Also ext2 and ext3, whichever driver they have.
     pub(super) const EXT4: Self = Self(0xEF53);
     pub(super) const XFS: Self = Self(0x5846_5342);
+    pub(super) const OVERLAYFS: Self = Self(0x794C_7630);
 
     pub(super) fn of(statfs: &StatFs) -> Self {
         Self(u64::try_from(statfs.f_type).unwrap_or_default())

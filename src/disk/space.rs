@@ -8,7 +8,7 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::cgroup::MemoryLimit;
-use super::{BackingKind, sys};
+use super::{BackingKind, FileSystem, sys};
 
 #[cfg(test)]
 use crate::copy::recording::{self, Synced, Syncing};
@@ -101,6 +101,11 @@ pub(super) fn memory_limit(file: &File, bytes: u64) -> Option<MemoryLimit> {
         }
         _ => None,
     }
+}
+
+/// What a file is on.
+pub(super) fn file_system(file: &File) -> Option<FileSystem> {
+    Some(FileSystem::of(&rustix::fs::fstatfs(file).ok()?))
 }
 
 /// Bytes that this user could still allocate beside the file, where the file system knows.

@@ -189,3 +189,29 @@ fn a_daemon_that_comes_back_with_another_size_says_so() {
         daemon.stop();
     }
 }
+
+/// What is mapped is the file as it was before its overlay copied it for whoever made it longer.
+#[test]
+fn a_file_that_its_overlay_copies_up_is_served_as_it_was() {
+    let setup = Setup::new(Place::FileSystem).disk("readonly=on");
+    let (folder, parts) = (folder(&setup), tempfile::tempdir_in("/dev/shm").unwrap());
+    let [lower, upper, work] = ["lower", "upper", "work"].map(|name| parts.path().join(name));
+    for part in [&lower, &upper, &work] {
+        std::fs::create_dir(part).unwrap();
+    }
+    let content = pattern(9, 8 << 20);
+    std::fs::write(lower.join(setup.image(0).file_name().unwrap()), &content).unwrap();
+    let options =
+        format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+    let Some(_mounted) = Mounted::of(&["-t", "overlay", "-o", &options, "overlay"], &folder) else { return };
+    let daemon = setup.start();
+    let session = Session::connect(&daemon.socket(0));
+    let mut ring = session.ring(0, 64);
+    set_len(&daemon.image(0), 16 * MIB);
+    daemon.signal(libc::SIGHUP);
+    daemon.wait_for_log("the file is read on overlayfs, where what is open may not be what is longer now");
+    assert_eq!(capacity_bytes(&session), 8 * MIB);
+    let last = ring.run(&Request::read(8 * MIB / 512 - 8, 4096));
+    assert!(last.status == OK && last.data == content[(8 << 20) - 4096..]);
+    daemon.stop();
+}

@@ -16,7 +16,7 @@ pub const DEFAULT_QUEUES: NonZeroU16 = NonZeroU16::new(64).unwrap();
 /// Most queues a disk can offer: `SET_VRING_KICK` carries a ring's index in 8 bits.
 pub const MAX_QUEUES: u16 = 256;
 
-/// Logical block sizes in bytes that can be offered; the first one is when nothing is said.
+/// Logical block sizes in bytes that can be offered.
 pub const BLOCK_SIZES: [u32; 2] = [512, 4096];
 
 /// Length of a serial number in bytes (VIRTIO 1.2 §5.2.6.1, `VIRTIO_BLK_ID_BYTES`).
@@ -51,8 +51,8 @@ pub struct DiskConfig {
     pub serial: Serial,
     /// Refuse writes and open the backing for reading only.
     pub read_only: bool,
-    /// Logical block size in bytes: 512 or 4096.
-    pub block_bytes: u32,
+    /// Logical block size in bytes, 512 or 4096; by default that of a device, or the smaller one.
+    pub block_bytes: Option<u32>,
     /// Queues offered.
     pub queues: NonZeroU16,
     /// Do not allocate the file's space at start.
@@ -207,7 +207,7 @@ impl DiskConfig {
             socket,
             size_bytes: None,
             read_only: false,
-            block_bytes: BLOCK_SIZES[0],
+            block_bytes: None,
             queues: DEFAULT_QUEUES,
             sparse: false,
             lock: LockMode::On,
@@ -223,8 +223,8 @@ impl DiskConfig {
         if self.name.is_empty() || self.name.chars().any(char::is_control) {
             return Err(ConfigError::BadName { name: self.name.clone() });
         }
-        if !BLOCK_SIZES.contains(&self.block_bytes) {
-            return Err(ConfigError::BlockSize { disk: self.name.clone(), block_bytes: self.block_bytes });
+        if let Some(block_bytes) = self.block_bytes.filter(|bytes| !BLOCK_SIZES.contains(bytes)) {
+            return Err(ConfigError::BlockSize { disk: self.name.clone(), block_bytes });
         }
         if self.queues.get() > MAX_QUEUES {
             return Err(ConfigError::TooManyQueues { disk: self.name.clone(), queues: self.queues.get() });
@@ -319,7 +319,7 @@ mod tests {
         assert_eq!(check(vec![]), Err(ConfigError::NoDisk));
         assert_eq!(check(vec![disk("a\n", "/a")]), Err(ConfigError::BadName { name: "a\n".into() }));
         let mut odd = disk("a", "/a");
-        odd.block_bytes = 1024;
+        odd.block_bytes = Some(1024);
         assert_eq!(check(vec![odd]), Err(ConfigError::BlockSize { disk: "a".into(), block_bytes: 1024 }));
         let mut many = disk("a", "/a");
         many.queues = NonZeroU16::new(MAX_QUEUES + 1).unwrap();

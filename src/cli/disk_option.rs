@@ -107,7 +107,7 @@ impl Key {
             ],
             Self::Serial => &["Serial number for the guest, up to 20 bytes [default: from the name]"],
             Self::ReadOnly => &["Open the file for reading only and refuse writes [default: off]"],
-            Self::BlockSize => &["Logical block size in bytes [default: 512]"],
+            Self::BlockSize => &["Logical block size in bytes [default: a block device's own, else 512]"],
             Self::Queues => &["Queues offered, 1 to 256 [default: 64]"],
             Self::Sparse => &["Leave holes of the file unallocated at the start [default: off]"],
             Self::Lock => &[
@@ -289,7 +289,7 @@ impl DiskOption {
         config.size_bytes = self.size_bytes;
         config.serial = self.serial.unwrap_or(config.serial);
         config.read_only = self.read_only;
-        config.block_bytes = self.block_bytes.unwrap_or(config.block_bytes);
+        config.block_bytes = self.block_bytes;
         config.queues = self.queues.unwrap_or(config.queues);
         config.sparse = self.sparse;
         config.lock = self.lock.unwrap_or(config.lock);

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use crate::api::EndpointError;
 use crate::cli::activation::ActivationError;
+use crate::cli::backend;
 use crate::cli::disk_option::DiskOptionError;
 use crate::cli::inherited::InheritedError;
 use crate::cli::limits::TooFewFiles;
@@ -116,6 +117,9 @@ pub(super) enum Failure {
     #[cfg(feature = "bench")]
     #[error(transparent)]
     Bench(#[from] crate::bench::BenchError),
+    /// Of a command line that has no keys of `--disk`.
+    #[error("{}", backend::advice(.0))]
+    Backend(Box<Failure>),
     #[error("cannot take over SIGTERM, SIGINT and SIGHUP ({0}); nothing is served")]
     Signals(std::io::Error),
     #[error("cannot write to standard output ({0})")]
@@ -131,6 +135,7 @@ impl Failure {
             Self::Server(error) => of_server(error),
             Self::Metrics(error) => of_metrics(error),
             Self::Describe(error) => of_open(error),
+            Self::Backend(failure) => failure.exit(),
             #[cfg(feature = "bench")]
             Self::Bench(error) => of_bench(error),
             Self::Limits(_) | Self::Signals(_) | Self::Output(_) => Exit::Other,

@@ -7,8 +7,9 @@ use std::path::Path;
 
 use rustix::fs::Access;
 
+use super::device::Unwritable;
 use super::media::is_dax_path;
-use super::open::{check_fit, check_size};
+use super::open::{DEFAULT_BLOCK_BYTES, check_fit, whole_blocks};
 use super::sysfs::Sysfs;
 use super::{
     BackingKind, DeepFlush, DiscardPolicy, Durability, FileKind, Holder, Media, OpenError, Place, huge_pages,
@@ -30,7 +31,7 @@ pub struct Description {
     /// Bytes of it that are mapped in huge pages by the process that has it locked; on DAX that can be, as it lies. None
     /// where that is not known.
     pub huge_bytes: Option<u64>,
-    /// Whether this user may write it.
+    /// Whether this user may write it, and it can be written to.
     pub writable: bool,
     /// Who has it locked now, where that can be learnt.
     pub holder: Option<Holder>,
@@ -93,9 +94,10 @@ pub fn describe(path: &Path) -> Result<Description, OpenError> {
     let what = if file_kind.is_device() { "the device" } else { "the file" };
     let refusal = match &media {
         None => Err(OpenError::NotRegular { place: place.clone(), what: file_kind }),
-        Some(media) => check_fit(&place, media).and_then(|()| check_size(&place, what, length_bytes, 512)),
+        Some(media) => check_fit(&place, media)
+            .and_then(|()| whole_blocks(&place, what, length_bytes, DEFAULT_BLOCK_BYTES)),
     }
-    .and_then(|()| {
+    .and_then(|_| {
         rustix::fs::access(path, Access::READ_OK)
             .map_err(|errno| OpenError::system(&place, "read", "allow reading it", errno.into()))
     })
@@ -114,7 +116,8 @@ pub fn describe(path: &Path) -> Result<Description, OpenError> {
         media,
         page_bytes,
         huge_bytes,
-        writable: rustix::fs::access(path, Access::WRITE_OK).is_ok(),
+        writable: rustix::fs::access(path, Access::WRITE_OK).is_ok()
+            && Unwritable::of(&metadata, &Sysfs::system()).is_none(),
         holder,
         refusal,
     })

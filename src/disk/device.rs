@@ -2,14 +2,16 @@
 
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt};
 use std::sync::Arc;
 
 use rustix::fs::SeekFrom;
 
 use super::growth::GrowthPolicy;
-use super::open::{check_durability, check_fit, check_size, deep_flush_files};
-use super::sysfs::Sysfs;
+use super::open::{
+    DEFAULT_BLOCK_BYTES, check_durability, check_fit, check_size, deep_flush_files, serve_whole_blocks,
+};
+use super::sysfs::{Node, Sysfs};
 use super::{
     Backing, BackingKind, BlockDisk, FileKind, FileLock, Geometry, LockMode, MappedDisk, Media, OpenError,
     OpenOptions, Opened, Place,
@@ -32,12 +34,17 @@ pub(super) fn open(
     };
     check_fit(&place, &media)?;
     check_durability(&place, &media, options)?;
-    check_blocks(&place, &media, options)?;
+    let block_bytes = block_bytes(&place, &media, options)?;
+    if !options.read_only
+        && let Some(reason) = Unwritable::of(metadata, sysfs)
+    {
+        return Err(reason.refusal(&place));
+    }
     let file = open_node(&place, &media, options)?;
-    let capacity_bytes = capacity_bytes(&place, &file, &media, options)?;
+    let capacity_bytes = capacity_bytes(&place, &file, &media, (block_bytes, options.size_bytes))?;
     let file = Arc::new(file.into());
     let lock = FileLock::open(Arc::clone(&file), &place, options.lock, options.read_only)?;
-    let OpenOptions { block_bytes, read_only, discard, .. } = *options;
+    let OpenOptions { read_only, discard, .. } = *options;
     let geometry = Geometry { capacity_bytes, block_bytes, read_only };
     let deep_flush = deep_flush_files(&place, &media, options)?;
     let mut disk = match media.kind {
@@ -53,19 +60,65 @@ pub(super) fn open(
     Ok(Opened { disk, lock, media, created: false })
 }
 
-/// A request of the guest is made of whole blocks of the device, too.
-fn check_blocks(place: &Place, media: &Media, options: &OpenOptions) -> Result<(), OpenError> {
-    if media.kind == BackingKind::DeviceDax || media.unit_bytes <= u64::from(options.block_bytes) {
-        return Ok(());
-    }
-    Err(OpenError::BadSize {
-        place: place.clone(),
-        cause: format!(
-            "the device has {}-byte blocks, larger than the disk's {} bytes",
-            media.unit_bytes, options.block_bytes
+/// The blocks that a guest is told: a request is made of whole blocks of the device, too.
+fn block_bytes(place: &Place, media: &Media, options: &OpenOptions) -> Result<u32, OpenError> {
+    let device_bytes = match media.kind {
+        BackingKind::DeviceDax => DEFAULT_BLOCK_BYTES.into(),
+        _ => media.unit_bytes,
+    };
+    let refused = |cause, remedy| Err(OpenError::BadSize { place: place.clone(), cause, remedy });
+    match (u32::try_from(device_bytes), options.block_bytes) {
+        (Ok(device_bytes @ ..=4096), None) => Ok(device_bytes.max(DEFAULT_BLOCK_BYTES)),
+        (Ok(device_bytes @ ..=4096), Some(bytes)) if device_bytes <= bytes => Ok(bytes),
+        (Ok(device_bytes @ ..=4096), Some(bytes)) => refused(
+            format!("the device has {device_bytes}-byte blocks, larger than the disk's {bytes} bytes"),
+            format!("use block-size={device_bytes}"),
         ),
-        remedy: format!("use block-size={}", media.unit_bytes),
-    })
+        _ => refused(
+            format!("the device has {device_bytes}-byte blocks, and a disk none larger than 4096 bytes"),
+            "use a file on a file system on it".to_owned(),
+        ),
+    }
+}
+
+/// Why a block device cannot be written to, though it can be opened for writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Unwritable {
+    /// `blockdev --setro`, `losetup -r`, a namespace that is not armed.
+    #[error("the device is read-only")]
+    ReadOnly,
+    /// Shingled disks, and flash that is told apart by zones.
+    #[error("the device is zoned: it takes writes in order only")]
+    Zoned,
+}
+
+impl Unwritable {
+    /// What sysfs says; a partition is as its disk in this.
+    pub(super) fn of(metadata: &Metadata, sysfs: &Sysfs) -> Option<Self> {
+        let is_block = FileKind::from(metadata.file_type()) == FileKind::BlockDevice;
+        let device = sysfs.block(metadata.rdev()).filter(|_| is_block)?;
+        Self::of_device(&device)
+    }
+
+    fn of_device(device: &Node) -> Option<Self> {
+        let disk = || device.ancestry().take(2);
+        let is_read_only = device.number("ro").is_some_and(|ro| ro != 0);
+        let is_zoned = disk().find_map(|it| it.text("queue/zoned")).is_some_and(|it| it == "host-managed");
+        match (is_read_only, is_zoned) {
+            (true, _) => Some(Self::ReadOnly),
+            (_, true) => Some(Self::Zoned),
+            _ => None,
+        }
+    }
+
+    fn refusal(self, place: &Place) -> OpenError {
+        let remedy = match self {
+            Self::ReadOnly => "make it writable (blockdev --setrw), or use readonly=on",
+            Self::Zoned => "use a device-mapper device over it that takes any (dm-zoned), or readonly=on",
+        };
+        let source = io::Error::other(self);
+        OpenError::Permission { place: place.clone(), operation: "write to", remedy, source }
+    }
 }
 
 /// With direct I/O, and to itself where it is written: a mounted device must not be.
@@ -92,22 +145,50 @@ fn capacity_bytes(
     place: &Place,
     file: &File,
     media: &Media,
-    options: &OpenOptions,
+    (block_bytes, size_bytes): (u32, Option<u64>),
 ) -> Result<u64, OpenError> {
     let device_bytes = match media.device_bytes {
         // Without sysfs; the end of device DAX is always 0.
         0 => rustix::fs::seek(file, SeekFrom::End(0)).map_err(|errno| look_failed(place, errno.into()))?,
         bytes => bytes,
     };
-    match options.size_bytes {
-        None => check_size(place, "the device", device_bytes, options.block_bytes).map(|()| device_bytes),
+    match size_bytes {
+        None => serve_whole_blocks(place, "the device", device_bytes, block_bytes),
         Some(size_bytes) if size_bytes > device_bytes => {
             Err(OpenError::TooSmall { place: place.clone(), size_bytes, file_bytes: device_bytes })
         }
-        Some(size_bytes) => Ok(size_bytes),
+        Some(size_bytes) => check_size(place, size_bytes, block_bytes).map(|()| size_bytes),
     }
 }
 
 fn look_failed(place: &Place, source: io::Error) -> OpenError {
     OpenError::system(place, "tell the size of", "check the device", source)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sysfs::testing::Tree;
+    use super::*;
+
+    #[test]
+    fn devices_that_take_no_write_are_known() {
+        let tree = Tree::new();
+        let (disk, part) = ("devices/pci/block/sda", "devices/pci/block/sda/sda1");
+        tree.device("block", "8:0", disk).device("block", "8:1", part);
+        let of = |minor| Unwritable::of_device(&tree.sysfs().block(rustix::fs::makedev(8, minor)).unwrap());
+        assert_eq!([of(0), of(1)], [None, None], "a kernel that does not tell");
+        tree.file(&format!("{disk}/ro"), "0\n").file(&format!("{part}/ro"), "0\n");
+        for zoned in ["none\n", "host-aware\n"] {
+            tree.file(&format!("{disk}/queue/zoned"), zoned);
+            assert_eq!([of(0), of(1)], [None, None], "{zoned}");
+        }
+        tree.file(&format!("{disk}/queue/zoned"), "host-managed\n");
+        assert_eq!([of(0), of(1)], [Some(Unwritable::Zoned); 2]);
+        tree.file(&format!("{part}/ro"), "1\n");
+        assert_eq!([of(0), of(1)], [Some(Unwritable::Zoned), Some(Unwritable::ReadOnly)]);
+        let refusal =
+            Unwritable::Zoned.refusal(&Place::of_path(std::path::Path::new("/dev/sda"))).to_string();
+        assert!(refusal.starts_with("/dev/sda: cannot write to it (the device is zoned"), "{refusal}");
+        assert!(refusal.ends_with("or readonly=on"), "{refusal}");
+    }
 }

@@ -172,7 +172,7 @@ impl BlockDisk {
     }
 
     fn write_part(&self, offset: u64, part: &[u8]) -> Result<(), DiskError> {
-        self.file.write_all_at(part, offset).map_err(failed("pwrite"))?;
+        self.file.write_all_at(part, offset).map_err(not_written("pwrite"))?;
         #[cfg(test)]
         copy::recording::filed(offset, part);
         Ok(())
@@ -183,6 +183,16 @@ impl BlockDisk {
     pub(crate) fn on_file(file: File, geometry: Geometry) -> Self {
         let media = Media::testing(super::BackingKind::BlockDevice, Durability::Page, vec![]);
         Self::over(Arc::new(file.into()), geometry, &Media { unit_bytes: 512, ..media }, true)
+    }
+}
+
+/// For `map_err` of what changes a device: what the system says of one that was made read-only is about permissions.
+fn not_written(operation: &'static str) -> impl Fn(io::Error) -> DiskError {
+    const READ_ONLY: &str =
+        "the device has been made read-only since it was opened; mend it, or use readonly=on";
+    move |source| match source.raw_os_error() {
+        Some(libc::EPERM | libc::EROFS | libc::EACCES) => failed(operation)(io::Error::other(READ_ONLY)),
+        _ => failed(operation)(source),
     }
 }
 
@@ -241,7 +251,7 @@ impl Disk for BlockDisk {
         self.check_write(offset, len)?;
         copy::touch(from);
         match self.is_aligned(from) {
-            true => copy::pwritev_all(self.file.as_fd(), offset, from).map_err(failed("pwritev"))?,
+            true => copy::pwritev_all(self.file.as_fd(), offset, from).map_err(not_written("pwritev"))?,
             false => self.write_through_buffer(offset, from)?,
         }
         self.bad.found_good(offset, len);
@@ -262,7 +272,7 @@ impl Disk for BlockDisk {
         self.check_write(offset, len)?;
         if self.unmaps && len != 0 {
             // Only advice: a device that cannot give space back keeps the bytes.
-            sys::discard(&self.file, offset, len).map_err(failed("discarding"))?;
+            sys::discard(&self.file, offset, len).map_err(not_written("discarding"))?;
             self.syncs.wrote();
         }
         Ok(())
@@ -271,7 +281,7 @@ impl Disk for BlockDisk {
     /// The device zeroes them itself if it can (`fallocate(2)` on a device is `BLKZEROOUT`).
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<u64, DiskError> {
         self.check_write(offset, len)?;
-        let zero = |what| fallocate(&self.file, what, offset, len).map_err(failed("zeroing a range"));
+        let zero = |what| fallocate(&self.file, what, offset, len).map_err(not_written("zeroing a range"));
         let is_noted = unmap && self.unmaps && zero(space::PUNCH)? || zero(space::ZERO)?;
         if !is_noted {
             self.in_parts(offset, len, |at, part| {

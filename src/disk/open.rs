@@ -19,8 +19,8 @@ pub struct OpenOptions {
     /// Bytes to serve: a file that is missing or empty is made that long, a longer one is served in part, a
     /// shorter one is refused. Without it the whole file is served.
     pub size_bytes: Option<u64>,
-    /// Logical block size in bytes: 512 or 4096.
-    pub block_bytes: u32,
+    /// Logical block size in bytes: 512 or 4096. Without it, that of a device, and 512 of anything else.
+    pub block_bytes: Option<u32>,
     /// Open for reading only; nothing is created, grown or allocated then.
     pub read_only: bool,
     /// Leave holes as they are. On tmpfs, hugetlbfs and DAX a write into a hole that cannot be filled any more
@@ -37,12 +37,12 @@ pub struct OpenOptions {
 }
 
 impl OpenOptions {
-    /// Everything as it is by default: the whole file, read-write, 512-byte blocks, locked.
+    /// Everything as it is by default: all whole blocks of it, read-write, locked.
     pub fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
             size_bytes: None,
-            block_bytes: 512,
+            block_bytes: None,
             read_only: false,
             sparse: false,
             lock: LockMode::On,
@@ -52,6 +52,9 @@ impl OpenOptions {
         }
     }
 }
+
+/// Logical block size in bytes of what has none by itself.
+pub(super) const DEFAULT_BLOCK_BYTES: u32 = 512;
 
 /// A path, opened.
 #[derive(Debug)]
@@ -72,9 +75,10 @@ pub struct Opened {
 /// As [`OpenError`]. A file that was created is removed again then, and one that was empty is empty again.
 pub fn open(path: &Path, options: &OpenOptions) -> Result<Opened, OpenError> {
     let place = Place::of_disk(&options.name, path);
-    check_block_size(&place, options.block_bytes)?;
+    let block_bytes = options.block_bytes.unwrap_or(DEFAULT_BLOCK_BYTES);
+    check_block_size(&place, block_bytes)?;
     if let Some(size_bytes) = options.size_bytes {
-        check_size(&place, "size=", size_bytes, options.block_bytes)?;
+        check_size(&place, size_bytes, block_bytes)?;
     }
     let sysfs = Sysfs::system();
     // Only looked at first: opening a device may do something.
@@ -149,25 +153,53 @@ fn check_block_size(place: &Place, block_bytes: u32) -> Result<(), OpenError> {
     }
 }
 
-/// Refuses nothing at all and parts of blocks; `what` has this size.
-pub(super) fn check_size(
+/// Refuses a size of nothing at all, or with a part of a block.
+pub(super) fn check_size(place: &Place, size_bytes: u64, block_bytes: u32) -> Result<(), OpenError> {
+    let whole_bytes = whole_blocks(place, "size=", size_bytes, block_bytes)?;
+    if whole_bytes == size_bytes {
+        return Ok(());
+    }
+    Err(OpenError::BadSize {
+        place: place.clone(),
+        cause: format!("size= has {size_bytes} bytes, not a multiple of the {block_bytes}-byte blocks"),
+        remedy: format!("use size={whole_bytes}"),
+    })
+}
+
+/// The bytes of whole blocks in a size that nobody has chosen; `what` has it. None at all is refused.
+pub(super) fn whole_blocks(
     place: &Place,
     what: &str,
     size_bytes: u64,
     block_bytes: u32,
-) -> Result<(), OpenError> {
-    let block_bytes = u64::from(block_bytes);
-    let whole_bytes = size_bytes - size_bytes % block_bytes;
+) -> Result<u64, OpenError> {
     let bad = |cause, remedy| Err(OpenError::BadSize { place: place.clone(), cause, remedy });
-    if size_bytes == 0 {
-        return bad(format!("{what} has 0 bytes"), "give the size of the disk with size=".to_owned());
+    match size_bytes - size_bytes % u64::from(block_bytes) {
+        0 if size_bytes == 0 => {
+            bad(format!("{what} has 0 bytes"), "give the size of the disk with size=".to_owned())
+        }
+        0 => bad(
+            format!("{what} has {size_bytes} bytes, less than a block of {block_bytes} bytes"),
+            "make it longer".to_owned(),
+        ),
+        whole_bytes => Ok(whole_bytes),
     }
-    if whole_bytes == size_bytes {
-        return Ok(());
+}
+
+/// The same for what is to be served, and says so if there is more.
+pub(super) fn serve_whole_blocks(
+    place: &Place,
+    what: &str,
+    size_bytes: u64,
+    block_bytes: u32,
+) -> Result<u64, OpenError> {
+    let whole_bytes = whole_blocks(place, what, size_bytes, block_bytes)?;
+    if whole_bytes != size_bytes {
+        tracing::warn!(
+            size_bytes,
+            whole_bytes,
+            "{place}: the last bytes are no whole block of {block_bytes} and are not served"
+        );
     }
-    let cause = format!("{what} has {size_bytes} bytes, not a multiple of the {block_bytes}-byte blocks");
-    match whole_bytes {
-        0 => bad(cause, format!("use size={block_bytes} or more")),
-        _ => bad(cause, format!("use size={whole_bytes}")),
-    }
+    Ok(whole_bytes)
 }

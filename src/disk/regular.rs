@@ -10,7 +10,9 @@ use rustix::fs::{FallocateFlags, IFlags, ioctl_getflags, ioctl_setflags};
 
 use super::growth::GrowthPolicy;
 use super::lock::BackingFile;
-use super::open::{check_durability, check_regular, check_size, deep_flush_files};
+use super::open::{
+    DEFAULT_BLOCK_BYTES, check_durability, check_regular, deep_flush_files, serve_whole_blocks,
+};
 use super::space::{self, fallocate};
 use super::sysfs::Sysfs;
 use super::{
@@ -102,9 +104,9 @@ impl<'a> Found<'a> {
         let (place, options, file_bytes) = (&self.place, self.options, metadata.len());
         match options.size_bytes {
             None => {
-                check_size(place, "the file", file_bytes, options.block_bytes)?;
-                self.own_space(metadata, file_bytes)?;
-                Ok(file_bytes)
+                let whole_bytes = serve_whole_blocks(place, "the file", file_bytes, self.block_bytes())?;
+                self.own_space(metadata, whole_bytes)?;
+                Ok(whole_bytes)
             }
             Some(size_bytes) if file_bytes == 0 && !options.read_only => {
                 self.grow(metadata, size_bytes)?;
@@ -354,9 +356,9 @@ impl<'a> Found<'a> {
     }
 
     fn disk(&self, capacity_bytes: u64) -> Result<Backing, OpenError> {
-        let OpenOptions { block_bytes, read_only, discard, .. } = *self.options;
+        let OpenOptions { read_only, discard, .. } = *self.options;
         let deep_flush = deep_flush_files(&self.place, &self.media, self.options)?;
-        let geometry = Geometry { capacity_bytes, block_bytes, read_only };
+        let geometry = Geometry { capacity_bytes, block_bytes: self.block_bytes(), read_only };
         let (file, kind) = (Arc::clone(&self.file), self.media.kind);
         let mut disk = match kind.is_written_through_mapping() {
             true => MappedDisk::over(file, geometry, &self.media, discard, deep_flush).map(Backing::Mapped),
@@ -368,6 +370,10 @@ impl<'a> Found<'a> {
         })?;
         disk.set_growth(GrowthPolicy::of(self.options));
         Ok(disk)
+    }
+
+    fn block_bytes(&self) -> u32 {
+        self.options.block_bytes.unwrap_or(DEFAULT_BLOCK_BYTES)
     }
 
     fn metadata(&self) -> Result<Metadata, OpenError> {

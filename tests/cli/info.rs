@@ -84,7 +84,9 @@ fn what_cannot_be_served_says_why() {
     let folder = tempfile::tempdir_in("/dev/shm").unwrap();
     let odd = folder.path().join("odd.img");
     image(&odd, 1000);
-    assert!(json(&odd)["refusal"].as_str().unwrap().contains("not a multiple"), "{}", json(&odd));
+    assert!(json(&odd)["refusal"].is_null(), "its whole blocks are served");
+    image(&odd, 100);
+    assert!(json(&odd)["refusal"].as_str().unwrap().contains("less than a block"), "{}", json(&odd));
 }
 
 /// Whether there are huge pages for tmpfs is the machine's business; the daemon and `info` say the same of it.

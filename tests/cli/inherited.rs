@@ -8,6 +8,8 @@ use std::process::Command;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
+use super::common::frontend::Session;
+use super::common::host::Loop;
 use super::common::wait_for;
 use super::{Running, assert_error, assert_served, image, is_closed, program, run};
 
@@ -131,13 +133,39 @@ fn a_descriptor_that_is_no_socket_is_12() {
     assert_error(&output, 12, &["--fd=3: no such descriptor is open; "]);
 }
 
+/// There is no option for either.
+#[test]
+fn blocks_and_size_are_those_of_the_file_or_device() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let odd = folder.path().join("odd.img");
+    image(&odd, (1 << 20) + 700);
+    let device = Loop::over(&odd, &["--sector-size", "4096", "--sizelimit", "1048576"]);
+    let of_device = device.iter().map(|device| (device.path(), 1 << 20, 4096));
+    for (path, bytes, block_bytes) in [(&*odd, (1 << 20) + 512, 512)].into_iter().chain(of_device) {
+        let socket = folder.path().join("s");
+        let args = [format!("--socket-path={}", socket.display()), format!("--blk-file={}", path.display())];
+        let mut command = program(args);
+        command.stderr(std::process::Stdio::piped());
+        let mut backend = Running::spawn(command);
+        wait_for("it listens", || socket.exists().then_some(()));
+        let config = Session::connect(&socket).config(0, 60).unwrap();
+        assert_eq!(u64::from_le_bytes(config[..8].try_into().unwrap()) * 512, bytes, "{}", path.display());
+        assert_eq!(u32::from_le_bytes(config[20..24].try_into().unwrap()), block_bytes, "{}", path.display());
+        assert_eq!(backend.terminate().code(), Some(0));
+        let log = std::io::read_to_string(backend.0.stderr.take().unwrap()).unwrap();
+        let says = log.contains("the last bytes are no whole block of 512 and are not served");
+        assert_eq!(says, block_bytes == 512, "{log}");
+    }
+}
+
 #[test]
 fn its_errors_have_the_same_codes() {
     let (folder, path) = disk();
     let socket = format!("--socket-path={}", folder.path().join("s").display());
     let none = folder.path().join("none.img");
     let output = run([&socket, &format!("--blk-file={}", none.display())]);
-    assert_error(&output, 3, &["disk \"none\": ", none.to_str().unwrap(), "; "]);
+    let advice = "; correct --blk-file, or give size= to create it (a key of `vhost-user-pmem serve --disk`)";
+    assert_error(&output, 3, &["disk \"none\": ", none.to_str().unwrap(), advice]);
     let output = run([&socket, "--blk-file=/"]);
     assert_error(&output, 4, &["/: ", "a directory", "; "]);
     drop(path);

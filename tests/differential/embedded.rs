@@ -21,6 +21,7 @@ struct Stocked {
 
 impl Subject for Stocked {
     fn start(setup: Setup, block_bytes: u32, read_only: bool) -> Self {
+        let block_bytes = Some(block_bytes);
         let options = OpenOptions { block_bytes, read_only, ..OpenOptions::new("disk") };
         let disk = disk::open(&setup.image(0), &options).unwrap().disk;
         let identity = Identity { name: "disk".to_owned(), serial: serial() };

@@ -90,17 +90,56 @@ fn a_device_in_use_is_not_written() {
 #[test]
 fn a_device_has_its_size_and_its_blocks() {
     let Some(device) = Device::new(8 * MIB, &["--sector-size", "4096"]) else { return };
-    let error = refused(device.path(), &options());
+    let blocks = |block_bytes, size_bytes| OpenOptions { block_bytes, size_bytes, ..options() };
+    let error = refused(device.path(), &blocks(Some(512), None));
     assert_eq!(
         message(device.path(), &error),
         "cannot serve it (the device has 4096-byte blocks, larger than the disk's 512 bytes); \
          use block-size=4096"
     );
-    let blocks = |size_bytes| OpenOptions { block_bytes: 4096, size_bytes, ..options() };
-    let error = refused(device.path(), &blocks(Some(9 * MIB)));
-    assert!(matches!(error, OpenError::TooSmall { file_bytes: 8_388_608, .. }), "{error}");
-    assert_eq!(capacity(&open(device.path(), &blocks(Some(MIB))).unwrap()), MIB);
-    assert_eq!(capacity(&open(device.path(), &blocks(None)).unwrap()), 8 * MIB);
-    let required = OpenOptions { require_durable: Some(Durability::CacheLine), ..blocks(None) };
+    for stated in [None, Some(4096)] {
+        let error = refused(device.path(), &blocks(stated, Some(9 * MIB)));
+        assert!(matches!(error, OpenError::TooSmall { file_bytes: 8_388_608, .. }), "{error}");
+        let error = refused(device.path(), &blocks(stated, Some(MIB + 512)));
+        assert!(matches!(error, OpenError::BadSize { .. }), "{error}");
+        assert_eq!(capacity(&open(device.path(), &blocks(stated, Some(MIB))).unwrap()), MIB);
+        let opened = open(device.path(), &blocks(stated, None)).unwrap();
+        assert_eq!((capacity(&opened), opened.disk.geometry().block_bytes), (8 * MIB, 4096));
+    }
+    let required = OpenOptions { require_durable: Some(Durability::CacheLine), ..options() };
     assert!(matches!(refused(device.path(), &required), OpenError::NotDurable { .. }));
+}
+
+#[test]
+fn a_device_that_takes_no_write_is_only_read() {
+    let Some(device) = Device::new(8 * MIB, &["--read-only"]) else { return };
+    let error = refused(device.path(), &options());
+    assert!(matches!(error, OpenError::Permission { .. }), "{error}");
+    assert_eq!(
+        message(device.path(), &error),
+        "cannot write to it (the device is read-only); make it writable (blockdev --setrw), or use readonly=on"
+    );
+    let description = describe(device.path()).unwrap();
+    assert!(!description.writable && description.refusal.is_none());
+    open(device.path(), &OpenOptions { read_only: true, ..options() }).unwrap();
+}
+
+#[test]
+fn a_device_that_is_made_read_only_while_it_is_served_says_so() {
+    let Some(device) = Device::new(8 * MIB, &[]) else { return };
+    let opened = open(device.path(), &options()).unwrap();
+    write(&opened, 0, &mut [7; 4096]).unwrap();
+    let set = |flag| host::succeeds(Command::new("blockdev").arg(flag).arg(device.path()));
+    assert!(set("--setro"));
+    for error in [
+        write(&opened, 0, &mut [8; 4096]).unwrap_err(),
+        opened.disk.write_zeroes(0, 4096, false).unwrap_err(),
+    ] {
+        assert!(error.to_string().contains("the device has been made read-only since"), "{error}");
+    }
+    let mut bytes = [0; 4096];
+    read(&opened, 0, &mut bytes).unwrap();
+    assert!(bytes == [7; 4096]);
+    assert!(set("--setrw"));
+    write(&opened, 0, &mut [8; 4096]).unwrap();
 }

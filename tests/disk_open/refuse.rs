@@ -60,21 +60,15 @@ fn sizes_are_whole_blocks() {
     let empty = folder.path().join("empty.img");
     sparse_file(&empty, 0);
     let missing = folder.path().join("missing.img");
-    let blocks = |block_bytes, options| OpenOptions { block_bytes, ..options };
+    let blocks = |block_bytes, options| OpenOptions { block_bytes: Some(block_bytes), ..options };
     let cases = [
-        (&odd, options(), "the file has 10000 bytes, not a multiple of the 512-byte blocks", "use size=9728"),
         (
             &odd,
             blocks(4096, sized(9728)),
             "size= has 9728 bytes, not a multiple of the 4096-byte blocks",
             "use size=8192",
         ),
-        (
-            &tiny,
-            options(),
-            "the file has 100 bytes, not a multiple of the 512-byte blocks",
-            "use size=512 or more",
-        ),
+        (&tiny, options(), "the file has 100 bytes, less than a block of 512 bytes", "make it longer"),
         (&empty, options(), "the file has 0 bytes", "give the size of the disk with size="),
         (
             &missing,
@@ -103,6 +97,12 @@ fn sizes_are_whole_blocks() {
     }
     assert!(!missing.exists());
     assert_eq!(capacity(&open(&odd, &sized(9728)).unwrap()), 9728);
+    assert_eq!(
+        capacity(&open(&odd, &options()).unwrap()),
+        9728,
+        "as many as are whole, when none were asked for"
+    );
+    assert_eq!(capacity(&open(&odd, &blocks(4096, options())).unwrap()), 8192);
 }
 
 #[test]

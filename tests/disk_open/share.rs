@@ -124,7 +124,7 @@ fn describing_changes_nothing() {
         assert_eq!(description.data_path(), Some(words));
 
         let odd = folder.path().join("odd.img");
-        sparse_file(&odd, 1000);
+        sparse_file(&odd, 100);
         assert!(matches!(describe(&odd).unwrap().refusal, Some(OpenError::BadSize { .. })));
         sparse_file(&folder.path().join("empty.img"), 0);
         let empty = describe(&folder.path().join("empty.img")).unwrap();

@@ -20,7 +20,7 @@ fn every_key_reaches_the_configuration() {
     let disk = into_configs(vec![option.unwrap()], Defaults::default()).remove(0);
     assert_eq!((disk.name.as_str(), disk.path), ("db", "/a.img".into()));
     assert_eq!(disk.socket.path(), Some(Path::new("/a.sock")));
-    assert_eq!((disk.size_bytes, disk.block_bytes, disk.queues.get()), (Some(1 << 20), 4096, 3));
+    assert_eq!((disk.size_bytes, disk.block_bytes, disk.queues.get()), (Some(1 << 20), Some(4096), 3));
     assert_eq!(disk.serial, Serial::new("S1").unwrap());
     assert!(disk.read_only && disk.sparse && disk.postcopy);
     assert!(matches!(disk.lock, LockMode::Wait));
@@ -33,7 +33,7 @@ fn what_is_not_said_has_its_default() {
     let disk = into_configs(vec![parse("socket=/a.sock,path=/pm/db0.img").unwrap()], Defaults::default());
     let disk = &disk[0];
     assert_eq!((disk.name.as_str(), disk.size_bytes), ("db0", None));
-    assert_eq!((disk.block_bytes, disk.queues.get()), (512, 64));
+    assert_eq!((disk.block_bytes, disk.queues.get()), (None, 64));
     assert_eq!(disk.serial, Serial::new("db0").unwrap());
     assert!(!disk.read_only && !disk.sparse && !disk.postcopy);
     assert!(matches!(disk.lock, LockMode::On));

@@ -41,6 +41,7 @@ mod headroom;
 mod log_limit;
 #[cfg(feature = "daemon")]
 mod log_queue;
+mod sandbox;
 pub mod server;
 #[cfg(feature = "stock")]
 pub mod stock;

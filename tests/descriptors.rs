@@ -1,13 +1,17 @@
 //! Descriptors that a front-end hands over: what is taken, what is refused and why, and that none holds up anybody else.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-#![allow(clippy::cast_possible_truncation, clippy::print_stderr)]
+#![allow(clippy::cast_possible_truncation, clippy::print_stderr, unreachable_pub)]
 
 #[path = "descriptors/calls.rs"]
 mod calls;
 mod common;
+#[path = "descriptors/fuse.rs"]
+mod fuse;
 #[path = "descriptors/kinds.rs"]
 mod kinds;
+#[path = "descriptors/state.rs"]
+mod state;
 
 use std::os::fd::OwnedFd;
 
@@ -28,6 +32,7 @@ mod message {
     pub(crate) const SET_BACKEND_REQ_FD: u32 = 21;
     pub(crate) const ADD_MEM_REG: u32 = 37;
     pub(crate) const SET_DEVICE_STATE_FD: u32 = 42;
+    pub(crate) const CHECK_DEVICE_STATE: u32 = 43;
 }
 
 /// Two disks, and one worker for both: whatever holds it up holds up both.

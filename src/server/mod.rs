@@ -31,7 +31,7 @@ use crate::disk::{
 };
 use crate::thread;
 use crate::vhost_user::{
-    Baton, FrontEnds, Inherited, Listener, ListenerError, Memo, SessionContext, is_postcopy_possible,
+    Baton, FrontEnds, Helper, Inherited, Listener, ListenerError, Memo, SessionContext, is_postcopy_possible,
 };
 use crate::virtio::blk::{Counters, Device, Identity};
 use crate::worker::{Polling, Pool};
@@ -127,6 +127,8 @@ impl Server<Backing> {
     /// # Errors
     /// [`ServerError`]; nothing is left behind then.
     pub fn start(config: ServerConfig) -> Result<Self, ServerError> {
+        // First: it keeps a copy of what memory there is, and no disk is mapped yet.
+        let helper = Helper::start().map_err(ServerError::Threads)?;
         let engine = prepare()?;
         let ServerConfig { disks, workers, polling, exit_on_disconnect } = config;
         let (mut services, mut summaries, mut created) = (Vec::new(), Vec::new(), Created::default());
@@ -135,7 +137,8 @@ impl Server<Backing> {
             services.push(service);
             summaries.push(summary);
         }
-        let mut server = Self::serve(services, ServeOptions { workers, polling, exit_on_disconnect })?;
+        let mut server =
+            Self::serve_with(helper, services, ServeOptions { workers, polling, exit_on_disconnect })?;
         created.keep();
         server.disks = summaries;
         tracing::info!("copies: {}", engine.describe());
@@ -185,6 +188,15 @@ impl<D: Disk> Server<D> {
     /// # Errors
     /// [`ServerError::Config`], [`ServerError::Threads`], [`ServerError::Copy`].
     pub fn serve(services: Vec<Service<D>>, options: ServeOptions) -> Result<Self, ServerError> {
+        let helper = Helper::start().map_err(ServerError::Threads)?;
+        Self::serve_with(helper, services, options)
+    }
+
+    fn serve_with(
+        helper: Arc<Helper>,
+        services: Vec<Service<D>>,
+        options: ServeOptions,
+    ) -> Result<Self, ServerError> {
         check_postcopy(services.iter().map(|it| (it.device.identity().name.as_str(), it.postcopy)))?;
         prepare()?;
         let ServeOptions { workers, polling, exit_on_disconnect } = options;
@@ -202,6 +214,7 @@ impl<D: Disk> Server<D> {
                 offers_postcopy: postcopy && is_postcopy_possible(),
                 postcopy_turn: Arc::default(),
                 memo: is_exclusive.then_some(memo),
+                helper: helper.clone(),
                 front_ends: FrontEnds::default(),
                 log_limit,
             });

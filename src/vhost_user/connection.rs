@@ -90,12 +90,13 @@ impl<D: Disk> Connection<D> {
 
     /// One message.
     fn message(&mut self, dispatcher: &mut Dispatcher<D>) -> Result<(), Hangup> {
-        let message = Message::receive(&self.stream).map_err(|error| match error {
-            ReceiveError::End => Hangup::Left,
-            ReceiveError::Io(error) if error.kind() == io::ErrorKind::ConnectionReset => Hangup::Left,
-            ReceiveError::Io(error) => Hangup::Broken(error),
-            error @ ReceiveError::NotARequest(..) => Hangup::Garbage(error.to_string()),
-        })?;
+        let message =
+            Message::receive(&self.stream, &self.session.context.helper).map_err(|error| match error {
+                ReceiveError::End => Hangup::Left,
+                ReceiveError::Io(error) if error.kind() == io::ErrorKind::ConnectionReset => Hangup::Left,
+                ReceiveError::Io(error) => Hangup::Broken(error),
+                error @ ReceiveError::NotARequest(..) => Hangup::Garbage(error.to_string()),
+            })?;
         self.has_spoken = true;
         let line = Line::of(&message);
         let answer = self.handle(message, dispatcher);
@@ -109,7 +110,7 @@ impl<D: Disk> Connection<D> {
     fn handle(&self, mut message: Message, dispatcher: &mut Dispatcher<D>) -> Result<Answer, Hangup> {
         let request = FrontendReq::try_from(message.code);
         if let Ok(request) = request
-            && let Err(reason) = judge(request, &message.files)
+            && let Err(reason) = judge(request, &message)
         {
             return self.refuse_descriptors(request, &message, reason);
         }
@@ -248,13 +249,16 @@ pub(super) fn name(code: u32) -> String {
     FrontendReq::try_from(code).map_or_else(|_| format!("request {code}"), |request| format!("{request:?}"))
 }
 
-/// Whether these may come with a request. They are not used before that is known.
-fn judge(request: FrontendReq, files: &[OwnedFd]) -> Result<(), String> {
-    if !files.is_empty() && !takes_files(request) {
-        return Err(format!("comes with {} descriptors, and has no use for any", files.len()));
+/// Whether what comes with a request may.
+fn judge(request: FrontendReq, message: &Message) -> Result<(), String> {
+    let Message { files, refused, .. } = message;
+    let count = files.len().saturating_add(refused.len());
+    if count != 0 && !takes_files(request) {
+        return Err(format!("comes with {count} descriptors, and has no use for any"));
     }
-    let kinds = files.iter().map(|file| Kind::of(file.as_fd()));
-    kinds.map(|kind| refusal(request, &kind)).find_map(|reason| reason).map_or(Ok(()), Err)
+    let let_in = files.iter().map(|file| Kind::of(file.as_fd()));
+    let mut reasons = refused.iter().cloned().chain(let_in).filter_map(|kind| refusal(request, &kind));
+    reasons.next().map_or(Ok(()), Err)
 }
 
 /// Whether descriptors may come with a request.

@@ -58,7 +58,7 @@ impl Line {
             request: name(message.code),
             ring: ring(message),
             bytes: message.body().len(),
-            descriptors: message.files.len(),
+            descriptors: message.files.len().saturating_add(message.refused.len()),
             needs_reply: message.needs_reply(),
         })
     }

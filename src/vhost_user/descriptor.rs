@@ -118,9 +118,15 @@ impl Kind {
         Self::Other(format!("{shown} ({what})"))
     }
 
-    /// Whether nothing that is done with it, not even to close it, waits for anybody.
+    /// Whether nothing that is done with it, not even to close it, waits for anybody. A pipe is none of these: to close it
+    /// is to wait for a reader whose own memory is not there.
     pub(super) const fn is_harmless(&self) -> bool {
-        !matches!(self, Self::Other(_))
+        matches!(self, Self::Event | Self::Socket | Self::File | Self::DeviceDax)
+    }
+
+    /// Whether a device's state may go through it.
+    pub(super) const fn is_stream(&self) -> bool {
+        matches!(self, Self::Pipe | Self::Socket | Self::File)
     }
 }
 

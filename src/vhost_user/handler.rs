@@ -300,7 +300,7 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
         _phase: VhostTransferStatePhase,
         file: File,
     ) -> Result<Option<File>> {
-        self.tell_of(self.begin_transfer(direction, file))?;
+        self.tell_of(self.begin_transfer(direction, file.into()))?;
         Ok(None)
     }
 

@@ -11,6 +11,7 @@ use super::baton::{Baton, SessionId};
 use super::debug_log;
 use super::device_state::StateError;
 use super::front_ends::FrontEnds;
+use super::helper::Helper;
 use super::memo::Memo;
 use super::news::News;
 use super::postcopy::{self, Postcopy, PostcopyError};
@@ -96,6 +97,8 @@ pub struct SessionContext<D: Disk> {
     pub postcopy_turn: Arc<AtomicBool>,
     /// What the front-end knows whose rings ran last; none for a disk that serves several at once.
     pub memo: Option<Memo>,
+    /// What receives descriptors.
+    pub helper: Arc<Helper>,
     /// Who is connected.
     pub front_ends: FrontEnds<D>,
     /// For lines that a front-end or its guest can cause.

@@ -1,15 +1,18 @@
 //! Whole messages on a stream socket: a header, a body, descriptors.
 
-use std::io::{self, IoSlice, IoSliceMut, Write as _};
+use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    RecvAncillaryBuffer, RecvFlags, RecvMsg, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
 };
+
+use super::descriptor::Kind;
+use super::helper::{Helper, Received};
 
 /// Length of a header: request, flags, length of the body.
 pub(super) const HEADER_BYTES: usize = 12;
@@ -18,7 +21,7 @@ pub(super) const HEADER_BYTES: usize = 12;
 const MAX_BODY_BYTES: u32 = 0x1000;
 
 /// Most descriptors with a message: one for each region of SET_MEM_TABLE.
-const MAX_FILES: usize = 32;
+pub(super) const MAX_FILES: usize = 32;
 
 /// Header flags: the protocol's version, that it is a reply, that a reply is asked for.
 const VERSION: u32 = 0x1;
@@ -33,6 +36,8 @@ pub(super) struct Message {
     pub(super) code: u32,
     flags: u32,
     pub(super) files: Vec<OwnedFd>,
+    /// What else came with it, and was not let in.
+    pub(super) refused: Vec<Kind>,
 }
 
 /// Why no message could be received.
@@ -49,24 +54,57 @@ pub(super) enum ReceiveError {
 impl Message {
     /// The next message, however many pieces it comes in. Nothing behind it is read, so descriptors cannot
     /// get to the wrong one.
-    pub(super) fn receive(stream: &UnixStream) -> Result<Self, ReceiveError> {
-        let (mut header, mut files) = ([0; HEADER_BYTES], Vec::new());
-        fill(stream, &mut header, &mut files)?;
-        let [c0, c1, c2, c3, f0, f1, f2, f3, b0, b1, b2, b3] = header;
-        let (code, flags) = (u32::from_ne_bytes([c0, c1, c2, c3]), u32::from_ne_bytes([f0, f1, f2, f3]));
-        let body_bytes = u32::from_ne_bytes([b0, b1, b2, b3]);
+    pub(super) fn receive(stream: &UnixStream, helper: &Helper) -> Result<Self, ReceiveError> {
+        let mut message =
+            Self { bytes: Vec::new(), code: 0, flags: 0, files: Vec::new(), refused: Vec::new() };
+        message.fill(stream, helper, HEADER_BYTES)?;
+        let [code, flags, body_bytes] = header(&message.bytes);
         if flags & !NEED_REPLY != VERSION || body_bytes > MAX_BODY_BYTES {
             return Err(ReceiveError::NotARequest(flags, body_bytes));
         }
-        let mut body = vec![0; usize::try_from(body_bytes).unwrap_or(0)];
-        fill(stream, &mut body, &mut files)?;
-        Ok(Self { bytes: [&header[..], &body].concat(), code, flags, files })
+        (message.code, message.flags) = (code, flags);
+        message.fill(
+            stream,
+            helper,
+            HEADER_BYTES.saturating_add(usize::try_from(body_bytes).unwrap_or(0)),
+        )?;
+        Ok(message)
+    }
+
+    /// Receives until so many bytes are there. Descriptors never come into this process unseen.
+    fn fill(&mut self, stream: &UnixStream, helper: &Helper, len: usize) -> Result<(), ReceiveError> {
+        while let Some(missing @ 1..) = len.checked_sub(self.bytes.len()) {
+            let mut bytes = vec![0; missing];
+            let peeked = peek(stream, &mut bytes)?;
+            if peeked.bytes == 0 {
+                return Err(ReceiveError::End);
+            }
+            bytes.truncate(peeked.bytes);
+            if peeked.flags.contains(ReturnFlags::CTRUNC) {
+                let code = if self.bytes.is_empty() { header(&bytes)[0] } else { header(&self.bytes)[0] };
+                let Received { bytes, files, refused } = helper.receive(stream, code, bytes.len())?;
+                self.bytes.extend(bytes);
+                self.files.extend(files);
+                self.refused.extend(refused);
+            } else {
+                let mut read = stream;
+                read.read_exact(&mut bytes)?;
+                self.bytes.extend(bytes);
+            }
+        }
+        Ok(())
     }
 
     #[cfg(test)]
     pub(super) fn of(code: u32, body: &[u8], files: Vec<OwnedFd>) -> Self {
         let header = [code, VERSION, u32::try_from(body.len()).unwrap()].map(u32::to_ne_bytes);
-        Self { bytes: [header.as_flattened(), body].concat(), code, flags: VERSION, files }
+        Self {
+            bytes: [header.as_flattened(), body].concat(),
+            code,
+            flags: VERSION,
+            files,
+            refused: Vec::new(),
+        }
     }
 
     /// What follows the header.
@@ -120,30 +158,25 @@ pub(super) fn send(stream: &UnixStream, bytes: &[u8], files: &[BorrowedFd<'_>]) 
     (&*stream).write_all(bytes.get(sent..).unwrap_or_default())
 }
 
-/// Fills `bytes`, and appends the descriptors that come with them; those beyond [`MAX_FILES`] are closed.
-fn fill(stream: &UnixStream, mut bytes: &mut [u8], files: &mut Vec<OwnedFd>) -> Result<(), ReceiveError> {
-    while !bytes.is_empty() {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let received = again(|| {
-            let mut place = [IoSliceMut::new(bytes)];
-            recvmsg(stream, &mut place, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
-        })?;
-        for part in ancillary.drain() {
-            if let RecvAncillaryMessage::ScmRights(rights) = part {
-                let room = MAX_FILES.saturating_sub(files.len());
-                files.extend(rights.take(room));
-            }
-        }
-        if received.bytes == 0 {
-            return Err(ReceiveError::End);
-        }
-        bytes = bytes.get_mut(received.bytes..).unwrap_or_default();
-    }
-    Ok(())
+/// What comes next, which stays where it is. Without room for descriptors none is received: that there are some is told by
+/// [`ReturnFlags::CTRUNC`].
+fn peek(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<RecvMsg> {
+    again(|| {
+        let mut place = [IoSliceMut::new(bytes)];
+        recvmsg(stream, &mut place, &mut RecvAncillaryBuffer::default(), RecvFlags::PEEK)
+    })
 }
 
-fn again<T>(mut call: impl FnMut() -> Result<T, Errno>) -> io::Result<T> {
+/// Request, flags, length of the body: as much as is there, and zeroes.
+fn header(bytes: &[u8]) -> [u32; 3] {
+    let mut words = [[0; 4]; 3];
+    for (place, byte) in words.as_flattened_mut().iter_mut().zip(bytes) {
+        *place = *byte;
+    }
+    words.map(u32::from_ne_bytes)
+}
+
+pub(super) fn again<T>(mut call: impl FnMut() -> Result<T, Errno>) -> io::Result<T> {
     loop {
         match call() {
             Err(Errno::INTR) => {}

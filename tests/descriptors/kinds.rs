@@ -27,7 +27,7 @@ struct Sample {
 }
 
 const MEMORY: &[u32] = &[SET_MEM_TABLE, SET_LOG_BASE, ADD_MEM_REG, SET_DEVICE_STATE_FD];
-const ALL: [u32; 8] = [
+pub const ALL: [u32; 8] = [
     SET_MEM_TABLE,
     SET_LOG_BASE,
     SET_VRING_KICK,
@@ -98,13 +98,13 @@ fn payload(message: u32) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Outcome {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
     Taken,
     Refused,
 }
 
-fn tell(session: &Session, message: u32, fd: BorrowedFd<'_>) -> Outcome {
+pub fn tell(session: &Session, message: u32, fd: BorrowedFd<'_>) -> Outcome {
     assert!(session.wire.send(message, VERSION | NEED_REPLY, &payload(message), &[fd]));
     match session.wire.receive() {
         // There is no way to say no to who sets a log, but to hang up.
@@ -119,7 +119,7 @@ fn tell(session: &Session, message: u32, fd: BorrowedFd<'_>) -> Outcome {
 }
 
 /// With everything that a message needs.
-fn connect(daemon: &Daemon) -> Session {
+pub fn connect(daemon: &Daemon) -> Session {
     let protocol = VhostUserProtocolFeatures::all();
     let spans = vec![Span { guest_start: 0, bytes: 1 << 20 }];
     let mut session = Session::open(&daemon.socket(0), &spans);
@@ -141,9 +141,7 @@ fn each_message_takes_its_kinds_and_says_what_else_it_was() {
             let outcome = tell(&session, message, fd.as_fd());
             let expected = if taken_by.contains(&message) { Outcome::Taken } else { Outcome::Refused };
             assert_eq!(outcome, expected, "{kind} with message {message}");
-            if message != SET_DEVICE_STATE_FD {
-                assert_eq!(rustix::fs::fcntl_getfl(fd).unwrap(), flags, "{kind} with message {message}");
-            }
+            assert_eq!(rustix::fs::fcntl_getfl(fd).unwrap(), flags, "{kind} with message {message}");
             if outcome == Outcome::Refused && !(message == SET_BACKEND_REQ_FD && *kind == "a Unix socket") {
                 // Lines that a front-end can cause are limited: what is left out is counted.
                 let log = daemon.log()[before..].to_owned();

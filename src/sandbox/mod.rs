@@ -1,0 +1,3 @@
+//! What keeps others apart from what this process holds.
+
+pub(crate) mod process;

@@ -1,0 +1,136 @@
+//! A child process that goes on with this program's code, and has nothing else of it: a copy of the memory as it is then, and
+//! the few descriptors that it is given.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_parent_process_death_signal, waitpid};
+
+/// Whether a child outlives the thread that it comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// It ends when it wants to.
+    ItsOwn,
+    /// It is killed with it.
+    OfItsParent,
+}
+
+/// Forks a child that does `body` and ends. No signal reaches it but SIGKILL, and of all descriptors it has only these.
+///
+/// It must neither log nor panic nor wait for a lock: whatever thread had one is not there. Memory may be allocated
+/// (the C library sees to that).
+///
+/// # Errors
+/// No process is to be had.
+pub(crate) fn fork(given: &[BorrowedFd<'_>], life: Life, body: impl FnOnce()) -> io::Result<Pid> {
+    let mut given: Vec<RawFd> = given.iter().map(|fd| fd.as_raw_fd()).collect();
+    given.sort_unstable();
+    let parent = rustix::process::getpid();
+    let before = block_signals();
+    // SAFETY: the child does only what is said above, and never returns from here.
+    let forked = unsafe { libc::fork() };
+    if forked == 0 {
+        close_others(&given);
+        if life == Life::OfItsParent {
+            let asked = set_parent_process_death_signal(Some(Signal::KILL));
+            if asked.is_err() || rustix::process::getppid() != Some(parent) {
+                end();
+            }
+        }
+        let _ = rustix::thread::set_name(c"descriptors");
+        let _ = catch_unwind(AssertUnwindSafe(body));
+        end();
+    }
+    let forked = if forked < 0 { Err(io::Error::last_os_error()) } else { Ok(forked) };
+    // SAFETY: the set is the one that was in force.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut()) };
+    Pid::from_raw(forked?).ok_or_else(|| io::ErrorKind::Other.into())
+}
+
+/// Ends the process at once. The kernel closes its descriptors, and whoever has something to say to that is waited for by
+/// this process alone, which has given its memory back by then.
+pub(crate) fn end() -> ! {
+    // SAFETY: it has no precondition, and runs nothing of this program.
+    unsafe { libc::_exit(0) }
+}
+
+/// Kills a child, and forgets it once it is dead.
+pub(crate) fn kill(child: Pid) {
+    let _ = kill_process(child, Signal::KILL);
+}
+
+/// How many children have ended, of all that this process has. Those that are at their end do not count.
+pub(crate) fn reap() -> usize {
+    std::iter::from_fn(|| waitpid(None, WaitOptions::NOHANG).ok().flatten()).count()
+}
+
+/// Waits until a child has ended.
+pub(crate) fn wait(child: Pid) {
+    while matches!(waitpid(Some(child), WaitOptions::empty()), Err(rustix::io::Errno::INTR)) {}
+}
+
+/// Returns what was blocked before.
+fn block_signals() -> MaybeUninit<libc::sigset_t> {
+    let (mut all, mut before) = (MaybeUninit::uninit(), MaybeUninit::zeroed());
+    // SAFETY: the set is a place of ours.
+    unsafe { libc::sigfillset(all.as_mut_ptr()) };
+    // SAFETY: one set is initialised, the other is written to; both are ours.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) };
+    before
+}
+
+/// Closes all descriptors but these, which are sorted.
+fn close_others(given: &[RawFd]) {
+    let mut first = 0;
+    for &fd in given.iter().chain([&RawFd::MAX]) {
+        if first < fd {
+            close_range(first, fd.saturating_sub(1));
+        }
+        first = fd.saturating_add(1);
+    }
+}
+
+fn close_range(first: RawFd, last: RawFd) {
+    // SAFETY: the child has a table of its own, and what owned these descriptors is not used in it.
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    if closed != 0 {
+        // Before Linux 5.9.
+        let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1 << 20);
+        for fd in first..=last.min(RawFd::try_from(most).unwrap_or(RawFd::MAX)) {
+            // SAFETY: as above.
+            unsafe { libc::close(fd) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::os::fd::AsFd as _;
+
+    use super::*;
+
+    #[test]
+    fn a_child_has_what_it_is_given_and_nothing_else() {
+        let (mut answers, mut answer) = io::pipe().unwrap();
+        let (_kept_here, other) = io::pipe().unwrap();
+        let other = other.as_raw_fd();
+        let answered = answer.try_clone().unwrap();
+        let child = fork(&[answered.as_fd()], Life::OfItsParent, || {
+            let fds = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+            // Of the folder that is read, there is one.
+            let text = format!("{fds} {}", std::fs::exists(format!("/proc/self/fd/{other}")).unwrap_or(true));
+            let _ = (&answered).write_all(text.as_bytes());
+        })
+        .unwrap();
+        drop((answered, std::mem::replace(&mut answer, io::pipe().unwrap().1)));
+        let mut text = String::new();
+        answers.read_to_string(&mut text).unwrap();
+        wait(child);
+        assert_eq!(text, "2 false");
+    }
+}

@@ -1,0 +1,88 @@
+//! The process that receives what comes with messages, says what it is, and passes on what is harmless.
+
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use rustix::net::RecvFlags;
+use vhost::vhost_user::message::FrontendReq;
+
+use super::packet::{self, Answer, Request};
+use super::{Received, pair, state};
+use crate::vhost_user::descriptor::Kind;
+
+/// Most descriptors that are kept where they cannot be closed.
+const MOST_KEPT: usize = 256;
+
+/// What has come, and what is to be done with what is not passed on.
+#[derive(Debug)]
+struct Judged {
+    received: Received,
+    /// Not to be closed while anybody waits for this process: never dropped.
+    rest: Vec<ManuallyDrop<OwnedFd>>,
+    /// A device's state is to be read or written: through the one, on behalf of the other.
+    state: Option<(ManuallyDrop<OwnedFd>, OwnedFd)>,
+}
+
+/// Does what it is asked until it has something that it cannot get rid of, or nobody asks any more.
+pub(super) fn serve(orders: &OwnedFd, retires: &OwnedFd, keeps: bool) {
+    let mut kept = 0_usize;
+    while let Some((request, stream)) = Request::receive(orders.as_fd()) {
+        let most = usize::try_from(request.most).unwrap_or(usize::MAX);
+        let (outcome, rest, state) = match packet::receive(stream.as_fd(), most, RecvFlags::DONTWAIT) {
+            Ok((bytes, files)) => {
+                let Judged { received, rest, state } = judge(request.code, bytes, files, keeps);
+                (Ok(received), rest, state)
+            }
+            Err(error) => (Err(error), Vec::new(), None),
+        };
+        drop(stream);
+        let _ = Answer { number: request.number, outcome }.send(orders.as_fd());
+        kept = kept.saturating_add(rest.len());
+        let is_full = kept > if keeps { MOST_KEPT } else { 0 };
+        if is_full || state.is_some() {
+            // Whatever is asked from now on is for the next one.
+            let _ = rustix::io::write(retires, &[0]);
+            if let Some((file, relay)) = state {
+                state::transfer(&file, &relay);
+            }
+            return;
+        }
+    }
+}
+
+fn judge(code: u32, bytes: Vec<u8>, files: Vec<OwnedFd>, keeps: bool) -> Judged {
+    let is_one = files.len() == 1;
+    let is_state = FrontendReq::try_from(code) == Ok(FrontendReq::SET_DEVICE_STATE_FD);
+    let received = Received { bytes, files: Vec::new(), refused: Vec::new() };
+    let mut judged = Judged { received, rest: Vec::new(), state: None };
+    for file in files {
+        let kind = Kind::of(file.as_fd());
+        let Judged { received, rest, state } = &mut judged;
+        if is_state && is_one && kind.is_stream() {
+            match relay(keeps) {
+                Ok((relay, passed)) => {
+                    received.files.push(passed);
+                    *state = Some((ManuallyDrop::new(file), relay));
+                }
+                Err(error) => {
+                    received.refused.push(Kind::Other(format!("{kind} that cannot be used now: {error}")));
+                    rest.push(ManuallyDrop::new(file));
+                }
+            }
+        } else if kind.is_harmless() {
+            received.files.push(file);
+        } else {
+            received.refused.push(kind);
+            rest.push(ManuallyDrop::new(file));
+        }
+    }
+    judged
+}
+
+fn relay(keeps: bool) -> io::Result<(OwnedFd, OwnedFd)> {
+    if keeps {
+        return Err(io::Error::other("too many descriptors of others do not close"));
+    }
+    pair()
+}

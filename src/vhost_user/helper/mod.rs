@@ -1,0 +1,127 @@
+//! A process apart that receives descriptors, and passes on those that are harmless.
+//!
+//! Once a descriptor is in a process's table, that process has to close it, at its end if not before; and to close a file of
+//! another user's FUSE mount is to wait for his program (`FUSE_FLUSH`), which no signal ends. The like holds for a pipe
+//! whose reader is held up in the middle of a read. So whatever comes with a message is received by a process that holds
+//! nothing else: what is harmless ([`Kind::is_harmless`]) is passed on, and with anything else it ends, and may take
+//! its time for that. Another one has taken its place by then.
+//!
+//! ```text
+//! session ── asks ─▶ judge: receives, judges ─▶ harmless: passed on
+//!                                            ─▶ anything else: said what it is; spawner makes another judge; ends
+//!                                            ─▶ device state: passed on is a socket to the judge, which reads or writes
+//!                                                             the state itself; spawner makes another judge; ends
+//! ```
+//!
+//! A message without descriptors never gets here.
+
+mod judge;
+mod packet;
+mod spawner;
+mod state;
+
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::Pid;
+
+use super::descriptor::Kind;
+use crate::sandbox::process::{self, Life};
+use packet::{Answer, Request};
+pub(super) use state::{LOAD, SAVE, StateAnswer};
+
+/// How long it may take on a machine that is busy. It waits for nobody but the processor.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Bytes of a message, and what came with them.
+#[derive(Debug)]
+pub(super) struct Received {
+    pub(super) bytes: Vec<u8>,
+    pub(super) files: Vec<OwnedFd>,
+    /// What was not passed on.
+    pub(super) refused: Vec<Kind>,
+}
+
+/// The processes apart; they end when this is dropped, or this process is no more.
+#[derive(Debug)]
+pub struct Helper {
+    link: Mutex<Link>,
+    /// The spawner ends when it is closed.
+    control: UnixStream,
+    spawner: Pid,
+}
+
+#[derive(Debug)]
+struct Link {
+    /// To whichever process is the judge.
+    socket: OwnedFd,
+    /// Of the last request.
+    number: u64,
+}
+
+impl Helper {
+    /// Starts the processes. The earlier, the less of this process's memory they keep a copy of.
+    ///
+    /// # Errors
+    /// No process or descriptor is left.
+    pub fn start() -> io::Result<Arc<Self>> {
+        let (socket, orders) = pair()?;
+        let (control, controlled) = UnixStream::pair()?;
+        let given = [orders.as_fd(), controlled.as_fd()];
+        let spawner = process::fork(&given, Life::ItsOwn, || spawner::run(&orders, &controlled))?;
+        let link = Mutex::new(Link { socket, number: 0 });
+        Ok(Arc::new(Self { link, control, spawner }))
+    }
+
+    /// Receives up to `most` bytes that are there, and what comes with them. `code` is that of the message, if it is known.
+    pub(super) fn receive(&self, stream: &UnixStream, code: u32, most: usize) -> io::Result<Received> {
+        let mut link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        link.number = link.number.wrapping_add(1);
+        let request = Request { number: link.number, code, most: u32::try_from(most).unwrap_or(u32::MAX) };
+        request.send(&link.socket, stream.as_fd()).map_err(gone)?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let mut waits = [PollFd::new(&link.socket, PollFlags::IN)];
+            match poll(&mut waits, Some(&Timespec::try_from(left).unwrap_or_default())) {
+                Ok(0) => {
+                    // It is to make another judge.
+                    let _ = (&self.control).write_all(&[0]);
+                    return Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        "descriptors were not judged in time",
+                    ));
+                }
+                Ok(_) => {}
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            let answer = Answer::receive(&link.socket).map_err(gone)?;
+            // Any other is of a judge that was given up.
+            if answer.number == link.number {
+                return answer.outcome;
+            }
+        }
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        process::kill(self.spawner);
+        process::wait(self.spawner);
+    }
+}
+
+fn gone(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("the process that judges descriptors: {error}"))
+}
+
+/// Messages keep their bounds.
+fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}

@@ -1,0 +1,139 @@
+//! What is asked of the judge, and what it answers: one packet each.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+
+use super::Received;
+use crate::vhost_user::descriptor::Kind;
+use crate::vhost_user::wire::{MAX_FILES, again};
+
+/// Longer than any: a message, and what its descriptors are in words.
+const MOST_BYTES: usize = 64 << 10;
+
+/// Descriptors are received up to here; the kernel drops the others without having installed them.
+type Space = [MaybeUninit<u8>; rustix::cmsg_space!(ScmRights(MAX_FILES))];
+
+/// Receive so many bytes of the stream that comes with this.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Request {
+    pub(super) number: u64,
+    /// Of the message, if it is known.
+    pub(super) code: u32,
+    pub(super) most: u32,
+}
+
+/// What was received.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) number: u64,
+    pub(super) outcome: io::Result<Received>,
+}
+
+impl Request {
+    pub(super) fn send(&self, to: &OwnedFd, stream: BorrowedFd<'_>) -> io::Result<()> {
+        let Self { number, code, most } = self;
+        let bytes = [&number.to_ne_bytes()[..], &code.to_ne_bytes(), &most.to_ne_bytes()].concat();
+        send(to, &bytes, &[stream])
+    }
+
+    /// The next one; none when nobody asks any more.
+    pub(super) fn receive(from: BorrowedFd<'_>) -> Option<(Self, OwnedFd)> {
+        let (bytes, mut files) = receive(from, MOST_BYTES, RecvFlags::empty()).ok()?;
+        let mut rest = bytes.as_slice();
+        let request = Self {
+            number: u64::from_ne_bytes(take(&mut rest)?),
+            code: u32::from_ne_bytes(take(&mut rest)?),
+            most: u32::from_ne_bytes(take(&mut rest)?),
+        };
+        Some((request, files.pop()?))
+    }
+}
+
+impl Answer {
+    pub(super) fn send(&self, to: BorrowedFd<'_>) -> io::Result<()> {
+        let number = self.number.to_ne_bytes();
+        let received = match &self.outcome {
+            Ok(received) => received,
+            Err(error) => {
+                let error = error.raw_os_error().unwrap_or(libc::EIO);
+                return send(to, &[&number[..], &error.to_ne_bytes()].concat(), &[]);
+            }
+        };
+        let count = u32::try_from(received.refused.len()).unwrap_or(u32::MAX);
+        let mut bytes = [&number[..], &0_i32.to_ne_bytes(), &count.to_ne_bytes()].concat();
+        for kind in &received.refused {
+            let words = kind.to_string();
+            bytes.extend(u32::try_from(words.len()).unwrap_or(0).to_ne_bytes());
+            bytes.extend(words.as_bytes());
+        }
+        bytes.extend(&received.bytes);
+        let files: Vec<_> = received.files.iter().map(|file| file.as_fd()).collect();
+        send(to, &bytes, &files)
+    }
+
+    pub(super) fn receive(from: &OwnedFd) -> io::Result<Self> {
+        let (bytes, files) = receive(from.as_fd(), MOST_BYTES, RecvFlags::DONTWAIT)?;
+        Self::decode(&bytes, files).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+
+    fn decode(bytes: &[u8], files: Vec<OwnedFd>) -> Option<Self> {
+        let mut rest = bytes;
+        let number = u64::from_ne_bytes(take(&mut rest)?);
+        let error = i32::from_ne_bytes(take(&mut rest)?);
+        if error != 0 {
+            return Some(Self { number, outcome: Err(io::Error::from_raw_os_error(error)) });
+        }
+        let mut refused = Vec::new();
+        for _ in 0..u32::from_ne_bytes(take(&mut rest)?) {
+            let len = usize::try_from(u32::from_ne_bytes(take(&mut rest)?)).ok()?;
+            let words = rest.split_off(..len)?;
+            refused.push(Kind::Other(String::from_utf8_lossy(words).into_owned()));
+        }
+        Some(Self { number, outcome: Ok(Received { bytes: rest.to_owned(), files, refused }) })
+    }
+}
+
+fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    rest.split_off(..N)?.try_into().ok()
+}
+
+/// The other side takes it at once, or something is wrong with it.
+pub(super) fn send(to: impl std::os::fd::AsFd, bytes: &[u8], files: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space: Space = [MaybeUninit::uninit(); _];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !files.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(files)) {
+        return Err(io::Error::other("too many descriptors"));
+    }
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    again(|| sendmsg(&to, &[IoSlice::new(bytes)], &mut ancillary, flags))?;
+    Ok(())
+}
+
+/// Up to so many bytes, and the descriptors that come with them.
+pub(super) fn receive(
+    from: BorrowedFd<'_>,
+    most: usize,
+    flags: RecvFlags,
+) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut space: Space = [MaybeUninit::uninit(); _];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut bytes = vec![0; most.min(MOST_BYTES)];
+    let received = again(|| {
+        let mut place = [IoSliceMut::new(&mut bytes)];
+        recvmsg(from, &mut place, &mut ancillary, flags | RecvFlags::CMSG_CLOEXEC)
+    })?;
+    bytes.truncate(received.bytes);
+    let mut files = Vec::new();
+    for part in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = part {
+            files.extend(rights);
+        }
+    }
+    Ok((bytes, files))
+}

@@ -1,0 +1,54 @@
+//! The process that makes judges, one after the other. It never has a descriptor of a front-end itself.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::judge;
+use crate::sandbox::process::{self, Life};
+
+/// So many judges may be at their end at once, before what is refused is kept rather than closed.
+const MOST_RETIRED: usize = 64;
+
+/// Before a process that could not be had is tried for again.
+const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+
+/// Makes a judge whenever the one before has retired, until the daemon is gone.
+pub(super) fn run(orders: &OwnedFd, control: &UnixStream) {
+    let (mut made, mut ended) = (0_usize, 0_usize);
+    loop {
+        ended = ended.saturating_add(process::reap());
+        let keeps = made.saturating_sub(ended) >= MOST_RETIRED;
+        let Ok((retired, retires)) = pipe_with(PipeFlags::CLOEXEC) else { return };
+        let given = [orders.as_fd(), retires.as_fd()];
+        let Ok(judge) = process::fork(&given, Life::OfItsParent, || judge::serve(orders, &retires, keeps))
+        else {
+            if is_over(control, Some(&PAUSE)) {
+                return;
+            }
+            continue;
+        };
+        made = made.saturating_add(1);
+        drop(retires);
+        let mut waits = [PollFd::new(&retired, PollFlags::IN), PollFd::new(control, PollFlags::IN)];
+        while poll(&mut waits, None).is_err() {}
+        let [_, asked] = waits;
+        if !asked.revents().is_empty() {
+            process::kill(judge);
+            if is_over(control, None) {
+                return;
+            }
+        }
+    }
+}
+
+/// Whether the daemon is gone. Otherwise it has asked for another judge, if anything.
+fn is_over(control: &UnixStream, patience: Option<&Timespec>) -> bool {
+    let mut asked = [PollFd::new(control, PollFlags::IN)];
+    match poll(&mut asked, patience) {
+        Ok(0) | Err(_) => false,
+        Ok(_) => !matches!(rustix::io::read(control, &mut [0_u8; 64]), Ok(1..)),
+    }
+}

@@ -1,0 +1,216 @@
+//! Files of a FUSE mount whose server has stopped: whoever asks it for anything, or closes one, waits for ever, and no signal
+//! ends that.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process};
+use vm_memory::{FileOffset, MmapRegion};
+
+use super::kinds::{ALL, Outcome, connect, tell};
+use super::message::{SET_DEVICE_STATE_FD, SET_VRING_CALL};
+use super::state::{Direction, begin, check};
+use super::{bystander, two_disks};
+use crate::common::daemon::Daemon;
+use crate::common::frontend::Session;
+use crate::common::frontend::request::Request;
+use crate::common::process::ends_with_us;
+use crate::common::wait_for;
+
+const MIB: u64 = 1 << 20;
+
+/// A FUSE mount, and a file of it that nobody has closed yet: a server that answers to the first FUSE_FLUSH that it does not
+/// know it is never sent another.
+struct Stopped {
+    server: Child,
+    file: Option<File>,
+    /// The file, of which no page has been touched.
+    memory: Option<Arc<MmapRegion>>,
+}
+
+impl Stopped {
+    fn mount(device: &Path, mount: &Path) -> Self {
+        let server = ends_with_us(Command::new("fuse2fs").args(["-f", "-o", "rw"]).args([device, mount]))
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut stopped = Self { server, file: None, memory: None };
+        let is_mounted = || {
+            let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+            mounts.lines().any(|line| line.contains("fuse") && line.contains(mount.to_str().unwrap()))
+        };
+        wait_for("the file system is mounted", || is_mounted().then_some(()));
+        let path = mount.join("file");
+        let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
+        file.set_len(MIB).unwrap();
+        let mapped = FileOffset::new(file.try_clone().unwrap(), 0);
+        stopped.memory = Some(Arc::new(MmapRegion::from_file(mapped, MIB as usize).unwrap()));
+        stopped.file = Some(file);
+        kill_process(Pid::from_child(&stopped.server), Signal::STOP).unwrap();
+        stopped
+    }
+
+    fn file(&self) -> &File {
+        self.file.as_ref().unwrap()
+    }
+}
+
+impl Drop for Stopped {
+    /// First the server, with which all requests fail that wait for it; then the file.
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+        (self.file, self.memory) = (None, None);
+    }
+}
+
+/// Runs a test with a daemon and such a file, in a mount namespace that ends with it, or says why it does not. The file is in
+/// a descriptor table apart: other tests start programs, which would close it, and so wait.
+#[allow(unsafe_code)]
+fn with_stopped_file(test: impl FnOnce(Daemon, &Stopped) + Send) {
+    let mut program = Command::new("fuse2fs");
+    let is_installed = program.arg("-V").stderr(Stdio::null()).stdout(Stdio::null()).status().is_ok();
+    if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() || !is_installed {
+        eprintln!("skipped: no root, no /dev/fuse, or no fuse2fs");
+        return;
+    }
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (device, mount) = (folder.path().join("device"), folder.path().join("mount"));
+    File::create(&device).unwrap().set_len(64 * MIB).unwrap();
+    std::fs::create_dir(&mount).unwrap();
+    let run = |command: &mut Command| assert!(command.status().unwrap().success(), "{command:?}");
+    run(Command::new("mkfs.ext4").arg("-q").arg(&device));
+    std::thread::scope(|scope| {
+        let body = || {
+            // SAFETY: it concerns this thread only, which ends with the test, and what it starts.
+            assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS | libc::CLONE_FILES) }, 0, "unshare");
+            // SAFETY: the thread has opened nothing yet, and others have tables of their own.
+            assert_eq!(unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) }, 0, "close_range");
+            run(Command::new("mount").args(["--make-rprivate", "/"]));
+            let daemon = two_disks();
+            let stopped = Stopped::mount(&device, &mount);
+            test(daemon, &stopped);
+            drop(stopped);
+            run(Command::new("umount").arg("--lazy").arg(&mount));
+        };
+        scope.spawn(body).join().unwrap();
+    });
+}
+
+/// With each message. The other disk is served all the while, and another front-end of this one afterwards.
+fn hand_over_everywhere(daemon: &Daemon, file: &File) {
+    for message in ALL {
+        let session = connect(daemon);
+        assert_eq!(tell(&session, message, file.as_fd()), Outcome::Refused, "message {message}");
+        let mut another = Session::connect(&daemon.socket(0));
+        let mut ring = another.ring(0, 64);
+        ring.run(&Request::read(0, 512));
+        another.set_features(another.features);
+    }
+}
+
+#[test]
+fn a_file_of_a_stopped_server_is_refused_and_holds_nobody_up() {
+    with_stopped_file(|daemon, stopped| {
+        let (_bystander, load) = bystander(&daemon);
+        hand_over_everywhere(&daemon, stopped.file());
+        daemon.wait_for_log("which others can make wait or fail");
+        load.wait_for_progress();
+        load.stop();
+        // SIGTERM, and exit code 0.
+        daemon.stop();
+    });
+}
+
+#[test]
+fn a_daemon_that_was_sent_one_can_be_killed_and_releases_the_other_disk() {
+    with_stopped_file(|daemon, stopped| {
+        let (_bystander, load) = bystander(&daemon);
+        hand_over_everywhere(&daemon, stopped.file());
+        load.wait_for_progress();
+        let image = File::open(daemon.image(1)).unwrap();
+        let lock = || rustix::fs::flock(&image, FlockOperation::NonBlockingLockExclusive);
+        assert_eq!(lock(), Err(Errno::AGAIN), "its rings run");
+        // Under way: the load fails.
+        let _setup = daemon.kill();
+        wait_for("the other disk's lock is released", || lock().ok());
+        std::mem::forget(load);
+    });
+}
+
+/// More than there may be processes that are at their end.
+#[test]
+fn a_flood_of_them_costs_a_bounded_number_of_processes() {
+    const FLOOD: usize = 150;
+    const MOST: usize = 70;
+    with_stopped_file(|daemon, stopped| {
+        let (_bystander, load) = bystander(&daemon);
+        for _ in 0..FLOOD {
+            let session = connect(&daemon);
+            assert_eq!(tell(&session, SET_VRING_CALL, stopped.file().as_fd()), Outcome::Refused);
+        }
+        let processes = descendants(daemon.pid());
+        assert!(processes.len() <= MOST, "{} processes", processes.len());
+        let honest = Session::connect(&daemon.socket(0));
+        honest.ring(0, 64).run(&Request::read(0, 512));
+        load.wait_for_progress();
+        load.stop();
+        daemon.stop();
+    });
+}
+
+/// A reader of the pipe that is held up in the middle of a read has the pipe locked: whoever writes to it, asks for its
+/// size or closes it waits as well.
+#[test]
+fn a_pipe_that_is_locked_by_its_reader_holds_nobody_up() {
+    with_stopped_file(|daemon, stopped| {
+        let (_bystander, load) = bystander(&daemon);
+        let (reader, writer) = std::io::pipe().unwrap();
+        rustix::io::write(&writer, &[0; 64]).unwrap();
+        let (held, place) = (OwnedFd::from(reader), Arc::clone(stopped.memory.as_ref().unwrap()));
+        let number = held.as_raw_fd();
+        // It ends when the server does.
+        std::thread::spawn(move || read_into(number, &place));
+        wait_for("the reader is held up", || is_held_up().then_some(()));
+        let session = connect(&daemon);
+        assert_eq!(begin(&session, Direction::Save, writer.as_fd()), Outcome::Taken);
+        assert!(!check(&session), "it is given up");
+        assert_eq!(tell(&session, SET_VRING_CALL, writer.as_fd()), Outcome::Refused);
+        assert_eq!(tell(&session, SET_DEVICE_STATE_FD, held.as_fd()), Outcome::Taken);
+        load.wait_for_progress();
+        load.stop();
+        daemon.stop();
+        drop(session);
+        // To close these is to wait for that reader, too.
+        std::mem::forget((held, writer));
+    });
+}
+
+#[allow(unsafe_code)]
+fn read_into(fd: i32, memory: &MmapRegion) -> isize {
+    // SAFETY: the place is mapped for as long as `memory` is, and so long; nothing else uses it.
+    unsafe { libc::read(fd, memory.as_ptr().cast(), 64) }
+}
+
+/// A thread of this process waits for a page of the file.
+fn is_held_up() -> bool {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    tasks.flatten().any(|task| {
+        let syscall = std::fs::read_to_string(task.path().join("wchan")).unwrap_or_default();
+        syscall.contains("fuse") || syscall.contains("request_wait_answer") || syscall.contains("folio_wait")
+    })
+}
+
+/// Processes that have come from this one, and still belong to it.
+fn descendants(pid: u32) -> Vec<u32> {
+    let children = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten().flat_map(|task| {
+        let list = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<u32>>()
+    });
+    children.flat_map(|child| [vec![child], descendants(child)].concat()).collect()
+}

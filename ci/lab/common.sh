@@ -25,10 +25,11 @@ as_root() {
     fi
 }
 
-# apt_private: fills APT with the arguments that point apt at package lists of our own.
+# apt_private [OTHER]: fills APT with the arguments that point apt at package lists of our own: for this Debian, or for
+# another CPU (arm64, ...) or Debian 13, of which packages are looked at and downloaded only.
 # The machine's own lists and sources stay as they are, and backports never reach its other upgrades.
 apt_private() {
-    local private=$CACHE/apt
+    local other=${1:-} private=$CACHE/apt${1:+-$1}
     mkdir -p "$private/lists/partial" "$private/archives/partial"
     APT=(-q
         -o "Dir::State::lists=$private/lists"
@@ -37,8 +38,13 @@ apt_private() {
         -o "APT::Sandbox::User=root"
         -o "DPkg::Lock::Timeout=$APT_LOCK_SECONDS"
         -o "Acquire::Retries=3")
+    case $other in
+    '' | debian13) ;;
+    *) APT+=(-o "APT::Architecture=$other" -o "APT::Architectures=$other") ;;
+    esac
+    [ -z "$other" ] || APT+=(-o "Dir::State::status=/dev/null")
     if [ ! -s "$private/sources.list" ]; then
-        apt_sources >"$private/sources.new"
+        apt_sources "$other" >"$private/sources.new"
         [ -s "$private/sources.new" ] || die "apt has no Debian source for $(codename); configure one first"
         mv "$private/sources.new" "$private/sources.list"
     fi
@@ -50,16 +56,26 @@ apt_private() {
     fi
 }
 
-# apt_sources: the machine's own mirrors of this Debian release, with backports added.
+# apt_sources [OTHER]: the machine's own mirrors of this Debian release, with backports added; for another CPU the
+# release alone, and Debian 13 from where this release's packages are.
 apt_sources() {
-    local keys='' base suite
+    local keys='' base suite own
+    own=$(codename)
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] &&
         keys='[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] '
     apt-get update --print-uris -o "Dir::State::lists=$CACHE/apt/lists" | cut -d"'" -f2 |
-        sed -n "s,^\(.*\)/dists/\($(codename)[^/]*\)/InRelease\$,\1 \2,p" |
+        sed -n "s,^\(.*\)/dists/\(${own}[^/]*\)/InRelease\$,\1 \2,p" |
         while read -r base suite; do
-            echo "deb $keys$base $suite main"
-            [ "$suite" != "$(codename)" ] || echo "deb $keys$base $suite-backports main"
+            case ${1:-$suite} in
+            debian13)
+                [ "$suite" != "$own" ] || printf "deb $keys$base %s main\n" trixie trixie-backports
+                ;;
+            "$suite")
+                echo "deb $keys$base $suite main"
+                [ "$suite" != "$own" ] || echo "deb $keys$base $suite-backports main"
+                ;;
+            *) [ "$suite" != "$own" ] || echo "deb $keys$base $suite main" ;;
+            esac
         done | sort -u
 }
 

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use super::machine::{Kernel, Machine, PATIENCE, script};
 
@@ -47,7 +48,30 @@ impl Guest {
         Self::initramfs_for(Kernel::Cloud, folder, files)
     }
 
-    fn initramfs_for(kernel: Kernel, folder: &Path, files: &[&Path]) -> PathBuf {
+    /// Boots a Linux that is a process from what [`Guest::initramfs_for`] made, on the disks behind `sockets`, if any;
+    /// why it has not come up, otherwise.
+    pub fn boot_user_mode(
+        initramfs: &Path,
+        folder: &Path,
+        sockets: &[PathBuf],
+        patience: Duration,
+    ) -> Result<Self, String> {
+        let mut args = vec![format!("initrd={}", initramfs.display()), "lab=agent.sh".to_owned()];
+        // The number is that of a block device.
+        args.extend(sockets.iter().map(|socket| format!("virtio_uml.device={}:2", socket.display())));
+        let (stream, line) = UnixStream::pair().unwrap();
+        let machine = Machine::start_user_mode(folder, line, &args);
+        stream.set_read_timeout(Some(patience)).unwrap();
+        let mut guest =
+            Self { machine, line: BufReader::new(stream), boot_id: String::new(), is_lost: false };
+        let mut ready = String::new();
+        let is_up = guest.line.read_line(&mut ready).is_ok() && ready.starts_with("READY ");
+        guest.line.get_mut().set_read_timeout(Some(PATIENCE)).unwrap();
+        if is_up { Ok(guest) } else { Err(guest.machine.last_words()) }
+    }
+
+    /// Makes the root file system of a guest with this kernel.
+    pub fn initramfs_for(kernel: Kernel, folder: &Path, files: &[&Path]) -> PathBuf {
         let initramfs = folder.join("initramfs");
         let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest");
         let names = ["agent.sh", "filesystem.sh", "fio.sh", "partitions.sh"];
@@ -155,11 +179,11 @@ impl Guest {
         self.boot_id = boot_id;
     }
 
-    /// Switches the guest off and insists that QEMU ends well.
+    /// Switches the guest off and insists that the machine ends well.
     pub fn power_off(mut self) {
         self.send("sync; poweroff -f");
         let status = self.machine.wait_end();
-        assert!(status.success(), "QEMU: {status}\n{}", self.machine.last_words());
+        assert!(status.success(), "the machine: {status}\n{}", self.machine.last_words());
     }
 
     /// Starts a shell command whose output is the agent's line itself; [`Guest::line`] reads it.

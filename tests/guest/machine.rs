@@ -1,6 +1,8 @@
-//! A QEMU machine as a child process.
+//! A machine as a child process: QEMU, or a Linux that is a program itself.
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -12,6 +14,8 @@ pub enum Kernel {
     Cloud,
     /// Debian's generic kernel, which survives machine checks.
     Generic,
+    /// Debian's User-Mode Linux, which needs no QEMU.
+    UserMode,
 }
 
 impl Kernel {
@@ -20,10 +24,11 @@ impl Kernel {
         match self {
             Self::Cloud => "kernel",
             Self::Generic => "kernel-generic",
+            Self::UserMode => "kernel-user-mode",
         }
     }
 
-    /// The file that QEMU boots.
+    /// The file that is booted.
     pub fn image(self) -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/lab").join(self.folder()).join("vmlinuz")
     }
@@ -35,7 +40,7 @@ pub const PATIENCE: Duration = Duration::from_secs(300);
 /// A running machine, killed and reaped when dropped.
 #[derive(Debug)]
 pub struct Machine {
-    qemu: Child,
+    process: Child,
     console: PathBuf,
     errors: PathBuf,
 }
@@ -43,15 +48,24 @@ pub struct Machine {
 impl Machine {
     /// Starts a machine with what all guests share (`ci/lab/guest`) and `args`; its files go to `folder`.
     pub fn start(folder: &Path, args: &[String]) -> Self {
-        let (console, errors) = (folder.join("console"), folder.join("qemu-errors"));
-        let qemu = Command::new(script("guest"))
-            .args(["-serial", &format!("file:{}", console.display())])
-            .args(args)
-            .stdin(Stdio::null())
-            .stderr(File::create(&errors).unwrap())
-            .spawn()
-            .unwrap();
-        Self { qemu, console, errors }
+        let mut qemu = Command::new(script("guest"));
+        qemu.args(["-serial", &format!("file:{}", folder.join("console").display())]);
+        qemu.args(args).stdin(Stdio::null());
+        Self::spawn(folder, &mut qemu)
+    }
+
+    /// Starts a Linux that is a process (`ci/lab/user-mode`); `line` is its second serial line.
+    pub fn start_user_mode(folder: &Path, line: UnixStream, args: &[String]) -> Self {
+        let mut linux = Command::new(script("user-mode"));
+        linux.arg(format!("uml_dir={}", folder.display())).args(args);
+        linux.stdin(OwnedFd::from(line)).stdout(File::create(folder.join("console")).unwrap());
+        Self::spawn(folder, &mut linux)
+    }
+
+    fn spawn(folder: &Path, command: &mut Command) -> Self {
+        let (console, errors) = (folder.join("console"), folder.join("errors"));
+        let process = command.stderr(File::create(&errors).unwrap()).spawn().unwrap();
+        Self { process, console, errors }
     }
 
     /// What the first serial line has shown so far.
@@ -66,12 +80,12 @@ impl Machine {
         let console = self.console();
         let tail: Vec<&str> = console.lines().rev().take(15).collect();
         let tail: Vec<&str> = tail.into_iter().rev().collect();
-        format!("QEMU said: {}\nthe console ended with:\n{}", errors.trim(), tail.join("\n"))
+        format!("the machine said: {}\nthe console ended with:\n{}", errors.trim(), tail.join("\n"))
     }
 
     /// The exit status, when the machine has ended.
     pub fn ended(&mut self) -> Option<ExitStatus> {
-        self.qemu.try_wait().unwrap()
+        self.process.try_wait().unwrap()
     }
 
     /// Waits until `condition` yields a value; panics when that takes too long or the machine ends before.
@@ -83,7 +97,7 @@ impl Machine {
                 return value;
             }
             if let Some(status) = ended {
-                panic!("QEMU ended ({status}) before {what}\n{}", self.last_words());
+                panic!("the machine ended ({status}) before {what}\n{}", self.last_words());
             }
             assert!(
                 Instant::now() < deadline,
@@ -94,10 +108,10 @@ impl Machine {
         }
     }
 
-    /// Kills QEMU where it stands.
+    /// Kills it where it stands.
     pub fn kill(&mut self) {
-        self.qemu.kill().unwrap();
-        self.qemu.wait().unwrap();
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
     }
 
     /// Waits until the machine has ended by itself.
@@ -107,7 +121,7 @@ impl Machine {
             if let Some(status) = self.ended() {
                 return status;
             }
-            assert!(Instant::now() < deadline, "QEMU does not end\n{}", self.last_words());
+            assert!(Instant::now() < deadline, "the machine does not end\n{}", self.last_words());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -115,8 +129,8 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        let _ = self.qemu.kill();
-        let _ = self.qemu.wait();
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 

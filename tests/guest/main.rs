@@ -1,4 +1,4 @@
-//! Real Linux guests, firmware and GRUB in QEMU on disks of the real daemon.
+//! Real Linux guests (in QEMU, and User-Mode Linux), firmware and GRUB on disks of the real daemon.
 //!
 //! Not a part of a plain `cargo test`: it needs QEMU, a kernel and tools, which `ci/lab/prepare` brings. Then
 //! `cargo test --release --test guest -- --ignored [PART-OF-A-NAME]` runs it, as `ci/test` does. Each check is one
@@ -28,6 +28,7 @@ mod machine_check;
 mod pmem;
 mod report;
 mod soak;
+mod user_mode;
 
 use std::process::ExitCode;
 
@@ -64,7 +65,7 @@ fn main() -> ExitCode {
         println!("guest test skipped: {SKIP}={}", reason.display());
         return ExitCode::SUCCESS;
     }
-    let kernels = [Kernel::Cloud, Kernel::Generic].map(Kernel::image);
+    let kernels = [Kernel::Cloud, Kernel::Generic, Kernel::UserMode].map(Kernel::image);
     if let Some(missing) = kernels.iter().find(|image| !image.exists()) {
         println!("FAILED: there is no guest kernel ({}).", missing.display());
         println!("Run ci/lab/prepare first, or set {SKIP} to the reason why this machine cannot.");
@@ -80,6 +81,7 @@ fn main() -> ExitCode {
         return report.close();
     }
     linux::run(&mut report);
+    user_mode::run(&mut report);
     firmware::run(&mut report);
     pmem::run(&mut report);
     soak::run(&mut report, &Counts::SHORT);

@@ -58,7 +58,9 @@ use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_con
 use crate::copy::fault;
 use crate::disk::Disk;
 use crate::log_limit::{Cause, LogLimit};
-use crate::virtio::blk::{Answer, CacheMode, ConfigSpace, Counters, Device, WRITEBACK_OFFSET, features};
+use crate::virtio::blk::{
+    Answer, CacheMode, ConfigSpace, Counters, Device, Sliced, WRITEBACK_OFFSET, features,
+};
 use crate::virtio::memory::{MemoryError, MemoryTable, RegionSpec, SharedError};
 use crate::virtio::queue::{Buffer, Completion, Gatherer, MAX_QUEUE_SIZE, RingError};
 
@@ -92,6 +94,8 @@ struct Lane {
     /// For the requests: another mapping of the same memory, in which faults are contained.
     gatherer: Gatherer,
     counters: Counters,
+    /// Room for a request that takes long.
+    sliced: Sliced,
 }
 
 /// Why a ring does not go on.
@@ -114,6 +118,7 @@ impl<D: Disk> Stock<D> {
             guest: Arc::default(),
             gatherer: Gatherer::new(Arc::default(), MAX_QUEUE_SIZE),
             counters: Counters::default(),
+            sliced: Sliced::default(),
         };
         let queues = device.queues().min(MAX_QUEUES);
         Ok(Self {
@@ -139,7 +144,7 @@ impl<D: Disk> Stock<D> {
 
     /// Works off what is available, at most once round the ring, and says whether more has come meanwhile.
     fn serve(&self, vring: &mut VringState, lane: &mut Lane) -> Result<bool, Broken> {
-        let Lane { guest, gatherer, counters } = lane;
+        let Lane { guest, gatherer, counters, sliced } = lane;
         let (guest, ring) = (&**guest, vring.get_queue_mut());
         ring.disable_notification(guest)?;
         // What left this thread was finished, so the used index says where to go on, whatever base was sent.
@@ -147,7 +152,7 @@ impl<D: Disk> Stock<D> {
         ring.set_next_avail(used);
         for _ in 0..ring.size() {
             let Some(chain) = ring.iter(guest)?.next() else { break };
-            let completion = self.execute(chain, gatherer, counters)?;
+            let completion = self.execute(chain, gatherer, counters, sliced)?;
             // The queue publishes each by itself.
             self.device.fence();
             ring.add_used(guest, completion.head(), completion.written_bytes())?;
@@ -165,6 +170,7 @@ impl<D: Disk> Stock<D> {
         chain: DescriptorChain<&GuestMemoryMmap>,
         gatherer: &mut Gatherer,
         counters: &mut Counters,
+        sliced: &mut Sliced,
     ) -> Result<Completion, Broken> {
         let (head, mut is_cut) = (chain.head_index(), false);
         let buffers = chain.map(|descriptor| {
@@ -180,10 +186,18 @@ impl<D: Disk> Stock<D> {
         if is_cut {
             return Err(RingError::EndlessChain.into());
         }
-        Ok(match self.device.execute(chain, self.cache(), counters)? {
-            Answer::Done(completion) => completion,
-            Answer::Held(held) => self.device.settle(held, self.flush(), counters)?,
-        })
+        let mut answer = self.device.execute(chain, self.cache(), counters, sliced)?;
+        loop {
+            answer = match answer {
+                Answer::Done(completion) => return Ok(completion),
+                Answer::Held(held) => return Ok(self.device.settle(held, self.flush(), counters)?),
+                // Nobody else waits for this thread.
+                Answer::Sliced => {
+                    let next = self.device.go_on(sliced, self.cache(), counters)?;
+                    next.unwrap_or(Answer::Sliced)
+                }
+            };
+        }
     }
 
     /// Waits for a flush of everything so far; whether it has succeeded.

@@ -252,13 +252,13 @@ fn any_request(random: &mut Random, image: &[u8], is_plain: bool) -> Request {
     if kind < 2 {
         return Request::Flush;
     }
-    // Mostly small; up to 8 KiB, where not every flush is tried.
+    // Mostly small; up to 10 KiB, which is more than a slice, where not every flush is tried.
     let most = if kind == 2 {
         4
     } else if is_plain {
         2
     } else {
-        [1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 4, 4, 16][random.below(16)]
+        [1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 4, 4, 20][random.below(16)]
     };
     let len = (random.below(most) + 1) * SECTOR_BYTES;
     let at = random.below((image.len() - len) / SECTOR_BYTES + 1) * SECTOR_BYTES;

@@ -113,16 +113,16 @@ struct Recorded {
     disk: Backing,
     recording: Recording,
     baton: Arc<Baton>,
-    /// The rings of all requests that change bytes, in the order in which they were done.
-    changes: Arc<Mutex<Vec<usize>>>,
+    /// What changed bytes, in the order in which it was done: the ring, and how many. Some requests are done in slices.
+    changes: Arc<Mutex<Vec<(usize, u64)>>>,
     mistake: Option<Mistake>,
     /// Something was written since, as the mistaken see it.
     is_dirty: Mutex<bool>,
 }
 
 impl Recorded {
-    fn changes(&self) {
-        self.changes.lock().unwrap().push(recording::cpu().unwrap());
+    fn changes(&self, bytes: u64) {
+        self.changes.lock().unwrap().push((recording::cpu().unwrap(), bytes));
     }
 
     fn changed<T>(&self, done: Result<T, DiskError>) -> Result<T, DiskError> {
@@ -142,7 +142,7 @@ impl Disk for Recorded {
         self.disk.read(offset, into)
     }
     fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
-        self.changes();
+        self.changes(from.total_bytes() as u64);
         self.changed(self.disk.write(offset, from))
     }
     fn fence(&self) {
@@ -168,11 +168,11 @@ impl Disk for Recorded {
         done
     }
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        self.changes();
+        self.changes(len);
         self.changed(self.disk.discard(offset, len))
     }
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<u64, DiskError> {
-        self.changes();
+        self.changes(len);
         self.changed(self.disk.write_zeroes(offset, len, unmap))
     }
 }
@@ -248,10 +248,11 @@ impl Scene {
         self.baton.serving(ring);
         let waker = Waker::from(Arc::new(Bell { ring, baton: self.baton.clone() }));
         let on_cpu = self.recording.on_cpu(ring);
-        let served = self.rings[ring].serve(&waker);
+        // A request that is done in slices takes several turns.
+        let turns = || Some(self.rings[ring].serve(&waker));
+        let served = std::iter::from_fn(turns).find(|served| *served != Served::More).unwrap();
         drop(on_cpu);
         self.recording.look(ring);
-        assert_ne!(served, Served::More);
         self.baton.served(ring, served == Served::Held);
         if served == Served::Idle {
             self.drivers[ring].reap();
@@ -294,7 +295,7 @@ pub(super) fn play(history: &History, play: Play) -> Played {
     });
     let watcher = Watcher { guest: guest.try_clone().unwrap(), baton: baton.clone() };
     let recording = Recording::new(play.engine, play.forgets, Arc::new(watcher));
-    let changes = Arc::<Mutex<Vec<usize>>>::default();
+    let changes = Arc::<Mutex<Vec<(usize, u64)>>>::default();
     let recorded = Recorded {
         disk: backing(&disk, history, play),
         recording: recording.clone(),
@@ -329,6 +330,10 @@ pub(super) fn play(history: &History, play: Play) -> Played {
             }
         }
         scene.serve_woken();
+        if matches!(play.pace, Pace::AtOnce) {
+            // A batch whose requests are done in slices may wait for several flushes.
+            scene.finish(step.ring);
+        }
     }
     (0..RINGS).for_each(|ring| scene.finish(ring));
     let log = scene.recording.log();
@@ -341,13 +346,20 @@ pub(super) fn play(history: &History, play: Play) -> Played {
 }
 
 /// The requests as they were done: those that change bytes in this order of rings, flushes anywhere between.
-fn in_order(mut asked: [VecDeque<Request>; RINGS], changes: &[usize]) -> Vec<(usize, Request)> {
-    let mut requests = Vec::new();
-    for ring in changes {
+fn in_order(mut asked: [VecDeque<Request>; RINGS], changes: &[(usize, u64)]) -> Vec<(usize, Request)> {
+    let (mut requests, mut begun) = (Vec::new(), [0; RINGS]);
+    for (ring, bytes) in changes {
+        begun[*ring] += *bytes;
         while let Some(request) = asked[*ring].pop_front() {
+            if !request.is_flush() && begun[*ring] < request.range().len() as u64 {
+                // There are more slices to come.
+                asked[*ring].push_front(request);
+                break;
+            }
             let is_change = !request.is_flush();
             requests.push((*ring, request));
             if is_change {
+                begun[*ring] = 0;
                 break;
             }
         }

@@ -7,6 +7,7 @@ use super::oracle::{Oracle, Promise};
 use super::scene::{Kind, Pace, Play, Played, play};
 use crate::copy::recording::Event;
 use crate::copy::{Engine, LineFlush, Stores};
+use crate::virtio::blk::SLICE_BYTES;
 
 /// States of one moment of a small history: no more than these are ever met.
 const MOST_STATES: usize = 4096;
@@ -102,6 +103,44 @@ fn every_state_of_every_small_history_keeps_the_promise() {
         });
     }
     assert!(total.undecided_moments > 10_000 && total.states > 100_000, "{total:?}");
+}
+
+/// A write that is done in slices is one request: it is acknowledged when the last one is safe, whatever comes before and
+/// behind it in its batch.
+#[test]
+fn every_state_of_a_sliced_write_keeps_the_promise() {
+    const SLICE: usize = SLICE_BYTES as usize;
+    let before = vec![0; SLICE + 1024];
+    let write = |range: std::ops::Range<usize>, cuts: &[usize], changes: &[usize]| {
+        let mut data = vec![0; range.len()];
+        changes.iter().for_each(|at| data[at - range.start..at - range.start + 8].fill(7));
+        Request::Write { at: range.start, data, cuts: [cuts, &[range.len()]].concat() }
+    };
+    // Over the end of a slice, with buffers that meet before it, at it, and inside of eight bytes behind it.
+    let edges = [512, SLICE - 8, SLICE, SLICE + 1016];
+    let sliced = [
+        write(512..SLICE + 1024, &[], &edges),
+        write(512..SLICE + 1024, &[100, SLICE - 512, SLICE - 412], &edges),
+    ];
+    let small = || write(0..512, &[], &[0]);
+    let mut total = Checked::default();
+    for (long, how) in sliced.iter().flat_map(|long| ways().into_iter().map(move |how| (long, how))) {
+        for requests in [
+            vec![long.clone()],
+            vec![small(), long.clone(), small()],
+            vec![long.clone(), Request::Flush],
+            vec![Request::Flush, long.clone(), long.clone()],
+        ] {
+            let steps = vec![history::Step { ring: 0, requests }];
+            let history = History { before: before.clone(), bad_at: None, steps };
+            let checked = check_all(&history, how).unwrap_or_else(|violation| {
+                panic!("{how:?} {:?}: {violation:?}", history.steps);
+            });
+            total.undecided_moments += checked.undecided_moments;
+            total.states += checked.states;
+        }
+    }
+    assert!(total.undecided_moments > 500 && total.states > 3000, "{total:?}");
 }
 
 /// Where a flush takes a system call everything depends on what is done while one runs: each place where the

@@ -171,6 +171,10 @@ impl Disk for Backing {
         either!(self, disk => disk.discard(offset, len))
     }
 
+    fn notes_zeroes(&self) -> bool {
+        either!(self, disk => disk.notes_zeroes())
+    }
+
     #[inline]
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<u64, DiskError> {
         either!(self, disk => disk.write_zeroes(offset, len, unmap))

@@ -375,6 +375,10 @@ impl Disk for MappedDisk {
         Ok(())
     }
 
+    fn notes_zeroes(&self) -> bool {
+        self.unmaps && self.kind != BackingKind::DeviceDax
+    }
+
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<u64, DiskError> {
         self.geometry().check_write(offset, len)?;
         if !self.bad.is_empty() {

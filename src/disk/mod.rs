@@ -280,6 +280,11 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// As [`DiskError`].
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError>;
 
+    /// Whether zeroes whose space may be given back take little time, however many: they are only noted down.
+    fn notes_zeroes(&self) -> bool {
+        false
+    }
+
     /// The bytes shall read as zeroes; with `unmap` their space may be given back. Returns how many bytes the
     /// media takes for it: none where the file system only notes that they are zero.
     ///

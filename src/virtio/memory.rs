@@ -175,6 +175,15 @@ impl MemoryTable {
         })
     }
 
+    /// Whether a run of host addresses lies in one of its regions.
+    pub(super) fn has(&self, segment: &Segment) -> bool {
+        self.by_guest.iter().any(|extent| {
+            let offset = segment.ptr().addr().checked_sub(extent.host.addr());
+            let end = offset.and_then(|offset| offset.checked_add(segment.len()));
+            end.is_some_and(|end| end as u64 <= extent.len_bytes)
+        })
+    }
+
     /// Guest-physical address of what is mapped at a host address.
     pub(super) fn guest_address(&self, host: *const u8) -> Option<u64> {
         self.by_guest.iter().find_map(|extent| {

@@ -9,6 +9,7 @@
 //! drivers kick and sleeps.
 
 mod aio;
+mod answer;
 mod kinds;
 mod mailbox;
 mod notifier;

@@ -7,15 +7,14 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::task::Waker;
 
+use super::answer::{Waiting, execute, note};
 use super::notifier::Notifier;
 use crate::disk::{Disk, Ticket};
 use crate::log_limit::{Cause, LogLimit};
 use crate::stop_point::{self, Point};
-use crate::virtio::blk::{Answer, CacheMode, Counters, Device, Held, Transfer};
+use crate::virtio::blk::{Answer, CacheMode, Counters, Device, SLICE_BYTES, Sliced, Transfer};
 use crate::virtio::memory::{MemoryTable, Translator};
-use crate::virtio::queue::{
-    Batch, Bounds, Chain, Completion, Next, RingError, RingLayout, RingLog, SplitQueue, Virtqueue,
-};
+use crate::virtio::queue::{Batch, Bounds, Next, RingError, RingLayout, RingLog, SplitQueue, Virtqueue};
 
 /// Requests after which other rings of the worker have their turn.
 const BATCH_REQUESTS: u16 = 32;
@@ -31,7 +30,13 @@ const WAKE_UP_REQUESTS: u16 = 16;
 
 /// Bytes after which they have as well: a driver with large requests should have the first ones back while
 /// the others are copied.
-const BATCH_BYTES: u32 = 256 << 10;
+///
+/// What is tried counts, whether it succeeds or not, and a chain with that much is the last that is taken at once: so the
+/// ring goes no further where one is done in slices.
+const BATCH_BYTES: u32 = if cfg!(test) { 8 << 10 } else { 256 << 10 };
+
+const _: () =
+    assert!(BATCH_BYTES as u64 <= SLICE_BYTES, "no chain is taken behind one that is done in slices");
 
 /// Requests whose media is asked for at once.
 const LOOK_AHEAD: u16 = 16;
@@ -89,25 +94,21 @@ pub struct Ring<D: Disk, Q: Virtqueue = SplitQueue> {
     held: Vec<Waiting>,
     /// The flush they wait for.
     flush: Option<Ticket>,
+    /// A request that takes several turns.
+    sliced: Sliced,
     /// Marks what is written to guest memory, while that is wanted.
     log: Option<Box<RingLog>>,
     log_limit: Arc<LogLimit>,
-}
-
-/// A request behind, or at, a flush.
-#[derive(Debug)]
-enum Waiting {
-    Finished(Completion),
-    Unsettled(Held),
 }
 
 /// What became of the next request.
 enum Popped {
     /// There is none.
     Nothing,
-    Done,
-    /// It is a flush that takes time.
-    Held,
+    /// It is done, and was to move so many bytes.
+    Done(u64),
+    /// It is a flush that takes time, or a request that is done in slices.
+    Waits,
 }
 
 /// How a look at a ring ended.
@@ -144,6 +145,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             is_plain: true,
             held: Vec::with_capacity(usize::from(BATCH_REQUESTS)),
             flush: None,
+            sliced: Sliced::default(),
             log: None,
             log_limit,
         })
@@ -190,7 +192,8 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     /// Whether a look at it would find something to do. Costs one load.
     #[inline]
     pub fn has_work(&self) -> bool {
-        self.broken.is_none() && (self.flush.is_some() || self.queue.has_available())
+        self.broken.is_none()
+            && (self.flush.is_some() || self.sliced.is_begun() || self.queue.has_available())
     }
 
     /// Asks the driver to kick when it makes chains available. Returns whether some have come meanwhile, for
@@ -221,7 +224,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             return Served::Idle;
         }
         self.queue.park_kicks();
-        let has_more = self.batch();
+        let has_more = if self.sliced.is_begun() { self.go_on() } else { self.batch() };
         self.show();
         if !self.held.is_empty() {
             // Writes that finished before this are covered, and no others need to be.
@@ -241,16 +244,17 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     /// Does up to a batch of requests, or up to a flush. Returns whether there may be more.
     #[inline]
     fn batch(&mut self) -> Result<bool, RingError> {
-        let start_bytes = self.counters.moved_bytes();
         let (mut left, mut popped) = (BATCH_REQUESTS, 0_u16);
+        let mut left_bytes = i64::from(BATCH_BYTES);
         while left > 0 {
-            let moved = self.counters.moved_bytes().wrapping_sub(start_bytes);
-            let bytes = u64::from(BATCH_BYTES).saturating_sub(moved);
-            let Some(bytes) = u32::try_from(bytes).ok().filter(|bytes| *bytes > 0) else { break };
+            let Some(bytes) = u32::try_from(left_bytes).ok().filter(|bytes| *bytes > 0) else { break };
             let mut next = Next::Other;
             if self.is_plain {
                 next = self.take_plain(Bounds { chains: left, bytes })?;
                 let taken = self.batch.len();
+                if taken > 0 {
+                    left_bytes = self.batch.left_bytes();
+                }
                 left = left.saturating_sub(taken);
                 if self.log.is_some() {
                     if self.transfer_logged()? {
@@ -267,8 +271,11 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
                 Next::Nothing if !self.queue.has_available() => return Ok(false),
                 Next::Other if left > 0 => match self.pop(popped)? {
                     Popped::Nothing => return Ok(false),
-                    Popped::Held => break,
-                    Popped::Done => (left, popped) = (left.saturating_sub(1), popped.wrapping_add(1)),
+                    Popped::Waits => break,
+                    Popped::Done(bytes) => {
+                        (left, popped) = (left.saturating_sub(1), popped.wrapping_add(1));
+                        left_bytes = left_bytes.saturating_sub_unsigned(bytes);
+                    }
                 },
                 Next::Nothing | Next::Any | Next::Other => {}
             }
@@ -291,8 +298,34 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         }
         let Some(chain) = self.queue.pop(self.batch.memory())? else { return Ok(Popped::Nothing) };
         self.is_plain = chain.readable.as_slice().len() + chain.writable.as_slice().len() <= 1;
-        let answer = execute(chain, &self.device, &self.cache, &mut self.counters, &mut self.log)?;
-        Ok(if note(&mut self.queue, &mut self.held, answer) { Popped::Held } else { Popped::Done })
+        let bytes = match chain.flaw {
+            None => chain.readable.total_bytes().saturating_add(chain.writable.total_bytes()) as u64,
+            // It may have taken long to find that out.
+            Some(_) => u64::from(BATCH_BYTES),
+        };
+        let Self { device, cache, counters, sliced, log, .. } = self;
+        let answer = execute(chain, device, cache, counters, sliced, log)?;
+        Ok(if note(&mut self.queue, &mut self.held, answer) { Popped::Waits } else { Popped::Done(bytes) })
+    }
+
+    /// Does the next slice of a request that takes long.
+    #[cold]
+    #[inline(never)]
+    fn go_on(&mut self) -> Result<bool, RingError> {
+        let Self { queue, device, cache, counters, held, sliced, log, .. } = self;
+        if let (Some(log), Some((writable, status))) = (&mut *log, sliced.writable()) {
+            log.note_slice(writable, status);
+        }
+        let answer = device.go_on(sliced, cache, counters);
+        if let Some(log) = log {
+            // As of whole requests.
+            device.fence();
+            log.executed(matches!(answer, Ok(Some(Answer::Held(_)))));
+        }
+        if let Some(answer) = answer? {
+            note(queue, held, answer);
+        }
+        Ok(true)
     }
 
     /// Executes them, and perhaps shows the first ones on the way. Returns whether the last one is a flush that takes time.
@@ -311,7 +344,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     /// Executes up to so many of them. Returns whether the last one is a flush that takes time.
     #[inline(never)]
     fn transfer(&mut self, most: u16) -> Result<bool, RingError> {
-        let Self { queue, batch, device, cache, counters, held, log, .. } = self;
+        let Self { queue, batch, device, cache, counters, held, sliced, log, .. } = self;
         let device: &Device<D> = device;
         let rules = device.rules(cache);
         for plain in batch.drain(most) {
@@ -319,7 +352,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
                 Transfer::Done(completion) if held.is_empty() => queue.complete(completion),
                 Transfer::Done(completion) => held.push(Waiting::Finished(completion)),
                 Transfer::Other(plain) => {
-                    let answer = execute(plain.into_chain(), device, cache, counters, log)?;
+                    let answer = execute(plain.into_chain(), device, cache, counters, sliced, log)?;
                     if note(queue, held, answer) {
                         return Ok(true);
                     }
@@ -334,9 +367,9 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     #[cold]
     #[inline(never)]
     fn transfer_logged(&mut self) -> Result<bool, RingError> {
-        let Self { queue, batch, device, cache, counters, held, log, .. } = self;
+        let Self { queue, batch, device, cache, counters, held, sliced, log, .. } = self;
         for plain in batch.drain(u16::MAX) {
-            let answer = execute(plain.into_chain(), device, cache, counters, log)?;
+            let answer = execute(plain.into_chain(), device, cache, counters, sliced, log)?;
             if note(queue, held, answer) {
                 return Ok(true);
             }
@@ -428,40 +461,4 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             let _ = connection.shutdown(Shutdown::Both);
         }
     }
-}
-
-/// Does what any chain asks, and marks what it may have written.
-#[inline]
-fn execute<D: Disk>(
-    chain: Chain<'_>,
-    device: &Device<D>,
-    cache: &CacheMode,
-    counters: &mut Counters,
-    log: &mut Option<Box<RingLog>>,
-) -> Result<Answer, RingError> {
-    if let Some(log) = log {
-        log.note(&chain);
-    }
-    let answer = device.execute(chain, cache, counters);
-    if let Some(log) = log {
-        // What was copied past the caches is stored when it can be seen, and not before.
-        device.fence();
-        log.executed(matches!(answer, Ok(Answer::Held(_))));
-    }
-    answer
-}
-
-/// Notes what became of a request. Returns whether it is a flush that takes time.
-#[inline]
-fn note(queue: &mut impl Virtqueue, held: &mut Vec<Waiting>, answer: Answer) -> bool {
-    match answer {
-        Answer::Done(completion) if held.is_empty() => queue.complete(completion),
-        Answer::Done(completion) => held.push(Waiting::Finished(completion)),
-        Answer::Held(answer) => {
-            let is_flush = answer.is_flush();
-            held.push(Waiting::Unsettled(answer));
-            return is_flush;
-        }
-    }
-    false
 }

@@ -66,8 +66,6 @@ pub struct Shape {
 /// How much one DISCARD or WRITE_ZEROES may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RangeLimits {
-    /// Most sectors in one range.
-    pub most_sectors: u32,
     /// Most ranges in one request.
     pub most_ranges: u32,
 }
@@ -82,8 +80,8 @@ impl Shape {
             read_only,
             serial,
             most_segments: u32_at(12),
-            discard: RangeLimits { most_sectors: u32_at(36), most_ranges: u32_at(40) },
-            write_zeroes: RangeLimits { most_sectors: u32_at(48), most_ranges: u32_at(52) },
+            discard: RangeLimits { most_ranges: u32_at(40) },
+            write_zeroes: RangeLimits { most_ranges: u32_at(52) },
         }
     }
 }
@@ -332,8 +330,9 @@ impl Disk {
             }
             let bytes = u64::from(sectors) * SECTOR_BYTES;
             match self.offset(sector, bytes) {
-                Some(offset) if sectors <= limits.most_sectors => checked.push((offset, bytes, flags)),
-                _ => return IOERR,
+                // The longest range that is announced is a hint.
+                Some(offset) => checked.push((offset, bytes, flags)),
+                None => return IOERR,
             }
         }
         let unmap = |flags| kind == VIRTIO_BLK_T_DISCARD || flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;

@@ -262,8 +262,11 @@ fn zeroes() -> Vec<Row> {
         row("zeroes in 2^32 - 1 sectors", Status(IOERR, 1), |case| {
             case.ranges(WRITE_ZEROES, &[range(0, u32::MAX, 0)]);
         }),
-        row("zeroes in as much as the disk has, over the limit", Status(IOERR, 1), |case| {
-            case.ranges(WRITE_ZEROES, &[range(0, CAPACITY as u32, 0)]);
+        row("zeroes in all the rest of the disk, over the announced limit", Status(OK, 1), |case| {
+            case.ranges(WRITE_ZEROES, &[range(SCRATCH, (CAPACITY - SCRATCH) as u32, 0)]);
+        }),
+        row("zeroes that reach behind the end, over the limit", Status(IOERR, 1), |case| {
+            case.ranges(WRITE_ZEROES, &[range(0, CAPACITY as u32 + 1, 0)]);
         }),
         row("zeroes whose last range is bad", Status(IOERR, 1), |case| {
             case.ranges(WRITE_ZEROES, &[range(0, 8, 0), range(8, 8, UNMAP), range(u64::MAX, 1, 0)]);

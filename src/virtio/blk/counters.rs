@@ -79,12 +79,6 @@ impl Counters {
         }
     }
 
-    /// Bytes copied in either direction.
-    #[inline]
-    pub const fn moved_bytes(&self) -> u64 {
-        self.read_bytes.wrapping_add(self.written_bytes)
-    }
-
     /// Adds `other`.
     pub fn add(&mut self, other: &Self) {
         self.merge(other, u64::wrapping_add);

@@ -8,12 +8,13 @@ use super::cache::CacheMode;
 use super::config_space::ConfigSpace;
 use super::counters::{Counters, Effect};
 use super::features;
-use super::request::{OK, Operation, Refusal, parse, parse_ranges};
+use super::request::{OK, Operation, Refusal, parse};
+use super::sliced::{Parts, Sliced, takes_long};
 use super::units::{Limits, SECTOR_BYTES};
-use crate::copy::{self, Segments};
+use crate::copy;
 use crate::disk::{Disk, DiskError, Flusher, GrowError, Ticket};
 use crate::log_limit::{Cause, LogLimit};
-use crate::virtio::queue::{Chain, Completion, HeldStatus, RingError};
+use crate::virtio::queue::{Chain, Completion, Head, HeldStatus, RingError, Status};
 
 /// How a disk calls itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +47,8 @@ pub enum Answer {
     Done(Completion),
     /// It is done but for a flush that takes time: the ring waits for [`Device::begin_flush`].
     Held(Held),
+    /// It takes long: [`Device::go_on`] does one slice of it after the other, and answers in the end.
+    Sliced,
 }
 
 /// A request that is finished as soon as everything before it persists.
@@ -65,10 +68,10 @@ impl Held {
 }
 
 /// What was done, or why not.
-type Outcome = Result<Done, Refusal>;
+pub(super) type Outcome = Result<Done, Refusal>;
 
 /// A request that has not failed.
-enum Done {
+pub(super) enum Done {
     /// It is done and counted, and has written so many data bytes without a gap from the start of the
     /// device-writable part.
     Counted(u64),
@@ -78,7 +81,7 @@ enum Done {
 
 /// A request that is done and has written no data to the guest.
 #[inline]
-const fn counted(effect: Effect, counters: &mut Counters) -> Done {
+pub(super) const fn counted(effect: Effect, counters: &mut Counters) -> Done {
     counters.count(effect);
     Done::Counted(0)
 }
@@ -144,7 +147,8 @@ impl<D: Disk> Device<D> {
         ConfigSpace { limits: self.limits(), queues: self.queues, discard_alignment_sectors, writeback }
     }
 
-    /// Does what a chain asks.
+    /// Does what a chain asks, or begins to: `sliced` has room for one request that takes long, and must not have one that
+    /// is not finished.
     ///
     /// # Errors
     /// [`RingError::GuestMemoryLost`] when there is no place for the answer any more.
@@ -154,15 +158,32 @@ impl<D: Disk> Device<D> {
         chain: Chain<'_>,
         cache: &CacheMode,
         counters: &mut Counters,
+        sliced: &mut Sliced,
     ) -> Result<Answer, RingError> {
         let Chain { head, header, flaw, readable, writable, status, data_bytes } = chain;
         let outcome = match flaw {
             None => match parse(&header, readable, writable, &self.limits()) {
+                Ok(operation) if takes_long(&operation) => {
+                    let parts = Parts { head, status, data_bytes };
+                    return self.begin(operation, parts, sliced, counters);
+                }
                 Ok(operation) => self.perform(operation, cache, counters),
                 Err(refusal) => Err(refusal),
             },
             Some(_) => Err(Refusal::IoError),
         };
+        Self::answer(outcome, head, data_bytes, counters, status)
+    }
+
+    /// What is answered to a request of which that has become.
+    #[inline(always)]
+    pub(super) fn answer(
+        outcome: Outcome,
+        head: Head,
+        data_bytes: u64,
+        counters: &mut Counters,
+        status: impl Status,
+    ) -> Result<Answer, RingError> {
         // The status counts only where no gap is before it (VIRTIO 1.2 §2.7.8.2).
         let complete = |written_bytes: u64| {
             let reaches_status = written_bytes == data_bytes;
@@ -252,43 +273,14 @@ impl<D: Disk> Device<D> {
                 counters.count(Effect::Other);
                 Ok(Done::Counted(bytes as u64))
             }
-            Operation::Discard { payload } => self.unmap(payload, false, cache, counters),
-            Operation::WriteZeroes { payload } => self.unmap(payload, true, cache, counters),
+            // These are done in slices.
+            Operation::Discard { .. } | Operation::WriteZeroes { .. } => Err(Refusal::Unsupported),
         }
-    }
-
-    /// DISCARD, or with `zeroes` WRITE_ZEROES: nothing is done unless every range is good.
-    #[cold]
-    fn unmap(
-        &self,
-        payload: Segments<'_>,
-        zeroes: bool,
-        cache: &CacheMode,
-        counters: &mut Counters,
-    ) -> Outcome {
-        let ranges = parse_ranges(payload, zeroes, &self.limits())?;
-        let mut each = ranges.as_slice().iter();
-        let media_bytes = each.try_fold(0_u64, |sum, range| match zeroes {
-            true => {
-                let taken = self.disk.write_zeroes(range.offset, range.len_bytes, range.unmap)?;
-                Ok(sum.saturating_add(taken))
-            }
-            false => self.disk.discard(range.offset, range.len_bytes).map(|()| sum),
-        });
-        let bytes = ranges.as_slice().iter().fold(0_u64, |sum, range| sum.saturating_add(range.len_bytes));
-        let persisted = media_bytes.and_then(|media_bytes| match zeroes {
-            // In write-through mode a write is not done before it persists.
-            true if cache.is_write_through() => self.flush(Effect::Zeroed { bytes, media_bytes }, counters),
-            true => Ok(counted(Effect::Zeroed { bytes, media_bytes }, counters)),
-            false => Ok(counted(Effect::Other, counters)),
-        });
-        let name = if zeroes { "write zeroes" } else { "discard" };
-        persisted.map_err(|error| self.failed(name, &error))
     }
 
     /// At once where that is possible; else the request is held.
     #[inline(never)]
-    fn flush(&self, effect: Effect, counters: &mut Counters) -> Result<Done, DiskError> {
+    pub(super) fn flush(&self, effect: Effect, counters: &mut Counters) -> Result<Done, DiskError> {
         match self.disk.try_flush() {
             Some(flushed) => flushed.map(|()| counted(effect, counters)),
             None => Ok(Done::Unflushed(effect)),

@@ -6,6 +6,7 @@ mod counters;
 mod device;
 pub mod features;
 mod request;
+mod sliced;
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -16,6 +17,7 @@ pub use config_space::{CONFIG_BYTES, ConfigSpace, WRITEBACK_OFFSET};
 pub use counters::{Counters, Effect};
 pub use device::{Answer, Device, Held, Identity};
 pub use request::{Operation, Range, Ranges, Refusal, parse, parse_ranges};
+pub use sliced::{SLICE_BYTES, Sliced};
 pub use transfer::{Rules, Transfer};
 pub use units::{
     Limits, MAX_DISCARD_SECTORS, MAX_INDIRECT, MAX_RANGES, MAX_WRITE_ZEROES_SECTORS, SECTOR_BYTES, SEG_MAX,

@@ -6,7 +6,8 @@
 
 use virtio_bindings::bindings::virtio_blk as spec;
 
-use super::units::{Limits, MAX_DISCARD_SECTORS, MAX_RANGES, MAX_WRITE_ZEROES_SECTORS, SECTOR_BYTES};
+use super::sliced::SLICE_BYTES;
+use super::units::{Limits, MAX_RANGES, SECTOR_BYTES};
 use crate::copy::{self, Segments};
 use crate::virtio::queue::{Header, Plain};
 
@@ -166,13 +167,14 @@ pub(super) const fn way(plain: &Plain<'_>) -> Option<Way> {
     }
 }
 
-/// Offset in bytes of the transfer that a chain of the common shape asks for, if it is one of whole blocks inside the
-/// disk.
+/// Offset in bytes of the transfer that a chain of the common shape asks for, if it is one of whole units inside the
+/// disk that is done in one go.
 #[inline(always)]
 pub(super) fn offset_of(plain: &Plain<'_>, limits: &Limits) -> Option<u64> {
     let [_, sector] = *plain.header();
     let bytes = plain.data().total_bytes() as u64;
-    if !bytes.is_multiple_of(SECTOR_BYTES) {
+    // No bits but those of a whole number of sectors that is less than a slice.
+    if bytes & !SLICE_BYTES.wrapping_sub(SECTOR_BYTES) != 0 {
         return None;
     }
     limits.offset_bytes(sector, bytes / SECTOR_BYTES)
@@ -224,7 +226,7 @@ pub struct Range {
 }
 
 /// The ranges of one request.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Ranges {
     list: [Range; MAX_RANGES as usize],
     count: usize,
@@ -264,14 +266,12 @@ fn parse_range(raw: [u8; RANGE_BYTES], zeroes: bool, limits: &Limits) -> Result<
     let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, flags @ ..] = raw;
     let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
     let count = u32::from_le_bytes([n0, n1, n2, n3]);
-    let (known, most) = if zeroes { (UNMAP, MAX_WRITE_ZEROES_SECTORS) } else { (0, MAX_DISCARD_SECTORS) };
+    let known = if zeroes { UNMAP } else { 0 };
     let flags = u32::from_le_bytes(flags);
     if flags & !known != 0 {
         return Err(Refusal::Unsupported);
     }
-    if count > most {
-        return Err(Refusal::IoError);
-    }
+    // The longest range that is announced is a hint as well: some drivers (libblkio 1.5) do not look at it.
     let offset = limits.offset_bytes(sector, u64::from(count)).ok_or(Refusal::IoError)?;
     let len_bytes = u64::from(count).saturating_mul(SECTOR_BYTES);
     Ok(Range { offset, len_bytes, unmap: flags & UNMAP != 0 })

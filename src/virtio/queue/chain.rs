@@ -97,23 +97,37 @@ impl<'a> StatusByte<'a> {
         self.byte
     }
 
+    /// What it lies in.
+    pub(super) const fn table(&self) -> &Arc<MemoryTable> {
+        self.table
+    }
+}
+
+/// Where a status goes, now or later.
+pub trait Status {
     /// Writes the status.
     ///
     /// # Errors
     /// [`RingError::GuestMemoryLost`]: its place is not there any more.
+    fn store(self, status: u8) -> Result<(), RingError>;
+
+    /// Keeps the place for later: the guest's memory stays mapped as long.
+    fn hold(self) -> HeldStatus;
+}
+
+impl Status for StatusByte<'_> {
     #[inline]
-    pub fn store(self, status: u8) -> Result<(), RingError> {
+    fn store(self, status: u8) -> Result<(), RingError> {
         // SAFETY: the byte was vouched for, and its table is borrowed.
         if unsafe { copy::store_byte(self.byte, status) } { Ok(()) } else { Err(RingError::GuestMemoryLost) }
     }
 
-    /// Keeps the place for later: the guest's memory stays mapped as long.
-    pub fn hold(self) -> HeldStatus {
+    fn hold(self) -> HeldStatus {
         HeldStatus { byte: self.byte, table: self.table.clone() }
     }
 }
 
-/// A [`StatusByte`] of a request that waits for a flush.
+/// A [`StatusByte`] of a request that waits for a flush, or takes several turns.
 #[derive(Debug)]
 pub struct HeldStatus {
     byte: *mut u8,
@@ -124,13 +138,20 @@ pub struct HeldStatus {
 unsafe impl Send for HeldStatus {}
 
 impl HeldStatus {
-    /// Writes the status.
-    ///
-    /// # Errors
-    /// As [`StatusByte::store`].
-    pub fn store(self, status: u8) -> Result<(), RingError> {
+    /// Host address.
+    pub(super) const fn ptr(&self) -> *const u8 {
+        self.byte
+    }
+}
+
+impl Status for HeldStatus {
+    fn store(self, status: u8) -> Result<(), RingError> {
         // SAFETY: it is the byte that a status byte was made with, and its table is still held.
         unsafe { StatusByte::new(self.byte, &self.table) }.store(status)
+    }
+
+    fn hold(self) -> HeldStatus {
+        self
     }
 }
 

@@ -8,8 +8,9 @@
 
 use std::sync::Arc;
 
-use super::chain::Chain;
+use super::chain::{Chain, HeldStatus};
 use super::{MAX_QUEUE_SIZE, RingLayout, walk};
+use crate::copy::Segments;
 use crate::virtio::memory::{DirtyLog, MemoryTable};
 
 /// One ring's access to the log: made when the ring starts, dropped when it stops or logging ends.
@@ -46,10 +47,18 @@ impl RingLog {
 
     /// Remembers where a chain may be written to, before it is taken apart.
     pub fn note(&mut self, chain: &Chain<'_>) {
+        self.note_parts(chain.writable, chain.status.ptr());
+    }
+
+    /// As [`note`](Self::note), of a slice of a request: what it is written to, if it is a read, and its status.
+    pub fn note_slice(&mut self, writable: Segments<'_>, status: &HeldStatus) {
+        self.note_parts(writable, status.ptr());
+    }
+
+    fn note_parts(&mut self, writable: Segments<'_>, status: *const u8) {
         self.written.clear();
-        let data =
-            chain.writable.as_slice().iter().map(|segment| (segment.ptr().cast_const(), segment.len()));
-        for (host, len) in data.chain([(chain.status.ptr(), 1)]) {
+        let data = writable.as_slice().iter().map(|segment| (segment.ptr().cast_const(), segment.len()));
+        for (host, len) in data.chain([(status, 1)]) {
             if let Some(address) = self.memory.guest_address(host) {
                 self.written.push((address, len as u64));
             }

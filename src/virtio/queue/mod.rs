@@ -16,6 +16,7 @@
 
 mod chain;
 mod gather;
+mod held;
 mod layout;
 mod log;
 mod notify;
@@ -27,8 +28,9 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
-pub use chain::{Chain, Completion, Flaw, Head, Header, HeldStatus, StatusByte};
+pub use chain::{Chain, Completion, Flaw, Head, Header, HeldStatus, Status, StatusByte};
 pub use gather::{Buffer, Gatherer};
+pub use held::HeldSegments;
 pub use layout::{RingAddresses, RingKind, RingLayout};
 pub use log::RingLog;
 pub use packed::PackedQueue;
@@ -40,6 +42,9 @@ use crate::virtio::memory::{MemoryTable, Translator};
 
 /// Largest ring: QEMU's limit, the largest any known front-end asks for.
 pub const MAX_QUEUE_SIZE: u16 = 1024;
+
+/// Most segments of one chain. Room for them is made once (D7).
+const MAX_CHAIN_SEGMENTS: usize = 1024 + 64;
 
 /// A ring that the data path can drive, split or packed.
 pub trait Virtqueue: Sized {

@@ -160,6 +160,7 @@ impl Batch {
         let [place, ..] = &mut self.list;
         let Some(()) = read(place, &mut self.memory) else { return self.check(Next::Other) };
         self.taken = 1;
+        self.left_bytes = self.left_bytes.wrapping_sub_unsigned(place.data.len() as u64);
         self.end();
         self.check(Next::Any)
     }
@@ -180,6 +181,12 @@ impl Batch {
             return Err(RingError::GuestMemoryLost);
         }
         Ok(next)
+    }
+
+    /// How many bytes were left of the bounds when the last one was taken; less than none if it had more.
+    #[inline]
+    pub const fn left_bytes(&self) -> i64 {
+        self.left_bytes
     }
 
     /// How many are left.

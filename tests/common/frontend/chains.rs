@@ -71,7 +71,8 @@ impl Tables {
 /// A request's parts.
 fn parts(memory: &Memory, random: &mut Random, at: u64) -> Vec<Part> {
     let kind = random.pick(&[IN, IN, IN, IN, OUT, OUT, GET_ID, FLUSH, DISCARD, WRITE_ZEROES, 77]);
-    let sectors = 1 + random.below(24);
+    // Some are done in slices of 1 MiB.
+    let sectors = if random.one_in(40) { 2049 + random.below(1000) } else { 1 + random.below(24) };
     let sector = random.below(SECTORS);
     memory.write(at, &header(kind, sector));
     let data = sectors * SECTOR_BYTES as u64;

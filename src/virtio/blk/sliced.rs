@@ -1,0 +1,262 @@
+//! Requests that take long are done in slices, one in a turn of their ring, so that no other ring waits for more than
+//! that. The ring goes on when the last one is done: its order is kept, and nothing is shown before.
+//!
+//! A request whose ring is taken back meanwhile is not answered, and done anew where the ring goes on: the driver's
+//! buffers are the driver's own until then, and to do any request twice changes nothing.
+
+use super::cache::CacheMode;
+use super::counters::{Counters, Effect};
+use super::device::{Answer, Device, Done, counted};
+use super::request::{Operation, Range, Ranges, Refusal, parse_ranges};
+use crate::copy::Segments;
+use crate::disk::{Disk, DiskError};
+use crate::virtio::queue::{Head, HeldSegments, HeldStatus, RingError, Status as _, StatusByte};
+
+/// Most bytes that are read or written, or zeroed by hand, in one go: a fraction of a millisecond. A power of two: slices
+/// end at its multiples on the disk, so that none has a part of a page that the request has all of. Unit tests slice
+/// what is small.
+pub const SLICE_BYTES: u64 = if cfg!(test) { 8 << 10 } else { 1 << 20 };
+
+/// The same of space that the file system gives back: a fraction of a millisecond on tmpfs. On DAX, more than a huge page,
+/// as only whole ones are given back.
+const UNMAP_SLICE_BYTES: u64 = 4 * SLICE_BYTES;
+
+/// A request that is done in slices, and room for what it needs, which is made once (D7): one for each ring.
+#[derive(Debug, Default)]
+pub struct Sliced {
+    begun: Option<Begun>,
+    data: HeldSegments,
+    ranges: Ranges,
+}
+
+/// What is known of a request that is not finished.
+#[derive(Debug)]
+struct Begun {
+    head: Head,
+    status: HeldStatus,
+    /// As of [`Chain`](crate::virtio::queue::Chain).
+    data_bytes: u64,
+    task: Task,
+    /// Where the next slice begins, and how much is left of the data or of the range, in bytes.
+    offset: u64,
+    left_bytes: u64,
+    /// Ranges that are done or begun.
+    ranges: usize,
+    /// What the media took for zeroes so far.
+    media_bytes: u64,
+}
+
+/// What is done.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Task {
+    /// With the effect that is counted in the end.
+    Read(Effect),
+    Write(Effect),
+    Discard,
+    WriteZeroes,
+}
+
+impl Task {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Read(_) => "read",
+            Self::Write(_) => "write",
+            Self::Discard => "discard",
+            Self::WriteZeroes => "write zeroes",
+        }
+    }
+}
+
+impl Sliced {
+    /// Whether there is a request that is not finished.
+    #[inline]
+    pub const fn is_begun(&self) -> bool {
+        self.begun.is_some()
+    }
+
+    /// What the next slice writes to guest memory, and where the status will be.
+    pub fn writable(&self) -> Option<(Segments<'_>, &HeldStatus)> {
+        let begun = self.begun.as_ref()?;
+        let data = match begun.task {
+            Task::Read(_) => self.data.slice(),
+            Task::Write(_) | Task::Discard | Task::WriteZeroes => Segments::empty(),
+        };
+        Some((data, &begun.status))
+    }
+
+    /// Cuts the data of the next slice, or goes on to the next range. Returns whether there is one.
+    fn cut(&mut self) -> bool {
+        let Some(begun) = &mut self.begun else { return false };
+        match begun.task {
+            Task::Read(_) | Task::Write(_) => {
+                let bytes = slice_bytes(begun.offset, begun.left_bytes, SLICE_BYTES);
+                self.data.advance(usize::try_from(bytes).unwrap_or(usize::MAX));
+                bytes > 0
+            }
+            Task::Discard | Task::WriteZeroes if begun.left_bytes > 0 => true,
+            Task::Discard | Task::WriteZeroes => {
+                let Some(range) = self.ranges.as_slice().get(begun.ranges) else { return false };
+                (begun.offset, begun.left_bytes) = (range.offset, range.len_bytes);
+                begun.ranges = begun.ranges.saturating_add(1);
+                true
+            }
+        }
+    }
+
+    /// The range that is done, or begun.
+    fn range(&self) -> Option<&Range> {
+        self.ranges.as_slice().get(self.begun.as_ref()?.ranges.checked_sub(1)?)
+    }
+}
+
+/// Length of the slice at `offset` of what is left.
+fn slice_bytes(offset: u64, left_bytes: u64, most_bytes: u64) -> u64 {
+    left_bytes.min(most_bytes.saturating_sub(offset % most_bytes))
+}
+
+/// What is left of a chain whose request is known.
+#[derive(Debug)]
+pub(super) struct Parts<'a> {
+    pub(super) head: Head,
+    pub(super) status: StatusByte<'a>,
+    pub(super) data_bytes: u64,
+}
+
+/// Whether a request is done in slices.
+#[inline]
+pub(super) const fn takes_long(operation: &Operation<'_>) -> bool {
+    match operation {
+        Operation::Read { into: data, .. } | Operation::Write { from: data, .. } => {
+            bytes_of(*data) > SLICE_BYTES
+        }
+        Operation::Discard { .. } | Operation::WriteZeroes { .. } => true,
+        Operation::Flush | Operation::GetId { .. } => false,
+    }
+}
+
+impl<D: Disk> Device<D> {
+    /// Begins a request that is done in slices: what it needs is put into the room.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn begin(
+        &self,
+        operation: Operation<'_>,
+        parts: Parts<'_>,
+        room: &mut Sliced,
+        counters: &mut Counters,
+    ) -> Result<Answer, RingError> {
+        let Parts { head, status, data_bytes } = parts;
+        let (task, offset, left_bytes) = match self.prepare(&operation, &status, room) {
+            Ok(prepared) => prepared,
+            Err(refusal) => return Self::answer(Err(refusal), head, data_bytes, counters, status),
+        };
+        let status = status.hold();
+        let begun = Begun { head, status, data_bytes, task, offset, left_bytes, ranges: 0, media_bytes: 0 };
+        room.begun = Some(begun);
+        room.cut();
+        Ok(Answer::Sliced)
+    }
+
+    /// Ranges are checked before any is done.
+    fn prepare(
+        &self,
+        operation: &Operation<'_>,
+        status: &StatusByte<'_>,
+        room: &mut Sliced,
+    ) -> Result<(Task, u64, u64), Refusal> {
+        let (task, offset, data) = match *operation {
+            Operation::Read { offset, into } => (Task::Read(Effect::Read(bytes_of(into))), offset, into),
+            Operation::Write { offset, from } => {
+                let bytes = bytes_of(from);
+                let media_bytes = self.disk().media_written_bytes(offset, bytes);
+                (Task::Write(Effect::Written { bytes, media_bytes }), offset, from)
+            }
+            Operation::Discard { payload } => {
+                room.ranges = parse_ranges(payload, false, &self.limits())?;
+                return Ok((Task::Discard, 0, 0));
+            }
+            Operation::WriteZeroes { payload } => {
+                room.ranges = parse_ranges(payload, true, &self.limits())?;
+                return Ok((Task::WriteZeroes, 0, 0));
+            }
+            // These do not take long.
+            Operation::Flush | Operation::GetId { .. } => return Err(Refusal::Unsupported),
+        };
+        if room.data.hold(data, status) { Ok((task, offset, bytes_of(data))) } else { Err(Refusal::IoError) }
+    }
+
+    /// Does the next slice of the request that was begun. Returns the answer with the last one.
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute).
+    pub fn go_on(
+        &self,
+        sliced: &mut Sliced,
+        cache: &CacheMode,
+        counters: &mut Counters,
+    ) -> Result<Option<Answer>, RingError> {
+        let outcome = match self.slice(sliced) {
+            Ok(()) if sliced.cut() => return Ok(None),
+            outcome => outcome,
+        };
+        let Some(begun) = sliced.begun.take() else { return Ok(None) };
+        let outcome = outcome.and_then(|()| self.finish(&begun, sliced, cache, counters));
+        let outcome = outcome.map_err(|error| self.failed(begun.task.name(), &error));
+        sliced.data.release();
+        let Begun { head, status, data_bytes, .. } = begun;
+        Self::answer(outcome, head, data_bytes, counters, status).map(Some)
+    }
+
+    /// Does the slice that was cut.
+    fn slice(&self, sliced: &mut Sliced) -> Result<(), DiskError> {
+        let unmap = sliced.range().is_some_and(|range| range.unmap);
+        let Sliced { begun: Some(begun), data, .. } = sliced else { return Ok(()) };
+        let most_bytes = match begun.task {
+            Task::Discard => UNMAP_SLICE_BYTES,
+            Task::WriteZeroes if unmap && self.disk().notes_zeroes() => UNMAP_SLICE_BYTES,
+            Task::Read(_) | Task::Write(_) | Task::WriteZeroes => SLICE_BYTES,
+        };
+        let (offset, bytes) = (begun.offset, slice_bytes(begun.offset, begun.left_bytes, most_bytes));
+        match begun.task {
+            Task::Read(_) => self.disk().read(offset, data.slice())?,
+            Task::Write(_) => self.disk().write(offset, data.slice())?,
+            Task::Discard => self.disk().discard(offset, bytes)?,
+            Task::WriteZeroes => {
+                let taken = self.disk().write_zeroes(offset, bytes, unmap)?;
+                begun.media_bytes = begun.media_bytes.saturating_add(taken);
+            }
+        }
+        begun.offset = begun.offset.saturating_add(bytes);
+        begun.left_bytes = begun.left_bytes.saturating_sub(bytes);
+        Ok(())
+    }
+
+    /// All slices are done.
+    fn finish(
+        &self,
+        begun: &Begun,
+        sliced: &Sliced,
+        cache: &CacheMode,
+        counters: &mut Counters,
+    ) -> Result<Done, DiskError> {
+        let effect = match begun.task {
+            Task::Read(effect) => {
+                counters.count(effect);
+                return Ok(Done::Counted(begun.data_bytes));
+            }
+            Task::Discard => return Ok(counted(Effect::Other, counters)),
+            Task::Write(effect) => effect,
+            Task::WriteZeroes => {
+                let sum = |sum: u64, range: &Range| sum.saturating_add(range.len_bytes);
+                let bytes = sliced.ranges.as_slice().iter().fold(0, sum);
+                Effect::Zeroed { bytes, media_bytes: begun.media_bytes }
+            }
+        };
+        // In write-through mode a write is not done before it persists.
+        if cache.is_write_through() { self.flush(effect, counters) } else { Ok(counted(effect, counters)) }
+    }
+}
+
+const fn bytes_of(segments: Segments<'_>) -> u64 {
+    segments.total_bytes() as u64
+}

@@ -1,0 +1,54 @@
+//! What becomes of a chain in its ring: completed at once, or kept until a flush, or all of its slices, are done.
+
+use crate::disk::Disk;
+use crate::virtio::blk::{Answer, CacheMode, Counters, Device, Held, Sliced};
+use crate::virtio::queue::{Chain, Completion, RingError, RingLog, Virtqueue};
+
+/// A request behind, or at, a flush.
+#[derive(Debug)]
+pub(super) enum Waiting {
+    Finished(Completion),
+    Unsettled(Held),
+}
+
+/// Does what any chain asks, and marks what it may have written.
+#[inline]
+pub(super) fn execute<D: Disk>(
+    chain: Chain<'_>,
+    device: &Device<D>,
+    cache: &CacheMode,
+    counters: &mut Counters,
+    sliced: &mut Sliced,
+    log: &mut Option<Box<RingLog>>,
+) -> Result<Answer, RingError> {
+    if let Some(log) = log {
+        log.note(&chain);
+    }
+    let answer = device.execute(chain, cache, counters, sliced);
+    // What has only begun has written nothing.
+    if let Some(log) = log
+        && !matches!(answer, Ok(Answer::Sliced))
+    {
+        // What was copied past the caches is stored when it can be seen, and not before.
+        device.fence();
+        log.executed(matches!(answer, Ok(Answer::Held(_))));
+    }
+    answer
+}
+
+/// Notes what became of a request. Returns whether the ring goes no further before it is done: it is a flush that takes time,
+/// or done in slices.
+#[inline]
+pub(super) fn note(queue: &mut impl Virtqueue, held: &mut Vec<Waiting>, answer: Answer) -> bool {
+    match answer {
+        Answer::Done(completion) if held.is_empty() => queue.complete(completion),
+        Answer::Done(completion) => held.push(Waiting::Finished(completion)),
+        Answer::Held(answer) => {
+            let is_flush = answer.is_flush();
+            held.push(Waiting::Unsettled(answer));
+            return is_flush;
+        }
+        Answer::Sliced => return true,
+    }
+    false
+}

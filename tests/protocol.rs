@@ -18,6 +18,8 @@ mod descriptors;
 mod features;
 #[path = "protocol/floods.rs"]
 mod floods;
+#[path = "protocol/front_ends.rs"]
+mod front_ends;
 #[path = "protocol/growth.rs"]
 mod growth;
 #[path = "protocol/handover.rs"]

@@ -28,6 +28,7 @@
 pub mod api;
 #[cfg(feature = "bench")]
 pub mod bench;
+pub mod budget;
 #[cfg(feature = "daemon")]
 pub mod cli;
 pub mod config;

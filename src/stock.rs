@@ -245,7 +245,14 @@ fn table_of(guest: &GuestMemoryMmap) -> Result<MemoryTable, MemoryError> {
             .map_err(|error| MemoryError::Shared(guest_start, SharedError::Stat(error)))?;
         // Ring addresses, the only ones in the front-end's own space, are the crate's business.
         let user_start = 0;
-        Ok(RegionSpec { guest_start, len_bytes: region.len(), user_start, file_offset: place.start(), file })
+        Ok(RegionSpec {
+            guest_start,
+            len_bytes: region.len(),
+            user_start,
+            file_offset: place.start(),
+            file,
+            share: None,
+        })
     });
     MemoryTable::map(specs.collect::<Result<_, _>>()?)
 }

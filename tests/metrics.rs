@@ -174,7 +174,7 @@ fn the_readme_lists_every_metric() {
         assert!(README.contains(&format!("| `{name}` |")), "README.md has no row for {name}");
         count += 1;
     }
-    assert_eq!(count, 22, "{text}");
+    assert_eq!(count, 25, "{text}");
     daemon.stop();
 }
 

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::cast_possible_truncation, clippy::print_stdout)]
 
+#[path = "protocol/budget.rs"]
+mod budget;
 #[path = "protocol/channel.rs"]
 mod channel;
 mod common;

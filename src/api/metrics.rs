@@ -28,10 +28,18 @@ const fn counter(name: &'static str, help: &'static str, value: fn(&Observation)
     Family { name, help, kind: "counter", value }
 }
 
-const FAMILIES: [Family; 17] = [
+const FAMILIES: [Family; 19] = [
     gauge("capacity_bytes", "Size of the disk.", |disk| number(disk.capacity_bytes)),
     gauge("read_only", "1 where writes are refused.", |disk| number(disk.read_only.into())),
     gauge("front_ends", "Front-ends that are connected.", |disk| number(disk.front_ends as u64)),
+    gauge("guest_memory_bytes", "Bytes of guest memory that are mapped for front-ends.", |disk| {
+        number(disk.guest_memory_bytes)
+    }),
+    counter(
+        "budget_refusals_total",
+        "Connections and messages refused since front-ends of the disk had all that they may have.",
+        |disk| number(disk.budget_refusals),
+    ),
     gauge("bad_bytes", "Bytes of the disk whose media is known to be bad.", |disk| {
         number(disk.bad_ranges.iter().map(|range| range.end.saturating_sub(range.start)).sum())
     }),
@@ -184,6 +192,8 @@ mod tests {
             bad_ranges: vec![4096..8192, 16384..32768],
             regions: vec![Region::testing("region3", Some(7))],
             huge_bytes: Some(2 << 20),
+            guest_memory_bytes: 1 << 30,
+            budget_refusals: 3,
             populated_zero_bytes: 8192,
             counters: Counters { media_written_bytes: 4096, ..Counters::default() },
         }
@@ -196,6 +206,8 @@ mod tests {
             r#"vhost_user_pmem_capacity_bytes{disk="a \"b\" \\"} 1099511627776"#,
             r#"vhost_user_pmem_read_only{disk="a \"b\" \\"} 1"#,
             r#"vhost_user_pmem_front_ends{disk="a \"b\" \\"} 2"#,
+            r#"vhost_user_pmem_guest_memory_bytes{disk="a \"b\" \\"} 1073741824"#,
+            r#"vhost_user_pmem_budget_refusals_total{disk="a \"b\" \\"} 3"#,
             r#"vhost_user_pmem_bad_bytes{disk="a \"b\" \\"} 20480"#,
             r#"vhost_user_pmem_huge_page_bytes{disk="a \"b\" \\"} 2097152"#,
             r#"vhost_user_pmem_media_written_bytes_total{disk="a \"b\" \\"} 12288"#,

@@ -204,7 +204,14 @@ fn rings(guest: &File, disk: Recorded, play: Play) -> Vec<Ring<Recorded>> {
     let cache = Arc::new(CacheMode::write_through());
     cache.set_writeback(play.writeback);
     let file = guest.try_clone().unwrap();
-    let spec = RegionSpec { guest_start: 0, len_bytes: MEMORY_BYTES, user_start: 0, file_offset: 0, file };
+    let spec = RegionSpec {
+        guest_start: 0,
+        len_bytes: MEMORY_BYTES,
+        user_start: 0,
+        file_offset: 0,
+        file,
+        share: None,
+    };
     let memory = Arc::new(MemoryTable::map(vec![spec]).unwrap());
     let kick = Arc::new(File::open("/dev/null").unwrap());
     let start = |ring| {

@@ -14,6 +14,7 @@ use std::time::Duration;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::budget::{Amounts, Share};
 use crate::disk::Disk;
 use crate::log_limit::Cause;
 use crate::thread;
@@ -160,13 +161,22 @@ impl<D: Disk> Acceptor<D> {
             }
             return;
         }
+        let share = match door.context.budget.take(Amounts::SESSION) {
+            Ok(share) => share,
+            Err(error) => {
+                if let Some(suppressed) = door.context.log_limit.admit(Cause::NoRoom) {
+                    tracing::warn!(disk, %error, suppressed, "a front-end is turned away");
+                }
+                return;
+            }
+        };
         let id = self.next_session;
         self.next_session = self.next_session.wrapping_add(1);
         if let Some(suppressed) = door.context.log_limit.admit(Cause::Connected) {
             tracing::info!(disk, session = id, suppressed, "a front-end connected");
         }
         let context = door.context.clone();
-        match self.start_session(id, context, &stream) {
+        match self.start_session(id, context, &stream, share) {
             Ok(thread) => drop(self.guests.insert(id, Guest { door: number, stream, thread })),
             Err(error) => self.exhausted(number, &error),
         }
@@ -177,8 +187,9 @@ impl<D: Disk> Acceptor<D> {
         id: SessionId,
         context: Arc<SessionContext<D>>,
         stream: &UnixStream,
+        share: Share,
     ) -> io::Result<JoinHandle<()>> {
-        let session = Session::new(id, context.clone(), Some(stream.try_clone()?));
+        let session = Session::new(id, context.clone(), Some(stream.try_clone()?), share);
         let mut connection = Connection::new(stream.try_clone()?, session);
         let (ended, wake) = (self.ended.0.clone(), self.stopper.wake.clone());
         thread::spawn(format!("session-{id}"), move || {

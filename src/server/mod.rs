@@ -23,6 +23,7 @@ pub use observer::{Observation, Observer};
 pub use resize::{ResizeError, Resized, Resizer};
 pub use watcher::Rereader;
 
+use crate::budget::Budget;
 use crate::config::{CpuChoice, DiskConfig, ServerConfig, SocketSource, check_postcopy};
 use crate::copy::{Engine, fault};
 use crate::cpus::Cpus;
@@ -202,7 +203,10 @@ impl<D: Disk> Server<D> {
         let ServeOptions { workers, polling, exit_on_disconnect } = options;
         let pool = Arc::new(Pool::new(workers, polling));
         let (mut doors, mut contexts) = (Vec::new(), Vec::new());
-        for Service { device, lock, door, cpus, postcopy, memo } in services {
+        let budgets = Budget::of_process(services.len());
+        for (Service { device, lock, door, cpus, postcopy, memo }, budget) in
+            services.into_iter().zip(budgets)
+        {
             let is_exclusive = !device.disk().geometry().read_only;
             let log_limit = device.log_limit().clone();
             let context = Arc::new(SessionContext {
@@ -215,6 +219,7 @@ impl<D: Disk> Server<D> {
                 postcopy_turn: Arc::default(),
                 memo: is_exclusive.then_some(memo),
                 helper: helper.clone(),
+                budget,
                 front_ends: FrontEnds::default(),
                 log_limit,
             });

@@ -36,6 +36,10 @@ pub struct Observation {
     pub huge_bytes: Option<u64>,
     /// Bytes of persistent memory that Linux has zeroed to populate the mapping.
     pub populated_zero_bytes: u64,
+    /// Bytes of guest memory that are mapped for its front-ends.
+    pub guest_memory_bytes: u64,
+    /// How often a front-end of it did not get what it asked for, since its disk's front-ends had all they may have.
+    pub budget_refusals: u64,
     /// What all its rings have done since the server started.
     pub counters: Counters,
 }
@@ -108,6 +112,8 @@ impl Observed {
             bad_ranges: disk.bad_ranges(),
             huge_bytes: disk.huge_bytes(),
             populated_zero_bytes: disk.populated_zero_bytes(),
+            guest_memory_bytes: self.context.budget.used().memory_bytes(),
+            budget_refusals: self.context.budget.refusals(),
             counters: self.counters,
         }
     }

@@ -15,7 +15,7 @@ use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::body;
 use super::channel::Channel;
-use super::debug_log::{Answer, Line};
+use super::debug_log::{Answer, Line, ProtocolFeatures};
 use super::descriptor::{Kind, refusal};
 use super::postcopy::exchange;
 use super::session::Session;
@@ -139,10 +139,10 @@ impl<D: Disk> Connection<D> {
                 Ok(Answer::Value(answer.get(HEADER_BYTES..).unwrap_or_default().to_vec()))
             }
             Ok(()) => Ok(Answer::Done),
-            Err(error) if answer.is_empty() => self.refuse(request, &message, error.to_string()),
+            Err(error) if answer.is_empty() => self.refuse(request, &message, reason(&error)),
             Err(error) => {
-                self.log_refusal(&message, &error.to_string());
-                Ok(Answer::Refused(error.to_string()))
+                self.log_refusal(&message, &reason(&error));
+                Ok(Answer::Refused(reason(&error)))
             }
         }
     }
@@ -242,6 +242,17 @@ fn read_away(mut stream: &UnixStream, bytes: &mut Vec<u8>) -> io::Result<()> {
     match stream.read_to_end(bytes) {
         Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
         _ => Ok(()),
+    }
+}
+
+/// What is wrong, without what `vhost` puts around it.
+fn reason(error: &Error) -> String {
+    match error {
+        Error::ReqHandlerError(error) => error.to_string(),
+        Error::InactiveOperation(feature) => {
+            format!("{} was not negotiated", ProtocolFeatures(feature.bits()))
+        }
+        error => error.to_string(),
     }
 }
 

@@ -126,7 +126,7 @@ impl fmt::Display for Features {
 }
 
 /// Protocol feature bits in words.
-struct ProtocolFeatures(u64);
+pub(super) struct ProtocolFeatures(pub(super) u64);
 
 impl fmt::Display for ProtocolFeatures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -13,6 +13,7 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandler};
 
 use super::debug_log;
 use super::session::{F_LOG_ALL, FRONT_END_FEATURES, Session, SessionError};
+use crate::budget::Amounts;
 use crate::disk::Disk;
 use crate::log_limit::Cause;
 use crate::virtio::blk::WRITEBACK_OFFSET;
@@ -42,16 +43,6 @@ fn unsupported<T>(what: &'static str) -> Result<T> {
     Err(SessionError::Unsupported(what).into())
 }
 
-fn spec(region: &VhostUserMemoryRegion, file: File) -> RegionSpec {
-    RegionSpec {
-        guest_start: region.guest_phys_addr,
-        len_bytes: region.memory_size,
-        user_start: region.user_addr,
-        file_offset: region.mmap_offset,
-        file,
-    }
-}
-
 impl<D: Disk> Session<D> {
     /// Whether a protocol feature is in force.
     pub(super) fn has_protocol(&self, feature: VhostUserProtocolFeatures) -> bool {
@@ -66,6 +57,16 @@ impl<D: Disk> Session<D> {
         }
     }
 
+    /// With its first descriptor a ring takes what all of its descriptors do.
+    fn take_for_ring(&self, index: u32) -> std::result::Result<(), SessionError> {
+        let mut state = self.state();
+        let vring = state.vring(index)?;
+        if vring.share.is_none() {
+            vring.share = Some(self.context.budget.take(Amounts::RING)?);
+        }
+        Ok(())
+    }
+
     /// Errors of these messages are answered by `vhost`, which tells nobody of them.
     fn tell_of(&self, outcome: std::result::Result<(), SessionError>) -> Result<()> {
         if let Err(error) = &outcome
@@ -74,6 +75,22 @@ impl<D: Disk> Session<D> {
             tracing::warn!(disk = self.disk(), session = self.id(), suppressed, "{error}");
         }
         Ok(outcome?)
+    }
+
+    /// A region that is about to be mapped, with what it takes of the disk's budget.
+    fn spec(
+        &self,
+        region: &VhostUserMemoryRegion,
+        file: File,
+    ) -> std::result::Result<RegionSpec, SessionError> {
+        Ok(RegionSpec {
+            guest_start: region.guest_phys_addr,
+            len_bytes: region.memory_size,
+            user_start: region.user_addr,
+            file_offset: region.mmap_offset,
+            file,
+            share: Some(self.context.budget.take(Amounts::region(region.memory_size))?),
+        })
     }
 
     fn notifier(index: u8, what: &'static str, file: Option<File>) -> Result<Option<Arc<Notifier>>> {
@@ -134,7 +151,8 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
         if regions.len() != files.len() {
             return Err(SessionError::RegionFiles(regions.len(), files.len()).into());
         }
-        let specs = regions.iter().zip(files).map(|(region, file)| spec(region, file)).collect();
+        let specs = regions.iter().zip(files).map(|(region, file)| self.spec(region, file));
+        let specs = specs.collect::<std::result::Result<_, _>>()?;
         let memory = MemoryTable::map(specs).map_err(SessionError::from)?;
         self.set_memory(memory)?;
         Ok(None)
@@ -189,11 +207,13 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
     fn set_vring_kick(&self, index: u8, fd: Option<File>) -> Result<()> {
         let index = u32::from(index);
         let kick = Arc::new(fd.ok_or(SessionError::Polling(index))?);
+        self.take_for_ring(index)?;
         Ok(self.change(index, |vring| vring.kick = Some(kick))?)
     }
 
     fn set_vring_call(&self, index: u8, fd: Option<File>) -> Result<()> {
         let call = Self::notifier(index, "call", fd)?;
+        self.take_for_ring(u32::from(index))?;
         let first = call.clone();
         self.change(u32::from(index), |vring| vring.call = call)?;
         // Whatever was completed while nobody could be called is told now (QEMU's tests wait for it).
@@ -205,6 +225,7 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
 
     fn set_vring_err(&self, index: u8, fd: Option<File>) -> Result<()> {
         let err = Self::notifier(index, "err", fd)?;
+        self.take_for_ring(u32::from(index))?;
         Ok(self.change(u32::from(index), |vring| vring.err = err)?)
     }
 
@@ -281,7 +302,7 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
         fd: File,
         _postcopy_listening: Option<bool>,
     ) -> Result<Option<vhost::VhostUserMemoryRegionBase>> {
-        let memory = self.state().memory.with(spec(region, fd)).map_err(SessionError::from)?;
+        let memory = self.state().memory.with(self.spec(region, fd)?).map_err(SessionError::from)?;
         self.set_memory(memory)?;
         Ok(None)
     }

@@ -26,6 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
 use super::session::{Session, SessionError, State};
+use crate::budget::{Amounts, Share};
 use crate::copy::fault::Userfault;
 use crate::disk::Disk;
 use crate::log_limit::Cause;
@@ -96,6 +97,7 @@ struct Listening<D: Disk> {
     pool: Arc<Pool<D>>,
     _watcher: Watcher,
     _turn: Turn,
+    _share: Share,
     /// The front-end has been told where regions are mapped, and does not know it yet: no page of them would come.
     awaits_ack: bool,
     /// Touches what rings consist of.
@@ -236,10 +238,18 @@ impl<D: Disk> Session<D> {
             return Err(PostcopyError::HasMemory.into());
         }
         let turn = Turn::take(&self.context.postcopy_turn)?;
+        let share = self.context.budget.take(Amounts::postcopy(self.context.device.queues()))?;
         let watcher = Watcher::start(self.id(), self.connection.clone(), postcopy.missing.clone());
         let watcher = watcher.map_err(PostcopyError::Spawn)?;
         let pool = self.context.pool.beside();
-        let listening = Listening { pool, _watcher: watcher, _turn: turn, awaits_ack: false, fetcher: None };
+        let listening = Listening {
+            pool,
+            _watcher: watcher,
+            _turn: turn,
+            _share: share,
+            awaits_ack: false,
+            fetcher: None,
+        };
         postcopy.listening = Some(listening);
         if let Some(suppressed) = self.context.log_limit.admit(Cause::PostcopyBegins) {
             let (disk, session) = (self.disk(), self.id());

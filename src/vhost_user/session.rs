@@ -17,6 +17,7 @@ use super::news::News;
 use super::postcopy::{self, Postcopy, PostcopyError};
 use super::transfer::{Transfer, TransferError};
 use super::vring::Vring;
+use crate::budget::{DiskBudget, Exceeded, Share};
 use crate::cpus::Cpus;
 use crate::disk::{Disk, DiskError};
 use crate::log_limit::{Cause, LogLimit};
@@ -72,6 +73,8 @@ pub(super) enum SessionError {
     Transfer(#[from] TransferError),
     #[error("the device's state is refused: {0}")]
     State(#[from] StateError),
+    #[error(transparent)]
+    Budget(#[from] Exceeded),
     #[error("postcopy: {0}")]
     Postcopy(#[from] PostcopyError),
     #[error("{0} is not supported")]
@@ -99,6 +102,8 @@ pub struct SessionContext<D: Disk> {
     pub memo: Option<Memo>,
     /// What receives descriptors.
     pub helper: Arc<Helper>,
+    /// What they may take of the process.
+    pub budget: DiskBudget,
     /// Who is connected.
     pub front_ends: FrontEnds<D>,
     /// For lines that a front-end or its guest can cause.
@@ -136,11 +141,18 @@ pub struct Session<D: Disk> {
     state: Mutex<State<D>>,
     pub(super) is_closed: AtomicBool,
     pub(super) me: Weak<Self>,
+    _share: Share,
 }
 
 impl<D: Disk> Session<D> {
     /// A session that has heard nothing yet.
-    pub fn new(id: SessionId, context: Arc<SessionContext<D>>, connection: Option<UnixStream>) -> Arc<Self> {
+    /// What it takes of the disk's budget is given back when it has ended.
+    pub fn new(
+        id: SessionId,
+        context: Arc<SessionContext<D>>,
+        connection: Option<UnixStream>,
+        share: Share,
+    ) -> Arc<Self> {
         let connection = connection.map(Arc::new);
         let vrings = (0..context.device.queues()).map(|_| Vring::default()).collect();
         let state = State {
@@ -164,6 +176,7 @@ impl<D: Disk> Session<D> {
             state: Mutex::new(state),
             is_closed: AtomicBool::new(false),
             me: me.clone(),
+            _share: share,
         });
         context.front_ends.join(&session);
         session

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
+use crate::budget::Share;
 use crate::virtio::queue::RingAddresses;
 use crate::worker::{Notifier, Place};
 
@@ -28,6 +29,8 @@ pub(super) struct Vring {
     pub(super) is_enabled: bool,
     /// In a postcopy migration: all pages of it were there when it was looked at last.
     pub(super) is_fetched: bool,
+    /// What its descriptors take of the disk's budget.
+    pub(super) share: Option<Share>,
     /// The worker that owns it.
     pub(super) place: Option<Place>,
 }

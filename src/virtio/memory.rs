@@ -14,6 +14,7 @@ mod shared;
 use std::fs::File;
 use std::sync::Arc;
 
+use crate::budget::Share;
 use crate::copy::Segment;
 use crate::copy::fault::{self, WatchedRange};
 use extents::{Extent, Extents, Learnt};
@@ -39,6 +40,8 @@ pub struct RegionSpec {
     pub file_offset: u64,
     /// The shared memory.
     pub file: File,
+    /// What it takes of the disk's budget, for as long as it is mapped; none where nothing is counted.
+    pub share: Option<Share>,
 }
 
 /// Why a region is refused. The table before it stays in force.
@@ -74,11 +77,12 @@ struct Region {
     len_bytes: u64,
     user_start: u64,
     memory: Shared,
+    _share: Option<Share>,
 }
 
 impl Region {
     fn map(spec: RegionSpec) -> Result<Self, MemoryError> {
-        let RegionSpec { guest_start, len_bytes, user_start, file_offset, file } = spec;
+        let RegionSpec { guest_start, len_bytes, user_start, file_offset, file, share } = spec;
         let overflow = || MemoryError::Overflow(guest_start);
         if len_bytes == 0 {
             return Err(overflow());
@@ -87,7 +91,7 @@ impl Region {
         user_start.checked_add(len_bytes).ok_or_else(overflow)?;
         let memory = Shared::map(&file, file_offset, len_bytes);
         let memory = memory.map_err(|error| MemoryError::Shared(guest_start, error))?;
-        Ok(Self { guest_start, len_bytes, user_start, memory })
+        Ok(Self { guest_start, len_bytes, user_start, memory, _share: share })
     }
 
     const fn watch(&self) -> &WatchedRange {
@@ -326,7 +330,7 @@ mod tests {
     }
 
     fn spec(guest_start: u64, len_bytes: u64, user_start: u64) -> RegionSpec {
-        RegionSpec { guest_start, len_bytes, user_start, file_offset: 0, file: file(len_bytes) }
+        RegionSpec { guest_start, len_bytes, user_start, file_offset: 0, file: file(len_bytes), share: None }
     }
 
     #[test]

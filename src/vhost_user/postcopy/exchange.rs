@@ -10,6 +10,7 @@ use std::os::fd::AsFd as _;
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 
 use super::PostcopyError;
+use crate::budget::Amounts;
 use crate::disk::Disk;
 use crate::vhost_user::body;
 use crate::vhost_user::connection::{Connection, Hangup, name};
@@ -86,12 +87,19 @@ impl<D: Disk> Session<D> {
     /// Maps what is announced; the body of the answer is that of the message with our addresses.
     fn take_missing(&self, message: &Message, files: Vec<File>) -> Result<Vec<u8>, SessionError> {
         let (head, regions) = regions(message.body()).ok_or(PostcopyError::Malformed)?;
-        let memory = MemoryTable::map(regions.iter().zip(files).map(spec).collect())?;
+        let specs = regions.iter().zip(files).map(|(region, file)| self.missing_spec(region, file));
+        let memory = MemoryTable::map(specs.collect::<Result<_, _>>()?)?;
         let memory = self.set_missing_memory(memory)?;
         let ours = regions.iter().flat_map(|&[guest_start, len_bytes, _, file_offset]| {
             [guest_start, len_bytes, memory.host_address(guest_start).unwrap_or_default(), file_offset]
         });
         Ok([head].into_iter().chain(ours).flat_map(u64::to_ne_bytes).collect())
+    }
+
+    fn missing_spec(&self, region: &Region, file: File) -> Result<RegionSpec, SessionError> {
+        let &[guest_start, len_bytes, user_start, file_offset] = region;
+        let share = Some(self.context.budget.take(Amounts::region(len_bytes))?);
+        Ok(RegionSpec { guest_start, len_bytes, user_start, file_offset, file, share })
     }
 }
 
@@ -103,8 +111,4 @@ fn regions(body: &[u8]) -> Option<(u64, Vec<Region>)> {
     let is_whole = rest.is_empty() && odd.is_empty();
     let numbers = |region: &[[u8; 8]; 4]| region.map(u64::from_ne_bytes);
     is_whole.then(|| (u64::from_ne_bytes(head), regions.iter().map(numbers).collect()))
-}
-
-fn spec((&[guest_start, len_bytes, user_start, file_offset], file): (&Region, File)) -> RegionSpec {
-    RegionSpec { guest_start, len_bytes, user_start, file_offset, file }
 }

@@ -110,7 +110,14 @@ fn ring(kind: RingKind, guest: &File, event_idx: bool, indirect: bool) -> (AnyRi
     let device = Device::new(MappedDisk::new(disk.try_clone().unwrap(), geometry).unwrap(), identity, 1);
     let kick = Arc::new(File::open("/dev/null").unwrap());
     let file = guest.try_clone().unwrap();
-    let spec = RegionSpec { guest_start: 0, len_bytes: MEMORY_BYTES, user_start: 0, file_offset: 0, file };
+    let spec = RegionSpec {
+        guest_start: 0,
+        len_bytes: MEMORY_BYTES,
+        user_start: 0,
+        file_offset: 0,
+        file,
+        share: None,
+    };
     let addresses = RingAddresses { descriptors: 0, available: 0x100, used: 0x200 };
     let parts = RingParts {
         key: RingKey { session: 0, index: 0 },

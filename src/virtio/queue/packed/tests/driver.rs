@@ -78,7 +78,8 @@ impl Driver {
     pub(super) fn table(&self) -> Arc<MemoryTable> {
         let file = self.file.try_clone().unwrap();
         let (guest_start, user_start, file_offset) = (0, 0, 0);
-        let spec = RegionSpec { guest_start, len_bytes: MEMORY_BYTES, user_start, file_offset, file };
+        let spec =
+            RegionSpec { guest_start, len_bytes: MEMORY_BYTES, user_start, file_offset, file, share: None };
         Arc::new(MemoryTable::map(vec![spec]).unwrap())
     }
 

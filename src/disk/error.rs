@@ -204,8 +204,8 @@ const fn durability_remedy(required: Durability) -> &'static str {
             "use persistent memory whose persistence_domain is cpu_cache, or lower require-durable"
         }
         Durability::CacheLine => {
-            "use device DAX, or a file on ext4 or xfs mounted with -o dax on persistent memory of this machine, \
-             or lower require-durable"
+            "use device DAX, or a file on ext4, or on xfs made with -m reflink=0, mounted with -o dax on persistent \
+             memory of this machine, or lower require-durable"
         }
         Durability::Page | Durability::Volatile => {
             "use a file on a disk or on persistent memory, or drop require-durable"

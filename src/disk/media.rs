@@ -397,6 +397,11 @@ mod tests {
         }
         let elsewhere = tree("ACPI.NFIT", None);
         assert!(is_gone(&metadata, &elsewhere.sysfs()), "there is no such device");
+        // A file is gone with the device below, where its file system names one.
+        let file = std::fs::metadata(env!("CARGO_MANIFEST_DIR")).unwrap();
+        assert_eq!(is_gone(&file, &elsewhere.sysfs()), rustix::fs::major(file.dev()) != 0);
+        let memory = std::fs::metadata("/dev/shm").unwrap();
+        assert!(!is_gone(&memory, &elsewhere.sysfs()) && !is_gone(&file, &Tree::new().sysfs()));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! and `metric:NAME`, which is the first sample of that metric beside the socket, and `bad-bytes`, which is that metric
 //! of the disk named `disk`. Each prints one line: itself, and `ok`, `differs`, `errno N` or a value.
 
+use std::fs::File;
 use std::path::Path;
 
 use super::common::driver::{Driver, Options, Outcome, Request};
@@ -16,6 +17,12 @@ pub fn run(arguments: &[String]) {
     for operation in operations {
         println!("{operation} {}", carry_out(&mut driver, Path::new(socket), operation));
     }
+}
+
+/// Makes the second path a file that shares its blocks with the first.
+pub fn clone(paths: &[String]) {
+    let [from, to] = paths else { panic!("FROM TO") };
+    rustix::fs::ioctl_ficlone(File::create(to).unwrap(), File::open(from).unwrap()).unwrap();
 }
 
 fn carry_out(driver: &mut Driver, socket: &Path, operation: &str) -> String {

@@ -46,6 +46,10 @@ fn main() -> ExitCode {
             client::run(rest);
             return ExitCode::SUCCESS;
         }
+        Some(("clone", rest)) => {
+            client::clone(rest);
+            return ExitCode::SUCCESS;
+        }
         Some(("soak", rest)) => {
             soak::in_guest::run(rest);
             return ExitCode::SUCCESS;

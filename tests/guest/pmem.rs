@@ -2,6 +2,12 @@
 //! guest. What is durable on it, and what is refused, is the daemon's to find out; where the bytes are, the host
 //! looks up in the file behind the module.
 
+mod device_dax;
+mod mapper;
+mod options;
+mod sharing;
+mod zeroing;
+
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +24,9 @@ use super::report::Report;
 
 /// The exit code of a disk that is less durable than required.
 const NOT_DURABLE: i32 = 13;
+
+/// The exit code of what cannot be a disk.
+const NOT_REGULAR: i32 = 4;
 
 /// Size of every module; XFS refuses less than 300 MiB.
 const MODULE_MIB: u64 = 384;
@@ -41,9 +50,16 @@ pub(super) struct Pmem {
 pub(super) type Check = fn(&mut Pmem) -> String;
 
 /// In the guest whose modules name the memory controller as their persistence domain.
-const CHECKS: [(&str, Check); 16] = [
+const CHECKS: [(&str, Check); 24] = [
     ("pmem: ext4 with DAX on a module", |pmem| pmem.ext4("cacheline", "memory_controller")),
     ("pmem: xfs with DAX on a module", xfs),
+    ("pmem: xfs whose files can share blocks", sharing::xfs),
+    ("pmem: DAX file by file", options::file_by_file),
+    ("pmem: ext4 that refuses DAX", options::refused_by_ext4),
+    ("pmem: zeroes that the kernel writes", zeroing::counted),
+    ("pmem: dm-linear over two modules", mapper::linear),
+    ("pmem: dm-stripe over two modules", mapper::striped),
+    ("pmem: dm-linear beside the pages", mapper::beside_the_pages),
     ("pmem: the page cache without DAX", without_dax),
     // Before any page is bad: free space would have those.
     ("pmem: a full DAX file system", bad_media::full),
@@ -54,11 +70,13 @@ const CHECKS: [(&str, Check); 16] = [
     ("pmem: block device of a module", block_device),
     ("pmem: bad media of a block device", bad_media::of_a_block_device),
     ("pmem: block translation table (BTT)", sector_device),
-    ("pmem: device DAX", device_dax),
+    ("pmem: device DAX", device_dax::durable),
     ("pmem: memory of the kernel's command line (e820)", legacy),
     ("pmem: virtio-pmem", virtio),
     ("pmem: virtio-pmem is not durable by itself", virtio_refused),
     ("pmem: block device of virtio-pmem", virtio_block),
+    // The last of the modules: it may become the guest's own memory.
+    ("pmem: device DAX of another driver", device_dax::of_another_driver),
 ];
 
 /// Boots a guest for each persistence domain, and makes all checks.
@@ -98,7 +116,7 @@ pub(super) fn with_guest(
         report.check(name, || check(&mut pmem));
         // What a failed check left behind is not the next one's business.
         let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            pmem.guest.run("/lab/pmem.sh alive && /lab/pmem.sh stop; umount /mnt")
+            pmem.guest.run("/lab/pmem.sh alive && /lab/pmem.sh stop; umount /mnt; dmsetup remove_all")
         }));
     }
     report.produce("pmem: linux powers off", || {
@@ -133,6 +151,11 @@ impl Pmem {
                 module.display()
             );
         }
+        Self::boot_on(kernel, folder, modules.to_vec(), &devices)
+    }
+
+    /// The same with persistent memory of another kind, behind which are these files.
+    fn boot_on(kernel: Kernel, folder: TempDir, modules: Vec<PathBuf>, devices: &str) -> Self {
         let devices = devices.split(' ').map(str::to_owned).collect();
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/pmem.sh");
         let daemon = Path::new(env!("CARGO_BIN_EXE_vhost-user-pmem"));
@@ -143,7 +166,7 @@ impl Pmem {
         let memory = format!("memmap={LEGACY_MIB}M!512M");
         let guest =
             Guest::boot_with(kernel, folder.path(), &[&script, daemon, &client_in_guest], devices, &memory);
-        Self { guest, modules: modules.to_vec(), seed: 0, folder }
+        Self { guest, modules, seed: 0, folder }
     }
 
     /// The socket of QEMU's monitor.
@@ -234,11 +257,16 @@ impl Pmem {
     /// Has a client write, flush and read back; `writeback` is what the disk must say at first. KiB that the
     /// page cache has grown by.
     fn exercise(&mut self, writeback: u8) -> i64 {
+        self.exercise_part(writeback, WRITTEN_MIB)
+    }
+
+    /// The same with fewer MiB.
+    fn exercise_part(&mut self, writeback: u8, mib: u64) -> i64 {
         self.seed += 1000;
         let seed = self.seed;
         let each = |verb: &str| {
             let one = |at: u64| format!("{verb}:{}:{MIB}:{} ", at * MIB, seed + at);
-            (0..WRITTEN_MIB).map(one).collect::<String>()
+            (0..mib).map(one).collect::<String>()
         };
         let before = self.cached_kib();
         let said = self.client(&format!("writeback {}flush {}", each("write"), each("verify")));
@@ -262,13 +290,18 @@ impl Pmem {
     /// Panics unless every page that the client wrote last is in the file behind one of the modules, wherever.
     /// What was written before is something else.
     fn assert_on_module(&self) {
+        self.assert_parts_on_module(4096);
+    }
+
+    /// The same for parts of so many bytes.
+    fn assert_parts_on_module(&self, bytes: usize) {
         let written = self.written();
         let lost = |module: &PathBuf| {
             let module = std::fs::read(module).unwrap();
-            let pages: HashSet<&[u8]> = module.chunks(4096).collect();
-            written.chunks(4096).filter(|page| !pages.contains(page)).count()
+            let parts: HashSet<&[u8]> = module.chunks(bytes).collect();
+            written.chunks(bytes).filter(|part| !parts.contains(part)).count()
         };
-        assert_eq!(self.modules.iter().map(lost).min(), Some(0), "pages that are in no module's file");
+        assert_eq!(self.modules.iter().map(lost).min(), Some(0), "parts that are in no module's file");
     }
 
     /// Serves a new file of a DAX file system that is mounted on /mnt: the class, the bytes, no page cache.
@@ -349,37 +382,23 @@ impl Pmem {
     }
 }
 
-/// Whole sectors or nothing, by the kernel's table.
+/// Whole sectors or nothing, by the kernel's table; with some bytes of its own behind each, too.
 fn sector_device(pmem: &mut Pmem) -> String {
     let region = pmem.region("ACPI.NFIT", 1);
-    pmem.guest.shell(&format!("ndctl create-namespace -f -e namespace{region}.0 -m sector"));
     let block = format!("/dev/pmem{region}s");
-    pmem.assert_class(
-        &block,
-        "block device of persistent memory with atomic sectors (BTT)",
-        "page",
-        "fdatasync",
-    );
-    let seen = pmem.direct(&block, ",block-size=4096");
-    pmem.assert_on_module();
-    pmem.assert_refused(&block, "cacheline");
-    seen
-}
-
-fn device_dax(pmem: &mut Pmem) -> String {
-    let region = pmem.region("ACPI.NFIT", 1);
-    pmem.guest.shell(&format!("ndctl create-namespace -f -e namespace{region}.0 -m devdax"));
-    let device = format!("/dev/dax{region}.0");
-    pmem.assert_class(&device, "device DAX", "cacheline", "memory_controller");
-    pmem.assert_refused(&device, "byte");
-    pmem.serve(&device, "", "--require-durable=cacheline");
-    let info = pmem.info(&device);
-    assert_eq!(info["huge_bytes"], info["size_bytes"], "{info:#}");
-    let grown = pmem.exercise(0);
-    assert!(grown < 4096, "the page cache has grown by {grown} KiB");
-    pmem.stop();
-    pmem.assert_on_module();
-    format!("class cacheline, flushed, {WRITTEN_MIB} MiB verified, {grown} KiB cached")
+    let mut seen = String::new();
+    for (sector, block_bytes) in [(512, 512), (520, 512), (4160, 4096), (4096, 4096)] {
+        pmem.guest.shell(&format!("ndctl create-namespace -f -e namespace{region}.0 -m sector -l {sector}"));
+        let backing = "block device of persistent memory with atomic sectors (BTT)";
+        pmem.assert_class(&block, backing, "page", "fdatasync");
+        assert_eq!(pmem.info(&block)["page_bytes"], block_bytes, "sectors of {sector} bytes");
+        seen = pmem.direct(&block, &format!(",block-size={block_bytes}"));
+        if sector == block_bytes {
+            pmem.assert_parts_on_module(sector as usize);
+        }
+        pmem.assert_refused(&block, "cacheline");
+    }
+    format!("{seen}, in sectors of 512, 520, 4160 and 4096 bytes")
 }
 
 fn legacy(pmem: &mut Pmem) -> String {

@@ -101,7 +101,8 @@ impl Guest {
         (self.machine, self.line) = (machine.machine, machine.line);
     }
 
-    fn boot_kernel(
+    /// The same with this kernel.
+    pub fn boot_kernel(
         kernel: Kernel,
         initramfs: &Path,
         folder: &Path,

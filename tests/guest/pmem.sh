@@ -1,7 +1,7 @@
 #!/bin/bash
 # pmem.sh ACTION ...: persistent memory of this guest, and the daemon that serves it here.
 #   region PROVIDER INDEX        the number of a region of that kind of bus
-#   format KIND DEVICE OPTIONS   makes an ext4, xfs, or xfs-sharing (reflink=1) there and mounts it on /mnt
+#   format KIND DEVICE OPTIONS   makes an ext4, ext4-no-journal, xfs, or xfs-sharing (reflink=1) there and mounts it on /mnt
 #   fsdax REGION                 makes its namespace one for DAX file systems, unless it is
 #   flags PATH                   the flags, octal, with which the daemon has it open
 #   serve PATH OPTIONS ARGS...   starts the daemon and waits until it listens, or says why it does not
@@ -24,6 +24,7 @@ fsdax)
 format)
     case $2 in
     ext4) mkfs.ext4 -q -F -b 4096 "$3" ;;
+    ext4-no-journal) mkfs.ext4 -q -F -b 4096 -O ^has_journal "$3" ;;
     xfs) mkfs.xfs -q -f -m reflink=0 "$3" ;;
     xfs-sharing) mkfs.xfs -q -f -m reflink=1 "$3" ;;
     esac

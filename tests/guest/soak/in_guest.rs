@@ -11,6 +11,7 @@ use std::time::Duration;
 use vm_memory::{MmapRegion, ReadVolatile, VolatileMemory};
 
 use super::super::common::{Random, pattern};
+use super::pmem_power;
 
 /// Bytes of a record, and of a block of every file system here.
 pub const RECORD_BYTES: usize = 4096;
@@ -40,6 +41,10 @@ pub fn run(arguments: &[String]) {
         ["pulse", device] => pulse(Path::new(device)),
         ["reread", device] => reread(Path::new(device)),
         ["kexec", kernel, initramfs] => kexec(Path::new(kernel), Path::new(initramfs)),
+        ["store", rest @ ..] => pmem_power::store(rest),
+        ["stored", seed, file, count] => {
+            pmem_power::stored(seed.parse().unwrap(), Path::new(file), count.parse().unwrap());
+        }
         ["append", file, seed] => append(Path::new(file), seed.parse().unwrap()),
         ["check", file, seed, count] => {
             check(Path::new(file), seed.parse().unwrap(), count.parse().unwrap());

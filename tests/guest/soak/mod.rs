@@ -8,6 +8,7 @@ mod hotplug;
 pub mod in_guest;
 mod migration;
 mod monitor;
+mod pmem_power;
 mod postcopy;
 mod power;
 mod recovery;
@@ -34,17 +35,35 @@ pub struct Counts {
     /// Starts of the guest, of each kind.
     restarts: u32,
     power_cuts: u32,
+    /// With the daemon in the guest.
+    pmem_power_cuts: u32,
     /// Of every random moment.
     seed: u64,
 }
 
 impl Counts {
     /// As a part of the guest tests.
-    pub const SHORT: Self = Self { kills: 3, migrations: 1, resizes: 1, restarts: 1, power_cuts: 3, seed: 1 };
+    pub const SHORT: Self = Self {
+        kills: 3,
+        migrations: 1,
+        resizes: 1,
+        restarts: 1,
+        power_cuts: 3,
+        pmem_power_cuts: 1,
+        seed: 1,
+    };
 
     /// Reads `kills=20,power-cuts=50,seed=7`; what is not named does not happen.
     pub fn parse(text: &str) -> Option<Self> {
-        let mut counts = Self { kills: 0, migrations: 0, resizes: 0, restarts: 0, power_cuts: 0, seed: 1 };
+        let mut counts = Self {
+            kills: 0,
+            migrations: 0,
+            resizes: 0,
+            restarts: 0,
+            power_cuts: 0,
+            pmem_power_cuts: 0,
+            seed: 1,
+        };
         for word in text.split(',') {
             match word.split_once('=')? {
                 ("kills", number) => counts.kills = number.parse().ok()?,
@@ -52,6 +71,7 @@ impl Counts {
                 ("resizes", number) => counts.resizes = number.parse().ok()?,
                 ("restarts", number) => counts.restarts = number.parse().ok()?,
                 ("power-cuts", number) => counts.power_cuts = number.parse().ok()?,
+                ("pmem-power-cuts", number) => counts.pmem_power_cuts = number.parse().ok()?,
                 ("seed", number) => counts.seed = number.parse().ok()?,
                 _ => return None,
             }
@@ -74,7 +94,7 @@ type Scenario = fn(&Order<'_>) -> Vec<Row>;
 
 /// Runs every scenario that is wanted and counted.
 pub fn run(report: &mut Report, counts: &Counts) -> Table {
-    let scenarios: [(&str, u32, Scenario); 9] = [
+    let scenarios: [(&str, u32, Scenario); 10] = [
         ("soak: daemon ends under fio, split rings", counts.kills, recovery::split),
         ("soak: daemon ends under fio, packed rings", counts.kills, recovery::packed),
         ("soak: migration under fio, one daemon", counts.migrations, migration::one_daemon),
@@ -84,6 +104,7 @@ pub fn run(report: &mut Report, counts: &Counts) -> Table {
         ("soak: guest starts again under fio", counts.restarts, restart::restarts),
         ("soak: disk grows under fio", counts.resizes, resize::growth),
         ("soak: power cut", counts.power_cuts, power::cuts),
+        ("soak: power cut of persistent memory", counts.pmem_power_cuts, pmem_power::cuts),
     ];
     let mut table = Table::default();
     for (name, rounds, scenario) in scenarios {

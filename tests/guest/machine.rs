@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// Which kernel a guest runs; `ci/lab/prepare` fetches both.
+/// Which kernel a guest runs; `ci/lab/prepare` fetches all but the last, which `ci/soak` does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kernel {
     /// Debian's cloud kernel: small, and quick to boot.
@@ -16,6 +16,8 @@ pub enum Kernel {
     Generic,
     /// Debian's User-Mode Linux, which needs no QEMU.
     UserMode,
+    /// A newer cloud kernel, which knows persistent memory on CXL.
+    Recent,
 }
 
 impl Kernel {
@@ -25,6 +27,7 @@ impl Kernel {
             Self::Cloud => "kernel",
             Self::Generic => "kernel-generic",
             Self::UserMode => "kernel-user-mode",
+            Self::Recent => "kernel-recent",
         }
     }
 

@@ -2,6 +2,7 @@
 //! guest. What is durable on it, and what is refused, is the daemon's to find out; where the bytes are, the host
 //! looks up in the file behind the module.
 
+pub(super) mod cxl;
 mod device_dax;
 mod mapper;
 mod options;

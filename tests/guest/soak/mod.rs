@@ -18,8 +18,10 @@ mod rig;
 mod table;
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use super::folder;
+use super::pmem;
 use super::report::Report;
 use table::{Row, Table};
 
@@ -37,6 +39,8 @@ pub struct Counts {
     power_cuts: u32,
     /// With the daemon in the guest.
     pmem_power_cuts: u32,
+    /// Guests with memory on CXL, which take a kernel of their own.
+    cxl: u32,
     /// Of every random moment.
     seed: u64,
 }
@@ -50,6 +54,7 @@ impl Counts {
         restarts: 1,
         power_cuts: 3,
         pmem_power_cuts: 1,
+        cxl: 0,
         seed: 1,
     };
 
@@ -62,6 +67,7 @@ impl Counts {
             restarts: 0,
             power_cuts: 0,
             pmem_power_cuts: 0,
+            cxl: 0,
             seed: 1,
         };
         for word in text.split(',') {
@@ -72,6 +78,7 @@ impl Counts {
                 ("restarts", number) => counts.restarts = number.parse().ok()?,
                 ("power-cuts", number) => counts.power_cuts = number.parse().ok()?,
                 ("pmem-power-cuts", number) => counts.pmem_power_cuts = number.parse().ok()?,
+                ("cxl", number) => counts.cxl = number.parse().ok()?,
                 ("seed", number) => counts.seed = number.parse().ok()?,
                 _ => return None,
             }
@@ -94,7 +101,7 @@ type Scenario = fn(&Order<'_>) -> Vec<Row>;
 
 /// Runs every scenario that is wanted and counted.
 pub fn run(report: &mut Report, counts: &Counts) -> Table {
-    let scenarios: [(&str, u32, Scenario); 10] = [
+    let scenarios: [(&str, u32, Scenario); 11] = [
         ("soak: daemon ends under fio, split rings", counts.kills, recovery::split),
         ("soak: daemon ends under fio, packed rings", counts.kills, recovery::packed),
         ("soak: migration under fio, one daemon", counts.migrations, migration::one_daemon),
@@ -105,6 +112,7 @@ pub fn run(report: &mut Report, counts: &Counts) -> Table {
         ("soak: disk grows under fio", counts.resizes, resize::growth),
         ("soak: power cut", counts.power_cuts, power::cuts),
         ("soak: power cut of persistent memory", counts.pmem_power_cuts, pmem_power::cuts),
+        ("soak: persistent memory on CXL", counts.cxl, on_cxl),
     ];
     let mut table = Table::default();
     for (name, rounds, scenario) in scenarios {
@@ -120,6 +128,13 @@ pub fn run(report: &mut Report, counts: &Counts) -> Table {
         table.add(name, rows);
     }
     table
+}
+
+fn on_cxl(order: &Order<'_>) -> Vec<Row> {
+    let start = Instant::now();
+    let seen: Vec<String> = (0..order.rounds).map(|_| pmem::cxl::check()).collect();
+    let what = seen.into_iter().next().unwrap_or_default();
+    vec![Row { what, rounds: order.rounds, seconds: start.elapsed().as_secs_f32(), pauses: Vec::new() }]
 }
 
 /// A folder that stays when its scenario panics.

@@ -180,8 +180,9 @@ impl<'a> Found<'a> {
         match source.kind() {
             io::ErrorKind::FileTooLarge | io::ErrorKind::InvalidInput => OpenError::BadSize {
                 place: self.place.clone(),
-                cause: format!("size= is {size_bytes} bytes, more than its file system allows: {source}"),
-                remedy: "choose a smaller size=".to_owned(),
+                cause: format!("size= is {size_bytes} bytes, more than is allowed there: {source}"),
+                remedy: "choose a smaller size=, or raise the limit of the process (ulimit -f, LimitFSIZE=)"
+                    .to_owned(),
             },
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 self.no_space(size_bytes, space::free_bytes(&self.file), source)

@@ -4,15 +4,22 @@
 //! waits for it: the disk is served meanwhile.
 
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use rustix::fs::SeekFrom;
 
-use super::mapping::lacks_space;
+use super::mapping::{HUGE_PAGE_BYTES, lacks_space};
 use super::{Backing, BackingKind, Disk, MappedDisk, space};
 
-/// Bytes populated at a time. The kernel holds the lock of all mappings meanwhile, and a front-end that comes needs it:
-/// with 64 MiB it waited up to 75 ms for its first answer, with these half as long.
+/// Most bytes populated at a time. The kernel holds the lock of all mappings meanwhile, and a front-end that comes needs
+/// it: with 64 MiB it waited up to 75 ms for its first answer, with these half as long.
 const STEP_BYTES: u64 = 8 << 20;
+
+/// The first step, and the shortest: a page may take as long as a copy of it, or a commit of the journal.
+const FIRST_STEP_BYTES: u64 = 4096;
+
+/// How long a step should take at most. Where the media is slow the steps are so much shorter.
+const STEP_TIME: Duration = Duration::from_millis(10);
 
 /// Bytes populated at a time where a whole step failed.
 const SMALL_STEP_BYTES: u64 = 2 << 20;
@@ -45,31 +52,59 @@ impl Backing {
 fn populate(disk: &MappedDisk, from_bytes: u64, should_stop: impl Fn() -> bool) -> Populated {
     let mut populated = Populated::default();
     let capacity_bytes = disk.geometry().capacity_bytes;
-    let mut at = from_bytes;
-    while let Some(part) = next_part(disk, at..capacity_bytes) {
+    let (mut at, mut gathered, mut pace) = (from_bytes, from_bytes, Pace(FIRST_STEP_BYTES));
+    while let Some(part) = next_part(disk, at..capacity_bytes, pace.0) {
         if should_stop() {
             break;
         }
         let len = part.end - part.start;
         at = part.end;
+        let start = Instant::now();
         let zero_bytes = zero_bytes(disk, part.clone());
         let failed = match disk.mapping().populate(part.clone()) {
             Ok(()) => {
                 disk.add_populated_zero_bytes(zero_bytes);
                 if disk.kind() == BackingKind::Tmpfs {
-                    // Space was allocated before the kernel could know that huge pages are wanted. Without
-                    // them it is slower, that is all.
-                    let _ = disk.mapping().gather(part);
+                    gathered = gather(disk, gathered..at, capacity_bytes);
                 }
                 Failed::default()
             }
             Err(_) => failed(disk, part),
         };
+        pace.learn(start.elapsed());
         populated.bytes += len - failed.bytes;
         populated.failed_bytes += failed.bytes;
         populated.full_bytes += failed.full_bytes;
     }
     populated
+}
+
+/// How many bytes are populated at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Pace(u64);
+
+impl Pace {
+    /// A step has taken so long.
+    fn learn(&mut self, took: Duration) {
+        self.0 = match took {
+            took if took > STEP_TIME => (self.0 / 4).max(FIRST_STEP_BYTES),
+            took if took < STEP_TIME / 4 => (self.0 * 2).min(STEP_BYTES),
+            _ => self.0,
+        };
+    }
+}
+
+/// Gathers what was populated into huge pages, once it is enough. Returns where to go on.
+///
+/// Space was allocated before the kernel could know that huge pages are wanted. Without them it is slower, that is all.
+fn gather(disk: &MappedDisk, part: Range<u64>, capacity_bytes: u64) -> u64 {
+    const HUGE: u64 = HUGE_PAGE_BYTES as u64;
+    let end = part.end - part.end % HUGE;
+    if part.end < capacity_bytes && end < part.start.saturating_add(STEP_BYTES) {
+        return part.start;
+    }
+    let _ = disk.mapping().gather(part.start..end.max(part.start));
+    end.max(part.start)
 }
 
 /// What could not be populated; bytes.
@@ -105,20 +140,20 @@ fn failed(disk: &MappedDisk, range: Range<u64>) -> Failed {
     failed
 }
 
-/// The next part of `range` to be populated, at most a step. Reading a hole of tmpfs would fill it: a disk
+/// The next part of `range` to be populated, at most so long. Reading a hole of tmpfs would fill it: a disk
 /// that is only read, whose holes were not filled at the start, leaves them out.
-fn next_part(disk: &MappedDisk, range: Range<u64>) -> Option<Range<u64>> {
+fn next_part(disk: &MappedDisk, range: Range<u64>, step_bytes: u64) -> Option<Range<u64>> {
     if range.is_empty() {
         return None;
     }
-    let step = range.start..range.end.min(range.start.saturating_add(STEP_BYTES));
+    let step = range.start..range.end.min(range.start.saturating_add(step_bytes));
     if !disk.geometry().read_only || disk.kind() == BackingKind::DeviceDax {
         return Some(step);
     }
     // Offsets of the open file are nobody's business: all I/O names its own.
     let start = rustix::fs::seek(disk.file(), SeekFrom::Data(range.start)).ok()?;
     let end = rustix::fs::seek(disk.file(), SeekFrom::Hole(start)).ok()?;
-    let part = start..end.min(range.end).min(start.saturating_add(STEP_BYTES));
+    let part = start..end.min(range.end).min(start.saturating_add(step_bytes));
     (!part.is_empty()).then_some(part)
 }
 
@@ -144,8 +179,8 @@ mod tests {
             steps.get() == 2
         };
         let populated = disk.populate(0, stop).unwrap();
-        assert_eq!((populated.bytes, populated.failed_bytes), (STEP_BYTES, 0));
-        assert_eq!(again.metadata().unwrap().blocks() * 512, STEP_BYTES);
+        assert_eq!((populated.bytes, populated.failed_bytes), (FIRST_STEP_BYTES, 0));
+        assert_eq!(again.metadata().unwrap().blocks() * 512, FIRST_STEP_BYTES);
         let populated = disk.populate(0, || false).unwrap();
         assert_eq!(populated.bytes, capacity_bytes);
         let Backing::Mapped(mapped) = &disk else { unreachable!() };
@@ -156,6 +191,23 @@ mod tests {
             Ok(()) => assert!(huge_bytes >= STEP_BYTES, "{huge_bytes} bytes on huge pages"),
             #[allow(clippy::print_stdout)]
             Err(error) => println!("skipped: no huge pages for tmpfs here ({error})"),
+        }
+    }
+
+    /// The lock of all mappings is never held for long, whatever the media is like; where it is quick, steps are long.
+    #[test]
+    fn steps_are_as_long_as_the_media_is_quick() {
+        let (quick, slow) = (Duration::from_micros(100), Duration::from_secs(1));
+        let mut pace = Pace(FIRST_STEP_BYTES);
+        for steps in 0..20 {
+            assert_eq!(pace.0, (FIRST_STEP_BYTES << steps).min(STEP_BYTES));
+            pace.learn(quick);
+        }
+        pace.learn(STEP_TIME / 2);
+        assert_eq!(pace.0, STEP_BYTES);
+        for steps in 0..10 {
+            assert_eq!(pace.0, (STEP_BYTES >> (2 * steps)).max(FIRST_STEP_BYTES));
+            pace.learn(slow);
         }
     }
 
@@ -183,6 +235,7 @@ mod tests {
         let disk = Backing::Mapped(MappedDisk::new(file, geometry).unwrap());
         again.set_len(3 << 20).unwrap();
         let populated = disk.populate(0, || false).unwrap();
-        assert_eq!((populated.bytes, populated.failed_bytes), (2 << 20, 6 << 20));
+        assert!((1 << 20..=3 << 20).contains(&populated.bytes), "{populated:?}");
+        assert_eq!(populated.bytes + populated.failed_bytes, 8 << 20);
     }
 }

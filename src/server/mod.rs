@@ -123,7 +123,8 @@ struct Growth {
 }
 
 impl Server<Backing> {
-    /// Opens disks, binds sockets, and accepts front-ends from then on.
+    /// Opens disks, binds sockets, and accepts front-ends from then on. What makes first touches quick is done once
+    /// the server is [waited](Self::wait) for: whatever is to be told or started before does not wait for it.
     ///
     /// # Errors
     /// [`ServerError`]; nothing is left behind then.
@@ -143,10 +144,9 @@ impl Server<Backing> {
         created.keep();
         server.disks = summaries;
         tracing::info!("copies: {}", engine.describe());
-        // The sockets are listened on: from here on nothing makes a front-end wait.
         let eager = server.disks.iter().zip(&server.contexts).filter(|(disk, _)| !disk.sparse);
         let eager = eager.map(|(_, context)| context.device.clone()).collect();
-        server.populator = Populator::start(eager, 0);
+        server.populator = Populator::new(eager, 0);
         let all = server.disks.iter().zip(&server.contexts);
         let resizable = |(disk, context): (&DiskSummary, &Arc<_>)| Resizable {
             context: Arc::clone(context),
@@ -253,6 +253,7 @@ impl<D: Disk> Server<D> {
     /// # Errors
     /// [`ServerError::Threads`] when the accepting thread died.
     pub fn wait(mut self) -> Result<(), ServerError> {
+        self.populator.iter_mut().for_each(Populator::begin);
         self.join()
     }
 

@@ -2,27 +2,42 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::time::Duration;
 
 use crate::disk::{self, Backing, Disk as _, Populated};
 use crate::log_limit::Cause;
 use crate::thread;
 use crate::virtio::blk::Device;
 
-/// A running thread. Dropping it stops it, after a step of a few MiB.
+/// How long the end waits for a step that is under way. One may take much longer on slow media, where the thread is
+/// left to itself: it ends after that step, or with the process.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// A running thread. Dropping it stops it.
 #[derive(Debug)]
 pub(super) struct Populator {
     is_stopping: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    /// Dropped when it may begin.
+    waits: Option<Sender<()>>,
+    has_ended: Receiver<()>,
 }
 
 impl Populator {
-    /// Populates the disks one after another, from this byte on. Without a thread they are served as well, only slower at first.
-    pub(super) fn start(devices: Vec<Arc<Device<Backing>>>, from_bytes: u64) -> Option<Self> {
+    /// What populates the disks one after another, from this byte on, once it may [begin](Self::begin). Without a thread
+    /// they are served as well, only slower at first.
+    pub(super) fn new(devices: Vec<Arc<Device<Backing>>>, from_bytes: u64) -> Option<Self> {
         let log_limit = devices.first()?.log_limit().clone();
         let is_stopping = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&is_stopping);
+        let (waits, may_begin) = channel::<()>();
+        let (ending, has_ended) = channel::<()>();
         let run = move || {
+            let _ending = ending;
+            // Let go of before the end is told.
+            let devices = devices;
+            // Nothing is ever sent.
+            let _ = may_begin.recv();
             let should_stop = || stop.load(Ordering::Relaxed);
             for device in &devices {
                 if should_stop() {
@@ -37,7 +52,7 @@ impl Populator {
             }
         };
         match thread::spawn("populate", run) {
-            Ok(thread) => Some(Self { is_stopping, thread: Some(thread) }),
+            Ok(_) => Some(Self { is_stopping, waits: Some(waits), has_ended }),
             Err(error) => {
                 if let Some(suppressed) = log_limit.admit(Cause::Populate) {
                     tracing::warn!(%error, suppressed, "no thread to populate mappings; first touches are slower");
@@ -49,18 +64,21 @@ impl Populator {
 }
 
 impl Populator {
+    /// Lets it begin: whatever else is to be done first is done.
+    pub(super) fn begin(&mut self) {
+        self.waits = None;
+    }
+
     pub(super) fn is_finished(&self) -> bool {
-        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+        self.has_ended.try_recv() == Err(TryRecvError::Disconnected)
     }
 }
 
 impl Drop for Populator {
     fn drop(&mut self) {
         self.is_stopping.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            // A panic there has hurt nobody.
-            let _ = thread.join();
-        }
+        self.waits = None;
+        let _ = self.has_ended.recv_timeout(PATIENCE);
     }
 }
 

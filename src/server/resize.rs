@@ -123,7 +123,9 @@ impl Resizer {
     fn populate(&self, context: &SessionContext<Backing>, from_bytes: u64) {
         let mut populators = self.0.populators.lock().unwrap_or_else(PoisonError::into_inner);
         populators.retain(|it| !it.is_finished());
-        populators.extend(Populator::start(vec![context.device.clone()], from_bytes));
+        let mut populator = Populator::new(vec![context.device.clone()], from_bytes);
+        populator.iter_mut().for_each(Populator::begin);
+        populators.extend(populator);
     }
 
     /// It would only delay the end.

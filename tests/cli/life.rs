@@ -5,6 +5,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -243,4 +244,26 @@ fn a_second_sigterm_does_no_harm() {
     output.read_to_end(&mut Vec::new()).unwrap();
     assert_eq!(daemon.wait().code(), Some(0));
     assert!(!setup.socket(0).exists());
+}
+
+/// Media that takes long to enter into the page tables: the start message does not wait for it, and the end neither.
+#[test]
+fn populating_slow_media_holds_nothing_up() {
+    const DELAY: Duration = Duration::from_secs(15);
+    let delayed = format!("inject=madvise:delay_enter={}:when=10+", DELAY.as_micros());
+    // Counted by thread: no other one gives so much advice.
+    let slow = ["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", "trace=madvise", "-e", &delayed];
+    let mut daemon = Setup::new(Place::Tmpfs).disk("size=128M").through(&slow).start();
+    daemon.wait_for_log("ready for front-ends");
+    assert!(!daemon.log().contains("populated"));
+    let process = super::common::process::Process(daemon.pid());
+    wait_for("it populates", || (process.threads_named("populate").len() == 1).then_some(()));
+    drop(assert_served(connect(&daemon.socket(0))));
+    std::thread::sleep(Duration::from_secs(1));
+    let start = Instant::now();
+    daemon.signal(libc::SIGTERM);
+    // The one that is delayed is all that is left of it then.
+    wait_for("it has ended", || process.has_ended().then_some(()));
+    assert!(start.elapsed() < DELAY / 2, "SIGTERM was obeyed after {:?}", start.elapsed());
+    assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
 }

@@ -49,6 +49,12 @@ impl Process {
         status.lines().any(|line| line.starts_with("State:\tS"))
     }
 
+    /// Whether its first thread has ended; others may not have.
+    pub fn has_ended(self) -> bool {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0));
+        status.is_ok_and(|status| status.lines().any(|line| line.starts_with("State:\tZ")))
+    }
+
     /// The process that traces it.
     pub fn tracer(self) -> Option<Pid> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0)).unwrap();

@@ -4,6 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU16;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use crate::cpus::Cpus;
 use crate::disk::{DeepFlush, DiscardPolicy, Durability, LockMode};
@@ -34,6 +36,8 @@ pub struct ServerConfig {
     pub polling: Polling,
     /// Stop the server when the first front-end has left.
     pub exit_on_disconnect: bool,
+    /// Once it is set, a start that is under way is given up; a signal to its thread, with a handler, has it look.
+    pub should_stop: Arc<AtomicBool>,
 }
 
 /// One disk and the socket it is served on.
@@ -298,7 +302,8 @@ mod tests {
 
     fn check(disks: Vec<DiskConfig>) -> Result<(), ConfigError> {
         let polling = Polling::default();
-        ServerConfig { disks, workers: None, polling, exit_on_disconnect: false }.check()
+        let should_stop = Arc::default();
+        ServerConfig { disks, workers: None, polling, exit_on_disconnect: false, should_stop }.check()
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::io::Write;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
 
@@ -98,6 +99,7 @@ fn serve(args: BackendArgs) -> Result<(), Failure> {
         workers: None,
         polling: Polling::default(),
         exit_on_disconnect: false,
+        should_stop: Arc::default(),
     };
     // Standard output belongs to whoever started the program: the log says enough.
     daemon::run(config, None, |_| ())

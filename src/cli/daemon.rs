@@ -9,7 +9,7 @@ use crate::cli::limits;
 use crate::cli::notify::Manager;
 use crate::cli::signals::CaughtSignals;
 use crate::config::ServerConfig;
-use crate::server::{DiskSummary, Server};
+use crate::server::{DiskSummary, Server, ServerError};
 
 /// Serves until a signal or the server itself ends it, and metrics on a socket if one is given. `announce` is
 /// called once everything listens; what it returns is kept until the end.
@@ -25,7 +25,14 @@ pub(super) fn run<T>(
     activation::take_passed(&mut config.disks)?;
     let manager = Manager::find();
     let kept = activation::bind_kept(&mut config.disks, manager.as_ref());
-    let server = Server::start(config)?;
+    config.should_stop = signals.should_stop();
+    let server = match Server::start(config) {
+        Err(ServerError::Stopped) => {
+            tracing::info!("stopped by a signal while it started");
+            return Ok(());
+        }
+        started => started?,
+    };
     let metrics: Option<Serving> = endpoint.map(|endpoint| endpoint.serve(server.observer())).transpose()?;
     let forwarder = signals.forward_to(server.stopper(), server.rereader());
     activation::announce(manager.as_ref(), kept);

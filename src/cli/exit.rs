@@ -149,6 +149,7 @@ fn of_server(error: &ServerError) -> Exit {
         ServerError::SocketInUse { .. } => Exit::SocketInUse,
         ServerError::Socket { source, .. } => of_socket(source),
         ServerError::Fd { .. } => Exit::Socket,
+        ServerError::Stopped => Exit::Success,
         ServerError::Config(_) | ServerError::NoCpu { .. } => Exit::Usage,
         ServerError::Copy(_) | ServerError::Faults(_) | ServerError::Threads(_) => Exit::Other,
     }

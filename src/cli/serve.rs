@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -124,6 +125,7 @@ fn configuration(args: ServeArgs) -> Result<ServerConfig, Failure> {
         workers: args.workers,
         polling: args.poll_max_us,
         exit_on_disconnect: args.exit_on_disconnect,
+        should_stop: Arc::default(),
     })
 }
 

@@ -19,7 +19,11 @@ const CAUGHT: [c_int; 3] = [SIGTERM, SIGINT, SIGHUP];
 
 /// Signals that are caught but not yet acted on: one that arrives while the server starts is not lost.
 #[derive(Debug)]
-pub(super) struct CaughtSignals(Signals);
+pub(super) struct CaughtSignals {
+    signals: Signals,
+    /// One of those that stop the server has arrived.
+    should_stop: Arc<AtomicBool>,
+}
 
 /// Hands signals on until it is dropped.
 #[derive(Debug)]
@@ -40,7 +44,16 @@ impl CaughtSignals {
         for signal in CAUGHT {
             unblock_signal(signal).map_err(|error| io::Error::other(error.to_string()))?;
         }
-        Ok(Self(signals))
+        let should_stop = Arc::new(AtomicBool::new(false));
+        for signal in [SIGTERM, SIGINT] {
+            flag::register(signal, Arc::clone(&should_stop))?;
+        }
+        Ok(Self { signals, should_stop })
+    }
+
+    /// Set once the server is to stop, also before the signals are handed on.
+    pub(super) fn should_stop(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.should_stop)
     }
 
     pub(super) fn forward_to(
@@ -48,9 +61,9 @@ impl CaughtSignals {
         stopper: Stopper,
         rereader: Option<Rereader>,
     ) -> io::Result<Forwarder> {
-        let handle = self.0.handle();
+        let handle = self.signals.handle();
         let thread = thread::spawn("signals", move || {
-            for signal in self.0.forever() {
+            for signal in self.signals.forever() {
                 if signal == SIGHUP {
                     tracing::info!("looking at the sizes of the disks on SIGHUP");
                     rereader.iter().for_each(Rereader::reread);

@@ -3,6 +3,8 @@
 use std::fs::{File, Metadata};
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use super::media::Unfit;
 use super::sysfs::Sysfs;
@@ -34,6 +36,8 @@ pub struct OpenOptions {
     pub discard: DiscardPolicy,
     /// When FLUSH empties the memory controller's queues.
     pub deep_flush: DeepFlush,
+    /// Once it is set, what takes long is given up where a signal interrupts it.
+    pub should_stop: Arc<AtomicBool>,
 }
 
 impl OpenOptions {
@@ -49,6 +53,7 @@ impl OpenOptions {
             require_durable: None,
             discard: DiscardPolicy::Auto,
             deep_flush: DeepFlush::Auto,
+            should_stop: Arc::default(),
         }
     }
 }

@@ -5,8 +5,10 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{FallocateFlags, IFlags, ioctl_getflags, ioctl_setflags};
+use rustix::process::{Resource, getrlimit};
 
 use super::growth::GrowthPolicy;
 use super::lock::BackingFile;
@@ -19,6 +21,9 @@ use super::{
     Backing, BackingKind, Durability, FileDisk, FileLock, FileSystem, Geometry, MappedDisk, Media, OpenError,
     OpenOptions, Opened, Place,
 };
+
+/// Bytes of a file in memory that are allocated at a time, in some tenths of a second.
+const IN_MEMORY_PART_BYTES: u64 = 256 << 20;
 
 /// Opens the regular file at `place`, or creates it.
 pub(super) fn open(place: Place, options: &OpenOptions, sysfs: &Sysfs) -> Result<Opened, OpenError> {
@@ -178,11 +183,20 @@ impl<'a> Found<'a> {
 
     fn not_grown(&self, size_bytes: u64, source: io::Error) -> OpenError {
         match source.kind() {
+            io::ErrorKind::FileTooLarge if getrlimit(Resource::Fsize).current.is_some() => {
+                OpenError::BadSize {
+                    place: self.place.clone(),
+                    cause: format!(
+                        "size= is {size_bytes} bytes, more than this process may write (ulimit -f): {source}"
+                    ),
+                    remedy: "raise that limit (LimitFSIZE= of the service), or choose a smaller size="
+                        .to_owned(),
+                }
+            }
             io::ErrorKind::FileTooLarge | io::ErrorKind::InvalidInput => OpenError::BadSize {
                 place: self.place.clone(),
-                cause: format!("size= is {size_bytes} bytes, more than is allowed there: {source}"),
-                remedy: "choose a smaller size=, or raise the limit of the process (ulimit -f, LimitFSIZE=)"
-                    .to_owned(),
+                cause: format!("size= is {size_bytes} bytes, more than its file system allows: {source}"),
+                remedy: "choose a smaller size=".to_owned(),
             },
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 self.no_space(size_bytes, space::free_bytes(&self.file), source)
@@ -305,7 +319,18 @@ impl<'a> Found<'a> {
     ) -> Result<bool, OpenError> {
         // Asked before: not every file system gives back at once what a failed allocation took.
         let free_bytes = space::free_bytes(&self.file);
-        fallocate(&self.file, how, 0, size_bytes).map_err(|source| match source.raw_os_error() {
+        let part_bytes = match self.media.kind {
+            // It takes long there. With too little space nothing of it is taken.
+            BackingKind::Tmpfs | BackingKind::Hugetlbfs
+                if free_bytes.is_none_or(|free| free >= missing_bytes) =>
+            {
+                IN_MEMORY_PART_BYTES
+            }
+            _ => size_bytes,
+        };
+        let should_stop = || self.options.should_stop.load(Ordering::Relaxed);
+        let done = space::fallocate_parts(&self.file, how, size_bytes, part_bytes, should_stop);
+        done.map_err(|source| match source.raw_os_error() {
             Some(libc::ENOSPC | libc::EDQUOT) => self.no_space(missing_bytes, free_bytes, source),
             // What hugetlbfs says when its pool is empty.
             Some(libc::ENOMEM) if self.media.kind == BackingKind::Hugetlbfs => {

@@ -79,6 +79,31 @@ pub(super) fn fallocate(file: &File, what: FallocateFlags, offset: u64, len: u64
     }
 }
 
+/// As [`fallocate`] for the first bytes, part by part, until it `should_stop`.
+///
+/// # Errors
+/// As above; `Interrupted` when it was stopped. Parts before stay as they are then.
+pub(super) fn fallocate_parts(
+    file: &File,
+    what: FallocateFlags,
+    len: u64,
+    part_bytes: u64,
+    should_stop: impl Fn() -> bool,
+) -> io::Result<bool> {
+    let mut at = 0;
+    while at < len {
+        let part = part_bytes.max(1).min(len - at);
+        if !fallocate(file, what, at, part)? {
+            return Ok(false);
+        }
+        at += part;
+        if at < len && should_stop() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+    }
+    Ok(true)
+}
+
 /// Gives every byte of a part its space, and leaves the length as it is where the file system can do that: `false` when
 /// it cannot preallocate. NFS only knows the kind that makes a shorter file longer.
 ///

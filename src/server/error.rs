@@ -54,6 +54,9 @@ pub enum ServerError {
     /// The signal handlers that contain faults of memory.
     #[error("cannot handle SIGBUS and SIGSEGV ({0}); allow sigaction(2) in the sandbox of this process")]
     Faults(io::Error),
+    /// [`ServerConfig::should_stop`](crate::config::ServerConfig::should_stop) was set.
+    #[error("asked to stop while it started; nothing is served")]
+    Stopped,
     /// The CPUs chosen for a disk.
     #[error(
         "disk {disk:?}: cpus={cpus}: this process may use none of these CPUs; choose from `taskset -cp $$`"

@@ -14,6 +14,7 @@ mod watcher;
 use std::io;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -132,10 +133,19 @@ impl Server<Backing> {
         // First: it keeps a copy of what memory there is, and no disk is mapped yet.
         let helper = Helper::start().map_err(ServerError::Threads)?;
         let engine = prepare()?;
-        let ServerConfig { disks, workers, polling, exit_on_disconnect } = config;
+        let ServerConfig { disks, workers, polling, exit_on_disconnect, should_stop } = config;
         let (mut services, mut summaries, mut created) = (Vec::new(), Vec::new(), Created::default());
         for disk in disks {
-            let (service, summary) = open(disk, &mut created)?;
+            let should_stop_now = || should_stop.load(Ordering::Relaxed);
+            if should_stop_now() {
+                return Err(ServerError::Stopped);
+            }
+            let opened = open(disk, &mut created, &should_stop);
+            let (service, summary) = opened.map_err(|error| match should_stop_now() {
+                // That was why, or it does not matter any more.
+                true => ServerError::Stopped,
+                false => error,
+            })?;
             services.push(service);
             summaries.push(summary);
         }
@@ -307,7 +317,11 @@ fn prepare() -> Result<&'static Engine, ServerError> {
 }
 
 /// Opens one disk and its door. The socket comes last: once it exists, the disk is there.
-fn open(config: DiskConfig, files: &mut Created) -> Result<(Service<Backing>, DiskSummary), ServerError> {
+fn open(
+    config: DiskConfig,
+    files: &mut Created,
+    should_stop: &Arc<AtomicBool>,
+) -> Result<(Service<Backing>, DiskSummary), ServerError> {
     let options = OpenOptions {
         name: config.name.clone(),
         size_bytes: config.size_bytes,
@@ -318,6 +332,7 @@ fn open(config: DiskConfig, files: &mut Created) -> Result<(Service<Backing>, Di
         require_durable: config.require_durable,
         discard: config.discard,
         deep_flush: config.deep_flush,
+        should_stop: should_stop.clone(),
     };
     let DiskConfig { name, path, socket, serial, queues, sparse, cpus, postcopy, .. } = config;
     let Opened { disk, lock, media, created } = disk::open(&path, &options)?;

@@ -267,3 +267,23 @@ fn populating_slow_media_holds_nothing_up() {
     assert!(start.elapsed() < DELAY / 2, "SIGTERM was obeyed after {:?}", start.elapsed());
     assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
 }
+
+/// Space in memory takes long to allocate.
+#[test]
+fn a_signal_ends_a_start_that_takes_long() {
+    use std::os::unix::fs::MetadataExt as _;
+    for signal in [Signal::TERM, Signal::INT] {
+        let setup = Setup::new(Place::Tmpfs).disk("size=1M").disk("size=2G");
+        let mut child = setup.command().spawn().unwrap();
+        wait_for("it allocates", || setup.image(1).metadata().is_ok_and(|it| it.blocks() > 0).then_some(()));
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), signal).unwrap();
+        let status = wait_for("it ends", || child.try_wait().unwrap());
+        assert_eq!(status.code(), Some(0), "{signal:?}");
+        let output = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
+        assert!(output.contains("stopped by a signal while it started"), "{output}");
+        assert!(!output.contains("ready for front-ends"), "{output}");
+        for index in 0..2 {
+            assert!(!setup.image(index).exists() && !setup.socket(index).exists(), "of disk {index}");
+        }
+    }
+}

@@ -46,6 +46,32 @@ fn every_message_has_a_line_with_its_sizes_and_its_answer() {
     }
 }
 
+/// Whatever a front-end waits for is answered, or its connection ends, and the log says why.
+#[test]
+fn no_message_is_left_without_an_answer_and_a_line() {
+    const SET_PROTOCOL_FEATURES: u32 = 16;
+    let daemon = with_disks(&[""]).arg("--log=debug").start();
+    let mut session = Session::connect(&daemon.socket(0));
+    let (mut sent, mut closed) = (0, 0);
+    for code in (0..=45).filter(|code| *code != SET_PROTOCOL_FEATURES) {
+        for bytes in [0, 1, 8, 40, 4096] {
+            sent += 1;
+            if session.wire.ask(code, &vec![0; bytes], &[]).is_none() {
+                closed += 1;
+                session = Session::connect(&daemon.socket(0));
+            }
+        }
+    }
+    assert!(closed > 0, "some can be refused in no other way");
+    session.wire.hang_up();
+    let log = daemon.stop_for_log();
+    let unnamed = lines(&log, &["DEBUG message ", "needs_reply=true", "answer=\"not asked for\""]);
+    assert_eq!(unnamed, [""; 0]);
+    let hung_up = lines(&log, &["DEBUG message ", "answer=\"hangs up: ", ": "]);
+    assert_eq!(hung_up.len(), closed);
+    assert!(lines(&log, &["DEBUG message "]).len() > sent, "those of the negotiations come besides");
+}
+
 #[test]
 fn features_and_rings_are_shown_in_words() {
     let daemon = with_disks(&[""]).arg("--log=debug").start();

@@ -19,9 +19,12 @@ const DEFAULT_MAPPINGS: u64 = 65_530;
 /// One region of guest memory for so many: it takes three, and `headroom` leaves half to what is not guest memory.
 const MAPPINGS_PER_REGION: u64 = 8;
 
-/// Descriptors of the process itself, and of a disk that nobody is connected to.
-const OWN_DESCRIPTORS: u64 = 64;
-const DISK_DESCRIPTORS: u64 = 3;
+/// Descriptors of the process itself: standard streams, signals, workers, what looks after disks that grow; with room to
+/// spare.
+pub(crate) const OWN_DESCRIPTORS: u64 = 64;
+
+/// Descriptors of a disk that nobody is connected to: its file, for I/O and for its mapping, and its socket.
+pub(crate) const DISK_DESCRIPTORS: u64 = 3;
 
 /// Threads of front-ends: for all, or so many for each disk.
 const THREADS: u64 = 8192;

@@ -2,14 +2,10 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Descriptors of a disk that nobody is connected to: its file, for I/O and for its mapping, and its socket.
-const OF_A_DISK: u64 = 3;
+use crate::budget::{DISK_DESCRIPTORS as OF_A_DISK, OWN_DESCRIPTORS as OF_THE_PROCESS};
 
 /// Of a front-end whose guest has two queues, while it starts.
 const OF_A_FRONT_END: u64 = 24;
-
-/// All others: standard streams, signals, workers, what looks after disks that grow; with room to spare.
-const OF_THE_PROCESS: u64 = 64;
 
 /// The limit is too low for the disks alone.
 #[derive(Debug, thiserror::Error)]

@@ -9,7 +9,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{XattrFlags, getxattr, removexattr, setxattr};
 
-use super::session::Session;
+use super::session::{Session, State};
+use super::vring::Vring;
 use crate::disk::Disk;
 use crate::log_limit::Cause;
 
@@ -48,6 +49,15 @@ impl Memo {
         *self.lock()
     }
 
+    /// As [`known`](Self::known), with what another process has left meanwhile: a guest may come from there.
+    fn look(&self) -> Option<Known> {
+        let mut known = self.lock();
+        if let Some(left) = self.path.as_deref().and_then(read) {
+            *known = Some(left);
+        }
+        *known
+    }
+
     /// Changes it. Where it cannot be kept, a later process asks for nothing: it has the front-end read anew.
     pub fn note(&self, change: impl FnOnce(Option<Known>) -> Option<Known>) {
         let mut known = self.lock();
@@ -67,10 +77,19 @@ impl Memo {
 }
 
 impl<D: Disk> Session<D> {
-    /// Before the first ring of a front-end that has come back: what its guest has chosen goes on to hold.
-    pub(super) fn recall_cache_mode(&self) {
-        let known = self.context.memo.as_ref().and_then(Memo::known);
-        if known.and_then(|known| known.writeback) == Some(false) && !self.news.has_read() {
+    /// Before the first ring of a front-end: what its guest has chosen goes on to hold, if the guest is not new. It is not
+    /// where the front-end comes back, or has got it from another one (a migration), which has read the configuration as
+    /// that of a new guest.
+    pub(super) fn recall_cache_mode(&self, state: &State<D>) {
+        let has_read = self.news.has_read();
+        if state.has_loaded_mode || has_read && state.vrings.iter().all(Vring::is_at_start) {
+            return;
+        }
+        let known = self.context.memo.as_ref().and_then(Memo::look);
+        if known.and_then(|known| known.writeback) == Some(false) {
+            if has_read && self.cache.show_writeback(false) {
+                self.news.is_another();
+            }
             self.cache.set_writeback(false);
         }
     }

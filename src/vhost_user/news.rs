@@ -55,6 +55,11 @@ impl News {
         known.announce()
     }
 
+    /// What the front-end has read is not what holds: it is told with its next ring.
+    pub(super) fn is_another(&self) {
+        self.lock().is_stale = true;
+    }
+
     /// A ring has stopped.
     pub(super) fn ring_stopped(&self) {
         let mut known = self.lock();

@@ -125,6 +125,8 @@ pub(super) struct State<D: Disk> {
     pub(super) postcopy: Option<Postcopy<D>>,
     /// A ring has run in this connection.
     pub(super) has_run: bool,
+    /// The cache mode came with the device's state.
+    pub(super) has_loaded_mode: bool,
     /// Waits for the baton.
     waiter: Option<JoinHandle<()>>,
 }
@@ -164,6 +166,7 @@ impl<D: Disk> Session<D> {
             transfer: None,
             postcopy: None,
             has_run: false,
+            has_loaded_mode: false,
             waiter: None,
         };
         let writeback = context.device.disk().initial_writeback();
@@ -307,10 +310,9 @@ impl<D: Disk> Session<D> {
         let Some(layout) = state.to_be_started(index) else { return Ok(()) };
         let (features, memory) = (state.features, state.memory.clone());
         let log = state.log.clone().filter(|_| features & F_LOG_ALL != 0);
-        let Some(vring) = state.vrings.get_mut(usize::from(index)) else { return Ok(()) };
-        let Some(kick) = &vring.kick else { return Ok(()) };
+        let is_fetched = state.vrings.get(usize::from(index)).is_some_and(|vring| vring.is_fetched);
         if let Some(postcopy) = &mut state.postcopy
-            && !vring.is_fetched
+            && !is_fetched
             && postcopy.is_listening()
         {
             return Ok(self.fetch_rings(postcopy)?);
@@ -319,8 +321,10 @@ impl<D: Disk> Session<D> {
             return self.wait_for_baton(state);
         }
         if !state.has_run {
-            self.recall_cache_mode();
+            self.recall_cache_mode(state);
         }
+        let Some(vring) = state.vrings.get_mut(usize::from(index)) else { return Ok(()) };
+        let Some(kick) = &vring.kick else { return Ok(()) };
         let parts = RingParts {
             key: RingKey { session: self.id, index },
             layout,

@@ -113,6 +113,7 @@ impl<D: Disk> Session<D> {
         loaded.check(&self.context.device)?;
         if let Some(writeback) = loaded.writeback {
             self.cache.set_writeback(writeback);
+            self.state().has_loaded_mode = true;
         }
         Ok(())
     }

@@ -34,3 +34,11 @@ pub(super) struct Vring {
     /// The worker that owns it.
     pub(super) place: Option<Place>,
 }
+
+impl Vring {
+    /// Whether it is not known to have been used, as that of a new guest: no index but 0, and in a packed ring the wrap
+    /// bits that it begins with, if any.
+    pub(super) const fn is_at_start(&self) -> bool {
+        self.base & !0x8000_8000 == 0
+    }
+}

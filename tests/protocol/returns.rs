@@ -161,6 +161,30 @@ fn another_guest_does_not_inherit_the_cache_mode() {
     assert_eq!(Machine::boot(&daemon, None).mode(), 1);
 }
 
+/// It has moved to another front-end, which has read the configuration before as that of a new guest.
+#[test]
+fn a_guest_that_moves_keeps_its_cache_mode() {
+    for (writeback, told) in [(Some(false), true), (Some(true), false), (None, false)] {
+        let daemon = daemon(Place::Tmpfs);
+        let machine = Machine::boot(&daemon, writeback);
+        let (mut session, channel) = super::channel::with_channel(&daemon.socket(0));
+        assert_eq!(session.config(WRITEBACK_OFFSET, 1).unwrap(), [1], "as for a new guest");
+        session.memory = machine.session.memory.clone();
+        session.share_memory();
+        let base = machine.session.stop(&machine.ring);
+        assert_ne!(base, 0);
+        session.start(&machine.ring, base).unwrap();
+        let mut moved = Machine { session, channel, ring: machine.ring };
+        assert_works(&mut moved.ring, 0);
+        if told {
+            assert_eq!(moved.channel.receive(), Some(CONFIG_CHANGE), "it has read another byte");
+        }
+        settle();
+        assert!(moved.channel.is_silent(), "{writeback:?}");
+        assert_eq!(moved.mode(), u8::from(writeback != Some(false)));
+    }
+}
+
 /// The node of a device has no attributes for users, but some for root.
 #[test]
 fn a_device_is_known_again() {

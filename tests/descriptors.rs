@@ -10,6 +10,8 @@ mod common;
 mod fuse;
 #[path = "descriptors/kinds.rs"]
 mod kinds;
+#[path = "descriptors/linger.rs"]
+mod linger;
 #[path = "descriptors/state.rs"]
 mod state;
 
@@ -64,4 +66,19 @@ fn fill(event: &OwnedFd) {
 /// A front-end that is called for each request.
 fn often_called(daemon: &Daemon) -> Session {
     Session::connect_with(&daemon.socket(0), &Options { features: !EVENT_IDX, ..Options::default() })
+}
+
+/// Runs a test with a descriptor table of its own: others start programs, which would close what is in it, and so wait.
+#[allow(unsafe_code)]
+fn with_own_table(test: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        let body = || {
+            // SAFETY: it concerns this thread only, which ends with the test, and what it starts.
+            assert_eq!(unsafe { libc::unshare(libc::CLONE_FILES) }, 0, "unshare");
+            // SAFETY: the thread has opened nothing yet, and others have tables of their own.
+            assert_eq!(unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) }, 0, "close_range");
+            test();
+        };
+        scope.spawn(body).join().unwrap();
+    });
 }

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::Shutdown;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -18,7 +17,7 @@ use crate::budget::{Amounts, Share};
 use crate::disk::Disk;
 use crate::log_limit::Cause;
 use crate::thread;
-use crate::vhost_user::{Connection, Hangup, Inherited, Session, SessionContext, SessionId};
+use crate::vhost_user::{ClosedApart, Connection, Hangup, Inherited, Session, SessionContext, SessionId};
 use crate::worker::Pool;
 
 /// Front-ends of one disk at the same time; a migration needs two.
@@ -53,11 +52,19 @@ pub(super) struct Door<D: Disk> {
     pub(super) context: Arc<SessionContext<D>>,
 }
 
+impl<D: Disk> Door<D> {
+    fn copy_of_listener(&self) -> Option<ClosedApart<OwnedFd>> {
+        let Inherited::Listening(listener) = &self.inlet else { return None };
+        ClosedApart::listener(listener.as_fd(), self.context.helper.clone()).ok()
+    }
+}
+
 /// A front-end that is there.
 #[derive(Debug)]
 struct Guest {
     door: usize,
-    stream: UnixStream,
+    /// Dropped when the session has dropped its own.
+    stream: ClosedApart<UnixStream>,
     thread: JoinHandle<()>,
 }
 
@@ -153,6 +160,10 @@ impl<D: Disk> Acceptor<D> {
 
     fn let_in(&mut self, number: usize, stream: UnixStream) {
         let Some(door) = self.doors.get(number) else { return };
+        let stream = match ClosedApart::connection(stream, door.context.helper.clone()) {
+            Ok(stream) => stream,
+            Err(error) => return self.exhausted(number, &error),
+        };
         let disk = &door.context.device.identity().name;
         if self.guests.values().filter(|guest| guest.door == number).count() >= MAX_SESSIONS {
             if let Some(suppressed) = door.context.log_limit.admit(Cause::NoRoom) {
@@ -186,7 +197,7 @@ impl<D: Disk> Acceptor<D> {
         &self,
         id: SessionId,
         context: Arc<SessionContext<D>>,
-        stream: &UnixStream,
+        stream: &ClosedApart<UnixStream>,
         share: Share,
     ) -> io::Result<JoinHandle<()>> {
         let session = Session::new(id, context.clone(), Some(stream.try_clone()?), share);
@@ -205,9 +216,10 @@ impl<D: Disk> Acceptor<D> {
     /// Looks after sessions that have ended. With nobody left to come, or told to after the first, stops.
     fn reap(&mut self) {
         while let Ok(Ended { session, has_spoken }) = self.ended.1.try_recv() {
-            let Some(Guest { door, thread, .. }) = self.guests.remove(&session) else { continue };
+            let Some(Guest { door, thread, stream }) = self.guests.remove(&session) else { continue };
             // It ends right after it has told us.
             let _ = thread.join();
+            drop(stream);
             let was_inherited =
                 self.doors.get(door).is_some_and(|door| matches!(door.inlet, Inherited::Connected(_)));
             let nobody_comes = was_inherited
@@ -231,14 +243,16 @@ impl<D: Disk> Acceptor<D> {
     fn take_down(self) {
         let Self { doors, pool, guests, .. } = self;
         let contexts: Vec<_> = doors.iter().map(|door| door.context.clone()).collect();
+        let copies: Vec<_> = doors.iter().filter_map(Door::copy_of_listener).collect();
         // No new front-ends; the sockets' paths disappear.
         drop(doors);
+        drop(copies);
         for guest in guests.values() {
-            // It may be closed already.
-            let _ = guest.stream.shutdown(Shutdown::Both);
+            guest.stream.shut_down();
         }
-        for guest in guests.into_values() {
-            let _ = guest.thread.join();
+        for Guest { stream, thread, .. } in guests.into_values() {
+            let _ = thread.join();
+            drop(stream);
         }
         pool.stop();
         for context in contexts {

@@ -27,7 +27,7 @@ pub use channel::Channel;
 pub use connection::{Connection, Hangup};
 pub use front_ends::FrontEnds;
 pub use handler::PROTOCOL_FEATURES;
-pub use helper::Helper;
+pub use helper::{ClosedApart, Helper};
 pub use listener::{Inherited, Listener, ListenerError};
 pub use memo::{Known, Memo};
 pub(crate) use postcopy::is_possible as is_postcopy_possible;

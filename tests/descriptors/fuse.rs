@@ -15,7 +15,7 @@ use vm_memory::{FileOffset, MmapRegion};
 use super::kinds::{ALL, Outcome, connect, tell};
 use super::message::{SET_DEVICE_STATE_FD, SET_VRING_CALL};
 use super::state::{Direction, begin, check};
-use super::{bystander, two_disks};
+use super::{bystander, two_disks, with_own_table};
 use crate::common::daemon::Daemon;
 use crate::common::frontend::Session;
 use crate::common::frontend::request::Request;
@@ -69,8 +69,7 @@ impl Drop for Stopped {
     }
 }
 
-/// Runs a test with a daemon and such a file, in a mount namespace that ends with it, or says why it does not. The file is in
-/// a descriptor table apart: other tests start programs, which would close it, and so wait.
+/// Runs a test with a daemon and such a file, in a mount namespace that ends with it, or says why it does not.
 #[allow(unsafe_code)]
 fn with_stopped_file(test: impl FnOnce(Daemon, &Stopped) + Send) {
     let mut program = Command::new("fuse2fs");
@@ -85,20 +84,15 @@ fn with_stopped_file(test: impl FnOnce(Daemon, &Stopped) + Send) {
     std::fs::create_dir(&mount).unwrap();
     let run = |command: &mut Command| assert!(command.status().unwrap().success(), "{command:?}");
     run(Command::new("mkfs.ext4").arg("-q").arg(&device));
-    std::thread::scope(|scope| {
-        let body = || {
-            // SAFETY: it concerns this thread only, which ends with the test, and what it starts.
-            assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS | libc::CLONE_FILES) }, 0, "unshare");
-            // SAFETY: the thread has opened nothing yet, and others have tables of their own.
-            assert_eq!(unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) }, 0, "close_range");
-            run(Command::new("mount").args(["--make-rprivate", "/"]));
-            let daemon = two_disks();
-            let stopped = Stopped::mount(&device, &mount);
-            test(daemon, &stopped);
-            drop(stopped);
-            run(Command::new("umount").arg("--lazy").arg(&mount));
-        };
-        scope.spawn(body).join().unwrap();
+    with_own_table(|| {
+        // SAFETY: it concerns this thread only, which ends with the test, and what it starts.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0, "unshare");
+        run(Command::new("mount").args(["--make-rprivate", "/"]));
+        let daemon = two_disks();
+        let stopped = Stopped::mount(&device, &mount);
+        test(daemon, &stopped);
+        drop(stopped);
+        run(Command::new("umount").arg("--lazy").arg(&mount));
     });
 }
 

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use rustix::net::RecvFlags;
 use vhost::vhost_user::message::FrontendReq;
 
+use super::closing::is_silenced;
 use super::packet::{self, Answer, Request};
 use super::{Received, pair, state};
 use crate::vhost_user::descriptor::Kind;
@@ -26,8 +27,20 @@ struct Judged {
 
 /// Does what it is asked until it has something that it cannot get rid of, or nobody asks any more.
 pub(super) fn serve(orders: &OwnedFd, retires: &OwnedFd, keeps: bool) {
-    let mut kept = 0_usize;
+    let (mut kept, most_kept) = (0_usize, if keeps { MOST_KEPT } else { 0 });
     while let Some((request, stream)) = Request::receive(orders.as_fd()) {
+        let Some(stream) = stream else { continue };
+        if request.is_close() {
+            // It is closed there by then.
+            let _ = Request::receive(orders.as_fd());
+            kept = kept.saturating_add(1);
+            let _stream = ManuallyDrop::new(stream);
+            if kept > most_kept {
+                let _ = rustix::io::write(retires, &[0]);
+                return;
+            }
+            continue;
+        }
         let most = usize::try_from(request.most).unwrap_or(usize::MAX);
         let (outcome, rest, state) = match packet::receive(stream.as_fd(), most, RecvFlags::DONTWAIT) {
             Ok((bytes, files)) => {
@@ -39,8 +52,7 @@ pub(super) fn serve(orders: &OwnedFd, retires: &OwnedFd, keeps: bool) {
         drop(stream);
         let _ = Answer { number: request.number, outcome }.send(orders.as_fd());
         kept = kept.saturating_add(rest.len());
-        let is_full = kept > if keeps { MOST_KEPT } else { 0 };
-        if is_full || state.is_some() {
+        if kept > most_kept || state.is_some() {
             // Whatever is asked from now on is for the next one.
             let _ = rustix::io::write(retires, &[0]);
             if let Some((file, relay)) = state {
@@ -70,6 +82,11 @@ fn judge(code: u32, bytes: Vec<u8>, files: Vec<OwnedFd>, keeps: bool) -> Judged 
                     rest.push(ManuallyDrop::new(file));
                 }
             }
+        } else if kind == Kind::Socket && !is_silenced(&file) {
+            received
+                .refused
+                .push(Kind::Other(format!("{kind} that is no stream, or in which something waits")));
+            rest.push(ManuallyDrop::new(file));
         } else if kind.is_harmless() {
             received.files.push(file);
         } else {

@@ -15,6 +15,7 @@
 //!
 //! A message without descriptors never gets here.
 
+mod closing;
 mod judge;
 mod packet;
 mod spawner;
@@ -27,11 +28,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::Pid;
 
 use super::descriptor::Kind;
 use crate::sandbox::process::{self, Life};
+pub use closing::ClosedApart;
 use packet::{Answer, Request};
 pub(super) use state::{LOAD, SAVE, StateAnswer};
 
@@ -71,6 +74,7 @@ impl Helper {
     /// No process or descriptor is left.
     pub fn start() -> io::Result<Arc<Self>> {
         let (socket, orders) = pair()?;
+        sockopt::set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
         let (control, controlled) = UnixStream::pair()?;
         let given = [orders.as_fd(), controlled.as_fd()];
         let spawner = process::fork(&given, Life::ItsOwn, || spawner::run(&orders, &controlled))?;

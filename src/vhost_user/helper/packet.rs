@@ -35,15 +35,30 @@ pub(super) struct Answer {
     pub(super) outcome: io::Result<Received>,
 }
 
+/// In place of a request's number, none of which is this.
+const CLOSE: u64 = 0;
+
 impl Request {
-    pub(super) fn send(&self, to: &OwnedFd, stream: BorrowedFd<'_>) -> io::Result<()> {
+    /// To keep the socket that comes with it, and then, without one, to close it.
+    pub(super) const fn close() -> Self {
+        Self { number: CLOSE, code: 0, most: 0 }
+    }
+
+    pub(super) const fn is_close(&self) -> bool {
+        self.number == CLOSE
+    }
+
+    pub(super) fn bytes(&self) -> Vec<u8> {
         let Self { number, code, most } = self;
-        let bytes = [&number.to_ne_bytes()[..], &code.to_ne_bytes(), &most.to_ne_bytes()].concat();
-        send(to, &bytes, &[stream])
+        [&number.to_ne_bytes()[..], &code.to_ne_bytes(), &most.to_ne_bytes()].concat()
+    }
+
+    pub(super) fn send(&self, to: &OwnedFd, stream: BorrowedFd<'_>) -> io::Result<()> {
+        send(to, &self.bytes(), &[stream])
     }
 
     /// The next one; none when nobody asks any more.
-    pub(super) fn receive(from: BorrowedFd<'_>) -> Option<(Self, OwnedFd)> {
+    pub(super) fn receive(from: BorrowedFd<'_>) -> Option<(Self, Option<OwnedFd>)> {
         let (bytes, mut files) = receive(from, MOST_BYTES, RecvFlags::empty()).ok()?;
         let mut rest = bytes.as_slice();
         let request = Self {
@@ -51,7 +66,7 @@ impl Request {
             code: u32::from_ne_bytes(take(&mut rest)?),
             most: u32::from_ne_bytes(take(&mut rest)?),
         };
-        Some((request, files.pop()?))
+        Some((request, files.pop()))
     }
 }
 
@@ -103,15 +118,14 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
     rest.split_off(..N)?.try_into().ok()
 }
 
-/// The other side takes it at once, or something is wrong with it.
+/// Not longer than it takes the other side to do what was asked before.
 pub(super) fn send(to: impl std::os::fd::AsFd, bytes: &[u8], files: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space: Space = [MaybeUninit::uninit(); _];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !files.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(files)) {
         return Err(io::Error::other("too many descriptors"));
     }
-    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    again(|| sendmsg(&to, &[IoSlice::new(bytes)], &mut ancillary, flags))?;
+    again(|| sendmsg(&to, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL))?;
     Ok(())
 }
 

@@ -1,0 +1,101 @@
+//! Sockets that this process is not the last to close.
+//!
+//! What was sent through a socket and never read is dropped with it, descriptors among it: and to drop the last reference to a
+//! TCP socket with `SO_LINGER` waits for its peer, as long as its owner has chosen. A process that ends does not.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, PoisonError};
+
+use rustix::net::{RecvFlags, Shutdown, sockopt};
+
+use super::Helper;
+use super::packet::{Request, send};
+
+/// A socket to be dropped after all of its copies in this process.
+#[derive(Debug)]
+pub struct ClosedApart<T: AsFd> {
+    socket: Option<T>,
+    /// Nobody else has it, so that it can be shut down and looked into.
+    is_ours: bool,
+    helper: Arc<Helper>,
+}
+
+impl ClosedApart<UnixStream> {
+    /// A connection that nothing was read from.
+    ///
+    /// # Errors
+    /// It takes no options.
+    pub fn connection(socket: UnixStream, helper: Arc<Helper>) -> io::Result<Self> {
+        // A byte out of band would be skipped with the descriptors that come with it: they would be dropped unseen.
+        let inline = sockopt::set_socket_oobinline(&socket, true);
+        let guarded = Self { socket: Some(socket), is_ours: true, helper };
+        inline?;
+        Ok(guarded)
+    }
+
+    /// A copy, to be dropped before this.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn try_clone(&self) -> io::Result<UnixStream> {
+        // It is taken by `drop` only.
+        self.socket.as_ref().ok_or(io::ErrorKind::NotConnected)?.try_clone()
+    }
+
+    /// Hangs up.
+    pub fn shut_down(&self) {
+        if let Some(socket) = &self.socket {
+            // It may be closed already.
+            let _ = socket.shutdown(std::net::Shutdown::Both);
+        }
+    }
+}
+
+impl ClosedApart<OwnedFd> {
+    /// A copy of a listening socket: in connections that nobody has accepted there may be anything. A service manager may
+    /// have it, too, and goes on listening.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn listener(socket: BorrowedFd<'_>, helper: Arc<Helper>) -> io::Result<Self> {
+        Ok(Self { socket: Some(socket.try_clone_to_owned()?), is_ours: false, helper })
+    }
+}
+
+impl<T: AsFd> Drop for ClosedApart<T> {
+    fn drop(&mut self) {
+        let Some(socket) = self.socket.take() else { return };
+        // Nothing more comes then.
+        let is_shut = self.is_ours && rustix::net::shutdown(&socket, Shutdown::Both).is_ok();
+        if !(is_shut && is_empty(socket.as_fd())) {
+            self.helper.close(socket);
+        }
+    }
+}
+
+impl Helper {
+    /// Closes it here, and then where nobody minds how long that takes.
+    fn close<T: AsFd>(&self, socket: T) {
+        let link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nothing else can be done where there is no such process any more.
+        let _ = Request::close().send(&link.socket, socket.as_fd());
+        drop(socket);
+        let _ = send(&link.socket, &Request::close().bytes(), &[]);
+    }
+}
+
+/// Whether there is nothing to be read, out of band neither.
+fn is_empty(socket: BorrowedFd<'_>) -> bool {
+    let peek = RecvFlags::OOB | RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    rustix::io::ioctl_fionread(socket) == Ok(0)
+        && rustix::net::recv(socket, &mut [0_u8; 1][..], peek).is_err()
+}
+
+/// Has it that nothing can be sent to us through a socket, and says whether nothing was: then it can be closed anywhere. No
+/// front-end has anything to say there, since nothing is asked that has an answer.
+pub(super) fn is_silenced(socket: &OwnedFd) -> bool {
+    let is_stream = sockopt::socket_type(socket) == Ok(rustix::net::SocketType::STREAM);
+    is_stream && rustix::net::shutdown(socket, Shutdown::Read).is_ok() && is_empty(socket.as_fd())
+}

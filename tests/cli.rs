@@ -21,11 +21,12 @@ mod life;
 mod locks;
 #[path = "cli/logging.rs"]
 mod logging;
-#[path = "cli/started_by.rs"]
-mod started_by;
-
 #[path = "cli/space.rs"]
 mod space;
+#[path = "cli/started_by.rs"]
+mod started_by;
+#[path = "cli/user_mode.rs"]
+mod user_mode;
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};

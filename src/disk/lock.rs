@@ -20,7 +20,8 @@ pub enum LockMode {
     /// When it is opened.
     #[default]
     On,
-    /// When its first ring starts: for the destination of a migration.
+    /// When its first ring starts: for the destination of a migration. At once where it is only read: readers wait for
+    /// nobody, and hand over to nobody.
     Wait,
     /// Never: for file systems without locks.
     Off,
@@ -123,7 +124,7 @@ impl FileLock {
         }
         let is_held = AtomicBool::new(false);
         let lock = Self { file: Some(file), place: place.clone(), mode, read_only, is_held };
-        if mode == LockMode::On {
+        if mode == LockMode::On || (mode == LockMode::Wait && read_only) {
             match lock.try_both() {
                 Ok(true) => {}
                 Ok(false) => {
@@ -170,7 +171,7 @@ impl FileLock {
     /// [`LockError`] when the file system fails to.
     pub fn release(&self) -> Result<(), LockError> {
         match &self.file {
-            Some(file) if self.mode == LockMode::Wait => {
+            Some(file) if self.mode == LockMode::Wait && !self.read_only => {
                 if self.is_held.swap(false, Ordering::AcqRel) {
                     // In the order that whoever waits takes them in.
                     let _ = image_lock::release(file);

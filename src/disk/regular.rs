@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, IFlags, ioctl_getflags, ioctl_setflags};
 use rustix::process::{Resource, getrlimit};
@@ -31,6 +32,13 @@ pub(super) fn open(place: Place, options: &OpenOptions, sysfs: &Sysfs) -> Result
     let lock = found.lock()?;
     found.serve(lock)
 }
+
+/// How long a start waits for whoever has a lease on the file: an NFS server for a client (a delegation), Samba. The
+/// kernel takes it away after 45 s (`/proc/sys/fs/lease-break-time`).
+const LEASE_LIMIT: Duration = Duration::from_secs(60);
+
+/// How often it looks.
+const LEASE_POLL: Duration = Duration::from_millis(20);
 
 /// What a file that was opened is made of.
 fn recognise(place: &Place, file: &File, sysfs: &Sysfs) -> Result<Media, OpenError> {
@@ -414,12 +422,20 @@ fn open_existing(place: &Place, read_only: bool) -> Result<Option<File>, OpenErr
     let failed = |operation| {
         move |source| OpenError::system(place, operation, "correct path=, or mend what it leads to", source)
     };
-    let open = |flags| {
-        File::options()
+    let started = Instant::now();
+    let open = |flags| loop {
+        let opened = File::options()
             .read(true)
             .write(!read_only)
             .custom_flags(flags | libc::O_NOCTTY | libc::O_NONBLOCK)
-            .open(place.path())
+            .open(place.path());
+        match opened {
+            // Whoever has a lease on it is asked to give it back by this.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && started.elapsed() < LEASE_LIMIT => {
+                std::thread::sleep(LEASE_POLL);
+            }
+            opened => return opened,
+        }
     };
     // Reads need no time stamps, but only the owner may leave them out.
     let file = match open(libc::O_NOATIME) {

@@ -32,6 +32,10 @@ fn a_file_is_served_for_writing_once() {
         let readers = [open(&path, &read_only).unwrap(), open(&path, &read_only).unwrap()];
         assert!(matches!(refused(&path, &options()), OpenError::Locked { .. }));
         drop(readers);
+        let reader = open(&path, &OpenOptions { lock: LockMode::Wait, ..read_only.clone() }).unwrap();
+        assert!(matches!(refused(&path, &options()), OpenError::Locked { .. }), "its rings wait for nobody");
+        open(&path, &read_only).unwrap();
+        drop(reader);
         open(&path, &options()).unwrap();
     }
 }
@@ -59,6 +63,31 @@ fn another_process_that_serves_it_is_named() {
     child.stdin.take().unwrap().write_all(b"\n").unwrap();
     child.wait().unwrap();
     open(&path, &options()).unwrap();
+}
+
+/// As the one that an NFS server has for a client (a delegation): it is asked back, and that takes a while.
+#[test]
+fn a_lease_on_the_file_is_waited_for() {
+    let folder = memory();
+    let path = folder.path().join("a.img");
+    sparse_file(&path, MIB);
+    let holder = File::options().read(true).write(true).open(&path).unwrap();
+    /// Of `linux/fcntl.h`: which signal tells whoever has a lease.
+    const F_SETSIG: i32 = 10;
+    let fcntl = |command: i32, argument: i32| {
+        // SAFETY: these commands take a number.
+        assert_eq!(unsafe { libc::fcntl(holder.as_raw_fd(), command, argument) }, 0, "{command}");
+    };
+    // A signal that nobody minds.
+    fcntl(F_SETSIG, libc::SIGURG);
+    fcntl(libc::F_SETLEASE, libc::F_WRLCK);
+    std::thread::scope(|scope| {
+        let opened = scope.spawn(|| open(&path, &options()));
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert!(!opened.is_finished());
+        fcntl(libc::F_SETLEASE, libc::F_UNLCK);
+        assert_eq!(capacity(&opened.join().unwrap().unwrap()), MIB);
+    });
 }
 
 #[test]

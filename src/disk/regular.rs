@@ -8,23 +8,19 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FallocateFlags, IFlags, ioctl_getflags, ioctl_setflags};
-use rustix::process::{Resource, getrlimit};
-
 use super::growth::GrowthPolicy;
 use super::lock::BackingFile;
 use super::open::{
     DEFAULT_BLOCK_BYTES, check_durability, check_regular, deep_flush_files, serve_whole_blocks,
 };
-use super::space::{self, fallocate};
+use super::space;
 use super::sysfs::Sysfs;
 use super::{
-    Backing, BackingKind, Durability, FileDisk, FileLock, FileSystem, Geometry, MappedDisk, Media, OpenError,
+    Backing, BackingKind, Durability, FileDisk, FileLock, Geometry, MappedDisk, Media, OpenError,
     OpenOptions, Opened, Place,
 };
 
-/// Bytes of a file in memory that are allocated at a time, in some tenths of a second.
-const IN_MEMORY_PART_BYTES: u64 = 256 << 20;
+mod fill;
 
 /// Opens the regular file at `place`, or creates it.
 pub(super) fn open(place: Place, options: &OpenOptions, sysfs: &Sysfs) -> Result<Opened, OpenError> {
@@ -61,7 +57,7 @@ struct Found<'a> {
 
 impl<'a> Found<'a> {
     fn open_or_create(place: Place, options: &'a OpenOptions, sysfs: &Sysfs) -> Result<Self, OpenError> {
-        let (file, created) = match open_existing(&place, options.read_only)? {
+        let (file, created) = match open_existing(&place, options)? {
             Some(file) => (file, false),
             None => (create(&place, options)?, true),
         };
@@ -189,206 +185,6 @@ impl<'a> Found<'a> {
         }
     }
 
-    fn not_grown(&self, size_bytes: u64, source: io::Error) -> OpenError {
-        match source.kind() {
-            io::ErrorKind::FileTooLarge if getrlimit(Resource::Fsize).current.is_some() => {
-                OpenError::BadSize {
-                    place: self.place.clone(),
-                    cause: format!(
-                        "size= is {size_bytes} bytes, more than this process may write (ulimit -f): {source}"
-                    ),
-                    remedy: "raise that limit (LimitFSIZE= of the service), or choose a smaller size="
-                        .to_owned(),
-                }
-            }
-            io::ErrorKind::FileTooLarge | io::ErrorKind::InvalidInput => OpenError::BadSize {
-                place: self.place.clone(),
-                cause: format!("size= is {size_bytes} bytes, more than its file system allows: {source}"),
-                remedy: "choose a smaller size=".to_owned(),
-            },
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                self.no_space(size_bytes, space::free_bytes(&self.file), source)
-            }
-            _ => OpenError::system(&self.place, "grow", "check the file system", source),
-        }
-    }
-
-    /// Makes sure of space for what can be written to, as far as that was asked for.
-    fn own_space(&self, metadata: &Metadata, size_bytes: u64) -> Result<(), OpenError> {
-        if self.options.read_only {
-            return Ok(());
-        }
-        if self.is_copied_on_write() {
-            self.warn_of_copies(None);
-        }
-        if !self.options.sparse {
-            self.unshare(size_bytes)?;
-        }
-        match self.media.kind.is_written_through_mapping() {
-            true => self.fill_holes(metadata, size_bytes),
-            false => Ok(()),
-        }
-    }
-
-    /// What other files have as well (clones, snapshots) has to be copied when it is written to. A write through the
-    /// mapping must not fail for that, and so it is copied now; others must at least have the space.
-    fn unshare(&self, size_bytes: u64) -> Result<(), OpenError> {
-        let is_mapped = self.media.kind.is_written_through_mapping();
-        let free_bytes = space::free_bytes(&self.file);
-        if !is_mapped && free_bytes.is_none_or(|free_bytes| free_bytes >= size_bytes) {
-            return Ok(());
-        }
-        let shared_bytes = space::shared_bytes(&self.file, 0..size_bytes);
-        if shared_bytes == 0 {
-            return Ok(());
-        }
-        let no_space = |source| {
-            let remedy = "free some space, or use sparse=on, with which writes fail that find none";
-            self.no_space_with(remedy, shared_bytes, free_bytes, source)
-        };
-        if free_bytes.is_some_and(|free_bytes| free_bytes < shared_bytes) {
-            return Err(no_space(io::Error::other("as much of it is shared with other files")));
-        }
-        if is_mapped {
-            let unshared = fallocate(&self.file, space::UNSHARE, 0, size_bytes)
-                .and_then(|is_done| if is_done { space::sync_data(&self.file) } else { Ok(()) });
-            unshared.map_err(|source| match source.raw_os_error() {
-                Some(libc::ENOSPC | libc::EDQUOT) => no_space(source),
-                _ => {
-                    OpenError::system(&self.place, "copy what other files share of", "use sparse=on", source)
-                }
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Whether what is written goes to a new place each time, which takes space even where there is some: on btrfs, unless
-    /// it was told otherwise while the file was empty.
-    fn is_copied_on_write(&self) -> bool {
-        let is_btrfs = self.media.kind == BackingKind::OrdinaryFile { file_system: FileSystem::BTRFS };
-        is_btrfs && !ioctl_getflags(&**self.file).is_ok_and(|flags| flags.contains(IFlags::NOCOW))
-    }
-
-    /// Has a file that is still empty written where it lies.
-    fn write_in_place(&self) -> io::Result<()> {
-        if !self.is_copied_on_write() {
-            return Ok(());
-        }
-        let file: &File = &self.file;
-        Ok(ioctl_setflags(file, ioctl_getflags(file)? | IFlags::NOCOW)?)
-    }
-
-    fn warn_of_copies(&self, error: Option<&io::Error>) {
-        tracing::warn!(
-            disk = self.options.name,
-            path = %self.place.path().display(),
-            error = error.map(tracing::field::display),
-            "btrfs writes this file to new places each time: writes fail when the file system is full, whatever space the \
-             file has; a file that is created with size=, or empty with chattr +C, does not need that"
-        );
-    }
-
-    /// Gives every hole its space where a write could not fail otherwise.
-    fn fill_holes(&self, metadata: &Metadata, size_bytes: u64) -> Result<(), OpenError> {
-        // Blocks can lie behind the end as well, and what was never written to can have its space all the same.
-        let short_bytes = size_bytes.saturating_sub(metadata.blocks().saturating_mul(512));
-        if self.options.sparse {
-            self.warn_of_memory(short_bytes);
-            return Ok(());
-        }
-        let missing_bytes = match short_bytes {
-            0 => space::hole_bytes(&self.file, 0..size_bytes),
-            _ => short_bytes,
-        };
-        if missing_bytes == 0 {
-            return Ok(());
-        }
-        self.check_memory(short_bytes)?;
-        self.allocate(size_bytes, missing_bytes)
-    }
-
-    fn allocate(&self, size_bytes: u64, missing_bytes: u64) -> Result<(), OpenError> {
-        if !self.try_allocate(space::ALLOCATE, size_bytes, missing_bytes)? {
-            tracing::warn!(
-                disk = self.options.name,
-                path = %self.place.path().display(),
-                "the file system cannot preallocate: the disk is sparse, and a write that finds no space fails"
-            );
-        }
-        Ok(())
-    }
-
-    /// Gives the first bytes their space; `false` when the file system cannot do it in this manner.
-    fn try_allocate(
-        &self,
-        how: FallocateFlags,
-        size_bytes: u64,
-        missing_bytes: u64,
-    ) -> Result<bool, OpenError> {
-        // Asked before: not every file system gives back at once what a failed allocation took.
-        let free_bytes = space::free_bytes(&self.file);
-        let part_bytes = match self.media.kind {
-            // It takes long there. With too little space nothing of it is taken.
-            BackingKind::Tmpfs | BackingKind::Hugetlbfs
-                if free_bytes.is_none_or(|free| free >= missing_bytes) =>
-            {
-                IN_MEMORY_PART_BYTES
-            }
-            _ => size_bytes,
-        };
-        let should_stop = || self.options.should_stop.load(Ordering::Relaxed);
-        let done = space::fallocate_parts(&self.file, how, size_bytes, part_bytes, should_stop);
-        done.map_err(|source| match source.raw_os_error() {
-            Some(libc::ENOSPC | libc::EDQUOT) => self.no_space(missing_bytes, free_bytes, source),
-            // What hugetlbfs says when its pool is empty.
-            Some(libc::ENOMEM) if self.media.kind == BackingKind::Hugetlbfs => {
-                self.no_space(missing_bytes, free_bytes, source)
-            }
-            Some(libc::EFBIG) => self.not_grown(size_bytes, source),
-            _ => OpenError::system(&self.place, "allocate", "use sparse=on", source),
-        })
-    }
-
-    /// Refuses what the limits of memory have no room for: the kernel would end this process.
-    fn check_memory(&self, bytes: u64) -> Result<(), OpenError> {
-        let Some(limit) = space::memory_limit(&self.file, bytes) else { return Ok(()) };
-        let remedy = "raise that limit (MemoryMax= of the service), or choose a smaller size=";
-        let source = io::Error::other(limit.to_string());
-        Err(self.no_space_with(remedy, bytes, Some(limit.room_bytes), source))
-    }
-
-    /// The kernel ends who goes beyond a limit of memory, in the middle of a guest's write.
-    fn warn_of_memory(&self, missing_bytes: u64) {
-        if let Some(limit) = space::memory_limit(&self.file, missing_bytes) {
-            let (disk, room_bytes) = (&self.options.name, limit.room_bytes);
-            tracing::warn!(
-                disk,
-                missing_bytes,
-                room_bytes,
-                %limit,
-                "the kernel will end this process when guests fill more holes than there is memory for"
-            );
-        }
-    }
-
-    fn no_space(&self, needed_bytes: u64, free_bytes: Option<u64>, source: io::Error) -> OpenError {
-        let remedy = match self.media.kind {
-            BackingKind::Hugetlbfs => "reserve more huge pages (vm.nr_hugepages) or choose a smaller size=",
-            _ => "free some space, choose a smaller size=, or use sparse=on",
-        };
-        self.no_space_with(remedy, needed_bytes, free_bytes, source)
-    }
-
-    fn no_space_with(
-        &self,
-        remedy: &'static str,
-        needed_bytes: u64,
-        free_bytes: Option<u64>,
-        source: io::Error,
-    ) -> OpenError {
-        OpenError::NoSpace { place: self.place.clone(), needed_bytes, free_bytes, remedy, source }
-    }
-
     fn disk(&self, capacity_bytes: u64) -> Result<Backing, OpenError> {
         let OpenOptions { read_only, discard, .. } = *self.options;
         let deep_flush = deep_flush_files(&self.place, &self.media, self.options)?;
@@ -418,20 +214,21 @@ impl<'a> Found<'a> {
 }
 
 /// Opens a regular file; `None` when there is nothing at the path.
-fn open_existing(place: &Place, read_only: bool) -> Result<Option<File>, OpenError> {
+fn open_existing(place: &Place, options: &OpenOptions) -> Result<Option<File>, OpenError> {
     let failed = |operation| {
         move |source| OpenError::system(place, operation, "correct path=, or mend what it leads to", source)
     };
     let started = Instant::now();
+    let may_wait = || started.elapsed() < LEASE_LIMIT && !options.should_stop.load(Ordering::Relaxed);
     let open = |flags| loop {
         let opened = File::options()
             .read(true)
-            .write(!read_only)
+            .write(!options.read_only)
             .custom_flags(flags | libc::O_NOCTTY | libc::O_NONBLOCK)
             .open(place.path());
         match opened {
             // Whoever has a lease on it is asked to give it back by this.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && started.elapsed() < LEASE_LIMIT => {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && may_wait() => {
                 std::thread::sleep(LEASE_POLL);
             }
             opened => return opened,

@@ -139,6 +139,13 @@ pub(super) fn free_bytes(file: &File) -> Option<u64> {
     Some(statvfs.f_bavail.saturating_mul(statvfs.f_frsize))
 }
 
+/// Bytes that nobody has, also those that are set aside for root: more cannot be had. None where the file system does
+/// not know.
+pub(super) fn unused_bytes(file: &File) -> Option<u64> {
+    let statvfs = rustix::fs::fstatvfs(file).ok().filter(|it| it.f_blocks != 0)?;
+    Some(statvfs.f_bfree.saturating_mul(statvfs.f_frsize))
+}
+
 /// Bytes of this part of the file that nobody has written to: at least as many as have no space yet. None where the
 /// file system does not know. Moves the offset of the open file.
 pub(super) fn hole_bytes(file: &File, part: Range<u64>) -> u64 {

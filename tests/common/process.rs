@@ -43,6 +43,15 @@ impl Process {
         self.tasks().into_iter().filter_map(number).collect()
     }
 
+    /// Processes that have come from it, and have not ended.
+    pub fn descendants(self) -> Vec<u32> {
+        let children = self.tasks().into_iter().flat_map(|task| {
+            let list = fs::read_to_string(task + "/children").unwrap_or_default();
+            list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<u32>>()
+        });
+        children.flat_map(|child| [vec![child], Self(child).descendants()].concat()).collect()
+    }
+
     /// Whether the thread of this number sleeps, rather than runs or is held by who traces it.
     pub fn is_asleep(self) -> bool {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0)).unwrap();
@@ -129,8 +138,9 @@ impl Process {
     }
 
     fn tasks(self) -> Vec<String> {
-        let entries = fs::read_dir(format!("/proc/{}/task", self.0)).unwrap();
-        entries.map(|entry| entry.unwrap().path().display().to_string()).collect()
+        // None of one that has just ended.
+        let entries = fs::read_dir(format!("/proc/{}/task", self.0)).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path().display().to_string()).collect()
     }
 }
 

@@ -19,7 +19,7 @@ use super::{bystander, two_disks, with_own_table};
 use crate::common::daemon::Daemon;
 use crate::common::frontend::Session;
 use crate::common::frontend::request::Request;
-use crate::common::process::ends_with_us;
+use crate::common::process::{Process, ends_with_us};
 use crate::common::wait_for;
 
 const MIB: u64 = 1 << 20;
@@ -148,7 +148,7 @@ fn a_flood_of_them_costs_a_bounded_number_of_processes() {
             let session = connect(&daemon);
             assert_eq!(tell(&session, SET_VRING_CALL, stopped.file().as_fd()), Outcome::Refused);
         }
-        let processes = descendants(daemon.pid());
+        let processes = Process(daemon.pid()).descendants();
         assert!(processes.len() <= MOST, "{} processes", processes.len());
         let honest = Session::connect(&daemon.socket(0));
         honest.ring(0, 64).run(&Request::read(0, 512));
@@ -198,13 +198,4 @@ fn is_held_up() -> bool {
         let syscall = std::fs::read_to_string(task.path().join("wchan")).unwrap_or_default();
         syscall.contains("fuse") || syscall.contains("request_wait_answer") || syscall.contains("folio_wait")
     })
-}
-
-/// Processes that have come from this one, and still belong to it.
-fn descendants(pid: u32) -> Vec<u32> {
-    let children = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten().flat_map(|task| {
-        let list = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
-        list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<u32>>()
-    });
-    children.flat_map(|child| [vec![child], descendants(child)].concat()).collect()
 }

@@ -7,6 +7,7 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
 
 use rustix::fs::{MemfdFlags, Mode, OFlags};
+use rustix::process::{Pid, Signal, kill_process};
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
 use super::message::{
@@ -18,6 +19,8 @@ use crate::common::daemon::Daemon;
 use crate::common::frontend::memory::Span;
 use crate::common::frontend::wire::{HEADER_BYTES, NEED_REPLY, VERSION};
 use crate::common::frontend::{Options, Session};
+use crate::common::process::Process;
+use crate::common::wait_for;
 
 /// What it is, who takes it, and what the refusal calls it.
 struct Sample {
@@ -171,4 +174,27 @@ fn a_refusal_names_what_came_and_what_is_taken() {
         assert_eq!(tell(&session, message, null.as_fd()), Outcome::Refused);
         daemon.wait_for_log(words);
     }
+}
+
+/// Killed by hand, or for want of memory.
+#[test]
+fn the_processes_that_receive_descriptors_are_replaced() {
+    let daemon = two_disks();
+    let (_bystander, load) = bystander(&daemon);
+    for _ in 0..2 {
+        let helpers = Process(daemon.pid()).descendants();
+        assert_eq!(helpers.len(), 2, "one makes them, one is at work");
+        for helper in helpers {
+            let pid = Pid::from_raw(helper.cast_signed()).unwrap();
+            // The second may be gone with the first.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        let is_gone = || Process(daemon.pid()).descendants().len() <= 1;
+        wait_for("they are gone", || is_gone().then_some(()));
+        let session = connect(&daemon);
+        assert_eq!(tell(&session, SET_VRING_CALL, blocking_event().as_fd()), Outcome::Taken);
+        load.wait_for_progress();
+    }
+    load.stop();
+    daemon.stop();
 }

@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use rustix::net::{RecvFlags, Shutdown, sockopt};
 
@@ -78,7 +78,7 @@ impl<T: AsFd> Drop for ClosedApart<T> {
 impl Helper {
     /// Closes it here, and then where nobody minds how long that takes.
     fn close<T: AsFd>(&self, socket: T) {
-        let link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        let link = self.lock();
         // Nothing else can be done where there is no such process any more.
         let _ = Request::close().send(&link.socket, socket.as_fd());
         drop(socket);

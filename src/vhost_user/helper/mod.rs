@@ -24,7 +24,7 @@ mod state;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -52,17 +52,15 @@ pub(super) struct Received {
 
 /// The processes apart; they end when this is dropped, or this process is no more.
 #[derive(Debug)]
-pub struct Helper {
-    link: Mutex<Link>,
-    /// The spawner ends when it is closed.
-    control: UnixStream,
-    spawner: Pid,
-}
+pub struct Helper(Mutex<Link>);
 
 #[derive(Debug)]
 struct Link {
     /// To whichever process is the judge.
     socket: OwnedFd,
+    /// To the spawner, which ends when it is closed.
+    control: UnixStream,
+    spawner: Pid,
     /// Of the last request.
     number: u64,
 }
@@ -73,25 +71,45 @@ impl Helper {
     /// # Errors
     /// No process or descriptor is left.
     pub fn start() -> io::Result<Arc<Self>> {
+        Ok(Arc::new(Self(Mutex::new(Link::start()?))))
+    }
+
+    /// Receives up to `most` bytes that are there, and what comes with them. `code` is that of the message, if it is known.
+    pub(super) fn receive(&self, stream: &UnixStream, code: u32, most: usize) -> io::Result<Received> {
+        let mut link = self.lock();
+        link.number = link.number.wrapping_add(1);
+        let request = Request { number: link.number, code, most: u32::try_from(most).unwrap_or(u32::MAX) };
+        if request.send(&link.socket, stream.as_fd()).is_err() {
+            // Somebody has killed them. What memory there is by now is mapped in those that take their place.
+            let number = link.number;
+            *link = Link::start().map_err(gone)?;
+            link.number = number;
+            request.send(&link.socket, stream.as_fd()).map_err(gone)?;
+        }
+        link.await_answer()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Link> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Link {
+    fn start() -> io::Result<Self> {
         let (socket, orders) = pair()?;
         sockopt::set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
         let (control, controlled) = UnixStream::pair()?;
         let given = [orders.as_fd(), controlled.as_fd()];
         let spawner = process::fork(&given, Life::ItsOwn, || spawner::run(&orders, &controlled))?;
-        let link = Mutex::new(Link { socket, number: 0 });
-        Ok(Arc::new(Self { link, control, spawner }))
+        Ok(Self { socket, control, spawner, number: 0 })
     }
 
-    /// Receives up to `most` bytes that are there, and what comes with them. `code` is that of the message, if it is known.
-    pub(super) fn receive(&self, stream: &UnixStream, code: u32, most: usize) -> io::Result<Received> {
-        let mut link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
-        link.number = link.number.wrapping_add(1);
-        let request = Request { number: link.number, code, most: u32::try_from(most).unwrap_or(u32::MAX) };
-        request.send(&link.socket, stream.as_fd()).map_err(gone)?;
+    /// That to the last request.
+    fn await_answer(&self) -> io::Result<Received> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let mut waits = [PollFd::new(&link.socket, PollFlags::IN)];
+            let mut waits = [PollFd::new(&self.socket, PollFlags::IN)];
             match poll(&mut waits, Some(&Timespec::try_from(left).unwrap_or_default())) {
                 Ok(0) => {
                     // It is to make another judge.
@@ -105,16 +123,16 @@ impl Helper {
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => return Err(error.into()),
             }
-            let answer = Answer::receive(&link.socket).map_err(gone)?;
+            let answer = Answer::receive(&self.socket).map_err(gone)?;
             // Any other is of a judge that was given up.
-            if answer.number == link.number {
+            if answer.number == self.number {
                 return answer.outcome;
             }
         }
     }
 }
 
-impl Drop for Helper {
+impl Drop for Link {
     fn drop(&mut self) {
         process::kill(self.spawner);
         process::wait(self.spawner);

@@ -20,8 +20,10 @@ pub enum Cause {
     Left,
     /// A connection was given up by us.
     HungUp,
-    /// A connection was closed to make room, or not taken for want of it.
+    /// A front-end was not let in for want of a place.
     NoRoom,
+    /// A connection that has said nothing was closed for another.
+    MadeRoom,
     /// A connection could not be taken for want of descriptors or threads.
     Exhausted,
     /// What its disk has done so far, when a front-end is gone.

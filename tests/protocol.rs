@@ -48,6 +48,8 @@ mod resize;
 mod returns;
 #[path = "protocol/rings.rs"]
 mod rings;
+#[path = "protocol/silent.rs"]
+mod silent;
 
 use common::daemon::{Daemon, Place, Setup};
 use common::frontend::request::{OK, Request};

@@ -13,6 +13,7 @@ use std::time::Duration;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::silent::{Heard, Silent};
 use crate::budget::{Amounts, Share};
 use crate::disk::Disk;
 use crate::log_limit::Cause;
@@ -20,10 +21,13 @@ use crate::thread;
 use crate::vhost_user::{ClosedApart, Connection, Hangup, Inherited, Session, SessionContext, SessionId};
 use crate::worker::Pool;
 
-/// Front-ends of one disk at the same time; a migration needs two.
+/// Front-ends of one disk at the same time; a migration needs two. Who has said nothing makes room for who comes.
 const MAX_SESSIONS: usize = 16;
 
-/// The event of [`Stopper`] and of sessions that end; doors have their numbers.
+/// Those whose sessions are being ended included.
+const MAX_THREADS: usize = 2 * MAX_SESSIONS;
+
+/// The event of [`Stopper`] and of sessions that end; doors have their numbers, and so have silent connections.
 const WAKE: u64 = u64::MAX;
 
 /// Pause after a front-end could not be let in for want of descriptors or threads.
@@ -66,6 +70,10 @@ struct Guest {
     /// Dropped when the session has dropped its own.
     stream: ClosedApart<UnixStream>,
     thread: JoinHandle<()>,
+    /// It has said something: a whole message.
+    has_spoken: Arc<AtomicBool>,
+    /// It was hung up on, and its thread is about to end.
+    is_leaving: bool,
 }
 
 /// A session that has ended, and whether its front-end had ever said anything.
@@ -82,6 +90,7 @@ pub(super) struct Acceptor<D: Disk> {
     exit_on_disconnect: bool,
     epoll: Epoll,
     stopper: Stopper,
+    silent: Silent,
     guests: BTreeMap<SessionId, Guest>,
     next_session: SessionId,
     ended: (Sender<Ended>, Receiver<Ended>),
@@ -101,13 +110,14 @@ impl<D: Disk> Acceptor<D> {
             }
         }
         let stopper = Stopper { is_stopping: Arc::default(), wake };
-        let guests = BTreeMap::new();
+        let (silent, guests) = (Silent::default(), BTreeMap::new());
         Ok(Self {
             doors,
             pool,
             exit_on_disconnect,
             epoll,
             stopper,
+            silent,
             guests,
             next_session: 0,
             ended: channel(),
@@ -128,7 +138,10 @@ impl<D: Disk> Acceptor<D> {
             for event in events.iter().take(count) {
                 match event.data() {
                     WAKE => drop(self.stopper.wake.read()),
-                    number => self.accept(usize::try_from(number).unwrap_or(usize::MAX)),
+                    number => match usize::try_from(number) {
+                        Ok(door) if door < self.doors.len() => self.accept(door),
+                        _ => self.hear(event),
+                    },
                 }
             }
             self.reap();
@@ -154,28 +167,87 @@ impl<D: Disk> Acceptor<D> {
         match listener.accept() {
             Ok(stream) => self.let_in(number, stream),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => self.exhausted(number, &error),
+            Err(error) => match self.silent.hang_up_on_oldest(&self.epoll, None) {
+                // Who waits for its turn is still there.
+                Some(door) => self.made_room(door),
+                None => self.exhausted(number, &error),
+            },
         }
     }
 
+    /// A front-end has come. Its session begins with the first message.
     fn let_in(&mut self, number: usize, stream: UnixStream) {
         let Some(door) = self.doors.get(number) else { return };
         let stream = match ClosedApart::connection(stream, door.context.helper.clone()) {
             Ok(stream) => stream,
             Err(error) => return self.exhausted(number, &error),
         };
-        let disk = &door.context.device.identity().name;
-        if self.guests.values().filter(|guest| guest.door == number).count() >= MAX_SESSIONS {
-            if let Some(suppressed) = door.context.log_limit.admit(Cause::NoRoom) {
-                let most = MAX_SESSIONS;
-                tracing::warn!(disk, most, suppressed, "a front-end is turned away: too many are connected");
+        let of_door = self.guests.values().filter(|guest| guest.door == number && !guest.is_leaving);
+        let is_full = of_door.count() + self.silent.count(number) >= MAX_SESSIONS;
+        if is_full {
+            if !self.make_room(number) {
+                return self.turn_away(number);
             }
-            return;
+            self.made_room(number);
         }
+        if let Err(error) = self.silent.add(&self.epoll, number, stream) {
+            self.exhausted(number, &error);
+        }
+    }
+
+    /// Hangs up on the oldest connection that has said nothing, or on the oldest that has not finished what it says.
+    fn make_room(&mut self, number: usize) -> bool {
+        if self.silent.hang_up_on_oldest(&self.epoll, Some(number)).is_some() {
+            return true;
+        }
+        if self.guests.values().filter(|guest| guest.door == number).count() >= MAX_THREADS {
+            return false;
+        }
+        let has_not_spoken = |guest: &&mut Guest| {
+            guest.door == number && !guest.is_leaving && !guest.has_spoken.load(Ordering::Acquire)
+        };
+        let Some(guest) = self.guests.values_mut().find(has_not_spoken) else { return false };
+        guest.is_leaving = true;
+        guest.stream.shut_down();
+        true
+    }
+
+    fn turn_away(&self, number: usize) {
+        let Some(Door { context, .. }) = self.doors.get(number) else { return };
+        if let Some(suppressed) = context.log_limit.admit(Cause::NoRoom) {
+            let (disk, most) = (&context.device.identity().name, MAX_SESSIONS);
+            tracing::warn!(disk, most, suppressed, "a front-end is turned away: too many are connected");
+        }
+    }
+
+    fn made_room(&self, number: usize) {
+        let Some(Door { context, .. }) = self.doors.get(number) else { return };
+        if let Some(suppressed) = context.log_limit.admit(Cause::MadeRoom) {
+            let disk = &context.device.identity().name;
+            tracing::warn!(
+                disk,
+                suppressed,
+                "a connection that has said nothing is closed: its place is needed"
+            );
+        }
+    }
+
+    /// A silent connection has said something, or was closed.
+    fn hear(&mut self, event: &EpollEvent) {
+        match self.silent.look(&self.epoll, event) {
+            Heard::Nothing => {}
+            Heard::Header(door, stream) => self.begin(door, stream),
+            Heard::End(door) => self.has_left(door, false),
+        }
+    }
+
+    fn begin(&mut self, number: usize, stream: ClosedApart<UnixStream>) {
+        let Some(door) = self.doors.get(number) else { return };
         let share = match door.context.budget.take(Amounts::SESSION) {
             Ok(share) => share,
             Err(error) => {
                 if let Some(suppressed) = door.context.log_limit.admit(Cause::NoRoom) {
+                    let disk = &door.context.device.identity().name;
                     tracing::warn!(disk, %error, suppressed, "a front-end is turned away");
                 }
                 return;
@@ -184,11 +256,15 @@ impl<D: Disk> Acceptor<D> {
         let id = self.next_session;
         self.next_session = self.next_session.wrapping_add(1);
         if let Some(suppressed) = door.context.log_limit.admit(Cause::Connected) {
+            let disk = &door.context.device.identity().name;
             tracing::info!(disk, session = id, suppressed, "a front-end connected");
         }
-        let context = door.context.clone();
-        match self.start_session(id, context, &stream, share) {
-            Ok(thread) => drop(self.guests.insert(id, Guest { door: number, stream, thread })),
+        let (context, has_spoken) = (door.context.clone(), Arc::default());
+        match self.start_session(id, context, &stream, share, Arc::clone(&has_spoken)) {
+            Ok(thread) => {
+                let guest = Guest { door: number, stream, thread, has_spoken, is_leaving: false };
+                self.guests.insert(id, guest);
+            }
             Err(error) => self.exhausted(number, &error),
         }
     }
@@ -199,9 +275,10 @@ impl<D: Disk> Acceptor<D> {
         context: Arc<SessionContext<D>>,
         stream: &ClosedApart<UnixStream>,
         share: Share,
+        has_spoken: Arc<AtomicBool>,
     ) -> io::Result<JoinHandle<()>> {
         let session = Session::new(id, context.clone(), Some(stream.try_clone()?), share);
-        let mut connection = Connection::new(stream.try_clone()?, session);
+        let mut connection = Connection::new(stream.try_clone()?, session, has_spoken);
         let (ended, wake) = (self.ended.0.clone(), self.stopper.wake.clone());
         thread::spawn(format!("session-{id}"), move || {
             let hangup = connection.serve();
@@ -216,18 +293,23 @@ impl<D: Disk> Acceptor<D> {
     /// Looks after sessions that have ended. With nobody left to come, or told to after the first, stops.
     fn reap(&mut self) {
         while let Ok(Ended { session, has_spoken }) = self.ended.1.try_recv() {
-            let Some(Guest { door, thread, stream }) = self.guests.remove(&session) else { continue };
+            let Some(Guest { door, thread, stream, .. }) = self.guests.remove(&session) else { continue };
             // It ends right after it has told us.
             let _ = thread.join();
             drop(stream);
-            let was_inherited =
-                self.doors.get(door).is_some_and(|door| matches!(door.inlet, Inherited::Connected(_)));
-            let nobody_comes = was_inherited
-                && self.guests.is_empty()
-                && self.doors.iter().all(|door| matches!(door.inlet, Inherited::Connected(_)));
-            if nobody_comes || self.exit_on_disconnect && has_spoken {
-                self.stopper.stop();
-            }
+            self.has_left(door, has_spoken);
+        }
+    }
+
+    /// Stops the server if nobody is left to come, or if it is to end with the first front-end.
+    fn has_left(&self, door: usize, has_spoken: bool) {
+        let is_inherited = |door: &Door<D>| matches!(door.inlet, Inherited::Connected(_));
+        let nobody_comes = self.doors.get(door).is_some_and(is_inherited)
+            && self.guests.is_empty()
+            && self.silent.is_empty()
+            && self.doors.iter().all(is_inherited);
+        if nobody_comes || self.exit_on_disconnect && has_spoken {
+            self.stopper.stop();
         }
     }
 
@@ -241,11 +323,11 @@ impl<D: Disk> Acceptor<D> {
     }
 
     fn take_down(self) {
-        let Self { doors, pool, guests, .. } = self;
+        let Self { doors, pool, guests, silent, .. } = self;
         let contexts: Vec<_> = doors.iter().map(|door| door.context.clone()).collect();
         let copies: Vec<_> = doors.iter().filter_map(Door::copy_of_listener).collect();
         // No new front-ends; the sockets' paths disappear.
-        drop(doors);
+        drop((doors, silent));
         drop(copies);
         for guest in guests.values() {
             guest.stream.shut_down();

@@ -9,6 +9,7 @@ mod error;
 mod observer;
 mod populator;
 mod resize;
+mod silent;
 mod watcher;
 
 use std::io;

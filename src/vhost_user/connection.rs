@@ -9,6 +9,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 use vhost::vhost_user::{BackendReqHandler, Error};
@@ -49,7 +50,8 @@ pub enum Hangup {
 pub struct Connection<D: Disk> {
     pub(super) stream: UnixStream,
     pub(super) session: Arc<Session<D>>,
-    has_spoken: bool,
+    /// A message has come.
+    has_spoken: Arc<AtomicBool>,
 }
 
 /// `vhost`'s end of the socket pair, and ours.
@@ -60,14 +62,14 @@ struct Dispatcher<D: Disk> {
 }
 
 impl<D: Disk> Connection<D> {
-    /// A connection that nothing has been read from.
-    pub const fn new(stream: UnixStream, session: Arc<Session<D>>) -> Self {
-        Self { stream, session, has_spoken: false }
+    /// A connection that nothing has been read from; `has_spoken` is set once a whole message has come.
+    pub const fn new(stream: UnixStream, session: Arc<Session<D>>, has_spoken: Arc<AtomicBool>) -> Self {
+        Self { stream, session, has_spoken }
     }
 
     /// Whether a message has come at all: a probe of the socket is no front-end.
-    pub const fn has_spoken(&self) -> bool {
-        self.has_spoken
+    pub fn has_spoken(&self) -> bool {
+        self.has_spoken.load(Ordering::Acquire)
     }
 
     /// Drains and drops the rings, and passes the disk on.
@@ -95,9 +97,11 @@ impl<D: Disk> Connection<D> {
                 ReceiveError::End => Hangup::Left,
                 ReceiveError::Io(error) if error.kind() == io::ErrorKind::ConnectionReset => Hangup::Left,
                 ReceiveError::Io(error) => Hangup::Broken(error),
-                error @ ReceiveError::NotARequest(..) => Hangup::Garbage(error.to_string()),
+                error @ (ReceiveError::NotARequest(..) | ReceiveError::Unfinished) => {
+                    Hangup::Garbage(error.to_string())
+                }
             })?;
-        self.has_spoken = true;
+        self.has_spoken.store(true, Ordering::Release);
         let line = Line::of(&message);
         let answer = self.handle(message, dispatcher);
         if let Some(line) = line {

@@ -32,3 +32,4 @@ pub use listener::{Inherited, Listener, ListenerError};
 pub use memo::{Known, Memo};
 pub(crate) use postcopy::is_possible as is_postcopy_possible;
 pub use session::{Session, SessionContext};
+pub(crate) use wire::HEADER_BYTES;

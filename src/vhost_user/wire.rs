@@ -4,7 +4,9 @@ use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvFlags, RecvMsg, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -15,10 +17,13 @@ use super::descriptor::Kind;
 use super::helper::{Helper, Received};
 
 /// Length of a header: request, flags, length of the body.
-pub(super) const HEADER_BYTES: usize = 12;
+pub(crate) const HEADER_BYTES: usize = 12;
 
 /// Longest body that `vhost` takes.
 const MAX_BODY_BYTES: u32 = 0x1000;
+
+/// How long a message may take from its first byte to its last.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Most descriptors with a message: one for each region of SET_MEM_TABLE.
 pub(super) const MAX_FILES: usize = 32;
@@ -45,6 +50,8 @@ pub(super) struct Message {
 pub(super) enum ReceiveError {
     #[error("the stream ended")]
     End,
+    #[error("a message was begun, and not finished within {} s", PATIENCE.as_secs())]
+    Unfinished,
     #[error("not a vhost-user request (flags {0:#x}, body of {1} bytes)")]
     NotARequest(u32, u32),
     #[error(transparent)]
@@ -57,7 +64,8 @@ impl Message {
     pub(super) fn receive(stream: &UnixStream, helper: &Helper) -> Result<Self, ReceiveError> {
         let mut message =
             Self { bytes: Vec::new(), code: 0, flags: 0, files: Vec::new(), refused: Vec::new() };
-        message.fill(stream, helper, HEADER_BYTES)?;
+        let mut deadline = None;
+        message.fill(stream, helper, HEADER_BYTES, &mut deadline)?;
         let [code, flags, body_bytes] = header(&message.bytes);
         if flags & !NEED_REPLY != VERSION || body_bytes > MAX_BODY_BYTES {
             return Err(ReceiveError::NotARequest(flags, body_bytes));
@@ -67,18 +75,30 @@ impl Message {
             stream,
             helper,
             HEADER_BYTES.saturating_add(usize::try_from(body_bytes).unwrap_or(0)),
+            &mut deadline,
         )?;
         Ok(message)
     }
 
-    /// Receives until so many bytes are there. Descriptors never come into this process unseen.
-    fn fill(&mut self, stream: &UnixStream, helper: &Helper, len: usize) -> Result<(), ReceiveError> {
+    /// Receives until so many bytes are there. Descriptors never come into this process unseen. The first byte of a
+    /// message may take as long as it likes, and sets the deadline for the others.
+    fn fill(
+        &mut self,
+        stream: &UnixStream,
+        helper: &Helper,
+        len: usize,
+        deadline: &mut Option<Instant>,
+    ) -> Result<(), ReceiveError> {
         while let Some(missing @ 1..) = len.checked_sub(self.bytes.len()) {
+            if let Some(deadline) = deadline {
+                wait_until(stream, *deadline)?;
+            }
             let mut bytes = vec![0; missing];
             let peeked = peek(stream, &mut bytes)?;
             if peeked.bytes == 0 {
                 return Err(ReceiveError::End);
             }
+            deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
             bytes.truncate(peeked.bytes);
             if peeked.flags.contains(ReturnFlags::CTRUNC) {
                 let code = if self.bytes.is_empty() { header(&bytes)[0] } else { header(&self.bytes)[0] };
@@ -174,6 +194,15 @@ fn header(bytes: &[u8]) -> [u32; 3] {
         *place = *byte;
     }
     words.map(u32::from_ne_bytes)
+}
+
+fn wait_until(stream: &UnixStream, deadline: Instant) -> Result<(), ReceiveError> {
+    let polled = again(|| {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).map_err(|_| Errno::INVAL)?;
+        poll(&mut [PollFd::new(stream, PollFlags::IN)], Some(&left))
+    })?;
+    if polled == 0 { Err(ReceiveError::Unfinished) } else { Ok(()) }
 }
 
 pub(super) fn again<T>(mut call: impl FnMut() -> Result<T, Errno>) -> io::Result<T> {

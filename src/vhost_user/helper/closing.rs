@@ -40,8 +40,16 @@ impl ClosedApart<UnixStream> {
     /// # Errors
     /// No descriptor is left.
     pub fn try_clone(&self) -> io::Result<UnixStream> {
+        self.socket()?.try_clone()
+    }
+
+    /// The connection, to be waited for.
+    ///
+    /// # Errors
+    /// None as long as this is not dropped.
+    pub fn socket(&self) -> io::Result<&UnixStream> {
         // It is taken by `drop` only.
-        self.socket.as_ref().ok_or(io::ErrorKind::NotConnected)?.try_clone()
+        Ok(self.socket.as_ref().ok_or(io::ErrorKind::NotConnected)?)
     }
 
     /// Hangs up.

@@ -116,7 +116,7 @@ impl<D: Disk> Stock<D> {
         fault::install()?;
         let no_memory = || Lane {
             guest: Arc::default(),
-            gatherer: Gatherer::new(Arc::default(), MAX_QUEUE_SIZE),
+            gatherer: Gatherer::new(Arc::default()),
             counters: Counters::default(),
             sliced: Sliced::default(),
         };
@@ -310,7 +310,7 @@ impl<D: Disk> VhostUserBackend for Stock<D> {
         for lane in &self.lanes {
             let mut lane = lock(lane);
             lane.guest = guest.clone();
-            lane.gatherer = Gatherer::new(table.clone(), MAX_QUEUE_SIZE);
+            lane.gatherer = Gatherer::new(table.clone());
         }
         Ok(())
     }

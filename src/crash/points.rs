@@ -131,7 +131,6 @@ impl World {
                 base,
                 event_idx: false,
                 indirect: false,
-                max_indirect: 0,
             },
             memory: Arc::new(MemoryTable::map(vec![spec]).unwrap()),
             device: Arc::new(Device::new(Halting { disk, file }, identity, 1)),

@@ -225,7 +225,6 @@ fn rings(guest: &File, disk: Recorded, play: Play) -> Vec<Ring<Recorded>> {
                 base: 0,
                 event_idx: false,
                 indirect: false,
-                max_indirect: 0,
             },
             memory: memory.clone(),
             device: device.clone(),

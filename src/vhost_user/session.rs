@@ -22,7 +22,7 @@ use crate::cpus::Cpus;
 use crate::disk::{Disk, DiskError};
 use crate::log_limit::{Cause, LogLimit};
 use crate::thread;
-use crate::virtio::blk::{CacheMode, Counters, Device, MAX_INDIRECT, features};
+use crate::virtio::blk::{CacheMode, Counters, Device, features};
 use crate::virtio::memory::{DirtyLog, LogError, MemoryError, MemoryTable};
 use crate::virtio::queue::{RingError, RingKind, RingLayout, RingLog};
 use crate::worker::{AnyRing, Pool, PoolError, RingKey, RingParts};
@@ -456,7 +456,6 @@ impl<D: Disk> State<D> {
             base: vring.base,
             event_idx: features & features::EVENT_IDX != 0,
             indirect: features & features::INDIRECT_DESC != 0,
-            max_indirect: MAX_INDIRECT,
         })
     }
 

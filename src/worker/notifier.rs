@@ -36,7 +36,7 @@ impl Notifier {
 
     /// Wakes the other side. A full counter or socket means that it has been woken already, and a closed socket that
     /// nobody is there: neither is our concern.
-    #[inline]
+    #[inline(never)] // a system call that few rings make in a turn: its frame would be that of all turns
     pub fn signal(&self) {
         match self {
             Self::Event(event) => {

@@ -116,6 +116,12 @@ impl Process {
         field(&status, "VmRSS:") * KIB
     }
 
+    /// Resident memory in bytes that is not of files.
+    pub fn anonymous_bytes(self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0)).unwrap();
+        field(&status, "RssAnon:") * KIB
+    }
+
     /// Bytes of its page tables.
     pub fn page_table_bytes(self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0)).unwrap();

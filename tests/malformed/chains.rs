@@ -215,12 +215,39 @@ fn unusual_tables() -> Vec<Row> {
             let parts = [case.header_part(), case.data_part(512, WRITE), case.status_part()];
             read_by_table(case, &parts, WRITE, &[]);
         }),
-        row("a table of as many descriptors as are allowed", Status(OK, 513), |case| {
+        row("a table of as many descriptors as are allowed", Status(OK, 1537), |case| {
             let pieces = u32::from(TABLE_SIZE) - 3;
-            let rest = (case.frame.data + u64::from(pieces), 512 - pieces, WRITE);
+            let rest = (case.frame.data + u64::from(pieces), 1536 - pieces, WRITE);
             let data = bytewise(case.data_part(0, WRITE), pieces);
             let parts = [vec![case.header_part()], data, vec![rest, case.status_part()]].concat();
             assert_eq!(parts.len(), usize::from(TABLE_SIZE));
+            read_by_table(case, &parts, 0, &[]);
+        }),
+        row("a read by a table of one descriptor more", Status(IOERR, 0), |case| {
+            let data = vec![case.data_part(512, WRITE); usize::from(TABLE_SIZE) - 1];
+            let parts = [vec![case.header_part()], data, vec![case.status_part()]].concat();
+            read_by_table(case, &parts, 0, &[]);
+        }),
+        row("a write by a table of one descriptor more", Status(IOERR, 0), |case| {
+            let data = vec![case.data_part(512, 0); usize::from(TABLE_SIZE) - 1];
+            let parts = [vec![case.header_part()], data, vec![case.status_part()]].concat();
+            case.header(OUT, 0).table_of(case.table, &parts);
+            case.chain(&[(case.table, parts.len() as u32 * 16, INDIRECT)]);
+        }),
+        row("a table of 515 descriptors and half a one", Status(IOERR, 0), |case| {
+            let data = vec![case.data_part(512, WRITE); 513];
+            let parts = [vec![case.header_part()], data, vec![case.status_part()]].concat();
+            case.header(IN, 0).table_of(case.table, &parts);
+            case.chain(&[(case.table, 515 * 16 + 8, INDIRECT)]);
+        }),
+        row("a read of 515 segments, as Windows asks for", Status(OK, 515 * 512 + 1), |case| {
+            let data = vec![case.data_part(512, WRITE); 515];
+            let parts = [vec![case.header_part()], data, vec![case.status_part()]].concat();
+            read_by_table(case, &parts, 0, &[]);
+        }),
+        row("data over many regions' borders in a long table", Status(IOERR, 0), |case| {
+            let data = vec![(END - 256, 512, WRITE); usize::from(TABLE_SIZE) - 2];
+            let parts = [vec![case.header_part()], data, vec![case.status_part()]].concat();
             read_by_table(case, &parts, 0, &[]);
         }),
         row("a table at an odd address", Status(OK, 513), |case| {
@@ -254,6 +281,12 @@ fn split() -> Vec<Row> {
             let parts = [case.header_part(), case.data_part(512, WRITE), case.status_part()];
             case.header(IN, 0).table_of(case.table, &parts);
             case.put(0, (case.table, u32::from(TABLE_SIZE) * 16, INDIRECT), 0);
+            case.offer(0);
+        }),
+        row("a table of many more, of which none is used", Status(OK, 513), |case| {
+            let parts = [case.header_part(), case.data_part(512, WRITE), case.status_part()];
+            case.header(IN, 0).table_of(case.table, &parts);
+            case.put(0, (case.table, 65_539 * 16, INDIRECT), 0);
             case.offer(0);
         }),
     ]

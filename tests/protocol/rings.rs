@@ -3,10 +3,12 @@
 use vhost::VhostBackend;
 
 use super::{assert_works, daemon};
-use crate::common::frontend::request::{OK, Request};
-use crate::common::frontend::ring::{NO_STATUS, Ring};
+use crate::common::frontend::memory::Span;
+use crate::common::frontend::request::{IOERR, OK, Request};
+use crate::common::frontend::ring::{NO_STATUS, Ring, WRITE};
 use crate::common::frontend::wire::{Verdict, Wire};
 use crate::common::frontend::{Options, RING_PACKED, SPANS, Session, assert_refused, settle};
+use crate::common::process::Process;
 use crate::common::wait_for;
 
 const SET_VRING_NUM: u32 = 8;
@@ -116,11 +118,63 @@ fn indices_wrap_around() {
 fn rings_of_every_size_work() {
     let daemon = daemon("");
     for session in Session::of_each_kind(&daemon.socket(0)) {
-        for (index, size) in [4, 8, 16, 32, 64, 128, 256, 512, 1024].into_iter().enumerate() {
+        for (index, size) in
+            [4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 16_384, 32_768].into_iter().enumerate()
+        {
             let mut ring = session.ring(index as u16, size);
             for sector in 0..300 {
                 assert_works(&mut ring, sector * 8);
             }
+        }
+    }
+}
+
+/// As crosvm asks for by default.
+#[test]
+fn a_ring_of_32768_takes_as_many_chains_and_no_memory_before() {
+    const SIZE: u16 = 32_768;
+    let daemon = daemon("");
+    for options in Options::both_kinds() {
+        let spans = vec![Span { guest_start: 0, bytes: 2 << 30 }];
+        let session = Session::connect_with(&daemon.socket(0), &Options { spans, ..options });
+        drop(session.ring(0, 128));
+        let before = Process(daemon.pid()).anonymous_bytes();
+        let mut rings: Vec<Ring> = (1..4).map(|index| session.ring(index, SIZE)).collect();
+        let grown = Process(daemon.pid()).anonymous_bytes().saturating_sub(before);
+        assert!(grown < 3 * (128 << 10), "{grown} bytes for three rings that nobody uses");
+        let ring = &mut rings[0];
+        for round in 0..3 {
+            let heads: Vec<u16> = (0..ring.slots()).map(|_| ring.submit(&Request::get_id())).collect();
+            ring.kick.ring();
+            for head in heads {
+                let used = ring.wait();
+                assert_eq!((used.head, used.bytes), (head, 21), "round {round}");
+            }
+            let base = session.stop(ring);
+            assert_eq!(base, ring.used_base(), "round {round}");
+            session.start(ring, 0).unwrap();
+        }
+        assert_works(ring, 8);
+    }
+}
+
+/// More descriptors than a chain may have cost that request.
+#[test]
+fn a_chain_of_more_than_1024_descriptors_fails_alone() {
+    let daemon = daemon("");
+    for session in Session::of_each_kind(&daemon.socket(0)) {
+        let mut ring = session.ring(0, 2048);
+        for (data, expected) in [(1022, OK), (1023, IOERR), (1500, IOERR)] {
+            let frame = ring.frame(0);
+            ring.memory.write(frame.header, &Request::read(0, 512).header());
+            ring.memory.fill(frame.status, 1, NO_STATUS);
+            let data = vec![(frame.data, 512, WRITE); data];
+            let parts = [vec![(frame.header, 16, 0)], data, vec![(frame.status, 1, WRITE)]].concat();
+            ring.chain(0, &parts);
+            ring.kick.ring();
+            ring.wait();
+            assert_eq!(ring.memory.read(frame.status, 1), [expected], "{} descriptors", parts.len());
+            assert_works(&mut ring, 8);
         }
     }
 }
@@ -202,7 +256,7 @@ fn bad_queue_sizes_are_refused() {
     let daemon = daemon("");
     let session = Session::connect(&daemon.socket(0));
     let mut other = session.ring(1, 64);
-    for size in [0, 3, 6, 100, 127, 1023, 1025, 2048, 32768, 65535, 65536, 65536 + 64, u32::MAX] {
+    for size in [0, 3, 6, 100, 127, 1023, 1025, 32767, 32769, 65535, 65536, 65536 + 64, u32::MAX] {
         assert_eq!(session.wire.tell(SET_VRING_NUM, &state(0, size), &[]), Verdict::Nack, "size {size}");
         assert_works(&mut other, 0);
     }
@@ -370,10 +424,10 @@ fn packed_rings_need_no_power_of_two() {
     let daemon = daemon("");
     let options = Options { packed: true, ..Options::default() };
     let session = Session::connect_with(&daemon.socket(0), &options);
-    for size in [1, 3, 100, 1023, 1024] {
+    for size in [1, 3, 100, 1023, 1024, 1025, 32767, 32768] {
         assert_eq!(session.wire.tell(SET_VRING_NUM, &state(0, size), &[]), Verdict::Ack, "size {size}");
     }
-    for size in [0, 1025, 32768, 65536, 65536 + 64, u32::MAX] {
+    for size in [0, 32769, 65535, 65536, 65536 + 64, u32::MAX] {
         assert_eq!(session.wire.tell(SET_VRING_NUM, &state(0, size), &[]), Verdict::Nack, "size {size}");
     }
 }

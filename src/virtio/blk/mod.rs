@@ -19,6 +19,4 @@ pub use device::{Answer, Device, Held, Identity};
 pub use request::{Operation, Range, Ranges, Refusal, parse, parse_ranges};
 pub use sliced::{SLICE_BYTES, Sliced};
 pub use transfer::{Rules, Transfer};
-pub use units::{
-    Limits, MAX_DISCARD_SECTORS, MAX_INDIRECT, MAX_RANGES, MAX_WRITE_ZEROES_SECTORS, SECTOR_BYTES, SEG_MAX,
-};
+pub use units::{Limits, MAX_DISCARD_SECTORS, MAX_RANGES, MAX_WRITE_ZEROES_SECTORS, SECTOR_BYTES, SEG_MAX};

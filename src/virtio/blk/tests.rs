@@ -121,15 +121,7 @@ fn ring(kind: RingKind, guest: &File, event_idx: bool, indirect: bool) -> (AnyRi
     let addresses = RingAddresses { descriptors: 0, available: 0x100, used: 0x200 };
     let parts = RingParts {
         key: RingKey { session: 0, index: 0 },
-        layout: RingLayout {
-            kind,
-            size: 8,
-            addresses,
-            base: 0,
-            event_idx,
-            indirect,
-            max_indirect: MAX_INDIRECT,
-        },
+        layout: RingLayout { kind, size: 8, addresses, base: 0, event_idx, indirect },
         memory: Arc::new(MemoryTable::map(vec![spec]).unwrap()),
         device: Arc::new(device),
         cache: Arc::new(CacheMode::unknown(true)),

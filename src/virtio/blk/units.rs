@@ -9,9 +9,6 @@ pub const SECTOR_BYTES: u64 = 512;
 /// that by more than −2 without indirect descriptors; its default is a queue of 128.
 pub const SEG_MAX: u16 = 126;
 
-/// Longest indirect table where the queue is shorter: the data, a header and a status.
-pub const MAX_INDIRECT: u16 = SEG_MAX + 2;
-
 /// Most ranges in one DISCARD or WRITE_ZEROES.
 pub const MAX_RANGES: u16 = 32;
 

@@ -67,6 +67,12 @@ pub enum Flaw {
     /// VIRTIO 1.2 §2.7.5.3.1: no table in a table, no chain behind a table, only if negotiated.
     #[error("an indirect table where none is allowed")]
     Indirect,
+    /// Its length is no multiple of 16.
+    #[error("an indirect table with a part of a descriptor")]
+    IndirectLength,
+    /// More descriptors than [`MAX_CHAIN`](super::MAX_CHAIN).
+    #[error("more than 1024 descriptors in one chain")]
+    TooMany,
     /// VIRTIO 1.2 §2.7.5.2: 4 GiB at most.
     #[error("more than 4 GiB in one chain")]
     TooLong,

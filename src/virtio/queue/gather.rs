@@ -4,9 +4,9 @@
 
 use std::sync::Arc;
 
-use super::RingError;
 use super::chain::{Chain, Head};
-use super::walk::{Walk, most_segments};
+use super::walk::Walk;
+use super::{MAX_CHAIN_SEGMENTS, RingError};
 use crate::copy::Segment;
 use crate::virtio::memory::{MemoryTable, Translator};
 
@@ -32,9 +32,9 @@ pub struct Gatherer {
 unsafe impl Send for Gatherer {}
 
 impl Gatherer {
-    /// Chains in `memory` of at most `most_descriptors`. A longer one has the flaw of a buffer that is not mapped.
-    pub fn new(memory: Arc<MemoryTable>, most_descriptors: u16) -> Self {
-        let segments = vec![Segment::EMPTY; most_segments(most_descriptors, 0)].into_boxed_slice();
+    /// Chains in `memory`.
+    pub fn new(memory: Arc<MemoryTable>) -> Self {
+        let segments = vec![Segment::EMPTY; MAX_CHAIN_SEGMENTS].into_boxed_slice();
         Self { memory: Translator::new(memory), segments }
     }
 

@@ -57,8 +57,6 @@ pub struct RingLayout {
     pub event_idx: bool,
     /// `VIRTIO_F_INDIRECT_DESC` is negotiated.
     pub indirect: bool,
-    /// Most descriptors in an indirect table, where that is more than `size`.
-    pub max_indirect: u16,
 }
 
 impl RingLayout {

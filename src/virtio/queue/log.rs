@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use super::chain::{Chain, HeldStatus};
-use super::{MAX_QUEUE_SIZE, RingLayout, walk};
+use super::{MAX_CHAIN, MAX_CHAIN_SEGMENTS, RingLayout};
 use crate::copy::Segments;
 use crate::virtio::memory::{DirtyLog, MemoryTable};
 
@@ -34,9 +34,8 @@ impl RingLog {
         layout: &RingLayout,
         used_start: Option<u64>,
     ) -> Self {
-        let size = u16::try_from(layout.size).unwrap_or(MAX_QUEUE_SIZE);
-        let most = walk::most_segments(size, layout.max_indirect.max(size));
-        let (written, held) = (Vec::with_capacity(most), Vec::with_capacity(usize::from(size)));
+        let held = usize::try_from(layout.size).unwrap_or(usize::MAX).min(usize::from(MAX_CHAIN));
+        let (written, held) = (Vec::with_capacity(MAX_CHAIN_SEGMENTS + 1), Vec::with_capacity(held));
         Self { log, memory, used_start, written, held }
     }
 

@@ -40,11 +40,16 @@ pub use split::SplitQueue;
 use crate::copy::Hint;
 use crate::virtio::memory::{MemoryTable, Translator};
 
-/// Largest ring: QEMU's limit, the largest any known front-end asks for.
-pub const MAX_QUEUE_SIZE: u16 = 1024;
+/// Largest ring (VIRTIO 1.2 §2.7, §2.8): crosvm asks for that much.
+pub const MAX_QUEUE_SIZE: u16 = 1 << 15;
 
-/// Most segments of one chain. Room for them is made once (D7).
-const MAX_CHAIN_SEGMENTS: usize = 1024 + 64;
+/// Most descriptors in a chain, whatever the size of its ring or table: as many as QEMU takes. Longer ones fail. Where a
+/// buffer runs over the border of two regions, each piece counts.
+pub const MAX_CHAIN: u16 = 1024;
+
+/// Room for the segments of one chain, and one more to see that there are too many. It is made once (D7), and does not
+/// depend on the size of the ring.
+const MAX_CHAIN_SEGMENTS: usize = MAX_CHAIN as usize + 1;
 
 /// A ring that the data path can drive, split or packed.
 pub trait Virtqueue: Sized {
@@ -111,6 +116,9 @@ pub trait Virtqueue: Sized {
 }
 
 /// Why a ring cannot be started or cannot go on. Only a restart of that ring by the front-end mends it.
+///
+/// A ring goes on wherever the request can be answered, which takes a status byte: see [`Flaw`] for what costs the
+/// request only. To give a chain back without a status would be taken for a success by some drivers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RingError {
     /// More than [`MAX_QUEUE_SIZE`], none, or in a split ring not a power of two.
@@ -142,9 +150,6 @@ pub enum RingError {
     /// A chain longer than its table: it must be a loop.
     #[error("the descriptor chain does not end")]
     EndlessChain,
-    /// Its length is no multiple of 16, zero, or more than allowed.
-    #[error("an indirect table of {0} bytes")]
-    IndirectLength(u32),
     /// An indirect table that is not inside one region.
     #[error("an indirect table at {0:#x} lies outside guest memory, or in two regions")]
     IndirectUnmapped(u64),

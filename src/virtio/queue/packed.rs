@@ -32,10 +32,8 @@ use super::chain::{Chain, Completion, Flaw, Head, Header};
 use super::layout::{EVENT_BYTES, area};
 use super::notify::passed;
 use super::plain::{Batch, Bounds, Next};
-use super::walk::{
-    DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, Walk, indirect_len, most_segments, peek_buffer, read_halves,
-};
-use super::{RingError, RingKind, RingLayout, RingLog, Virtqueue};
+use super::walk::{DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, Walk, indirect_len, peek_buffer, read_halves};
+use super::{MAX_CHAIN, MAX_CHAIN_SEGMENTS, RingError, RingKind, RingLayout, RingLog, Virtqueue};
 use crate::copy::{Hint, Segment};
 use crate::stop_point::{self, Point};
 use crate::virtio::memory::{Kind, MemoryTable, Translator};
@@ -87,7 +85,8 @@ pub struct PackedQueue {
     size: u16,
     next_avail: Position,
     next_used: Position,
-    /// Lengths of the chains taken and not published, in slots. There are never more of them than slots.
+    /// Lengths of the chains taken and not published, in slots. There are never more of them than slots, nor than are done
+    /// in one turn: room for more is not made before.
     taken: VecDeque<u16>,
     /// Their sum.
     taken_slots: u16,
@@ -97,7 +96,6 @@ pub struct PackedQueue {
     finished: Vec<Finished>,
     event_idx: bool,
     indirect: bool,
-    max_indirect: u16,
     /// Slots of the last chain taken: the next ones are probably as long.
     stride: u16,
     /// Scratch for one chain, allocated once: D7.
@@ -237,7 +235,7 @@ impl PackedQueue {
     /// Writes down that everything before this was used.
     #[inline]
     fn record(&self, at: Position) {
-        self.device_word(0).store(at.to_record().to_le(), Ordering::Release);
+        self.device_word(0).store(at.to_record(self.size).to_le(), Ordering::Release);
     }
 
     /// Walks the chain at `next_avail` to its end. Returns its buffer id and its length in slots too.
@@ -280,11 +278,20 @@ impl PackedQueue {
         len_bytes: u32,
         memory: &mut Translator,
     ) -> Result<(), RingError> {
-        let len = indirect_len(len_bytes, self.max_indirect)?;
+        let (len, is_whole) = indirect_len(len_bytes)?;
         let table = memory
-            .resolve(Kind::Request, address, u64::from(len_bytes))
+            .resolve(Kind::Request, address, u64::from(len) * u64::from(DESCRIPTOR_BYTES))
             .ok_or(RingError::IndirectUnmapped(address))?;
-        for index in 0..usize::from(len) {
+        if !is_whole {
+            walk.flawed(Flaw::IndirectLength);
+        }
+        let (len, most) = (len as usize, usize::from(MAX_CHAIN));
+        // Of too many only the last one is looked at, where the status is.
+        let first = if len > most { len - 1 } else { 0 };
+        if len > most {
+            walk.flawed(Flaw::TooMany);
+        }
+        for index in first..len {
             // SAFETY: the table's `len` descriptors are mapped, as the translator says.
             let halves = unsafe { read_halves(table.wrapping_add(index * DESCRIPTOR_BYTES as usize)) };
             let Descriptor { address, len_bytes, flags, .. } = Descriptor::of(halves);
@@ -343,7 +350,6 @@ impl Virtqueue for PackedQueue {
     fn start(layout: &RingLayout, memory: &MemoryTable) -> Result<Self, RingError> {
         let size = RingKind::Packed.check_size(layout.size)?;
         let [ring, driver, device] = layout.areas();
-        let max_indirect = layout.max_indirect.max(size);
         let mut queue = Self {
             ring: area(memory, "descriptor ring", ring, 16)?,
             driver: area(memory, "driver area", driver, 4)?,
@@ -351,15 +357,14 @@ impl Virtqueue for PackedQueue {
             size,
             next_avail: Position::START,
             next_used: Position::START,
-            taken: VecDeque::with_capacity(usize::from(size)),
+            taken: VecDeque::with_capacity(usize::from(size.min(MAX_CHAIN))),
             taken_slots: 0,
             shown: (Position::START, 0),
-            finished: Vec::with_capacity(usize::from(size)),
+            finished: Vec::with_capacity(usize::from(size.min(MAX_CHAIN))),
             event_idx: layout.event_idx,
             indirect: layout.indirect,
-            max_indirect,
             stride: 1,
-            segments: vec![Segment::EMPTY; most_segments(size, max_indirect)].into(),
+            segments: vec![Segment::EMPTY; MAX_CHAIN_SEGMENTS].into(),
         };
         let start = queue.find(layout.base)?;
         (queue.next_avail, queue.next_used) = (start, start);

@@ -11,10 +11,8 @@ use super::chain::{Chain, Completion, Flaw, HEADER_BYTES, Head, Header};
 use super::layout::area;
 use super::notify::{NO_INTERRUPT, NO_NOTIFY, passed};
 use super::plain::{Batch, Bounds, Next, Parts, Places};
-use super::walk::{
-    DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, Walk, indirect_len, most_segments, peek_buffer, read_split,
-};
-use super::{RingError, RingKind, RingLayout, RingLog, Virtqueue};
+use super::walk::{DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, Walk, indirect_len, peek_buffer, read_split};
+use super::{MAX_CHAIN_SEGMENTS, RingError, RingKind, RingLayout, RingLog, Virtqueue};
 use crate::copy::{Hint, Segment};
 use crate::stop_point::{self, Point};
 use crate::virtio::memory::{Kind, MemoryTable, Translator};
@@ -98,7 +96,6 @@ pub struct SplitQueue {
     published: u16,
     event_idx: bool,
     indirect: bool,
-    max_indirect: u16,
     /// Scratch for one chain, allocated once: D7.
     segments: Box<[Segment]>,
 }
@@ -186,7 +183,7 @@ impl SplitQueue {
         if first.flags & INDIRECT == 0 {
             return self.table.plain(first);
         }
-        if !first.is(3 * DESCRIPTOR_BYTES, INDIRECT) || !self.indirect || self.max_indirect < 3 {
+        if !first.is(3 * DESCRIPTOR_BYTES, INDIRECT) || !self.indirect {
             return None;
         }
         let table_bytes = 3 * u64::from(DESCRIPTOR_BYTES);
@@ -211,7 +208,11 @@ impl SplitQueue {
                 if !self.indirect || flags & NEXT != 0 {
                     walk.flawed(Flaw::Indirect);
                 }
-                table = self.indirect_table(address, len_bytes, memory)?;
+                let (len, is_whole) = indirect_len(len_bytes)?;
+                if !is_whole {
+                    walk.flawed(Flaw::IndirectLength);
+                }
+                table = indirect_table(address, len, memory)?;
                 (index, left, in_table) = (0, table.len, true);
                 continue;
             }
@@ -221,18 +222,14 @@ impl SplitQueue {
             index = next;
         }
     }
+}
 
-    #[inline]
-    fn indirect_table(
-        &self,
-        address: u64,
-        len_bytes: u32,
-        memory: &mut Translator,
-    ) -> Result<Table, RingError> {
-        let len = indirect_len(len_bytes, self.max_indirect)?;
-        let base = memory.resolve(Kind::Request, address, u64::from(len_bytes));
-        Ok(Table { base: base.ok_or(RingError::IndirectUnmapped(address))?, len })
-    }
+/// The table of so many descriptors; of more than an index can name, the first ones.
+#[inline]
+fn indirect_table(address: u64, len: u32, memory: &mut Translator) -> Result<Table, RingError> {
+    let base = memory.resolve(Kind::Request, address, u64::from(len) * u64::from(DESCRIPTOR_BYTES));
+    let len = u16::try_from(len).unwrap_or(u16::MAX);
+    Ok(Table { base: base.ok_or(RingError::IndirectUnmapped(address))?, len })
 }
 
 impl Virtqueue for SplitQueue {
@@ -241,7 +238,6 @@ impl Virtqueue for SplitQueue {
         let size = RingKind::Split.check_size(layout.size)?;
         let [table, available, used] = layout.areas();
         let table = area(memory, "descriptor table", table, 16)?;
-        let max_indirect = layout.max_indirect.max(size);
         let mut queue = Self {
             table: Table { base: table, len: size },
             available: area(memory, "available ring", available, 2)?,
@@ -253,8 +249,7 @@ impl Virtqueue for SplitQueue {
             published: 0,
             event_idx: layout.event_idx,
             indirect: layout.indirect,
-            max_indirect,
-            segments: vec![Segment::EMPTY; most_segments(size, max_indirect)].into(),
+            segments: vec![Segment::EMPTY; MAX_CHAIN_SEGMENTS].into(),
         };
         let start = u16::from_le(queue.used_word(2).load(Ordering::Acquire));
         (queue.next_avail, queue.seen_avail) = (start, start);

@@ -4,8 +4,8 @@
 
 #![allow(unsafe_code)]
 
-use super::RingError;
 use super::chain::{Chain, Flaw, HEADER_BYTES, Head, Header, StatusByte};
+use super::{MAX_CHAIN, RingError};
 use crate::copy::{self, Segment, Segments};
 use crate::virtio::memory::{Kind, Translator};
 
@@ -17,21 +17,16 @@ pub(super) const INDIRECT: u16 = 4;
 /// Size of a descriptor in bytes.
 pub(super) const DESCRIPTOR_BYTES: u32 = 16;
 
-/// Segments a chain may take beyond one a descriptor, where buffers run over the borders of regions.
-const SPLIT_SEGMENTS: usize = 64;
-
-/// How many segments any one chain of a ring of `size` descriptors may have: room for them is made once (D7).
-pub(super) fn most_segments(size: u16, max_indirect: u16) -> usize {
-    usize::from(size) + usize::from(max_indirect) + SPLIT_SEGMENTS
-}
-
-/// How many descriptors an indirect table of so many bytes has, at most `most` (VIRTIO 1.2 §2.7.5.3).
-pub(super) fn indirect_len(len_bytes: u32, most: u16) -> Result<u16, RingError> {
-    let len = u16::try_from(len_bytes / DESCRIPTOR_BYTES).unwrap_or(u16::MAX);
-    if !len_bytes.is_multiple_of(DESCRIPTOR_BYTES) || len == 0 || len > most {
-        return Err(RingError::IndirectLength(len_bytes));
+/// How many whole descriptors an indirect table of so many bytes has; whether that is all that is in it, which it should
+/// be (VIRTIO 1.2 §2.7.5.3).
+///
+/// # Errors
+/// [`RingError::NoStatus`]: there is none, and so no place for an answer.
+pub(super) fn indirect_len(len_bytes: u32) -> Result<(u32, bool), RingError> {
+    match len_bytes / DESCRIPTOR_BYTES {
+        0 => Err(RingError::NoStatus),
+        len => Ok((len, len_bytes.is_multiple_of(DESCRIPTOR_BYTES))),
     }
-    Ok(len)
 }
 
 /// A value that need not be aligned.
@@ -128,7 +123,23 @@ impl Walk {
             self.count += 1;
             return;
         }
-        match take_pieces(address, len_bytes, memory, out.get_mut(self.count..).unwrap_or_default()) {
+        self.take_otherwise(address, len_bytes, memory, out);
+    }
+
+    /// Takes a buffer that does not lie in one region, or for which there is no room.
+    #[cold]
+    #[inline(never)]
+    fn take_otherwise(&mut self, address: u64, len_bytes: u32, memory: &mut Translator, out: &mut [Segment]) {
+        let room = out.get_mut(self.count..).unwrap_or_default();
+        let mut pieces = take_pieces(address, len_bytes, memory, room);
+        if pieces == Err(Flaw::Unmapped) && self.count.saturating_mul(2) > out.len() {
+            // There may only have been no room: nothing is done with such a chain, and only the last one counts, where
+            // the status is.
+            (self.count, self.readable_count, self.unmapped_at) = (0, 0, None);
+            self.flaw = Some(Flaw::TooMany);
+            pieces = take_pieces(address, len_bytes, memory, out);
+        }
+        match pieces {
             Ok(pieces) => self.count += pieces,
             Err(flaw) => {
                 self.flaw = Some(flaw);
@@ -161,8 +172,13 @@ impl Walk {
         // SAFETY: the translator found this byte in its table, which `memory` borrows.
         let status = unsafe { StatusByte::new(last.ptr().wrapping_add(before), memory.table()) };
         last.truncate(before);
-        let data_bytes = writable_bytes.saturating_sub(1);
-        let header = match self.flaw {
+        let flaw = if count > usize::from(MAX_CHAIN) { Some(Flaw::TooMany) } else { self.flaw };
+        let data_bytes = match flaw {
+            // Not all of them were looked at.
+            Some(Flaw::TooMany) => writable_bytes,
+            _ => writable_bytes.saturating_sub(1),
+        };
+        let header = match flaw {
             _ if readable_bytes.max(writable_bytes) > u64::from(u32::MAX) => Err(Flaw::TooLong),
             Some(flaw) => Err(flaw),
             // SAFETY: the translator found the segments in its table, which it keeps mapped for 'a. Guest
@@ -209,8 +225,6 @@ fn without_front(list: &mut [Segment], bytes: usize) -> &mut [Segment] {
 }
 
 /// Takes a buffer that does not lie in one region: how many pieces it has.
-#[cold]
-#[inline(never)]
 fn take_pieces(
     address: u64,
     len_bytes: u32,

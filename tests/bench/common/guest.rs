@@ -15,7 +15,7 @@ use virtio_bindings::bindings::virtio_blk as blk;
 
 use vhost_user_pmem::copy::{Engine, Hint, Persist, Segment, Segments, store_fence};
 use vhost_user_pmem::disk::{Disk as _, Geometry, MappedDisk};
-use vhost_user_pmem::virtio::blk::{CacheMode, Device, Identity, SEG_MAX};
+use vhost_user_pmem::virtio::blk::{CacheMode, Device, Identity};
 use vhost_user_pmem::virtio::memory::{MemoryTable, RegionSpec};
 use vhost_user_pmem::virtio::queue::{RingAddresses, RingKind, RingLayout};
 use vhost_user_pmem::worker::{Ring, RingKey, RingParts, Served};
@@ -315,15 +315,8 @@ fn start(
     let cache = CacheMode::write_through();
     cache.set_writeback(!shape.write_through);
     let (event_idx, indirect) = (shape.event_idx, shape.indirect);
-    let layout = RingLayout {
-        kind: RingKind::Split,
-        size: RING_SIZE as u32,
-        addresses,
-        base: 0,
-        event_idx,
-        indirect,
-        max_indirect: SEG_MAX + 2,
-    };
+    let layout =
+        RingLayout { kind: RingKind::Split, size: RING_SIZE as u32, addresses, base: 0, event_idx, indirect };
     let parts = RingParts {
         key: RingKey { session: 0, index: ring as u16 },
         layout,

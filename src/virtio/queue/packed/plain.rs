@@ -39,9 +39,7 @@ impl PackedQueue {
                 }
                 Some((third.id, places([first, second, third])?, 3))
             }
-            INDIRECT
-                if self.indirect && self.max_indirect >= 3 && first.len_bytes == 3 * DESCRIPTOR_BYTES =>
-            {
+            INDIRECT if self.indirect && first.len_bytes == 3 * DESCRIPTOR_BYTES => {
                 let table = memory.find(learns, Kind::Request, first.address, u64::from(first.len_bytes))?;
                 let parts = [0, 1, 2].map(|index| {
                     // SAFETY: the table's three descriptors are mapped, as the translator says.

@@ -1,15 +1,22 @@
 //! Where one is in a packed ring, and how that is written down.
 
-use crate::virtio::queue::{MAX_QUEUE_SIZE, RingError};
+use crate::virtio::queue::RingError;
 
 /// The wrap counter's bit beside a slot (VIRTIO 1.2 §2.8.10).
 const WRAP: u16 = 1 << 15;
 
-/// Marks a slot number as recorded by us: the bits above that no slot number has.
+/// Marks a slot number as recorded by us, in rings that are small enough: the bits above that no slot number has. In larger
+/// ones there is no room for it, and what the slots say has to do.
 const RECORDED: u16 = 0b10110 << 10;
 const RECORDED_MASK: u16 = 0b11111 << 10;
 
-const _: () = assert!(MAX_QUEUE_SIZE <= 1 << 10, "slot numbers leave the mark's bits alone");
+/// Slots of a ring that has room for the mark.
+const MARKED_SIZE: u16 = 1 << 10;
+
+/// The mark, and the bits that it is in.
+const fn mark(size: u16) -> (u16, u16) {
+    if size <= MARKED_SIZE { (RECORDED, RECORDED_MASK) } else { (0, 0) }
+}
 
 /// A slot and the pass over the ring: the ring wrap counter (VIRTIO 1.2 §2.8.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,27 +69,28 @@ impl Position {
     }
 
     /// As the device area keeps it.
-    pub(super) const fn to_record(self) -> u16 {
-        self.bits() | RECORDED
+    pub(super) const fn to_record(self, size: u16) -> u16 {
+        self.bits() | mark(size).0
     }
 
     /// What the device area keeps, if it was written by us.
     pub(super) fn from_record(word: u16, size: u16) -> Option<Self> {
-        let is_recorded = word & RECORDED_MASK == RECORDED;
-        is_recorded.then(|| Self::of(word & !RECORDED_MASK & !WRAP, word, size)).flatten()
+        let (mark, mask) = mark(size);
+        (word & mask == mark).then(|| Self::of(word & !mask & !WRAP, word, size)).flatten()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::virtio::queue::MAX_QUEUE_SIZE;
     use proptest::prelude::*;
 
     proptest! {
         #[test]
         fn a_position_is_read_as_it_was_written(size in 1..=MAX_QUEUE_SIZE, slot: u16, wrap: bool) {
             let at = Position { slot: slot % size, wrap };
-            prop_assert_eq!(Position::from_record(at.to_record(), size), Some(at));
+            prop_assert_eq!(Position::from_record(at.to_record(size), size), Some(at));
             // A base of nothing stands for a ring that was never started.
             let expected = if at.bits() == 0 { Position::START } else { at };
             prop_assert_eq!(Position::from_base(at.to_base(), size), Ok(expected));

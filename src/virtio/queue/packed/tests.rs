@@ -265,7 +265,7 @@ fn the_base_counts_in_a_ring_without_a_record() {
 fn a_record_that_the_ring_contradicts_does_not_count() {
     let driver = Driver::new(8, false);
     let table = driver.table();
-    driver.write(DEVICE_AREA, &Position { slot: 3, wrap: true }.to_record().to_le_bytes());
+    driver.write(DEVICE_AREA, &Position { slot: 3, wrap: true }.to_record(8).to_le_bytes());
     assert_eq!(driver.start(&table, 0).base(), 0x8000_8000);
 }
 
@@ -279,7 +279,7 @@ fn a_ring_that_cannot_be_used_is_refused() {
         PackedQueue::start(&layout, &table).map(|_| ()).unwrap_err()
     };
     assert_eq!(refused(|l| l.size = 0), RingError::Size(0));
-    assert_eq!(refused(|l| l.size = 1025), RingError::Size(1025));
+    assert_eq!(refused(|l| l.size = 32_769), RingError::Size(32_769));
     assert_eq!(refused(|l| l.size = 65_537), RingError::Size(65_537));
     assert_eq!(refused(|l| l.addresses.descriptors = 8), RingError::Misaligned("descriptor ring"));
     assert_eq!(refused(|l| l.addresses.available += 2), RingError::Misaligned("driver area"));

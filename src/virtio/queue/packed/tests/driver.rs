@@ -87,7 +87,7 @@ impl Driver {
         let addresses = RingAddresses { descriptors: 0, available: DRIVER_AREA, used: DEVICE_AREA };
         let (kind, size) = (RingKind::Packed, u32::from(self.size));
         let event_idx = self.event_idx;
-        RingLayout { kind, size, addresses, base, event_idx, indirect: true, max_indirect: 32 }
+        RingLayout { kind, size, addresses, base, event_idx, indirect: true }
     }
 
     pub(super) fn start(&self, table: &MemoryTable, base: u32) -> PackedQueue {

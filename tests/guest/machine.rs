@@ -1,11 +1,30 @@
 //! A machine as a child process: QEMU, or a Linux that is a program itself.
 
 use std::fs::File;
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+/// Set while guests are to run in the QEMU of Debian 13 and with its kernel (`ci/lab/newer`).
+static NEWER: AtomicBool = AtomicBool::new(false);
+
+/// Has all guests that `run` boots run in the QEMU of Debian 13's backports, with the kernel of theirs.
+pub fn with_newer<T>(run: impl FnOnce() -> T) -> T {
+    /// Resets it, also when `run` panics.
+    struct Until;
+    impl Drop for Until {
+        fn drop(&mut self) {
+            NEWER.store(false, Ordering::Relaxed);
+        }
+    }
+    NEWER.store(true, Ordering::Relaxed);
+    let _until = Until;
+    run()
+}
 
 /// Which kernel a guest runs; `ci/lab/prepare` fetches all but the last, which `ci/soak` does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +43,7 @@ impl Kernel {
     /// Its folder in `.cache/lab`.
     pub fn folder(self) -> &'static str {
         match self {
+            Self::Cloud if NEWER.load(Ordering::Relaxed) => "kernel-debian13",
             Self::Cloud => "kernel",
             Self::Generic => "kernel-generic",
             Self::UserMode => "kernel-user-mode",
@@ -54,6 +74,9 @@ impl Machine {
         let mut qemu = Command::new(script("guest"));
         qemu.args(["-serial", &format!("file:{}", folder.join("console").display())]);
         qemu.args(args).stdin(Stdio::null());
+        if NEWER.load(Ordering::Relaxed) {
+            qemu.env("LAB_NEWER", "1");
+        }
         Self::spawn(folder, &mut qemu)
     }
 
@@ -65,7 +88,8 @@ impl Machine {
         Self::spawn(folder, &mut linux)
     }
 
-    fn spawn(folder: &Path, command: &mut Command) -> Self {
+    /// Starts a machine of another kind, whose console goes to `console` in `folder`.
+    pub fn spawn(folder: &Path, command: &mut Command) -> Self {
         let (console, errors) = (folder.join("console"), folder.join("errors"));
         let process = command.stderr(File::create(&errors).unwrap()).spawn().unwrap();
         Self { process, console, errors }
@@ -75,6 +99,16 @@ impl Machine {
     pub fn console(&self) -> String {
         let bytes = std::fs::read(&self.console).unwrap_or_default();
         String::from_utf8_lossy(&bytes).replace('\r', "")
+    }
+
+    /// Types a line, where the console is the machine's standard input and output.
+    pub fn type_line(&mut self, line: &str) {
+        let mut keys = self.process.stdin.as_ref().expect("a machine whose standard input is a pipe");
+        // One after the other: what is not yet awaited is lost.
+        for key in line.bytes().chain([b'\r']) {
+            keys.write_all(&[key]).unwrap();
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// The last words, to explain a failure.

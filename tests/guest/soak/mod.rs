@@ -8,6 +8,9 @@ mod hotplug;
 pub mod in_guest;
 mod migration;
 mod monitor;
+mod newer;
+mod other_cpus;
+mod other_firmware;
 mod pmem_power;
 mod postcopy;
 mod power;
@@ -41,6 +44,8 @@ pub struct Counts {
     pmem_power_cuts: u32,
     /// Guests with memory on CXL, which take a kernel of their own.
     cxl: u32,
+    /// Of what is done with each of the front-ends and guests that `ci/lab/install front-ends` brings.
+    front_ends: u32,
     /// Of every random moment.
     seed: u64,
 }
@@ -55,6 +60,7 @@ impl Counts {
         power_cuts: 3,
         pmem_power_cuts: 1,
         cxl: 0,
+        front_ends: 0,
         seed: 1,
     };
 
@@ -68,6 +74,7 @@ impl Counts {
             power_cuts: 0,
             pmem_power_cuts: 0,
             cxl: 0,
+            front_ends: 0,
             seed: 1,
         };
         for word in text.split(',') {
@@ -79,6 +86,7 @@ impl Counts {
                 ("power-cuts", number) => counts.power_cuts = number.parse().ok()?,
                 ("pmem-power-cuts", number) => counts.pmem_power_cuts = number.parse().ok()?,
                 ("cxl", number) => counts.cxl = number.parse().ok()?,
+                ("front-ends", number) => counts.front_ends = number.parse().ok()?,
                 ("seed", number) => counts.seed = number.parse().ok()?,
                 _ => return None,
             }
@@ -101,7 +109,7 @@ type Scenario = fn(&Order<'_>) -> Vec<Row>;
 
 /// Runs every scenario that is wanted and counted.
 pub fn run(report: &mut Report, counts: &Counts) -> Table {
-    let scenarios: [(&str, u32, Scenario); 11] = [
+    let scenarios: [(&str, u32, Scenario); 18] = [
         ("soak: daemon ends under fio, split rings", counts.kills, recovery::split),
         ("soak: daemon ends under fio, packed rings", counts.kills, recovery::packed),
         ("soak: migration under fio, one daemon", counts.migrations, migration::one_daemon),
@@ -113,6 +121,13 @@ pub fn run(report: &mut Report, counts: &Counts) -> Table {
         ("soak: power cut", counts.power_cuts, power::cuts),
         ("soak: power cut of persistent memory", counts.pmem_power_cuts, pmem_power::cuts),
         ("soak: persistent memory on CXL", counts.cxl, on_cxl),
+        ("soak: Debian 13, images through libblkio", counts.front_ends, newer::images),
+        ("soak: Debian 13, daemon ends under fio, in order", counts.front_ends, newer::in_order),
+        ("soak: Debian 13, guest moves before its memory", counts.front_ends, newer::postcopy),
+        ("soak: other CPUs, Linux on arm64", counts.front_ends, other_cpus::arm64),
+        ("soak: other CPUs, Linux on ppc64el", counts.front_ends, other_cpus::ppc64el),
+        ("soak: other CPUs, Linux on s390x", counts.front_ends, other_cpus::s390x),
+        ("soak: other CPUs, firmware", counts.front_ends, other_firmware::boots),
     ];
     let mut table = Table::default();
     for (name, rounds, scenario) in scenarios {

@@ -26,17 +26,7 @@ pub fn packed(order: &Order<'_>) -> Vec<Row> {
 
 /// `packed` is what the guest says of the feature bit.
 fn ends(order: &Order<'_>, device: &str, packed: &str) -> Vec<Row> {
-    let setup = Setup::new(Place::Tmpfs).disk("size=64M,serial=soak").log_to(order.folder.join("daemon.log"));
-    folder::remove_on_interrupt(setup.image(0).parent().unwrap());
-    let daemon = setup.start();
-    let image = Image::open(daemon.image(0));
-    let disk = rig::disk(&daemon.socket(0), device);
-    let mut guest = Guest::boot_from(&rig::initramfs(order.folder), order.folder, disk, "");
-    // VIRTIO_F_RING_PACKED is bit 34, and the first character is bit 0.
-    assert_eq!(guest.shell("cut -c 35 /sys/block/vda/device/features"), packed, "packed rings");
-    rig::start_pulse(&mut guest, &image);
-
-    let mut scene = Scene { guest, daemon: Some(daemon), image, random: Random::new(order.seed) };
+    let mut scene = Scene::boot(order, device, packed);
     scene.keeps_the_cache_mode();
     let rows = vec![
         scene.rounds(order, "kill -9", |_, daemon| daemon.kill()),
@@ -45,6 +35,21 @@ fn ends(order: &Order<'_>, device: &str, packed: &str) -> Vec<Row> {
     ];
     scene.guest.power_off();
     rows
+}
+
+/// Requests are completed in order, and the guest knows it (VIRTIO_F_IN_ORDER): it takes a batch at its last one. Needs
+/// QEMU and Linux of 2026.
+pub fn in_order(order: &Order<'_>) -> Vec<Row> {
+    let kinds = [("num-queues=2,in_order=on", "0"), ("num-queues=2,in_order=on,packed=on", "1")];
+    let row = |(device, packed)| {
+        let mut scene = Scene::boot(order, device, packed);
+        // VIRTIO_F_IN_ORDER is bit 35.
+        assert_eq!(scene.guest.shell("cut -c 36 /sys/block/vda/device/features"), "1", "in order");
+        let row = scene.rounds(order, &format!("{device}: kill -9"), |_, daemon| daemon.kill());
+        scene.guest.power_off();
+        row
+    };
+    kinds.map(row).into()
 }
 
 /// A guest, and the daemon that comes and goes.
@@ -58,6 +63,20 @@ struct Scene {
 }
 
 impl Scene {
+    fn boot(order: &Order<'_>, device: &str, packed: &str) -> Self {
+        let setup =
+            Setup::new(Place::Tmpfs).disk("size=64M,serial=soak").log_to(order.folder.join("daemon.log"));
+        folder::remove_on_interrupt(setup.image(0).parent().unwrap());
+        let daemon = setup.start();
+        let image = Image::open(daemon.image(0));
+        let disk = rig::disk(&daemon.socket(0), device);
+        let mut guest = Guest::boot_from(&rig::initramfs(order.folder), order.folder, disk, "");
+        // VIRTIO_F_RING_PACKED is bit 34, and the first character is bit 0.
+        assert_eq!(guest.shell("cut -c 35 /sys/block/vda/device/features"), packed, "packed rings");
+        rig::start_pulse(&mut guest, &image);
+        Self { guest, daemon: Some(daemon), image, random: Random::new(order.seed) }
+    }
+
     /// The guest has chosen write-through, and the daemon is another: it is shown what it has chosen, and not told of a
     /// new size that is the old one.
     fn keeps_the_cache_mode(&mut self) {

@@ -1,7 +1,7 @@
 //! What the scenarios have shown, as a table for people.
 
 use std::fmt::{self, Display, Formatter};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// One thing that a scenario did so many times.
 #[derive(Debug)]
@@ -11,6 +11,18 @@ pub struct Row {
     pub seconds: f32,
     /// From each interruption to the first request that was completed after it. Reported, never judged.
     pub pauses: Vec<Duration>,
+}
+
+impl Row {
+    /// What could not be tried here, and why.
+    pub fn skipped(why: &str) -> Self {
+        Self { what: format!("skipped: {why}"), rounds: 0, seconds: 0.0, pauses: Vec::new() }
+    }
+
+    /// What was done once, since `start`.
+    pub fn once(what: String, start: Instant) -> Self {
+        Self { what, rounds: 1, seconds: start.elapsed().as_secs_f32(), pauses: Vec::new() }
+    }
 }
 
 /// All rows; of a scenario that failed its name only.

@@ -106,6 +106,9 @@ impl Message {
                 self.bytes.extend(bytes);
                 self.files.extend(files);
                 self.refused.extend(refused);
+                // However many pieces there are.
+                self.files.truncate(MAX_FILES);
+                self.refused.truncate(MAX_FILES);
             } else {
                 let mut read = stream;
                 read.read_exact(&mut bytes)?;

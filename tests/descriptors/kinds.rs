@@ -17,7 +17,7 @@ use super::message::{
 use super::{blocking_event, bystander, two_disks};
 use crate::common::daemon::Daemon;
 use crate::common::frontend::memory::Span;
-use crate::common::frontend::wire::{HEADER_BYTES, NEED_REPLY, VERSION};
+use crate::common::frontend::wire::{HEADER_BYTES, NEED_REPLY, VERSION, Wire};
 use crate::common::frontend::{Options, Session};
 use crate::common::process::Process;
 use crate::common::wait_for;
@@ -174,6 +174,28 @@ fn a_refusal_names_what_came_and_what_is_taken() {
         assert_eq!(tell(&session, message, null.as_fd()), Outcome::Refused);
         daemon.wait_for_log(words);
     }
+}
+
+/// With each of them as many as a message may have: what is beyond that does not stay.
+#[test]
+fn a_message_in_pieces_has_no_more_descriptors_than_another() {
+    const PIECES: usize = 100;
+    const MOST: usize = 32;
+    let daemon = two_disks();
+    let session = connect(&daemon);
+    let event = blocking_event();
+    let process = Process(daemon.pid());
+    let before = process.fds();
+    let message = Wire::encode(SET_MEM_TABLE, VERSION, &[0; 4 * PIECES]);
+    for byte in message.iter().take(PIECES) {
+        assert!(session.wire.send_bytes(&[*byte], &[event.as_fd(); MOST]));
+    }
+    // What was sent has been received.
+    wait_for("all pieces are received", || (process.fds() >= before + MOST).then_some(()));
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert!(process.fds() <= before + 2 * MOST, "{} descriptors, {before} before", process.fds());
+    drop(session);
+    wait_for("all are closed", || (process.fds() <= before).then_some(()));
 }
 
 /// Killed by hand, or for want of memory.

@@ -79,13 +79,15 @@ impl Helper {
         let mut link = self.lock();
         link.number = link.number.wrapping_add(1);
         let request = Request { number: link.number, code, most: u32::try_from(most).unwrap_or(u32::MAX) };
-        if request.send(&link.socket, stream.as_fd()).is_err() {
-            // Somebody has killed them. What memory there is by now is mapped in those that take their place.
+        let mut sent = request.send(&link.socket, stream.as_fd());
+        if sent.as_ref().is_err_and(is_killed) {
+            // What memory there is by now is mapped in those that take their place.
             let number = link.number;
             *link = Link::start().map_err(gone)?;
             link.number = number;
-            request.send(&link.socket, stream.as_fd()).map_err(gone)?;
+            sent = request.send(&link.socket, stream.as_fd());
         }
+        sent.map_err(gone)?;
         link.await_answer()
     }
 
@@ -137,6 +139,12 @@ impl Drop for Link {
         process::kill(self.spawner);
         process::wait(self.spawner);
     }
+}
+
+/// Whether nobody has the other end any more.
+fn is_killed(error: &io::Error) -> bool {
+    use io::ErrorKind as E;
+    matches!(error.kind(), E::BrokenPipe | E::ConnectionReset | E::ConnectionRefused | E::NotConnected)
 }
 
 fn gone(error: io::Error) -> io::Error {

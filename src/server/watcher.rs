@@ -68,7 +68,8 @@ impl Watcher {
         let watch = |fd| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0));
         watch(wishes.wake.as_raw_fd())?;
         let files = Files::watch(resizer.disks()).inspect_err(|error| {
-            tracing::warn!(%error, "files that grow are not noticed; send SIGHUP then");
+            let cause = cause(error);
+            tracing::warn!(%error, cause, "growth of files is noticed on SIGHUP only");
         });
         let files = files.ok();
         if let Some(files) = &files {
@@ -111,6 +112,19 @@ impl Drop for Watcher {
     }
 }
 
+/// Who has refused: what inotify says of its own limits reads as if it were of descriptors, or of space.
+fn cause(error: &io::Error) -> Option<&'static str> {
+    match error.raw_os_error()? {
+        libc::EMFILE => Some(
+            "this user has as many inotify instances as fs.inotify.max_user_instances allows, or this process as \
+             many descriptors (ulimit -n)",
+        ),
+        libc::ENOSPC => Some("this user has as many watches as fs.inotify.max_user_watches allows"),
+        libc::ENFILE => Some("this machine has as many open files as fs.file-max allows"),
+        _ => None,
+    }
+}
+
 /// The files that are watched.
 #[derive(Debug)]
 struct Files {
@@ -128,7 +142,8 @@ impl Files {
             let name = add_watch(&inotify, path, WatchFlags::CLOSE_WRITE);
             let disk = &context.device.identity().name;
             name.inspect_err(|error| {
-                tracing::warn!(disk, %error, "its growth is not noticed; send SIGHUP then");
+                let cause = cause(&(*error).into());
+                tracing::warn!(disk, %error, cause, "its growth is noticed on SIGHUP only");
             })
             .ok()
         });

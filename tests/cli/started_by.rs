@@ -83,3 +83,20 @@ fn a_disk_grows_beyond_the_limit_of_file_sizes_or_says_why_not() {
         daemon.stop();
     }
 }
+
+/// Both limits of inotify are those of a user namespace here.
+#[test]
+fn used_up_inotify_is_called_by_its_name() {
+    for (limit, name) in
+        [("instances", "fs.inotify.max_user_instances"), ("watches", "fs.inotify.max_user_watches")]
+    {
+        let script = format!("echo 0 >/proc/sys/user/max_inotify_{limit}; exec \"$@\"");
+        let setup =
+            Setup::new(Place::Tmpfs).disk("size=1M").through(&["unshare", "-Ur", "sh", "-c", &script, "sh"]);
+        let daemon = setup.start();
+        daemon.wait_for_log("is noticed on SIGHUP only");
+        let log = daemon.log();
+        assert!(log.contains(name), "{log}");
+        daemon.stop();
+    }
+}

@@ -1,7 +1,8 @@
 #!/bin/bash
 # pmem.sh ACTION ...: persistent memory of this guest, and the daemon that serves it here.
 #   region PROVIDER INDEX        the number of a region of that kind of bus
-#   format KIND DEVICE OPTIONS   makes an ext4, ext4-no-journal, xfs, or xfs-sharing (reflink=1) there and mounts it on /mnt
+#   format KIND DEVICE OPTIONS [FOLDER]   makes an ext4, ext4-no-journal, xfs, or xfs-sharing (reflink=1) there and
+#                                mounts it there, or on /mnt
 #   fsdax REGION                 makes its namespace one for DAX file systems, unless it is
 #   flags PATH                   the flags, octal, with which the daemon has it open
 #   serve PATH OPTIONS ARGS...   starts the daemon and waits until it listens, or says why it does not
@@ -28,7 +29,7 @@ format)
     xfs) mkfs.xfs -q -f -m reflink=0 "$3" ;;
     xfs-sharing) mkfs.xfs -q -f -m reflink=1 "$3" ;;
     esac
-    mount -t "${2%%-*}" -o "$4" "$3" /mnt
+    mount -t "${2%%-*}" -o "$4" "$3" "${5:-/mnt}"
     ;;
 serve)
     path=$2 options=$3

@@ -131,18 +131,20 @@ impl Scene<'_> {
         for index in 0..CASES.len() {
             guest.shell(&format!("/lab/pmem.sh fsdax $(/lab/pmem.sh region ACPI.NFIT {index})"));
         }
-        let (mut options, mut disks) = (String::new(), String::new());
+        let (mut format, mut options, mut disks) = (String::new(), String::new(), String::new());
         let start = Instant::now();
         for (index, Case { file_system, class, client, stores }) in CASES.iter().enumerate() {
-            guest.shell(&format!(
-                "/lab/pmem.sh format {file_system} {} dax=always && mkdir -p /disks/{index} && \
-                 mount --move /mnt /disks/{index}",
+            // All at once: the logs shall not be old when the power fails.
+            format += &format!(
+                "{{ mkdir -p /disks/{index} && \
+                 /lab/pmem.sh format {file_system} {} dax=always /disks/{index}; }} & made=\"$made $!\"; ",
                 block(index)
-            ));
+            );
             let place = format!("path={},socket=/tmp/{index}.sock", file(index));
             options += &format!(" --disk {place},size=32M,sparse=on,require-durable={class}");
             disks += &format!(" /tmp/{index}.sock {} {} {stores}", file(index), client.word());
         }
+        guest.shell(&format!("{format} for each in $made; do wait $each || exit 1; done"));
         guest.shell(&format!("/lab/vhost-user-pmem serve {options} >/tmp/out 2>/tmp/log &"));
         let last = CASES.len() - 1;
         guest.shell(&format!(

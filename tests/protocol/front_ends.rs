@@ -282,6 +282,51 @@ fn spdk_enables_its_rings_first() {
     );
 }
 
+/// crosvm (autumn 2026) with its default options: all queues that are offered, each of 32,768 entries, no answers asked
+/// for though REPLY_ACK is acknowledged; it sleeps and wakes on the same connection.
+#[test]
+fn crosvm_asks_for_rings_of_32768() {
+    const FEATURES: u64 = VERSION_1 | PROTOCOL_FEATURES | EVENT_IDX | INDIRECT_DESC | 1 << 12 | FLUSH;
+    let protocol = CONFIG | MQ | BACKEND_REQ | DEVICE_STATE | REPLY_ACK;
+    let daemon = daemon("");
+    let crosvm = connect(&daemon.socket(0), FEATURES, protocol);
+    crosvm.say(SET_PROTOCOL_FEATURES, &protocol.to_le_bytes(), &[]);
+    let (_channel, back_end) = UnixStream::pair().unwrap();
+    crosvm.say(SET_BACKEND_REQ_FD, &[], &[back_end.as_fd()]);
+    assert_eq!(crosvm.ask(GET_QUEUE_NUM, &[]).value(), 64);
+    for (offset, bytes) in [(0, 4), (4, 4), (12, 4), (20, 4), (32, 1), (34, 2), (56, 1)] {
+        crosvm.config(offset, bytes);
+    }
+    crosvm.say(SET_FEATURES, &FEATURES.to_le_bytes(), &[]);
+    let memory = Memory::new(&[Span { guest_start: 0, bytes: 4 << 30 }]);
+    let mut rings = [0, 1, 63].map(|index| Ring::new(&memory, index, 32_768, FEATURES));
+    for round in 0..3 {
+        crosvm.share(&memory, 0);
+        for ring in &rings {
+            crosvm.size(ring);
+            crosvm.addresses_base_events(ring);
+            crosvm.enable(ring, true);
+        }
+        rings.iter_mut().for_each(|ring| assert_works(ring, round * 8));
+        // More at once than a ring of 1024 has room for.
+        for ring in &mut rings {
+            let read = Request::read(0, 512);
+            let heads: Vec<u16> = (0..ring.slots().min(3000)).map(|_| ring.submit(&read)).collect();
+            ring.kick.ring();
+            for head in heads {
+                let used = ring.wait();
+                assert_eq!((used.head, ring.answer(&read, used).status), (head, OK));
+            }
+        }
+        for ring in &rings {
+            crosvm.enable(ring, false);
+            let base = crosvm.ask(GET_VRING_BASE, &state(ring, 0)).payload;
+            assert_eq!(base[4..], ring.available_base().to_le_bytes());
+        }
+    }
+    assert!(!daemon.log().contains("WARN"), "{}", daemon.log());
+}
+
 /// Cloud Hypervisor v53: all sizes first, each ring's base is the driver's index and comes after its addresses, ENABLE
 /// last. It pauses with ENABLE 0 alone while the driver goes on, and on resuming says everything again, on the same
 /// connection: what the driver has made available meanwhile, before the base that is sent, is not lost.

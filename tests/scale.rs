@@ -224,9 +224,9 @@ fn too_few_descriptors_are_said_at_once() {
 #[test]
 fn front_ends_do_not_wait_for_what_is_populated() {
     let folder = tempfile::tempdir().unwrap();
-    // The number of a call is counted for each thread: the main one only advises once for each disk.
+    // The number of a call is counted for each thread: the main one only advises twice for each disk.
     let held =
-        "strace -D -f -qq -o /dev/null -e trace=madvise -e inject=madvise:delay_enter=120000000:when=2+";
+        "strace -D -f -qq -o /dev/null -e trace=madvise -e inject=madvise:delay_enter=120000000:when=3+";
     let program = wrapper(&folder, "", held);
     let daemon = Setup::new(Place::Tmpfs).disk("size=256M").program(&program).start();
     let session = Session::connect(&daemon.socket(0));

@@ -13,6 +13,15 @@ const MEDIA: usize = 0;
 /// [`Slot::spare`] of a range that has given it up.
 const GIVEN_UP: usize = usize::MAX;
 
+/// What was to be had of what was reserved for the worst.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Spare {
+    Never,
+    GoneBefore,
+    /// There is a mapping more now.
+    GoneNow,
+}
+
 /// One range. Registering takes the lock; the handler reads without one, and by the version it knows whether
 /// what it read belongs together.
 #[derive(Debug)]
@@ -107,7 +116,7 @@ impl WatchedRange {
 impl Drop for WatchedRange {
     fn drop(&mut self) {
         let _changes = changes();
-        self.slot.give_up_spare_and(|| true);
+        let _ = self.slot.give_up_spare();
         self.slot.change(0, 0, MEDIA, 0);
     }
 }
@@ -137,21 +146,20 @@ impl Slot {
         self.version.store(version.wrapping_add(2), Ordering::Release);
     }
 
-    /// Gives up what was reserved for the worst, then does `replace`. Where another thread has given it up, that one is
-    /// about to replace the range, and whoever touches it looks again. For the handler.
-    fn give_up_spare_and(&self, replace: impl Fn() -> bool) -> bool {
+    /// Unmaps what was reserved for the worst. For the handler, and at the end.
+    fn give_up_spare(&self) -> Spare {
         match self.spare.swap(GIVEN_UP, Ordering::Relaxed) {
-            // There was none, and there still is none.
             0 => {
                 self.spare.store(0, Ordering::Relaxed);
-                false
+                Spare::Never
             }
-            GIVEN_UP => true,
+            GIVEN_UP => Spare::GoneBefore,
             len => {
                 let at =
                     std::ptr::without_provenance_mut(self.start.load(Ordering::Relaxed).wrapping_sub(len));
                 // SAFETY: nobody uses it, as who registered the range has said, and it is unmapped once only.
-                unsafe { libc::munmap(at, len) == 0 && replace() }
+                let _ = unsafe { libc::munmap(at, len) };
+                Spare::GoneNow
             }
         }
     }
@@ -202,10 +210,14 @@ pub(super) fn replace_lost(address: usize) -> bool {
     let before = unsafe { *errno };
     let start = slot.start.load(Ordering::Relaxed);
     let whole = slot.len.load(Ordering::Relaxed).next_multiple_of(page_bytes);
-    let is_replaced = put_zeroes(start, whole)
-        || slot.give_up_spare_and(|| put_zeroes(start, whole))
-        // Where memory is promised only if it is there (vm.overcommit_memory=2, RLIMIT_DATA), a page may still be had.
-        || put_zeroes(address - address % page_bytes, page_bytes);
+    let is_replaced = put_zeroes(start, whole) || {
+        let spare = slot.give_up_spare();
+        spare == Spare::GoneNow && put_zeroes(start, whole)
+            // Where memory is promised only if it is there (vm.overcommit_memory=2, RLIMIT_DATA), a page may be had.
+            || put_zeroes(address - address % page_bytes, page_bytes)
+            // Another thread makes use of it just now: look again.
+            || spare == Spare::GoneBefore
+    };
     // SAFETY: as above.
     unsafe { *errno = before };
     is_replaced

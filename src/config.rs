@@ -9,6 +9,8 @@ use std::sync::atomic::AtomicBool;
 
 use crate::cpus::Cpus;
 use crate::disk::{DeepFlush, DiscardPolicy, Durability, LockMode};
+use crate::virtio::blk::SEG_MAX;
+use crate::virtio::queue::MAX_CHAIN;
 use crate::worker::Polling;
 
 /// Queues offered when nothing is said: QEMU refuses to start with fewer than it has vCPUs, and a queue
@@ -17,6 +19,9 @@ pub const DEFAULT_QUEUES: NonZeroU16 = NonZeroU16::new(64).unwrap();
 
 /// Most queues a disk can offer: `SET_VRING_KICK` carries a ring's index in 8 bits.
 pub const MAX_QUEUES: u16 = 256;
+
+/// Most data segments that can be announced: with header and status, as many descriptors as a chain may have.
+pub const MAX_SEG_MAX: u16 = MAX_CHAIN - 2;
 
 /// Logical block sizes in bytes that can be offered.
 pub const BLOCK_SIZES: [u32; 2] = [512, 4096];
@@ -59,6 +64,9 @@ pub struct DiskConfig {
     pub block_bytes: Option<u32>,
     /// Queues offered.
     pub queues: NonZeroU16,
+    /// Most data segments of a request that drivers are told, 1 to [`MAX_SEG_MAX`]: a driver without indirect descriptors
+    /// needs a ring of two more.
+    pub seg_max: u16,
     /// Do not allocate the file's space at start.
     pub sparse: bool,
     /// How the backing is protected from a second writer.
@@ -152,6 +160,16 @@ pub enum ConfigError {
         /// How many other disks there are.
         others: usize,
     },
+    /// No segment, or more than a request may have.
+    #[error(
+        "disk {disk:?}: {seg_max} data segments cannot be announced; at least 1 and at most {MAX_SEG_MAX} can"
+    )]
+    SegMax {
+        /// The disk's name.
+        disk: String,
+        /// What was asked for.
+        seg_max: u16,
+    },
     /// More queues than can be offered.
     #[error("disk {disk:?}: {queues} queues are too many; at most {MAX_QUEUES} can be offered")]
     TooManyQueues {
@@ -213,6 +231,7 @@ impl DiskConfig {
             read_only: false,
             block_bytes: None,
             queues: DEFAULT_QUEUES,
+            seg_max: SEG_MAX,
             sparse: false,
             lock: LockMode::On,
             require_durable: None,
@@ -229,6 +248,9 @@ impl DiskConfig {
         }
         if let Some(block_bytes) = self.block_bytes.filter(|bytes| !BLOCK_SIZES.contains(bytes)) {
             return Err(ConfigError::BlockSize { disk: self.name.clone(), block_bytes });
+        }
+        if !(1..=MAX_SEG_MAX).contains(&self.seg_max) {
+            return Err(ConfigError::SegMax { disk: self.name.clone(), seg_max: self.seg_max });
         }
         if self.queues.get() > MAX_QUEUES {
             return Err(ConfigError::TooManyQueues { disk: self.name.clone(), queues: self.queues.get() });
@@ -326,6 +348,10 @@ mod tests {
         let mut odd = disk("a", "/a");
         odd.block_bytes = Some(1024);
         assert_eq!(check(vec![odd]), Err(ConfigError::BlockSize { disk: "a".into(), block_bytes: 1024 }));
+        for seg_max in [0, MAX_SEG_MAX + 1] {
+            let odd = DiskConfig { seg_max, ..disk("a", "/a") };
+            assert_eq!(check(vec![odd]), Err(ConfigError::SegMax { disk: "a".into(), seg_max }));
+        }
         let mut many = disk("a", "/a");
         many.queues = NonZeroU16::new(MAX_QUEUES + 1).unwrap();
         assert_eq!(check(vec![many]), Err(ConfigError::TooManyQueues { disk: "a".into(), queues: 257 }));

@@ -36,6 +36,8 @@ pub enum Cause {
     Runs,
     /// A ring could not go on.
     RingStopped,
+    /// A ring that is too small for the requests that drivers are told of.
+    RingSmall,
     /// A driver's mistake.
     RingBroken,
     /// A front-end cannot be told of a change.

@@ -8,7 +8,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use crate::cli::size::{self, SizeError};
-use crate::config::{BLOCK_SIZES, CpuChoice, DiskConfig, MAX_QUEUES, Serial, SerialTooLong, SocketSource};
+use crate::config::{
+    BLOCK_SIZES, CpuChoice, DiskConfig, MAX_QUEUES, MAX_SEG_MAX, Serial, SerialTooLong, SocketSource,
+};
 use crate::cpus::NotCpus;
 use crate::disk::{DeepFlush, DiscardPolicy, Durability, LockMode, UnknownLockMode, UnknownWord};
 
@@ -23,6 +25,7 @@ pub(super) enum Key {
     ReadOnly,
     BlockSize,
     Queues,
+    SegMax,
     Sparse,
     Lock,
     RequireDurable,
@@ -34,7 +37,7 @@ pub(super) enum Key {
 }
 
 impl Key {
-    pub(super) const ALL: [Self; 16] = [
+    pub(super) const ALL: [Self; 17] = [
         Self::Path,
         Self::Socket,
         Self::Name,
@@ -43,6 +46,7 @@ impl Key {
         Self::ReadOnly,
         Self::BlockSize,
         Self::Queues,
+        Self::SegMax,
         Self::Sparse,
         Self::Lock,
         Self::RequireDurable,
@@ -63,6 +67,7 @@ impl Key {
             Self::ReadOnly => "readonly",
             Self::BlockSize => "block-size",
             Self::Queues => "queues",
+            Self::SegMax => "seg-max",
             Self::Sparse => "sparse",
             Self::Lock => "lock",
             Self::RequireDurable => "require-durable",
@@ -84,7 +89,7 @@ impl Key {
             Self::Serial => "TEXT",
             Self::ReadOnly | Self::Sparse | Self::Postcopy => "on|off",
             Self::BlockSize => "512|4096",
-            Self::Queues => "N",
+            Self::Queues | Self::SegMax => "N",
             Self::Lock => "on|wait|off",
             Self::RequireDurable => "CLASS",
             Self::Discard => "auto|ignore|unmap",
@@ -109,6 +114,9 @@ impl Key {
             Self::ReadOnly => &["Open the file for reading only and refuse writes [default: off]"],
             Self::BlockSize => &["Logical block size in bytes [default: a block device's own, else 512]"],
             Self::Queues => &["Queues offered, 1 to 256 [default: 64]"],
+            Self::SegMax => {
+                &["Most data segments of a request that drivers are told, 1 to 1022 [default: 126]"]
+            }
             Self::Sparse => &["Leave holes of the file unallocated at the start [default: off]"],
             Self::Lock => &[
                 "When another process serves the file: refuse to start, wait for it with",
@@ -202,6 +210,8 @@ pub(super) enum ValueError {
     NotABlockSize,
     #[error("write a whole number from 1 to {MAX_QUEUES}")]
     NotAQueueCount,
+    #[error("write a whole number from 1 to {MAX_SEG_MAX}")]
+    NotASegMax,
     #[error(transparent)]
     Size(#[from] SizeError),
     #[error("{0}; shorten it")]
@@ -243,6 +253,7 @@ pub(super) struct DiskOption {
     read_only: bool,
     block_bytes: Option<u32>,
     queues: Option<NonZeroU16>,
+    seg_max: Option<u16>,
     sparse: bool,
     lock: Option<LockMode>,
     /// `Some(None)` is "off": nothing, whatever is required of the other disks.
@@ -274,6 +285,7 @@ impl DiskOption {
             read_only: values.take(Key::ReadOnly, switch)?.unwrap_or(false),
             block_bytes: values.take(Key::BlockSize, block_size)?,
             queues: values.take(Key::Queues, queues)?,
+            seg_max: values.take(Key::SegMax, seg_max)?,
             sparse: values.take(Key::Sparse, switch)?.unwrap_or(false),
             lock: values.take(Key::Lock, |value| Ok(value.parse()?))?,
             require_durable: values.take(Key::RequireDurable, class_or_off)?,
@@ -291,6 +303,7 @@ impl DiskOption {
         config.read_only = self.read_only;
         config.block_bytes = self.block_bytes;
         config.queues = self.queues.unwrap_or(config.queues);
+        config.seg_max = self.seg_max.unwrap_or(config.seg_max);
         config.sparse = self.sparse;
         config.lock = self.lock.unwrap_or(config.lock);
         config.require_durable = self.require_durable.unwrap_or(defaults.require_durable);
@@ -449,6 +462,10 @@ fn block_size(text: &str) -> Result<u32, ValueError> {
 fn queues(text: &str) -> Result<NonZeroU16, ValueError> {
     let number = text.parse().ok().filter(|number: &NonZeroU16| number.get() <= MAX_QUEUES);
     number.ok_or(ValueError::NotAQueueCount)
+}
+
+fn seg_max(text: &str) -> Result<u16, ValueError> {
+    text.parse().ok().filter(|number| (1..=MAX_SEG_MAX).contains(number)).ok_or(ValueError::NotASegMax)
 }
 
 fn serial(text: &str) -> Result<Serial, ValueError> {

@@ -335,7 +335,7 @@ fn open(
         deep_flush: config.deep_flush,
         should_stop: should_stop.clone(),
     };
-    let DiskConfig { name, path, socket, serial, queues, sparse, cpus, postcopy, .. } = config;
+    let DiskConfig { name, path, socket, serial, queues, seg_max, sparse, cpus, postcopy, .. } = config;
     let Opened { disk, lock, media, created } = disk::open(&path, &options)?;
     log_media(&name, &media);
     if created {
@@ -361,7 +361,7 @@ fn open(
     let door = enter(socket).map_err(|error| ServerError::listener(name.clone(), error))?;
     let identity = Identity { name, serial: *serial.as_bytes() };
     let memo = Memo::of((!geometry.read_only).then_some(path));
-    let device = Device::new(disk, identity, queues.get());
+    let device = Device::new(disk, identity, queues.get()).with_seg_max(seg_max);
     Ok((Service { device, lock, door, cpus, postcopy, memo }, summary))
 }
 

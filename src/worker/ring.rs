@@ -130,6 +130,9 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     pub fn start(parts: RingParts<D>, log_limit: Arc<LogLimit>) -> Result<Self, RingError> {
         let RingParts { key, layout, memory, device, cache, kick, call, err, connection } = parts;
         let queue = Q::start(&layout, &memory)?;
+        if !layout.indirect && layout.size < device.longest_chain().into() {
+            warn_of_small_ring(&device, &key, &layout);
+        }
         Ok(Self {
             key,
             queue,
@@ -460,5 +463,22 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             // It may be closed already. The session's thread takes its rings back then.
             let _ = connection.shutdown(Shutdown::Both);
         }
+    }
+}
+
+/// Requests that the driver may form and has no room for: it cannot place them, and nobody else hears of that.
+#[cold]
+fn warn_of_small_ring<D: Disk>(device: &Device<D>, key: &RingKey, layout: &RingLayout) {
+    if let Some(suppressed) = device.log_limit().admit(Cause::RingSmall) {
+        let (disk, ring, size) = (&device.identity().name, key.index, layout.size);
+        let seg_max = size.saturating_sub(2).max(1);
+        tracing::warn!(
+            disk,
+            ring,
+            size,
+            suppressed,
+            "a ring is smaller than the requests that its driver is told of, which uses no indirect descriptors; if \
+             it stalls, use seg-max={seg_max}"
+        );
     }
 }

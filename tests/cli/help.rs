@@ -4,7 +4,7 @@ use super::{run, stdout};
 
 const README: &str = include_str!("../../README.md");
 
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 17] = [
     "path",
     "socket",
     "name",
@@ -13,6 +13,7 @@ const KEYS: [&str; 16] = [
     "readonly",
     "block-size",
     "queues",
+    "seg-max",
     "sparse",
     "lock",
     "require-durable",

@@ -6,7 +6,7 @@ use vhost::vhost_user::message::VhostUserConfigFlags;
 use super::{DISK_BYTES, assert_works, daemon};
 use crate::common::frontend::request::{OK, Request};
 use crate::common::frontend::wire::Verdict;
-use crate::common::frontend::{Session, assert_refused};
+use crate::common::frontend::{INDIRECT_DESC, Options, Session, assert_refused};
 
 const GET_CONFIG: u32 = 24;
 
@@ -180,4 +180,23 @@ fn names_that_begin_alike_have_serial_numbers_that_differ() {
     });
     assert!(serials.iter().all(|serial| serial.starts_with(b"production-")), "{serials:?}");
     assert_ne!(serials[0], serials[1]);
+}
+
+/// For drivers with small rings and without indirect descriptors, which the log warns of.
+#[test]
+fn the_most_segments_are_as_configured_and_small_rings_are_warned_of() {
+    for (options, expected, warns) in
+        [("", 126, true), ("seg-max=14", 14, false), ("seg-max=1022", 1022, true)]
+    {
+        let daemon = daemon(options);
+        for features in [u64::MAX, !INDIRECT_DESC] {
+            let options = Options { features, ..Options::default() };
+            let session = Session::connect_with(&daemon.socket(0), &options);
+            assert_eq!(session.config(12, 4).unwrap(), u32::to_le_bytes(expected));
+            assert_works(&mut session.ring(0, 16), 0);
+        }
+        let log = daemon.stop_for_log();
+        let lines = log.lines().filter(|line| line.contains("use seg-max=14")).count();
+        assert_eq!(lines > 0, warns, "{options:?}: {log}");
+    }
 }

@@ -94,6 +94,8 @@ fn errors_say_what_and_what_to_do() {
         (",block-size=1000", "block-size=1000: write 512 or 4096"),
         (",queues=0", "queues=0: write a whole number from 1 to 256"),
         (",queues=257", "queues=257: write a whole number from 1 to 256"),
+        (",seg-max=0", "seg-max=0: write a whole number from 1 to 1022"),
+        (",seg-max=1023", "seg-max=1023: write a whole number from 1 to 1022"),
         (",serial=123456789012345678901", "at most 20 bytes, this one has 21; shorten it"),
         (",serial=grün", "printable ASCII characters only"),
         (",lock=yes", "lock=yes: `yes` is not a lock mode; use on, wait or off"),

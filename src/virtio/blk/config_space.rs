@@ -1,8 +1,6 @@
 //! The configuration space (VIRTIO 1.2 §5.2.4).
 
-use super::units::{
-    Limits, MAX_DISCARD_SECTORS, MAX_RANGES, MAX_WRITE_ZEROES_SECTORS, SECTOR_BYTES, SEG_MAX,
-};
+use super::units::{Limits, MAX_DISCARD_SECTORS, MAX_RANGES, MAX_WRITE_ZEROES_SECTORS, SECTOR_BYTES};
 
 /// Length of the fields that have a meaning; whatever is read behind them is zero.
 pub const CONFIG_BYTES: usize = 60;
@@ -20,6 +18,8 @@ pub struct ConfigSpace {
     pub limits: Limits,
     /// Queues offered.
     pub queues: u16,
+    /// Most data segments of a request.
+    pub seg_max: u16,
     /// What a discard should be aligned to, in sectors.
     pub discard_alignment_sectors: u32,
     /// 1: the driver must flush; 0: each completed write persists.
@@ -40,7 +40,7 @@ impl ConfigSpace {
         let block_bytes = u32::try_from(block_sectors * SECTOR_BYTES).unwrap_or(0);
         let blocks_per_page = PHYSICAL_BLOCK_BYTES / u64::from(block_bytes.max(1));
         put(0, &capacity_sectors.to_le_bytes());
-        put(12, &u32::from(SEG_MAX).to_le_bytes());
+        put(12, &u32::from(self.seg_max).to_le_bytes());
         put(20, &block_bytes.to_le_bytes());
         // Topology: physical blocks as a power of two, and the smallest good request in blocks.
         put(24, &[u8::try_from(blocks_per_page.max(1).ilog2()).unwrap_or(0)]);
@@ -73,8 +73,13 @@ mod tests {
 
     const LIMITS: Limits =
         Limits { capacity_sectors: 0x1234_5678, block_sectors: 1, unit_sectors: 1, read_only: false };
-    const SPACE: ConfigSpace =
-        ConfigSpace { limits: LIMITS, queues: 64, discard_alignment_sectors: 8, writeback: true };
+    const SPACE: ConfigSpace = ConfigSpace {
+        limits: LIMITS,
+        queues: 64,
+        seg_max: 126,
+        discard_alignment_sectors: 8,
+        writeback: true,
+    };
 
     #[test]
     fn fields_lie_where_the_kernels_header_has_them() {

@@ -10,7 +10,7 @@ use super::counters::{Counters, Effect};
 use super::features;
 use super::request::{OK, Operation, Refusal, parse};
 use super::sliced::{Parts, Sliced, takes_long};
-use super::units::{Limits, SECTOR_BYTES};
+use super::units::{Limits, SECTOR_BYTES, SEG_MAX};
 use crate::copy;
 use crate::disk::{Disk, DiskError, Flusher, GrowError, Ticket};
 use crate::log_limit::{Cause, LogLimit};
@@ -37,6 +37,7 @@ pub struct Device<D: Disk> {
     /// The size by now.
     capacity_sectors: AtomicU64,
     queues: u16,
+    seg_max: u16,
     log_limit: Arc<LogLimit>,
 }
 
@@ -94,7 +95,18 @@ impl<D: Disk> Device<D> {
         let flusher = Flusher::new(disk.clone());
         let capacity_sectors = AtomicU64::new(limits.capacity_sectors);
         let log_limit = Arc::default();
-        Self { disk, flusher, identity, limits, capacity_sectors, queues, log_limit }
+        Self { disk, flusher, identity, limits, capacity_sectors, queues, seg_max: SEG_MAX, log_limit }
+    }
+
+    /// Tells drivers that a request may have so many data segments, in place of [`SEG_MAX`]. More are taken all the same.
+    #[must_use]
+    pub fn with_seg_max(self, seg_max: u16) -> Self {
+        Self { seg_max, ..self }
+    }
+
+    /// Descriptors that the longest request takes which drivers are told of, without a table.
+    pub const fn longest_chain(&self) -> u16 {
+        self.seg_max.saturating_add(2)
     }
 
     /// For lines of the log that its guest, its front-ends or its file can cause.
@@ -144,7 +156,13 @@ impl<D: Disk> Device<D> {
     pub fn config_space(&self, writeback: bool) -> ConfigSpace {
         let alignment = self.disk.discard_alignment_bytes() / SECTOR_BYTES;
         let discard_alignment_sectors = u32::try_from(alignment).unwrap_or(1).max(1);
-        ConfigSpace { limits: self.limits(), queues: self.queues, discard_alignment_sectors, writeback }
+        ConfigSpace {
+            limits: self.limits(),
+            queues: self.queues,
+            seg_max: self.seg_max,
+            discard_alignment_sectors,
+            writeback,
+        }
     }
 
     /// Does what a chain asks, or begins to: `sliced` has room for one request that takes long, and must not have one that

@@ -204,7 +204,7 @@ impl<D: Disk> Stock<D> {
     fn flush(&self) -> bool {
         self.device.fence();
         let waker = Waker::from(Arc::new(Unpark(thread::current())));
-        let ticket = self.device.begin_flush(&waker);
+        let ticket = self.device.begin_flush(&waker, &Counters::default());
         loop {
             if let Some(has_flushed) = self.device.poll_flush(ticket) {
                 return has_flushed;

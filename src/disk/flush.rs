@@ -4,6 +4,7 @@
 //! sync answers those up to the number it saw when it started, and none that came later, although its result
 //! may be there when they look (`pmem.md` §1: reusing it would lose data).
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
@@ -36,6 +37,16 @@ struct Shared<D> {
     has_failed: AtomicBool,
     asked: Mutex<Asked>,
     changed: Condvar,
+    after_first: Mutex<Option<AfterFirst>>,
+}
+
+/// What is done after the first sync of somebody who has written.
+struct AfterFirst(Box<dyn FnOnce() + Send>);
+
+impl fmt::Debug for AfterFirst {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AfterFirst")
+    }
 }
 
 /// What the thread has to do.
@@ -45,6 +56,8 @@ struct Asked {
     last: u64,
     /// Who waits.
     wakers: Vec<Waker>,
+    /// One of those who have asked has written.
+    has_written: bool,
     is_stopping: bool,
 }
 
@@ -57,14 +70,22 @@ impl<D: Disk> Flusher<D> {
             has_failed: AtomicBool::new(false),
             asked: Mutex::default(),
             changed: Condvar::new(),
+            after_first: Mutex::new(None),
         };
         Self { shared: Arc::new(shared), thread: Mutex::new(None), log_limit: LogLimit::default() }
     }
 
+    /// Has something done after the first sync of a writer's that succeeds, before anybody hears of that.
+    pub fn after_first_write(&self, then: impl FnOnce() + Send + 'static) {
+        *self.shared.after_first() = Some(AfterFirst(Box::new(then)));
+    }
+
     /// Asks for everything that was written before this call to persist. `waker` is woken when it is worth
-    /// looking again.
-    pub fn begin(&self, waker: &Waker) -> Ticket {
+    /// looking again. `has_written`: who asks has, which a sync alone does not tell: there is one at first, for what
+    /// processes before this one have left.
+    pub fn begin(&self, waker: &Waker, has_written: bool) -> Ticket {
         let mut asked = self.shared.asked();
+        asked.has_written |= has_written;
         asked.last = asked.last.wrapping_add(1);
         let ticket = Ticket(asked.last);
         asked.wakers.push(waker.clone());
@@ -136,19 +157,31 @@ impl<D: Disk> Shared<D> {
 
     /// One sync, for every flush asked for by now.
     fn sync(&self) {
-        let (covered, wakers) = {
+        let (covered, wakers, has_written) = {
             let mut asked = self.asked();
-            (asked.last, std::mem::take(&mut asked.wakers))
+            (asked.last, std::mem::take(&mut asked.wakers), asked.has_written)
         };
-        if let Err(error) = self.disk.flush()
-            && !self.has_failed.swap(true, Ordering::AcqRel)
-        {
-            tracing::error!(%error, "a sync failed; every flush of this disk fails from now on");
+        match self.disk.flush() {
+            Ok(()) if has_written => {
+                let after_first = self.after_first().take();
+                if let Some(AfterFirst(then)) = after_first {
+                    then();
+                }
+            }
+            Ok(()) => {}
+            Err(error) if !self.has_failed.swap(true, Ordering::AcqRel) => {
+                tracing::error!(%error, "a sync failed; every flush of this disk fails from now on");
+            }
+            Err(_) => {}
         }
         self.finished.store(covered, Ordering::Release);
         for waker in wakers {
             waker.wake();
         }
+    }
+
+    fn after_first(&self) -> MutexGuard<'_, Option<AfterFirst>> {
+        self.after_first.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn asked(&self) -> MutexGuard<'_, Asked> {
@@ -225,10 +258,10 @@ mod tests {
     #[test]
     fn a_sync_answers_no_flush_that_was_asked_for_after_it_began() {
         let Bench { flusher, began, end, waker, rung } = bench();
-        let first = flusher.begin(&waker);
+        let first = flusher.begin(&waker, true);
         began.recv().unwrap();
-        let late = flusher.begin(&waker);
-        let later = flusher.begin(&waker);
+        let late = flusher.begin(&waker, true);
+        let later = flusher.begin(&waker, true);
         assert!(flusher.poll(first).is_none());
         end.send(Ok(())).unwrap();
         rung.recv().unwrap();
@@ -248,7 +281,7 @@ mod tests {
     fn a_failed_sync_fails_every_flush_from_then_on() {
         let Bench { flusher, began, end, waker, rung } = bench();
         for outcome in [Err(()), Ok(())] {
-            let ticket = flusher.begin(&waker);
+            let ticket = flusher.begin(&waker, true);
             began.recv().unwrap();
             end.send(outcome).unwrap();
             rung.recv().unwrap();

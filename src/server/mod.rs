@@ -234,6 +234,14 @@ impl<D: Disk> Server<D> {
                 front_ends: FrontEnds::default(),
                 log_limit,
             });
+            let memo_of = Arc::downgrade(&context);
+            context.device.after_first_flush(move || {
+                if let Some(context) = memo_of.upgrade()
+                    && let Some(memo) = &context.memo
+                {
+                    memo.media_is_written();
+                }
+            });
             contexts.push(context.clone());
             doors.push(Door { inlet: door, context });
         }
@@ -360,7 +368,7 @@ fn open(
     };
     let door = enter(socket).map_err(|error| ServerError::listener(name.clone(), error))?;
     let identity = Identity { name, serial: *serial.as_bytes() };
-    let memo = Memo::of((!geometry.read_only).then_some(path));
+    let memo = Memo::of((!geometry.read_only).then_some(path), media.durability);
     let device = Device::new(disk, identity, queues.get()).with_seg_max(seg_max);
     Ok((Service { device, lock, door, cpus, postcopy, memo }, summary))
 }

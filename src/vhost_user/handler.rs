@@ -269,6 +269,7 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
                 })?;
                 if self.state().has_run {
                     self.note(false);
+                    self.media_is_written();
                 }
                 Ok(())
             }

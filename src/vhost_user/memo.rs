@@ -2,7 +2,9 @@
 //!
 //! A front-end that comes back does not read the configuration again, and does not repeat that its guest has switched to
 //! write-through (QEMU 10). To have it read what has not changed is not harmless: its guest logs a new size, and is shown
-//! a cache mode that it has not chosen. So what it knows is kept beside the disk, as an attribute of the file.
+//! a cache mode that it has not chosen. So what it knows is kept beside the disk, as an attribute of the file. A guest that
+//! only reads has nothing written to the media: the attribute waits until it has written as well. Until then a
+//! daemon that is killed is forgotten, and the front-end is told to read the configuration anew.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,7 +13,7 @@ use rustix::fs::{XattrFlags, getxattr, removexattr, setxattr};
 
 use super::session::{Session, State};
 use super::vring::Vring;
-use crate::disk::Disk;
+use crate::disk::{Disk, Durability};
 use crate::log_limit::Cause;
 
 /// The attribute: of files, and of devices, which have none for users.
@@ -34,45 +36,66 @@ pub struct Known {
 pub struct Memo {
     /// Whose attribute it is; none for as long as this process lives only.
     path: Option<PathBuf>,
-    known: Mutex<Option<Known>>,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    known: Option<Known>,
+    /// What the attribute says.
+    stored: Option<Known>,
+    /// The media is written to anyway, or there is none.
+    may_store: bool,
 }
 
 impl Memo {
     /// What an earlier process has left at the file or device of this path.
-    pub fn of(path: Option<PathBuf>) -> Self {
+    pub fn of(path: Option<PathBuf>, durability: Durability) -> Self {
         let known = path.as_deref().and_then(read);
-        Self { path, known: Mutex::new(known) }
+        let may_store = durability == Durability::Volatile;
+        Self { path, kept: Mutex::new(Kept { known, stored: known, may_store }) }
     }
 
     /// What is known.
     pub fn known(&self) -> Option<Known> {
-        *self.lock()
+        self.lock().known
     }
 
     /// As [`known`](Self::known), with what another process has left meanwhile: a guest may come from there.
     fn look(&self) -> Option<Known> {
-        let mut known = self.lock();
+        let mut kept = self.lock();
         if let Some(left) = self.path.as_deref().and_then(read) {
-            *known = Some(left);
+            (kept.known, kept.stored) = (Some(left), Some(left));
         }
-        *known
+        kept.known
     }
 
     /// Changes it. Where it cannot be kept, a later process asks for nothing: it has the front-end read anew.
     pub fn note(&self, change: impl FnOnce(Option<Known>) -> Option<Known>) {
-        let mut known = self.lock();
-        let before = *known;
-        *known = change(before);
-        if *known == before {
+        let mut kept = self.lock();
+        kept.known = change(kept.known);
+        self.store(&mut kept);
+    }
+
+    /// The guest has changed what is on the media, or has said how that is to be done: what is known may be kept there.
+    pub fn media_is_written(&self) {
+        let mut kept = self.lock();
+        kept.may_store = true;
+        self.store(&mut kept);
+    }
+
+    fn store(&self, kept: &mut Kept) {
+        if !kept.may_store || kept.known == kept.stored {
             return;
         }
         if let Some(path) = &self.path {
-            write(path, *known);
+            write(path, kept.known);
         }
+        kept.stored = kept.known;
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Known>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -118,6 +141,12 @@ impl<D: Disk> Session<D> {
             let capacity_sectors = if is_told { capacity_sectors } else { before.capacity_sectors };
             Some(Known { capacity_sectors, writeback: chosen.or(before.writeback) })
         });
+    }
+
+    pub(super) fn media_is_written(&self) {
+        if let Some(memo) = &self.context.memo {
+            memo.media_is_written();
+        }
     }
 
     fn capacity_sectors(&self) -> u64 {
@@ -203,11 +232,15 @@ mod tests {
             return;
         }
         let known = Known { capacity_sectors: 7, writeback: Some(false) };
-        assert_eq!(Memo::of(Some(file.clone())).known(), None);
-        Memo::of(Some(file.clone())).note(|_| Some(known));
-        let memo = Memo::of(Some(file.clone()));
-        assert_eq!(memo.known(), Some(known));
-        memo.note(|_| None);
-        assert_eq!(Memo::of(Some(file)).known(), None);
+        let memo = |durability| Memo::of(Some(file.clone()), durability);
+        assert_eq!(memo(Durability::Volatile).known(), None);
+        memo(Durability::Volatile).note(|_| Some(known));
+        assert_eq!(memo(Durability::Page).known(), Some(known));
+        memo(Durability::Page).note(|_| None);
+        let last = memo(Durability::CacheLine);
+        assert_eq!(last.known(), Some(known), "media is not written to for it alone");
+        last.note(|_| None);
+        last.media_is_written();
+        assert_eq!(memo(Durability::Page).known(), None);
     }
 }

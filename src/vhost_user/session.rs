@@ -302,6 +302,9 @@ impl<D: Disk> Session<D> {
         self.news.ring_stopped();
         vring.base = ring.base();
         debug_log::ring_stops(self.disk(), self.id, index, vring.base);
+        if ring.counters().media_written_bytes != 0 {
+            self.media_is_written();
+        }
         self.context.totals.lock().unwrap_or_else(PoisonError::into_inner).add(ring.counters());
     }
 

@@ -231,7 +231,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         self.show();
         if !self.held.is_empty() {
             // Writes that finished before this are covered, and no others need to be.
-            self.flush = Some(self.device.begin_flush(waker));
+            self.flush = Some(self.device.begin_flush(waker, &self.counters));
         }
         match has_more {
             _ if self.broken.is_some() => {}

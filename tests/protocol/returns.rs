@@ -45,6 +45,8 @@ impl Machine {
             write_mode(&session, writeback).unwrap();
         }
         assert_works(&mut ring, 0);
+        // What is known is kept on media with what the guest writes there, not before.
+        assert_eq!(ring.run(&Request::flush()).status, OK);
         Self { session, channel, ring }
     }
 
@@ -99,6 +101,24 @@ fn it_is_not_told_what_it_knows_and_its_guests_choice_holds() {
             assert_eq!(machine.mode(), shown);
         }
     }
+}
+
+/// What is kept at a file is written with the guest's own first bytes: reading alone writes nothing to the media.
+#[test]
+fn nothing_is_kept_at_a_file_before_its_guest_writes() {
+    let daemon = daemon(Place::FileSystem);
+    let image = daemon.image(0);
+    let is_kept = || rustix::fs::getxattr(&image, "user.vhost-user-pmem", &mut [0; 64]).is_ok();
+    let (session, _channel) = super::channel::with_channel(&daemon.socket(0));
+    session.config(0, 60).unwrap();
+    let mut ring = session.ring(0, 64);
+    for request in [Request::read(0, 512), Request::flush()] {
+        assert_eq!(ring.run(&request).status, OK);
+        assert!(!is_kept(), "{request:?}");
+    }
+    assert_works(&mut ring, 0);
+    assert_eq!(ring.run(&Request::flush()).status, OK);
+    assert!(is_kept());
 }
 
 #[test]

@@ -227,9 +227,14 @@ impl<D: Disk> Device<D> {
         self.disk.fence();
     }
 
-    /// Starts the flush that held requests wait for; `waker` is woken when it is done.
-    pub fn begin_flush(&self, waker: &Waker) -> Ticket {
-        self.flusher.begin(waker)
+    /// Has something done, on a thread of the disk's own, before the first flush of a writer is answered.
+    pub fn after_first_flush(&self, then: impl FnOnce() + Send + 'static) {
+        self.flusher.after_first_write(then);
+    }
+
+    /// Starts the flush that held requests wait for; `waker` is woken when it is done. `counters` are those of who asks.
+    pub fn begin_flush(&self, waker: &Waker, counters: &Counters) -> Ticket {
+        self.flusher.begin(waker, counters.media_written_bytes != 0)
     }
 
     /// Whether a flush is done, and if it has succeeded.

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::process::ends_with_us;
+use super::process::{Process, ends_with_us};
 use super::wait_for;
 
 /// Longest life of a daemon, unless a test says otherwise. Some clients wait for an answer without a limit; its end
@@ -330,6 +330,9 @@ impl Drop for Daemon {
         let mut ended = None;
         if let Ok(mut child) = self.child.lock() {
             ended = child.try_wait().ok().flatten();
+            if ended.is_none() && std::thread::panicking() {
+                eprintln!("--- threads of the daemon\n{}", Process(child.id()).whereabouts());
+            }
             let _ = child.kill();
             let _ = child.wait();
         }

@@ -64,6 +64,17 @@ impl Process {
         status.is_ok_and(|status| status.lines().any(|line| line.starts_with("State:\tZ")))
     }
 
+    /// What each of its threads does or waits for: name, state, and where in the kernel.
+    pub fn whereabouts(self) -> String {
+        let of_task = |task: String| {
+            let read = |name: &str| fs::read_to_string(format!("{task}/{name}")).unwrap_or_default();
+            let status = read("status");
+            let state = status.lines().find(|line| line.starts_with("State:")).unwrap_or_default();
+            format!("{} {state} {}\n{}", read("comm").trim_end(), read("wchan"), read("stack"))
+        };
+        self.tasks().into_iter().map(of_task).collect()
+    }
+
     /// The process that traces it.
     pub fn tracer(self) -> Option<Pid> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0)).unwrap();

@@ -326,9 +326,10 @@ impl<D: Disk> Acceptor<D> {
         let Self { doors, pool, guests, silent, .. } = self;
         let contexts: Vec<_> = doors.iter().map(|door| door.context.clone()).collect();
         let copies: Vec<_> = doors.iter().filter_map(Door::copy_of_listener).collect();
-        // No new front-ends; the sockets' paths disappear.
-        drop((doors, silent));
-        drop(copies);
+        // No new front-ends; the sockets' paths disappear. Whoever comes back when it is hung up on is refused.
+        drop(doors);
+        ClosedApart::close_all(copies);
+        drop(silent);
         for guest in guests.values() {
             guest.stream.shut_down();
         }

@@ -1,5 +1,6 @@
 //! The back-end program conventions: a socket path, or a socket as an inherited descriptor.
 
+use std::io::Read as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -171,26 +172,41 @@ fn its_errors_have_the_same_codes() {
     drop(path);
 }
 
-/// Where the parent has not kept it, nobody listens there once the sessions of a killed daemon have ended: who connects again
-/// the moment its session has ended is refused.
+/// Says what comes of it when the front-end that has this connection connects again the moment it is closed.
+fn comes_back(mut connected: UnixStream, socket: PathBuf) -> std::thread::JoinHandle<std::io::Result<()>> {
+    std::thread::spawn(move || {
+        // It is closed, or reset where what it said was not read.
+        let _ = connected.read(&mut [0]);
+        UnixStream::connect(socket).map(drop)
+    })
+}
+
+/// Where the parent has not kept it, nobody listens there once the sessions have ended: a front-end that connects again
+/// the moment its session has ended is refused, and so is one that had said nothing.
 #[test]
-fn an_inherited_socket_is_released_before_the_sessions() {
-    use std::io::Read;
-    for _ in 0..10 {
+fn a_socket_is_released_before_the_sessions() {
+    let is_refused = |error: &std::io::Error| error.kind() == std::io::ErrorKind::ConnectionRefused;
+    let is_gone = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+    let signals = [Signal::KILL, Signal::TERM, Signal::KILL, Signal::TERM];
+    for (is_inherited, signal) in [true, false].into_iter().flat_map(|it| signals.map(|signal| (it, signal)))
+    {
         let (folder, path) = disk();
         let socket = folder.path().join("s");
-        let listener = UnixListener::bind(&socket).unwrap();
-        let mut backend = Running::spawn(with_fd_3(listener.into(), &path));
-        let mut connected = UnixStream::connect(&socket).unwrap();
-        let frontend = assert_served(connected.try_clone().unwrap());
-        let comes_back = std::thread::spawn(move || {
-            let _ = connected.read(&mut [0]);
-            UnixStream::connect(socket).map(drop)
+        let mut backend = Running::spawn(if is_inherited {
+            with_fd_3(UnixListener::bind(&socket).unwrap().into(), &path)
+        } else {
+            program([format!("--socket-path={}", socket.display()), format!("--blk-file={}", path.display())])
         });
-        backend.signal(Signal::KILL);
+        let silent = wait_for("it listens", || UnixStream::connect(&socket).ok());
+        let connected = UnixStream::connect(&socket).unwrap();
+        let frontend = assert_served(connected.try_clone().unwrap());
+        let come_back = [connected, silent].map(|it| comes_back(it, socket.clone()));
+        backend.signal(signal);
         backend.wait();
-        let refused = comes_back.join().unwrap().unwrap_err();
-        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+        for (who, outcome) in ["who was served", "who said nothing"].iter().zip(come_back) {
+            let error = outcome.join().unwrap().expect_err(who);
+            assert!(is_refused(&error) || !is_inherited && is_gone(&error), "{who}, {signal:?}: {error}");
+        }
         drop(frontend);
     }
 }

@@ -7,11 +7,14 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Instant;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown, sockopt};
 
-use super::Helper;
-use super::packet::{Request, send};
+use super::packet::{CLOSE, IsAwaited, Request, send};
+use super::{Helper, PATIENCE};
 
 /// A socket to be dropped after all of its copies in this process.
 #[derive(Debug)]
@@ -70,6 +73,19 @@ impl ClosedApart<OwnedFd> {
     pub fn listener(socket: BorrowedFd<'_>, helper: Arc<Helper>) -> io::Result<Self> {
         Ok(Self { socket: Some(socket.try_clone_to_owned()?), is_ours: false, helper })
     }
+
+    /// Closes these, whose other copies in this process are closed, and waits until nobody is let in through them any more.
+    /// Where Linux cannot tell that (before 5.3), or has not told it in time, it is not waited for.
+    pub fn close_all(listeners: Vec<Self>) {
+        let close = |mut it: Self| it.helper.close(it.socket.take()?, IsAwaited::Yes);
+        let closers: Vec<OwnedFd> = listeners.into_iter().filter_map(close).collect();
+        let deadline = Instant::now() + PATIENCE;
+        for closer in closers {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).unwrap_or_default();
+            while poll(&mut [PollFd::new(&closer, PollFlags::IN)], Some(&left)) == Err(Errno::INTR) {}
+        }
+    }
 }
 
 impl<T: AsFd> Drop for ClosedApart<T> {
@@ -78,19 +94,24 @@ impl<T: AsFd> Drop for ClosedApart<T> {
         // Nothing more comes then.
         let is_shut = self.is_ours && rustix::net::shutdown(&socket, Shutdown::Both).is_ok();
         if !(is_shut && is_empty(socket.as_fd())) {
-            self.helper.close(socket);
+            self.helper.close(socket, IsAwaited::No);
         }
     }
 }
 
 impl Helper {
-    /// Closes it here, and then where nobody minds how long that takes.
-    fn close<T: AsFd>(&self, socket: T) {
+    /// Closes it here, and then where nobody minds how long that takes. Answers with the process (a pidfd) that has it until
+    /// its end, if that is awaited.
+    fn close<T: AsFd>(&self, socket: T, is_awaited: IsAwaited) -> Option<OwnedFd> {
         let link = self.lock();
         // Nothing else can be done where there is no such process any more.
-        let _ = Request::close().send(&link.socket, socket.as_fd());
+        let has_it = Request::close(is_awaited).send(&link.socket, socket.as_fd());
         drop(socket);
-        let _ = send(&link.socket, &Request::close().bytes(), &[]);
+        let is_told = send(&link.socket, &Request::close(is_awaited).bytes(), &[]);
+        if is_awaited == IsAwaited::No || has_it.is_err() || is_told.is_err() {
+            return None;
+        }
+        link.await_answer(CLOSE).ok()?.files.pop()
     }
 }
 

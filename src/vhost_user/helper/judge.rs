@@ -5,6 +5,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use rustix::net::RecvFlags;
+use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use vhost::vhost_user::message::FrontendReq;
 
 use super::closing::is_silenced;
@@ -35,6 +36,10 @@ pub(super) fn serve(orders: &OwnedFd, retires: &OwnedFd, keeps: bool) {
             let _ = Request::receive(orders.as_fd());
             kept = kept.saturating_add(1);
             let _stream = ManuallyDrop::new(stream);
+            if request.is_awaited() {
+                let _ =
+                    Answer { number: request.number, outcome: closer(kept > most_kept) }.send(orders.as_fd());
+            }
             if kept > most_kept {
                 let _ = rustix::io::write(retires, &[0]);
                 return;
@@ -61,6 +66,12 @@ pub(super) fn serve(orders: &OwnedFd, retires: &OwnedFd, keeps: bool) {
             return;
         }
     }
+}
+
+/// This process, which closes at its end what it keeps. If it goes on, nobody is to wait for that.
+fn closer(ends: bool) -> io::Result<Received> {
+    let files = if ends { vec![pidfd_open(getpid(), PidfdFlags::empty())?] } else { Vec::new() };
+    Ok(Received { bytes: Vec::new(), files, refused: Vec::new() })
 }
 
 fn judge(code: u32, bytes: Vec<u8>, files: Vec<OwnedFd>, keeps: bool) -> Judged {

@@ -88,7 +88,7 @@ impl Helper {
             sent = request.send(&link.socket, stream.as_fd());
         }
         sent.map_err(gone)?;
-        link.await_answer()
+        link.await_answer(link.number)
     }
 
     fn lock(&self) -> MutexGuard<'_, Link> {
@@ -106,8 +106,8 @@ impl Link {
         Ok(Self { socket, control, spawner, number: 0 })
     }
 
-    /// That to the last request.
-    fn await_answer(&self) -> io::Result<Received> {
+    /// That to the last request, which has this number.
+    fn await_answer(&self, number: u64) -> io::Result<Received> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -127,7 +127,7 @@ impl Link {
             }
             let answer = Answer::receive(&self.socket).map_err(gone)?;
             // Any other is of a judge that was given up.
-            if answer.number == self.number {
+            if answer.number == number {
                 return answer.outcome;
             }
         }

@@ -36,16 +36,28 @@ pub(super) struct Answer {
 }
 
 /// In place of a request's number, none of which is this.
-const CLOSE: u64 = 0;
+pub(super) const CLOSE: u64 = 0;
+
+/// Whether whoever has a socket closed waits until it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum IsAwaited {
+    No,
+    Yes,
+}
 
 impl Request {
     /// To keep the socket that comes with it, and then, without one, to close it.
-    pub(super) const fn close() -> Self {
-        Self { number: CLOSE, code: 0, most: 0 }
+    pub(super) const fn close(is_awaited: IsAwaited) -> Self {
+        Self { number: CLOSE, code: matches!(is_awaited, IsAwaited::Yes) as u32, most: 0 }
     }
 
     pub(super) const fn is_close(&self) -> bool {
         self.number == CLOSE
+    }
+
+    /// Of one to close: it has an answer, which comes with the process that does it.
+    pub(super) const fn is_awaited(&self) -> bool {
+        self.code != 0
     }
 
     pub(super) fn bytes(&self) -> Vec<u8> {

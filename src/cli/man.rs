@@ -18,12 +18,17 @@ const SIGNALS: [(&str, &str); 3] = [
     ("SIGINT", "The same; a second one ends the process at once."),
     (
         "SIGHUP",
-        "Looks how long the files and devices are by now: disks without size= grow with them, and guests are told.",
+        "Looks how long the files and devices are by now: disks without size= grow with them, and guests are told. Looks \
+         which of their media Linux lists as bad, too.",
     ),
 ];
 
-const ENVIRONMENT: [(&str, &str); 5] = [
+const ENVIRONMENT: [(&str, &str); 6] = [
     ("VHOST_USER_PMEM_LOG", "What is logged where --log is not given."),
+    (
+        "VHOST_USER_PMEM_COPY",
+        "How bytes are stored: nt64, nt32, nt16 or portable, where the CPU has it; by default what suits the CPU.",
+    ),
     (
         "LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES",
         "Sockets that the service manager passes: each is for the disk of its name, or whose socket= it is bound to.",

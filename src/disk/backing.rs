@@ -41,11 +41,11 @@ impl Backing {
     pub fn look_for_bad(&self) -> Vec<Range<u64>> {
         match self {
             Self::Mapped(disk) => disk.look_for_bad(),
-            // Bad pages of the page cache are not the media's; a device is asked with each request.
             Self::File(disk) => {
-                drop(disk.mapping().announced());
+                disk.forget_announced();
                 Vec::new()
             }
+            // A device is asked with each request.
             Self::Block(_) => Vec::new(),
         }
     }

@@ -14,6 +14,7 @@ use rustix::fs::SeekFrom;
 
 use super::growth::{GrowthPolicy, cannot};
 use super::lock::BackingFile;
+use super::mapping::Loss;
 use super::poison::{BadList, BadRanges, PAGE_BYTES};
 use super::space::{self, fallocate};
 use super::syncs::Syncs;
@@ -243,7 +244,7 @@ impl Disk for BlockDisk {
             Err(error) if error.is_of_media() => self.learn(offset, len),
             Err(_) => {}
         }
-        read
+        read.map_err(|error| Loss::explain(&self.file, offset, error))
     }
 
     fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
@@ -251,9 +252,10 @@ impl Disk for BlockDisk {
         self.check_write(offset, len)?;
         copy::touch(from);
         match self.is_aligned(from) {
-            true => copy::pwritev_all(self.file.as_fd(), offset, from).map_err(not_written("pwritev"))?,
-            false => self.write_through_buffer(offset, from)?,
+            true => copy::pwritev_all(self.file.as_fd(), offset, from).map_err(not_written("pwritev")),
+            false => self.write_through_buffer(offset, from),
         }
+        .map_err(|error| Loss::explain(&self.file, offset, error))?;
         self.bad.found_good(offset, len);
         self.syncs.wrote();
         Ok(())
@@ -265,7 +267,8 @@ impl Disk for BlockDisk {
     }
 
     fn flush(&self) -> Result<(), DiskError> {
-        self.syncs.sync(|| space::sync_data(&self.file))
+        self.syncs
+            .sync(|| space::sync_data(&self.file).map_err(|error| Loss::of_error(&self.file, None, error)))
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
@@ -437,7 +440,7 @@ mod tests {
         assert!(disk.bad_ranges().is_empty());
         for len in [512, 8192] {
             let error = disk.read(8192 + 512, piece(len).segments()).unwrap_err();
-            assert!(error.is_of_media(), "{error}");
+            assert!(error.to_string().contains("or the way to it, failed at byte 8704 "), "{error}");
             assert_eq!(disk.bad_ranges(), [8192..12_288], "the page of the first byte, all of it");
         }
         disk.bad.add(good + 4096..good + 8192);

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::mapping::is_of_server;
 use super::{Durability, FileKind, Holder};
 
 /// What an error is about: a path, and the disk that is made of it.
@@ -191,6 +192,18 @@ impl OpenError {
                 "run as a user who may read and write it, or serve it with readonly=on"
             }
             Some(libc::ETXTBSY) => "stop the program that runs from it",
+            Some(code) if is_of_server(code) => {
+                let remedy = "its file server does not answer: start it, or mount its file system anew";
+                return Self::Io { place, operation, remedy, source };
+            }
+            Some(libc::EDQUOT) => {
+                let remedy = "raise the quota of its user, group or project, or free what counts against it";
+                return Self::Io { place, operation, remedy, source };
+            }
+            Some(libc::ENXIO | libc::ENODEV) if operation != "map" => {
+                let remedy = "its device is gone or has no driver: bring it back";
+                return Self::Io { place, operation, remedy, source };
+            }
             _ => return Self::Io { place, operation, remedy, source },
         };
         Self::Permission { place, operation, remedy, source }

@@ -12,19 +12,21 @@ use super::mapping::Loss;
 use super::poison::BadRanges;
 use super::space::{self, fallocate};
 use super::syncs::Syncs;
-use super::{Disk, DiskError, Durability, FileSystem, Geometry, GrowError, Mapping, failed};
+use super::{Disk, DiskError, Durability, FileSystem, Geometry, GrowError, failed};
 use crate::copy::{self, Hint, Segments};
+use reads::Reads;
 
-/// A disk that is read through a mapping of the page cache and written by system calls.
+mod reads;
+
+/// A disk that is read through a mapping of the page cache, where there can be one, and written by system calls.
 ///
 /// Writes do not go through the mapping because the file system would then write whole folios back: 256 to
 /// 450 times the bytes of a small write, measured on ext4.
 #[derive(Debug)]
 pub struct FileDisk {
-    /// Never writable, whatever the disk is.
-    mapping: Mapping,
+    reads: Reads,
     file: Arc<BackingFile>,
-    /// With the size at the start: that of the mapping counts.
+    /// With the size at the start: that of `reads` counts.
     geometry: Geometry,
     growth: GrowthPolicy,
     syncs: Syncs,
@@ -45,11 +47,11 @@ impl FileDisk {
 
     /// The same of a file that is shared with its lock; with `unmaps` discards give space back.
     pub(super) fn over(file: Arc<BackingFile>, geometry: Geometry, unmaps: bool) -> io::Result<Self> {
-        let mapping = Mapping::new(&file, geometry.capacity_bytes, true)?;
+        let reads = Reads::new(&file, geometry.capacity_bytes)?;
         // A process before this one may have left something in the page cache.
         let syncs = Syncs::new("fdatasync", !geometry.read_only);
         let (growth, bad) = (GrowthPolicy::default(), BadRanges::default());
-        Ok(Self { mapping, file, geometry, growth, syncs, unmaps, bad })
+        Ok(Self { reads, file, geometry, growth, syncs, unmaps, bad })
     }
 
     /// The ranges in bytes that reads have run into since they were last read or written well.
@@ -57,13 +59,14 @@ impl FileDisk {
         self.bad.list()
     }
 
-    #[cold]
-    fn not_written(&self, offset: u64, error: io::Error) -> DiskError {
-        failed("pwritev")(Loss::of_write(&self.file, offset, error))
+    /// For `map_err` of a change at this offset.
+    fn not_done(&self, operation: &'static str, offset: u64) -> impl Fn(io::Error) -> DiskError {
+        move |error| failed(operation)(Loss::of_error(&self.file, Some(offset), error))
     }
 
-    pub(super) const fn mapping(&self) -> &Mapping {
-        &self.mapping
+    /// Bad pages of the page cache are not the media's.
+    pub(super) fn forget_announced(&self) {
+        self.reads.forget_announced();
     }
 
     /// What it is made of.
@@ -79,7 +82,7 @@ impl FileDisk {
 impl Disk for FileDisk {
     #[inline]
     fn geometry(&self) -> Geometry {
-        Geometry { capacity_bytes: self.mapping.len_bytes(), ..self.geometry }
+        Geometry { capacity_bytes: self.reads.len_bytes(), ..self.geometry }
     }
 
     fn reread_size(&self) -> Result<u64, GrowError> {
@@ -94,7 +97,7 @@ impl Disk for FileDisk {
             self.syncs.wrote();
             self.flush().map_err(GrowError::Sync)?;
         }
-        self.mapping.grow(target).map_err(cannot("map the new part"))?;
+        self.reads.grow(target).map_err(cannot("map the new part"))?;
         Ok(target)
     }
 
@@ -110,7 +113,7 @@ impl Disk for FileDisk {
 
     #[inline]
     fn hint(&self, offset: u64) -> Hint {
-        self.mapping.hint(offset)
+        self.reads.hint(offset)
     }
 
     #[inline]
@@ -120,7 +123,7 @@ impl Disk for FileDisk {
 
     #[inline]
     fn read_then(&self, offset: u64, into: Segments<'_>, later: Hint) -> Result<(), DiskError> {
-        self.mapping.read(offset, into, later).inspect_err(|error| {
+        self.reads.read(&self.file, offset, into, later).inspect_err(|error| {
             if let Some(at) = Loss::of_media(error) {
                 self.bad.add(at..at.saturating_add(1));
             }
@@ -132,10 +135,9 @@ impl Disk for FileDisk {
     fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
         let len = from.total_bytes() as u64;
         self.geometry().check_write(offset, len)?;
-        self.mapping.check_end(offset, len)?;
+        self.reads.check_end(&self.file, offset, len)?;
         copy::touch(from);
-        copy::pwritev_all(self.file.as_fd(), offset, from)
-            .map_err(|error| self.not_written(offset, error))?;
+        copy::pwritev_all(self.file.as_fd(), offset, from).map_err(self.not_done("pwritev", offset))?;
         self.bad.found_good(offset, len);
         self.syncs.wrote();
         Ok(())
@@ -147,14 +149,16 @@ impl Disk for FileDisk {
     }
 
     fn flush(&self) -> Result<(), DiskError> {
-        self.syncs.sync(|| space::sync_data(&self.file))
+        self.syncs
+            .sync(|| space::sync_data(&self.file).map_err(|error| Loss::of_error(&self.file, None, error)))
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         self.geometry().check_write(offset, len)?;
         if self.unmaps {
             // Only advice: a file system that has no holes keeps the bytes.
-            fallocate(&self.file, space::PUNCH, offset, len).map_err(failed("punching a hole"))?;
+            fallocate(&self.file, space::PUNCH, offset, len)
+                .map_err(self.not_done("punching a hole", offset))?;
             self.syncs.wrote();
         }
         Ok(())
@@ -162,12 +166,12 @@ impl Disk for FileDisk {
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<u64, DiskError> {
         self.geometry().check_write(offset, len)?;
-        self.mapping.check_end(offset, len)?;
+        self.reads.check_end(&self.file, offset, len)?;
         let what = if unmap && self.unmaps { space::PUNCH } else { space::ZERO };
-        let is_noted = fallocate(&self.file, what, offset, len).map_err(failed("zeroing a range"))?;
+        let is_noted =
+            fallocate(&self.file, what, offset, len).map_err(self.not_done("zeroing a range", offset))?;
         if !is_noted {
-            copy::pwritev_zeroes(self.file.as_fd(), offset, len)
-                .map_err(|error| self.not_written(offset, error))?;
+            copy::pwritev_zeroes(self.file.as_fd(), offset, len).map_err(self.not_done("pwritev", offset))?;
         }
         self.bad.found_good(offset, len);
         self.syncs.wrote();

@@ -116,6 +116,9 @@ impl BackingKind {
     /// How requests reach the bytes, in words.
     pub const fn data_path(self) -> &'static str {
         match self {
+            Self::OrdinaryFile { file_system: FileSystem::FUSE | FileSystem::V9FS } => {
+                "reads through the mapping, or by preadv where none can be had, writes by pwritev"
+            }
             Self::OrdinaryFile { .. } => "reads through the mapping, writes by pwritev",
             Self::PmemBlock | Self::SectorBlock | Self::BlockDevice => {
                 "reads and writes past the page cache (O_DIRECT)"
@@ -151,9 +154,16 @@ impl FileSystem {
     pub(super) const EXT4: Self = Self(0xEF53);
     pub(super) const XFS: Self = Self(0x5846_5342);
     pub(super) const OVERLAYFS: Self = Self(0x794C_7630);
+    pub(super) const FUSE: Self = Self(0x6573_5546);
+    pub(super) const V9FS: Self = Self(0x0102_1997);
 
     pub(super) fn of(statfs: &StatFs) -> Self {
         Self(u64::try_from(statfs.f_type).unwrap_or_default())
+    }
+
+    /// Whether another process or machine answers for it: FUSE, NFS, SMB (two of them), 9p, ceph.
+    pub(super) const fn has_server(self) -> bool {
+        matches!(self, Self::FUSE | Self::V9FS | Self(0x6969 | 0xFF53_4D42 | 0xFE53_4D42 | 0x00C3_6400))
     }
 }
 

@@ -20,8 +20,8 @@ use crate::copy::recording::{Synced, Syncing};
 use crate::copy::{self, Hint, Persist, Segments};
 use crate::stop_point::{self, Point};
 pub(super) use loss::Loss;
-pub(super) use loss::lacks_space;
 use loss::path_of;
+pub(super) use loss::{is_of_server, lacks_space, truncated_before};
 use room::Room;
 
 mod loss;
@@ -381,13 +381,8 @@ impl Mapping {
     fn check_truncated(&self, offset: u64, len: u64, operation: &'static str) -> Result<(), DiskError> {
         self.check(offset, len)?;
         let end = offset.saturating_add(len);
-        match self.file.metadata() {
-            Ok(metadata) if metadata.is_file() && metadata.len() < end && len != 0 => {
-                let file = path_of(&self.file);
-                let loss = Loss::Truncated { file, file_bytes: metadata.len(), len_bytes: self.len_bytes() };
-                Err(DiskError::Io { operation, source: io::Error::other(loss) })
-            }
-            // The length of a device is not told so, and cannot change.
+        match truncated_before(&self.file, end, self.len_bytes()) {
+            Some(loss) if len != 0 => Err(DiskError::Io { operation, source: io::Error::other(loss) }),
             _ => Ok(()),
         }
     }
@@ -435,7 +430,7 @@ impl Mapping {
                 Loss::Truncated { file, file_bytes: metadata.len(), len_bytes: self.len_bytes() }
             }
             (_, Some(lacking)) => Loss::Full { file, offset, lacking },
-            (_, None) => Loss::Media { file, offset },
+            (_, None) => Loss::of_page(&self.file, offset),
         }
     }
 

@@ -20,8 +20,8 @@ use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 use vhost_user_pmem::disk::{
-    Backing, BackingKind, DiscardPolicy, Disk, Durability, FileKind, LockMode, OpenError, OpenOptions,
-    Opened, describe, open,
+    Backing, BackingKind, DiscardPolicy, Disk, DiskError, Durability, FileKind, LockMode, OpenError,
+    OpenOptions, Opened, describe, open,
 };
 
 mod copy_on_write;

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 
+use super::super::FileSystem;
 use super::super::space::{self, Lacking};
 use super::{DiskError, HUGE_PAGE_BYTES};
 
@@ -32,18 +33,80 @@ pub(in super::super) enum Loss {
     Gone { file: PathBuf },
     #[error("{}: the media failed at byte {offset}", file.display())]
     Media { file: PathBuf, offset: u64 },
+    #[error(
+        "{}: the file server{} failed{} ({cause}); see that it runs, can be reached and has the file, mount it anew if \
+         need be, and start the daemon again", file.display(), named(*file_system), at(*offset)
+    )]
+    Server { file: PathBuf, file_system: Option<FileSystem>, offset: Option<u64>, cause: String },
+    #[error(
+        "{}: a quota of its user, group or project is used up{}; raise it, or free what counts against it",
+        file.display(), at(*offset)
+    )]
+    Quota { file: PathBuf, offset: Option<u64> },
+    #[error("{}: its file system or device refuses changes{} ({cause}); mend that, or use readonly=on", file.display(), at(*offset))]
+    Refused { file: PathBuf, offset: Option<u64>, cause: io::Error },
+    #[error("{}: its device, or the way to it, failed{} ({cause}); see the kernel's log", file.display(), at(*offset))]
+    Device { file: PathBuf, offset: Option<u64>, cause: io::Error },
 }
 
 impl Loss {
-    /// Why bytes could not be written to a file at this offset, where an error of the system says too little.
-    pub(in super::super) fn of_write(file: &File, offset: u64, error: io::Error) -> io::Error {
-        match error.raw_os_error() {
-            Some(libc::ENOSPC | libc::EDQUOT) => {
-                let lacking = Lacking::at(file, offset).unwrap_or(Lacking::Unknown);
-                io::Error::other(Self::Full { file: path_of(file), offset, lacking })
+    /// Who has refused something of a file, at this offset if it was at one, where an error of the system says too little.
+    pub(in super::super) fn of_error(file: &File, offset: Option<u64>, error: io::Error) -> io::Error {
+        let Some(code) = error.raw_os_error() else { return error };
+        let path = path_of(file);
+        let loss = match code {
+            libc::ENOSPC => {
+                let offset = offset.unwrap_or_default();
+                Self::Full {
+                    file: path,
+                    offset,
+                    lacking: Lacking::at(file, offset).unwrap_or(Lacking::Unknown),
+                }
             }
-            Some(libc::EFBIG) => io::Error::other(Self::Limited { file: path_of(file), offset }),
-            _ => error,
+            libc::EDQUOT => Self::Quota { file: path, offset },
+            libc::EFBIG => Self::Limited { file: path, offset: offset.unwrap_or_default() },
+            libc::ENODEV | libc::ENXIO | libc::ENOMEDIUM => Self::Gone { file: path },
+            libc::EPERM | libc::EACCES | libc::EROFS => Self::Refused { file: path, offset, cause: error },
+            code if is_of_server(code) => {
+                let file_system = space::file_system(file);
+                Self::Server { file: path, file_system, offset, cause: error.to_string() }
+            }
+            libc::EIO | libc::ENODATA | libc::ETIMEDOUT | libc::EREMOTEIO | libc::EILSEQ => {
+                match space::file_system(file).filter(|it| it.has_server()) {
+                    None => Self::Device { file: path, offset, cause: error },
+                    file_system => Self::Server { file: path, file_system, offset, cause: error.to_string() },
+                }
+            }
+            _ => return error,
+        };
+        io::Error::other(loss)
+    }
+
+    /// The same of what has failed at an offset of a disk.
+    pub(in super::super) fn explain(file: &File, offset: u64, error: DiskError) -> DiskError {
+        match error {
+            DiskError::Io { operation, source } => {
+                DiskError::Io { operation, source: Self::of_error(file, Some(offset), source) }
+            }
+            other => other,
+        }
+    }
+
+    /// Why the page of a mapping was not there, of a file that is long enough and has its space.
+    pub(super) fn of_page(file: &File, offset: u64) -> Self {
+        let path = path_of(file);
+        let server = |file_system, cause| Self::Server {
+            file: path.clone(),
+            file_system,
+            offset: Some(offset),
+            cause,
+        };
+        match rustix::fs::fstatfs(file) {
+            Err(errno) => server(None, errno.to_string()),
+            Ok(statfs) => match FileSystem::of(&statfs) {
+                it if it.has_server() => server(Some(it), "it did not deliver the page".to_owned()),
+                _ => Self::Media { file: path, offset },
+            },
         }
     }
 
@@ -56,9 +119,46 @@ impl Loss {
             | Self::Truncated { .. }
             | Self::Full { .. }
             | Self::Limited { .. }
-            | Self::Gone { .. } => None,
+            | Self::Gone { .. }
+            | Self::Server { .. }
+            | Self::Quota { .. }
+            | Self::Refused { .. }
+            | Self::Device { .. } => None,
         }
     }
+}
+
+/// Errors that only who is asked over a connection gives: a server of FUSE that has ended, a machine that is not there, a
+/// file that it no longer knows.
+pub(in super::super) const fn is_of_server(code: i32) -> bool {
+    matches!(
+        code,
+        libc::ENOTCONN
+            | libc::ECONNABORTED
+            | libc::ECONNREFUSED
+            | libc::ECONNRESET
+            | libc::EHOSTDOWN
+            | libc::EHOSTUNREACH
+            | libc::ENETDOWN
+            | libc::ENETUNREACH
+            | libc::ESHUTDOWN
+            | libc::ESTALE
+    )
+}
+
+/// That a file is shorter than `end`, while so many bytes are served.
+pub(in super::super) fn truncated_before(file: &File, end: u64, len_bytes: u64) -> Option<Loss> {
+    // The length of a device is not told so, and cannot change.
+    let metadata = file.metadata().ok().filter(|it| it.is_file() && it.len() < end)?;
+    Some(Loss::Truncated { file: path_of(file), file_bytes: metadata.len(), len_bytes })
+}
+
+fn named(file_system: Option<FileSystem>) -> String {
+    file_system.map_or_else(String::new, |it| format!(" ({it})"))
+}
+
+fn at(offset: Option<u64>) -> String {
+    offset.map_or_else(String::new, |offset| format!(" at byte {offset}"))
 }
 
 /// The path of an open file, as the kernel knows it now.
@@ -84,4 +184,35 @@ pub(in super::super) fn lacks_space(file: &File, offset: u64) -> Option<Lacking>
     // Some is set aside: what is free is not all to be had.
     let is_full = space::free_bytes(file).is_some_and(|bytes| bytes < HUGE_PAGE_BYTES as u64);
     is_full.then(|| Lacking::at(file, offset))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_refusal_says_who_it_was_and_what_to_do() {
+        let file = tempfile::tempfile().unwrap();
+        let words = |code| Loss::of_error(&file, Some(512), io::Error::from_raw_os_error(code)).to_string();
+        let cases = [
+            (libc::ENOSPC, ["no space is left on its file system", "free some"]),
+            (libc::EDQUOT, ["a quota of its user, group or project is used up at byte 512", "raise it"]),
+            (libc::EFBIG, ["this process may not write to byte 512", "ulimit -f"]),
+            (libc::ENODEV, ["its device is gone", "start the daemon again"]),
+            (libc::ENXIO, ["its device is gone", "start the daemon again"]),
+            (libc::EPERM, ["refuses changes at byte 512 (Operation not permitted", "use readonly=on"]),
+            (libc::EROFS, ["refuses changes at byte 512 (Read-only file system", "use readonly=on"]),
+            (libc::ENOTCONN, ["the file server", "see that it runs"]),
+            (libc::ESTALE, ["(Stale file handle (os error 116))", "mount it anew"]),
+            (libc::EHOSTDOWN, ["(Host is down (os error 112))", "see that it runs"]),
+            (libc::EIO, ["its device, or the way to it, failed at byte 512", "see the kernel's log"]),
+            (libc::ENODATA, ["its device, or the way to it, failed at byte 512", "see the kernel's log"]),
+        ];
+        for (code, parts) in cases {
+            assert!(parts.iter().all(|part| words(code).contains(part)), "{}", words(code));
+        }
+        assert_eq!(words(libc::EBADF), "Bad file descriptor (os error 9)");
+        let flush = Loss::of_error(&file, None, io::Error::from_raw_os_error(libc::EIO)).to_string();
+        assert!(flush.contains("or the way to it, failed (Input/output error (os error 5)); see"), "{flush}");
+    }
 }

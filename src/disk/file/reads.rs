@@ -1,0 +1,103 @@
+//! How a file behind the page cache is read.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::super::mapping::{Loss, truncated_before};
+use super::super::{DiskError, Mapping, failed, sys};
+use crate::copy::{self, Hint, Segments};
+
+/// How the bytes are reached.
+#[derive(Debug)]
+pub(super) enum Reads {
+    /// By loads from a mapping, which is never writable, whatever the disk is.
+    Mapped(Mapping),
+    /// By `preadv(2)`: a server of FUSE asks for that (`direct_io`), 9p has no shared mappings without a cache. Bytes served.
+    Called(AtomicU64),
+}
+
+impl Reads {
+    pub(super) fn new(file: &File, len_bytes: u64) -> io::Result<Self> {
+        match Mapping::new(file, len_bytes, true) {
+            Ok(mapping) => Ok(Self::Mapped(mapping)),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::EINVAL)) => {
+                Ok(Self::Called(AtomicU64::new(len_bytes)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Bytes served.
+    #[inline]
+    pub(super) fn len_bytes(&self) -> u64 {
+        match self {
+            Self::Mapped(mapping) => mapping.len_bytes(),
+            Self::Called(len_bytes) => len_bytes.load(Ordering::Acquire),
+        }
+    }
+
+    /// As [`Mapping::grow`].
+    pub(super) fn grow(&self, target: u64) -> io::Result<()> {
+        match self {
+            Self::Mapped(mapping) => mapping.grow(target)?,
+            Self::Called(len_bytes) => drop(len_bytes.fetch_max(target, Ordering::Release)),
+        }
+        Ok(())
+    }
+
+    #[inline]
+    pub(super) fn hint(&self, offset: u64) -> Hint {
+        match self {
+            Self::Mapped(mapping) => mapping.hint(offset),
+            Self::Called(_) => Hint::NONE,
+        }
+    }
+
+    #[inline]
+    pub(super) fn read(
+        &self,
+        file: &File,
+        offset: u64,
+        into: Segments<'_>,
+        later: Hint,
+    ) -> Result<(), DiskError> {
+        match self {
+            Self::Mapped(mapping) => mapping.read(offset, into, later),
+            Self::Called(_) => self.call(file, offset, into),
+        }
+    }
+
+    #[inline(never)]
+    fn call(&self, file: &File, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
+        let len = into.total_bytes() as u64;
+        self.check_end(file, offset, len)?;
+        copy::touch(into);
+        sys::preadv_all(file.as_fd(), offset, into)
+            .map_err(|error| failed("preadv")(Loss::of_error(file, Some(offset), error)))
+    }
+
+    /// As [`Mapping::check_end`], and that they are inside.
+    #[inline]
+    pub(super) fn check_end(&self, file: &File, offset: u64, len: u64) -> Result<(), DiskError> {
+        let len_bytes = match self {
+            Self::Mapped(mapping) => return mapping.check_end(offset, len),
+            Self::Called(len_bytes) => len_bytes.load(Ordering::Acquire),
+        };
+        match offset.checked_add(len) {
+            Some(end) if end <= len_bytes => match truncated_before(file, end, len_bytes) {
+                Some(loss) if len != 0 => Err(failed("using the file")(io::Error::other(loss))),
+                _ => Ok(()),
+            },
+            _ => Err(DiskError::OutOfRange),
+        }
+    }
+
+    /// Forgets what the kernel has announced of pages of the page cache.
+    pub(super) fn forget_announced(&self) {
+        if let Self::Mapped(mapping) = self {
+            drop(mapping.announced());
+        }
+    }
+}

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
+    SendFlags, recv, recvmsg, sendmsg,
 };
 
 use super::Received;
@@ -105,7 +105,10 @@ impl Answer {
     }
 
     pub(super) fn receive(from: &OwnedFd) -> io::Result<Self> {
-        let (bytes, files) = receive(from.as_fd(), MOST_BYTES, RecvFlags::DONTWAIT)?;
+        // Room for what is there, in a daemon with a thousand threads that each may have been told something.
+        let look = RecvFlags::PEEK | RecvFlags::TRUNC | RecvFlags::DONTWAIT;
+        let (_, most) = again(|| recv(from, &mut [0_u8; 0][..], look))?;
+        let (bytes, files) = receive(from.as_fd(), most, RecvFlags::DONTWAIT)?;
         Self::decode(&bytes, files).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 

@@ -303,7 +303,7 @@ impl Disk for MappedDisk {
         if self.bad.is_empty() { self.mapping.hint(offset) } else { Hint::NONE }
     }
 
-    #[inline]
+    #[inline(always)] // the other caller does slices
     fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
         self.read_then(offset, into, Hint::NONE)
     }
@@ -316,7 +316,7 @@ impl Disk for MappedDisk {
         self.mapping.read(offset, into, later).inspect_err(|error| self.learn(error))
     }
 
-    #[inline]
+    #[inline(always)] // as above
     fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
         self.write_then(offset, from, Hint::NONE)
     }

@@ -21,14 +21,26 @@ pub(super) fn execute<D: Disk>(
     sliced: &mut Sliced,
     log: &mut Option<Box<RingLog>>,
 ) -> Result<Answer, RingError> {
-    if let Some(log) = log {
-        log.note(&chain);
+    match log {
+        None => device.execute(chain, cache, counters, sliced),
+        Some(log) => execute_logged(chain, device, cache, counters, sliced, log),
     }
+}
+
+#[cold]
+#[inline(never)]
+fn execute_logged<D: Disk>(
+    chain: Chain<'_>,
+    device: &Device<D>,
+    cache: &CacheMode,
+    counters: &mut Counters,
+    sliced: &mut Sliced,
+    log: &mut RingLog,
+) -> Result<Answer, RingError> {
+    log.note(&chain);
     let answer = device.execute(chain, cache, counters, sliced);
     // What has only begun has written nothing.
-    if let Some(log) = log
-        && !matches!(answer, Ok(Answer::Sliced))
-    {
+    if !matches!(answer, Ok(Answer::Sliced)) {
         // What was copied past the caches is stored when it can be seen, and not before.
         device.fence();
         log.executed(matches!(answer, Ok(Answer::Held(_))));
@@ -38,7 +50,7 @@ pub(super) fn execute<D: Disk>(
 
 /// Notes what became of a request. Returns whether the ring goes no further before it is done: it is a flush that takes time,
 /// or done in slices.
-#[inline]
+#[inline(always)] // of its four callers one is of a batch
 pub(super) fn note(queue: &mut impl Virtqueue, held: &mut Vec<Waiting>, answer: Answer) -> bool {
     match answer {
         Answer::Done(completion) if held.is_empty() => queue.complete(completion),

@@ -229,6 +229,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         self.queue.park_kicks();
         let has_more = if self.sliced.is_begun() { self.go_on() } else { self.batch() };
         self.show();
+        self.look_for_losses();
         if !self.held.is_empty() {
             // Writes that finished before this are covered, and no others need to be.
             self.flush = Some(self.device.begin_flush(waker, &self.counters));
@@ -393,7 +394,15 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     /// Answers what waited for a flush, once that is done. Returns whether nothing waits any more.
     #[inline]
     fn settle(&mut self) -> Result<bool, RingError> {
-        let Some(ticket) = self.flush else { return Ok(true) };
+        match self.flush {
+            None => Ok(true),
+            Some(ticket) => self.settle_flush(ticket),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn settle_flush(&mut self, ticket: Ticket) -> Result<bool, RingError> {
         let Some(has_flushed) = self.device.poll_flush(ticket) else { return Ok(false) };
         self.flush = None;
         for waiting in self.held.drain(..) {
@@ -407,6 +416,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             log.settled();
         }
         self.publish();
+        self.look_for_losses();
         Ok(true)
     }
 
@@ -417,9 +427,8 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         self.publish();
     }
 
-    /// What was written to the media meanwhile may be zeroes in place of lost memory: it is not called done then. The
-    /// ring's own words are read and written without a look at what became of them, and so they are looked at after that.
-    #[inline]
+    /// What was written to the media meanwhile may be zeroes in place of lost memory: it is not called done then.
+    #[inline(always)] // its frame would be another of each turn
     fn publish(&mut self) {
         if self.batch.memory().is_lost() {
             return self.broke(RingError::GuestMemoryLost);
@@ -437,12 +446,19 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             stop_point::reached(Point::BeforeCall);
             call.signal();
         }
+    }
+
+    /// The ring's own words are read and written without a look at what became of them, and so they are looked at after
+    /// that, once in each turn: what is lost between two parts of a turn is seen before the second is shown.
+    #[inline]
+    fn look_for_losses(&mut self) {
         if self.batch.memory().is_lost() {
             self.broke(RingError::GuestMemoryLost);
         }
     }
 
     #[cold]
+    #[inline(never)]
     fn broke(&mut self, error: RingError) {
         if self.broken.is_some() {
             return;

@@ -183,9 +183,9 @@ impl<D: Disk> Device<D> {
             None => match parse(&header, readable, writable, &self.limits()) {
                 Ok(operation) if takes_long(&operation) => {
                     let parts = Parts { head, status, data_bytes };
-                    return self.begin(operation, parts, sliced, counters);
+                    return self.begin(&operation, parts, sliced, counters);
                 }
-                Ok(operation) => self.perform(operation, cache, counters),
+                Ok(operation) => self.perform(&operation, cache, counters),
                 Err(refusal) => Err(refusal),
             },
             Some(_) => Err(Refusal::IoError),
@@ -265,9 +265,9 @@ impl<D: Disk> Device<D> {
     }
 
     #[inline]
-    fn perform(&self, operation: Operation<'_>, cache: &CacheMode, counters: &mut Counters) -> Outcome {
+    fn perform(&self, operation: &Operation<'_>, cache: &CacheMode, counters: &mut Counters) -> Outcome {
         let name = operation.name();
-        match operation {
+        match *operation {
             Operation::Read { offset, into } => match self.disk.read(offset, into) {
                 Ok(()) => {
                     let bytes = into.total_bytes() as u64;

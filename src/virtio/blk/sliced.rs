@@ -140,13 +140,13 @@ impl<D: Disk> Device<D> {
     #[inline(never)]
     pub(super) fn begin(
         &self,
-        operation: Operation<'_>,
+        operation: &Operation<'_>,
         parts: Parts<'_>,
         room: &mut Sliced,
         counters: &mut Counters,
     ) -> Result<Answer, RingError> {
         let Parts { head, status, data_bytes } = parts;
-        let (task, offset, left_bytes) = match self.prepare(&operation, &status, room) {
+        let (task, offset, left_bytes) = match self.prepare(operation, &status, room) {
             Ok(prepared) => prepared,
             Err(refusal) => return Self::answer(Err(refusal), head, data_bytes, counters, status),
         };

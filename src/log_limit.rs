@@ -1,6 +1,7 @@
 //! A limit on log lines that a peer can cause: a guest, a front-end, whoever may write to a disk's file.
 
 use std::num::NonZeroU64;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -81,9 +82,10 @@ pub(crate) type Suppressed = Option<NonZeroU64>;
 #[derive(Debug)]
 pub struct LogLimit {
     start: Instant,
-    causes: Box<[Limit]>,
+    /// Made with the first line, as there are many disks that say nothing; so is the next.
+    causes: OnceLock<Box<[Limit]>>,
     /// Refused messages, by their request's number.
-    requests: Box<[Limit]>,
+    requests: OnceLock<Box<[Limit]>>,
 }
 
 /// The limit of one cause.
@@ -96,26 +98,30 @@ struct Limit {
 
 impl Default for LogLimit {
     fn default() -> Self {
-        let limits = |count| (0..count).map(|_| Limit::default()).collect();
-        Self { start: Instant::now(), causes: limits(CAUSES), requests: limits(REQUESTS) }
+        Self { start: Instant::now(), causes: OnceLock::new(), requests: OnceLock::new() }
     }
 }
 
 impl LogLimit {
     /// `Some` when a line may be written, with the number of lines of that cause left out since the last one.
     pub fn admit(&self, cause: Cause) -> Option<Suppressed> {
-        self.causes.get(cause as usize)?.admit_at(self.second())
+        limits(&self.causes, CAUSES).get(cause as usize)?.admit_at(self.second())
     }
 
     /// As [`admit`](Self::admit), for a message that is refused: each kind of message has a limit of its own.
     pub fn admit_refusal(&self, request: u32) -> Option<Suppressed> {
         let place = usize::try_from(request).unwrap_or(usize::MAX).min(REQUESTS - 1);
-        self.requests.get(place)?.admit_at(self.second())
+        limits(&self.requests, REQUESTS).get(place)?.admit_at(self.second())
     }
 
     fn second(&self) -> u64 {
         self.start.elapsed().as_secs()
     }
+}
+
+/// So many of them, once somebody asks.
+fn limits(made: &OnceLock<Box<[Limit]>>, count: usize) -> &[Limit] {
+    made.get_or_init(|| (0..count).map(|_| Limit::default()).collect())
 }
 
 impl Limit {

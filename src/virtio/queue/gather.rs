@@ -4,9 +4,9 @@
 
 use std::sync::Arc;
 
+use super::RingError;
 use super::chain::{Chain, Head};
-use super::walk::Walk;
-use super::{MAX_CHAIN_SEGMENTS, RingError};
+use super::walk::{Walk, room};
 use crate::copy::Segment;
 use crate::virtio::memory::{MemoryTable, Translator};
 
@@ -25,7 +25,7 @@ pub struct Buffer {
 #[derive(Debug)]
 pub struct Gatherer {
     memory: Translator,
-    segments: Box<[Segment]>,
+    segments: Vec<Segment>,
 }
 
 // SAFETY: the segments are what is left of the last chain; nobody reads them before the next one has been written.
@@ -34,8 +34,7 @@ unsafe impl Send for Gatherer {}
 impl Gatherer {
     /// Chains in `memory`.
     pub fn new(memory: Arc<MemoryTable>) -> Self {
-        let segments = vec![Segment::EMPTY; MAX_CHAIN_SEGMENTS].into_boxed_slice();
-        Self { memory: Translator::new(memory), segments }
+        Self { memory: Translator::new(memory), segments: room() }
     }
 
     /// The chain that begins with the descriptor `head` and has these buffers, in the driver's order. It is checked as

@@ -51,6 +51,9 @@ pub const MAX_CHAIN: u16 = 1024;
 /// depend on the size of the ring.
 const MAX_CHAIN_SEGMENTS: usize = MAX_CHAIN as usize + 1;
 
+/// Segments of most chains: there may be thousands of rings, and the rest of their room is not touched.
+const USUAL_CHAIN_SEGMENTS: usize = 192;
+
 /// A ring that the data path can drive, split or packed.
 pub trait Virtqueue: Sized {
     /// Starts a ring where the one before it has stopped. It must be dropped before `memory` is.

@@ -32,8 +32,10 @@ use super::chain::{Chain, Completion, Flaw, Head, Header};
 use super::layout::{EVENT_BYTES, area};
 use super::notify::passed;
 use super::plain::{Batch, Bounds, Next};
-use super::walk::{DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, Walk, indirect_len, peek_buffer, read_halves};
-use super::{MAX_CHAIN, MAX_CHAIN_SEGMENTS, RingError, RingKind, RingLayout, RingLog, Virtqueue};
+use super::walk::{
+    DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, Walk, indirect_len, peek_buffer, read_halves, room,
+};
+use super::{MAX_CHAIN, RingError, RingKind, RingLayout, RingLog, Virtqueue};
 use crate::copy::{Hint, Segment};
 use crate::stop_point::{self, Point};
 use crate::virtio::memory::{Kind, MemoryTable, Translator};
@@ -99,7 +101,7 @@ pub struct PackedQueue {
     /// Slots of the last chain taken: the next ones are probably as long.
     stride: u16,
     /// Scratch for one chain, allocated once: D7.
-    segments: Box<[Segment]>,
+    segments: Vec<Segment>,
 }
 
 // SAFETY: the pointers lead into guest memory that the ring's owner keeps mapped, and only the one thread
@@ -364,7 +366,7 @@ impl Virtqueue for PackedQueue {
             event_idx: layout.event_idx,
             indirect: layout.indirect,
             stride: 1,
-            segments: vec![Segment::EMPTY; MAX_CHAIN_SEGMENTS].into(),
+            segments: room(),
         };
         let start = queue.find(layout.base)?;
         (queue.next_avail, queue.next_used) = (start, start);

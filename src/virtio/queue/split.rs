@@ -11,8 +11,10 @@ use super::chain::{Chain, Completion, Flaw, HEADER_BYTES, Head, Header};
 use super::layout::area;
 use super::notify::{NO_INTERRUPT, NO_NOTIFY, passed};
 use super::plain::{Batch, Bounds, Next, Parts, Places};
-use super::walk::{DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, Walk, indirect_len, peek_buffer, read_split};
-use super::{MAX_CHAIN_SEGMENTS, RingError, RingKind, RingLayout, RingLog, Virtqueue};
+use super::walk::{
+    DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, Walk, indirect_len, peek_buffer, read_split, room,
+};
+use super::{RingError, RingKind, RingLayout, RingLog, Virtqueue};
 use crate::copy::{Hint, Segment};
 use crate::stop_point::{self, Point};
 use crate::virtio::memory::{Kind, MemoryTable, Translator};
@@ -97,7 +99,7 @@ pub struct SplitQueue {
     event_idx: bool,
     indirect: bool,
     /// Scratch for one chain, allocated once: D7.
-    segments: Box<[Segment]>,
+    segments: Vec<Segment>,
 }
 
 // SAFETY: the pointers lead into guest memory that the ring's owner keeps mapped, and only the one thread
@@ -249,7 +251,7 @@ impl Virtqueue for SplitQueue {
             published: 0,
             event_idx: layout.event_idx,
             indirect: layout.indirect,
-            segments: vec![Segment::EMPTY; MAX_CHAIN_SEGMENTS].into(),
+            segments: room(),
         };
         let start = u16::from_le(queue.used_word(2).load(Ordering::Acquire));
         (queue.next_avail, queue.seen_avail) = (start, start);

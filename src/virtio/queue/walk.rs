@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use super::chain::{Chain, Flaw, HEADER_BYTES, Head, Header, StatusByte};
-use super::{MAX_CHAIN, RingError};
+use super::{MAX_CHAIN, MAX_CHAIN_SEGMENTS, RingError, USUAL_CHAIN_SEGMENTS};
 use crate::copy::{self, Segment, Segments};
 use crate::virtio::memory::{Kind, Translator};
 
@@ -74,6 +74,13 @@ pub(super) fn peek_buffer(address: u64, memory: &mut Translator) -> Option<Heade
     unsafe { copy::load_words(header) }.map(|words| words.map(u64::from_le))
 }
 
+/// Room for the segments of any chain. What usual ones leave of it takes no memory.
+pub(super) fn room() -> Vec<Segment> {
+    let mut room = Vec::with_capacity(MAX_CHAIN_SEGMENTS);
+    room.resize(USUAL_CHAIN_SEGMENTS, Segment::EMPTY);
+    room
+}
+
 /// What a walk over a chain has found so far: readable segments, then writable ones.
 #[derive(Debug, Default)]
 pub(super) struct Walk {
@@ -97,7 +104,7 @@ impl Walk {
         self.flaw = Some(flaw);
     }
 
-    /// Takes a descriptor's buffer: readable ones first, then writable ones, which go to `out` in this order.
+    /// Takes a descriptor's buffer: readable ones first, then writable ones, which go to `out`, a [`room`], in this order.
     #[inline]
     pub(super) fn take(
         &mut self,
@@ -105,7 +112,7 @@ impl Walk {
         len_bytes: u32,
         is_writable: bool,
         memory: &mut Translator,
-        out: &mut [Segment],
+        out: &mut Vec<Segment>,
     ) {
         if is_writable != self.is_writable {
             if self.is_writable {
@@ -129,7 +136,14 @@ impl Walk {
     /// Takes a buffer that does not lie in one region, or for which there is no room.
     #[cold]
     #[inline(never)]
-    fn take_otherwise(&mut self, address: u64, len_bytes: u32, memory: &mut Translator, out: &mut [Segment]) {
+    fn take_otherwise(
+        &mut self,
+        address: u64,
+        len_bytes: u32,
+        memory: &mut Translator,
+        out: &mut Vec<Segment>,
+    ) {
+        out.resize(MAX_CHAIN_SEGMENTS, Segment::EMPTY);
         let room = out.get_mut(self.count..).unwrap_or_default();
         let mut pieces = take_pieces(address, len_bytes, memory, room);
         if pieces == Err(Flaw::Unmapped) && self.count.saturating_mul(2) > out.len() {

@@ -26,10 +26,9 @@ pub struct HeldSegments {
 unsafe impl Send for HeldSegments {}
 
 impl Default for HeldSegments {
-    /// The room is made once (D7), and takes no memory before it is used.
+    /// The room is made once (D7), with the first request that needs it: most rings have none.
     fn default() -> Self {
-        let list = Vec::with_capacity(MAX_CHAIN_SEGMENTS);
-        Self { table: None, list, slice: 0..0, rest: Segment::EMPTY }
+        Self { table: None, list: Vec::new(), slice: 0..0, rest: Segment::EMPTY }
     }
 }
 
@@ -42,6 +41,7 @@ impl HeldSegments {
         if !list.iter().all(|segment| table.has(segment)) {
             return false;
         }
+        self.list.reserve_exact(MAX_CHAIN_SEGMENTS);
         self.list.extend_from_slice(list);
         self.table = Some(table.clone());
         true

@@ -8,7 +8,7 @@ use super::ring::{Ring, RingKey, RingParts, Served};
 use crate::disk::Disk;
 use crate::log_limit::LogLimit;
 use crate::virtio::blk::{Counters, Device};
-use crate::virtio::queue::{PackedQueue, RingError, RingKind, RingLog, SplitQueue};
+use crate::virtio::queue::{PackedQueue, RingError, RingKind, RingLog, SplitQueue, Virtqueue};
 
 /// A started ring of either format.
 #[derive(Debug)]
@@ -35,8 +35,8 @@ impl<D: Disk> AnyRing<D> {
     /// As [`Ring::start`].
     pub fn start(parts: RingParts<D>, log_limit: Arc<LogLimit>) -> Result<Self, RingError> {
         Ok(match parts.layout.kind {
-            RingKind::Split => Self::Split(Box::new(Ring::start(parts, log_limit)?)),
-            RingKind::Packed => Self::Packed(Box::new(Ring::start(parts, log_limit)?)),
+            RingKind::Split => Self::Split(start(parts, log_limit)?),
+            RingKind::Packed => Self::Packed(start(parts, log_limit)?),
         })
     }
 
@@ -93,4 +93,13 @@ impl<D: Disk> AnyRing<D> {
     pub fn serve(&mut self, waker: &Waker) -> Served {
         either!(self, ring => ring.serve(waker))
     }
+}
+
+/// Not inlined: a ring is large, and the stack of each front-end's thread stays as deep as it ever was.
+#[inline(never)]
+fn start<D: Disk, Q: Virtqueue>(
+    parts: RingParts<D>,
+    log_limit: Arc<LogLimit>,
+) -> Result<Box<Ring<D, Q>>, RingError> {
+    Ring::start(parts, log_limit).map(Box::new)
 }

@@ -8,7 +8,7 @@
 # device's alignment_offset says so, mount and MAP_SYNC do not. Beginning at sector 8, all is well.
 #
 # A guest in QEMU (emulation is enough) with memory of its own as /dev/pmem0. Needs apt-get with Debian 12's security
-# sources, qemu-system-x86_64, busybox-static, dmsetup, e2fsprogs, kmod and cpio..
+# sources, qemu-system-x86_64, busybox-static, dmsetup, e2fsprogs, kmod and cpio.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -40,7 +40,7 @@ impl FileDisk {
     /// Serves the first `capacity_bytes` of `file`, whose `flock(2)`, if any, ends with the disk.
     ///
     /// # Errors
-    /// As [`Mapping::new`].
+    /// As [`Mapping::new`](super::Mapping::new).
     pub fn new(file: File, geometry: Geometry) -> io::Result<Self> {
         Self::over(Arc::new(file.into()), geometry, true)
     }

@@ -60,10 +60,11 @@ fn populate(disk: &MappedDisk, from_bytes: u64, should_stop: impl Fn() -> bool) 
         let len = part.end - part.start;
         at = part.end;
         let start = Instant::now();
-        let zero_bytes = zero_bytes(disk, part.clone());
+        let around = huge_pages_around(part.clone(), capacity_bytes);
+        let holes = unwritten_bytes(disk, around.clone());
         let failed = match disk.mapping().populate(part.clone()) {
             Ok(()) => {
-                disk.add_populated_zero_bytes(zero_bytes);
+                disk.add_populated_zero_bytes(holes.saturating_sub(unwritten_bytes(disk, around)));
                 if disk.kind() == BackingKind::Tmpfs {
                     gathered = gather(disk, gathered..at, capacity_bytes);
                 }
@@ -114,8 +115,15 @@ struct Failed {
     full_bytes: u64,
 }
 
-/// Bytes that the kernel will zero when this part is entered: on DAX a page that can be stored into has data.
-fn zero_bytes(disk: &MappedDisk, part: Range<u64>) -> u64 {
+/// The huge pages that this part lies in: the kernel may zero all of one for a byte of it.
+fn huge_pages_around(part: Range<u64>, capacity_bytes: u64) -> Range<u64> {
+    const HUGE: u64 = HUGE_PAGE_BYTES as u64;
+    let end = part.end.checked_next_multiple_of(HUGE).unwrap_or(capacity_bytes);
+    part.start - part.start % HUGE..end.min(capacity_bytes)
+}
+
+/// Bytes that the kernel will zero before they can be stored into: on DAX such a page has data.
+fn unwritten_bytes(disk: &MappedDisk, part: Range<u64>) -> u64 {
     match disk.kind() {
         BackingKind::DaxFile { .. } if !disk.geometry().read_only => space::hole_bytes(disk.file(), part),
         _ => 0,
@@ -192,6 +200,15 @@ mod tests {
             #[allow(clippy::print_stdout)]
             Err(error) => println!("skipped: no huge pages for tmpfs here ({error})"),
         }
+    }
+
+    #[test]
+    fn huge_pages_around_a_part_end_with_the_disk() {
+        const HUGE: u64 = HUGE_PAGE_BYTES as u64;
+        assert_eq!(huge_pages_around(HUGE + 4096..HUGE + 8192, 8 * HUGE), HUGE..2 * HUGE);
+        assert_eq!(huge_pages_around(HUGE..2 * HUGE, 8 * HUGE), HUGE..2 * HUGE);
+        assert_eq!(huge_pages_around(HUGE - 1..HUGE + 1, HUGE + 4096), 0..HUGE + 4096);
+        assert_eq!(huge_pages_around(0..1, u64::MAX), 0..HUGE);
     }
 
     /// The lock of all mappings is never held for long, whatever the media is like; where it is quick, steps are long.

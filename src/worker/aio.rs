@@ -10,7 +10,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{LazyLock, Mutex, Once, PoisonError};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -56,6 +56,9 @@ struct Completions {
     header_bytes: u32,
 }
 
+/// The kernel has done what is asked of it here: what is true of one context is true of all.
+static HAS_WORKED: AtomicBool = AtomicBool::new(false);
+
 /// An AIO context, used by one thread at a time.
 #[derive(Debug)]
 struct Context {
@@ -82,13 +85,23 @@ impl Context {
         if (*magic, *incompatible) != (RING_MAGIC, 0) {
             return Err(io::Error::other("its ring of completions is of another kind"));
         }
+        if !HAS_WORKED.load(Ordering::Relaxed) {
+            context.try_out()?;
+            HAS_WORKED.store(true, Ordering::Relaxed);
+        }
+        Ok(context)
+    }
+
+    /// # Errors
+    /// A signal does not arrive.
+    fn try_out(&mut self) -> io::Result<()> {
         let tried = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         // More often than there is room: none may be left behind.
         for _ in 0..DEPTH.saturating_mul(1000) {
-            context.signal(tried.as_raw_fd())?;
+            self.signal(tried.as_raw_fd())?;
             tried.read()?;
         }
-        Ok(context)
+        Ok(())
     }
 
     fn completions(&self) -> &Completions {

@@ -14,7 +14,8 @@ pub mod process;
 pub mod steps;
 pub mod strace;
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::io::Write as _;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -103,4 +104,14 @@ impl Random {
     pub fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len() as u64) as usize]
     }
+}
+
+/// A pipe that waits at the next write; the reading end keeps it from being a closed one.
+pub fn full_pipe() -> (OwnedFd, OwnedFd) {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    while writer.write(&[0; 4096]).is_ok() {}
+    while writer.write(&[0]).is_ok() {}
+    rustix::io::ioctl_fionbio(&writer, false).unwrap();
+    (reader.into(), writer.into())
 }

@@ -1,6 +1,5 @@
 //! A device's state through a descriptor that blocks: it is given up in time, with a reason.
 
-use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -10,6 +9,7 @@ use super::message::{CHECK_DEVICE_STATE, SET_DEVICE_STATE_FD};
 use super::{bystander, two_disks};
 use crate::common::frontend::Session;
 use crate::common::frontend::wire::{NEED_REPLY, VERSION};
+use crate::common::full_pipe;
 
 /// The longest that a state is waited for, for a busy machine.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -33,16 +33,6 @@ pub fn check(session: &Session) -> bool {
     let answer = session.wire.ask(CHECK_DEVICE_STATE, &[], &[]).unwrap();
     assert!(start.elapsed() < LIMIT, "{:?}", start.elapsed());
     answer.value() == 0
-}
-
-/// One that blocks at the next write; the reading end keeps it from being a closed one.
-fn full_pipe() -> (OwnedFd, OwnedFd) {
-    let (reader, mut writer) = std::io::pipe().unwrap();
-    rustix::io::ioctl_fionbio(&writer, true).unwrap();
-    while writer.write(&[0; 4096]).is_ok() {}
-    while writer.write(&[0]).is_ok() {}
-    rustix::io::ioctl_fionbio(&writer, false).unwrap();
-    (reader.into(), writer.into())
 }
 
 /// Of each kind, one that blocks; and what keeps it so.

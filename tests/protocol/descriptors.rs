@@ -1,6 +1,5 @@
 //! Descriptors that are no eventfds, or eventfds that are full: whoever sent them has the damage.
 
-use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::EventfdFlags;
@@ -13,7 +12,7 @@ use crate::common::frontend::ring::Ring;
 use crate::common::frontend::wire::Verdict;
 use crate::common::frontend::{Session, settle};
 use crate::common::process::Process;
-use crate::common::wait_for;
+use crate::common::{full_pipe, wait_for};
 
 const SET_VRING_KICK: u32 = 12;
 const SET_VRING_CALL: u32 = 13;
@@ -24,16 +23,6 @@ fn full_event() -> OwnedFd {
     let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).unwrap();
     rustix::io::write(&event, &(u64::MAX - 1).to_ne_bytes()).unwrap();
     event
-}
-
-/// A pipe that waits at the next write; the reading end keeps it from being a closed one.
-fn full_pipe() -> (OwnedFd, OwnedFd) {
-    let (reader, mut writer) = std::io::pipe().unwrap();
-    rustix::io::ioctl_fionbio(&writer, true).unwrap();
-    while writer.write(&[0; 4096]).is_ok() {}
-    while writer.write(&[0]).is_ok() {}
-    rustix::io::ioctl_fionbio(&writer, false).unwrap();
-    (reader.into(), writer.into())
 }
 
 /// Descriptors of every kind, and what keeps them as they are.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::silent::{Heard, Silent};
+use super::handshake::{Heard, Silent};
 use crate::budget::{Amounts, Share};
 use crate::disk::Disk;
 use crate::log_limit::Cause;

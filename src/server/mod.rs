@@ -5,12 +5,12 @@
 
 mod acceptor;
 mod bad_media;
+mod collector;
 mod error;
-mod observer;
-mod populator;
+mod growth_watcher;
+mod handshake;
+mod populate_thread;
 mod resize;
-mod silent;
-mod watcher;
 
 use std::io;
 use std::num::NonZeroU16;
@@ -20,10 +20,10 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 pub use acceptor::Stopper;
+pub use collector::{Observation, Observer};
 pub use error::ServerError;
-pub use observer::{Observation, Observer};
+pub use growth_watcher::Rereader;
 pub use resize::{ResizeError, Resized, Resizer};
-pub use watcher::Rereader;
 
 use crate::budget::Budget;
 use crate::config::{CpuChoice, DiskConfig, ServerConfig, SocketSource, check_postcopy};
@@ -40,9 +40,9 @@ use crate::virtio::blk::{Counters, Device, Identity};
 use crate::worker::{Polling, Pool};
 use acceptor::{Acceptor, Door};
 use bad_media::MediaWatcher;
-use populator::Populator;
+use growth_watcher::Watcher;
+use populate_thread::Populator;
 use resize::Resizable;
-use watcher::Watcher;
 
 /// A disk as it is served.
 #[derive(Debug, Clone)]

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::bad_media::look_for_bad;
-use super::populator::Populator;
+use super::populate_thread::Populator;
 use crate::disk::{Backing, GrowError};
 use crate::log_limit::Cause;
 use crate::vhost_user::SessionContext;

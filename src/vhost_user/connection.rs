@@ -14,13 +14,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
-use super::body;
-use super::channel::Channel;
+use super::backend_channel::Channel;
 use super::debug_log::{Answer, Line, ProtocolFeatures};
 use super::descriptor::{Kind, refusal};
+use super::message::{HEADER_BYTES, Message, ReceiveError};
+use super::payload;
 use super::postcopy::exchange;
 use super::session::Session;
-use super::wire::{HEADER_BYTES, Message, ReceiveError};
 use crate::disk::Disk;
 
 /// How a connection ended.
@@ -129,7 +129,7 @@ impl<D: Disk> Connection<D> {
             _ if self.session.is_listening() && exchange::is_about_memory(&message) => {
                 return self.exchange_memory(message);
             }
-            Ok(request) => match body::fit(request, &mut message) {
+            Ok(request) => match payload::fit(request, &mut message) {
                 Ok(()) => request,
                 Err(error) => return self.refuse(request, &message, error.to_string()),
             },

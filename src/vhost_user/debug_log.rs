@@ -5,9 +5,9 @@ use std::fmt;
 
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 
-use super::baton::SessionId;
 use super::connection::{Hangup, name};
-use super::wire::Message;
+use super::message::Message;
+use super::writer_lock::SessionId;
 use crate::virtio::blk::features;
 use crate::virtio::queue::RingLayout;
 

@@ -3,33 +3,32 @@
 //! It knows messages and never copies guest data. A [`Session`] keeps what one front-end has said and gives
 //! its rings to the workers; the messages themselves are read and answered by `vhost`'s `BackendReqHandler`.
 
-mod baton;
-mod body;
-mod channel;
+mod backend_channel;
+mod checker;
+mod config_notifier;
+mod config_record;
 mod connection;
 mod debug_log;
 mod descriptor;
 mod device_state;
 mod front_ends;
 mod handler;
-mod helper;
 mod listener;
-mod memo;
-mod news;
+mod message;
+mod payload;
 mod postcopy;
 mod session;
-mod transfer;
 mod vring;
-mod wire;
+mod writer_lock;
 
-pub use baton::{Baton, SessionId};
-pub use channel::Channel;
+pub use backend_channel::Channel;
+pub use checker::{ClosedApart, Helper};
+pub use config_record::{Known, Memo};
 pub use connection::{Connection, Hangup};
 pub use front_ends::FrontEnds;
 pub use handler::PROTOCOL_FEATURES;
-pub use helper::{ClosedApart, Helper};
 pub use listener::{Inherited, Listener, ListenerError};
-pub use memo::{Known, Memo};
+pub(crate) use message::HEADER_BYTES;
 pub(crate) use postcopy::is_possible as is_postcopy_possible;
 pub use session::{Session, SessionContext};
-pub(crate) use wire::HEADER_BYTES;
+pub use writer_lock::{Baton, SessionId};

@@ -7,16 +7,16 @@ use std::thread::JoinHandle;
 
 use vhost::vhost_user::message::VhostTransferStateDirection;
 
-use super::baton::{Baton, SessionId};
+use super::checker::Helper;
+use super::config_notifier::News;
+use super::config_record::Memo;
 use super::debug_log;
 use super::device_state::StateError;
+use super::device_state::transfer::{Transfer, TransferError};
 use super::front_ends::FrontEnds;
-use super::helper::Helper;
-use super::memo::Memo;
-use super::news::News;
 use super::postcopy::{self, Postcopy, PostcopyError};
-use super::transfer::{Transfer, TransferError};
 use super::vring::Vring;
+use super::writer_lock::{Baton, SessionId};
 use crate::budget::{DiskBudget, Exceeded, Share};
 use crate::cpus::Cpus;
 use crate::disk::{Disk, DiskError};

@@ -12,11 +12,11 @@ use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 use super::PostcopyError;
 use crate::budget::Amounts;
 use crate::disk::Disk;
-use crate::vhost_user::body;
 use crate::vhost_user::connection::{Connection, Hangup, name};
 use crate::vhost_user::debug_log::Answer;
+use crate::vhost_user::message::{self, Message};
+use crate::vhost_user::payload;
 use crate::vhost_user::session::{Session, SessionError};
-use crate::vhost_user::wire::{self, Message};
 use crate::virtio::memory::{MemoryTable, RegionSpec};
 
 /// Guest address, length in bytes, the front-end's own address, offset in the file.
@@ -37,7 +37,7 @@ impl<D: Disk> Connection<D> {
         let refusal =
             |error: SessionError| Hangup::Refused { request: name(message.code), reason: error.to_string() };
         let userfault = advised.map_err(refusal)?;
-        wire::send(&self.stream, &message.answer(&[]), &[userfault.as_fd()])?;
+        message::send(&self.stream, &message.answer(&[]), &[userfault.as_fd()])?;
         Ok(Answer::Descriptor)
     }
 
@@ -67,7 +67,7 @@ impl<D: Disk> Connection<D> {
             }
             return self.conclude(&message, is_known.then_some(()).ok_or("the front-end has failed".into()));
         }
-        body::fit(FrontendReq::SET_MEM_TABLE, &mut message).map_err(|error| refusal(error.to_string()))?;
+        payload::fit(FrontendReq::SET_MEM_TABLE, &mut message).map_err(|error| refusal(error.to_string()))?;
         let files = std::mem::take(&mut message.files).into_iter().map(File::from).collect();
         let taken = self.session.take_missing(&message, files);
         let answer = taken.map_err(|error| refusal(error.to_string()))?;

@@ -2,7 +2,7 @@
 
 use vhost::vhost_user::message::FrontendReq;
 
-use super::wire::Message;
+use super::message::Message;
 
 /// Most regions in one table: as many descriptors come with a message.
 const MAX_TABLE_REGIONS: u32 = 32;
@@ -151,7 +151,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::vhost_user::wire::Message;
+    use crate::vhost_user::message::Message;
 
     fn message(body: &[u8], files: usize) -> Message {
         let null = || std::fs::File::open("/dev/null").unwrap().into();

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::channel::Channel;
+use super::backend_channel::Channel;
 
 /// What one front-end knows of the configuration. It has a lock of its own, since the session's is held while a worker
 /// is waited for, which may wait for the media or for a page of its guest: whoever has news for all front-ends waits

@@ -8,6 +8,8 @@
 //! cache mode u8 · read-only u8 · reserved 10 bytes, zero            (64 bytes, little-endian)
 //! ```
 
+pub(super) mod transfer;
+
 use crate::disk::Disk;
 use crate::virtio::blk::Device;
 

@@ -1,7 +1,7 @@
 //! A device's state on its way through the descriptor of `SET_DEVICE_STATE_FD`.
 //!
 //! The other end may be slow, may never come, or may hold up whoever touches it: so it is read or written by the
-//! [process that received it](super::helper), and what is here is a socket to that.
+//! [process that received it](crate::vhost_user::checker), and what is here is a socket to that.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -12,10 +12,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::SendFlags;
 use vhost::vhost_user::message::VhostTransferStateDirection as Direction;
 
-use super::device_state::{DeviceState, STATE_BYTES};
-use super::helper::{LOAD, SAVE, StateAnswer};
-use super::session::{Session, SessionError};
+use super::{DeviceState, STATE_BYTES};
 use crate::disk::Disk;
+use crate::vhost_user::checker::{LOAD, SAVE, StateAnswer};
+use crate::vhost_user::session::{Session, SessionError};
 
 /// How long `CHECK_DEVICE_STATE` waits for an end that should have come: the front-end has written all there is,
 /// or read it.
@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a state did not come through.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum TransferError {
+pub(in crate::vhost_user) enum TransferError {
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error(
@@ -36,16 +36,19 @@ pub(super) enum TransferError {
 
 /// One state under way. Dropping it gives it up.
 #[derive(Debug)]
-pub(super) struct Transfer(OwnedFd);
+pub(in crate::vhost_user) struct Transfer(OwnedFd);
 
 impl Transfer {
     /// Writes a state.
-    pub(super) fn save(through: OwnedFd, state: &[u8; STATE_BYTES]) -> Result<Self, TransferError> {
+    pub(in crate::vhost_user) fn save(
+        through: OwnedFd,
+        state: &[u8; STATE_BYTES],
+    ) -> Result<Self, TransferError> {
         Self::start(through, &[&[SAVE], state.as_slice()].concat())
     }
 
     /// Reads a state to its end, or to where it is longer than any.
-    pub(super) fn load(through: OwnedFd) -> Result<Self, TransferError> {
+    pub(in crate::vhost_user) fn load(through: OwnedFd) -> Result<Self, TransferError> {
         Self::start(through, &[LOAD])
     }
 
@@ -56,7 +59,10 @@ impl Transfer {
     }
 
     /// Waits for its end: what was read, or nothing after a save. Not longer than there is a front-end.
-    pub(super) fn finish(self, front_end: Option<&UnixStream>) -> Result<Vec<u8>, TransferError> {
+    pub(in crate::vhost_user) fn finish(
+        self,
+        front_end: Option<&UnixStream>,
+    ) -> Result<Vec<u8>, TransferError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -81,7 +87,11 @@ impl<D: Disk> Session<D> {
     ///
     /// # Errors
     /// A ring runs: what is saved would not be what it is then.
-    pub(super) fn begin_transfer(&self, direction: Direction, through: OwnedFd) -> Result<(), SessionError> {
+    pub(in crate::vhost_user) fn begin_transfer(
+        &self,
+        direction: Direction,
+        through: OwnedFd,
+    ) -> Result<(), SessionError> {
         let mut state = self.state();
         if !state.running().is_empty() {
             return Err(SessionError::StateOfRunning);
@@ -103,7 +113,7 @@ impl<D: Disk> Session<D> {
     ///
     /// # Errors
     /// What went wrong with it, or that there was none.
-    pub(super) fn end_transfer(&self) -> Result<(), SessionError> {
+    pub(in crate::vhost_user) fn end_transfer(&self) -> Result<(), SessionError> {
         let (direction, transfer) = self.state().transfer.take().ok_or(SessionError::NoTransfer)?;
         let bytes = transfer.finish(self.connection.as_deref())?;
         if direction == Direction::SAVE || bytes.is_empty() {

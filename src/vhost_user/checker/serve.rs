@@ -10,7 +10,7 @@ use vhost::vhost_user::message::FrontendReq;
 
 use super::closing::is_silenced;
 use super::packet::{self, Answer, Request};
-use super::{Received, pair, state};
+use super::{Received, pair, state_relay};
 use crate::vhost_user::descriptor::Kind;
 
 /// Most descriptors that are kept where they cannot be closed.
@@ -61,7 +61,7 @@ pub(super) fn serve(orders: &OwnedFd, retires: &OwnedFd, keeps: bool) {
             // Whatever is asked from now on is for the next one.
             let _ = rustix::io::write(retires, &[0]);
             if let Some((file, relay)) = state {
-                state::transfer(&file, &relay);
+                state_relay::transfer(&file, &relay);
             }
             return;
         }

@@ -16,8 +16,8 @@
 //! - the connection is watched ([`Watcher`]), and with the front-end all memory is given up: whoever waits is woken,
 //!   and fails. A request that waited for its data writes nothing then, and nothing more reaches the guest.
 
+mod connection_watcher;
 pub(super) mod exchange;
-mod watcher;
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -34,7 +34,7 @@ use crate::thread;
 use crate::virtio::memory::{MemoryError, MemoryTable};
 use crate::virtio::queue::RingLayout;
 use crate::worker::Pool;
-use watcher::Watcher;
+use connection_watcher::Watcher;
 
 /// Why a message of a postcopy migration is refused.
 #[derive(Debug, thiserror::Error)]

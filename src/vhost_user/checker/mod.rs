@@ -16,10 +16,10 @@
 //! A message without descriptors never gets here.
 
 mod closing;
-mod judge;
 mod packet;
+mod serve;
 mod spawner;
-mod state;
+mod state_relay;
 
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -36,7 +36,7 @@ use super::descriptor::Kind;
 use crate::sandbox::process::{self, Life};
 pub use closing::ClosedApart;
 use packet::{Answer, Request};
-pub(super) use state::{LOAD, SAVE, StateAnswer};
+pub(super) use state_relay::{LOAD, SAVE, StateAnswer};
 
 /// How long it may take on a machine that is busy. It waits for nobody but the processor.
 const PATIENCE: Duration = Duration::from_secs(10);

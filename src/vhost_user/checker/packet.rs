@@ -11,7 +11,7 @@ use rustix::net::{
 
 use super::Received;
 use crate::vhost_user::descriptor::Kind;
-use crate::vhost_user::wire::{MAX_FILES, again};
+use crate::vhost_user::message::{MAX_FILES, again};
 
 /// Longer than any: a message, and what its descriptors are in words.
 const MOST_BYTES: usize = 64 << 10;

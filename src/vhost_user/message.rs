@@ -13,8 +13,8 @@ use rustix::net::{
     SendFlags, recvmsg, sendmsg,
 };
 
+use super::checker::{Helper, Received};
 use super::descriptor::Kind;
-use super::helper::{Helper, Received};
 
 /// Length of a header: request, flags, length of the body.
 pub(crate) const HEADER_BYTES: usize = 12;

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::judge;
+use super::serve;
 use crate::sandbox::process::{self, Life};
 
 /// So many judges may be at their end at once, before what is refused is kept rather than closed.
@@ -23,7 +23,7 @@ pub(super) fn run(orders: &OwnedFd, control: &UnixStream) {
         let keeps = made.saturating_sub(ended) >= MOST_RETIRED;
         let Ok((retired, retires)) = pipe_with(PipeFlags::CLOEXEC) else { return };
         let given = [orders.as_fd(), retires.as_fd()];
-        let Ok(judge) = process::fork(&given, Life::OfItsParent, || judge::serve(orders, &retires, keeps))
+        let Ok(judge) = process::fork(&given, Life::OfItsParent, || serve::serve(orders, &retires, keeps))
         else {
             if is_over(control, Some(&PAUSE)) {
                 return;

@@ -4,9 +4,11 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd as _, BorrowedFd};
 
-use super::growth::GrowthPolicy;
-use super::{BackingKind, BlockDisk, Disk, DiskError, Durability, FileDisk, Geometry, GrowError, MappedDisk};
 use crate::copy::{Hint, Segments};
+use crate::disk::space::growth::GrowthPolicy;
+use crate::disk::{
+    BackingKind, BlockDisk, Disk, DiskError, Durability, FileDisk, Geometry, GrowError, MappedDisk,
+};
 
 /// The disks that a path can become, told apart without a virtual call.
 #[derive(Debug)]

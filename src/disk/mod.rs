@@ -11,55 +11,37 @@ use std::fmt;
 use crate::copy::{self, Hint, Segments};
 
 mod backing;
-mod cgroup;
-mod describe;
-mod device;
-mod direct;
-mod error;
-mod extents;
+mod block;
+mod durability;
 mod file;
-mod flush;
-mod growth;
-mod holder;
-mod huge_pages;
-mod image_lock;
-mod kind;
 mod lock;
-mod map_sync;
 mod mapped;
 mod mapping;
 mod media;
 mod open;
-mod poison;
-mod policy;
-mod populate;
-mod region;
-mod regular;
 mod space;
-mod syncs;
 mod sys;
-mod sysfs;
 
 pub use backing::Backing;
-pub use describe::{Description, describe};
-pub use direct::BlockDisk;
-pub use error::{OpenError, Place};
+pub use block::BlockDisk;
+pub use durability::flush::{Flusher, Ticket};
 pub use file::FileDisk;
-pub use flush::{Flusher, Ticket};
-pub use growth::GrowError;
-pub use holder::Holder;
-pub use huge_pages::count_huge_pages;
-pub use kind::{BackingKind, FileKind, FileSystem};
+pub use lock::holder::Holder;
 pub use lock::{FileLock, LockError, LockMode, UnknownLockMode};
 pub use mapped::MappedDisk;
 #[cfg(test)]
 pub(crate) use mapped::forced::Forced;
+pub use mapped::populate::Populated;
 pub use mapping::Mapping;
+pub use mapping::huge_pages::count_huge_pages;
 pub use media::Media;
+pub use media::kind::{BackingKind, FileKind, FileSystem};
+pub use media::region::Region;
+pub use open::describe::{Description, describe};
+pub use open::error::{OpenError, Place};
+pub use open::policy::{DeepFlush, DiscardPolicy, UnknownWord};
 pub use open::{OpenOptions, Opened, open};
-pub use policy::{DeepFlush, DiscardPolicy, UnknownWord};
-pub use populate::Populated;
-pub use region::Region;
+pub use space::growth::GrowError;
 
 /// What a disk is made of: fixed while it is served, but that it may grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

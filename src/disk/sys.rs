@@ -8,8 +8,8 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::poison::FileExtent;
 use crate::copy::{self, Segment, Segments};
+use crate::disk::media::bad_blocks::FileExtent;
 
 /// Segments given to one `preadv`: as many as an ordinary request has, fewer than `IOV_MAX` of Linux.
 const MAX_SEGMENTS: usize = 128;

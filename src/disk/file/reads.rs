@@ -5,9 +5,9 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::super::mapping::{Loss, truncated_before};
-use super::super::{DiskError, Mapping, failed, sys};
 use crate::copy::{self, Hint, Segments};
+use crate::disk::mapping::{Loss, truncated_before};
+use crate::disk::{DiskError, Mapping, failed, sys};
 
 /// How the bytes are reached.
 #[derive(Debug)]

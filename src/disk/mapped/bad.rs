@@ -8,7 +8,7 @@ use std::sync::PoisonError;
 use super::{BackingKind, DiskError, MappedDisk, failed};
 use crate::copy::{self, Hint, Segments};
 use crate::disk::mapping::Loss;
-use crate::disk::poison::{self, BadList, PAGE_BYTES};
+use crate::disk::media::bad_blocks::{self, BadList, PAGE_BYTES};
 use crate::disk::space::{self, fallocate};
 use crate::log_limit::Cause;
 
@@ -40,10 +40,10 @@ impl MappedDisk {
 
     /// Learns what the kernel has listed or announced to be bad by now; reads of it fail from then on, without
     /// touching it. Returns what was news, in bytes of the disk.
-    pub(in super::super) fn look_for_bad(&self) -> Vec<Range<u64>> {
+    pub(in crate::disk) fn look_for_bad(&self) -> Vec<Range<u64>> {
         let _mending = self.mending.lock().unwrap_or_else(PoisonError::into_inner);
         let capacity_bytes = self.mapping.len_bytes();
-        let mut found = poison::seen_through(&self.listed(), &(0..capacity_bytes));
+        let mut found = bad_blocks::seen_through(&self.listed(), &(0..capacity_bytes));
         // A page of device DAX may be announced by the address of the huge one that it is in.
         if self.kind != BackingKind::DeviceDax {
             let page = |at: u64| at - at % PAGE_BYTES..(at - at % PAGE_BYTES).saturating_add(PAGE_BYTES);
@@ -58,7 +58,7 @@ impl MappedDisk {
         self.bad_list.as_ref().map(|list| list.read(&self.file)).unwrap_or_default()
     }
 
-    pub(in super::super) const fn bad_list(&self) -> Option<&BadList> {
+    pub(in crate::disk) const fn bad_list(&self) -> Option<&BadList> {
         self.bad_list.as_ref()
     }
 
@@ -140,7 +140,7 @@ impl MappedDisk {
     /// taken for granted: the list must agree.
     fn write_anew(&self, range: &Range<u64>) -> Result<(), DiskError> {
         let len = range.end - range.start;
-        let is_listed = || !poison::seen_through(&self.listed(), range).is_empty();
+        let is_listed = || !bad_blocks::seen_through(&self.listed(), range).is_empty();
         if copy::pwritev_zeroes(self.file.as_fd(), range.start, len).is_ok() && !is_listed() {
             return Ok(());
         }

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::copy::testing::{Memory, announce_bad_page, pattern};
-use crate::disk::sysfs::testing::Tree;
+use crate::disk::media::sysfs::testing::Tree;
 
 const LEN: usize = 16 * 4096 + 512;
 

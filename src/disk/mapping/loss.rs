@@ -5,13 +5,13 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 
-use super::super::FileSystem;
-use super::super::space::{self, Lacking};
 use super::{DiskError, HUGE_PAGE_BYTES};
+use crate::disk::FileSystem;
+use crate::disk::space::{self, Lacking};
 
 /// What was not there when it was to be copied.
 #[derive(Debug, thiserror::Error)]
-pub(in super::super) enum Loss {
+pub(in crate::disk) enum Loss {
     #[error("guest memory is lost (its file was truncated, or a page of it went bad)")]
     GuestMemory,
     #[error(
@@ -51,7 +51,7 @@ pub(in super::super) enum Loss {
 
 impl Loss {
     /// Who has refused something of a file, at this offset if it was at one, where an error of the system says too little.
-    pub(in super::super) fn of_error(file: &File, offset: Option<u64>, error: io::Error) -> io::Error {
+    pub(in crate::disk) fn of_error(file: &File, offset: Option<u64>, error: io::Error) -> io::Error {
         let Some(code) = error.raw_os_error() else { return error };
         let path = path_of(file);
         let loss = match code {
@@ -83,7 +83,7 @@ impl Loss {
     }
 
     /// The same of what has failed at an offset of a disk.
-    pub(in super::super) fn explain(file: &File, offset: u64, error: DiskError) -> DiskError {
+    pub(in crate::disk) fn explain(file: &File, offset: u64, error: DiskError) -> DiskError {
         match error {
             DiskError::Io { operation, source } => {
                 DiskError::Io { operation, source: Self::of_error(file, Some(offset), source) }
@@ -111,7 +111,7 @@ impl Loss {
     }
 
     /// Where the media has failed, in bytes of the disk, if that is what an error says.
-    pub(in super::super) fn of_media(error: &DiskError) -> Option<u64> {
+    pub(in crate::disk) fn of_media(error: &DiskError) -> Option<u64> {
         let DiskError::Io { source, .. } = error else { return None };
         match source.get_ref()?.downcast_ref::<Self>()? {
             Self::Media { offset, .. } => Some(*offset),
@@ -130,7 +130,7 @@ impl Loss {
 
 /// Errors that only who is asked over a connection gives: a server of FUSE that has ended, a machine that is not there, a
 /// file that it no longer knows.
-pub(in super::super) const fn is_of_server(code: i32) -> bool {
+pub(in crate::disk) const fn is_of_server(code: i32) -> bool {
     matches!(
         code,
         libc::ENOTCONN
@@ -147,7 +147,7 @@ pub(in super::super) const fn is_of_server(code: i32) -> bool {
 }
 
 /// That a file is shorter than `end`, while so many bytes are served.
-pub(in super::super) fn truncated_before(file: &File, end: u64, len_bytes: u64) -> Option<Loss> {
+pub(in crate::disk) fn truncated_before(file: &File, end: u64, len_bytes: u64) -> Option<Loss> {
     // The length of a device is not told so, and cannot change.
     let metadata = file.metadata().ok().filter(|it| it.is_file() && it.len() < end)?;
     Some(Loss::Truncated { file: path_of(file), file_bytes: metadata.len(), len_bytes })
@@ -180,7 +180,7 @@ fn needed_for(lacking: Lacking, offset: u64) -> String {
 
 /// What a byte that is not there lacks because its file system has no space for it: it is in a hole, or shared, and what
 /// could be had is less than a huge page. (Of what has its space, the media is to blame, however full the file system is.)
-pub(in super::super) fn lacks_space(file: &File, offset: u64) -> Option<Lacking> {
+pub(in crate::disk) fn lacks_space(file: &File, offset: u64) -> Option<Lacking> {
     // Some is set aside: what is free is not all to be had.
     let is_full = space::free_bytes(file).is_some_and(|bytes| bytes < HUGE_PAGE_BYTES as u64);
     is_full.then(|| Lacking::at(file, offset))?

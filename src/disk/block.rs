@@ -12,15 +12,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::SeekFrom;
 
-use super::growth::{GrowthPolicy, cannot};
-use super::lock::BackingFile;
-use super::mapping::Loss;
-use super::poison::{BadList, BadRanges, PAGE_BYTES};
-use super::space::{self, fallocate};
-use super::syncs::Syncs;
-use super::sys::{self, Cursor};
-use super::{Disk, DiskError, Durability, Geometry, GrowError, Media, extents, failed, poison};
 use crate::copy::{self, Segments};
+use crate::disk::durability::extents;
+use crate::disk::durability::syncs::Syncs;
+use crate::disk::lock::BackingFile;
+use crate::disk::mapping::Loss;
+use crate::disk::media::bad_blocks::{self, BadList, BadRanges, PAGE_BYTES};
+use crate::disk::space::growth::{GrowthPolicy, cannot};
+use crate::disk::space::{self, fallocate};
+use crate::disk::sys::{self, Cursor};
+use crate::disk::{Disk, DiskError, Durability, Geometry, GrowError, Media, failed};
 
 /// Buffers for guest memory that the device cannot reach by itself, and so requests of that kind at a time.
 const BOUNCES: usize = 4;
@@ -78,7 +79,7 @@ impl BlockDisk {
     pub(super) fn bad_ranges(&self) -> Vec<Range<u64>> {
         let listed = self.bad_list.as_ref().map(BadList::of_device).unwrap_or_default();
         let mut ranges = self.bad.list();
-        let listed = poison::seen_through(&listed, &(0..self.geometry().capacity_bytes));
+        let listed = bad_blocks::seen_through(&listed, &(0..self.geometry().capacity_bytes));
         listed.into_iter().for_each(|range| extents::add(&mut ranges, range));
         ranges
     }
@@ -182,7 +183,7 @@ impl BlockDisk {
     /// Serves a file that stands for a device, for the enumeration of crash states.
     #[cfg(test)]
     pub(crate) fn on_file(file: File, geometry: Geometry) -> Self {
-        let media = Media::testing(super::BackingKind::BlockDevice, Durability::Page, vec![]);
+        let media = Media::testing(crate::disk::BackingKind::BlockDevice, Durability::Page, vec![]);
         Self::over(Arc::new(file.into()), geometry, &Media { unit_bytes: 512, ..media }, true)
     }
 }

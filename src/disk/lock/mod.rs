@@ -12,7 +12,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::{Holder, OpenError, Place, image_lock};
+use crate::disk::{Holder, OpenError, Place};
+
+pub(in crate::disk) mod holder;
+mod image_lock;
 
 /// When the backing is locked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -70,7 +73,7 @@ const REMEDY: &str = "if its file system has no locks, make sure that nobody els
 ///
 /// Closing it is not enough: a child of this process that is between fork and exec has it open, too.
 #[derive(Debug)]
-pub(super) struct BackingFile(File);
+pub(in crate::disk) struct BackingFile(File);
 
 impl From<File> for BackingFile {
     fn from(file: File) -> Self {
@@ -97,7 +100,7 @@ impl Drop for BackingFile {
 /// The locks of a backing: its `flock(2)`, exclusive for a disk that is written, shared for one that is only read, and
 /// with the same meaning those that QEMU knows (`image_lock`). Either both are held or none.
 ///
-/// This value shares the open file with the [`Disk`](super::Disk) opened together with it: once taken, the
+/// This value shares the open file with the [`Disk`](crate::disk::Disk) opened together with it: once taken, the
 /// lock lasts until [`release`](Self::release), or until both are dropped. It belongs to the open file
 /// description, so that two disks of one process exclude each other as well.
 #[derive(Debug)]
@@ -113,7 +116,7 @@ pub struct FileLock {
 
 impl FileLock {
     /// Of `file`, taken at once when the mode is [`LockMode::On`].
-    pub(super) fn open(
+    pub(in crate::disk) fn open(
         file: Arc<BackingFile>,
         place: &Place,
         mode: LockMode,

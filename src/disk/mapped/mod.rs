@@ -7,19 +7,19 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::extents::{Extents, Written};
-use super::growth::{GrowthPolicy, cannot, file_bytes};
-use super::lock::BackingFile;
-use super::mapping::{HUGE_PAGE_BYTES, MapOptions, persist_of};
-use super::poison::{BadList, BadRanges, PAGE_BYTES};
-use super::space::{self, fallocate};
-use super::syncs::Syncs;
-use super::{
-    BackingKind, DiscardPolicy, Disk, DiskError, Durability, Geometry, GrowError, Mapping, Media, failed,
-};
 #[cfg(test)]
 use crate::copy::recording::{Synced, Syncing};
 use crate::copy::{Hint, Segments};
+use crate::disk::durability::extents::{Extents, Written};
+use crate::disk::durability::syncs::Syncs;
+use crate::disk::lock::BackingFile;
+use crate::disk::mapping::{HUGE_PAGE_BYTES, MapOptions, persist_of};
+use crate::disk::media::bad_blocks::{BadList, BadRanges, PAGE_BYTES};
+use crate::disk::space::growth::{GrowthPolicy, cannot, file_bytes};
+use crate::disk::space::{self, fallocate};
+use crate::disk::{
+    BackingKind, DiscardPolicy, Disk, DiskError, Durability, Geometry, GrowError, Mapping, Media, failed,
+};
 use crate::log_limit::LogLimit;
 use bad::bad_media;
 
@@ -411,5 +411,6 @@ fn whole_units(range: Range<u64>, unit: u64) -> Option<Range<u64>> {
 mod bad;
 #[cfg(test)]
 pub(crate) mod forced;
+pub(super) mod populate;
 #[cfg(test)]
 mod tests;

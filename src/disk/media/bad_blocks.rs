@@ -10,15 +10,15 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
 
-use super::extents::add;
-use super::sys;
-use super::sysfs::Node;
+use crate::disk::durability::extents::add;
+use crate::disk::media::sysfs::Node;
+use crate::disk::sys;
 
 /// Unit of `badblocks` and of partition tables in sysfs.
 const SECTOR_BYTES: u64 = 512;
 
 /// Unit in which file systems and the kernel take pages out of use and repair them.
-pub(super) const PAGE_BYTES: u64 = 4096;
+pub(in crate::disk) const PAGE_BYTES: u64 = 4096;
 
 /// How Linux calls the list.
 const LIST: &str = "badblocks";
@@ -28,14 +28,14 @@ const MAX_RANGES: usize = 4096;
 
 /// Ranges in bytes of the disk, whole pages, in order.
 #[derive(Debug, Default)]
-pub(super) struct BadRanges {
+pub(in crate::disk) struct BadRanges {
     /// Whether there are any: all that a healthy disk looks at.
     any: AtomicBool,
     ranges: RwLock<Vec<Range<u64>>>,
 }
 
 impl BadRanges {
-    pub(super) fn new(ranges: &[Range<u64>]) -> Self {
+    pub(in crate::disk) fn new(ranges: &[Range<u64>]) -> Self {
         let bad = Self::default();
         ranges.iter().for_each(|range| {
             bad.add(range.clone());
@@ -45,19 +45,19 @@ impl BadRanges {
 
     /// Whether nothing is known to be bad.
     #[inline]
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::disk) fn is_empty(&self) -> bool {
         !self.any.load(Ordering::Relaxed)
     }
 
     /// Whether any byte of the range is known to be bad.
     #[inline]
-    pub(super) fn touch(&self, offset: u64, len: u64) -> bool {
+    pub(in crate::disk) fn touch(&self, offset: u64, len: u64) -> bool {
         !self.is_empty() && !self.within(offset, len).is_empty()
     }
 
     /// The bad parts that the range touches, as whole pages.
     #[cold]
-    pub(super) fn within(&self, offset: u64, len: u64) -> Vec<Range<u64>> {
+    pub(in crate::disk) fn within(&self, offset: u64, len: u64) -> Vec<Range<u64>> {
         if len == 0 {
             return Vec::new();
         }
@@ -69,7 +69,7 @@ impl BadRanges {
     }
 
     /// The pages of this range are bad. Returns whether that is news.
-    pub(super) fn add(&self, range: Range<u64>) -> bool {
+    pub(in crate::disk) fn add(&self, range: Range<u64>) -> bool {
         if range.is_empty() {
             return false;
         }
@@ -85,7 +85,7 @@ impl BadRanges {
     }
 
     /// The pages of this range, whole ones, were repaired.
-    pub(super) fn remove(&self, range: &Range<u64>) {
+    pub(in crate::disk) fn remove(&self, range: &Range<u64>) {
         let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
         let rest =
             ranges.iter().flat_map(|it| [it.start..it.end.min(range.start), it.start.max(range.end)..it.end]);
@@ -95,7 +95,7 @@ impl BadRanges {
 
     /// The range was read or written as a whole: pages that are inside of it are not bad, or not any more.
     #[inline]
-    pub(super) fn found_good(&self, offset: u64, len: u64) {
+    pub(in crate::disk) fn found_good(&self, offset: u64, len: u64) {
         if !self.is_empty() {
             self.remove_inside(offset, len);
         }
@@ -112,7 +112,7 @@ impl BadRanges {
     }
 
     /// All of them.
-    pub(super) fn list(&self) -> Vec<Range<u64>> {
+    pub(in crate::disk) fn list(&self) -> Vec<Range<u64>> {
         self.ranges.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -129,7 +129,7 @@ fn listed(node: &Node) -> Vec<Range<u64>> {
 }
 
 /// What of `ranges` is inside of `window`, counted from its start.
-pub(super) fn seen_through(ranges: &[Range<u64>], window: &Range<u64>) -> Vec<Range<u64>> {
+pub(in crate::disk) fn seen_through(ranges: &[Range<u64>], window: &Range<u64>) -> Vec<Range<u64>> {
     let cut = ranges.iter().map(|it| it.start.max(window.start)..it.end.min(window.end));
     let inside = cut.filter(|range| range.start < range.end);
     inside.map(|range| range.start - window.start..range.end - window.start).collect()
@@ -137,7 +137,7 @@ pub(super) fn seen_through(ranges: &[Range<u64>], window: &Range<u64>) -> Vec<Ra
 
 /// Where Linux lists what is bad of a disk.
 #[derive(Debug, Clone)]
-pub(super) enum BadList {
+pub(in crate::disk) enum BadList {
     /// With the block device itself, or the one that a partition is on.
     BlockDevice(Node),
     /// With the device that the file system of a file is on.
@@ -153,7 +153,7 @@ pub(super) enum BadList {
 
 impl BadList {
     /// What is listed now, in bytes of the disk that is made of `file`.
-    pub(super) fn read(&self, file: &File) -> Vec<Range<u64>> {
+    pub(in crate::disk) fn read(&self, file: &File) -> Vec<Range<u64>> {
         match self {
             Self::File(device) => {
                 let ranges = of_block_device(device);
@@ -168,7 +168,7 @@ impl BadList {
     }
 
     /// The same of a device, which needs no open file.
-    pub(super) fn of_device(&self) -> Vec<Range<u64>> {
+    pub(in crate::disk) fn of_device(&self) -> Vec<Range<u64>> {
         match self {
             Self::BlockDevice(device) | Self::File(device) => of_block_device(device),
             Self::DeviceDax { device, region } => of_device_dax(device, region),
@@ -179,7 +179,7 @@ impl BadList {
     ///
     /// # Errors
     /// The error of `open(2)`: there is none, or it may not be read.
-    pub(super) fn open(&self) -> io::Result<File> {
+    pub(in crate::disk) fn open(&self) -> io::Result<File> {
         match self {
             Self::BlockDevice(device) | Self::File(device) => {
                 device.open(LIST).or_else(|error| device.child("..").ok_or(error)?.open(LIST))
@@ -213,13 +213,13 @@ fn of_device_dax(device: &Node, region: &Node) -> Vec<Range<u64>> {
 
 /// A part of a file and where it lies on the file system's device, in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct FileExtent {
+pub(in crate::disk) struct FileExtent {
     /// Offset in the file.
-    pub(super) logical: u64,
+    pub(in crate::disk) logical: u64,
     /// Offset on the device.
-    pub(super) physical: u64,
+    pub(in crate::disk) physical: u64,
     /// Length.
-    pub(super) len: u64,
+    pub(in crate::disk) len: u64,
 }
 
 /// The bad ranges of a file, from those of the device that its file system is on.
@@ -240,9 +240,9 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::region::testing::{NFIT, bus, pmem};
-    use super::super::sysfs::testing::Tree;
     use super::*;
+    use crate::disk::media::region::testing::{NFIT, bus, pmem};
+    use crate::disk::media::sysfs::testing::Tree;
 
     fn block(tree: &Tree, minor: u32) -> Node {
         tree.sysfs().block(rustix::fs::makedev(259, minor)).unwrap()

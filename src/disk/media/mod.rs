@@ -7,11 +7,17 @@ use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::{AtFlags, StatFs, StatxAttributes, StatxFlags, statx};
 
-use super::poison::BadList;
-use super::region::Region;
-use super::sysfs::{Node, Sysfs};
-use super::{BackingKind, Durability, FileKind, FileSystem, Mapping, map_sync};
 use crate::copy::Engine;
+use crate::disk::media::bad_blocks::BadList;
+use crate::disk::media::region::Region;
+use crate::disk::media::sysfs::{Node, Sysfs};
+use crate::disk::{BackingKind, Durability, FileKind, FileSystem, Mapping};
+
+pub(in crate::disk) mod bad_blocks;
+pub(in crate::disk) mod kind;
+mod map_sync;
+pub(in crate::disk) mod region;
+pub(in crate::disk) mod sysfs;
 
 /// What a path is made of.
 #[derive(Debug, Clone)]
@@ -27,11 +33,11 @@ pub struct Media {
     /// Bytes that were known to be bad when this was found out, as offsets in the disk.
     pub bad_ranges: Vec<Range<u64>>,
     /// Where it is listed what is bad by now.
-    pub(super) bad_list: Option<BadList>,
+    pub(in crate::disk) bad_list: Option<BadList>,
     /// What whoever serves it ought to know.
-    pub(super) warning: Option<String>,
+    pub(in crate::disk) warning: Option<String>,
     /// Why a device cannot be a disk as it is now.
-    pub(super) unfit: Option<Unfit>,
+    pub(in crate::disk) unfit: Option<Unfit>,
     /// The namespace of persistent memory that a device-DAX node is made of, as `ndctl` calls it.
     pub namespace: Option<String>,
     /// Size in bytes that sysfs has for a device; 0 for files.
@@ -63,7 +69,12 @@ impl Media {
     }
 
     /// Of a regular file. `file` is what is asked whether it can be mapped with `MAP_SYNC`.
-    pub(super) fn of_file(metadata: &Metadata, statfs: &StatFs, file: Option<&File>, sysfs: &Sysfs) -> Self {
+    pub(in crate::disk) fn of_file(
+        metadata: &Metadata,
+        statfs: &StatFs,
+        file: Option<&File>,
+        sysfs: &Sysfs,
+    ) -> Self {
         let kind = BackingKind::of(statfs);
         if kind.is_written_through_mapping() {
             return Self::plain(kind, Durability::Volatile, format!("{kind} does not outlive the machine"));
@@ -91,7 +102,7 @@ impl Media {
     }
 
     /// Looks where the blocks of a file lie now, and which of them are bad.
-    pub(super) fn find_bad_ranges(&mut self, file: &File) {
+    pub(in crate::disk) fn find_bad_ranges(&mut self, file: &File) {
         if let Some(list) = &self.bad_list {
             self.bad_ranges = list.read(file);
         }
@@ -121,7 +132,7 @@ impl Media {
     }
 
     /// Of a character device; none unless it is device DAX.
-    pub(super) fn of_character_device(metadata: &Metadata, sysfs: &Sysfs) -> Option<Self> {
+    pub(in crate::disk) fn of_character_device(metadata: &Metadata, sysfs: &Sysfs) -> Option<Self> {
         let device = sysfs.character(metadata.rdev())?;
         device.link_name("subsystem").filter(|name| name == "dax")?;
         let regions = Region::all_of(&device);
@@ -154,7 +165,7 @@ impl Media {
     }
 
     /// Of a block device.
-    pub(super) fn of_block_device(metadata: &Metadata, sysfs: &Sysfs) -> Self {
+    pub(in crate::disk) fn of_block_device(metadata: &Metadata, sysfs: &Sysfs) -> Self {
         let device = sysfs.block(metadata.rdev());
         let regions = device.as_ref().map(Region::all_of).unwrap_or_default();
         let is_btt = |node: &Node| node.ancestry().any(|it| it.name().starts_with("btt"));
@@ -183,7 +194,7 @@ impl Media {
 
     /// Whatever a test needs.
     #[cfg(test)]
-    pub(super) fn testing(kind: BackingKind, durability: Durability, regions: Vec<Region>) -> Self {
+    pub(in crate::disk) fn testing(kind: BackingKind, durability: Durability, regions: Vec<Region>) -> Self {
         Self { regions, ..Self::plain(kind, durability, String::new()) }
     }
 
@@ -206,9 +217,9 @@ impl Media {
 
 /// Why a device cannot be a disk as it is now, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Unfit {
-    pub(super) cause: String,
-    pub(super) remedy: String,
+pub(in crate::disk) struct Unfit {
+    pub(in crate::disk) cause: String,
+    pub(in crate::disk) remedy: String,
 }
 
 impl Unfit {
@@ -237,7 +248,7 @@ fn is_beside_pages(device: &Node) -> bool {
 }
 
 /// Whether the device that a file is, or lies on, is not there any more, or cannot be used as it was.
-pub(super) fn is_gone(metadata: &Metadata, sysfs: &Sysfs) -> bool {
+pub(in crate::disk) fn is_gone(metadata: &Metadata, sysfs: &Sysfs) -> bool {
     let is_without = |device: Option<Node>| device.is_none_or(|it| Unfit::of_device_dax(&it).is_some());
     sysfs.is_there()
         && match FileKind::from(metadata.file_type()) {
@@ -280,7 +291,7 @@ fn is_dax(file: &File) -> bool {
 }
 
 /// As above, for a path; nothing is opened.
-pub(super) fn is_dax_path(path: &std::path::Path) -> io::Result<bool> {
+pub(in crate::disk) fn is_dax_path(path: &std::path::Path) -> io::Result<bool> {
     let found = statx(rustix::fs::CWD, path, AtFlags::empty(), StatxFlags::empty())?;
     Ok(found.stx_attributes.contains(StatxAttributes::DAX))
 }
@@ -292,9 +303,9 @@ fn block_bytes(device: &Node) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::region::testing::{NFIT, bus, pmem};
-    use super::super::sysfs::testing::Tree;
     use super::*;
+    use crate::disk::media::region::testing::{NFIT, bus, pmem};
+    use crate::disk::media::sysfs::testing::Tree;
 
     fn tree(provider: &str, domain: Option<&str>) -> Tree {
         let tree = Tree::new();

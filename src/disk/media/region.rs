@@ -2,8 +2,8 @@
 
 use std::fs::File;
 
-use super::Durability;
-use super::sysfs::Node;
+use crate::disk::Durability;
+use crate::disk::media::sysfs::Node;
 
 /// Device-mapper devices upon device-mapper devices, at most.
 const MAX_DEPTH: u32 = 8;
@@ -33,7 +33,7 @@ pub struct Region {
 impl Region {
     /// The regions below a device: one for `/dev/pmemN`, `/dev/daxX.Y` and their partitions, several for a
     /// device-mapper device over several of them. Empty unless every device below has one.
-    pub(super) fn all_of(device: &Node) -> Vec<Self> {
+    pub(in crate::disk) fn all_of(device: &Node) -> Vec<Self> {
         Self::gather(device, MAX_DEPTH).unwrap_or_default()
     }
 
@@ -80,7 +80,7 @@ impl Region {
     /// Without `persistence_domain` (old firmware, e820) a region counts as one with a protected memory
     /// controller, as libpmem2 and Linux have it: the platform is taken at its word that this is persistent
     /// memory. Caches count only where the region itself says so.
-    pub(super) fn durability(&self) -> Durability {
+    pub(in crate::disk) fn durability(&self) -> Durability {
         match self.persistence_domain.as_deref() {
             _ if self.is_volatile => Durability::Volatile,
             _ if self.is_virtual => Durability::Page,
@@ -90,7 +90,7 @@ impl Region {
     }
 
     /// Why it has this durability, in words.
-    pub(super) fn why(&self) -> String {
+    pub(in crate::disk) fn why(&self) -> String {
         let name = &self.name;
         match self.persistence_domain.as_deref() {
             _ if self.is_volatile => format!("{name} is volatile memory"),
@@ -108,7 +108,7 @@ impl Region {
     }
 
     /// Writing `1` here empties the memory controller's queues.
-    pub(super) fn deep_flush_file(&self) -> std::io::Result<File> {
+    pub(in crate::disk) fn deep_flush_file(&self) -> std::io::Result<File> {
         self.node.open_for_writing("deep_flush")
     }
 
@@ -129,7 +129,7 @@ impl Region {
     }
 
     /// Its folder.
-    pub(super) const fn node(&self) -> &Node {
+    pub(in crate::disk) const fn node(&self) -> &Node {
         &self.node
     }
 }
@@ -148,13 +148,13 @@ fn dirty_shutdowns(region: &Node, bus: &Node) -> Option<u64> {
 }
 
 #[cfg(test)]
-pub(super) mod testing {
-    use super::super::sysfs::testing::Tree;
+pub(in crate::disk) mod testing {
+    use crate::disk::media::sysfs::testing::Tree;
 
-    pub(in super::super) const NFIT: &str = "devices/acpi/ndbus0";
+    pub(in crate::disk) const NFIT: &str = "devices/acpi/ndbus0";
 
     /// A bus with a region of two modules.
-    pub(in super::super) fn bus(tree: &Tree, bus: &str, provider: &str, domain: Option<&str>) {
+    pub(in crate::disk) fn bus(tree: &Tree, bus: &str, provider: &str, domain: Option<&str>) {
         let region = format!("{bus}/region0");
         tree.file(&format!("{bus}/provider"), provider)
             .file(&format!("{region}/devtype"), "nd_pmem\n")
@@ -171,17 +171,17 @@ pub(super) mod testing {
     }
 
     /// `/dev/pmem0` of number 259:0 on that bus.
-    pub(in super::super) fn pmem(tree: &Tree, bus: &str) {
+    pub(in crate::disk) fn pmem(tree: &Tree, bus: &str) {
         tree.device("block", "259:0", &format!("{bus}/region0/pfn0.1/block/pmem0"));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::sysfs::Sysfs;
-    use super::super::sysfs::testing::Tree;
     use super::testing::{NFIT, bus, pmem};
     use super::*;
+    use crate::disk::media::sysfs::Sysfs;
+    use crate::disk::media::sysfs::testing::Tree;
 
     fn regions(sysfs: &Sysfs, major: u32, minor: u32) -> Vec<Region> {
         Region::all_of(&sysfs.block(rustix::fs::makedev(major, minor)).unwrap())

@@ -11,19 +11,20 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::mm::{Advice, MsyncFlags};
 
-use super::media::is_gone;
-use super::sysfs::Sysfs;
-use super::{DiskError, Durability};
 use crate::copy::fault::announced;
 #[cfg(test)]
 use crate::copy::recording::{Synced, Syncing};
 use crate::copy::{self, Hint, Persist, Segments};
+use crate::disk::media::is_gone;
+use crate::disk::media::sysfs::Sysfs;
+use crate::disk::{DiskError, Durability};
 use crate::stop_point::{self, Point};
 pub(super) use loss::Loss;
 use loss::path_of;
 pub(super) use loss::{is_of_server, lacks_space, truncated_before};
 use room::Room;
 
+pub(super) mod huge_pages;
 mod loss;
 mod room;
 

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::str::FromStr;
 
-use super::{BackingKind, Durability, Media, Region};
+use crate::disk::{BackingKind, Durability, Media, Region};
 
 /// What becomes of space that a guest no longer needs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -68,7 +68,7 @@ pub enum DeepFlush {
 
 impl DeepFlush {
     /// The regions that FLUSH goes to; none where a fence is all.
-    pub(super) fn regions(self, media: &Media) -> impl Iterator<Item = &Region> {
+    pub(in crate::disk) fn regions(self, media: &Media) -> impl Iterator<Item = &Region> {
         let is_synchronous = !media.durability.needs_flush();
         media.regions.iter().filter(move |region| {
             let is_wanted = match self {
@@ -84,7 +84,7 @@ impl DeepFlush {
     ///
     /// # Errors
     /// One of them cannot be opened for writing; [`DeepFlush::Auto`] does without it then.
-    pub(super) fn files(self, media: &Media) -> io::Result<Vec<File>> {
+    pub(in crate::disk) fn files(self, media: &Media) -> io::Result<Vec<File>> {
         let mut files = Vec::new();
         for region in self.regions(media) {
             match region.deep_flush_file() {
@@ -165,9 +165,9 @@ fn choose<T: Copy + fmt::Display, const N: usize>(word: &str, choices: [T; N]) -
 
 #[cfg(test)]
 mod tests {
-    use super::super::region::testing::{NFIT, bus, pmem};
-    use super::super::sysfs::testing::Tree;
     use super::*;
+    use crate::disk::media::region::testing::{NFIT, bus, pmem};
+    use crate::disk::media::sysfs::testing::Tree;
 
     #[test]
     fn words_are_read_as_they_are_written() {
@@ -189,7 +189,7 @@ mod tests {
     #[test]
     fn discards_are_for_those_whom_they_help() {
         use DiscardPolicy::{Auto, Ignore, Unmap};
-        let file_system = super::super::FileSystem::of(&rustix::fs::statfs("/").unwrap());
+        let file_system = crate::disk::FileSystem::of(&rustix::fs::statfs("/").unwrap());
         for (kind, expected) in [
             (BackingKind::Tmpfs, [true, false, true]),
             (BackingKind::OrdinaryFile { file_system }, [true, false, true]),

@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io;
 
-use super::sys::{self, ByteLock, FoundLock};
+use crate::disk::sys::{self, ByteLock, FoundLock};
 
 /// A byte is locked here by whoever uses a permission.
 const USED_BASE: u64 = 100;
@@ -40,7 +40,7 @@ const fn used(read_only: bool) -> &'static [u64] {
 ///
 /// # Errors
 /// The error of `fcntl(2)`.
-pub(super) fn try_acquire(file: &File, read_only: bool) -> io::Result<bool> {
+pub(in crate::disk) fn try_acquire(file: &File, read_only: bool) -> io::Result<bool> {
     let acquired = lock(file, read_only).and_then(|locked| Ok(locked && is_compatible(file, read_only)?));
     if !matches!(acquired, Ok(true)) {
         // What there is to report has happened before.
@@ -53,17 +53,17 @@ pub(super) fn try_acquire(file: &File, read_only: bool) -> io::Result<bool> {
 ///
 /// # Errors
 /// The error of `fcntl(2)`.
-pub(super) fn release(file: &File) -> io::Result<()> {
+pub(in crate::disk) fn release(file: &File) -> io::Result<()> {
     sys::lock_bytes(file, USED_BASE..UNSHARED_BASE + RESIZE + 1, ByteLock::None).map(drop)
 }
 
 /// Whether an error says that there are no such locks on this file system.
-pub(super) fn is_unsupported(error: &io::Error) -> bool {
+pub(in crate::disk) fn is_unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::ENOTTY))
 }
 
 /// Whether there are such locks on this file system.
-pub(super) fn is_supported(file: &File) -> bool {
+pub(in crate::disk) fn is_supported(file: &File) -> bool {
     !sys::conflicting_lock(file, USED_BASE).is_err_and(|error| is_unsupported(&error))
 }
 

@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::thread::JoinHandle;
 
-use super::{Disk, DiskError};
+use crate::disk::{Disk, DiskError};
 use crate::log_limit::{Cause, LogLimit};
 use crate::thread;
 

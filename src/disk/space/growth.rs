@@ -8,8 +8,8 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt as _;
 
-use super::space;
-use super::{DiskError, Geometry, OpenOptions};
+use crate::disk::space;
+use crate::disk::{DiskError, Geometry, OpenOptions};
 
 /// Why a disk goes on with the size it has.
 #[derive(Debug, thiserror::Error)]
@@ -61,27 +61,31 @@ pub enum GrowError {
 }
 
 /// For `map_err`: the step that failed.
-pub(super) fn cannot(operation: &'static str) -> impl Fn(io::Error) -> GrowError {
+pub(in crate::disk) fn cannot(operation: &'static str) -> impl Fn(io::Error) -> GrowError {
     move |source| GrowError::Io { operation, source }
 }
 
 /// Whether a disk grows with its backing, and how.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct GrowthPolicy {
+pub(in crate::disk) struct GrowthPolicy {
     /// Its size is that of the backing, not a chosen one.
-    pub(super) follows: bool,
+    pub(in crate::disk) follows: bool,
     /// Holes are left as they are.
-    pub(super) sparse: bool,
+    pub(in crate::disk) sparse: bool,
 }
 
 impl GrowthPolicy {
     /// What was asked for when the disk was opened.
-    pub(super) const fn of(options: &OpenOptions) -> Self {
+    pub(in crate::disk) const fn of(options: &OpenOptions) -> Self {
         Self { follows: options.size_bytes.is_none(), sparse: options.sparse }
     }
 
     /// How many bytes are to be served of a backing of this length, if more than now: whole blocks.
-    pub(super) fn target(self, backing_bytes: u64, served: &Geometry) -> Result<Option<u64>, GrowError> {
+    pub(in crate::disk) fn target(
+        self,
+        backing_bytes: u64,
+        served: &Geometry,
+    ) -> Result<Option<u64>, GrowError> {
         let served_bytes = served.capacity_bytes;
         if backing_bytes < served_bytes {
             return Err(GrowError::Shrunk { backing_bytes, served_bytes });
@@ -92,7 +96,12 @@ impl GrowthPolicy {
 
     /// Gives the bytes from what is served up to `target` their space, unless they are to stay holes. Returns
     /// whether the file was touched, so that it must be synced.
-    pub(super) fn allocate(self, file: &File, served: &Geometry, target: u64) -> Result<bool, GrowError> {
+    pub(in crate::disk) fn allocate(
+        self,
+        file: &File,
+        served: &Geometry,
+        target: u64,
+    ) -> Result<bool, GrowError> {
         if self.sparse || served.read_only {
             return Ok(false);
         }
@@ -143,7 +152,7 @@ impl Default for GrowthPolicy {
 }
 
 /// How long a regular file is.
-pub(super) fn file_bytes(file: &File) -> Result<u64, GrowError> {
+pub(in crate::disk) fn file_bytes(file: &File) -> Result<u64, GrowError> {
     Ok(file.metadata().map_err(cannot("tell the size of the file"))?.len())
 }
 

@@ -6,12 +6,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::media::Unfit;
-use super::sysfs::Sysfs;
-use super::{
+use crate::disk::media::Unfit;
+use crate::disk::media::sysfs::Sysfs;
+use crate::disk::{
     Backing, DeepFlush, DiscardPolicy, Durability, FileKind, FileLock, LockMode, Media, OpenError, Place,
-    device, regular,
 };
+
+pub(super) mod describe;
+mod device;
+pub(super) mod error;
+mod fill;
+pub(super) mod policy;
+mod regular;
 
 /// What to open, and how.
 #[derive(Debug, Clone)]
@@ -59,7 +65,7 @@ impl OpenOptions {
 }
 
 /// Logical block size in bytes of what has none by itself.
-pub(super) const DEFAULT_BLOCK_BYTES: u32 = 512;
+pub(in crate::disk) const DEFAULT_BLOCK_BYTES: u32 = 512;
 
 /// A path, opened.
 #[derive(Debug)]
@@ -103,7 +109,7 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Opened, OpenError> {
 }
 
 /// Refuses a device that cannot be a disk as it is now.
-pub(super) fn check_fit(place: &Place, media: &Media) -> Result<(), OpenError> {
+pub(in crate::disk) fn check_fit(place: &Place, media: &Media) -> Result<(), OpenError> {
     match media.unfit.clone() {
         Some(Unfit { cause, remedy }) => Err(OpenError::Unfit { place: place.clone(), cause, remedy }),
         None => Ok(()),
@@ -111,7 +117,11 @@ pub(super) fn check_fit(place: &Place, media: &Media) -> Result<(), OpenError> {
 }
 
 /// Refuses what promises less than is required.
-pub(super) fn check_durability(place: &Place, media: &Media, options: &OpenOptions) -> Result<(), OpenError> {
+pub(in crate::disk) fn check_durability(
+    place: &Place,
+    media: &Media,
+    options: &OpenOptions,
+) -> Result<(), OpenError> {
     match options.require_durable {
         Some(required) if media.durability < required => Err(OpenError::NotDurable {
             place: place.clone(),
@@ -124,7 +134,7 @@ pub(super) fn check_durability(place: &Place, media: &Media, options: &OpenOptio
 }
 
 /// The attributes that FLUSH writes to.
-pub(super) fn deep_flush_files(
+pub(in crate::disk) fn deep_flush_files(
     place: &Place,
     media: &Media,
     options: &OpenOptions,
@@ -140,7 +150,7 @@ pub(super) fn deep_flush_files(
 }
 
 /// Refuses everything but regular files.
-pub(super) fn check_regular(place: &Place, metadata: &Metadata) -> Result<(), OpenError> {
+pub(in crate::disk) fn check_regular(place: &Place, metadata: &Metadata) -> Result<(), OpenError> {
     match FileKind::from(metadata.file_type()) {
         FileKind::Regular => Ok(()),
         what => Err(OpenError::NotRegular { place: place.clone(), what }),
@@ -159,7 +169,7 @@ fn check_block_size(place: &Place, block_bytes: u32) -> Result<(), OpenError> {
 }
 
 /// Refuses a size of nothing at all, or with a part of a block.
-pub(super) fn check_size(place: &Place, size_bytes: u64, block_bytes: u32) -> Result<(), OpenError> {
+pub(in crate::disk) fn check_size(place: &Place, size_bytes: u64, block_bytes: u32) -> Result<(), OpenError> {
     let whole_bytes = whole_blocks(place, "size=", size_bytes, block_bytes)?;
     if whole_bytes == size_bytes {
         return Ok(());
@@ -172,7 +182,7 @@ pub(super) fn check_size(place: &Place, size_bytes: u64, block_bytes: u32) -> Re
 }
 
 /// The bytes of whole blocks in a size that nobody has chosen; `what` has it. None at all is refused.
-pub(super) fn whole_blocks(
+pub(in crate::disk) fn whole_blocks(
     place: &Place,
     what: &str,
     size_bytes: u64,
@@ -192,7 +202,7 @@ pub(super) fn whole_blocks(
 }
 
 /// The same for what is to be served, and says so if there is more.
-pub(super) fn serve_whole_blocks(
+pub(in crate::disk) fn serve_whole_blocks(
     place: &Place,
     what: &str,
     size_bytes: u64,

@@ -4,8 +4,8 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use std::sync::{PoisonError, RwLock};
 
-use super::DiskError;
 use crate::copy;
+use crate::disk::DiskError;
 
 /// The state of a backing that is made durable by system calls: whether anything was written since the last
 /// one began, how many run, and whether one has failed.
@@ -23,7 +23,7 @@ use crate::copy;
 ///   failure is for good.
 #[derive(Debug)]
 #[repr(align(64))] // all workers read `dirty` with every write: nothing else may share its cache line
-pub(super) struct Syncs {
+pub(in crate::disk) struct Syncs {
     dirty: AtomicBool,
     in_flight: AtomicU32,
     failed: AtomicBool,
@@ -35,7 +35,7 @@ pub(super) struct Syncs {
 
 impl Syncs {
     /// `dirty` at first where a process before this one may have left something unwritten.
-    pub(super) fn new(operation: &'static str, dirty: bool) -> Self {
+    pub(in crate::disk) fn new(operation: &'static str, dirty: bool) -> Self {
         Self {
             dirty: AtomicBool::new(dirty),
             in_flight: AtomicU32::new(0),
@@ -47,7 +47,7 @@ impl Syncs {
 
     /// A write has finished.
     #[inline]
-    pub(super) fn wrote(&self) {
+    pub(in crate::disk) fn wrote(&self) {
         // Non-temporal stores too: the batch's fence comes too late for a sync that begins before it.
         copy::full_fence();
         // A store only where it changes something: the line stays with every worker otherwise.
@@ -58,7 +58,7 @@ impl Syncs {
 
     /// The answer to a flush, where it takes no system call.
     #[inline]
-    pub(super) fn at_once(&self) -> Option<Result<(), DiskError>> {
+    pub(in crate::disk) fn at_once(&self) -> Option<Result<(), DiskError>> {
         if self.failed.load(Ordering::Acquire) {
             return Some(Err(self.lost()));
         }
@@ -70,7 +70,7 @@ impl Syncs {
     }
 
     /// Calls `sync`, which must make everything written so far durable, unless that is so already.
-    pub(super) fn sync(&self, sync: impl FnOnce() -> io::Result<()>) -> Result<(), DiskError> {
+    pub(in crate::disk) fn sync(&self, sync: impl FnOnce() -> io::Result<()>) -> Result<(), DiskError> {
         if let Some(answer) = self.at_once() {
             return answer;
         }

@@ -7,12 +7,13 @@ use std::path::Path;
 
 use rustix::fs::Access;
 
-use super::device::Unwritable;
-use super::media::is_dax_path;
-use super::open::{DEFAULT_BLOCK_BYTES, check_fit, whole_blocks};
-use super::sysfs::Sysfs;
-use super::{
-    BackingKind, DeepFlush, DiscardPolicy, Durability, FileKind, Holder, Media, OpenError, Place, huge_pages,
+use crate::disk::mapping::huge_pages;
+use crate::disk::media::is_dax_path;
+use crate::disk::media::sysfs::Sysfs;
+use crate::disk::open::device::Unwritable;
+use crate::disk::open::{DEFAULT_BLOCK_BYTES, check_fit, whole_blocks};
+use crate::disk::{
+    BackingKind, DeepFlush, DiscardPolicy, Durability, FileKind, Holder, Media, OpenError, Place,
 };
 
 /// What a path is and how it would be served.

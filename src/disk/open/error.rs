@@ -4,8 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::mapping::is_of_server;
-use super::{Durability, FileKind, Holder};
+use crate::disk::mapping::is_of_server;
+use crate::disk::{Durability, FileKind, Holder};
 
 /// What an error is about: a path, and the disk that is made of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -179,7 +179,7 @@ pub enum OpenError {
 
 impl OpenError {
     /// Sorts an error of the system into permissions and everything else.
-    pub(super) fn system(
+    pub(in crate::disk) fn system(
         place: &Place,
         operation: &'static str,
         remedy: &'static str,

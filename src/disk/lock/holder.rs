@@ -16,7 +16,7 @@ pub struct Holder {
 
 impl Holder {
     /// Who has this file locked; none where nobody has, or where that cannot be learnt.
-    pub(super) fn of(metadata: &Metadata) -> Option<Self> {
+    pub(in crate::disk) fn of(metadata: &Metadata) -> Option<Self> {
         let locks = fs::read_to_string("/proc/locks").ok()?;
         let found = Found::in_locks(&locks, metadata.dev(), metadata.ino());
         match found {
@@ -28,7 +28,7 @@ impl Holder {
         }
     }
 
-    pub(super) const fn unknown() -> Self {
+    pub(in crate::disk) const fn unknown() -> Self {
         Self { pid: None, command: None }
     }
 

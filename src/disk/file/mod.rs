@@ -6,14 +6,14 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use super::growth::{GrowthPolicy, cannot, file_bytes};
-use super::lock::BackingFile;
-use super::mapping::Loss;
-use super::poison::BadRanges;
-use super::space::{self, fallocate};
-use super::syncs::Syncs;
-use super::{Disk, DiskError, Durability, FileSystem, Geometry, GrowError, failed};
 use crate::copy::{self, Hint, Segments};
+use crate::disk::durability::syncs::Syncs;
+use crate::disk::lock::BackingFile;
+use crate::disk::mapping::Loss;
+use crate::disk::media::bad_blocks::BadRanges;
+use crate::disk::space::growth::{GrowthPolicy, cannot, file_bytes};
+use crate::disk::space::{self, fallocate};
+use crate::disk::{Disk, DiskError, Durability, FileSystem, Geometry, GrowError, failed};
 use reads::Reads;
 
 mod reads;
@@ -40,7 +40,7 @@ impl FileDisk {
     /// Serves the first `capacity_bytes` of `file`, whose `flock(2)`, if any, ends with the disk.
     ///
     /// # Errors
-    /// As [`Mapping::new`](super::Mapping::new).
+    /// As [`Mapping::new`](crate::disk::Mapping::new).
     pub fn new(file: File, geometry: Geometry) -> io::Result<Self> {
         Self::over(Arc::new(file.into()), geometry, true)
     }

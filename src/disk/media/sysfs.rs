@@ -7,34 +7,34 @@ use std::path::{Path, PathBuf};
 
 /// A sysfs tree.
 #[derive(Debug, Clone)]
-pub(super) struct Sysfs {
+pub(in crate::disk) struct Sysfs {
     root: PathBuf,
 }
 
 impl Sysfs {
     /// That of the kernel.
-    pub(super) fn system() -> Self {
+    pub(in crate::disk) fn system() -> Self {
         Self { root: PathBuf::from("/sys") }
     }
 
     /// Another one.
     #[cfg(test)]
-    pub(super) fn at(root: &Path) -> Self {
+    pub(in crate::disk) fn at(root: &Path) -> Self {
         Self { root: fs::canonicalize(root).unwrap() }
     }
 
     /// Whether it lists devices at all: some containers have none.
-    pub(super) fn is_there(&self) -> bool {
+    pub(in crate::disk) fn is_there(&self) -> bool {
         self.root.join("dev/block").exists()
     }
 
     /// The folder of a block device, by its device number.
-    pub(super) fn block(&self, dev: u64) -> Option<Node> {
+    pub(in crate::disk) fn block(&self, dev: u64) -> Option<Node> {
         self.device("dev/block", dev)
     }
 
     /// The folder of a character device, by its device number.
-    pub(super) fn character(&self, dev: u64) -> Option<Node> {
+    pub(in crate::disk) fn character(&self, dev: u64) -> Option<Node> {
         self.device("dev/char", dev)
     }
 
@@ -46,7 +46,7 @@ impl Sysfs {
 
 /// A folder of sysfs: a device, with links resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Node {
+pub(in crate::disk) struct Node {
     path: PathBuf,
     root: PathBuf,
 }
@@ -59,51 +59,51 @@ impl Node {
 
     /// A folder that is not there.
     #[cfg(test)]
-    pub(super) fn nowhere() -> Self {
+    pub(in crate::disk) fn nowhere() -> Self {
         Self { path: PathBuf::new(), root: PathBuf::new() }
     }
 
     /// How the kernel calls the device.
-    pub(super) fn name(&self) -> String {
+    pub(in crate::disk) fn name(&self) -> String {
         self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     /// This folder and those it lies in, from the inside to the outside.
-    pub(super) fn ancestry(&self) -> impl Iterator<Item = Self> + '_ {
+    pub(in crate::disk) fn ancestry(&self) -> impl Iterator<Item = Self> + '_ {
         let inside = |path: &&Path| path.starts_with(&self.root) && *path != self.root;
         let ancestors = self.path.ancestors().take_while(inside);
         ancestors.map(|path| Self { path: path.to_owned(), root: self.root.clone() })
     }
 
     /// The folder `name` in this one, where a link may lead to.
-    pub(super) fn child(&self, name: &str) -> Option<Self> {
+    pub(in crate::disk) fn child(&self, name: &str) -> Option<Self> {
         Self::at(self.path.join(name), &self.root)
     }
 
     /// The folders in the folder `name`; links are followed.
-    pub(super) fn children(&self, name: &str) -> Vec<Self> {
+    pub(in crate::disk) fn children(&self, name: &str) -> Vec<Self> {
         let Ok(entries) = fs::read_dir(self.path.join(name)) else { return Vec::new() };
         entries.flatten().filter_map(|entry| Self::at(entry.path(), &self.root)).collect()
     }
 
     /// What the link `name` says, whether or not that is there.
-    pub(super) fn link(&self, name: &str) -> Option<PathBuf> {
+    pub(in crate::disk) fn link(&self, name: &str) -> Option<PathBuf> {
         fs::read_link(self.path.join(name)).ok()
     }
 
     /// The name of what the link `name` leads to.
-    pub(super) fn link_name(&self, name: &str) -> Option<String> {
+    pub(in crate::disk) fn link_name(&self, name: &str) -> Option<String> {
         Some(self.link(name)?.file_name()?.to_string_lossy().into_owned())
     }
 
     /// The attribute `name` without blanks at its ends; none when it is empty or cannot be read.
-    pub(super) fn text(&self, name: &str) -> Option<String> {
+    pub(in crate::disk) fn text(&self, name: &str) -> Option<String> {
         let text = fs::read_to_string(self.path.join(name)).ok()?;
         Some(text.trim().to_owned()).filter(|text| !text.is_empty())
     }
 
     /// The attribute `name` as a number, decimal or hexadecimal with `0x`.
-    pub(super) fn number(&self, name: &str) -> Option<u64> {
+    pub(in crate::disk) fn number(&self, name: &str) -> Option<u64> {
         let text = self.text(name)?;
         match text.strip_prefix("0x") {
             Some(digits) => u64::from_str_radix(digits, 16).ok(),
@@ -115,7 +115,7 @@ impl Node {
     ///
     /// # Errors
     /// The error of `open(2)`.
-    pub(super) fn open(&self, name: &str) -> io::Result<File> {
+    pub(in crate::disk) fn open(&self, name: &str) -> io::Result<File> {
         File::open(self.path.join(name))
     }
 
@@ -123,39 +123,39 @@ impl Node {
     ///
     /// # Errors
     /// The error of `open(2)`.
-    pub(super) fn open_for_writing(&self, name: &str) -> io::Result<File> {
+    pub(in crate::disk) fn open_for_writing(&self, name: &str) -> io::Result<File> {
         File::options().write(true).open(self.path.join(name))
     }
 }
 
 /// Trees for tests.
 #[cfg(test)]
-pub(super) mod testing {
+pub(in crate::disk) mod testing {
     use std::os::unix::fs::symlink;
 
     use super::*;
 
     /// A sysfs with the devices that a test puts in it.
     #[derive(Debug)]
-    pub(in super::super) struct Tree {
+    pub(in crate::disk) struct Tree {
         folder: tempfile::TempDir,
     }
 
     impl Tree {
-        pub(in super::super) fn new() -> Self {
+        pub(in crate::disk) fn new() -> Self {
             Self { folder: tempfile::tempdir().unwrap() }
         }
 
-        pub(in super::super) fn sysfs(&self) -> Sysfs {
+        pub(in crate::disk) fn sysfs(&self) -> Sysfs {
             Sysfs::at(self.folder.path())
         }
 
-        pub(in super::super) fn path(&self, path: &str) -> PathBuf {
+        pub(in crate::disk) fn path(&self, path: &str) -> PathBuf {
             self.folder.path().join(path)
         }
 
         /// A file with this text.
-        pub(in super::super) fn file(&self, path: &str, text: &str) -> &Self {
+        pub(in crate::disk) fn file(&self, path: &str, text: &str) -> &Self {
             let path = self.path(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
@@ -163,7 +163,7 @@ pub(super) mod testing {
         }
 
         /// A link from `path` to the folder `target`, both counted from the root.
-        pub(in super::super) fn link(&self, path: &str, target: &str) -> &Self {
+        pub(in crate::disk) fn link(&self, path: &str, target: &str) -> &Self {
             let (path, target) = (self.path(path), self.path(target));
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             symlink(target, path).unwrap();
@@ -171,7 +171,7 @@ pub(super) mod testing {
         }
 
         /// A folder with the device number `major:minor` in `dev/block` or `dev/char`.
-        pub(in super::super) fn device(&self, class: &str, number: &str, path: &str) -> &Self {
+        pub(in crate::disk) fn device(&self, class: &str, number: &str, path: &str) -> &Self {
             fs::create_dir_all(self.path(path)).unwrap();
             self.link(&format!("dev/{class}/{number}"), path)
         }

@@ -9,10 +9,10 @@ use std::io::{BufRead, BufReader};
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt as _;
 
-use super::mapping::HUGE_PAGE_BYTES;
-use super::poison::FileExtent;
-use super::sysfs::Sysfs;
-use super::{Backing, BackingKind, Disk as _, sys};
+use crate::disk::mapping::HUGE_PAGE_BYTES;
+use crate::disk::media::bad_blocks::FileExtent;
+use crate::disk::media::sysfs::Sysfs;
+use crate::disk::{Backing, BackingKind, Disk as _, sys};
 
 /// Counts for each disk how much of its mapping is in huge pages by now; [`Backing::huge_bytes`] says it from then on.
 ///
@@ -47,12 +47,12 @@ pub fn count_huge_pages<'a>(disks: impl IntoIterator<Item = &'a Backing>) {
 }
 
 /// Device DAX is mapped in pages of its alignment, and no others.
-pub(super) const fn of_device_dax(device_bytes: u64, unit_bytes: u64) -> u64 {
+pub(in crate::disk) const fn of_device_dax(device_bytes: u64, unit_bytes: u64) -> u64 {
     if unit_bytes >= HUGE_PAGE_BYTES as u64 { device_bytes } else { 0 }
 }
 
 /// Of a file on DAX, by where its file system has put it; none where that cannot be told.
-pub(super) fn of_dax_file(file: &File, sysfs: &Sysfs) -> Option<u64> {
+pub(in crate::disk) fn of_dax_file(file: &File, sysfs: &Sysfs) -> Option<u64> {
     let device = sysfs.block(file.metadata().ok()?.dev())?;
     // A partition begins so far behind its disk.
     let (disk, start_sector) = match device.number("start") {
@@ -91,7 +91,7 @@ fn of_extents(extents: &[FileExtent], base: u64) -> u64 {
 }
 
 /// Of a file that a process has mapped; none where that process may not be looked into, or has it not mapped.
-pub(super) fn in_process(pid: u32, file: &Metadata) -> Option<u64> {
+pub(in crate::disk) fn in_process(pid: u32, file: &Metadata) -> Option<u64> {
     let smaps = File::open(format!("/proc/{pid}/smaps")).ok()?;
     of_file(BufReader::new(smaps), file.dev(), file.ino())
 }

@@ -8,22 +8,20 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::growth::GrowthPolicy;
-use super::lock::BackingFile;
-use super::open::{
+use crate::disk::lock::BackingFile;
+use crate::disk::media::sysfs::Sysfs;
+use crate::disk::open::{
     DEFAULT_BLOCK_BYTES, check_durability, check_regular, deep_flush_files, serve_whole_blocks,
 };
-use super::space;
-use super::sysfs::Sysfs;
-use super::{
+use crate::disk::space;
+use crate::disk::space::growth::GrowthPolicy;
+use crate::disk::{
     Backing, BackingKind, Durability, FileDisk, FileLock, Geometry, MappedDisk, Media, OpenError,
     OpenOptions, Opened, Place,
 };
 
-mod fill;
-
 /// Opens the regular file at `place`, or creates it.
-pub(super) fn open(place: Place, options: &OpenOptions, sysfs: &Sysfs) -> Result<Opened, OpenError> {
+pub(in crate::disk) fn open(place: Place, options: &OpenOptions, sysfs: &Sysfs) -> Result<Opened, OpenError> {
     let found = Found::open_or_create(place, options, sysfs)?;
     let lock = found.lock()?;
     found.serve(lock)
@@ -47,11 +45,11 @@ fn recognise(place: &Place, file: &File, sysfs: &Sysfs) -> Result<Media, OpenErr
 }
 
 /// A regular file that was opened or created.
-struct Found<'a> {
-    place: Place,
-    options: &'a OpenOptions,
-    file: Arc<BackingFile>,
-    media: Media,
+pub(super) struct Found<'a> {
+    pub(super) place: Place,
+    pub(super) options: &'a OpenOptions,
+    pub(super) file: Arc<BackingFile>,
+    pub(super) media: Media,
     created: bool,
 }
 

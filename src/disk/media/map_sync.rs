@@ -8,11 +8,11 @@
 
 use std::fs::File;
 
-use super::FileSystem;
-use super::sys::{XfsFeatures, xfs_features};
+use crate::disk::FileSystem;
+use crate::disk::sys::{XfsFeatures, xfs_features};
 
 /// An error, in words, unless the file's file system is known to keep it.
-pub(super) fn check(file: &File, file_system: FileSystem) -> Result<(), String> {
+pub(in crate::disk) fn check(file: &File, file_system: FileSystem) -> Result<(), String> {
     match file_system {
         FileSystem::EXT4 => Ok(()),
         FileSystem::XFS => match xfs_features(file) {

@@ -7,30 +7,34 @@ use std::ops::Range;
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::cgroup::MemoryLimit;
-use super::{BackingKind, FileSystem, sys};
+use crate::disk::space::cgroup::MemoryLimit;
+use crate::disk::{BackingKind, FileSystem, sys};
 
 #[cfg(test)]
 use crate::copy::recording::{self, Synced, Syncing};
 
+mod cgroup;
+pub(super) mod growth;
+
 /// Make sure that every byte has its space.
-pub(super) const ALLOCATE: FallocateFlags = FallocateFlags::empty();
+pub(in crate::disk) const ALLOCATE: FallocateFlags = FallocateFlags::empty();
 
 /// Leave the length of the file as it is.
-pub(super) const KEEP_SIZE: FallocateFlags = FallocateFlags::KEEP_SIZE;
+pub(in crate::disk) const KEEP_SIZE: FallocateFlags = FallocateFlags::KEEP_SIZE;
 
 /// Give the space back; the bytes read as zeroes.
-pub(super) const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
+pub(in crate::disk) const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
 
 /// Let the bytes read as zeroes and keep their space.
-pub(super) const ZERO: FallocateFlags = FallocateFlags::ZERO_RANGE.union(FallocateFlags::KEEP_SIZE);
+pub(in crate::disk) const ZERO: FallocateFlags = FallocateFlags::ZERO_RANGE.union(FallocateFlags::KEEP_SIZE);
 
 /// Have space that is shared with other files copied, so that every byte has its own.
-pub(super) const UNSHARE: FallocateFlags = FallocateFlags::UNSHARE_RANGE.union(FallocateFlags::KEEP_SIZE);
+pub(in crate::disk) const UNSHARE: FallocateFlags =
+    FallocateFlags::UNSHARE_RANGE.union(FallocateFlags::KEEP_SIZE);
 
 /// Why a write may need space that it does not find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lacking {
+pub(in crate::disk) enum Lacking {
     /// Nothing was there yet.
     Hole,
     /// It is shared with another file, and so has to be copied.
@@ -41,7 +45,7 @@ pub(super) enum Lacking {
 
 impl Lacking {
     /// What this byte of a file lacks, if it has no space of its own.
-    pub(super) fn at(file: &File, offset: u64) -> Option<Self> {
+    pub(in crate::disk) fn at(file: &File, offset: u64) -> Option<Self> {
         // Offsets of the open file are nobody's business: all I/O names its own.
         let is_hole = rustix::fs::seek(file, SeekFrom::Hole(offset)).is_ok_and(|hole| hole == offset);
         let is_shared = || shared_bytes(file, offset..offset.saturating_add(1)) != 0;
@@ -53,7 +57,7 @@ impl Lacking {
 }
 
 /// Bytes of this part of the file that other files have as well; none where the file system does not know.
-pub(super) fn shared_bytes(file: &File, part: Range<u64>) -> u64 {
+pub(in crate::disk) fn shared_bytes(file: &File, part: Range<u64>) -> u64 {
     sys::shared_bytes(file, part).unwrap_or(0)
 }
 
@@ -61,7 +65,12 @@ pub(super) fn shared_bytes(file: &File, part: Range<u64>) -> u64 {
 ///
 /// # Errors
 /// The error of `fallocate(2)`.
-pub(super) fn fallocate(file: &File, what: FallocateFlags, offset: u64, len: u64) -> io::Result<bool> {
+pub(in crate::disk) fn fallocate(
+    file: &File,
+    what: FallocateFlags,
+    offset: u64,
+    len: u64,
+) -> io::Result<bool> {
     if len == 0 {
         return Ok(true); // the system calls that an error
     }
@@ -83,7 +92,7 @@ pub(super) fn fallocate(file: &File, what: FallocateFlags, offset: u64, len: u64
 ///
 /// # Errors
 /// As above; `Interrupted` when it was stopped. Parts before stay as they are then.
-pub(super) fn fallocate_parts(
+pub(in crate::disk) fn fallocate_parts(
     file: &File,
     what: FallocateFlags,
     len: u64,
@@ -109,14 +118,14 @@ pub(super) fn fallocate_parts(
 ///
 /// # Errors
 /// The error of `fallocate(2)`.
-pub(super) fn allocate(file: &File, part: Range<u64>) -> io::Result<bool> {
+pub(in crate::disk) fn allocate(file: &File, part: Range<u64>) -> io::Result<bool> {
     let len = part.end.saturating_sub(part.start);
     Ok(fallocate(file, KEEP_SIZE, part.start, len)? || fallocate(file, ALLOCATE, part.start, len)?)
 }
 
 /// The limit that keeps this process from having so many bytes of a file in memory, if one does, with the page tables for
 /// them. (Huge pages have limits of their own, which allocations fail at.)
-pub(super) fn memory_limit(file: &File, bytes: u64) -> Option<MemoryLimit> {
+pub(in crate::disk) fn memory_limit(file: &File, bytes: u64) -> Option<MemoryLimit> {
     const PAGE_TABLE_SHARE: u64 = 512;
     let kind = BackingKind::of(&rustix::fs::fstatfs(file).ok()?);
     let needed_bytes = bytes.saturating_add(bytes / PAGE_TABLE_SHARE);
@@ -129,26 +138,26 @@ pub(super) fn memory_limit(file: &File, bytes: u64) -> Option<MemoryLimit> {
 }
 
 /// What a file is on.
-pub(super) fn file_system(file: &File) -> Option<FileSystem> {
+pub(in crate::disk) fn file_system(file: &File) -> Option<FileSystem> {
     Some(FileSystem::of(&rustix::fs::fstatfs(file).ok()?))
 }
 
 /// Bytes that this user could still allocate beside the file, where the file system knows.
-pub(super) fn free_bytes(file: &File) -> Option<u64> {
+pub(in crate::disk) fn free_bytes(file: &File) -> Option<u64> {
     let statvfs = rustix::fs::fstatvfs(file).ok().filter(|it| it.f_blocks != 0)?;
     Some(statvfs.f_bavail.saturating_mul(statvfs.f_frsize))
 }
 
 /// Bytes that nobody has, also those that are set aside for root: more cannot be had. None where the file system does
 /// not know.
-pub(super) fn unused_bytes(file: &File) -> Option<u64> {
+pub(in crate::disk) fn unused_bytes(file: &File) -> Option<u64> {
     let statvfs = rustix::fs::fstatvfs(file).ok().filter(|it| it.f_blocks != 0)?;
     Some(statvfs.f_bfree.saturating_mul(statvfs.f_frsize))
 }
 
 /// Bytes of this part of the file that nobody has written to: at least as many as have no space yet. None where the
 /// file system does not know. Moves the offset of the open file.
-pub(super) fn hole_bytes(file: &File, part: Range<u64>) -> u64 {
+pub(in crate::disk) fn hole_bytes(file: &File, part: Range<u64>) -> u64 {
     let (mut at, mut bytes) = (part.start, 0_u64);
     while at < part.end {
         // ENXIO: no data up to the end of the file.
@@ -170,7 +179,7 @@ pub(super) fn hole_bytes(file: &File, part: Range<u64>) -> u64 {
 ///
 /// # Errors
 /// The error of `fdatasync(2)`.
-pub(super) fn sync_data(file: &File) -> io::Result<()> {
+pub(in crate::disk) fn sync_data(file: &File) -> io::Result<()> {
     #[cfg(test)]
     let _recorded = Syncing::start(Synced::Everything);
     file.sync_data()

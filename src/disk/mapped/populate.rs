@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::SeekFrom;
 
-use super::mapping::{HUGE_PAGE_BYTES, lacks_space};
-use super::{Backing, BackingKind, Disk, MappedDisk, space};
+use crate::disk::mapping::{HUGE_PAGE_BYTES, lacks_space};
+use crate::disk::{Backing, BackingKind, Disk, MappedDisk, space};
 
 /// Most bytes populated at a time. The kernel holds the lock of all mappings meanwhile, and a front-end that comes needs
 /// it: with 64 MiB it waited up to 75 ms for its first answer, with these half as long.

@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 
 /// The limit of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct MemoryLimit {
+pub(in crate::disk) struct MemoryLimit {
     /// The folder of the group.
     group: PathBuf,
     /// The limit in bytes.
     max_bytes: u64,
     /// What can still be had, in bytes: without what the kernel gives up for it, the page cache.
-    pub(super) room_bytes: u64,
+    pub(in crate::disk) room_bytes: u64,
 }
 
 impl fmt::Display for MemoryLimit {
@@ -26,7 +26,7 @@ impl fmt::Display for MemoryLimit {
 
 impl MemoryLimit {
     /// That of this process which leaves the least room: of its own group or one around it. None where there is none.
-    pub(super) fn tightest() -> Option<Self> {
+    pub(in crate::disk) fn tightest() -> Option<Self> {
         Self::tightest_in(Path::new("/proc/self"))
     }
 

@@ -14,7 +14,7 @@ const MAX_RUNS: usize = 2;
 
 /// What was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Written {
+pub(in crate::disk) enum Written {
     /// Nothing outside these runs of whole pages, in order.
     Runs(Vec<Range<u64>>),
     /// More than is worth knowing.
@@ -23,7 +23,7 @@ pub(super) enum Written {
 
 /// What was written since it was last [taken](Extents::take).
 #[derive(Debug)]
-pub(super) struct Extents {
+pub(in crate::disk) struct Extents {
     /// Set while `runs` is [`Written::Many`], so that writers need no lock then.
     many: AtomicBool,
     written: Mutex<Written>,
@@ -32,13 +32,13 @@ pub(super) struct Extents {
 
 impl Extents {
     /// "Many" at first, unless nothing is `dirty`.
-    pub(super) fn new(page_bytes: u64, dirty: bool) -> Self {
+    pub(in crate::disk) fn new(page_bytes: u64, dirty: bool) -> Self {
         let written = if dirty { Written::Many } else { Written::Runs(Vec::with_capacity(MAX_RUNS + 1)) };
         Self { many: AtomicBool::new(dirty), written: Mutex::new(written), page_bytes: page_bytes.max(1) }
     }
 
     /// A write to this range has finished.
-    pub(super) fn note(&self, range: Range<u64>) {
+    pub(in crate::disk) fn note(&self, range: Range<u64>) {
         // As in `Syncs::wrote`: whoever finds `many` set is covered by whoever clears it afterwards.
         copy::full_fence();
         if range.is_empty() || self.many.load(Ordering::SeqCst) {
@@ -57,14 +57,14 @@ impl Extents {
     }
 
     /// The file system has changed more than bytes: only a sync of the whole file will do.
-    pub(super) fn note_all(&self) {
+    pub(in crate::disk) fn note_all(&self) {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         *written = Written::Many;
         self.many.store(true, Ordering::SeqCst);
     }
 
     /// What was written, and starts anew. Call it before the sync that it is for.
-    pub(super) fn take(&self) -> Written {
+    pub(in crate::disk) fn take(&self) -> Written {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = std::mem::replace(&mut *written, Written::Runs(Vec::with_capacity(MAX_RUNS + 1)));
         self.many.store(false, Ordering::SeqCst);
@@ -74,7 +74,7 @@ impl Extents {
 }
 
 /// Adds a run to others that are in order and do not touch; so are they afterwards.
-pub(super) fn add(runs: &mut Vec<Range<u64>>, new: Range<u64>) {
+pub(in crate::disk) fn add(runs: &mut Vec<Range<u64>>, new: Range<u64>) {
     let mut new = new;
     runs.retain(|run| {
         let touches = run.start <= new.end && new.start <= run.end;

@@ -27,7 +27,7 @@ pub enum FileKind {
 
 impl FileKind {
     /// Whether it may be a disk by itself.
-    pub(super) const fn is_device(self) -> bool {
+    pub(in crate::disk) const fn is_device(self) -> bool {
         matches!(self, Self::BlockDevice | Self::CharacterDevice)
     }
 }
@@ -91,7 +91,7 @@ pub enum BackingKind {
 
 impl BackingKind {
     /// Tells by the file system.
-    pub(super) fn of(statfs: &StatFs) -> Self {
+    pub(in crate::disk) fn of(statfs: &StatFs) -> Self {
         match FileSystem::of(statfs) {
             FileSystem(0x0102_1994) => Self::Tmpfs,
             FileSystem(0x9584_58F6) => Self::Hugetlbfs,
@@ -149,20 +149,20 @@ impl fmt::Display for BackingKind {
 pub struct FileSystem(u64);
 
 impl FileSystem {
-    pub(super) const BTRFS: Self = Self(0x9123_683E);
+    pub(in crate::disk) const BTRFS: Self = Self(0x9123_683E);
     /// Also ext2 and ext3, whichever driver they have.
-    pub(super) const EXT4: Self = Self(0xEF53);
-    pub(super) const XFS: Self = Self(0x5846_5342);
-    pub(super) const OVERLAYFS: Self = Self(0x794C_7630);
-    pub(super) const FUSE: Self = Self(0x6573_5546);
-    pub(super) const V9FS: Self = Self(0x0102_1997);
+    pub(in crate::disk) const EXT4: Self = Self(0xEF53);
+    pub(in crate::disk) const XFS: Self = Self(0x5846_5342);
+    pub(in crate::disk) const OVERLAYFS: Self = Self(0x794C_7630);
+    pub(in crate::disk) const FUSE: Self = Self(0x6573_5546);
+    pub(in crate::disk) const V9FS: Self = Self(0x0102_1997);
 
-    pub(super) fn of(statfs: &StatFs) -> Self {
+    pub(in crate::disk) fn of(statfs: &StatFs) -> Self {
         Self(u64::try_from(statfs.f_type).unwrap_or_default())
     }
 
     /// Whether another process or machine answers for it: FUSE, NFS, SMB (two of them), 9p, ceph.
-    pub(super) const fn has_server(self) -> bool {
+    pub(in crate::disk) const fn has_server(self) -> bool {
         matches!(self, Self::FUSE | Self::V9FS | Self(0x6969 | 0xFF53_4D42 | 0xFE53_4D42 | 0x00C3_6400))
     }
 }

@@ -8,9 +8,9 @@ use std::sync::atomic::Ordering;
 use rustix::fs::{FallocateFlags, IFlags, ioctl_getflags, ioctl_setflags};
 use rustix::process::{Resource, getrlimit};
 
-use super::super::space;
-use super::super::{BackingKind, FileSystem, OpenError};
-use super::Found;
+use super::regular::Found;
+use crate::disk::space;
+use crate::disk::{BackingKind, FileSystem, OpenError};
 
 /// Bytes of a file in memory that are allocated at a time, in some tenths of a second.
 const IN_MEMORY_PART_BYTES: u64 = 256 << 20;

@@ -7,18 +7,18 @@ use std::sync::Arc;
 
 use rustix::fs::SeekFrom;
 
-use super::growth::GrowthPolicy;
-use super::open::{
+use crate::disk::media::sysfs::{Node, Sysfs};
+use crate::disk::open::{
     DEFAULT_BLOCK_BYTES, check_durability, check_fit, check_size, deep_flush_files, serve_whole_blocks,
 };
-use super::sysfs::{Node, Sysfs};
-use super::{
+use crate::disk::space::growth::GrowthPolicy;
+use crate::disk::{
     Backing, BackingKind, BlockDisk, FileKind, FileLock, Geometry, LockMode, MappedDisk, Media, OpenError,
     OpenOptions, Opened, Place,
 };
 
 /// Opens the device that `metadata` is of.
-pub(super) fn open(
+pub(in crate::disk) fn open(
     place: Place,
     metadata: &Metadata,
     options: &OpenOptions,
@@ -83,7 +83,7 @@ fn block_bytes(place: &Place, media: &Media, options: &OpenOptions) -> Result<u3
 
 /// Why a block device cannot be written to, though it can be opened for writing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Unwritable {
+pub(in crate::disk) enum Unwritable {
     /// `blockdev --setro`, `losetup -r`, a namespace that is not armed.
     #[error("the device is read-only")]
     ReadOnly,
@@ -94,7 +94,7 @@ pub(super) enum Unwritable {
 
 impl Unwritable {
     /// What sysfs says; a partition is as its disk in this.
-    pub(super) fn of(metadata: &Metadata, sysfs: &Sysfs) -> Option<Self> {
+    pub(in crate::disk) fn of(metadata: &Metadata, sysfs: &Sysfs) -> Option<Self> {
         let is_block = FileKind::from(metadata.file_type()) == FileKind::BlockDevice;
         let device = sysfs.block(metadata.rdev()).filter(|_| is_block)?;
         Self::of_device(&device)
@@ -167,8 +167,8 @@ fn look_failed(place: &Place, source: io::Error) -> OpenError {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sysfs::testing::Tree;
     use super::*;
+    use crate::disk::media::sysfs::testing::Tree;
 
     #[test]
     fn devices_that_take_no_write_are_known() {

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use crate::cpus::Cpus;
 use crate::disk::{DeepFlush, DiscardPolicy, Durability, LockMode};
 use crate::virtio::blk::SEG_MAX;
 use crate::virtio::queue::MAX_CHAIN;
+use crate::worker::Cpus;
 use crate::worker::Polling;
 
 /// Queues offered when nothing is said: QEMU refuses to start with fewer than it has vCPUs, and a queue

@@ -24,30 +24,26 @@
 
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
 
-#[cfg(feature = "daemon")]
-pub mod api;
-#[cfg(feature = "bench")]
-pub mod bench;
-pub mod budget;
-#[cfg(feature = "daemon")]
-pub mod cli;
-pub mod config;
 pub mod copy;
-pub mod cpus;
-#[cfg(test)]
-#[cfg(target_arch = "x86_64")]
-mod crash;
 pub mod disk;
-mod headroom;
-mod log_limit;
-#[cfg(feature = "daemon")]
-mod log_queue;
-mod sandbox;
-pub mod server;
-#[cfg(feature = "stock")]
-pub mod stock;
-mod stop_point;
-mod thread;
 pub mod vhost_user;
 pub mod virtio;
 pub mod worker;
+
+#[cfg(feature = "daemon")]
+pub mod api;
+#[cfg(feature = "daemon")]
+pub mod cli;
+pub mod config;
+pub mod server;
+
+mod failpoint;
+pub mod limits;
+mod log;
+mod sandbox;
+
+mod tools;
+#[cfg(feature = "bench")]
+pub use tools::bench;
+#[cfg(feature = "stock")]
+pub use tools::stock;

@@ -13,9 +13,9 @@ use rustix::io::Errno;
 
 use super::http::{self, MAX_HEAD_BYTES, Status};
 use super::metrics;
-use crate::log_limit::{Cause, LogLimit};
+use crate::limits::thread;
+use crate::log::{Cause, LogLimit};
 use crate::server::Observer;
-use crate::thread;
 use crate::vhost_user::{Listener, ListenerError};
 
 /// How long a client may take to ask and to take its answer.

@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write as _};
 
-use crate::log_queue::dropped_lines;
+use crate::log::dropped_lines;
 use crate::server::Observation;
 use crate::virtio::blk::Counters;
 

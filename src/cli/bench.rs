@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::bench::{self, Peer, Plan, Rw, Waiting, Work};
 use crate::cli::exit::{self, Failure};
 use crate::cli::size;
+use crate::tools::bench::{self, Peer, Plan, Rw, Waiting, Work};
 
 /// Rounds where two back-ends are compared and nothing is said.
 const COMPARING_ROUNDS: NonZeroU16 = NonZeroU16::MIN.saturating_add(4);

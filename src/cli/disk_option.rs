@@ -11,8 +11,8 @@ use crate::cli::size::{self, SizeError};
 use crate::config::{
     BLOCK_SIZES, CpuChoice, DiskConfig, MAX_QUEUES, MAX_SEG_MAX, Serial, SerialTooLong, SocketSource,
 };
-use crate::cpus::NotCpus;
 use crate::disk::{DeepFlush, DiscardPolicy, Durability, LockMode, UnknownLockMode, UnknownWord};
+use crate::worker::NotCpus;
 
 /// A key, in the order in which help lists them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

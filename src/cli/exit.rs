@@ -116,7 +116,7 @@ pub(super) enum Failure {
     Describe(#[from] OpenError),
     #[cfg(feature = "bench")]
     #[error(transparent)]
-    Bench(#[from] crate::bench::BenchError),
+    Bench(#[from] crate::tools::bench::BenchError),
     /// Of a command line that has no keys of `--disk`.
     #[error("{}", backend::advice(.0))]
     Backend(Box<Failure>),
@@ -171,8 +171,8 @@ fn of_socket(error: &std::io::Error) -> Exit {
 }
 
 #[cfg(feature = "bench")]
-fn of_bench(error: &crate::bench::BenchError) -> Exit {
-    use crate::bench::BenchError as Error;
+fn of_bench(error: &crate::tools::bench::BenchError) -> Exit {
+    use crate::tools::bench::BenchError as Error;
     match error {
         Error::Connect { source, .. } => of_socket(source),
         Error::Protocol { .. } | Error::Silent { .. } | Error::HungUp { .. } => Exit::Socket,

@@ -15,10 +15,10 @@ use crate::cli::disk_option::{self, Defaults, DiskOption};
 use crate::cli::exit::{self, Failure};
 use crate::cli::{daemon, hints};
 use crate::config::{CpuChoice, DiskConfig, ServerConfig};
-use crate::cpus::Cpus;
 use crate::disk::{DeepFlush, Durability};
+use crate::limits::thread;
 use crate::server::DiskSummary;
-use crate::thread;
+use crate::worker::Cpus;
 use crate::worker::Polling;
 
 /// Serve files as disks, each on its own socket, until SIGTERM or SIGINT

@@ -12,8 +12,8 @@ use signal_hook::flag;
 use signal_hook::iterator::{Handle, Signals};
 use vmm_sys_util::signal::unblock_signal;
 
+use crate::limits::thread;
 use crate::server::{Rereader, Stopper};
-use crate::thread;
 
 const CAUGHT: [c_int; 3] = [SIGTERM, SIGINT, SIGHUP];
 

@@ -14,10 +14,10 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::handshake::{Heard, Silent};
-use crate::budget::{Amounts, Share};
 use crate::disk::Disk;
-use crate::log_limit::Cause;
-use crate::thread;
+use crate::limits::budget::{Amounts, Share};
+use crate::limits::thread;
+use crate::log::Cause;
 use crate::vhost_user::{ClosedApart, Connection, Hangup, Inherited, Session, SessionContext, SessionId};
 use crate::worker::Pool;
 

@@ -16,8 +16,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::copy::fault::announced;
 use crate::disk::Backing;
-use crate::log_limit::Cause;
-use crate::thread;
+use crate::limits::thread;
+use crate::log::Cause;
 use crate::virtio::blk::Device;
 
 /// The running thread. Dropping it ends it.

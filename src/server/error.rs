@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use crate::config::ConfigError;
 use crate::copy::EngineError;
-use crate::cpus::Cpus;
 use crate::disk::OpenError;
 use crate::vhost_user::ListenerError;
+use crate::worker::Cpus;
 
 /// Why a server could not start.
 #[derive(Debug, thiserror::Error)]

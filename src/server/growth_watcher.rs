@@ -18,7 +18,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::resize::{Resizable, Resizer};
-use crate::thread;
+use crate::limits::thread;
 
 /// Bytes of events read at a time; one without a name has 16.
 const EVENTS_BYTES: usize = 1024;

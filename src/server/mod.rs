@@ -25,18 +25,18 @@ pub use error::ServerError;
 pub use growth_watcher::Rereader;
 pub use resize::{ResizeError, Resized, Resizer};
 
-use crate::budget::Budget;
 use crate::config::{CpuChoice, DiskConfig, ServerConfig, SocketSource, check_postcopy};
 use crate::copy::{Engine, fault};
-use crate::cpus::Cpus;
 use crate::disk::{
     self, Backing, BackingKind, Disk, Durability, FileLock, Media, OpenOptions, Opened, Region,
 };
-use crate::thread;
+use crate::limits::budget::Budget;
+use crate::limits::thread;
 use crate::vhost_user::{
     Baton, FrontEnds, Helper, Inherited, Listener, ListenerError, Memo, SessionContext, is_postcopy_possible,
 };
 use crate::virtio::blk::{Counters, Device, Identity};
+use crate::worker::Cpus;
 use crate::worker::{Polling, Pool};
 use acceptor::{Acceptor, Door};
 use bad_media::MediaWatcher;

@@ -6,8 +6,8 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::time::Duration;
 
 use crate::disk::{self, Backing, Disk as _, Populated};
-use crate::log_limit::Cause;
-use crate::thread;
+use crate::limits::thread;
+use crate::log::Cause;
 use crate::virtio::blk::Device;
 
 /// How long the end waits for a step that is under way. One may take much longer on slow media, where the thread is

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::bad_media::look_for_bad;
 use super::populate_thread::Populator;
 use crate::disk::{Backing, GrowError};
-use crate::log_limit::Cause;
+use crate::log::Cause;
 use crate::vhost_user::SessionContext;
 
 /// Looks at the sizes of a server's disks, from any thread. It keeps them open as long as it lives.

@@ -14,7 +14,7 @@ use rustix::fs::{XattrFlags, getxattr, removexattr, setxattr};
 use super::session::{Session, State};
 use super::vring::Vring;
 use crate::disk::{Disk, Durability};
-use crate::log_limit::Cause;
+use crate::log::Cause;
 
 /// The attribute: of files, and of devices, which have none for users.
 const NAMES: [&str; 2] = ["user.vhost-user-pmem", "trusted.vhost-user-pmem"];

@@ -13,9 +13,9 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandler};
 
 use super::debug_log;
 use super::session::{F_LOG_ALL, FRONT_END_FEATURES, Session, SessionError};
-use crate::budget::Amounts;
 use crate::disk::Disk;
-use crate::log_limit::Cause;
+use crate::limits::budget::Amounts;
+use crate::log::Cause;
 use crate::virtio::blk::WRITEBACK_OFFSET;
 use crate::virtio::memory::{DirtyLog, MAX_REGIONS, MemoryTable, RegionSpec};
 use crate::virtio::queue::{RingAddresses, RingKind};

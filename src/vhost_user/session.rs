@@ -17,14 +17,14 @@ use super::front_ends::FrontEnds;
 use super::postcopy::{self, Postcopy, PostcopyError};
 use super::vring::Vring;
 use super::writer_lock::{Baton, SessionId};
-use crate::budget::{DiskBudget, Exceeded, Share};
-use crate::cpus::Cpus;
 use crate::disk::{Disk, DiskError};
-use crate::log_limit::{Cause, LogLimit};
-use crate::thread;
+use crate::limits::budget::{DiskBudget, Exceeded, Share};
+use crate::limits::thread;
+use crate::log::{Cause, LogLimit};
 use crate::virtio::blk::{CacheMode, Counters, Device, features};
 use crate::virtio::memory::{DirtyLog, LogError, MemoryError, MemoryTable};
 use crate::virtio::queue::{RingError, RingKind, RingLayout, RingLog};
+use crate::worker::Cpus;
 use crate::worker::{AnyRing, Pool, PoolError, RingKey, RingParts};
 
 /// `VHOST_USER_F_PROTOCOL_FEATURES`: once it is acknowledged, rings wait for `SET_VRING_ENABLE`.

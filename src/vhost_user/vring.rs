@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use crate::budget::Share;
+use crate::limits::budget::Share;
 use crate::virtio::queue::RingAddresses;
 use crate::worker::{Notifier, Place};
 

@@ -8,7 +8,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::disk::{FileLock, LockError};
-use crate::log_limit::{Cause, LogLimit};
+use crate::log::{Cause, LogLimit};
 
 /// A front-end's session: unique in the process, however many come. At 24,500 a second 32 bits would begin anew after two
 /// days, and the message of one would take the ring of another.

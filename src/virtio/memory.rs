@@ -14,9 +14,9 @@ mod shared;
 use std::fs::File;
 use std::sync::Arc;
 
-use crate::budget::Share;
 use crate::copy::Segment;
 use crate::copy::fault::{self, WatchedRange};
+use crate::limits::budget::Share;
 use extents::{Extent, Extents, Learnt};
 use shared::Shared;
 

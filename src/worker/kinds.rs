@@ -6,7 +6,7 @@ use std::task::Waker;
 
 use super::ring::{Ring, RingKey, RingParts, Served};
 use crate::disk::Disk;
-use crate::log_limit::LogLimit;
+use crate::log::LogLimit;
 use crate::virtio::blk::{Counters, Device};
 use crate::virtio::queue::{PackedQueue, RingError, RingKind, RingLog, SplitQueue, Virtqueue};
 

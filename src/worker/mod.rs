@@ -10,6 +10,7 @@
 
 mod aio;
 mod answer;
+mod cpus;
 mod kinds;
 mod mailbox;
 mod notifier;
@@ -18,6 +19,7 @@ mod pool;
 mod ring;
 mod run;
 
+pub use cpus::{Cpus, NotCpus};
 pub use kinds::AnyRing;
 pub use mailbox::RingCount;
 pub use notifier::Notifier;

@@ -8,14 +8,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::aio::OwnContext;
+use super::cpus::Cpus;
 use super::kinds::AnyRing;
 use super::mailbox::{Command, Mailbox, RingCount, mailbox};
 use super::poll::Polling;
 use super::ring::RingKey;
 use super::run::Runner;
-use crate::cpus::Cpus;
 use crate::disk::Disk;
-use crate::thread;
+use crate::limits::thread;
 
 /// A worker, by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,8 +10,8 @@ use std::task::Waker;
 use super::answer::{Waiting, execute, note};
 use super::notifier::Notifier;
 use crate::disk::{Disk, Ticket};
-use crate::log_limit::{Cause, LogLimit};
-use crate::stop_point::{self, Point};
+use crate::failpoint::{self, Point};
+use crate::log::{Cause, LogLimit};
 use crate::virtio::blk::{Answer, CacheMode, Counters, Device, SLICE_BYTES, Sliced, Transfer};
 use crate::virtio::memory::{MemoryTable, Translator};
 use crate::virtio::queue::{Batch, Bounds, Next, RingError, RingLayout, RingLog, SplitQueue, Virtqueue};
@@ -436,14 +436,14 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         if let Some(log) = &self.log {
             self.queue.log(log);
         }
-        stop_point::reached(Point::BeforeUsed);
+        failpoint::reached(Point::BeforeUsed);
         let is_wanted = self.queue.publish();
-        stop_point::reached(Point::AfterUsed);
+        failpoint::reached(Point::AfterUsed);
         if let Some(log) = &self.log {
             self.queue.log(log);
         }
         if is_wanted && let Some(call) = &self.call {
-            stop_point::reached(Point::BeforeCall);
+            failpoint::reached(Point::BeforeCall);
             call.signal();
         }
     }

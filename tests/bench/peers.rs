@@ -34,10 +34,10 @@ use std::time::Duration;
 
 use vhost::vhost_user::Listener;
 use vhost_user_pmem::bench::{self, Plan};
-use vhost_user_pmem::cpus::Cpus;
 use vhost_user_pmem::disk::{self, LockMode, OpenOptions};
 use vhost_user_pmem::stock::Stock;
 use vhost_user_pmem::virtio::blk::{Device, Identity};
+use vhost_user_pmem::worker::Cpus;
 
 use bare::Bare;
 use common::noise;

@@ -17,7 +17,7 @@ mod common;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use vhost_user_pmem::cpus::Cpus;
+use vhost_user_pmem::worker::Cpus;
 
 use callgrind::Special;
 use common::guest::{Guest, Kind, Shape};

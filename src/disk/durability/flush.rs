@@ -11,8 +11,8 @@ use std::task::Waker;
 use std::thread::JoinHandle;
 
 use crate::disk::{Disk, DiskError};
-use crate::log_limit::{Cause, LogLimit};
-use crate::thread;
+use crate::limits::thread;
+use crate::log::{Cause, LogLimit};
 
 /// A flush that has been asked for; see [`Flusher::poll`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use crate::copy::{self, Hint, Segments};
 use crate::disk::mapping::Loss;
 use crate::disk::media::bad_blocks::{self, BadList, PAGE_BYTES};
 use crate::disk::space::{self, fallocate};
-use crate::log_limit::Cause;
+use crate::log::Cause;
 
 impl MappedDisk {
     /// A load from the page at `offset` has failed: from now on reads of it fail without touching it.

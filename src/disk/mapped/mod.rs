@@ -20,7 +20,7 @@ use crate::disk::space::{self, fallocate};
 use crate::disk::{
     BackingKind, DiscardPolicy, Disk, DiskError, Durability, Geometry, GrowError, Mapping, Media, failed,
 };
-use crate::log_limit::LogLimit;
+use crate::log::LogLimit;
 use bad::bad_media;
 
 /// What the media takes a write in, at least: a cache line.

@@ -18,7 +18,7 @@ use crate::copy::{self, Hint, Persist, Segments};
 use crate::disk::media::is_gone;
 use crate::disk::media::sysfs::Sysfs;
 use crate::disk::{DiskError, Durability};
-use crate::stop_point::{self, Point};
+use crate::failpoint::{self, Point};
 pub(super) use loss::Loss;
 use loss::path_of;
 pub(super) use loss::{is_of_server, lacks_space, truncated_before};
@@ -170,7 +170,7 @@ impl Mapping {
                 rooms.push(room);
             }
         }
-        stop_point::reached(Point::NewLength);
+        failpoint::reached(Point::NewLength);
         self.len.store(len, Ordering::Release);
         self.sure.store(sure_of(len), Ordering::Release);
         Ok(())

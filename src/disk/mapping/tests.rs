@@ -159,7 +159,7 @@ fn what_it_grows_by_is_not_there_before_it_is_mapped() {
     let file = file(&content);
     let mapping = Mapping::new(&file, 3 << 20, false).unwrap();
     let before = mapping.address();
-    let grown = stop_point::stops_at(Point::NewLength, 0, || mapping.grow(32 << 20));
+    let grown = failpoint::stops_at(Point::NewLength, 0, || mapping.grow(32 << 20));
     assert!(grown.is_none());
     assert_ne!(mapping.address(), before, "it has moved");
     assert_eq!(mapping.len_bytes(), 3 << 20);

@@ -10,7 +10,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 
 use super::Missing;
-use crate::thread;
+use crate::limits::thread;
 use crate::vhost_user::SessionId;
 
 /// A thread that gives the memory up when the front-end leaves, or is hung up on: whoever reads its messages may be

@@ -10,8 +10,8 @@ use std::os::fd::AsFd as _;
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 
 use super::PostcopyError;
-use crate::budget::Amounts;
 use crate::disk::Disk;
+use crate::limits::budget::Amounts;
 use crate::vhost_user::connection::{Connection, Hangup, name};
 use crate::vhost_user::debug_log::Answer;
 use crate::vhost_user::message::{self, Message};

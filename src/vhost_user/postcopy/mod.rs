@@ -26,11 +26,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
 use super::session::{Session, SessionError, State};
-use crate::budget::{Amounts, Share};
 use crate::copy::fault::Userfault;
 use crate::disk::Disk;
-use crate::log_limit::Cause;
-use crate::thread;
+use crate::limits::budget::{Amounts, Share};
+use crate::limits::thread;
+use crate::log::Cause;
 use crate::virtio::memory::{MemoryError, MemoryTable};
 use crate::virtio::queue::RingLayout;
 use crate::worker::Pool;

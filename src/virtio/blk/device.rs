@@ -13,7 +13,7 @@ use super::sliced::{Parts, Sliced, takes_long};
 use super::units::{Limits, SECTOR_BYTES, SEG_MAX};
 use crate::copy;
 use crate::disk::{Disk, DiskError, Flusher, GrowError, Ticket};
-use crate::log_limit::{Cause, LogLimit};
+use crate::log::{Cause, LogLimit};
 use crate::virtio::queue::{Chain, Completion, Head, HeldStatus, RingError, Status};
 
 /// How a disk calls itself.

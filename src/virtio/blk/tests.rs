@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::copy::testing::Memory;
 use crate::disk::{Geometry, MappedDisk};
-use crate::log_limit::LogLimit;
+use crate::log::LogLimit;
 use crate::virtio::memory::{MemoryTable, RegionSpec};
 use crate::virtio::queue::{RingAddresses, RingKind, RingLayout};
 use crate::worker::{AnyRing, RingKey, RingParts, Served};

@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicU8;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use crate::copy::fault::WatchedRange;
-use crate::headroom::{self, Claim, Use};
+use crate::limits::map_count::{self, Claim, Use};
 
 /// Mappings that one takes: itself, and what is spare before it.
 const MAPPINGS: usize = 2;
@@ -96,7 +96,7 @@ impl Shared {
         let claim = Claim::new(Use::Memory, MAPPINGS).map_err(SharedError::Headroom)?;
         let mut pages = Pages::reserve(whole, page).map_err(SharedError::Map)?;
         pages.open(file, offset).map_err(SharedError::Map)?;
-        headroom::check_address_space(Use::Memory).map_err(SharedError::Headroom)?;
+        map_count::check_address_space(Use::Memory).map_err(SharedError::Headroom)?;
         let watch = WatchedRange::guest(pages.start, len, page, pages.spare).ok_or(SharedError::Unwatched)?;
         pages.spare = 0;
         Ok(Self { watch, pages, len, _claim: claim })

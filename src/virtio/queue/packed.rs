@@ -37,7 +37,7 @@ use super::walk::{
 };
 use super::{MAX_CHAIN, RingError, RingKind, RingLayout, RingLog, Virtqueue};
 use crate::copy::{Hint, Segment};
-use crate::stop_point::{self, Point};
+use crate::failpoint::{self, Point};
 use crate::virtio::memory::{Kind, MemoryTable, Translator};
 
 /// Descriptor flags (VIRTIO 1.2 §2.8.1).
@@ -319,13 +319,13 @@ impl PackedQueue {
             at = at.advance(1, self.size);
             let flags = u16::from_le(self.flags(at.slot).load(Ordering::Relaxed));
             let marked = if at.wrap { flags | USED } else { flags & !USED } | OURS;
-            stop_point::reached(Point::RingStore);
+            failpoint::reached(Point::RingStore);
             self.flags(at.slot).store(marked.to_le(), Ordering::Relaxed);
         }
         let direction = if chain.written_bytes > 0 { WRITE } else { 0 };
         let flags = direction | OURS | if head.wrap { AVAIL | USED } else { 0 };
         let used = u64::from(chain.written_bytes) | u64::from(chain.id) << 32 | u64::from(flags) << 48;
-        stop_point::reached(Point::RingStore);
+        failpoint::reached(Point::RingStore);
         self.second_half(head.slot).store(used.to_le(), Ordering::Release);
     }
 
@@ -457,7 +457,7 @@ impl Virtqueue for PackedQueue {
         self.finished.clear();
         self.taken_slots = self.taken_slots.wrapping_sub(slots);
         self.shown = (start, slots);
-        stop_point::reached(Point::RingStore);
+        failpoint::reached(Point::RingStore);
         self.record(self.next_used);
         // The driver writes what it wants and then looks for used descriptors: one of us sees the other.
         fence(Ordering::SeqCst);

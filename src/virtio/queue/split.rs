@@ -16,7 +16,7 @@ use super::walk::{
 };
 use super::{RingError, RingKind, RingLayout, RingLog, Virtqueue};
 use crate::copy::{Hint, Segment};
-use crate::stop_point::{self, Point};
+use crate::failpoint::{self, Point};
 use crate::virtio::memory::{Kind, MemoryTable, Translator};
 
 /// A descriptor, read once.
@@ -320,7 +320,7 @@ impl Virtqueue for SplitQueue {
 
     #[inline]
     fn complete(&mut self, completion: Completion) {
-        stop_point::reached(Point::RingStore);
+        failpoint::reached(Point::RingStore);
         let slot = usize::from(self.next_used & self.mask);
         let at = self.used.wrapping_add(4 + slot * 8).cast::<u32>();
         // SAFETY: the slot is inside the used ring checked in `start`, which is aligned to 4 bytes.
@@ -336,7 +336,7 @@ impl Virtqueue for SplitQueue {
         if old == new {
             return false;
         }
-        stop_point::reached(Point::RingStore);
+        failpoint::reached(Point::RingStore);
         self.used_word(2).store(new.to_le(), Ordering::Release);
         self.published = new;
         // The driver writes what it wants and then reads the used index: one of us sees the other.

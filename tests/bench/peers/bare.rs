@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 use vhost_user_pmem::copy::{Engine, Hint, Persist, Segment, Segments, store_fence};
-use vhost_user_pmem::cpus::Cpus;
+use vhost_user_pmem::worker::Cpus;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::common::{Random, map_huge, map_small, memfd, noise, quartiles};

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 use self::driver::{DEVICE_AREA, Driver, Expected, MEMORY_BYTES, Offer, Want};
 use super::*;
-use crate::stop_point::{self, Point};
+use crate::failpoint::{self, Point};
 use crate::virtio::memory::DirtyLog;
 
 #[derive(Debug, Clone)]
@@ -125,7 +125,7 @@ fn run(steps: &[Step], size: u16, event_idx: bool) {
                 for expected in driver.expected.iter().take(count) {
                     take(&mut queue, &mut batch, base, expected);
                 }
-                let _ = stop_point::stops_at(Point::RingStore, *stores, || queue.publish());
+                let _ = failpoint::stops_at(Point::RingStore, *stores, || queue.publish());
                 // A driver goes on meanwhile, and may use the slots anew.
                 driver.reap();
                 while used < driver.seen {

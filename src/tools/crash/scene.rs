@@ -13,7 +13,7 @@ use super::media::Class;
 use crate::copy::Segments;
 use crate::copy::recording::{self, Forgets, Logged, Recording};
 use crate::disk::{Backing, BlockDisk, Disk, DiskError, Durability, FileDisk, Forced, Geometry, MappedDisk};
-use crate::log_limit::LogLimit;
+use crate::log::LogLimit;
 use crate::virtio::blk::{CacheMode, Device, Identity};
 use crate::virtio::memory::{MemoryTable, RegionSpec};
 use crate::virtio::queue::{RingKind, RingLayout};

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::thread;
+use crate::limits::thread;
 
 /// Most lines that wait to be written.
 const MOST_LINES: usize = 4096;

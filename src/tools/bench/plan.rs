@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::bench::BenchError;
+use crate::tools::bench::BenchError;
 
 /// Descriptors of a request: header, data, status.
 const DESCRIPTORS: u32 = 3;

@@ -16,7 +16,7 @@ const MEMORY_BYTES: u64 = 64 << 40;
 /// Mappings that Linux allows a process, where it does not say.
 const DEFAULT_MAPPINGS: u64 = 65_530;
 
-/// One region of guest memory for so many: it takes three, and `headroom` leaves half to what is not guest memory.
+/// One region of guest memory for so many: it takes three, and `map_count` leaves half to what is not guest memory.
 const MAPPINGS_PER_REGION: u64 = 8;
 
 /// Descriptors of the process itself: standard streams, signals, workers, what looks after disks that grow; with room to

@@ -3,11 +3,11 @@
 use std::num::NonZeroU16;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::bench::measure::{Round, Subject};
-use crate::bench::progress::Progress;
-use crate::bench::report::{PeerReport, Point};
-use crate::bench::verify::mix;
-use crate::bench::{BenchError, Plan, Report};
+use crate::tools::bench::measure::{Round, Subject};
+use crate::tools::bench::progress::Progress;
+use crate::tools::bench::report::{PeerReport, Point};
+use crate::tools::bench::verify::mix;
+use crate::tools::bench::{BenchError, Plan, Report};
 
 const NAMES: [&str; 2] = ["A", "B"];
 

@@ -57,7 +57,7 @@ use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_con
 
 use crate::copy::fault;
 use crate::disk::Disk;
-use crate::log_limit::{Cause, LogLimit};
+use crate::log::{Cause, LogLimit};
 use crate::virtio::blk::{
     Answer, CacheMode, ConfigSpace, Counters, Device, Sliced, WRITEBACK_OFFSET, features,
 };

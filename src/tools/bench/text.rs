@@ -2,14 +2,14 @@
 
 use std::fmt;
 
-use crate::bench::Report;
-use crate::bench::report::{Point, Spread};
+use crate::tools::bench::Report;
+use crate::tools::bench::report::{Point, Spread};
 
 const NAME_WIDTH: usize = 22;
 const WIDTH: usize = 18;
 
 /// A line of the table: its name, how it is taken from a point, and from a ratio.
-type Line = (&'static str, fn(&Point) -> String, fn(&crate::bench::report::Ratio) -> Option<Spread>);
+type Line = (&'static str, fn(&Point) -> String, fn(&crate::tools::bench::report::Ratio) -> Option<Spread>);
 
 const LINES: [Line; 12] = [
     ("IOPS", |it| thousands(it.iops.median), |ratio| Some(ratio.iops)),

@@ -4,10 +4,10 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use crate::bench::client::{Client, Disk, Monitor, Queue};
-use crate::bench::load::{Load, Share, Shared, Tally};
-use crate::bench::verify::Blocks;
-use crate::bench::{BenchError, Peer, Work, cpu};
+use crate::tools::bench::client::{Client, Disk, Monitor, Queue};
+use crate::tools::bench::load::{Load, Share, Shared, Tally};
+use crate::tools::bench::verify::Blocks;
+use crate::tools::bench::{BenchError, Peer, Work, cpu};
 
 /// Part of the runtime that goes before it to warm up caches, mappings and branch predictors, but no more than
 /// [`MOST_WARM_UP`].

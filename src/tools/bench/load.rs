@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
-use crate::bench::client::Queue;
-use crate::bench::verify::{self, Blocks};
-use crate::bench::{BenchError, Waiting, Work, cpu};
+use crate::tools::bench::client::Queue;
+use crate::tools::bench::verify::{self, Blocks};
+use crate::tools::bench::{BenchError, Waiting, Work, cpu};
 
 /// How often a poller looks in vain before it looks whether it should give up.
 const SPINS: u32 = 4096;
@@ -211,7 +211,7 @@ impl<'a> Load<'a> {
             return Some((false, block));
         }
         let is_write = match self.work.rw {
-            crate::bench::Rw::RandRw => self.draw() % 100 >= u64::from(self.work.read_percent),
+            crate::tools::bench::Rw::RandRw => self.draw() % 100 >= u64::from(self.work.read_percent),
             rw => rw.writes(),
         };
         loop {

@@ -12,8 +12,8 @@ use self::guest::{Asked, Guest, MEMORY_BYTES, SECTOR_BYTES, SECTORS};
 use super::history::Random;
 use crate::copy::{self, Segments};
 use crate::disk::{Disk, DiskError, Durability, Geometry, MappedDisk};
-use crate::log_limit::LogLimit;
-use crate::stop_point::{self, Point};
+use crate::failpoint::{self, Point};
+use crate::log::LogLimit;
 use crate::virtio::blk::{CacheMode, Device, Identity};
 use crate::virtio::memory::{MemoryTable, RegionSpec};
 use crate::virtio::queue::{RingKind, RingLayout};
@@ -34,19 +34,19 @@ impl Disk for Halting {
         self.disk.durability()
     }
     fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
-        stop_point::reached(Point::BeforeCopy);
+        failpoint::reached(Point::BeforeCopy);
         let mut half = vec![0; into.total_bytes() / 2];
         self.file.read_exact_at(&mut half, offset).unwrap();
         assert_eq!(copy::store_slice(into, &half), half.len());
-        stop_point::reached(Point::MidCopy);
+        failpoint::reached(Point::MidCopy);
         self.disk.read(offset, into)
     }
     fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
-        stop_point::reached(Point::BeforeCopy);
+        failpoint::reached(Point::BeforeCopy);
         let mut half = vec![0; from.total_bytes() / 2];
         assert_eq!(copy::load_slice(from, &mut half), half.len());
         self.file.write_all_at(&half, offset).unwrap();
-        stop_point::reached(Point::MidCopy);
+        failpoint::reached(Point::MidCopy);
         self.disk.write(offset, from)
     }
     fn fence(&self) {
@@ -228,7 +228,7 @@ fn dies_at(kind: RingKind, base: Base, (point, passes): (Point, u32), batch: usi
             assert_eq!(world.reap(), wanted);
             continue;
         }
-        let served = stop_point::stops_at(point, passes, || ring.serve(Waker::noop()));
+        let served = failpoint::stops_at(point, passes, || ring.serve(Waker::noop()));
         has_died = served.is_none();
         drop(ring);
         world.disturbed = world.guest.asked.len();

@@ -20,9 +20,9 @@ use virtio_driver::{
 };
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 
-use crate::bench::plan::SECTOR_BYTES;
-use crate::bench::slots::Relay;
-use crate::bench::{BenchError, Waiting, Work};
+use crate::tools::bench::plan::SECTOR_BYTES;
+use crate::tools::bench::slots::Relay;
+use crate::tools::bench::{BenchError, Waiting, Work};
 
 /// How long a back-end may take for an answer.
 const ANSWER: Duration = Duration::from_secs(10);

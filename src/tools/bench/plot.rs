@@ -6,8 +6,8 @@ use std::path::Path;
 use plotters::coord::combinators::BindKeyPoints;
 use plotters::prelude::*;
 
-use crate::bench::report::{PeerReport, Point};
-use crate::bench::{BenchError, Report};
+use crate::tools::bench::report::{PeerReport, Point};
+use crate::tools::bench::{BenchError, Report};
 
 const SIZE: (u32, u32) = (1200, 620);
 const HEAD_PIXELS: u32 = 96;

@@ -5,9 +5,9 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use crate::bench::load::{Tally, histogram};
-use crate::bench::measure::Round;
-use crate::bench::{Plan, Waiting};
+use crate::tools::bench::load::{Tally, histogram};
+use crate::tools::bench::measure::Round;
+use crate::tools::bench::{Plan, Waiting};
 
 /// All that a run has found.
 #[derive(Debug, Clone, Serialize)]

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
 use crate::copy::fault::AltStack;
-use crate::headroom::{self, Claim, Use};
+use crate::limits::map_count::{self, Claim, Use};
 
 /// Mappings of a thread: two stacks, each with a guard page, and a heap that may be its own, with what it may grow into.
 const MAPPINGS: usize = 6;
@@ -28,7 +28,7 @@ pub(crate) fn spawn<T: Send + 'static>(
     let claim = Claim::new(Use::Thread, MAPPINGS)?;
     let (begun, has_begun) = sync_channel(1);
     let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
-    headroom::check_address_space(Use::Thread)?;
+    map_count::check_address_space(Use::Thread)?;
     let thread = Builder::new().name(name.into()).spawn(move || {
         let _claim = claim;
         let _stack = AltStack::on_this_thread();

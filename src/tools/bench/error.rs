@@ -4,7 +4,7 @@ use std::io;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 
-use crate::bench::verify::Mismatch;
+use crate::tools::bench::verify::Mismatch;
 
 /// Names the socket, what was done, the cause and what to do.
 #[derive(Debug, thiserror::Error)]

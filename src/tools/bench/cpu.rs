@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::bench::BenchError;
+use crate::tools::bench::BenchError;
 
 /// What this thread has used so far.
 pub(super) fn of_this_thread() -> Duration {

@@ -1,0 +1,11 @@
+//! What peers may take of this process, and what is left for it to go on.
+//!
+//! | module | subject |
+//! | --- | --- |
+//! | [`budget`] | what the front-ends of each disk may have of memory, descriptors and threads |
+//! | `map_count` | mappings and address space that no peer may use up |
+//! | `thread` | threads: none is started that could not begin |
+
+pub mod budget;
+pub(crate) mod map_count;
+pub(crate) mod thread;

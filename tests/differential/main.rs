@@ -8,17 +8,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::cast_possible_truncation, clippy::print_stdout, unreachable_pub)]
 
+#[path = "../common/mod.rs"]
 mod common;
 #[cfg(feature = "stock")]
-#[path = "differential/embedded.rs"]
 mod embedded;
-#[path = "differential/kinds.rs"]
 mod kinds;
-#[path = "common/oracle.rs"]
+#[path = "../common/oracle.rs"]
 mod oracle;
-#[path = "differential/ring.rs"]
 mod ring;
-#[path = "differential/stream.rs"]
 mod stream;
 
 use std::collections::BTreeMap;

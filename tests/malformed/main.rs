@@ -4,16 +4,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::cast_possible_truncation, clippy::print_stdout)]
 
-#[path = "malformed/broken.rs"]
 mod broken;
-#[path = "malformed/case.rs"]
 mod case;
-#[path = "malformed/chains.rs"]
 mod chains;
+#[path = "../common/mod.rs"]
 mod common;
-#[path = "malformed/random.rs"]
 mod random;
-#[path = "malformed/requests.rs"]
 mod requests;
 
 use std::os::unix::fs::FileExt;

@@ -3,29 +3,19 @@
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+#[path = "../common/mod.rs"]
 mod common;
 
-#[path = "cli/activation.rs"]
 mod activation;
-#[path = "cli/errors.rs"]
 mod errors;
-#[path = "cli/help.rs"]
 mod help;
-#[path = "cli/info.rs"]
 mod info;
-#[path = "cli/inherited.rs"]
 mod inherited;
-#[path = "cli/life.rs"]
 mod life;
-#[path = "cli/locks.rs"]
 mod locks;
-#[path = "cli/logging.rs"]
 mod logging;
-#[path = "cli/space.rs"]
 mod space;
-#[path = "cli/started_by.rs"]
 mod started_by;
-#[path = "cli/user_mode.rs"]
 mod user_mode;
 
 use std::ffi::OsStr;

@@ -10,20 +10,17 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::cast_possible_truncation)]
 
-#[path = "peers/bare.rs"]
 mod bare;
+#[path = "../common/mod.rs"]
 mod common;
-#[path = "peers/matrix.rs"]
 mod matrix;
-#[path = "../common/process.rs"]
+#[path = "../../common/process.rs"]
 #[allow(dead_code, reason = "the tests use more of it")]
 mod process;
-#[path = "peers/servers.rs"]
 mod servers;
-#[path = "../common/stock.rs"]
+#[path = "../../common/stock.rs"]
 #[allow(dead_code, reason = "the tests use more of it")]
 mod stock;
-#[path = "peers/table.rs"]
 mod table;
 
 use std::fmt::Write as _;

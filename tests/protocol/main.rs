@@ -3,52 +3,30 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::cast_possible_truncation, clippy::print_stdout)]
 
-#[path = "protocol/budget.rs"]
 mod budget;
-#[path = "protocol/channel.rs"]
 mod channel;
+#[path = "../common/mod.rs"]
 mod common;
-#[path = "protocol/config.rs"]
 mod config;
-#[path = "protocol/connections.rs"]
 mod connections;
-#[path = "protocol/debug_log.rs"]
 mod debug_log;
-#[path = "protocol/descriptors.rs"]
 mod descriptors;
-#[path = "protocol/features.rs"]
 mod features;
-#[path = "protocol/floods.rs"]
 mod floods;
-#[path = "protocol/front_ends.rs"]
 mod front_ends;
-#[path = "protocol/growth.rs"]
 mod growth;
-#[path = "protocol/handover.rs"]
 mod handover;
-#[path = "protocol/huge_pages.rs"]
 mod huge_pages;
-#[path = "protocol/killed.rs"]
 mod killed;
-#[path = "protocol/lifecycle.rs"]
 mod lifecycle;
-#[path = "protocol/lists.rs"]
 mod lists;
-#[path = "protocol/memory.rs"]
 mod memory;
-#[path = "protocol/messages.rs"]
 mod messages;
-#[path = "protocol/notifications.rs"]
 mod notifications;
-#[path = "protocol/recovery.rs"]
 mod recovery;
-#[path = "protocol/resize.rs"]
 mod resize;
-#[path = "protocol/returns.rs"]
 mod returns;
-#[path = "protocol/rings.rs"]
 mod rings;
-#[path = "protocol/silent.rs"]
 mod silent;
 
 use common::daemon::{Daemon, Place, Setup};

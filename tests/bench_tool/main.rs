@@ -3,13 +3,13 @@
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+#[path = "../common/mod.rs"]
 mod common;
 #[cfg(feature = "stock")]
-#[path = "common/stock.rs"]
+#[path = "../common/stock.rs"]
 #[allow(dead_code, reason = "others use more of it")]
 mod embedded;
 #[cfg(feature = "stock")]
-#[path = "bench_tool/others.rs"]
 mod others;
 
 use std::collections::BTreeSet;

@@ -4,8 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::cast_possible_truncation, clippy::print_stdout, clippy::single_range_in_vec_init)]
 
+#[path = "../common/mod.rs"]
 mod common;
-#[path = "driver/model.rs"]
 mod model;
 
 use std::os::unix::fs::{FileExt, MetadataExt};

@@ -3,16 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::cast_possible_truncation, clippy::print_stderr, unreachable_pub)]
 
-#[path = "descriptors/calls.rs"]
 mod calls;
+#[path = "../common/mod.rs"]
 mod common;
-#[path = "descriptors/fuse.rs"]
 mod fuse;
-#[path = "descriptors/kinds.rs"]
 mod kinds;
-#[path = "descriptors/linger.rs"]
 mod linger;
-#[path = "descriptors/state.rs"]
 mod state;
 
 use std::os::fd::OwnedFd;

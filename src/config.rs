@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::disk::{DeepFlush, DiscardPolicy, Durability, LockMode};
+pub use crate::limits::bounds::{MAX_QUEUES, MAX_SEG_MAX, SERIAL_BYTES};
 use crate::virtio::blk::SEG_MAX;
-use crate::virtio::queue::MAX_CHAIN;
 use crate::worker::Cpus;
 use crate::worker::Polling;
 
@@ -17,17 +17,8 @@ use crate::worker::Polling;
 /// costs something only once it is started.
 pub const DEFAULT_QUEUES: NonZeroU16 = NonZeroU16::new(64).unwrap();
 
-/// Most queues a disk can offer: `SET_VRING_KICK` carries a ring's index in 8 bits.
-pub const MAX_QUEUES: u16 = 256;
-
-/// Most data segments that can be announced: with header and status, as many descriptors as a chain may have.
-pub const MAX_SEG_MAX: u16 = MAX_CHAIN - 2;
-
 /// Logical block sizes in bytes that can be offered.
 pub const BLOCK_SIZES: [u32; 2] = [512, 4096];
-
-/// Length of a serial number in bytes (VIRTIO 1.2 §5.2.6.1, `VIRTIO_BLK_ID_BYTES`).
-pub const SERIAL_BYTES: usize = 20;
 
 /// What one process serves.
 #[derive(Debug)]

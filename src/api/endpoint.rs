@@ -11,15 +11,13 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
-use super::http::{self, MAX_HEAD_BYTES, Status};
+use super::http::{self, Status};
 use super::metrics;
+use crate::limits::bounds::{MAX_HTTP_HEAD_BYTES, METRICS_TIMEOUT};
 use crate::limits::thread;
 use crate::log::{Cause, LogLimit};
 use crate::server::Observer;
 use crate::vhost_user::{Listener, ListenerError};
-
-/// How long a client may take to ask and to take its answer.
-const CLIENT_LIMIT: Duration = Duration::from_secs(2);
 
 /// Pause after a client could not be let in for want of descriptors.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
@@ -104,7 +102,7 @@ fn answer_clients(listener: &Listener, mut observer: Observer, stop: &OwnedFd) {
     let log_limit = LogLimit::default();
     while wait(listener, PollFlags::IN, stop, None).is_ok() {
         let client = match listener.accept() {
-            Ok(stream) => Client { stream, stop, deadline: Instant::now() + CLIENT_LIMIT },
+            Ok(stream) => Client { stream, stop, deadline: Instant::now() + METRICS_TIMEOUT },
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => {
                 if let Some(suppressed) = log_limit.admit(Cause::Exhausted) {
@@ -142,13 +140,13 @@ impl Client<'_> {
     }
 
     fn status(&mut self) -> io::Result<Status> {
-        let mut received = Vec::with_capacity(MAX_HEAD_BYTES);
+        let mut received = Vec::with_capacity(MAX_HTTP_HEAD_BYTES);
         loop {
             if let Some(status) = http::status_of(&received) {
                 return Ok(status);
             }
             self.wait(PollFlags::IN)?;
-            let room = MAX_HEAD_BYTES.saturating_sub(received.len()) as u64;
+            let room = MAX_HTTP_HEAD_BYTES.saturating_sub(received.len()) as u64;
             match (&self.stream).take(room).read_to_end(&mut received) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),

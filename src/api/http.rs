@@ -1,7 +1,6 @@
 //! As much of HTTP/1.1 (RFC 9112) as it takes to answer one request a connection.
 
-/// Most bytes of a request's line and fields.
-pub(super) const MAX_HEAD_BYTES: usize = 8192;
+use crate::limits::bounds::MAX_HTTP_HEAD_BYTES;
 
 /// What a request is answered with, but for the metrics themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +33,7 @@ pub(super) fn status_of(received: &[u8]) -> Option<Status> {
     if has_ended(b"\r\n\r\n") || has_ended(b"\n\n") {
         return Some(of_line(received.split(|byte| *byte == b'\n').next().unwrap_or_default()));
     }
-    (received.len() >= MAX_HEAD_BYTES).then_some(Status::HeadTooLarge)
+    (received.len() >= MAX_HTTP_HEAD_BYTES).then_some(Status::HeadTooLarge)
 }
 
 /// Method, target and version, each once and a space between them.
@@ -105,7 +104,7 @@ mod tests {
             assert_eq!(status_of(format!("{line}\r\n\r\n").as_bytes()), Some(status), "{line:?}");
         }
         assert_eq!(status_of(b"\xff /metrics HTTP/1.1\r\n\r\n"), Some(Status::BadRequest));
-        assert_eq!(status_of(&[b'x'; MAX_HEAD_BYTES]), Some(Status::HeadTooLarge));
+        assert_eq!(status_of(&[b'x'; MAX_HTTP_HEAD_BYTES]), Some(Status::HeadTooLarge));
     }
 
     #[test]

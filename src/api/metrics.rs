@@ -2,12 +2,10 @@
 
 use std::fmt::{Display, Write as _};
 
+use crate::limits::bounds::MAX_LISTED_BAD_RANGES;
 use crate::log::dropped_lines;
 use crate::server::Observation;
 use crate::virtio::blk::Counters;
-
-/// Bad ranges that are listed one by one for each disk; all of them are in the sum.
-const MOST_RANGES: usize = 256;
 
 /// A family with one number a disk.
 struct Family {
@@ -154,7 +152,7 @@ fn bad_ranges(text: &mut String, disks: &[Observation]) {
     let help = "Length of each range of bad media, by its offset in the disk in bytes; at most 256 a disk.";
     header(text, "bad_range_bytes", help, "gauge");
     for disk in disks {
-        for range in disk.bad_ranges.iter().take(MOST_RANGES) {
+        for range in disk.bad_ranges.iter().take(MAX_LISTED_BAD_RANGES) {
             let labels: [(_, &dyn Display); 2] = [("disk", &disk.name), ("offset", &range.start)];
             sample(text, "bad_range_bytes", &labels, range.end.saturating_sub(range.start) as f64);
         }
@@ -232,7 +230,7 @@ mod tests {
     fn a_disk_full_of_bad_ranges_is_listed_in_part() {
         let bad_ranges = (0..1000).map(|page| page * 8192..page * 8192 + 4096).collect();
         let text = text(&[Observation { bad_ranges, ..disk() }]);
-        assert_eq!(text.matches("vhost_user_pmem_bad_range_bytes{").count(), MOST_RANGES);
+        assert_eq!(text.matches("vhost_user_pmem_bad_range_bytes{").count(), MAX_LISTED_BAD_RANGES);
         assert!(text.contains(&format!(r#"bad_bytes{{disk="a \"b\" \\"}} {}"#, 1000 * 4096)), "{text}");
     }
 }

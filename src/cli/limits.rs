@@ -2,7 +2,7 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::limits::budget::{DISK_DESCRIPTORS as OF_A_DISK, OWN_DESCRIPTORS as OF_THE_PROCESS};
+use crate::limits::bounds::{DISK_DESCRIPTORS as OF_A_DISK, PROCESS_DESCRIPTORS as OF_THE_PROCESS};
 
 /// Of a front-end whose guest has two queues, while it starts.
 const OF_A_FRONT_END: u64 = 24;

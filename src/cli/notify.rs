@@ -1,20 +1,14 @@
 //! What a service manager is told (`sd_notify(3)`): a datagram to the socket in `NOTIFY_SOCKET`.
 
+use crate::limits::bounds::{MAX_KEPT_NAME_BYTES, NOTIFY_TIMEOUT};
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-
-/// Longest name of a kept descriptor in bytes.
-const MAX_NAME_BYTES: usize = 255;
-
-/// How long a manager that reads nothing is waited for.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The service manager that has started this process.
 #[derive(Debug)]
@@ -39,7 +33,7 @@ impl Manager {
         };
         let socket = UnixDatagram::unbound()?;
         socket.connect_addr(&address)?;
-        socket.set_write_timeout(Some(PATIENCE))?;
+        socket.set_write_timeout(Some(NOTIFY_TIMEOUT))?;
         // How many, set since systemd 254 by FileDescriptorStoreMax=.
         let most = std::env::var("FDSTORE").ok().and_then(|it| it.parse::<u32>().ok());
         Ok(Self { socket, keeps_descriptors: most.is_some_and(|most| most != 0) })
@@ -52,7 +46,8 @@ impl Manager {
 
     /// Whether a descriptor can have this name there.
     pub(super) fn can_name(&self, name: &str) -> bool {
-        name.len() <= MAX_NAME_BYTES && name.bytes().all(|byte| (b' '..=b'~').contains(&byte) && byte != b':')
+        name.len() <= MAX_KEPT_NAME_BYTES
+            && name.bytes().all(|byte| (b' '..=b'~').contains(&byte) && byte != b':')
     }
 
     /// The service is up.

@@ -16,6 +16,7 @@ use crate::cli::exit::{self, Failure};
 use crate::cli::{daemon, hints};
 use crate::config::{CpuChoice, DiskConfig, ServerConfig};
 use crate::disk::{DeepFlush, Durability};
+use crate::limits::bounds::{LAST_OUTPUT_TIMEOUT, MAX_POLL_US};
 use crate::limits::thread;
 use crate::server::DiskSummary;
 use crate::worker::Cpus;
@@ -78,12 +79,6 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "auto|never|always", default_value = "auto")]
     deep_flush: DeepFlush,
 }
-
-/// How long the end of the process waits for a start message that nobody may ever read.
-const LAST_WORDS: Duration = Duration::from_secs(1);
-
-/// The longest that can be said: a minute.
-const MAX_POLL_US: u64 = 60_000_000;
 
 fn polling(text: &str) -> Result<Polling, String> {
     match (text, text.parse()) {
@@ -167,6 +162,6 @@ struct Announcement(mpsc::Receiver<()>);
 impl Drop for Announcement {
     fn drop(&mut self) {
         // It fails as soon as the thread has ended.
-        let _ = self.0.recv_timeout(LAST_WORDS);
+        let _ = self.0.recv_timeout(LAST_OUTPUT_TIMEOUT);
     }
 }

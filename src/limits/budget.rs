@@ -4,31 +4,18 @@
 //! may have what the others leave, where each of the others counts with what it has or with what is kept for it, whichever
 //! is more: one disk alone may have nearly all, and none can take what is kept for another.
 
+use crate::limits::bounds::{
+    CONNECTION_DESCRIPTORS, CONNECTION_THREADS, DISK_DESCRIPTORS, MAPPINGS_PER_REGION,
+    MAX_GUEST_MEMORY_BYTES, MAX_THREADS, MAX_THREADS_PER_DISK, PROCESS_DESCRIPTORS, RING_DESCRIPTORS,
+};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::process::{Resource as Limit, getrlimit};
 
-/// Half of what a process can address (47 bits on x86-64); disks are mapped, too.
-const MEMORY_BYTES: u64 = 64 << 40;
-
 /// Mappings that Linux allows a process, where it does not say.
 const DEFAULT_MAPPINGS: u64 = 65_530;
-
-/// One region of guest memory for so many: it takes three, and `map_count` leaves half to what is not guest memory.
-const MAPPINGS_PER_REGION: u64 = 8;
-
-/// Descriptors of the process itself: standard streams, signals, workers, what looks after disks that grow; with room to
-/// spare.
-pub(crate) const OWN_DESCRIPTORS: u64 = 64;
-
-/// Descriptors of a disk that nobody is connected to: its file, for I/O and for its mapping, and its socket.
-pub(crate) const DISK_DESCRIPTORS: u64 = 3;
-
-/// Threads of front-ends: for all, or so many for each disk.
-const THREADS: u64 = 8192;
-const DISK_THREADS: u64 = 8;
 
 /// What there is.
 const RESOURCES: [&str; 4] = ["bytes of mapped guest memory", "memory regions", "descriptors", "threads"];
@@ -40,10 +27,10 @@ pub struct Amounts([u64; RESOURCES.len()]);
 impl Amounts {
     /// A connection: its thread, the one that waits for another front-end, the one that carries the device's state; its
     /// socket thrice, the pair that `vhost` reads from, the channel, the dirty log.
-    pub const SESSION: Self = Self([0, 0, 12, 3]);
+    pub const SESSION: Self = Self([0, 0, CONNECTION_DESCRIPTORS, CONNECTION_THREADS]);
 
     /// The eventfds of a ring: kick, call and err.
-    pub const RING: Self = Self([0, 0, 3, 0]);
+    pub const RING: Self = Self([0, 0, RING_DESCRIPTORS, 0]);
 
     /// A migration in which pages are missing: a worker for each of the disk's queues, with two descriptors; who watches
     /// the connection, who fetches pages, and the userfaultfd.
@@ -108,11 +95,11 @@ impl Budget {
     /// What this process has for so many disks; one part for each.
     pub fn of_process(disks: usize) -> Vec<DiskBudget> {
         let count = u64::try_from(disks).unwrap_or(u64::MAX);
-        let own = DISK_DESCRIPTORS.saturating_mul(count).saturating_add(OWN_DESCRIPTORS);
+        let own = DISK_DESCRIPTORS.saturating_mul(count).saturating_add(PROCESS_DESCRIPTORS);
         let open = getrlimit(Limit::Nofile).current.unwrap_or(u64::MAX);
-        let threads = DISK_THREADS.saturating_mul(count).max(THREADS);
+        let threads = MAX_THREADS_PER_DISK.saturating_mul(count).max(MAX_THREADS);
         let regions = most_mappings() / MAPPINGS_PER_REGION;
-        Self::parts(Amounts([MEMORY_BYTES, regions, open.saturating_sub(own), threads]), disks)
+        Self::parts(Amounts([MAX_GUEST_MEMORY_BYTES, regions, open.saturating_sub(own), threads]), disks)
     }
 
     /// Half of it is kept, for each disk the same.

@@ -3,17 +3,15 @@
 //! An allocation that finds no memory ends the process, and so does a thread that finds none for its signal stack. So
 //! whatever a peer can cause is refused while there is still enough for both.
 
+use crate::limits::bounds::{
+    MEMORY_MAPPING_QUARTERS, MIN_FREE_ADDRESS_SPACE_BYTES, MIN_THREAD_ADDRESS_SPACE_BYTES,
+    THREAD_MAPPING_QUARTERS,
+};
 use std::io;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use vm_memory::mmap::MmapRegion;
-
-/// Address space that there is when a thread is started, in bytes: for its stacks, and what is allocated meanwhile.
-const OF_A_THREAD: usize = 16 << 20;
-
-/// Address space that is left beside what a peer has mapped, in bytes: for some threads, and heaps of their own.
-const BESIDE_MEMORY: usize = 256 << 20;
 
 /// Mappings that a process may have (`vm.max_map_count`) where the kernel does not say.
 const USUAL_MAPPINGS: usize = 65_530;
@@ -42,8 +40,8 @@ impl Claim {
     pub(crate) fn new(what: Use, mappings: usize) -> io::Result<Self> {
         let quarter = all() / 4;
         match what {
-            Use::Memory => Self::below(2 * quarter, mappings),
-            Use::Thread => Self::below(3 * quarter, mappings),
+            Use::Memory => Self::below(MEMORY_MAPPING_QUARTERS * quarter, mappings),
+            Use::Thread => Self::below(THREAD_MAPPING_QUARTERS * quarter, mappings),
         }
     }
 
@@ -68,8 +66,8 @@ impl Drop for Claim {
 /// An error unless there is some address space left.
 pub(crate) fn check_address_space(what: Use) -> io::Result<()> {
     let bytes = match what {
-        Use::Memory => BESIDE_MEMORY,
-        Use::Thread => OF_A_THREAD,
+        Use::Memory => MIN_FREE_ADDRESS_SPACE_BYTES,
+        Use::Thread => MIN_THREAD_ADDRESS_SPACE_BYTES,
     };
     MmapRegion::<()>::new(bytes).map(drop).map_err(|error| {
         io::Error::other(format!("less than {bytes} bytes of address space are left (ulimit -v): {error}"))

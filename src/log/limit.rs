@@ -1,12 +1,10 @@
 //! A limit on log lines that a peer can cause: a guest, a front-end, whoever may write to a disk's file.
 
+use crate::limits::bounds::MAX_LOG_LINES_PER_SECOND;
 use std::num::NonZeroU64;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
-
-/// Lines of one cause that are admitted in each second.
-const LINES_PER_SECOND: u64 = 5;
 
 /// Requests of vhost-user are fewer; unknown ones share the last place.
 const REQUESTS: usize = 64;
@@ -133,7 +131,7 @@ impl Limit {
             Some(second << 24 | lines)
         };
         let before = self.window.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step).unwrap_or(0);
-        if before >> 24 == second && before & LINES >= LINES_PER_SECOND {
+        if before >> 24 == second && before & LINES >= MAX_LOG_LINES_PER_SECOND {
             self.suppressed.fetch_add(1, Ordering::Relaxed);
             return None;
         }
@@ -161,8 +159,8 @@ mod tests {
     fn a_flood_is_cut_to_a_few_lines_and_counted() {
         let limit = Limit::default();
         let admitted = |second| (0..100).filter_map(|_| limit.admit_at(second)).collect::<Vec<_>>();
-        assert_eq!(admitted(7), [None; LINES_PER_SECOND as usize]);
-        assert_eq!(admitted(8), [NonZeroU64::new(100 - LINES_PER_SECOND), None, None, None, None]);
+        assert_eq!(admitted(7), [None; MAX_LOG_LINES_PER_SECOND as usize]);
+        assert_eq!(admitted(8), [NonZeroU64::new(100 - MAX_LOG_LINES_PER_SECOND), None, None, None, None]);
     }
 
     #[test]

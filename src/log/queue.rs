@@ -8,18 +8,10 @@ use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use crate::limits::bounds::{LAST_OUTPUT_TIMEOUT, MAX_WAITING_LOG_BYTES, MAX_WAITING_LOG_LINES};
 use crate::limits::thread;
-
-/// Most lines that wait to be written.
-const MOST_LINES: usize = 4096;
-
-/// Most bytes of them.
-const MOST_BYTES: usize = 4 << 20;
-
-/// How long the end of the process waits for lines that nobody may ever read.
-const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Lines dropped since the process started.
 static DROPPED: AtomicU64 = AtomicU64::new(0);
@@ -88,7 +80,7 @@ impl LogQueue {
     /// Waits until all lines are written, but not for long.
     pub(crate) fn finish(&self) {
         let Some(shared) = &self.shared else { return };
-        let deadline = Instant::now() + LAST_WORDS;
+        let deadline = Instant::now() + LAST_OUTPUT_TIMEOUT;
         let mut waiting = shared.lock();
         while waiting.is_writing || !waiting.lines.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -116,7 +108,7 @@ impl Shared {
     fn push(&self, text: &[u8]) {
         let mut waiting = self.lock();
         let bytes = waiting.bytes.saturating_add(text.len());
-        if waiting.lines.len() >= MOST_LINES || bytes > MOST_BYTES {
+        if waiting.lines.len() >= MAX_WAITING_LOG_LINES || bytes > MAX_WAITING_LOG_BYTES {
             DROPPED.fetch_add(1, Ordering::Relaxed);
             return;
         }
@@ -202,7 +194,7 @@ mod tests {
         };
         let queue = LogQueue::start(Gate { opened, taken }, tell);
         let before = dropped_lines();
-        for number in 0..MOST_LINES + 100 {
+        for number in 0..MAX_WAITING_LOG_LINES + 100 {
             queue.push(number.to_string().as_bytes());
         }
         let dropped = dropped_lines() - before;
@@ -217,7 +209,7 @@ mod tests {
         }
         // On a machine that is busy one is not enough.
         (0..60).for_each(|_| queue.finish());
-        let count = MOST_LINES + 100 - usize::try_from(dropped).unwrap();
+        let count = MAX_WAITING_LOG_LINES + 100 - usize::try_from(dropped).unwrap();
         let expected = (0..count).map(|number| number.to_string().into_bytes());
         assert!(taken.iter().take(count).cloned().eq(expected), "in their order");
         assert_eq!(TOLD.load(Ordering::Relaxed), dropped_lines() - before, "each is told once");

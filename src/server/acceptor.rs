@@ -15,17 +15,12 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::handshake::{Heard, Silent};
 use crate::disk::Disk;
+use crate::limits::bounds::{MAX_CONNECTIONS, MAX_FRONT_ENDS};
 use crate::limits::budget::{Amounts, Share};
 use crate::limits::thread;
 use crate::log::Cause;
 use crate::vhost_user::{ClosedApart, Connection, Hangup, Inherited, Session, SessionContext, SessionId};
 use crate::worker::Pool;
-
-/// Front-ends of one disk at the same time; a migration needs two. Who has said nothing makes room for who comes.
-const MAX_SESSIONS: usize = 16;
-
-/// Those whose sessions are being ended included.
-const MAX_THREADS: usize = 2 * MAX_SESSIONS;
 
 /// The event of [`Stopper`] and of sessions that end; doors have their numbers, and so have silent connections.
 const WAKE: u64 = u64::MAX;
@@ -183,7 +178,7 @@ impl<D: Disk> Acceptor<D> {
             Err(error) => return self.exhausted(number, &error),
         };
         let of_door = self.guests.values().filter(|guest| guest.door == number && !guest.is_leaving);
-        let is_full = of_door.count() + self.silent.count(number) >= MAX_SESSIONS;
+        let is_full = of_door.count() + self.silent.count(number) >= MAX_FRONT_ENDS;
         if is_full {
             if !self.make_room(number) {
                 return self.turn_away(number);
@@ -200,7 +195,7 @@ impl<D: Disk> Acceptor<D> {
         if self.silent.hang_up_on_oldest(&self.epoll, Some(number)).is_some() {
             return true;
         }
-        if self.guests.values().filter(|guest| guest.door == number).count() >= MAX_THREADS {
+        if self.guests.values().filter(|guest| guest.door == number).count() >= MAX_CONNECTIONS {
             return false;
         }
         let has_not_spoken = |guest: &&mut Guest| {
@@ -215,7 +210,7 @@ impl<D: Disk> Acceptor<D> {
     fn turn_away(&self, number: usize) {
         let Some(Door { context, .. }) = self.doors.get(number) else { return };
         if let Some(suppressed) = context.log_limit.admit(Cause::NoRoom) {
-            let (disk, most) = (&context.device.identity().name, MAX_SESSIONS);
+            let (disk, most) = (&context.device.identity().name, MAX_FRONT_ENDS);
             tracing::warn!(disk, most, suppressed, "a front-end is turned away: too many are connected");
         }
     }

@@ -3,15 +3,12 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
 
 use crate::disk::{Backing, BackingKind, Disk as _, Durability, Region};
+use crate::limits::bounds::COLLECT_TIMEOUT;
 use crate::vhost_user::SessionContext;
 use crate::virtio::blk::Counters;
 use crate::worker::Pool;
-
-/// How long workers are waited for; one that is busy with slow media is left out until the next time.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A disk at the moment.
 #[derive(Debug, Clone)]
@@ -80,7 +77,7 @@ impl Observer {
         // it before stands.
         let of_stopped: Vec<_> = self.disks.iter().map(|disk| disk.of_stopped_rings()).collect();
         let mut of_running: HashMap<String, Counters> = HashMap::new();
-        for (device, counters) in self.pool.count(PATIENCE) {
+        for (device, counters) in self.pool.count(COLLECT_TIMEOUT) {
             of_running.entry(device.identity().name.clone()).or_default().add(&counters);
         }
         for (disk, mut sum) in self.disks.iter_mut().zip(of_stopped) {

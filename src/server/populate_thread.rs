@@ -3,16 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
-use std::time::Duration;
 
 use crate::disk::{self, Backing, Disk as _, Populated};
+use crate::limits::bounds::POPULATE_STOP_TIMEOUT;
 use crate::limits::thread;
 use crate::log::Cause;
 use crate::virtio::blk::Device;
-
-/// How long the end waits for a step that is under way. One may take much longer on slow media, where the thread is
-/// left to itself: it ends after that step, or with the process.
-const PATIENCE: Duration = Duration::from_millis(200);
 
 /// A running thread. Dropping it stops it.
 #[derive(Debug)]
@@ -78,7 +74,7 @@ impl Drop for Populator {
     fn drop(&mut self) {
         self.is_stopping.store(true, Ordering::Relaxed);
         self.waits = None;
-        let _ = self.has_ended.recv_timeout(PATIENCE);
+        let _ = self.has_ended.recv_timeout(POPULATE_STOP_TIMEOUT);
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -15,18 +15,10 @@ use rustix::net::{
 
 use super::checker::{Helper, Received};
 use super::descriptor::Kind;
+use crate::limits::bounds::{MAX_MESSAGE_BYTES, MAX_MESSAGE_DESCRIPTORS, MESSAGE_TIMEOUT};
 
 /// Length of a header: request, flags, length of the body.
 pub(crate) const HEADER_BYTES: usize = 12;
-
-/// Longest body that `vhost` takes.
-const MAX_BODY_BYTES: u32 = 0x1000;
-
-/// How long a message may take from its first byte to its last.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Most descriptors with a message: one for each region of SET_MEM_TABLE.
-pub(super) const MAX_FILES: usize = 32;
 
 /// Header flags: the protocol's version, that it is a reply, that a reply is asked for.
 const VERSION: u32 = 0x1;
@@ -50,7 +42,7 @@ pub(super) struct Message {
 pub(super) enum ReceiveError {
     #[error("the stream ended")]
     End,
-    #[error("a message was begun, and not finished within {} s", PATIENCE.as_secs())]
+    #[error("a message was begun, and not finished within {} s", MESSAGE_TIMEOUT.as_secs())]
     Unfinished,
     #[error("not a vhost-user request (flags {0:#x}, body of {1} bytes)")]
     NotARequest(u32, u32),
@@ -67,7 +59,7 @@ impl Message {
         let mut deadline = None;
         message.fill(stream, helper, HEADER_BYTES, &mut deadline)?;
         let [code, flags, body_bytes] = header(&message.bytes);
-        if flags & !NEED_REPLY != VERSION || body_bytes > MAX_BODY_BYTES {
+        if flags & !NEED_REPLY != VERSION || body_bytes > MAX_MESSAGE_BYTES {
             return Err(ReceiveError::NotARequest(flags, body_bytes));
         }
         (message.code, message.flags) = (code, flags);
@@ -98,7 +90,7 @@ impl Message {
             if peeked.bytes == 0 {
                 return Err(ReceiveError::End);
             }
-            deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
+            deadline.get_or_insert_with(|| Instant::now() + MESSAGE_TIMEOUT);
             bytes.truncate(peeked.bytes);
             if peeked.flags.contains(ReturnFlags::CTRUNC) {
                 let code = if self.bytes.is_empty() { header(&bytes)[0] } else { header(&self.bytes)[0] };
@@ -107,8 +99,8 @@ impl Message {
                 self.files.extend(files);
                 self.refused.extend(refused);
                 // However many pieces there are.
-                self.files.truncate(MAX_FILES);
-                self.refused.truncate(MAX_FILES);
+                self.files.truncate(MAX_MESSAGE_DESCRIPTORS);
+                self.refused.truncate(MAX_MESSAGE_DESCRIPTORS);
             } else {
                 let mut read = stream;
                 read.read_exact(&mut bytes)?;
@@ -172,7 +164,7 @@ impl Message {
 
 /// Sends bytes, and descriptors along with the first of them.
 pub(super) fn send(stream: &UnixStream, bytes: &[u8], files: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_MESSAGE_DESCRIPTORS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !files.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(files)) {
         return Err(io::Error::other("too many descriptors"));

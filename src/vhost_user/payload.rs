@@ -3,9 +3,7 @@
 use vhost::vhost_user::message::FrontendReq;
 
 use super::message::Message;
-
-/// Most regions in one table: as many descriptors come with a message.
-const MAX_TABLE_REGIONS: u32 = 32;
+use crate::limits::bounds::MAX_TABLE_REGIONS;
 
 /// Length of a memory table's head and of each of its regions.
 const TABLE_HEAD_BYTES: usize = 8;

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use crate::copy::Segment;
 use crate::copy::fault::{self, WatchedRange};
+pub use crate::limits::bounds::MAX_REGIONS;
 use crate::limits::budget::Share;
 use extents::{Extent, Extents, Learnt};
 use shared::Shared;
@@ -23,9 +24,6 @@ use shared::Shared;
 pub use dirty_log::{DirtyLog, LOG_PAGE_BYTES, LogError};
 pub use extents::Kind;
 pub use shared::SharedError;
-
-/// Most regions a table can have: what vhost-user calls memory slots; QEMU stops at 509 as KVM did.
-pub const MAX_REGIONS: usize = 509;
 
 /// A region as a front-end describes it: unchecked numbers.
 #[derive(Debug)]

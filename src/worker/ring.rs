@@ -11,13 +11,11 @@ use super::answer::{Waiting, execute, note};
 use super::notifier::Notifier;
 use crate::disk::{Disk, Ticket};
 use crate::failpoint::{self, Point};
+use crate::limits::bounds::{MAX_TURN_BYTES, MAX_TURN_REQUESTS};
 use crate::log::{Cause, LogLimit};
-use crate::virtio::blk::{Answer, CacheMode, Counters, Device, SLICE_BYTES, Sliced, Transfer};
+use crate::virtio::blk::{Answer, CacheMode, Counters, Device, Sliced, Transfer};
 use crate::virtio::memory::{MemoryTable, Translator};
 use crate::virtio::queue::{Batch, Bounds, Next, RingError, RingLayout, RingLog, SplitQueue, Virtqueue};
-
-/// Requests after which other rings of the worker have their turn.
-const BATCH_REQUESTS: u16 = 32;
 
 /// So many that were taken at once are shown to the driver before others are taken. It would have nothing to do while all of
 /// them are done, and the worker nothing while it makes new ones: at depth 32, a third of the time of both. Fewer are not
@@ -27,16 +25,6 @@ const MANY_REQUESTS: u16 = 8;
 /// As many as keep a worker busy while a driver wakes up. Where no more wait behind those that were taken, it is called when
 /// half of these are done.
 const WAKE_UP_REQUESTS: u16 = 16;
-
-/// Bytes after which they have as well: a driver with large requests should have the first ones back while
-/// the others are copied.
-///
-/// What is tried counts, whether it succeeds or not, and a chain with that much is the last that is taken at once: so the
-/// ring goes no further where one is done in slices.
-const BATCH_BYTES: u32 = if cfg!(test) { 8 << 10 } else { 256 << 10 };
-
-const _: () =
-    assert!(BATCH_BYTES as u64 <= SLICE_BYTES, "no chain is taken behind one that is done in slices");
 
 /// Requests whose media is asked for at once.
 const LOOK_AHEAD: u16 = 16;
@@ -146,7 +134,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             counters: Counters::default(),
             broken: None,
             is_plain: true,
-            held: Vec::with_capacity(usize::from(BATCH_REQUESTS)),
+            held: Vec::with_capacity(usize::from(MAX_TURN_REQUESTS)),
             flush: None,
             sliced: Sliced::default(),
             log: None,
@@ -248,8 +236,8 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     /// Does up to a batch of requests, or up to a flush. Returns whether there may be more.
     #[inline]
     fn batch(&mut self) -> Result<bool, RingError> {
-        let (mut left, mut popped) = (BATCH_REQUESTS, 0_u16);
-        let mut left_bytes = i64::from(BATCH_BYTES);
+        let (mut left, mut popped) = (MAX_TURN_REQUESTS, 0_u16);
+        let mut left_bytes = i64::from(MAX_TURN_BYTES);
         while left > 0 {
             let Some(bytes) = u32::try_from(left_bytes).ok().filter(|bytes| *bytes > 0) else { break };
             let mut next = Next::Other;
@@ -305,7 +293,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         let bytes = match chain.flaw {
             None => chain.readable.total_bytes().saturating_add(chain.writable.total_bytes()) as u64,
             // It may have taken long to find that out.
-            Some(_) => u64::from(BATCH_BYTES),
+            Some(_) => u64::from(MAX_TURN_BYTES),
         };
         let Self { device, cache, counters, sliced, log, .. } = self;
         let answer = execute(chain, device, cache, counters, sliced, log)?;

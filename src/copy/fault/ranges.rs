@@ -1,11 +1,8 @@
 //! Which memory is the guests' and which is media: a table that the signal handler can read.
 
+use crate::limits::bounds::MAX_WATCHED_RANGES;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-
-/// Ranges at a time: the memory of 128 front-ends with as many regions as there can be, or of thousands that have a
-/// few each. Those that are not used are not resident.
-const MAX_RANGES: usize = 1 << 16;
 
 /// Bits of [`Slot::kind`]: the page size of guest memory, or this.
 const MEDIA: usize = 0;
@@ -39,7 +36,7 @@ struct Slot {
     has_faulted: AtomicBool,
 }
 
-static SLOTS: [Slot; MAX_RANGES] = [const { Slot::free() }; MAX_RANGES];
+static SLOTS: [Slot; MAX_WATCHED_RANGES] = [const { Slot::free() }; MAX_WATCHED_RANGES];
 
 /// Slots that have ever been used: the others need not be looked at.
 static USED_SLOTS: AtomicUsize = AtomicUsize::new(0);

@@ -13,6 +13,7 @@ use std::sync::{PoisonError, RwLock};
 use crate::disk::durability::extents::add;
 use crate::disk::media::sysfs::Node;
 use crate::disk::sys;
+use crate::limits::bounds::MAX_BAD_RANGES;
 
 /// Unit of `badblocks` and of partition tables in sysfs.
 const SECTOR_BYTES: u64 = 512;
@@ -22,9 +23,6 @@ pub(in crate::disk) const PAGE_BYTES: u64 = 4096;
 
 /// How Linux calls the list.
 const LIST: &str = "badblocks";
-
-/// Most ranges that are kept: what is beyond is found out by reading.
-const MAX_RANGES: usize = 4096;
 
 /// Ranges in bytes of the disk, whole pages, in order.
 #[derive(Debug, Default)]
@@ -77,7 +75,7 @@ impl BadRanges {
         let end = range.end.checked_next_multiple_of(PAGE_BYTES).unwrap_or(u64::MAX);
         let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
         let is_news = !ranges.iter().any(|it| it.start <= start && end <= it.end);
-        if ranges.len() < MAX_RANGES {
+        if ranges.len() < MAX_BAD_RANGES {
             add(&mut ranges, start..end);
         }
         self.any.store(true, Ordering::Release);

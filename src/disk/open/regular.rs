@@ -19,6 +19,7 @@ use crate::disk::{
     Backing, BackingKind, Durability, FileDisk, FileLock, Geometry, MappedDisk, Media, OpenError,
     OpenOptions, Opened, Place,
 };
+use crate::limits::bounds::LEASE_TIMEOUT;
 
 /// Opens the regular file at `place`, or creates it.
 pub(in crate::disk) fn open(place: Place, options: &OpenOptions, sysfs: &Sysfs) -> Result<Opened, OpenError> {
@@ -26,10 +27,6 @@ pub(in crate::disk) fn open(place: Place, options: &OpenOptions, sysfs: &Sysfs) 
     let lock = found.lock()?;
     found.serve(lock)
 }
-
-/// How long a start waits for whoever has a lease on the file: an NFS server for a client (a delegation), Samba. The
-/// kernel takes it away after 45 s (`/proc/sys/fs/lease-break-time`).
-const LEASE_LIMIT: Duration = Duration::from_secs(60);
 
 /// How often it looks.
 const LEASE_POLL: Duration = Duration::from_millis(20);
@@ -217,7 +214,7 @@ fn open_existing(place: &Place, options: &OpenOptions) -> Result<Option<File>, O
         move |source| OpenError::system(place, operation, "correct path=, or mend what it leads to", source)
     };
     let started = Instant::now();
-    let may_wait = || started.elapsed() < LEASE_LIMIT && !options.should_stop.load(Ordering::Relaxed);
+    let may_wait = || started.elapsed() < LEASE_TIMEOUT && !options.should_stop.load(Ordering::Relaxed);
     let open = |flags| loop {
         let opened = File::options()
             .read(true)

@@ -7,7 +7,7 @@ use super::oracle::{Oracle, Promise};
 use super::scene::{Kind, Pace, Play, Played, play};
 use crate::copy::recording::Event;
 use crate::copy::{Engine, LineFlush, Stores};
-use crate::virtio::blk::SLICE_BYTES;
+use crate::limits::bounds::MAX_SLICE_BYTES;
 
 /// States of one moment of a small history: no more than these are ever met.
 const MOST_STATES: usize = 4096;
@@ -109,7 +109,7 @@ fn every_state_of_every_small_history_keeps_the_promise() {
 /// behind it in its batch.
 #[test]
 fn every_state_of_a_sliced_write_keeps_the_promise() {
-    const SLICE: usize = SLICE_BYTES as usize;
+    const SLICE: usize = MAX_SLICE_BYTES as usize;
     let before = vec![0; SLICE + 1024];
     let write = |range: std::ops::Range<usize>, cuts: &[usize], changes: &[usize]| {
         let mut data = vec![0; range.len()];

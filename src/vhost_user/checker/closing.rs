@@ -13,8 +13,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown, sockopt};
 
+use super::Helper;
 use super::packet::{CLOSE, IsAwaited, Request, send};
-use super::{Helper, PATIENCE};
+use crate::limits::bounds::CHECKER_TIMEOUT;
 
 /// A socket to be dropped after all of its copies in this process.
 #[derive(Debug)]
@@ -79,7 +80,7 @@ impl ClosedApart<OwnedFd> {
     pub fn close_all(listeners: Vec<Self>) {
         let close = |mut it: Self| it.helper.close(it.socket.take()?, IsAwaited::Yes);
         let closers: Vec<OwnedFd> = listeners.into_iter().filter_map(close).collect();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + CHECKER_TIMEOUT;
         for closer in closers {
             let left = deadline.saturating_duration_since(Instant::now());
             let left = Timespec::try_from(left).unwrap_or_default();

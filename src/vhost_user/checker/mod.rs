@@ -25,7 +25,7 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{self, Timeout};
@@ -33,13 +33,11 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::Pid;
 
 use super::descriptor::Kind;
+use crate::limits::bounds::CHECKER_TIMEOUT;
 use crate::sandbox::process::{self, Life};
 pub use closing::ClosedApart;
 use packet::{Answer, Request};
 pub(super) use state_relay::{LOAD, SAVE, StateAnswer};
-
-/// How long it may take on a machine that is busy. It waits for nobody but the processor.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Bytes of a message, and what came with them.
 #[derive(Debug)]
@@ -99,7 +97,7 @@ impl Helper {
 impl Link {
     fn start() -> io::Result<Self> {
         let (socket, orders) = pair()?;
-        sockopt::set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
+        sockopt::set_socket_timeout(&socket, Timeout::Send, Some(CHECKER_TIMEOUT))?;
         let (control, controlled) = UnixStream::pair()?;
         let given = [orders.as_fd(), controlled.as_fd()];
         let spawner = process::fork(&given, Life::ItsOwn, || spawner::run(&orders, &controlled))?;
@@ -108,7 +106,7 @@ impl Link {
 
     /// That to the last request, which has this number.
     fn await_answer(&self, number: u64) -> io::Result<Received> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + CHECKER_TIMEOUT;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let mut waits = [PollFd::new(&self.socket, PollFlags::IN)];

@@ -10,14 +10,15 @@ use rustix::net::{
 };
 
 use super::Received;
+use crate::limits::bounds::MAX_MESSAGE_DESCRIPTORS;
 use crate::vhost_user::descriptor::Kind;
-use crate::vhost_user::message::{MAX_FILES, again};
+use crate::vhost_user::message::again;
 
 /// Longer than any: a message, and what its descriptors are in words.
 const MOST_BYTES: usize = 64 << 10;
 
 /// Descriptors are received up to here; the kernel drops the others without having installed them.
-type Space = [MaybeUninit<u8>; rustix::cmsg_space!(ScmRights(MAX_FILES))];
+type Space = [MaybeUninit<u8>; rustix::cmsg_space!(ScmRights(MAX_MESSAGE_DESCRIPTORS))];
 
 /// Receive so many bytes of the stream that comes with this.
 #[derive(Debug, Clone, Copy)]

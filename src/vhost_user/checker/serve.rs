@@ -11,10 +11,8 @@ use vhost::vhost_user::message::FrontendReq;
 use super::closing::is_silenced;
 use super::packet::{self, Answer, Request};
 use super::{Received, pair, state_relay};
+use crate::limits::bounds::MAX_KEPT_DESCRIPTORS;
 use crate::vhost_user::descriptor::Kind;
-
-/// Most descriptors that are kept where they cannot be closed.
-const MOST_KEPT: usize = 256;
 
 /// What has come, and what is to be done with what is not passed on.
 #[derive(Debug)]
@@ -28,7 +26,7 @@ struct Judged {
 
 /// Does what it is asked until it has something that it cannot get rid of, or nobody asks any more.
 pub(super) fn serve(orders: &OwnedFd, retires: &OwnedFd, keeps: bool) {
-    let (mut kept, most_kept) = (0_usize, if keeps { MOST_KEPT } else { 0 });
+    let (mut kept, most_kept) = (0_usize, if keeps { MAX_KEPT_DESCRIPTORS } else { 0 });
     while let Some((request, stream)) = Request::receive(orders.as_fd()) {
         let Some(stream) = stream else { continue };
         if request.is_close() {

@@ -7,10 +7,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::serve;
+use crate::limits::bounds::MAX_RETIRED_CHECKERS;
 use crate::sandbox::process::{self, Life};
-
-/// So many judges may be at their end at once, before what is refused is kept rather than closed.
-const MOST_RETIRED: usize = 64;
 
 /// Before a process that could not be had is tried for again.
 const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
@@ -20,7 +18,7 @@ pub(super) fn run(orders: &OwnedFd, control: &UnixStream) {
     let (mut made, mut ended) = (0_usize, 0_usize);
     loop {
         ended = ended.saturating_add(process::reap());
-        let keeps = made.saturating_sub(ended) >= MOST_RETIRED;
+        let keeps = made.saturating_sub(ended) >= MAX_RETIRED_CHECKERS;
         let Ok((retired, retires)) = pipe_with(PipeFlags::CLOEXEC) else { return };
         let given = [orders.as_fd(), retires.as_fd()];
         let Ok(judge) = process::fork(&given, Life::OfItsParent, || serve::serve(orders, &retires, keeps))

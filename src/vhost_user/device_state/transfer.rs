@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::SendFlags;
@@ -14,12 +14,9 @@ use vhost::vhost_user::message::VhostTransferStateDirection as Direction;
 
 use super::{DeviceState, STATE_BYTES};
 use crate::disk::Disk;
+use crate::limits::bounds::STATE_TIMEOUT;
 use crate::vhost_user::checker::{LOAD, SAVE, StateAnswer};
 use crate::vhost_user::session::{Session, SessionError};
-
-/// How long `CHECK_DEVICE_STATE` waits for an end that should have come: the front-end has written all there is,
-/// or read it.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a state did not come through.
 #[derive(Debug, thiserror::Error)]
@@ -27,7 +24,7 @@ pub(in crate::vhost_user) enum TransferError {
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error(
-        "it has no end within {PATIENCE:?}: the front-end has not closed its side, or what it sent for it blocks"
+        "it has no end within {STATE_TIMEOUT:?}: the front-end has not closed its side, or what it sent for it blocks"
     )]
     Endless,
     #[error("it was given up")]
@@ -63,7 +60,7 @@ impl Transfer {
         self,
         front_end: Option<&UnixStream>,
     ) -> Result<Vec<u8>, TransferError> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + STATE_TIMEOUT;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let mut waits = vec![PollFd::new(&self.0, PollFlags::IN)];

@@ -17,6 +17,6 @@ pub use config_space::{CONFIG_BYTES, ConfigSpace, WRITEBACK_OFFSET};
 pub use counters::{Counters, Effect};
 pub use device::{Answer, Device, Held, Identity};
 pub use request::{Operation, Range, Ranges, Refusal, parse, parse_ranges};
-pub use sliced::{SLICE_BYTES, Sliced};
+pub use sliced::Sliced;
 pub use transfer::{Rules, Transfer};
 pub use units::{Limits, MAX_DISCARD_SECTORS, MAX_RANGES, MAX_WRITE_ZEROES_SECTORS, SECTOR_BYTES, SEG_MAX};

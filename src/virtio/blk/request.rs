@@ -6,9 +6,9 @@
 
 use virtio_bindings::bindings::virtio_blk as spec;
 
-use super::sliced::SLICE_BYTES;
 use super::units::{Limits, MAX_RANGES, SECTOR_BYTES};
 use crate::copy::{self, Segments};
+use crate::limits::bounds::MAX_SLICE_BYTES;
 use crate::virtio::queue::{Header, Plain};
 
 /// Length of one range of a DISCARD or WRITE_ZEROES: sector, number of sectors, flags.
@@ -174,7 +174,7 @@ pub(super) fn offset_of(plain: &Plain<'_>, limits: &Limits) -> Option<u64> {
     let [_, sector] = *plain.header();
     let bytes = plain.data().total_bytes() as u64;
     // No bits but those of a whole number of sectors that is less than a slice.
-    if bytes & !SLICE_BYTES.wrapping_sub(SECTOR_BYTES) != 0 {
+    if bytes & !MAX_SLICE_BYTES.wrapping_sub(SECTOR_BYTES) != 0 {
         return None;
     }
     limits.offset_bytes(sector, bytes / SECTOR_BYTES)

@@ -10,16 +10,8 @@ use super::device::{Answer, Device, Done, counted};
 use super::request::{Operation, Range, Ranges, Refusal, parse_ranges};
 use crate::copy::Segments;
 use crate::disk::{Disk, DiskError};
+use crate::limits::bounds::{MAX_SLICE_BYTES, MAX_UNMAP_SLICE_BYTES};
 use crate::virtio::queue::{Head, HeldSegments, HeldStatus, RingError, Status as _, StatusByte};
-
-/// Most bytes that are read or written, or zeroed by hand, in one go: a fraction of a millisecond. A power of two: slices
-/// end at its multiples on the disk, so that none has a part of a page that the request has all of. Unit tests slice
-/// what is small.
-pub const SLICE_BYTES: u64 = if cfg!(test) { 8 << 10 } else { 1 << 20 };
-
-/// The same of space that the file system gives back: a fraction of a millisecond on tmpfs. On DAX, more than a huge page,
-/// as only whole ones are given back.
-const UNMAP_SLICE_BYTES: u64 = 4 * SLICE_BYTES;
 
 /// A request that is done in slices, and room for what it needs, which is made once (D7): one for each ring.
 #[derive(Debug, Default)]
@@ -89,7 +81,7 @@ impl Sliced {
         let Some(begun) = &mut self.begun else { return false };
         match begun.task {
             Task::Read(_) | Task::Write(_) => {
-                let bytes = slice_bytes(begun.offset, begun.left_bytes, SLICE_BYTES);
+                let bytes = slice_bytes(begun.offset, begun.left_bytes, MAX_SLICE_BYTES);
                 self.data.advance(usize::try_from(bytes).unwrap_or(usize::MAX));
                 bytes > 0
             }
@@ -127,7 +119,7 @@ pub(super) struct Parts<'a> {
 pub(super) const fn takes_long(operation: &Operation<'_>) -> bool {
     match operation {
         Operation::Read { into: data, .. } | Operation::Write { from: data, .. } => {
-            bytes_of(*data) > SLICE_BYTES
+            bytes_of(*data) > MAX_SLICE_BYTES
         }
         Operation::Discard { .. } | Operation::WriteZeroes { .. } => true,
         Operation::Flush | Operation::GetId { .. } => false,
@@ -212,9 +204,9 @@ impl<D: Disk> Device<D> {
         let unmap = sliced.range().is_some_and(|range| range.unmap);
         let Sliced { begun: Some(begun), data, .. } = sliced else { return Ok(()) };
         let most_bytes = match begun.task {
-            Task::Discard => UNMAP_SLICE_BYTES,
-            Task::WriteZeroes if unmap && self.disk().notes_zeroes() => UNMAP_SLICE_BYTES,
-            Task::Read(_) | Task::Write(_) | Task::WriteZeroes => SLICE_BYTES,
+            Task::Discard => MAX_UNMAP_SLICE_BYTES,
+            Task::WriteZeroes if unmap && self.disk().notes_zeroes() => MAX_UNMAP_SLICE_BYTES,
+            Task::Read(_) | Task::Write(_) | Task::WriteZeroes => MAX_SLICE_BYTES,
         };
         let (offset, bytes) = (begun.offset, slice_bytes(begun.offset, begun.left_bytes, most_bytes));
         match begun.task {

@@ -1,6 +1,7 @@
 //! Sectors, blocks and the limits a guest is told.
 
 use crate::disk::{Disk, Geometry};
+pub use crate::limits::bounds::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_WRITE_ZEROES_SECTORS};
 
 /// A sector in bytes: the unit of every address in a request, whatever the block size (VIRTIO 1.2 §5.2.4).
 pub const SECTOR_BYTES: u64 = 512;
@@ -8,16 +9,6 @@ pub const SECTOR_BYTES: u64 = 512;
 /// Most data segments in a request. QEMU asks for it before it knows the queue size, and it must not exceed
 /// that by more than −2 without indirect descriptors; its default is a queue of 128.
 pub const SEG_MAX: u16 = 126;
-
-/// Most ranges in one DISCARD or WRITE_ZEROES.
-pub const MAX_RANGES: u16 = 32;
-
-/// Longest range in a DISCARD, in sectors: 1 GiB.
-pub const MAX_DISCARD_SECTORS: u32 = 1 << 21;
-
-/// Longest range in a WRITE_ZEROES, in sectors: 16 MiB, since it may have to be filled by hand while other
-/// rings wait.
-pub const MAX_WRITE_ZEROES_SECTORS: u32 = 1 << 15;
 
 /// What a request is checked against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

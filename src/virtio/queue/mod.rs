@@ -38,14 +38,8 @@ pub use plain::{Batch, Bounds, Next, Plain};
 pub use split::SplitQueue;
 
 use crate::copy::Hint;
+pub use crate::limits::bounds::{MAX_CHAIN, MAX_QUEUE_SIZE};
 use crate::virtio::memory::{MemoryTable, Translator};
-
-/// Largest ring (VIRTIO 1.2 §2.7, §2.8): crosvm asks for that much.
-pub const MAX_QUEUE_SIZE: u16 = 1 << 15;
-
-/// Most descriptors in a chain, whatever the size of its ring or table: as many as QEMU takes. Longer ones fail. Where a
-/// buffer runs over the border of two regions, each piece counts.
-pub const MAX_CHAIN: u16 = 1024;
 
 /// Room for the segments of one chain, and one more to see that there are too many. It is made once (D7), and does not
 /// depend on the size of the ring.

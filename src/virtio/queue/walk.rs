@@ -7,6 +7,7 @@
 use super::chain::{Chain, Flaw, HEADER_BYTES, Head, Header, StatusByte};
 use super::{MAX_CHAIN, MAX_CHAIN_SEGMENTS, RingError, USUAL_CHAIN_SEGMENTS};
 use crate::copy::{self, Segment, Segments};
+use crate::limits::bounds::MAX_REQUEST_BYTES;
 use crate::virtio::memory::{Kind, Translator};
 
 /// Descriptor flags (VIRTIO 1.2 §2.7.5): the chain goes on, the device writes, a table of descriptors.
@@ -193,7 +194,7 @@ impl Walk {
             _ => writable_bytes.saturating_sub(1),
         };
         let header = match flaw {
-            _ if readable_bytes.max(writable_bytes) > u64::from(u32::MAX) => Err(Flaw::TooLong),
+            _ if readable_bytes.max(writable_bytes) > MAX_REQUEST_BYTES => Err(Flaw::TooLong),
             Some(flaw) => Err(flaw),
             // SAFETY: the translator found the segments in its table, which it keeps mapped for 'a. Guest
             // memory is never the target of a Rust reference.

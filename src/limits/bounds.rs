@@ -1,0 +1,182 @@
+//! Every bound that a guest, a front-end, a reader of metrics or a log can meet: its value, its unit, what happens beyond
+//! it, and which metric counts that.
+//!
+
+use std::time::Duration;
+
+/// Queues that a disk can offer: `SET_VRING_KICK` carries a ring's index in 8 bits.
+pub const MAX_QUEUES: u16 = 256;
+
+/// Entries of a ring (VIRTIO 1.2 §2.7, §2.8): crosvm asks for that many.
+pub const MAX_QUEUE_SIZE: u16 = 1 << 15;
+
+/// Descriptors in a chain, whatever the size of its ring or table: as many as QEMU takes. Longer ones fail. Where a buffer
+/// runs over the border of two regions, each piece counts.
+pub const MAX_CHAIN: u16 = 1024;
+
+/// Data segments of a request that can be announced: with header and status, as many descriptors as a chain may have.
+pub const MAX_SEG_MAX: u16 = MAX_CHAIN - 2;
+
+/// Bytes of one direction of a chain (VIRTIO 1.2 §2.7.5.2).
+pub const MAX_REQUEST_BYTES: u64 = u32::MAX as u64;
+
+/// Ranges in one DISCARD or WRITE_ZEROES.
+pub const MAX_RANGES: u16 = 32;
+
+/// Longest range in a DISCARD that is announced, in sectors: 1 GiB.
+pub const MAX_DISCARD_SECTORS: u32 = 1 << 21;
+
+/// Longest range in a WRITE_ZEROES that is announced, in sectors: 16 MiB, since it may have to be filled by hand while other
+/// rings wait.
+pub const MAX_WRITE_ZEROES_SECTORS: u32 = 1 << 15;
+
+/// Requests of a ring after which other rings of the worker have their turn.
+pub const MAX_TURN_REQUESTS: u16 = 32;
+
+/// Bytes after which they have it as well: a driver with large requests should have the first ones back while the others
+/// are copied.
+///
+/// Bytes of requests that fail count too, and a chain with that many is the last that is taken at once: so the ring goes no
+/// further where one is done in slices. Unit tests make do with less.
+pub const MAX_TURN_BYTES: u32 = if cfg!(test) { 8 << 10 } else { 256 << 10 };
+
+/// Bytes of a request that are read, written or zeroed by hand in one go: a fraction of a millisecond. A power of two: slices
+/// end at its multiples on the disk, so that none has a part of a page that the request has all of. Unit tests slice what is
+/// small.
+pub const MAX_SLICE_BYTES: u64 = if cfg!(test) { 8 << 10 } else { 1 << 20 };
+
+/// The same of space that the file system gives back: a fraction of a millisecond on tmpfs. On DAX it is more than a huge
+/// page, as only whole ones are given back.
+pub const MAX_UNMAP_SLICE_BYTES: u64 = 4 * MAX_SLICE_BYTES;
+
+const _: () =
+    assert!(MAX_TURN_BYTES as u64 <= MAX_SLICE_BYTES, "no chain is taken behind one that is done in slices");
+
+/// Length of a serial number in bytes (VIRTIO 1.2 §5.2.6.1, `VIRTIO_BLK_ID_BYTES`).
+pub const SERIAL_BYTES: usize = 20;
+
+/// Longest path of a socket in bytes (`sun_path` of unix(7), which ends in a zero).
+pub const MAX_SOCKET_PATH_BYTES: usize =
+    size_of::<libc::sockaddr_un>() - std::mem::offset_of!(libc::sockaddr_un, sun_path) - 1;
+
+/// Longest time in µs that a worker can be told to poll empty rings: a minute.
+pub const MAX_POLL_US: u64 = 60_000_000;
+
+/// Front-ends of one disk at the same time; a migration needs two. One that has sent nothing makes room for one that comes.
+pub const MAX_FRONT_ENDS: usize = 16;
+
+/// Connections of a disk, with those whose session is about to end.
+pub const MAX_CONNECTIONS: usize = 2 * MAX_FRONT_ENDS;
+
+/// Longest body of a message: as much as `vhost` takes.
+pub const MAX_MESSAGE_BYTES: u32 = 0x1000;
+
+/// How long a message may take from its first byte to its last.
+pub const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Descriptors with a message: one for each region of SET_MEM_TABLE.
+pub const MAX_MESSAGE_DESCRIPTORS: usize = 32;
+
+/// Regions in one SET_MEM_TABLE: as many descriptors come with a message.
+pub const MAX_TABLE_REGIONS: u32 = 32;
+
+/// Regions that a table can have: what vhost-user calls memory slots; QEMU stops at 509 as KVM did.
+pub const MAX_REGIONS: usize = 509;
+
+/// How long `CHECK_DEVICE_STATE` waits for an end that should have come: the front-end has written all there is, or read it.
+pub const STATE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the descriptor checker may take on a machine that is busy. It waits for nobody but the processor.
+pub const CHECKER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Descriptors that one checker process keeps where they cannot be closed without a wait, once there is no other.
+pub const MAX_KEPT_DESCRIPTORS: usize = 256;
+
+/// Checker processes that close what may make them wait. Beyond it, what is refused is kept rather than closed.
+pub const MAX_RETIRED_CHECKERS: usize = 64;
+
+/// Guest memory of all front-ends: half of what a process can address (47 bits on x86-64); disks are mapped, too.
+pub const MAX_GUEST_MEMORY_BYTES: u64 = 64 << 40;
+
+/// One region of guest memory for so many mappings: it takes three, and half is left to what is not guest memory.
+pub const MAPPINGS_PER_REGION: u64 = 8;
+
+/// Quarters of the process's mappings that guest memory may take, with the threads of front-ends.
+pub const MEMORY_MAPPING_QUARTERS: usize = 2;
+
+/// Quarters of them that threads may take, with guest memory: who has come first with much memory keeps nobody out.
+pub const THREAD_MAPPING_QUARTERS: usize = 3;
+
+/// Address space that is left beside what a peer has mapped, in bytes: for some threads, and heaps of their own.
+pub const MIN_FREE_ADDRESS_SPACE_BYTES: usize = 256 << 20;
+
+/// Address space that there is when a thread is started, in bytes: for its stacks, and what is allocated meanwhile.
+pub const MIN_THREAD_ADDRESS_SPACE_BYTES: usize = 16 << 20;
+
+/// Ranges of memory in which faults are expected: the memory of 128 front-ends with as many regions as there can be, or of
+/// thousands that have a few each. Those that are not used are not resident.
+pub const MAX_WATCHED_RANGES: usize = 1 << 16;
+
+/// Descriptors of the process itself: standard streams, signals, workers, what watches disks that grow; with room to
+/// spare.
+pub const PROCESS_DESCRIPTORS: u64 = 64;
+
+/// Descriptors of a disk that nobody is connected to: its file, for I/O and for its mapping, and its socket.
+pub const DISK_DESCRIPTORS: u64 = 3;
+
+/// Descriptors of a connection: its socket thrice, the pair that `vhost` reads from, the channel, the dirty log; with room
+/// to spare.
+pub const CONNECTION_DESCRIPTORS: u64 = 12;
+
+/// Descriptors of a ring: kick, call and err.
+pub const RING_DESCRIPTORS: u64 = 3;
+
+/// Threads of front-ends, for all disks together …
+pub const MAX_THREADS: u64 = 8192;
+
+/// … or so many for each disk, where that is more.
+pub const MAX_THREADS_PER_DISK: u64 = 8;
+
+/// Threads of a connection: its own, the one that waits for another front-end, the one that carries the device's state.
+pub const CONNECTION_THREADS: u64 = 3;
+
+/// Lines of the log of one cause and disk that are admitted in each second.
+pub const MAX_LOG_LINES_PER_SECOND: u64 = 5;
+
+/// Lines of the log that wait to be written.
+pub const MAX_WAITING_LOG_LINES: usize = 4096;
+
+/// Bytes of them.
+pub const MAX_WAITING_LOG_BYTES: usize = 4 << 20;
+
+/// How long the end of the process waits for lines of the log, or a start message, that nobody may ever read.
+pub const LAST_OUTPUT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a reader of metrics may take to ask and to take its answer.
+pub const METRICS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Bytes of the line and fields of a request for metrics.
+pub const MAX_HTTP_HEAD_BYTES: usize = 8192;
+
+/// How long metrics wait for workers; one that is busy with slow media is left out until the next time.
+pub const COLLECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Bad ranges of a disk that metrics list one by one; all of them are in the sum.
+pub const MAX_LISTED_BAD_RANGES: usize = 256;
+
+/// Bad ranges of a disk that are kept; what is beyond is found out by reading.
+pub const MAX_BAD_RANGES: usize = 4096;
+
+/// How long a start waits for whoever has a lease on the file: an NFS server for a client (a delegation), Samba. The
+/// kernel takes it away after 45 s (`/proc/sys/fs/lease-break-time`).
+pub const LEASE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long the end waits for a step of populating that is under way. One may take much longer on slow media, where the
+/// thread is left to itself: it ends after that step, or with the process.
+pub const POPULATE_STOP_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// How long a service manager that reads nothing is waited for.
+pub const NOTIFY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest name of a descriptor that the service manager keeps, in bytes.
+pub const MAX_KEPT_NAME_BYTES: usize = 255;

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use crate::disk::{DeepFlush, DiscardPolicy, Durability, LockMode};
+use crate::disk::{DeepFlush, DiscardPolicy, Durability, LockMode, Symlinks};
 pub use crate::limits::bounds::{MAX_QUEUES, MAX_SEG_MAX, SERIAL_BYTES};
+use crate::vhost_user::{AllowedUsers, SocketAccess};
 use crate::virtio::blk::SEG_MAX;
 use crate::worker::Cpus;
 use crate::worker::Polling;
@@ -73,6 +74,12 @@ pub struct DiskConfig {
     /// Offer postcopy migration. Whoever connects can then reach all memory of the process, for as long as it lives
     /// (`userfaultfd(2)`): such a disk is the only one of its process.
     pub postcopy: bool,
+    /// The permissions of the socket, where it has a path.
+    pub access: SocketAccess,
+    /// Whose processes may connect, whatever the permissions are. Not asked of a connection that is there already.
+    pub allowed_users: AllowedUsers,
+    /// Whether the backing's path may lead through symbolic links.
+    pub symlinks: Symlinks,
 }
 
 /// Where workers run.
@@ -230,6 +237,9 @@ impl DiskConfig {
             deep_flush: DeepFlush::Auto,
             cpus: CpuChoice::Any,
             postcopy: false,
+            access: SocketAccess::default(),
+            allowed_users: AllowedUsers::default(),
+            symlinks: Symlinks::Follow,
         }
     }
 

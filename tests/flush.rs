@@ -19,7 +19,7 @@ use common::{PATIENCE, pattern, wait_for};
 use vhost_user_pmem::copy::Segments;
 use vhost_user_pmem::disk::{Disk, DiskError, Durability, FileLock, Geometry, MappedDisk};
 use vhost_user_pmem::server::{ServeOptions, Server, Service};
-use vhost_user_pmem::vhost_user::{Inherited, Listener, Memo};
+use vhost_user_pmem::vhost_user::{Inherited, Listener, Memo, SocketAccess};
 use vhost_user_pmem::virtio::blk::{Device, Identity};
 use virtio_driver::VirtioBlkFeatureFlags;
 
@@ -89,7 +89,7 @@ impl Bench {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("gated.sock");
         let identity = Identity { name: "gated".into(), serial: [0; 20] };
-        let door = Inherited::Listening(Listener::bind(&socket).unwrap());
+        let door = Inherited::Listening(Listener::bind(&socket, &SocketAccess::default()).unwrap());
         let service = Service {
             device: Device::new(disk, identity, 4),
             lock: FileLock::none(),

@@ -13,11 +13,12 @@ use rustix::io::Errno;
 
 use super::http::{self, Status};
 use super::metrics;
+use crate::disk::Symlinks;
 use crate::limits::bounds::{MAX_HTTP_HEAD_BYTES, METRICS_TIMEOUT};
 use crate::limits::thread;
 use crate::log::{Cause, LogLimit};
 use crate::server::Observer;
-use crate::vhost_user::{Listener, ListenerError};
+use crate::vhost_user::{Listener, ListenerError, SocketAccess};
 
 /// Pause after a client could not be let in for want of descriptors.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
@@ -59,12 +60,13 @@ pub struct Serving {
 }
 
 impl Endpoint {
-    /// Listens on a path. A socket that nobody answers on is replaced.
+    /// Listens on a path, for the user and the group of this process. A stale socket of this user is replaced.
     ///
     /// # Errors
     /// [`EndpointError`].
-    pub fn bind(path: &Path) -> Result<Self, EndpointError> {
-        Listener::bind(path).map(Self).map_err(|error| match error {
+    pub fn bind(path: &Path, symlinks: Symlinks) -> Result<Self, EndpointError> {
+        let access = SocketAccess { symlinks, ..SocketAccess::default() };
+        Listener::bind(path, &access).map(Self).map_err(|error| match error {
             ListenerError::InUse(path) => EndpointError::InUse(path),
             ListenerError::Io { path, operation, source } => {
                 EndpointError::Socket { path, operation, source }

@@ -26,10 +26,15 @@ const fn counter(name: &'static str, help: &'static str, value: fn(&Observation)
     Family { name, help, kind: "counter", value }
 }
 
-const FAMILIES: [Family; 19] = [
+const FAMILIES: [Family; 20] = [
     gauge("capacity_bytes", "Size of the disk.", |disk| number(disk.capacity_bytes)),
     gauge("read_only", "1 where writes are refused.", |disk| number(disk.read_only.into())),
     gauge("front_ends", "Front-ends that are connected.", |disk| number(disk.front_ends as u64)),
+    counter(
+        "refused_connections_total",
+        "Connections refused since the users of these processes may not connect.",
+        |disk| number(disk.refused_connections),
+    ),
     gauge("guest_memory_bytes", "Bytes of guest memory that are mapped for front-ends.", |disk| {
         number(disk.guest_memory_bytes)
     }),
@@ -192,6 +197,7 @@ mod tests {
             huge_bytes: Some(2 << 20),
             guest_memory_bytes: 1 << 30,
             budget_refusals: 3,
+            refused_connections: 4,
             populated_zero_bytes: 8192,
             counters: Counters { media_written_bytes: 4096, ..Counters::default() },
         }
@@ -206,6 +212,7 @@ mod tests {
             r#"vhost_user_pmem_front_ends{disk="a \"b\" \\"} 2"#,
             r#"vhost_user_pmem_guest_memory_bytes{disk="a \"b\" \\"} 1073741824"#,
             r#"vhost_user_pmem_budget_refusals_total{disk="a \"b\" \\"} 3"#,
+            r#"vhost_user_pmem_refused_connections_total{disk="a \"b\" \\"} 4"#,
             r#"vhost_user_pmem_bad_bytes{disk="a \"b\" \\"} 20480"#,
             r#"vhost_user_pmem_huge_page_bytes{disk="a \"b\" \\"} 2097152"#,
             r#"vhost_user_pmem_media_written_bytes_total{disk="a \"b\" \\"} 12288"#,

@@ -77,7 +77,7 @@ pub(super) fn bind_kept(disks: &mut [DiskConfig], manager: Option<&Manager>) -> 
     let Some(manager) = manager.filter(|manager| manager.keeps_descriptors()) else { return Vec::new() };
     let mut kept = Vec::new();
     for disk in disks.iter_mut().filter(|disk| manager.can_name(&disk.name)) {
-        let bound = disk.socket.path().and_then(|path| Listener::bind(path).ok());
+        let bound = disk.socket.path().and_then(|path| Listener::bind(path, &disk.access).ok());
         let Some(Ok((socket, twin))) = bound.map(twice) else { continue };
         disk.socket = SocketSource::Fd(socket);
         kept.push(Kept { disk: disk.name.clone(), socket: twin });

@@ -9,19 +9,20 @@ use crate::cli::limits;
 use crate::cli::notify::Manager;
 use crate::cli::signals::CaughtSignals;
 use crate::config::ServerConfig;
+use crate::disk::Symlinks;
 use crate::server::{DiskSummary, Server, ServerError};
 
 /// Serves until a signal or the server itself ends it, and metrics on a socket if one is given. `announce` is
 /// called once everything listens; what it returns is kept until the end.
 pub(super) fn run<T>(
     mut config: ServerConfig,
-    metrics: Option<&Path>,
+    metrics: Option<(&Path, Symlinks)>,
     announce: impl FnOnce(&[DiskSummary]) -> T,
 ) -> Result<(), Failure> {
     config.check()?;
     limits::raise_open_files(config.disks.len())?;
     let signals = CaughtSignals::catch().map_err(Failure::Signals)?;
-    let endpoint = metrics.map(Endpoint::bind).transpose()?;
+    let endpoint = metrics.map(|(path, symlinks)| Endpoint::bind(path, symlinks)).transpose()?;
     activation::take_passed(&mut config.disks)?;
     let manager = Manager::find();
     let kept = activation::bind_kept(&mut config.disks, manager.as_ref());

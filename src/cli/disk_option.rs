@@ -2,181 +2,22 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
-use std::fmt::Write;
 use std::num::NonZeroU16;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use crate::cli::identity::{self, IdentityError};
 use crate::cli::size::{self, SizeError};
 use crate::config::{
     BLOCK_SIZES, CpuChoice, DiskConfig, MAX_QUEUES, MAX_SEG_MAX, Serial, SerialTooLong, SocketSource,
 };
-use crate::disk::{DeepFlush, DiscardPolicy, Durability, LockMode, UnknownLockMode, UnknownWord};
+use crate::disk::{DeepFlush, DiscardPolicy, Durability, LockMode, Symlinks, UnknownLockMode, UnknownWord};
+use crate::vhost_user::{AllowedUsers, SocketAccess};
 use crate::worker::NotCpus;
 
-/// A key, in the order in which help lists them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Key {
-    Path,
-    Socket,
-    Name,
-    Size,
-    Serial,
-    ReadOnly,
-    BlockSize,
-    Queues,
-    SegMax,
-    Sparse,
-    Lock,
-    RequireDurable,
-    Discard,
-    DeepFlush,
-    Cpus,
-    Numa,
-    Postcopy,
-}
+mod key;
 
-impl Key {
-    pub(super) const ALL: [Self; 17] = [
-        Self::Path,
-        Self::Socket,
-        Self::Name,
-        Self::Size,
-        Self::Serial,
-        Self::ReadOnly,
-        Self::BlockSize,
-        Self::Queues,
-        Self::SegMax,
-        Self::Sparse,
-        Self::Lock,
-        Self::RequireDurable,
-        Self::Discard,
-        Self::DeepFlush,
-        Self::Cpus,
-        Self::Numa,
-        Self::Postcopy,
-    ];
-
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Path => "path",
-            Self::Socket => "socket",
-            Self::Name => "name",
-            Self::Size => "size",
-            Self::Serial => "serial",
-            Self::ReadOnly => "readonly",
-            Self::BlockSize => "block-size",
-            Self::Queues => "queues",
-            Self::SegMax => "seg-max",
-            Self::Sparse => "sparse",
-            Self::Lock => "lock",
-            Self::RequireDurable => "require-durable",
-            Self::Discard => "discard",
-            Self::DeepFlush => "deep-flush",
-            Self::Cpus => "cpus",
-            Self::Numa => "numa",
-            Self::Postcopy => "postcopy",
-        }
-    }
-
-    /// What its value looks like.
-    pub(super) const fn value(self) -> &'static str {
-        match self {
-            Self::Path => "FILE",
-            Self::Socket => "SOCKET",
-            Self::Name => "NAME",
-            Self::Size => "SIZE",
-            Self::Serial => "TEXT",
-            Self::ReadOnly | Self::Sparse | Self::Postcopy => "on|off",
-            Self::BlockSize => "512|4096",
-            Self::Queues | Self::SegMax => "N",
-            Self::Lock => "on|wait|off",
-            Self::RequireDurable => "CLASS",
-            Self::Discard => "auto|ignore|unmap",
-            Self::DeepFlush => "auto|never|always",
-            Self::Cpus => "LIST",
-            Self::Numa => "auto|off",
-        }
-    }
-
-    /// Lines for people, short enough to stand beside the key.
-    pub(super) const fn meaning(self) -> &'static [&'static str] {
-        match self {
-            Self::Path => &["File whose bytes are the disk (required)"],
-            Self::Socket => &["Unix socket to listen on (required); a stale one is replaced"],
-            Self::Name => &["What logs and errors call it [default: the file name without extension]"],
-            Self::Size => &[
-                "Bytes to serve, also with K, M, G, T, P: a file that is missing or empty",
-                "is made that long, a shorter one is refused [default: the file's size, with which",
-                "the disk grows]",
-            ],
-            Self::Serial => &["Serial number for the guest, up to 20 bytes [default: from the name]"],
-            Self::ReadOnly => &["Open the file for reading only and refuse writes [default: off]"],
-            Self::BlockSize => &["Logical block size in bytes [default: a block device's own, else 512]"],
-            Self::Queues => &["Queues offered, 1 to 256 [default: 64]"],
-            Self::SegMax => {
-                &["Most data segments of a request that drivers are told, 1 to 1022 [default: 126]"]
-            }
-            Self::Sparse => &["Leave holes of the file unallocated at the start [default: off]"],
-            Self::Lock => &[
-                "When another process serves the file: refuse to start, wait for it with",
-                "the first queue, or do not look [default: on]",
-            ],
-            Self::RequireDurable => &[
-                "As --require-durable, for this disk: page (also without =CLASS), cacheline,",
-                "byte, or off",
-            ],
-            Self::Discard => &[
-                "Space the guest no longer needs: keep it, or give it back; auto keeps it on",
-                "DAX only [default: auto]",
-            ],
-            Self::DeepFlush => &["As --deep-flush, for this disk"],
-            Self::Cpus => &["As --cpus, for this disk: 2-5, or 2-5,,8"],
-            Self::Numa => &["As --numa, for this disk"],
-            Self::Postcopy => &[
-                "Offer postcopy migration: whoever connects is trusted with all memory of this",
-                "process, which serves no other disk [default: off]",
-            ],
-        }
-    }
-
-    /// What the bare key means, where that is allowed.
-    const fn bare(self) -> Option<&'static str> {
-        match self {
-            Self::ReadOnly | Self::Sparse | Self::Postcopy => Some("on"),
-            Self::RequireDurable => Some("page"),
-            _ => None,
-        }
-    }
-
-    fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|key| key.name() == name)
-    }
-
-    fn list() -> String {
-        Self::ALL.map(Self::name).join(", ")
-    }
-}
-
-/// The keys as help shows them.
-pub(super) fn help() -> String {
-    let style = clap::builder::Styles::styled();
-    let (header, literal) = (style.get_header(), style.get_literal());
-    let mut text = format!("{header}Keys of --disk:{header:#}\n");
-    for key in Key::ALL {
-        let pad = 25_usize.saturating_sub(key.name().len() + key.value().len() + 1);
-        for (number, line) in key.meaning().iter().enumerate() {
-            // Writing to a string cannot fail.
-            let _ = match number {
-                0 => {
-                    writeln!(text, "  {literal}{}{literal:#}={}{:pad$}  {line}", key.name(), key.value(), "")
-                }
-                _ => writeln!(text, "  {:25}  {line}", ""),
-            };
-        }
-    }
-    text
-}
+pub(super) use key::{Key, help};
 
 /// What is wrong with a `--disk`.
 #[derive(Debug, thiserror::Error)]
@@ -228,6 +69,10 @@ pub(super) enum ValueError {
     Cpus(#[from] NotCpus),
     #[error("write auto or off")]
     NotNuma,
+    #[error("write permissions as chmod(1) takes them in octal, up to 0777")]
+    NotAMode,
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
 }
 
 /// The nearest key, where one is near.
@@ -262,6 +107,8 @@ pub(super) struct DiskOption {
     deep_flush: Option<DeepFlush>,
     cpus: Option<CpuChoice>,
     postcopy: bool,
+    access: SocketAccess,
+    allowed_users: AllowedUsers,
 }
 
 /// What holds for disks that do not say it themselves.
@@ -270,6 +117,7 @@ pub(super) struct Defaults {
     pub(super) require_durable: Option<Durability>,
     pub(super) deep_flush: DeepFlush,
     pub(super) cpus: CpuChoice,
+    pub(super) symlinks: Symlinks,
 }
 
 impl DiskOption {
@@ -293,6 +141,8 @@ impl DiskOption {
             deep_flush: values.take(Key::DeepFlush, |value| Ok(value.parse()?))?,
             cpus: values.cpus()?,
             postcopy: values.take(Key::Postcopy, switch)?.unwrap_or(false),
+            access: values.access()?,
+            allowed_users: values.take(Key::AllowUid, allowed_users)?.unwrap_or_default(),
         })
     }
 
@@ -311,6 +161,9 @@ impl DiskOption {
         config.deep_flush = self.deep_flush.unwrap_or(defaults.deep_flush);
         config.cpus = self.cpus.unwrap_or_else(|| defaults.cpus.clone());
         config.postcopy = self.postcopy;
+        config.access = SocketAccess { symlinks: defaults.symlinks, ..self.access };
+        config.allowed_users = self.allowed_users;
+        config.symlinks = defaults.symlinks;
         config
     }
 }
@@ -423,6 +276,17 @@ impl Values {
         }
         Ok(cpus.or(numa))
     }
+
+    /// What the socket's inode says of who may connect.
+    fn access(&mut self) -> Result<SocketAccess, DiskOptionError> {
+        let default = SocketAccess::default();
+        Ok(SocketAccess {
+            mode: self.take(Key::SocketMode, mode)?.unwrap_or(default.mode),
+            owner: self.take(Key::SocketOwner, |value| Ok(identity::user(value)?))?,
+            group: self.take(Key::SocketGroup, |value| Ok(identity::group(value)?))?,
+            ..default
+        })
+    }
 }
 
 /// Cuts at single commas and makes one of each pair.
@@ -466,6 +330,15 @@ fn queues(text: &str) -> Result<NonZeroU16, ValueError> {
 
 fn seg_max(text: &str) -> Result<u16, ValueError> {
     text.parse().ok().filter(|number| (1..=MAX_SEG_MAX).contains(number)).ok_or(ValueError::NotASegMax)
+}
+
+fn mode(text: &str) -> Result<u32, ValueError> {
+    u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777).ok_or(ValueError::NotAMode)
+}
+
+fn allowed_users(text: &str) -> Result<AllowedUsers, ValueError> {
+    let users: Result<_, _> = text.split(',').map(identity::user).collect();
+    Ok(AllowedUsers::only(users?))
 }
 
 fn serial(text: &str) -> Result<Serial, ValueError> {

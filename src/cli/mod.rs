@@ -3,7 +3,7 @@
 //! | module | subject |
 //! | --- | --- |
 //! | `serve`, `backend`, `info`, `bench`, `man` | one way to call the program each |
-//! | `disk_option`, `size`, `inherited` | what is written on the command line, checked and typed |
+//! | `disk_option`, `size`, `identity`, `inherited` | what is written on the command line, checked and typed |
 //! | `daemon`, `signals`, `logging`, `hints`, `activation`, `notify` | a server's life in the foreground |
 //! | `exit` | every way to end, one code a cause |
 
@@ -21,6 +21,7 @@ mod daemon;
 mod disk_option;
 mod exit;
 mod hints;
+mod identity;
 mod info;
 mod inherited;
 mod limits;

@@ -15,7 +15,7 @@ use crate::cli::disk_option::{self, Defaults, DiskOption};
 use crate::cli::exit::{self, Failure};
 use crate::cli::{daemon, hints};
 use crate::config::{CpuChoice, DiskConfig, ServerConfig};
-use crate::disk::{DeepFlush, Durability};
+use crate::disk::{DeepFlush, Durability, Symlinks};
 use crate::limits::bounds::{LAST_OUTPUT_TIMEOUT, MAX_POLL_US};
 use crate::limits::thread;
 use crate::server::DiskSummary;
@@ -65,6 +65,10 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "SOCKET")]
     metrics: Option<PathBuf>,
 
+    /// Refuse paths of disks and sockets in which any part is a symbolic link
+    #[arg(long)]
+    no_symlinks: bool,
+
     /// End when the first front-end has left, instead of listening again
     #[arg(long)]
     exit_on_disconnect: bool,
@@ -101,18 +105,24 @@ fn help() -> String {
 }
 
 pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
-    let metrics = args.metrics.clone();
-    daemon::run(configuration(args)?, metrics.as_deref(), announce)
+    let (metrics, symlinks) = (args.metrics.clone(), symlinks(&args));
+    daemon::run(configuration(args)?, metrics.as_deref().map(|path| (path, symlinks)), announce)
+}
+
+fn symlinks(args: &ServeArgs) -> Symlinks {
+    if args.no_symlinks { Symlinks::Refuse } else { Symlinks::Follow }
 }
 
 fn configuration(args: ServeArgs) -> Result<ServerConfig, Failure> {
     let options = args.disks.iter().map(|text| DiskOption::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    let symlinks = symlinks(&args);
     let cpus = match (args.cpus, args.numa) {
         (Some(cpus), _) => CpuChoice::Set(cpus),
         (None, Some(Numa::Auto)) => CpuChoice::NearBacking,
         (None, _) => CpuChoice::Any,
     };
-    let defaults = Defaults { require_durable: args.require_durable, deep_flush: args.deep_flush, cpus };
+    let defaults =
+        Defaults { require_durable: args.require_durable, deep_flush: args.deep_flush, cpus, symlinks };
     let disks = disk_option::into_configs(options, defaults);
     warn_of_equal_serials(&disks);
     Ok(ServerConfig {

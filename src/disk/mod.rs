@@ -20,6 +20,7 @@ mod mapping;
 mod media;
 mod open;
 mod space;
+mod symlinks;
 mod sys;
 
 pub use backing::Backing;
@@ -42,6 +43,7 @@ pub use open::error::{OpenError, Place};
 pub use open::policy::{DeepFlush, DiscardPolicy, UnknownWord};
 pub use open::{OpenOptions, Opened, open};
 pub use space::growth::GrowError;
+pub use symlinks::Symlinks;
 
 /// What a disk is made of: fixed while it is served, but that it may grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

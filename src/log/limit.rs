@@ -19,6 +19,8 @@ pub enum Cause {
     Left,
     /// A connection was given up by us.
     HungUp,
+    /// A front-end was not let in, as its user may not connect.
+    Refused,
     /// A front-end was not let in for want of a place.
     NoRoom,
     /// A connection that has said nothing was closed for another.

@@ -19,7 +19,9 @@ use crate::limits::bounds::{MAX_CONNECTIONS, MAX_FRONT_ENDS};
 use crate::limits::budget::{Amounts, Share};
 use crate::limits::thread;
 use crate::log::Cause;
-use crate::vhost_user::{ClosedApart, Connection, Hangup, Inherited, Session, SessionContext, SessionId};
+use crate::vhost_user::{
+    ClosedApart, Connection, Hangup, Inherited, Session, SessionContext, SessionId, Stranger,
+};
 use crate::worker::Pool;
 
 /// The event of [`Stopper`] and of sessions that end; doors have their numbers, and so have silent connections.
@@ -160,7 +162,10 @@ impl<D: Disk> Acceptor<D> {
     fn accept(&mut self, number: usize) {
         let Some(Door { inlet: Inherited::Listening(listener), .. }) = self.doors.get(number) else { return };
         match listener.accept() {
-            Ok(stream) => self.let_in(number, stream),
+            Ok(stream) => match listener.check(&stream) {
+                Ok(()) => self.let_in(number, stream),
+                Err(stranger) => self.refuse(number, stream, stranger),
+            },
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => match self.silent.hang_up_on_oldest(&self.epoll, None) {
                 // Who waits for its turn is still there.
@@ -168,6 +173,17 @@ impl<D: Disk> Acceptor<D> {
                 None => self.exhausted(number, &error),
             },
         }
+    }
+
+    /// It may have sent something already: that is dropped as anything is that a front-end has sent.
+    fn refuse(&self, number: usize, stream: UnixStream, stranger: Stranger) {
+        let Some(Door { context, .. }) = self.doors.get(number) else { return };
+        context.front_ends.count_refused();
+        if let Some(suppressed) = context.log_limit.admit(Cause::Refused) {
+            let disk = &context.device.identity().name;
+            tracing::warn!(disk, %stranger, suppressed, "a connection is refused");
+        }
+        drop(ClosedApart::connection(stream, context.helper.clone()));
     }
 
     /// A front-end has come. Its session begins with the first message.

@@ -27,6 +27,8 @@ pub struct Observation {
     pub read_only: bool,
     /// Front-ends that are connected.
     pub front_ends: usize,
+    /// Connections of users that may not connect.
+    pub refused_connections: u64,
     /// Bytes of the disk that cannot be read any more.
     pub bad_ranges: Vec<Range<u64>>,
     /// Bytes that are mapped in huge pages; none where that was not counted.
@@ -106,6 +108,7 @@ impl Observed {
             capacity_bytes: geometry.capacity_bytes,
             read_only: geometry.read_only,
             front_ends: self.context.front_ends.count(),
+            refused_connections: self.context.front_ends.refused(),
             bad_ranges: disk.bad_ranges(),
             huge_bytes: disk.huge_bytes(),
             populated_zero_bytes: disk.populated_zero_bytes(),

@@ -33,7 +33,8 @@ use crate::disk::{
 use crate::limits::budget::Budget;
 use crate::limits::thread;
 use crate::vhost_user::{
-    Baton, FrontEnds, Helper, Inherited, Listener, ListenerError, Memo, SessionContext, is_postcopy_possible,
+    AllowedUsers, Baton, FrontEnds, Helper, Inherited, Listener, ListenerError, Memo, SessionContext,
+    SocketAccess, is_postcopy_possible,
 };
 use crate::virtio::blk::{Counters, Device, Identity};
 use crate::worker::Cpus;
@@ -342,8 +343,10 @@ fn open(
         discard: config.discard,
         deep_flush: config.deep_flush,
         should_stop: should_stop.clone(),
+        symlinks: config.symlinks,
     };
     let DiskConfig { name, path, socket, serial, queues, seg_max, sparse, cpus, postcopy, .. } = config;
+    let (access, allowed_users) = (config.access, config.allowed_users);
     let Opened { disk, lock, media, created } = disk::open(&path, &options)?;
     log_media(&name, &media);
     if created {
@@ -366,7 +369,8 @@ fn open(
         regions: media.regions,
         sparse,
     };
-    let door = enter(socket).map_err(|error| ServerError::listener(name.clone(), error))?;
+    let door =
+        enter(socket, &access, allowed_users).map_err(|error| ServerError::listener(name.clone(), error))?;
     let identity = Identity { name, serial: *serial.as_bytes() };
     let memo = Memo::of((!geometry.read_only).then_some(path), media.durability);
     let device = Device::new(disk, identity, queues.get()).with_seg_max(seg_max);
@@ -402,11 +406,19 @@ fn log_media(disk: &str, media: &Media) {
     }
 }
 
-fn enter(socket: SocketSource) -> Result<Inherited, ListenerError> {
-    match socket {
-        SocketSource::Path(path) => Listener::bind(&path).map(Inherited::Listening),
+fn enter(
+    socket: SocketSource,
+    access: &SocketAccess,
+    allowed: AllowedUsers,
+) -> Result<Inherited, ListenerError> {
+    let inlet = match socket {
+        SocketSource::Path(path) => Listener::bind(&path, access).map(Inherited::Listening),
         SocketSource::Fd(socket) => Listener::inherit(socket),
-    }
+    };
+    Ok(match inlet? {
+        Inherited::Listening(listener) => Inherited::Listening(listener.allowing(allowed)),
+        connected @ Inherited::Connected(_) => connected,
+    })
 }
 
 /// The CPUs that the workers of a disk run on; none for any.

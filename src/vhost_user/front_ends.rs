@@ -1,5 +1,6 @@
 //! Who is connected to a disk.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::session::Session;
@@ -7,11 +8,15 @@ use crate::disk::Disk;
 
 /// The sessions of one disk, for as long as each of them is there.
 #[derive(Debug)]
-pub struct FrontEnds<D: Disk>(Mutex<Vec<Weak<Session<D>>>>);
+pub struct FrontEnds<D: Disk> {
+    sessions: Mutex<Vec<Weak<Session<D>>>>,
+    /// Connections of users that may not connect.
+    refused: AtomicU64,
+}
 
 impl<D: Disk> Default for FrontEnds<D> {
     fn default() -> Self {
-        Self(Mutex::default())
+        Self { sessions: Mutex::default(), refused: AtomicU64::default() }
     }
 }
 
@@ -19,6 +24,16 @@ impl<D: Disk> FrontEnds<D> {
     /// How many there are now.
     pub fn count(&self) -> usize {
         self.lock().iter().filter(|session| session.strong_count() != 0).count()
+    }
+
+    /// A connection was refused, as its user may not connect.
+    pub fn count_refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many were refused.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// The disk has grown: every front-end is told to read the configuration again. Call it when the
@@ -37,6 +52,6 @@ impl<D: Disk> FrontEnds<D> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Weak<Session<D>>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

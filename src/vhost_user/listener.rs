@@ -2,13 +2,19 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
+use rustix::net::{AddressFamily, sockopt};
 use rustix::process::{Resource, getrlimit};
+
+mod bind;
+mod peers;
+
+pub use bind::SocketAccess;
+pub use peers::{AllowedUsers, Stranger};
 
 /// The least number of a listener's descriptor, where the limit on open files allows it.
 const LEAST_NUMBER: u64 = 1 << 15;
@@ -39,6 +45,7 @@ pub enum ListenerError {
 pub struct Listener {
     socket: UnixListener,
     bound: Option<Bound>,
+    allowed: AllowedUsers,
 }
 
 /// A path that is ours as long as it is the same inode.
@@ -58,37 +65,29 @@ pub enum Inherited {
 }
 
 impl Listener {
-    /// Listens on a path. A socket that nobody answers on is replaced.
+    /// Listens on a path. A stale socket is replaced if it belongs to this user, or to whom it is to belong.
     ///
     /// # Errors
     /// [`ListenerError`].
-    pub fn bind(path: &Path) -> Result<Self, ListenerError> {
-        let failed = |operation| move |source| ListenerError::Io { path: path.to_owned(), operation, source };
-        match std::fs::symlink_metadata(path) {
-            Ok(metadata) if !metadata.file_type().is_socket() => {
-                let taken = io::Error::new(io::ErrorKind::AlreadyExists, "the path exists and is no socket");
-                return Err(failed("bind")(taken));
-            }
-            Ok(_) => match is_listened_on(path) {
-                Ok(true) => return Err(ListenerError::InUse(path.to_owned())),
-                Ok(false) => {
-                    tracing::info!(socket = %path.display(), "replacing a stale socket");
-                    std::fs::remove_file(path).map_err(failed("replace"))?;
-                }
-                Err(error) => return Err(failed("probe")(error)),
-            },
-            Err(_) => {}
-        }
-        let socket = match UnixListener::bind(path) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                return Err(ListenerError::InUse(path.to_owned()));
-            }
-            socket => socket.map_err(failed("bind"))?,
-        };
-        let socket = released_first(socket);
-        socket.set_nonblocking(true).map_err(failed("set up"))?;
+    pub fn bind(path: &Path, access: &SocketAccess) -> Result<Self, ListenerError> {
+        let socket = released_first(bind::listening(path, access)?);
         let bound = Some(Bound { path: path.to_owned(), inode: inode(path) });
-        Ok(Self { socket, bound })
+        Ok(Self { socket, bound, allowed: AllowedUsers::default() })
+    }
+
+    /// Only these users' processes are let in.
+    #[must_use]
+    pub fn allowing(mut self, allowed: AllowedUsers) -> Self {
+        self.allowed = allowed;
+        self
+    }
+
+    /// Whether a connection that was accepted may go on.
+    ///
+    /// # Errors
+    /// Who it is that may not.
+    pub fn check(&self, connection: impl AsFd) -> Result<(), Stranger> {
+        self.allowed.check(connection)
     }
 
     /// Takes over a descriptor that listens, or is connected.
@@ -109,7 +108,7 @@ impl Listener {
         }
         let socket = released_first(socket.into());
         socket.set_nonblocking(true).map_err(ListenerError::Inherited)?;
-        Ok(Inherited::Listening(Self { socket, bound: None }))
+        Ok(Inherited::Listening(Self { socket, bound: None, allowed: AllowedUsers::default() }))
     }
 
     /// The socket alone: its path stays when it is closed.
@@ -161,22 +160,6 @@ fn released_first(socket: UnixListener) -> UnixListener {
     fcntl_dupfd_cloexec(&socket, least).map(UnixListener::from).unwrap_or(socket)
 }
 
-/// Whether somebody listens on a socket, without waiting for a place among those that wait for an answer there.
-fn is_listened_on(path: &Path) -> io::Result<bool> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let probe = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    let address = SocketAddrUnix::new(path).map_err(|errno| match errno {
-        Errno::NAMETOOLONG => io::ErrorKind::InvalidInput.into(),
-        other => io::Error::from(other),
-    })?;
-    match connect(&probe, &address) {
-        // EAGAIN: all places are taken.
-        Ok(()) | Err(Errno::AGAIN) => Ok(true),
-        Err(Errno::CONNREFUSED) => Ok(false),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
 fn inode(path: &Path) -> Option<(u64, u64)> {
     std::fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
@@ -192,8 +175,8 @@ mod tests {
         let path = folder.path().join("s");
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "the standard library leaves the path behind: stale");
-        let living = Listener::bind(&path).unwrap();
-        assert!(matches!(Listener::bind(&path), Err(ListenerError::InUse(_))));
+        let living = Listener::bind(&path, &SocketAccess::default()).unwrap();
+        assert!(matches!(Listener::bind(&path, &SocketAccess::default()), Err(ListenerError::InUse(_))));
         drop(living);
         assert!(!path.exists());
     }
@@ -205,7 +188,7 @@ mod tests {
         let living = UnixListener::bind(&path).unwrap();
         rustix::net::listen(&living, 0).unwrap();
         let _waiting = UnixStream::connect(&path).unwrap();
-        assert!(matches!(Listener::bind(&path), Err(ListenerError::InUse(_))));
+        assert!(matches!(Listener::bind(&path, &SocketAccess::default()), Err(ListenerError::InUse(_))));
         assert!(path.exists());
     }
 
@@ -214,10 +197,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         std::fs::write(&path, "precious").unwrap();
-        assert!(matches!(Listener::bind(&path), Err(ListenerError::Io { operation: "bind", .. })));
+        assert!(matches!(
+            Listener::bind(&path, &SocketAccess::default()),
+            Err(ListenerError::Io { operation: "bind", .. })
+        ));
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
         std::fs::remove_file(&path).unwrap();
-        let ours = Listener::bind(&path).unwrap();
+        let ours = Listener::bind(&path, &SocketAccess::default()).unwrap();
         std::fs::remove_file(&path).unwrap();
         let theirs = UnixListener::bind(&path).unwrap();
         drop(ours);
@@ -228,7 +214,7 @@ mod tests {
     #[test]
     fn its_descriptor_is_higher_than_those_of_sessions() {
         let folder = tempfile::tempdir().unwrap();
-        let bound = Listener::bind(&folder.path().join("s")).unwrap();
+        let bound = Listener::bind(&folder.path().join("s"), &SocketAccess::default()).unwrap();
         let other = UnixListener::bind(folder.path().join("t")).unwrap();
         let least = LEAST_NUMBER.min(getrlimit(Resource::Nofile).current.unwrap() / 2);
         let Ok(Inherited::Listening(inherited)) = Listener::inherit(other.into()) else {

@@ -4,7 +4,7 @@ use super::{run, stdout};
 
 const README: &str = include_str!("../../README.md");
 
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 21] = [
     "path",
     "socket",
     "name",
@@ -22,9 +22,13 @@ const KEYS: [&str; 17] = [
     "cpus",
     "numa",
     "postcopy",
+    "socket-mode",
+    "socket-owner",
+    "socket-group",
+    "allow-uid",
 ];
 
-const OPTIONS: [&str; 16] = [
+const OPTIONS: [&str; 17] = [
     "--require-durable",
     "--deep-flush",
     "--disk",
@@ -33,6 +37,7 @@ const OPTIONS: [&str; 16] = [
     "--cpus",
     "--numa",
     "--metrics",
+    "--no-symlinks",
     "--exit-on-disconnect",
     "--socket-path",
     "--fd",

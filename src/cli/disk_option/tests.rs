@@ -15,7 +15,7 @@ fn every_key_reaches_the_configuration() {
     let option = parse(
         "path=/a.img,socket=/a.sock,name=db,size=1M,serial=S1,readonly=yes,block-size=4096,queues=3,\
          sparse=true,lock=wait,require-durable=byte,discard=ignore,deep-flush=always,\
-         postcopy=on",
+         postcopy=on,socket-mode=0600,socket-owner=7,socket-group=8,allow-uid=9,,root",
     );
     let disk = into_configs(vec![option.unwrap()], Defaults::default()).remove(0);
     assert_eq!((disk.name.as_str(), disk.path), ("db", "/a.img".into()));
@@ -26,6 +26,8 @@ fn every_key_reaches_the_configuration() {
     assert!(matches!(disk.lock, LockMode::Wait));
     assert_eq!(disk.require_durable, Some(Durability::Byte));
     assert_eq!((disk.discard, disk.deep_flush), (DiscardPolicy::Ignore, DeepFlush::Always));
+    let access = SocketAccess { mode: 0o600, owner: Some(7), group: Some(8), symlinks: Symlinks::Follow };
+    assert_eq!((disk.access, disk.allowed_users), (access, AllowedUsers::only(vec![9, 0])));
 }
 
 #[test]
@@ -36,6 +38,7 @@ fn what_is_not_said_has_its_default() {
     assert_eq!((disk.block_bytes, disk.queues.get()), (None, 64));
     assert_eq!(disk.serial, Serial::new("db0").unwrap());
     assert!(!disk.read_only && !disk.sparse && !disk.postcopy);
+    assert_eq!((disk.access.mode, &disk.allowed_users), (0o660, &AllowedUsers::default()));
     assert!(matches!(disk.lock, LockMode::On));
     assert_eq!((disk.require_durable, disk.discard), (None, DiscardPolicy::Auto));
 }
@@ -107,6 +110,14 @@ fn errors_say_what_and_what_to_do() {
         (",size=1X", "is not a size; write bytes, or a whole number with K, M, G, T or P"),
         (",size", "size has no value; write size=SIZE"),
         (",name=", "name has no value; write name=NAME"),
+        (",socket-mode=rw", "socket-mode=rw: write permissions as chmod(1) takes them in octal, up to 0777"),
+        (",socket-mode=1777", "up to 0777"),
+        (
+            ",socket-owner=no-such-one",
+            "this machine has no such user; write a name that it knows, or a number",
+        ),
+        (",socket-group=no-such-one", "this machine has no such group"),
+        (",allow-uid=0,,no-such-one", "this machine has no such user"),
         (",path=b", "path is given twice; leave one of them out"),
         (",", "nothing between two commas or at an end"),
     ] {

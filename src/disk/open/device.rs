@@ -2,14 +2,15 @@
 
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 
-use rustix::fs::SeekFrom;
+use rustix::fs::{Mode, OFlags, SeekFrom};
 
 use crate::disk::media::sysfs::{Node, Sysfs};
 use crate::disk::open::{
-    DEFAULT_BLOCK_BYTES, check_durability, check_fit, check_size, deep_flush_files, serve_whole_blocks,
+    DEFAULT_BLOCK_BYTES, access, check_durability, check_fit, check_size, deep_flush_files,
+    serve_whole_blocks,
 };
 use crate::disk::space::growth::GrowthPolicy;
 use crate::disk::{
@@ -125,16 +126,13 @@ impl Unwritable {
 fn open_node(place: &Place, media: &Media, options: &OpenOptions) -> Result<File, OpenError> {
     let is_exclusive = !options.read_only && options.lock == LockMode::On;
     let flags = match media.kind {
-        BackingKind::DeviceDax => 0,
-        _ if is_exclusive => libc::O_DIRECT | libc::O_EXCL,
-        _ => libc::O_DIRECT,
+        BackingKind::DeviceDax => OFlags::empty(),
+        _ if is_exclusive => OFlags::DIRECT | OFlags::EXCL,
+        _ => OFlags::DIRECT,
     };
-    let opened = File::options()
-        .read(true)
-        .write(!options.read_only)
-        .custom_flags(flags | libc::O_NOCTTY | libc::O_NONBLOCK)
-        .open(place.path());
-    opened.map_err(|source| match source.raw_os_error() {
+    let flags = flags | access(options) | OFlags::NOCTTY | OFlags::NONBLOCK;
+    let opened = options.symlinks.open(place.path(), flags, Mode::empty());
+    opened.map(File::from).map_err(|source| match source.raw_os_error() {
         Some(libc::EBUSY) => OpenError::InUse { place: place.clone() },
         _ => OpenError::system(place, "open", "correct path=, or mend what it leads to", source),
     })

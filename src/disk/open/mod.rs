@@ -6,10 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use rustix::fs::OFlags;
+
 use crate::disk::media::Unfit;
 use crate::disk::media::sysfs::Sysfs;
 use crate::disk::{
     Backing, DeepFlush, DiscardPolicy, Durability, FileKind, FileLock, LockMode, Media, OpenError, Place,
+    Symlinks,
 };
 
 pub(super) mod describe;
@@ -44,6 +47,8 @@ pub struct OpenOptions {
     pub deep_flush: DeepFlush,
     /// Once it is set, what takes long is given up where a signal interrupts it.
     pub should_stop: Arc<AtomicBool>,
+    /// Whether the path may lead through symbolic links.
+    pub symlinks: Symlinks,
 }
 
 impl OpenOptions {
@@ -60,6 +65,7 @@ impl OpenOptions {
             discard: DiscardPolicy::Auto,
             deep_flush: DeepFlush::Auto,
             should_stop: Arc::default(),
+            symlinks: Symlinks::Follow,
         }
     }
 }
@@ -93,7 +99,7 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Opened, OpenError> {
     }
     let sysfs = Sysfs::system();
     // Only looked at first: opening a device may do something.
-    match std::fs::metadata(path) {
+    match options.symlinks.metadata(path) {
         Ok(metadata) if FileKind::from(metadata.file_type()).is_device() => {
             device::open(place, &metadata, options, &sysfs)
         }
@@ -147,6 +153,11 @@ pub(in crate::disk) fn deep_flush_files(
             source,
         )
     })
+}
+
+/// How the path of a disk is opened: for reading, and for writing unless it is read-only.
+pub(super) const fn access(options: &OpenOptions) -> OFlags {
+    if options.read_only { OFlags::RDONLY } else { OFlags::RDWR }
 }
 
 /// Refuses everything but regular files.

@@ -2,16 +2,18 @@
 
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags};
+
 use crate::disk::lock::BackingFile;
 use crate::disk::media::sysfs::Sysfs;
 use crate::disk::open::{
-    DEFAULT_BLOCK_BYTES, check_durability, check_regular, deep_flush_files, serve_whole_blocks,
+    DEFAULT_BLOCK_BYTES, access, check_durability, check_regular, deep_flush_files, serve_whole_blocks,
 };
 use crate::disk::space;
 use crate::disk::space::growth::GrowthPolicy;
@@ -216,12 +218,8 @@ fn open_existing(place: &Place, options: &OpenOptions) -> Result<Option<File>, O
     let started = Instant::now();
     let may_wait = || started.elapsed() < LEASE_TIMEOUT && !options.should_stop.load(Ordering::Relaxed);
     let open = |flags| loop {
-        let opened = File::options()
-            .read(true)
-            .write(!options.read_only)
-            .custom_flags(flags | libc::O_NOCTTY | libc::O_NONBLOCK)
-            .open(place.path());
-        match opened {
+        let flags = flags | access(options) | OFlags::NOCTTY | OFlags::NONBLOCK;
+        match options.symlinks.open(place.path(), flags, Mode::empty()) {
             // Whoever has a lease on it is asked to give it back by this.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && may_wait() => {
                 std::thread::sleep(LEASE_POLL);
@@ -230,12 +228,12 @@ fn open_existing(place: &Place, options: &OpenOptions) -> Result<Option<File>, O
         }
     };
     // Reads need no time stamps, but only the owner may leave them out.
-    let file = match open(libc::O_NOATIME) {
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => open(0),
+    let file = match open(OFlags::NOATIME) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => open(OFlags::empty()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         result => result,
-    }
-    .map_err(failed("open"))?;
+    };
+    let file = File::from(file.map_err(failed("open"))?);
     let opened = file.metadata().map_err(failed("look at"))?;
     check_regular(place, &opened)?;
     Ok(Some(file))
@@ -251,24 +249,17 @@ fn create(place: &Place, options: &OpenOptions) -> Result<File, OpenError> {
         };
         return Err(missing("open", "there is no such file", remedy));
     }
-    File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOATIME)
-        .open(place.path())
-        .map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => {
-                missing("create", "its directory does not exist", "create the directory or correct path=")
-            }
-            io::ErrorKind::AlreadyExists => missing(
-                "open",
-                "it is a link to a file that does not exist",
-                "mend the link or correct path=",
-            ),
-            _ => OpenError::system(place, "create", "correct path=, or mend what it leads to", source),
-        })
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOATIME;
+    let created = options.symlinks.open(place.path(), flags, Mode::RUSR | Mode::WUSR);
+    created.map(File::from).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => {
+            missing("create", "its directory does not exist", "create the directory or correct path=")
+        }
+        io::ErrorKind::AlreadyExists => {
+            missing("open", "it is a link to a file that does not exist", "mend the link or correct path=")
+        }
+        _ => OpenError::system(place, "create", "correct path=, or mend what it leads to", source),
+    })
 }
 
 /// Removes what was created; the error that made it useless is the one to report.

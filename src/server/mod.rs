@@ -33,8 +33,8 @@ use crate::disk::{
 use crate::limits::budget::Budget;
 use crate::limits::thread;
 use crate::vhost_user::{
-    AllowedUsers, Baton, FrontEnds, Helper, Inherited, Listener, ListenerError, Memo, SessionContext,
-    SocketAccess, is_postcopy_possible,
+    AllowedUsers, FrontEnds, Helper, Inherited, Listener, ListenerError, Memo, SessionContext, SocketAccess,
+    WriterLock, is_postcopy_possible,
 };
 use crate::virtio::blk::{Counters, Device, Identity};
 use crate::worker::Cpus;
@@ -225,7 +225,7 @@ impl<D: Disk> Server<D> {
                 device: Arc::new(device),
                 pool: pool.clone(),
                 cpus: cpus.map(Arc::new),
-                baton: Baton::new(is_exclusive, lock),
+                writer_lock: WriterLock::new(is_exclusive, lock),
                 totals: Mutex::new(Counters::default()),
                 offers_postcopy: postcopy && is_postcopy_possible(),
                 postcopy_turn: Arc::default(),

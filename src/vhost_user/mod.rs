@@ -31,4 +31,4 @@ pub use listener::{AllowedUsers, Inherited, Listener, ListenerError, SocketAcces
 pub(crate) use message::HEADER_BYTES;
 pub(crate) use postcopy::is_possible as is_postcopy_possible;
 pub use session::{Session, SessionContext};
-pub use writer_lock::{Baton, SessionId};
+pub use writer_lock::{SessionId, WriterLock};

@@ -16,7 +16,7 @@ use super::device_state::transfer::{Transfer, TransferError};
 use super::front_ends::FrontEnds;
 use super::postcopy::{self, Postcopy, PostcopyError};
 use super::vring::Vring;
-use super::writer_lock::{Baton, SessionId};
+use super::writer_lock::{SessionId, WriterLock};
 use crate::disk::{Disk, DiskError};
 use crate::limits::budget::{DiskBudget, Exceeded, Share};
 use crate::limits::thread;
@@ -91,7 +91,7 @@ pub struct SessionContext<D: Disk> {
     /// Where; none for anywhere.
     pub cpus: Option<Arc<Cpus>>,
     /// Whose rings may run.
-    pub baton: Baton,
+    pub writer_lock: WriterLock,
     /// What rings that have stopped did.
     pub totals: Mutex<Counters>,
     /// Whether postcopy migration is offered.
@@ -127,7 +127,7 @@ pub(super) struct State<D: Disk> {
     pub(super) has_run: bool,
     /// The cache mode came with the device's state.
     pub(super) has_loaded_mode: bool,
-    /// Waits for the baton.
+    /// Waits for the writer lock.
     waiter: Option<JoinHandle<()>>,
 }
 
@@ -195,10 +195,10 @@ impl<D: Disk> Session<D> {
         &self.context.device.identity().name
     }
 
-    /// The front-end is gone: drains and drops its rings, and passes the baton on.
+    /// The front-end is gone: drains and drops its rings, and releases the writer lock.
     pub fn close(&self) {
         self.is_closed.store(true, Ordering::Release);
-        self.context.baton.wake();
+        self.context.writer_lock.wake();
         let waiter = {
             let mut state = self.state();
             if let Some(postcopy) = &state.postcopy {
@@ -298,7 +298,7 @@ impl<D: Disk> Session<D> {
         let Some(ring) = vring.place.take().and_then(|place| pool.detach(place, key)) else {
             return;
         };
-        self.context.baton.ring_stopped();
+        self.context.writer_lock.ring_stopped();
         self.news.ring_stopped();
         vring.base = ring.base();
         debug_log::ring_stops(self.disk(), self.id, index, vring.base);
@@ -320,8 +320,8 @@ impl<D: Disk> Session<D> {
         {
             return Ok(self.fetch_rings(postcopy)?);
         }
-        if !self.context.baton.try_take(self.id) {
-            return self.wait_for_baton(state);
+        if !self.context.writer_lock.try_take(self.id) {
+            return self.wait_for_writer_lock(state);
         }
         if !state.has_run {
             self.recall_cache_mode(state);
@@ -344,12 +344,12 @@ impl<D: Disk> Session<D> {
         let mut ring = AnyRing::start(parts, self.context.log_limit.clone())
             .map_err(|error| SessionError::Ring(index, error))?;
         log.into_iter().for_each(|log| ring.log_to(log));
-        if !self.context.baton.ring_starts(self.id) {
+        if !self.context.writer_lock.ring_starts(self.id) {
             return Err(SessionError::OtherWriter(index));
         }
         let pool = postcopy::pool(state.postcopy.as_ref(), &self.context.pool);
         let place = pool.attach(ring, self.context.cpus.as_ref());
-        let place = place.inspect_err(|_| self.context.baton.ring_stopped());
+        let place = place.inspect_err(|_| self.context.writer_lock.ring_stopped());
         vring.place = Some(place.map_err(|error| SessionError::Worker(index, error))?);
         debug_log::ring_starts(self.disk(), self.id, index, &layout, is_logged);
         state.has_run = true;
@@ -379,28 +379,28 @@ impl<D: Disk> Session<D> {
     }
 
     /// Waits on a thread of its own, since the front-end must get its answer meanwhile.
-    fn wait_for_baton(&self, state: &mut State<D>) -> Result<(), SessionError> {
+    fn wait_for_writer_lock(&self, state: &mut State<D>) -> Result<(), SessionError> {
         let (Some(me), None) = (self.me.upgrade(), &state.waiter) else { return Ok(()) };
         if let Some(suppressed) = self.context.log_limit.admit(Cause::Waits) {
             let (disk, session) = (self.disk(), self.id);
             tracing::info!(disk, session, suppressed, "waiting: another front-end's rings run");
         }
         let wait = move || {
-            if me.context.baton.wait(me.id, &me.is_closed) {
-                me.baton_came();
+            if me.context.writer_lock.wait(me.id, &me.is_closed) {
+                me.writer_lock_acquired();
             }
         };
-        let thread = thread::spawn(format!("baton-{}", self.id), wait);
+        let thread = thread::spawn(format!("writer-{}", self.id), wait);
         state.waiter = Some(thread.map_err(|error| SessionError::Worker(0, PoolError::Spawn(error)))?);
         Ok(())
     }
 
-    fn baton_came(&self) {
+    fn writer_lock_acquired(&self) {
         let mut state = self.state();
         // Dropping the handle of the thread that runs this: nobody needs to join it any more.
         state.waiter = None;
         if self.is_closed.load(Ordering::Acquire) {
-            return self.context.baton.release(self.id);
+            return self.context.writer_lock.release(self.id);
         }
         if let Some(suppressed) = self.context.log_limit.admit(Cause::Runs) {
             let (disk, session) = (self.disk(), self.id);
@@ -410,11 +410,11 @@ impl<D: Disk> Session<D> {
         self.release_if_idle(&state);
     }
 
-    /// Passes the baton on once no ring is started. A ring that is only disabled keeps it: the guest is
+    /// Releases the writer lock once no ring is started. A ring that is only disabled keeps it: the guest is
     /// paused and will go on.
     fn release_if_idle(&self, state: &State<D>) {
         if state.vrings.iter().all(|vring| vring.kick.is_none()) {
-            self.context.baton.release(self.id);
+            self.context.writer_lock.release(self.id);
         }
     }
 }

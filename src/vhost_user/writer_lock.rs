@@ -19,7 +19,7 @@ const LOCK_POLL: Duration = Duration::from_millis(10);
 
 /// Who may run rings on a disk.
 #[derive(Debug)]
-pub struct Baton {
+pub struct WriterLock {
     /// Read-only disks serve any number at once.
     is_exclusive: bool,
     lock: FileLock,
@@ -36,19 +36,19 @@ struct Holder {
     rings: u32,
 }
 
-impl Baton {
-    /// The baton of a disk whose file is protected by `lock`.
+impl WriterLock {
+    /// The writer lock of a disk whose file is protected by `lock`.
     pub fn new(is_exclusive: bool, lock: FileLock) -> Self {
         let (holder, released, log_limit) = (Mutex::default(), Condvar::new(), LogLimit::default());
         Self { is_exclusive, lock, holder, released, log_limit }
     }
 
-    /// Takes the baton if it is free, or held by this session already.
+    /// Takes the writer lock if it is free, or held by this session already.
     pub fn try_take(&self, session: SessionId) -> bool {
         !self.is_exclusive || self.try_take_locked(&mut self.lock_holder(), session)
     }
 
-    /// Waits for the baton. Returns false when `cancelled` was set meanwhile (and [`wake`](Self::wake) called).
+    /// Waits for the writer lock. Returns false when `cancelled` was set meanwhile (and [`wake`](Self::wake) called).
     pub fn wait(&self, session: SessionId, cancelled: &AtomicBool) -> bool {
         let mut holder = self.lock_holder();
         loop {
@@ -68,12 +68,12 @@ impl Baton {
         }
     }
 
-    /// Gives the baton back, if this session holds it: its last ring has stopped.
+    /// Releases the writer lock, if this session holds it: its last ring has stopped.
     pub fn release(&self, session: SessionId) {
         let mut holder = self.lock_holder();
         if holder.session == Some(session) {
             if holder.rings > 0 {
-                return never("the baton is to be passed on while rings run");
+                return never("the writer lock is to be released while rings run");
             }
             holder.session = None;
             if let Err(error) = self.lock.release() {
@@ -83,11 +83,11 @@ impl Baton {
         }
     }
 
-    /// A ring of this session is about to be driven. False, and it must not be, without the baton.
+    /// A ring of this session is about to be driven. False, and it must not be, without the writer lock.
     pub fn ring_starts(&self, session: SessionId) -> bool {
         let mut holder = self.lock_holder();
         if self.is_exclusive && holder.session != Some(session) {
-            never("a ring is to start without the baton");
+            never("a ring is to start without the writer lock");
             return false;
         }
         holder.rings = holder.rings.saturating_add(1);
@@ -144,53 +144,53 @@ fn never(what: &str) {
 mod tests {
     use super::*;
 
-    fn baton(is_exclusive: bool) -> Baton {
-        Baton::new(is_exclusive, FileLock::none())
+    fn writer_lock(is_exclusive: bool) -> WriterLock {
+        WriterLock::new(is_exclusive, FileLock::none())
     }
 
     #[test]
     fn it_goes_from_one_to_the_next_when_all_rings_have_stopped() {
-        let baton = baton(true);
-        assert!(baton.try_take(1) && !baton.try_take(2) && baton.try_take(1));
-        assert!(baton.ring_starts(1) && baton.ring_starts(1));
-        baton.ring_stopped();
-        baton.ring_stopped();
-        baton.release(2);
-        assert!(!baton.try_take(2), "only its holder gives it back");
-        baton.release(1);
-        assert!(baton.try_take(2) && baton.ring_starts(2));
+        let lock = writer_lock(true);
+        assert!(lock.try_take(1) && !lock.try_take(2) && lock.try_take(1));
+        assert!(lock.ring_starts(1) && lock.ring_starts(1));
+        lock.ring_stopped();
+        lock.ring_stopped();
+        lock.release(2);
+        assert!(!lock.try_take(2), "only its holder gives it back");
+        lock.release(1);
+        assert!(lock.try_take(2) && lock.ring_starts(2));
     }
 
     /// 2³² connections come in two days of a front-end that does nothing else.
     #[test]
     fn a_number_does_not_come_again() {
-        let baton = baton(true);
-        assert!(baton.try_take(0) && !baton.try_take(1 << 32));
-        baton.release(1 << 32);
-        assert!(!baton.try_take(1));
+        let lock = writer_lock(true);
+        assert!(lock.try_take(0) && !lock.try_take(1 << 32));
+        lock.release(1 << 32);
+        assert!(!lock.try_take(1));
     }
 
     #[test]
     fn rings_of_many_run_where_nobody_writes() {
-        let baton = baton(false);
-        assert!(baton.try_take(1) && baton.try_take(2));
-        assert!(baton.ring_starts(1) && baton.ring_starts(2));
-        baton.release(1);
+        let lock = writer_lock(false);
+        assert!(lock.try_take(1) && lock.try_take(2));
+        assert!(lock.ring_starts(1) && lock.ring_starts(2));
+        lock.release(1);
     }
 
     #[test]
-    #[should_panic(expected = "a ring is to start without the baton")]
+    #[should_panic(expected = "a ring is to start without the writer lock")]
     fn no_ring_starts_without_it() {
-        let baton = baton(true);
-        assert!(baton.try_take(1));
-        baton.ring_starts(2);
+        let lock = writer_lock(true);
+        assert!(lock.try_take(1));
+        lock.ring_starts(2);
     }
 
     #[test]
     #[should_panic(expected = "passed on while rings run")]
     fn it_is_not_passed_on_while_rings_run() {
-        let baton = baton(true);
-        assert!(baton.try_take(1) && baton.ring_starts(1));
-        baton.release(1);
+        let lock = writer_lock(true);
+        assert!(lock.try_take(1) && lock.ring_starts(1));
+        lock.release(1);
     }
 }

@@ -5,13 +5,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::backend_channel::Channel;
 
 /// What one front-end knows of the configuration. It has a lock of its own, since the session's is held while a worker
-/// is waited for, which may wait for the media or for a page of its guest: whoever has news for all front-ends waits
+/// is waited for, which may wait for the media or for a page of its guest: whoever has to notify all front-ends waits
 /// for none.
 #[derive(Debug, Default)]
-pub(super) struct News(Mutex<Known>);
+pub(super) struct ConfigNotifier(Mutex<Seen>);
 
 #[derive(Debug, Default)]
-struct Known {
+struct Seen {
     channel: Option<Channel>,
     /// The front-end has read the configuration in this connection.
     has_read: bool,
@@ -21,17 +21,17 @@ struct Known {
     rings: usize,
 }
 
-impl News {
+impl ConfigNotifier {
     /// By which the front-end is told from now on.
     pub(super) fn set_channel(&self, channel: Channel) {
         self.lock().channel = Some(channel);
     }
 
     /// The front-end has read the configuration.
-    pub(super) fn read(&self) {
-        let mut known = self.lock();
-        known.has_read = true;
-        known.is_stale = false;
+    pub(super) fn config_read(&self) {
+        let mut seen = self.lock();
+        seen.has_read = true;
+        seen.is_stale = false;
     }
 
     /// Whether it has.
@@ -42,47 +42,47 @@ impl News {
     /// A front-end that has come back does not read the configuration again (QEMU 10), though the disk may have another
     /// size by now, and one whose rings are stopped takes no notice of a change: it is told to, unless `is_known` says
     /// that nothing has changed. Returns whether the front-end knows the configuration by now.
-    pub(super) fn ring_runs(&self, is_known: impl FnOnce() -> bool) -> std::io::Result<bool> {
-        let mut known = self.lock();
-        known.rings = known.rings.saturating_add(1);
-        if !known.is_stale && (known.has_read || is_known()) {
-            known.has_read = true;
+    pub(super) fn ring_started(&self, is_known: impl FnOnce() -> bool) -> std::io::Result<bool> {
+        let mut seen = self.lock();
+        seen.rings = seen.rings.saturating_add(1);
+        if !seen.is_stale && (seen.has_read || is_known()) {
+            seen.has_read = true;
             return Ok(true);
         }
         // Once is enough.
-        known.has_read = true;
-        known.is_stale = false;
-        known.announce()
+        seen.has_read = true;
+        seen.is_stale = false;
+        seen.notify()
     }
 
     /// What the front-end has read is not what holds: it is told with its next ring.
-    pub(super) fn is_another(&self) {
+    pub(super) fn mark_stale(&self) {
         self.lock().is_stale = true;
     }
 
     /// A ring has stopped.
     pub(super) fn ring_stopped(&self) {
-        let mut known = self.lock();
-        known.rings = known.rings.saturating_sub(1);
+        let mut seen = self.lock();
+        seen.rings = seen.rings.saturating_sub(1);
     }
 
     /// The configuration is another than it was: the front-end is told now, and again with its next ring if none runs.
     /// Returns whether it takes notice.
-    pub(super) fn changed(&self) -> std::io::Result<bool> {
-        let mut known = self.lock();
-        known.is_stale = known.rings == 0;
-        let is_told = known.announce()?;
-        Ok(is_told && !known.is_stale)
+    pub(super) fn config_changed(&self) -> std::io::Result<bool> {
+        let mut seen = self.lock();
+        seen.is_stale = seen.rings == 0;
+        let is_told = seen.notify()?;
+        Ok(is_told && !seen.is_stale)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
+    fn lock(&self) -> MutexGuard<'_, Seen> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Known {
+impl Seen {
     /// False for a front-end that cannot be told.
-    fn announce(&self) -> std::io::Result<bool> {
+    fn notify(&self) -> std::io::Result<bool> {
         self.channel.as_ref().map_or(Ok(false), |channel| channel.config_changed().map(|()| true))
     }
 }

@@ -104,14 +104,14 @@ impl<D: Disk> Session<D> {
     /// where the front-end comes back, or has got it from another one (a migration), which has read the configuration as
     /// that of a new guest.
     pub(super) fn recall_cache_mode(&self, state: &State<D>) {
-        let has_read = self.news.has_read();
+        let has_read = self.config_notifier.has_read();
         if state.has_loaded_mode || has_read && state.vrings.iter().all(Vring::is_at_start) {
             return;
         }
         let known = self.context.memo.as_ref().and_then(Memo::look);
         if known.and_then(|known| known.writeback) == Some(false) {
             if has_read && self.cache.show_writeback(false) {
-                self.news.is_another();
+                self.config_notifier.mark_stale();
             }
             self.cache.set_writeback(false);
         }
@@ -121,13 +121,13 @@ impl<D: Disk> Session<D> {
     pub(super) fn ring_runs(&self) {
         let known = || self.context.memo.as_ref().and_then(Memo::known);
         let is_known = || known().is_some_and(|known| known.capacity_sectors == self.capacity_sectors());
-        let told = self.news.ring_runs(is_known);
-        self.note(self.tell_of_news(told));
+        let told = self.config_notifier.ring_started(is_known);
+        self.note(self.log_notified(told));
     }
 
     /// The configuration is another than it was.
     pub(super) fn config_changed(&self) {
-        if self.tell_of_news(self.news.changed()) {
+        if self.log_notified(self.config_notifier.config_changed()) {
             self.note(true);
         }
     }
@@ -153,7 +153,7 @@ impl<D: Disk> Session<D> {
         self.context.device.config_space(true).limits.capacity_sectors
     }
 
-    fn tell_of_news(&self, told: std::io::Result<bool>) -> bool {
+    fn log_notified(&self, told: std::io::Result<bool>) -> bool {
         if let Err(error) = &told
             && let Some(suppressed) = self.context.log_limit.admit(Cause::Channel)
         {

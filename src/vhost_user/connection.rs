@@ -204,7 +204,7 @@ impl<D: Disk> Connection<D> {
             return Err(format!("comes with {} descriptors, not with one", files.len()));
         };
         let channel = socket.try_clone().and_then(Channel::new).map_err(|error| error.to_string())?;
-        self.session.news.set_channel(channel);
+        self.session.config_notifier.set_channel(channel);
         Ok(())
     }
 

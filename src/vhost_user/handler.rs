@@ -249,7 +249,7 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
     }
 
     fn get_config(&self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
-        self.news.read();
+        self.config_notifier.config_read();
         let writeback = self.cache.show_writeback(!self.state().has_run);
         let len = usize::try_from(size).unwrap_or(0);
         Ok(self.context.device.config_space(writeback).read(offset, len))

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use vhost::vhost_user::message::VhostTransferStateDirection;
 
 use super::checker::Helper;
-use super::config_notifier::News;
+use super::config_notifier::ConfigNotifier;
 use super::config_record::Memo;
 use super::debug_log;
 use super::device_state::StateError;
@@ -137,7 +137,7 @@ pub struct Session<D: Disk> {
     id: SessionId,
     pub(super) context: Arc<SessionContext<D>>,
     pub(super) cache: Arc<CacheMode>,
-    pub(super) news: News,
+    pub(super) config_notifier: ConfigNotifier,
     /// What its front-end is connected by, for rings whose memory is lost.
     pub(super) connection: Option<Arc<UnixStream>>,
     state: Mutex<State<D>>,
@@ -174,7 +174,7 @@ impl<D: Disk> Session<D> {
             id,
             context: context.clone(),
             cache: Arc::new(CacheMode::unknown(writeback)),
-            news: News::default(),
+            config_notifier: ConfigNotifier::default(),
             connection,
             state: Mutex::new(state),
             is_closed: AtomicBool::new(false),
@@ -299,7 +299,7 @@ impl<D: Disk> Session<D> {
             return;
         };
         self.context.writer_lock.ring_stopped();
-        self.news.ring_stopped();
+        self.config_notifier.ring_stopped();
         vring.base = ring.base();
         debug_log::ring_stops(self.disk(), self.id, index, vring.base);
         if ring.counters().media_written_bytes != 0 {

@@ -19,7 +19,7 @@ use common::{PATIENCE, pattern, wait_for};
 use vhost_user_pmem::copy::Segments;
 use vhost_user_pmem::disk::{Disk, DiskError, Durability, FileLock, Geometry, MappedDisk};
 use vhost_user_pmem::server::{ServeOptions, Server, Service};
-use vhost_user_pmem::vhost_user::{Inherited, Listener, Memo, SocketAccess};
+use vhost_user_pmem::vhost_user::{ConfigRecord, Inherited, Listener, SocketAccess};
 use vhost_user_pmem::virtio::blk::{Device, Identity};
 use virtio_driver::VirtioBlkFeatureFlags;
 
@@ -96,7 +96,7 @@ impl Bench {
             door,
             cpus: None,
             postcopy: false,
-            memo: Memo::default(),
+            config_record: ConfigRecord::default(),
         };
         let options = ServeOptions { workers: NonZeroU16::new(1), ..ServeOptions::default() };
         let server = Server::serve(vec![service], options).unwrap();

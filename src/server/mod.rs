@@ -33,8 +33,8 @@ use crate::disk::{
 use crate::limits::budget::Budget;
 use crate::limits::thread;
 use crate::vhost_user::{
-    AllowedUsers, FrontEnds, Helper, Inherited, Listener, ListenerError, Memo, SessionContext, SocketAccess,
-    WriterLock, is_postcopy_possible,
+    AllowedUsers, ConfigRecord, FrontEnds, Helper, Inherited, Listener, ListenerError, SessionContext,
+    SocketAccess, WriterLock, is_postcopy_possible,
 };
 use crate::virtio::blk::{Counters, Device, Identity};
 use crate::worker::Cpus;
@@ -90,7 +90,7 @@ pub struct Service<D: Disk> {
     /// Offer postcopy migration: as [`DiskConfig::postcopy`], for all that the process has in memory.
     pub postcopy: bool,
     /// What its front-end knows of the configuration from before.
-    pub memo: Memo,
+    pub config_record: ConfigRecord,
 }
 
 /// How disks are served.
@@ -216,7 +216,7 @@ impl<D: Disk> Server<D> {
         let pool = Arc::new(Pool::new(workers, polling));
         let (mut doors, mut contexts) = (Vec::new(), Vec::new());
         let budgets = Budget::of_process(services.len());
-        for (Service { device, lock, door, cpus, postcopy, memo }, budget) in
+        for (Service { device, lock, door, cpus, postcopy, config_record }, budget) in
             services.into_iter().zip(budgets)
         {
             let is_exclusive = !device.disk().geometry().read_only;
@@ -229,18 +229,18 @@ impl<D: Disk> Server<D> {
                 totals: Mutex::new(Counters::default()),
                 offers_postcopy: postcopy && is_postcopy_possible(),
                 postcopy_turn: Arc::default(),
-                memo: is_exclusive.then_some(memo),
+                config_record: is_exclusive.then_some(config_record),
                 helper: helper.clone(),
                 budget,
                 front_ends: FrontEnds::default(),
                 log_limit,
             });
-            let memo_of = Arc::downgrade(&context);
+            let weak = Arc::downgrade(&context);
             context.device.after_first_flush(move || {
-                if let Some(context) = memo_of.upgrade()
-                    && let Some(memo) = &context.memo
+                if let Some(context) = weak.upgrade()
+                    && let Some(record) = &context.config_record
                 {
-                    memo.media_is_written();
+                    record.media_is_written();
                 }
             });
             contexts.push(context.clone());
@@ -372,9 +372,9 @@ fn open(
     let door =
         enter(socket, &access, allowed_users).map_err(|error| ServerError::listener(name.clone(), error))?;
     let identity = Identity { name, serial: *serial.as_bytes() };
-    let memo = Memo::of((!geometry.read_only).then_some(path), media.durability);
+    let config_record = ConfigRecord::load((!geometry.read_only).then_some(path), media.durability);
     let device = Device::new(disk, identity, queues.get()).with_seg_max(seg_max);
-    Ok((Service { device, lock, door, cpus, postcopy, memo }, summary))
+    Ok((Service { device, lock, door, cpus, postcopy, config_record }, summary))
 }
 
 /// Says what a disk is worth, and what is wrong with its media.

@@ -24,7 +24,7 @@ const MAX_BYTES: usize = 64;
 
 /// What a front-end knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Known {
+pub struct KnownConfig {
     /// Size of the disk in sectors; 0 where that is not known.
     pub capacity_sectors: u64,
     /// The cache mode that its guest has chosen, if it has.
@@ -33,69 +33,69 @@ pub struct Known {
 
 /// What the front-end whose rings ran last knows, if that is known.
 #[derive(Debug, Default)]
-pub struct Memo {
+pub struct ConfigRecord {
     /// Whose attribute it is; none for as long as this process lives only.
     path: Option<PathBuf>,
-    kept: Mutex<Kept>,
+    contents: Mutex<Contents>,
 }
 
 #[derive(Debug, Default)]
-struct Kept {
-    known: Option<Known>,
+struct Contents {
+    known: Option<KnownConfig>,
     /// What the attribute says.
-    stored: Option<Known>,
+    stored: Option<KnownConfig>,
     /// The media is written to anyway, or there is none.
     may_store: bool,
 }
 
-impl Memo {
+impl ConfigRecord {
     /// What an earlier process has left at the file or device of this path.
-    pub fn of(path: Option<PathBuf>, durability: Durability) -> Self {
+    pub fn load(path: Option<PathBuf>, durability: Durability) -> Self {
         let known = path.as_deref().and_then(read);
         let may_store = durability == Durability::Volatile;
-        Self { path, kept: Mutex::new(Kept { known, stored: known, may_store }) }
+        Self { path, contents: Mutex::new(Contents { known, stored: known, may_store }) }
     }
 
     /// What is known.
-    pub fn known(&self) -> Option<Known> {
+    pub fn known(&self) -> Option<KnownConfig> {
         self.lock().known
     }
 
     /// As [`known`](Self::known), with what another process has left meanwhile: a guest may come from there.
-    fn look(&self) -> Option<Known> {
-        let mut kept = self.lock();
+    fn reload(&self) -> Option<KnownConfig> {
+        let mut contents = self.lock();
         if let Some(left) = self.path.as_deref().and_then(read) {
-            (kept.known, kept.stored) = (Some(left), Some(left));
+            (contents.known, contents.stored) = (Some(left), Some(left));
         }
-        kept.known
+        contents.known
     }
 
-    /// Changes it. Where it cannot be kept, a later process asks for nothing: it has the front-end read anew.
-    pub fn note(&self, change: impl FnOnce(Option<Known>) -> Option<Known>) {
-        let mut kept = self.lock();
-        kept.known = change(kept.known);
-        self.store(&mut kept);
+    /// Changes it. Where it cannot be stored, a later process asks for nothing: it has the front-end read anew.
+    pub fn update(&self, change: impl FnOnce(Option<KnownConfig>) -> Option<KnownConfig>) {
+        let mut contents = self.lock();
+        contents.known = change(contents.known);
+        self.store(&mut contents);
     }
 
     /// The guest has changed what is on the media, or has said how that is to be done: what is known may be kept there.
     pub fn media_is_written(&self) {
-        let mut kept = self.lock();
-        kept.may_store = true;
-        self.store(&mut kept);
+        let mut contents = self.lock();
+        contents.may_store = true;
+        self.store(&mut contents);
     }
 
-    fn store(&self, kept: &mut Kept) {
-        if !kept.may_store || kept.known == kept.stored {
+    fn store(&self, contents: &mut Contents) {
+        if !contents.may_store || contents.known == contents.stored {
             return;
         }
         if let Some(path) = &self.path {
-            write(path, kept.known);
+            write(path, contents.known);
         }
-        kept.stored = kept.known;
+        contents.stored = contents.known;
     }
 
-    fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Contents> {
+        self.contents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -103,12 +103,12 @@ impl<D: Disk> Session<D> {
     /// Before the first ring of a front-end: what its guest has chosen goes on to hold, if the guest is not new. It is not
     /// where the front-end comes back, or has got it from another one (a migration), which has read the configuration as
     /// that of a new guest.
-    pub(super) fn recall_cache_mode(&self, state: &State<D>) {
+    pub(super) fn restore_cache_mode(&self, state: &State<D>) {
         let has_read = self.config_notifier.has_read();
         if state.has_loaded_mode || has_read && state.vrings.iter().all(Vring::is_at_start) {
             return;
         }
-        let known = self.context.memo.as_ref().and_then(Memo::look);
+        let known = self.context.config_record.as_ref().and_then(ConfigRecord::reload);
         if known.and_then(|known| known.writeback) == Some(false) {
             if has_read && self.cache.show_writeback(false) {
                 self.config_notifier.mark_stale();
@@ -119,33 +119,33 @@ impl<D: Disk> Session<D> {
 
     /// A ring runs: its front-end is told to read the configuration, if that is not what it knows.
     pub(super) fn ring_runs(&self) {
-        let known = || self.context.memo.as_ref().and_then(Memo::known);
+        let known = || self.context.config_record.as_ref().and_then(ConfigRecord::known);
         let is_known = || known().is_some_and(|known| known.capacity_sectors == self.capacity_sectors());
         let told = self.config_notifier.ring_started(is_known);
-        self.note(self.log_notified(told));
+        self.record_config(self.log_notified(told));
     }
 
     /// The configuration is another than it was.
     pub(super) fn config_changed(&self) {
         if self.log_notified(self.config_notifier.config_changed()) {
-            self.note(true);
+            self.record_config(true);
         }
     }
 
     /// What a front-end whose rings run knows from now on: its guest's choice, and the size if it has been told.
-    pub(super) fn note(&self, is_told: bool) {
-        let Some(memo) = &self.context.memo else { return };
+    pub(super) fn record_config(&self, is_told: bool) {
+        let Some(record) = &self.context.config_record else { return };
         let (capacity_sectors, chosen) = (self.capacity_sectors(), self.cache.chosen());
-        memo.note(|before| {
-            let before = before.unwrap_or(Known { capacity_sectors: 0, writeback: None });
+        record.update(|before| {
+            let before = before.unwrap_or(KnownConfig { capacity_sectors: 0, writeback: None });
             let capacity_sectors = if is_told { capacity_sectors } else { before.capacity_sectors };
-            Some(Known { capacity_sectors, writeback: chosen.or(before.writeback) })
+            Some(KnownConfig { capacity_sectors, writeback: chosen.or(before.writeback) })
         });
     }
 
     pub(super) fn media_is_written(&self) {
-        if let Some(memo) = &self.context.memo {
-            memo.media_is_written();
+        if let Some(record) = &self.context.config_record {
+            record.media_is_written();
         }
     }
 
@@ -164,7 +164,7 @@ impl<D: Disk> Session<D> {
     }
 }
 
-fn read(path: &Path) -> Option<Known> {
+fn read(path: &Path) -> Option<KnownConfig> {
     NAMES.iter().find_map(|name| {
         let mut bytes = [0; MAX_BYTES];
         let len = getxattr(path, *name, &mut bytes).ok()?;
@@ -172,7 +172,7 @@ fn read(path: &Path) -> Option<Known> {
     })
 }
 
-fn write(path: &Path, known: Option<Known>) {
+fn write(path: &Path, known: Option<KnownConfig>) {
     // What is not so any more is worse than nothing.
     NAMES.iter().for_each(|name| _ = removexattr(path, *name));
     let Some(known) = known else { return };
@@ -183,7 +183,7 @@ fn write(path: &Path, known: Option<Known>) {
     }
 }
 
-fn text(known: Known) -> String {
+fn text(known: KnownConfig) -> String {
     let mode = match known.writeback {
         None => "unknown",
         Some(true) => "writeback",
@@ -192,7 +192,7 @@ fn text(known: Known) -> String {
     format!("{} {mode}", known.capacity_sectors)
 }
 
-fn parse(text: &str) -> Option<Known> {
+fn parse(text: &str) -> Option<KnownConfig> {
     let (sectors, mode) = text.split_once(' ')?;
     let writeback = match mode {
         "unknown" => None,
@@ -200,7 +200,7 @@ fn parse(text: &str) -> Option<Known> {
         "writethrough" => Some(false),
         _ => return None,
     };
-    Some(Known { capacity_sectors: sectors.parse().ok()?, writeback })
+    Some(KnownConfig { capacity_sectors: sectors.parse().ok()?, writeback })
 }
 
 #[cfg(test)]
@@ -211,7 +211,7 @@ mod tests {
     fn what_is_written_is_read() {
         for writeback in [None, Some(true), Some(false)] {
             for capacity_sectors in [0, 1, u64::MAX] {
-                let known = Known { capacity_sectors, writeback };
+                let known = KnownConfig { capacity_sectors, writeback };
                 assert_eq!(parse(&text(known)), Some(known));
                 assert!(text(known).len() <= MAX_BYTES);
             }
@@ -231,16 +231,16 @@ mod tests {
             eprintln!("skipped: no attributes in /dev/shm");
             return;
         }
-        let known = Known { capacity_sectors: 7, writeback: Some(false) };
-        let memo = |durability| Memo::of(Some(file.clone()), durability);
-        assert_eq!(memo(Durability::Volatile).known(), None);
-        memo(Durability::Volatile).note(|_| Some(known));
-        assert_eq!(memo(Durability::Page).known(), Some(known));
-        memo(Durability::Page).note(|_| None);
-        let last = memo(Durability::CacheLine);
+        let known = KnownConfig { capacity_sectors: 7, writeback: Some(false) };
+        let record = |durability| ConfigRecord::load(Some(file.clone()), durability);
+        assert_eq!(record(Durability::Volatile).known(), None);
+        record(Durability::Volatile).update(|_| Some(known));
+        assert_eq!(record(Durability::Page).known(), Some(known));
+        record(Durability::Page).update(|_| None);
+        let last = record(Durability::CacheLine);
         assert_eq!(last.known(), Some(known), "media is not written to for it alone");
-        last.note(|_| None);
+        last.update(|_| None);
         last.media_is_written();
-        assert_eq!(memo(Durability::Page).known(), None);
+        assert_eq!(record(Durability::Page).known(), None);
     }
 }

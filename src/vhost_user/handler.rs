@@ -268,7 +268,7 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
                     self.flush()
                 })?;
                 if self.state().has_run {
-                    self.note(false);
+                    self.record_config(false);
                     self.media_is_written();
                 }
                 Ok(())

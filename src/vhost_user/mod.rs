@@ -23,7 +23,7 @@ mod writer_lock;
 
 pub use backend_channel::Channel;
 pub use checker::{ClosedApart, Helper};
-pub use config_record::{Known, Memo};
+pub use config_record::{ConfigRecord, KnownConfig};
 pub use connection::{Connection, Hangup};
 pub use front_ends::FrontEnds;
 pub use handler::PROTOCOL_FEATURES;

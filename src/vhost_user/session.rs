@@ -9,7 +9,7 @@ use vhost::vhost_user::message::VhostTransferStateDirection;
 
 use super::checker::Helper;
 use super::config_notifier::ConfigNotifier;
-use super::config_record::Memo;
+use super::config_record::ConfigRecord;
 use super::debug_log;
 use super::device_state::StateError;
 use super::device_state::transfer::{Transfer, TransferError};
@@ -99,7 +99,7 @@ pub struct SessionContext<D: Disk> {
     /// Set while one of them is in a postcopy migration.
     pub postcopy_turn: Arc<AtomicBool>,
     /// What the front-end knows whose rings ran last; none for a disk that serves several at once.
-    pub memo: Option<Memo>,
+    pub config_record: Option<ConfigRecord>,
     /// What receives descriptors.
     pub helper: Arc<Helper>,
     /// What they may take of the process.
@@ -324,7 +324,7 @@ impl<D: Disk> Session<D> {
             return self.wait_for_writer_lock(state);
         }
         if !state.has_run {
-            self.recall_cache_mode(state);
+            self.restore_cache_mode(state);
         }
         let Some(vring) = state.vrings.get_mut(usize::from(index)) else { return Ok(()) };
         let Some(kick) = &vring.kick else { return Ok(()) };

@@ -20,7 +20,7 @@ use crate::limits::budget::{Amounts, Share};
 use crate::limits::thread;
 use crate::log::Cause;
 use crate::vhost_user::{
-    ClosedApart, Connection, Hangup, Inherited, Session, SessionContext, SessionId, Stranger,
+    ClosedByChecker, Connection, Hangup, Inherited, Session, SessionContext, SessionId, Stranger,
 };
 use crate::worker::Pool;
 
@@ -54,9 +54,9 @@ pub(super) struct Door<D: Disk> {
 }
 
 impl<D: Disk> Door<D> {
-    fn copy_of_listener(&self) -> Option<ClosedApart<OwnedFd>> {
+    fn copy_of_listener(&self) -> Option<ClosedByChecker<OwnedFd>> {
         let Inherited::Listening(listener) = &self.inlet else { return None };
-        ClosedApart::listener(listener.as_fd(), self.context.helper.clone()).ok()
+        ClosedByChecker::listener(listener.as_fd(), self.context.checker.clone()).ok()
     }
 }
 
@@ -65,7 +65,7 @@ impl<D: Disk> Door<D> {
 struct Guest {
     door: usize,
     /// Dropped when the session has dropped its own.
-    stream: ClosedApart<UnixStream>,
+    stream: ClosedByChecker<UnixStream>,
     thread: JoinHandle<()>,
     /// It has said something: a whole message.
     has_spoken: Arc<AtomicBool>,
@@ -183,13 +183,13 @@ impl<D: Disk> Acceptor<D> {
             let disk = &context.device.identity().name;
             tracing::warn!(disk, %stranger, suppressed, "a connection is refused");
         }
-        drop(ClosedApart::connection(stream, context.helper.clone()));
+        drop(ClosedByChecker::connection(stream, context.checker.clone()));
     }
 
     /// A front-end has come. Its session begins with the first message.
     fn let_in(&mut self, number: usize, stream: UnixStream) {
         let Some(door) = self.doors.get(number) else { return };
-        let stream = match ClosedApart::connection(stream, door.context.helper.clone()) {
+        let stream = match ClosedByChecker::connection(stream, door.context.checker.clone()) {
             Ok(stream) => stream,
             Err(error) => return self.exhausted(number, &error),
         };
@@ -252,7 +252,7 @@ impl<D: Disk> Acceptor<D> {
         }
     }
 
-    fn begin(&mut self, number: usize, stream: ClosedApart<UnixStream>) {
+    fn begin(&mut self, number: usize, stream: ClosedByChecker<UnixStream>) {
         let Some(door) = self.doors.get(number) else { return };
         let share = match door.context.budget.take(Amounts::SESSION) {
             Ok(share) => share,
@@ -284,7 +284,7 @@ impl<D: Disk> Acceptor<D> {
         &self,
         id: SessionId,
         context: Arc<SessionContext<D>>,
-        stream: &ClosedApart<UnixStream>,
+        stream: &ClosedByChecker<UnixStream>,
         share: Share,
         has_spoken: Arc<AtomicBool>,
     ) -> io::Result<JoinHandle<()>> {
@@ -339,7 +339,7 @@ impl<D: Disk> Acceptor<D> {
         let copies: Vec<_> = doors.iter().filter_map(Door::copy_of_listener).collect();
         // No new front-ends; the sockets' paths disappear. Whoever comes back when it is hung up on is refused.
         drop(doors);
-        ClosedApart::close_all(copies);
+        ClosedByChecker::close_all(copies);
         drop(silent);
         for guest in guests.values() {
             guest.stream.shut_down();

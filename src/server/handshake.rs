@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use rustix::io::ioctl_fionread;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use crate::vhost_user::{ClosedApart, HEADER_BYTES};
+use crate::vhost_user::{ClosedByChecker, HEADER_BYTES};
 
 /// The first number of a connection in its events; doors have lower ones.
 const FIRST: u64 = 1 << 32;
@@ -17,7 +17,7 @@ const FIRST: u64 = 1 << 32;
 #[derive(Debug)]
 struct Waiting {
     door: usize,
-    stream: ClosedApart<UnixStream>,
+    stream: ClosedByChecker<UnixStream>,
 }
 
 /// All of them, by the order in which they came.
@@ -33,7 +33,7 @@ pub(super) enum Heard {
     /// No whole header yet.
     Nothing,
     /// The header of a message is there, from a front-end that came through this door.
-    Header(usize, ClosedApart<UnixStream>),
+    Header(usize, ClosedByChecker<UnixStream>),
     /// It was closed; it had come through this door.
     End(usize),
 }
@@ -47,7 +47,7 @@ impl Silent {
         &mut self,
         epoll: &Epoll,
         door: usize,
-        stream: ClosedApart<UnixStream>,
+        stream: ClosedByChecker<UnixStream>,
     ) -> io::Result<()> {
         let number = FIRST + self.came;
         // Once for each piece that comes: half a header must not be looked at all the time.

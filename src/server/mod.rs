@@ -33,8 +33,8 @@ use crate::disk::{
 use crate::limits::budget::Budget;
 use crate::limits::thread;
 use crate::vhost_user::{
-    AllowedUsers, ConfigRecord, FrontEnds, Helper, Inherited, Listener, ListenerError, SessionContext,
-    SocketAccess, WriterLock, is_postcopy_possible,
+    AllowedUsers, ConfigRecord, DescriptorChecker, FrontEnds, Inherited, Listener, ListenerError,
+    SessionContext, SocketAccess, WriterLock, is_postcopy_possible,
 };
 use crate::virtio::blk::{Counters, Device, Identity};
 use crate::worker::Cpus;
@@ -133,7 +133,7 @@ impl Server<Backing> {
     /// [`ServerError`]; nothing is left behind then.
     pub fn start(config: ServerConfig) -> Result<Self, ServerError> {
         // First: it keeps a copy of what memory there is, and no disk is mapped yet.
-        let helper = Helper::start().map_err(ServerError::Threads)?;
+        let checker = DescriptorChecker::start().map_err(ServerError::Threads)?;
         let engine = prepare()?;
         let ServerConfig { disks, workers, polling, exit_on_disconnect, should_stop } = config;
         let (mut services, mut summaries, mut created) = (Vec::new(), Vec::new(), Created::default());
@@ -152,7 +152,7 @@ impl Server<Backing> {
             summaries.push(summary);
         }
         let mut server =
-            Self::serve_with(helper, services, ServeOptions { workers, polling, exit_on_disconnect })?;
+            Self::serve_with(checker, services, ServeOptions { workers, polling, exit_on_disconnect })?;
         created.keep();
         server.disks = summaries;
         tracing::info!("copies: {}", engine.describe());
@@ -201,12 +201,12 @@ impl<D: Disk> Server<D> {
     /// # Errors
     /// [`ServerError::Config`], [`ServerError::Threads`], [`ServerError::Copy`].
     pub fn serve(services: Vec<Service<D>>, options: ServeOptions) -> Result<Self, ServerError> {
-        let helper = Helper::start().map_err(ServerError::Threads)?;
-        Self::serve_with(helper, services, options)
+        let checker = DescriptorChecker::start().map_err(ServerError::Threads)?;
+        Self::serve_with(checker, services, options)
     }
 
     fn serve_with(
-        helper: Arc<Helper>,
+        checker: Arc<DescriptorChecker>,
         services: Vec<Service<D>>,
         options: ServeOptions,
     ) -> Result<Self, ServerError> {
@@ -230,7 +230,7 @@ impl<D: Disk> Server<D> {
                 offers_postcopy: postcopy && is_postcopy_possible(),
                 postcopy_turn: Arc::default(),
                 config_record: is_exclusive.then_some(config_record),
-                helper: helper.clone(),
+                checker: checker.clone(),
                 budget,
                 front_ends: FrontEnds::default(),
                 log_limit,

@@ -93,7 +93,7 @@ impl<D: Disk> Connection<D> {
     /// One message.
     fn message(&mut self, dispatcher: &mut Dispatcher<D>) -> Result<(), Hangup> {
         let message =
-            Message::receive(&self.stream, &self.session.context.helper).map_err(|error| match error {
+            Message::receive(&self.stream, &self.session.context.checker).map_err(|error| match error {
                 ReceiveError::End => Hangup::Left,
                 ReceiveError::Io(error) if error.kind() == io::ErrorKind::ConnectionReset => Hangup::Left,
                 ReceiveError::Io(error) => Hangup::Broken(error),
@@ -114,7 +114,7 @@ impl<D: Disk> Connection<D> {
     fn handle(&self, mut message: Message, dispatcher: &mut Dispatcher<D>) -> Result<Answer, Hangup> {
         let request = FrontendReq::try_from(message.code);
         if let Ok(request) = request
-            && let Err(reason) = judge(request, &message)
+            && let Err(reason) = check_descriptors(request, &message)
         {
             return self.refuse_descriptors(request, &message, reason);
         }
@@ -265,7 +265,7 @@ pub(super) fn name(code: u32) -> String {
 }
 
 /// Whether what comes with a request may.
-fn judge(request: FrontendReq, message: &Message) -> Result<(), String> {
+fn check_descriptors(request: FrontendReq, message: &Message) -> Result<(), String> {
     let Message { files, refused, .. } = message;
     let count = files.len().saturating_add(refused.len());
     if count != 0 && !takes_files(request) {

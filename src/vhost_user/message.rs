@@ -13,7 +13,7 @@ use rustix::net::{
     SendFlags, recvmsg, sendmsg,
 };
 
-use super::checker::{Helper, Received};
+use super::checker::{DescriptorChecker, Received};
 use super::descriptor::Kind;
 use crate::limits::bounds::{MAX_MESSAGE_BYTES, MAX_MESSAGE_DESCRIPTORS, MESSAGE_TIMEOUT};
 
@@ -53,11 +53,11 @@ pub(super) enum ReceiveError {
 impl Message {
     /// The next message, however many pieces it comes in. Nothing behind it is read, so descriptors cannot
     /// get to the wrong one.
-    pub(super) fn receive(stream: &UnixStream, helper: &Helper) -> Result<Self, ReceiveError> {
+    pub(super) fn receive(stream: &UnixStream, checker: &DescriptorChecker) -> Result<Self, ReceiveError> {
         let mut message =
             Self { bytes: Vec::new(), code: 0, flags: 0, files: Vec::new(), refused: Vec::new() };
         let mut deadline = None;
-        message.fill(stream, helper, HEADER_BYTES, &mut deadline)?;
+        message.fill(stream, checker, HEADER_BYTES, &mut deadline)?;
         let [code, flags, body_bytes] = header(&message.bytes);
         if flags & !NEED_REPLY != VERSION || body_bytes > MAX_MESSAGE_BYTES {
             return Err(ReceiveError::NotARequest(flags, body_bytes));
@@ -65,7 +65,7 @@ impl Message {
         (message.code, message.flags) = (code, flags);
         message.fill(
             stream,
-            helper,
+            checker,
             HEADER_BYTES.saturating_add(usize::try_from(body_bytes).unwrap_or(0)),
             &mut deadline,
         )?;
@@ -77,7 +77,7 @@ impl Message {
     fn fill(
         &mut self,
         stream: &UnixStream,
-        helper: &Helper,
+        checker: &DescriptorChecker,
         len: usize,
         deadline: &mut Option<Instant>,
     ) -> Result<(), ReceiveError> {
@@ -94,7 +94,7 @@ impl Message {
             bytes.truncate(peeked.bytes);
             if peeked.flags.contains(ReturnFlags::CTRUNC) {
                 let code = if self.bytes.is_empty() { header(&bytes)[0] } else { header(&self.bytes)[0] };
-                let Received { bytes, files, refused } = helper.receive(stream, code, bytes.len())?;
+                let Received { bytes, files, refused } = checker.receive(stream, code, bytes.len())?;
                 self.bytes.extend(bytes);
                 self.files.extend(files);
                 self.refused.extend(refused);

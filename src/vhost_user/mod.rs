@@ -22,7 +22,7 @@ mod vring;
 mod writer_lock;
 
 pub use backend_channel::Channel;
-pub use checker::{ClosedApart, Helper};
+pub use checker::{ClosedByChecker, DescriptorChecker};
 pub use config_record::{ConfigRecord, KnownConfig};
 pub use connection::{Connection, Hangup};
 pub use front_ends::FrontEnds;

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 
 use vhost::vhost_user::message::VhostTransferStateDirection;
 
-use super::checker::Helper;
+use super::checker::DescriptorChecker;
 use super::config_notifier::ConfigNotifier;
 use super::config_record::ConfigRecord;
 use super::debug_log;
@@ -101,7 +101,7 @@ pub struct SessionContext<D: Disk> {
     /// What the front-end knows whose rings ran last; none for a disk that serves several at once.
     pub config_record: Option<ConfigRecord>,
     /// What receives descriptors.
-    pub helper: Arc<Helper>,
+    pub checker: Arc<DescriptorChecker>,
     /// What they may take of the process.
     pub budget: DiskBudget,
     /// Who is connected.

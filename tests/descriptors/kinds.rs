@@ -204,10 +204,10 @@ fn the_processes_that_receive_descriptors_are_replaced() {
     let daemon = two_disks();
     let (_bystander, load) = bystander(&daemon);
     for _ in 0..2 {
-        let helpers = Process(daemon.pid()).descendants();
-        assert_eq!(helpers.len(), 2, "one makes them, one is at work");
-        for helper in helpers {
-            let pid = Pid::from_raw(helper.cast_signed()).unwrap();
+        let checkers = Process(daemon.pid()).descendants();
+        assert_eq!(checkers.len(), 2, "one makes them, one is at work");
+        for checker in checkers {
+            let pid = Pid::from_raw(checker.cast_signed()).unwrap();
             // The second may be gone with the first.
             let _ = kill_process(pid, Signal::KILL);
         }

@@ -13,28 +13,28 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown, sockopt};
 
-use super::Helper;
+use super::DescriptorChecker;
 use super::packet::{CLOSE, IsAwaited, Request, send};
 use crate::limits::bounds::CHECKER_TIMEOUT;
 
 /// A socket to be dropped after all of its copies in this process.
 #[derive(Debug)]
-pub struct ClosedApart<T: AsFd> {
+pub struct ClosedByChecker<T: AsFd> {
     socket: Option<T>,
     /// Nobody else has it, so that it can be shut down and looked into.
     is_ours: bool,
-    helper: Arc<Helper>,
+    checker: Arc<DescriptorChecker>,
 }
 
-impl ClosedApart<UnixStream> {
+impl ClosedByChecker<UnixStream> {
     /// A connection that nothing was read from.
     ///
     /// # Errors
     /// It takes no options.
-    pub fn connection(socket: UnixStream, helper: Arc<Helper>) -> io::Result<Self> {
+    pub fn connection(socket: UnixStream, checker: Arc<DescriptorChecker>) -> io::Result<Self> {
         // A byte out of band would be skipped with the descriptors that come with it: they would be dropped unseen.
         let inline = sockopt::set_socket_oobinline(&socket, true);
-        let guarded = Self { socket: Some(socket), is_ours: true, helper };
+        let guarded = Self { socket: Some(socket), is_ours: true, checker };
         inline?;
         Ok(guarded)
     }
@@ -65,20 +65,20 @@ impl ClosedApart<UnixStream> {
     }
 }
 
-impl ClosedApart<OwnedFd> {
+impl ClosedByChecker<OwnedFd> {
     /// A copy of a listening socket: in connections that nobody has accepted there may be anything. A service manager may
     /// have it, too, and goes on listening.
     ///
     /// # Errors
     /// No descriptor is left.
-    pub fn listener(socket: BorrowedFd<'_>, helper: Arc<Helper>) -> io::Result<Self> {
-        Ok(Self { socket: Some(socket.try_clone_to_owned()?), is_ours: false, helper })
+    pub fn listener(socket: BorrowedFd<'_>, checker: Arc<DescriptorChecker>) -> io::Result<Self> {
+        Ok(Self { socket: Some(socket.try_clone_to_owned()?), is_ours: false, checker })
     }
 
     /// Closes these, whose other copies in this process are closed, and waits until nobody is let in through them any more.
     /// Where Linux cannot tell that (before 5.3), or has not told it in time, it is not waited for.
     pub fn close_all(listeners: Vec<Self>) {
-        let close = |mut it: Self| it.helper.close(it.socket.take()?, IsAwaited::Yes);
+        let close = |mut it: Self| it.checker.close(it.socket.take()?, IsAwaited::Yes);
         let closers: Vec<OwnedFd> = listeners.into_iter().filter_map(close).collect();
         let deadline = Instant::now() + CHECKER_TIMEOUT;
         for closer in closers {
@@ -89,18 +89,18 @@ impl ClosedApart<OwnedFd> {
     }
 }
 
-impl<T: AsFd> Drop for ClosedApart<T> {
+impl<T: AsFd> Drop for ClosedByChecker<T> {
     fn drop(&mut self) {
         let Some(socket) = self.socket.take() else { return };
         // Nothing more comes then.
         let is_shut = self.is_ours && rustix::net::shutdown(&socket, Shutdown::Both).is_ok();
         if !(is_shut && is_empty(socket.as_fd())) {
-            self.helper.close(socket, IsAwaited::No);
+            self.checker.close(socket, IsAwaited::No);
         }
     }
 }
 
-impl Helper {
+impl DescriptorChecker {
     /// Closes it here, and then where nobody minds how long that takes. Answers with the process (a pidfd) that has it until
     /// its end, if that is awaited.
     fn close<T: AsFd>(&self, socket: T, is_awaited: IsAwaited) -> Option<OwnedFd> {

@@ -1,4 +1,4 @@
-//! A process apart that receives descriptors, and passes on those that are harmless.
+//! The descriptor checker: a process of its own that receives descriptors, and passes on those that are harmless.
 //!
 //! Once a descriptor is in a process's table, that process has to close it, at its end if not before; and to close a file of
 //! another user's FUSE mount is to wait for his program (`FUSE_FLUSH`), which no signal ends. The like holds for a pipe
@@ -7,10 +7,10 @@
 //! its time for that. Another one has taken its place by then.
 //!
 //! ```text
-//! session ── asks ─▶ judge: receives, judges ─▶ harmless: passed on
-//!                                            ─▶ anything else: said what it is; spawner makes another judge; ends
-//!                                            ─▶ device state: passed on is a socket to the judge, which reads or writes
-//!                                                             the state itself; spawner makes another judge; ends
+//! session ── asks ─▶ checker: receives, checks ─▶ harmless: passed on
+//!                                              ─▶ anything else: said what it is; spawner makes another checker; ends
+//!                                              ─▶ device state: passed on is a socket to the checker, which reads or
+//!                                                               writes the state itself; spawner makes another; ends
 //! ```
 //!
 //! A message without descriptors never gets here.
@@ -35,7 +35,7 @@ use rustix::process::Pid;
 use super::descriptor::Kind;
 use crate::limits::bounds::CHECKER_TIMEOUT;
 use crate::sandbox::process::{self, Life};
-pub use closing::ClosedApart;
+pub use closing::ClosedByChecker;
 use packet::{Answer, Request};
 pub(super) use state_relay::{LOAD, SAVE, StateAnswer};
 
@@ -48,13 +48,13 @@ pub(super) struct Received {
     pub(super) refused: Vec<Kind>,
 }
 
-/// The processes apart; they end when this is dropped, or this process is no more.
+/// The checker's processes; they end when this is dropped, or this process is no more.
 #[derive(Debug)]
-pub struct Helper(Mutex<Link>);
+pub struct DescriptorChecker(Mutex<Link>);
 
 #[derive(Debug)]
 struct Link {
-    /// To whichever process is the judge.
+    /// To whichever process is the checker.
     socket: OwnedFd,
     /// To the spawner, which ends when it is closed.
     control: UnixStream,
@@ -63,7 +63,7 @@ struct Link {
     number: u64,
 }
 
-impl Helper {
+impl DescriptorChecker {
     /// Starts the processes. The earlier, the less of this process's memory they keep a copy of.
     ///
     /// # Errors
@@ -112,11 +112,11 @@ impl Link {
             let mut waits = [PollFd::new(&self.socket, PollFlags::IN)];
             match poll(&mut waits, Some(&Timespec::try_from(left).unwrap_or_default())) {
                 Ok(0) => {
-                    // It is to make another judge.
+                    // It is to make another checker.
                     let _ = (&self.control).write_all(&[0]);
                     return Err(io::Error::new(
                         io::ErrorKind::TimedOut,
-                        "descriptors were not judged in time",
+                        "descriptors were not checked in time",
                     ));
                 }
                 Ok(_) => {}
@@ -124,7 +124,7 @@ impl Link {
                 Err(error) => return Err(error.into()),
             }
             let answer = Answer::receive(&self.socket).map_err(gone)?;
-            // Any other is of a judge that was given up.
+            // Any other is of a checker that was given up.
             if answer.number == number {
                 return answer.outcome;
             }
@@ -146,7 +146,7 @@ fn is_killed(error: &io::Error) -> bool {
 }
 
 fn gone(error: io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("the process that judges descriptors: {error}"))
+    io::Error::new(error.kind(), format!("the descriptor checker: {error}"))
 }
 
 /// Messages keep their bounds.

@@ -1,4 +1,4 @@
-//! What is asked of the judge, and what it answers: one packet each.
+//! What is asked of the checker, and what it answers: one packet each.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;

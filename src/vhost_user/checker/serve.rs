@@ -16,7 +16,7 @@ use crate::vhost_user::descriptor::Kind;
 
 /// What has come, and what is to be done with what is not passed on.
 #[derive(Debug)]
-struct Judged {
+struct Checked {
     received: Received,
     /// Not to be closed while anybody waits for this process: never dropped.
     rest: Vec<ManuallyDrop<OwnedFd>>,
@@ -47,7 +47,7 @@ pub(super) fn serve(orders: &OwnedFd, retires: &OwnedFd, keeps: bool) {
         let most = usize::try_from(request.most).unwrap_or(usize::MAX);
         let (outcome, rest, state) = match packet::receive(stream.as_fd(), most, RecvFlags::DONTWAIT) {
             Ok((bytes, files)) => {
-                let Judged { received, rest, state } = judge(request.code, bytes, files, keeps);
+                let Checked { received, rest, state } = check(request.code, bytes, files, keeps);
                 (Ok(received), rest, state)
             }
             Err(error) => (Err(error), Vec::new(), None),
@@ -72,14 +72,14 @@ fn closer(ends: bool) -> io::Result<Received> {
     Ok(Received { bytes: Vec::new(), files, refused: Vec::new() })
 }
 
-fn judge(code: u32, bytes: Vec<u8>, files: Vec<OwnedFd>, keeps: bool) -> Judged {
+fn check(code: u32, bytes: Vec<u8>, files: Vec<OwnedFd>, keeps: bool) -> Checked {
     let is_one = files.len() == 1;
     let is_state = FrontendReq::try_from(code) == Ok(FrontendReq::SET_DEVICE_STATE_FD);
     let received = Received { bytes, files: Vec::new(), refused: Vec::new() };
-    let mut judged = Judged { received, rest: Vec::new(), state: None };
+    let mut checked = Checked { received, rest: Vec::new(), state: None };
     for file in files {
         let kind = Kind::of(file.as_fd());
-        let Judged { received, rest, state } = &mut judged;
+        let Checked { received, rest, state } = &mut checked;
         if is_state && is_one && kind.is_stream() {
             match relay(keeps) {
                 Ok((relay, passed)) => {
@@ -103,7 +103,7 @@ fn judge(code: u32, bytes: Vec<u8>, files: Vec<OwnedFd>, keeps: bool) -> Judged 
             rest.push(ManuallyDrop::new(file));
         }
     }
-    judged
+    checked
 }
 
 fn relay(keeps: bool) -> io::Result<(OwnedFd, OwnedFd)> {

@@ -1,4 +1,4 @@
-//! The process that makes judges, one after the other. It never has a descriptor of a front-end itself.
+//! The process that makes checkers, one after the other. It never has a descriptor of a front-end itself.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -13,7 +13,7 @@ use crate::sandbox::process::{self, Life};
 /// Before a process that could not be had is tried for again.
 const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
 
-/// Makes a judge whenever the one before has retired, until the daemon is gone.
+/// Makes a checker whenever the one before has retired, until the daemon is gone.
 pub(super) fn run(orders: &OwnedFd, control: &UnixStream) {
     let (mut made, mut ended) = (0_usize, 0_usize);
     loop {
@@ -21,7 +21,7 @@ pub(super) fn run(orders: &OwnedFd, control: &UnixStream) {
         let keeps = made.saturating_sub(ended) >= MAX_RETIRED_CHECKERS;
         let Ok((retired, retires)) = pipe_with(PipeFlags::CLOEXEC) else { return };
         let given = [orders.as_fd(), retires.as_fd()];
-        let Ok(judge) = process::fork(&given, Life::OfItsParent, || serve::serve(orders, &retires, keeps))
+        let Ok(checker) = process::fork(&given, Life::OfItsParent, || serve::serve(orders, &retires, keeps))
         else {
             if is_over(control, Some(&PAUSE)) {
                 return;
@@ -34,7 +34,7 @@ pub(super) fn run(orders: &OwnedFd, control: &UnixStream) {
         while poll(&mut waits, None).is_err() {}
         let [_, asked] = waits;
         if !asked.revents().is_empty() {
-            process::kill(judge);
+            process::kill(checker);
             if is_over(control, None) {
                 return;
             }
@@ -42,7 +42,7 @@ pub(super) fn run(orders: &OwnedFd, control: &UnixStream) {
     }
 }
 
-/// Whether the daemon is gone. Otherwise it has asked for another judge, if anything.
+/// Whether the daemon is gone. Otherwise it has asked for another checker, if anything.
 fn is_over(control: &UnixStream, patience: Option<&Timespec>) -> bool {
     let mut asked = [PollFd::new(control, PollFlags::IN)];
     match poll(&mut asked, patience) {

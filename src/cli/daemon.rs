@@ -35,7 +35,7 @@ pub(super) fn run<T>(
         started => started?,
     };
     let metrics: Option<Serving> = endpoint.map(|endpoint| endpoint.serve(server.observer())).transpose()?;
-    let forwarder = signals.forward_to(server.stopper(), server.rereader());
+    let forwarder = signals.forward_to(server.stopper(), server.rescan());
     activation::announce(manager.as_ref(), kept);
     let _announcement = announce(server.disks());
     log(server.disks());

@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT stop the server; a second SIGINT does not wait for it. SIGHUP has it look at the sizes of
+//! SIGTERM and SIGINT stop the server; a second SIGINT does not wait for it. SIGHUP has it read the sizes of
 //! its disks.
 
 use std::ffi::c_int;
@@ -13,7 +13,7 @@ use signal_hook::iterator::{Handle, Signals};
 use vmm_sys_util::signal::unblock_signal;
 
 use crate::limits::thread;
-use crate::server::{Rereader, Stopper};
+use crate::server::{Rescan, Stopper};
 
 const CAUGHT: [c_int; 3] = [SIGTERM, SIGINT, SIGHUP];
 
@@ -56,17 +56,13 @@ impl CaughtSignals {
         Arc::clone(&self.should_stop)
     }
 
-    pub(super) fn forward_to(
-        mut self,
-        stopper: Stopper,
-        rereader: Option<Rereader>,
-    ) -> io::Result<Forwarder> {
+    pub(super) fn forward_to(mut self, stopper: Stopper, rescan: Option<Rescan>) -> io::Result<Forwarder> {
         let handle = self.signals.handle();
         let thread = thread::spawn("signals", move || {
             for signal in self.signals.forever() {
                 if signal == SIGHUP {
                     tracing::info!("looking at the sizes of the disks on SIGHUP");
-                    rereader.iter().for_each(Rereader::reread);
+                    rescan.iter().for_each(Rescan::request);
                     continue;
                 }
                 let name = if signal == SIGTERM { "SIGTERM" } else { "SIGINT" };

@@ -102,8 +102,8 @@ impl Disk for Backing {
         either!(self, disk => disk.geometry())
     }
 
-    fn reread_size(&self) -> Result<u64, GrowError> {
-        either!(self, disk => disk.reread_size())
+    fn rescan_size(&self) -> Result<u64, GrowError> {
+        either!(self, disk => disk.rescan_size())
     }
 
     fn unit_bytes(&self) -> u32 {

@@ -212,7 +212,7 @@ impl Disk for BlockDisk {
         Geometry { capacity_bytes: self.capacity_bytes.load(Ordering::Relaxed), ..self.geometry }
     }
 
-    fn reread_size(&self) -> Result<u64, GrowError> {
+    fn rescan_size(&self) -> Result<u64, GrowError> {
         // The offset of the open file is nobody's business: all I/O names its own.
         let end = rustix::fs::seek(&**self.file, SeekFrom::End(0));
         let device_bytes = end.map_err(|errno| cannot("tell the size of the device")(errno.into()))?;
@@ -466,11 +466,11 @@ mod tests {
         let device = disk.file().try_clone().unwrap();
         device.set_len(2 * LEN as u64 + 100).unwrap();
         assert!(matches!(disk.read(LEN as u64, guest.segments()), Err(DiskError::OutOfRange)));
-        assert_eq!(disk.reread_size().unwrap(), 2 * LEN as u64);
+        assert_eq!(disk.rescan_size().unwrap(), 2 * LEN as u64);
         assert_eq!(disk.geometry().capacity_bytes, 2 * LEN as u64);
         disk.read(2 * LEN as u64 - 4096, guest.segments()).unwrap();
         device.set_len(LEN as u64).unwrap();
-        assert!(matches!(disk.reread_size(), Err(GrowError::Shrunk { .. })));
+        assert!(matches!(disk.rescan_size(), Err(GrowError::Shrunk { .. })));
         assert_eq!(disk.geometry().capacity_bytes, 2 * LEN as u64);
     }
 

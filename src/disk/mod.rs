@@ -163,7 +163,7 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// [`GrowError`]; the size is the same as before then.
-    fn reread_size(&self) -> Result<u64, GrowError> {
+    fn rescan_size(&self) -> Result<u64, GrowError> {
         Ok(self.geometry().capacity_bytes)
     }
 

@@ -3,7 +3,7 @@
 //! It waits until a program that had one of the files open for writing has closed it (`IN_CLOSE_WRITE`), as
 //! `truncate`, `fallocate` and `dd` do when they are done (`qemu-img resize` respects the lock of a served file). Each
 //! write would be told as well (`IN_MODIFY`), but so would every write of a guest. Devices, files on another machine,
-//! and `truncate(2)` without an open file are not told: for these there is [`Rereader`].
+//! and `truncate(2)` without an open file are not told: for these there is [`Rescan`].
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -23,27 +23,27 @@ use crate::limits::thread;
 /// Bytes of events read at a time; one without a name has 16.
 const EVENTS_BYTES: usize = 1024;
 
-/// Asks a server to look at the sizes of its disks; returns at once.
+/// Asks a server to read the sizes of its disks again; returns at once.
 #[derive(Debug, Clone)]
-pub struct Rereader(Arc<Wishes>);
+pub struct Rescan(Arc<Requests>);
 
 /// What the thread is asked for.
 #[derive(Debug)]
-struct Wishes {
+struct Requests {
     wake: EventFd,
     is_stopping: AtomicBool,
-    wants_reread: AtomicBool,
+    wants_rescan: AtomicBool,
 }
 
-impl Rereader {
+impl Rescan {
     /// Has every disk grow whose backing has, as often as it is called; the log says what became of it.
-    pub fn reread(&self) {
-        self.0.wants_reread.store(true, Ordering::Release);
+    pub fn request(&self) {
+        self.0.wants_rescan.store(true, Ordering::Release);
         self.0.wake();
     }
 }
 
-impl Wishes {
+impl Requests {
     fn wake(&self) {
         // Only a full counter can fail, and that wakes as well.
         let _ = self.wake.write(1);
@@ -53,7 +53,7 @@ impl Wishes {
 /// The running thread. Dropping it ends it, as soon as what it is at is done.
 #[derive(Debug)]
 pub(super) struct Watcher {
-    wishes: Arc<Wishes>,
+    requests: Arc<Requests>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -62,11 +62,11 @@ impl Watcher {
     /// No descriptor or thread is left.
     pub(super) fn start(resizer: Resizer) -> io::Result<Self> {
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        let (is_stopping, wants_reread) = (AtomicBool::new(false), AtomicBool::new(false));
-        let wishes = Arc::new(Wishes { wake, is_stopping, wants_reread });
+        let (is_stopping, wants_rescan) = (AtomicBool::new(false), AtomicBool::new(false));
+        let requests = Arc::new(Requests { wake, is_stopping, wants_rescan });
         let epoll = Epoll::new()?;
         let watch = |fd| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0));
-        watch(wishes.wake.as_raw_fd())?;
+        watch(requests.wake.as_raw_fd())?;
         let files = Files::watch(resizer.disks()).inspect_err(|error| {
             let cause = cause(error);
             tracing::warn!(%error, cause, "growth of files is noticed on SIGHUP only");
@@ -75,36 +75,36 @@ impl Watcher {
         if let Some(files) = &files {
             watch(files.inotify.as_raw_fd())?;
         }
-        let asked = wishes.clone();
+        let asked = requests.clone();
         let thread = thread::spawn("resize", move || {
             // One may have grown since it was opened.
             for disk in resizer.disks() {
-                resizer.look_and_tell(disk);
+                resizer.rescan_and_log(disk);
             }
             while !asked.is_stopping.load(Ordering::Acquire) {
                 // Only EINTR can fail here.
                 let _ = epoll.wait(-1, &mut [EpollEvent::default(); 2]);
                 let _ = asked.wake.read();
-                if asked.wants_reread.swap(false, Ordering::AcqRel) {
+                if asked.wants_rescan.swap(false, Ordering::AcqRel) {
                     resizer.resize_all();
                 }
                 for disk in files.iter().flat_map(|files| files.changed(resizer.disks())) {
-                    resizer.look_and_tell(disk);
+                    resizer.rescan_and_log(disk);
                 }
             }
         })?;
-        Ok(Self { wishes, thread: Some(thread) })
+        Ok(Self { requests, thread: Some(thread) })
     }
 
-    pub(super) fn rereader(&self) -> Rereader {
-        Rereader(self.wishes.clone())
+    pub(super) fn rescan(&self) -> Rescan {
+        Rescan(self.requests.clone())
     }
 }
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        self.wishes.is_stopping.store(true, Ordering::Release);
-        self.wishes.wake();
+        self.requests.is_stopping.store(true, Ordering::Release);
+        self.requests.wake();
         if let Some(thread) = self.thread.take() {
             // A panic there has hurt nobody.
             let _ = thread.join();

@@ -22,7 +22,7 @@ use std::thread::JoinHandle;
 pub use acceptor::Stopper;
 pub use collector::{Observation, Observer};
 pub use error::ServerError;
-pub use growth_watcher::Rereader;
+pub use growth_watcher::Rescan;
 pub use resize::{ResizeError, Resized, Resizer};
 
 use crate::config::{CpuChoice, DiskConfig, ServerConfig, SocketSource, check_postcopy};
@@ -172,15 +172,15 @@ impl Server<Backing> {
         Ok(server)
     }
 
-    /// What looks at the sizes of disks, from any thread. None for a server that was not
+    /// What reads the sizes of disks again, from any thread. None for a server that was not
     /// [started](Self::start) from a configuration.
     pub fn resizer(&self) -> Option<Resizer> {
         self.growth.as_ref().map(|growth| growth.resizer.clone())
     }
 
-    /// What asks the server to look at the sizes of its disks, without waiting for it. None as above.
-    pub fn rereader(&self) -> Option<Rereader> {
-        self.growth.as_ref().map(|growth| growth.watcher.rereader())
+    /// What asks the server to read the sizes of its disks again, without waiting for it. None as above.
+    pub fn rescan(&self) -> Option<Rescan> {
+        self.growth.as_ref().map(|growth| growth.watcher.rescan())
     }
 
     /// What is served, in the order of the configuration.

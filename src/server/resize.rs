@@ -8,7 +8,7 @@ use crate::disk::{Backing, GrowError};
 use crate::log::Cause;
 use crate::vhost_user::SessionContext;
 
-/// Looks at the sizes of a server's disks, from any thread. It keeps them open as long as it lives.
+/// Reads the sizes of a server's disks again, from any thread. It keeps them open as long as it lives.
 #[derive(Debug, Clone)]
 pub struct Resizer(Arc<Inner>);
 
@@ -61,7 +61,7 @@ impl Resizer {
         &self.0.disks
     }
 
-    /// Looks how long the backing of a disk is by now. If it has grown, all of it is served when this returns,
+    /// Reads the size of a disk's backing again. If it has grown, all of it is served when this returns,
     /// and front-ends have been told to read the configuration again; no ring stops for it. It may take long,
     /// since the new part is given its space first. A disk with a size of its own (`size=`) keeps it.
     ///
@@ -70,7 +70,7 @@ impl Resizer {
     pub fn resize(&self, disk: &str) -> Result<Resized, ResizeError> {
         let named = |it: &&Resizable| it.context.device.identity().name == disk;
         let found = self.0.disks.iter().find(named);
-        self.look(found.ok_or_else(|| ResizeError::NoSuchDisk(disk.to_owned()))?)
+        self.rescan(found.ok_or_else(|| ResizeError::NoSuchDisk(disk.to_owned()))?)
     }
 
     /// [Resizes](Self::resize) every disk whose backing has grown, and has each look which of its media is bad by
@@ -79,7 +79,7 @@ impl Resizer {
         for disk in &self.0.disks {
             look_for_bad(&disk.context.device);
             let name = &disk.context.device.identity().name;
-            if let Some(Resized { from_bytes, to_bytes }) = self.look_and_tell(disk)
+            if let Some(Resized { from_bytes, to_bytes }) = self.rescan_and_log(disk)
                 && from_bytes == to_bytes
             {
                 tracing::info!(disk = name, bytes = to_bytes, "the size is the same as before");
@@ -87,9 +87,9 @@ impl Resizer {
         }
     }
 
-    /// As [`look`](Self::look); the log has the reason when that fails.
-    pub(super) fn look_and_tell(&self, disk: &Resizable) -> Option<Resized> {
-        match self.look(disk) {
+    /// As [`rescan`](Self::rescan); the log has the reason when that fails.
+    pub(super) fn rescan_and_log(&self, disk: &Resizable) -> Option<Resized> {
+        match self.rescan(disk) {
             Ok(resized) => Some(resized),
             Err(error) => {
                 if let Some(suppressed) = disk.context.log_limit.admit(Cause::Size) {
@@ -100,10 +100,10 @@ impl Resizer {
         }
     }
 
-    fn look(&self, disk: &Resizable) -> Result<Resized, ResizeError> {
+    fn rescan(&self, disk: &Resizable) -> Result<Resized, ResizeError> {
         let Resizable { context, sparse } = disk;
         let name = &context.device.identity().name;
-        let grown = context.device.reread_size();
+        let grown = context.device.rescan_size();
         let (from_bytes, to_bytes) =
             grown.map_err(|source| ResizeError::Grow { disk: name.clone(), source })?;
         if from_bytes < to_bytes {

@@ -60,7 +60,7 @@ impl Loop {
     }
 
     /// Has it look how long its file is by now.
-    pub fn reread_size(&self) {
+    pub fn rescan_size(&self) {
         assert!(succeeds(Command::new("losetup").arg("--set-capacity").arg(&self.0)));
     }
 }

@@ -78,7 +78,7 @@ fn a_file_that_cannot_be_mapped_is_read_by_system_calls() {
         }
         let file = File::options().write(true).open(&path).unwrap();
         file.set_len(9 * MIB).unwrap();
-        assert_eq!(opened.disk.reread_size().unwrap(), 9 * MIB);
+        assert_eq!(opened.disk.rescan_size().unwrap(), 9 * MIB);
         read(&opened, 9 * MIB - 9000, &mut back).unwrap();
         assert!(back == [0; 9000], "the new part");
         file.set_len(MIB).unwrap();

@@ -98,7 +98,7 @@ fn a_block_device_grows_when_it_is_looked_at() {
     let load = Load::start(session.ring(1, 64), 0);
     for bytes in [12 * MIB, 12 * MIB + 4096, 64 * MIB] {
         set_len(&below, bytes);
-        device.reread_size();
+        device.rescan_size();
         daemon.signal(libc::SIGHUP);
         wait_for_capacity(&session, bytes);
         assert_eq!(channel.receive(), Some(CONFIG_CHANGE));

@@ -85,7 +85,7 @@ impl Disk for FileDisk {
         Geometry { capacity_bytes: self.reads.len_bytes(), ..self.geometry }
     }
 
-    fn reread_size(&self) -> Result<u64, GrowError> {
+    fn rescan_size(&self) -> Result<u64, GrowError> {
         let served = self.geometry();
         let Some(target) = self.growth.target(file_bytes(&self.file)?, &served)? else {
             return Ok(served.capacity_bytes);

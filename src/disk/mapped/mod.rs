@@ -249,7 +249,7 @@ impl Disk for MappedDisk {
     }
 
     /// Bad media in the new part is found by reading it.
-    fn reread_size(&self) -> Result<u64, GrowError> {
+    fn rescan_size(&self) -> Result<u64, GrowError> {
         let served = self.geometry();
         if self.kind == BackingKind::DeviceDax {
             return Ok(served.capacity_bytes); // its size is fixed while it is open

@@ -120,13 +120,13 @@ impl<D: Disk> Device<D> {
         Limits { capacity_sectors: self.capacity_sectors.load(Ordering::Acquire), ..self.limits }
     }
 
-    /// Looks whether the disk has become larger, as [`Disk::reread_size`] says, and serves requests of the new
+    /// Reads the size of the disk again, as [`Disk::rescan_size`] says, and serves requests of the new
     /// part then. Returns how many bytes were served before, and are now.
     ///
     /// # Errors
     /// As that method.
-    pub fn reread_size(&self) -> Result<(u64, u64), GrowError> {
-        let bytes = self.disk.reread_size()?;
+    pub fn rescan_size(&self) -> Result<(u64, u64), GrowError> {
+        let bytes = self.disk.rescan_size()?;
         // It never shrinks, whoever of several comes last.
         let before = self.capacity_sectors.fetch_max(bytes / SECTOR_BYTES, Ordering::AcqRel);
         Ok((before.saturating_mul(SECTOR_BYTES), bytes))

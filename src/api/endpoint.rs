@@ -17,7 +17,7 @@ use crate::disk::Symlinks;
 use crate::limits::bounds::{MAX_HTTP_HEAD_BYTES, METRICS_TIMEOUT};
 use crate::limits::thread;
 use crate::log::{Cause, LogLimit};
-use crate::server::Observer;
+use crate::server::Collector;
 use crate::vhost_user::{Listener, ListenerError, SocketAccess};
 
 /// Pause after a client could not be let in for want of descriptors.
@@ -75,15 +75,15 @@ impl Endpoint {
         })
     }
 
-    /// Answers with what `observer` sees, on a thread of its own.
+    /// Answers with what `collector` collects, on a thread of its own.
     ///
     /// # Errors
     /// [`EndpointError::Thread`].
-    pub fn serve(self, observer: Observer) -> Result<Serving, EndpointError> {
+    pub fn serve(self, collector: Collector) -> Result<Serving, EndpointError> {
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let stop = Arc::new(stop.map_err(|errno| EndpointError::Thread(errno.into()))?);
         let stopped = stop.clone();
-        let run = move || answer_clients(&self.0, observer, &stopped);
+        let run = move || answer_clients(&self.0, collector, &stopped);
         let thread = thread::spawn("metrics", run);
         Ok(Serving { stop, thread: Some(thread.map_err(EndpointError::Thread)?) })
     }
@@ -100,7 +100,7 @@ impl Drop for Serving {
     }
 }
 
-fn answer_clients(listener: &Listener, mut observer: Observer, stop: &OwnedFd) {
+fn answer_clients(listener: &Listener, mut collector: Collector, stop: &OwnedFd) {
     let log_limit = LogLimit::default();
     while wait(listener, PollFlags::IN, stop, None).is_ok() {
         let client = match listener.accept() {
@@ -115,7 +115,7 @@ fn answer_clients(listener: &Listener, mut observer: Observer, stop: &OwnedFd) {
                 continue;
             }
         };
-        if let Err(error) = client.answer(|| metrics::text(&observer.look()))
+        if let Err(error) = client.answer(|| metrics::text(&collector.collect()))
             && let Some(suppressed) = log_limit.admit(Cause::HungUp)
         {
             tracing::debug!(%error, suppressed, "a reader of metrics got no answer");

@@ -4,7 +4,7 @@ use std::fmt::{Display, Write as _};
 
 use crate::limits::bounds::MAX_LISTED_BAD_RANGES;
 use crate::log::dropped_lines;
-use crate::server::Observation;
+use crate::server::DiskStats;
 use crate::virtio::blk::Counters;
 
 /// A family with one number a disk.
@@ -12,17 +12,17 @@ struct Family {
     name: &'static str,
     help: &'static str,
     kind: &'static str,
-    value: fn(&Observation) -> Value,
+    value: fn(&DiskStats) -> Value,
 }
 
 /// A sample's value; none where there is nothing to be said.
 type Value = Option<f64>;
 
-const fn gauge(name: &'static str, help: &'static str, value: fn(&Observation) -> Value) -> Family {
+const fn gauge(name: &'static str, help: &'static str, value: fn(&DiskStats) -> Value) -> Family {
     Family { name, help, kind: "gauge", value }
 }
 
-const fn counter(name: &'static str, help: &'static str, value: fn(&Observation) -> Value) -> Family {
+const fn counter(name: &'static str, help: &'static str, value: fn(&DiskStats) -> Value) -> Family {
     Family { name, help, kind: "counter", value }
 }
 
@@ -98,7 +98,7 @@ fn amplification(counters: &Counters) -> Value {
 }
 
 /// All metrics of these disks.
-pub fn text(disks: &[Observation]) -> String {
+pub fn text(disks: &[DiskStats]) -> String {
     let mut text = String::new();
     header(&mut text, "build_info", "The version of the program.", "gauge");
     sample(&mut text, "build_info", &[("version", &env!("CARGO_PKG_VERSION"))], 1.0);
@@ -126,7 +126,7 @@ pub fn text(disks: &[Observation]) -> String {
 }
 
 /// What the platform says of the persistent memory below each disk.
-fn regions(text: &mut String, disks: &[Observation]) {
+fn regions(text: &mut String, disks: &[DiskStats]) {
     let each = || disks.iter().flat_map(|disk| disk.regions.iter().map(move |region| (disk, region)));
     header(text, "region_info", "A region of persistent memory below the disk.", "gauge");
     for (disk, region) in each() {
@@ -153,7 +153,7 @@ fn regions(text: &mut String, disks: &[Observation]) {
     }
 }
 
-fn bad_ranges(text: &mut String, disks: &[Observation]) {
+fn bad_ranges(text: &mut String, disks: &[DiskStats]) {
     let help = "Length of each range of bad media, by its offset in the disk in bytes; at most 256 a disk.";
     header(text, "bad_range_bytes", help, "gauge");
     for disk in disks {
@@ -184,8 +184,8 @@ mod tests {
     use super::*;
     use crate::disk::{BackingKind, Durability, Region};
 
-    fn disk() -> Observation {
-        Observation {
+    fn disk() -> DiskStats {
+        DiskStats {
             name: "a \"b\" \\".into(),
             kind: BackingKind::Tmpfs,
             durability: Durability::CacheLine,
@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn a_disk_full_of_bad_ranges_is_listed_in_part() {
         let bad_ranges = (0..1000).map(|page| page * 8192..page * 8192 + 4096).collect();
-        let text = text(&[Observation { bad_ranges, ..disk() }]);
+        let text = text(&[DiskStats { bad_ranges, ..disk() }]);
         assert_eq!(text.matches("vhost_user_pmem_bad_range_bytes{").count(), MAX_LISTED_BAD_RANGES);
         assert!(text.contains(&format!(r#"bad_bytes{{disk="a \"b\" \\"}} {}"#, 1000 * 4096)), "{text}");
     }

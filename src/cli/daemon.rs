@@ -34,7 +34,7 @@ pub(super) fn run<T>(
         }
         started => started?,
     };
-    let metrics: Option<Serving> = endpoint.map(|endpoint| endpoint.serve(server.observer())).transpose()?;
+    let metrics: Option<Serving> = endpoint.map(|endpoint| endpoint.serve(server.collector())).transpose()?;
     let forwarder = signals.forward_to(server.stopper(), server.rescan());
     activation::announce(manager.as_ref(), kept);
     let _announcement = announce(server.disks());

@@ -1,4 +1,4 @@
-//! What the disks have done, looked up while they are served.
+//! What the disks have done, collected while they are served.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -10,9 +10,9 @@ use crate::vhost_user::SessionContext;
 use crate::virtio::blk::Counters;
 use crate::worker::Pool;
 
-/// A disk at the moment.
+/// What a disk is, has and has done, at one moment.
 #[derive(Debug, Clone)]
-pub struct Observation {
+pub struct DiskStats {
     /// Its name.
     pub name: String,
     /// What it lies on.
@@ -43,17 +43,18 @@ pub struct Observation {
     pub counters: Counters,
 }
 
-/// Looks at the disks of a server, which stay open for as long as it is kept.
+/// Collects what the metrics say of a server's disks (Prometheus calls it a collector). The disks stay open for as long as
+/// it is kept.
 ///
-/// A look costs the workers a mail each, and holds nothing else up: no session is waited for.
+/// Each time costs the workers a mail each, and holds nothing else up: no session is waited for.
 #[derive(Debug)]
-pub struct Observer {
-    disks: Vec<Observed>,
+pub struct Collector {
+    disks: Vec<CollectedDisk>,
     pool: Arc<Pool<Backing>>,
 }
 
 #[derive(Debug)]
-struct Observed {
+struct CollectedDisk {
     context: Arc<SessionContext<Backing>>,
     kind: BackingKind,
     regions: Vec<Region>,
@@ -61,20 +62,20 @@ struct Observed {
     counters: Counters,
 }
 
-impl Observer {
+impl Collector {
     pub(super) fn new(
         disks: impl Iterator<Item = (Arc<SessionContext<Backing>>, (BackingKind, Vec<Region>))>,
         pool: Arc<Pool<Backing>>,
     ) -> Self {
         let disks = disks.map(|(context, (kind, regions))| {
             let counters = Counters::default();
-            Observed { context, kind, regions, counters }
+            CollectedDisk { context, kind, regions, counters }
         });
         Self { disks: disks.collect(), pool }
     }
 
-    /// The disks, in the order of the configuration. Counters never go backwards from one look to the next.
-    pub fn look(&mut self) -> Vec<Observation> {
+    /// The disks, in the order of the configuration. Counters never go backwards from one time to the next.
+    pub fn collect(&mut self) -> Vec<DiskStats> {
         // In this order: a ring that is taken back in between is missed, not counted twice, and what was seen of
         // it before stands.
         let of_stopped: Vec<_> = self.disks.iter().map(|disk| disk.of_stopped_rings()).collect();
@@ -88,19 +89,19 @@ impl Observer {
             }
             disk.counters.raise_to(&sum);
         }
-        self.disks.iter().map(Observed::observation).collect()
+        self.disks.iter().map(CollectedDisk::stats).collect()
     }
 }
 
-impl Observed {
+impl CollectedDisk {
     fn of_stopped_rings(&self) -> Counters {
         *self.context.totals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn observation(&self) -> Observation {
+    fn stats(&self) -> DiskStats {
         let disk = self.context.device.disk();
         let geometry = disk.geometry();
-        Observation {
+        DiskStats {
             name: self.context.device.identity().name.clone(),
             kind: self.kind,
             regions: self.regions.clone(),

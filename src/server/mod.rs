@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 pub use acceptor::Stopper;
-pub use collector::{Observation, Observer};
+pub use collector::{Collector, DiskStats};
 pub use error::ServerError;
 pub use growth_watcher::Rescan;
 pub use resize::{ResizeError, Resized, Resizer};
@@ -188,10 +188,10 @@ impl Server<Backing> {
         &self.disks
     }
 
-    /// What looks at the disks while they are served.
-    pub fn observer(&self) -> Observer {
+    /// What collects the metrics of the disks while they are served.
+    pub fn collector(&self) -> Collector {
         let media = self.disks.iter().map(|disk| (disk.kind, disk.regions.clone()));
-        Observer::new(self.contexts.iter().cloned().zip(media), self.pool.clone())
+        Collector::new(self.contexts.iter().cloned().zip(media), self.pool.clone())
     }
 }
 

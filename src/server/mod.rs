@@ -42,7 +42,7 @@ use crate::worker::{Polling, Pool};
 use acceptor::{Acceptor, Door};
 use bad_media::MediaWatcher;
 use growth_watcher::Watcher;
-use populate_thread::Populator;
+use populate_thread::PopulateThread;
 use resize::Resizable;
 
 /// A disk as it is served.
@@ -112,7 +112,7 @@ pub struct Server<D: Disk = Backing> {
     pool: Arc<Pool<D>>,
     stopper: Stopper,
     acceptor: Option<JoinHandle<()>>,
-    populator: Option<Populator>,
+    populate_thread: Option<PopulateThread>,
     growth: Option<Growth>,
     media_watcher: Option<MediaWatcher>,
 }
@@ -158,7 +158,7 @@ impl Server<Backing> {
         tracing::info!("copies: {}", engine.describe());
         let eager = server.disks.iter().zip(&server.contexts).filter(|(disk, _)| !disk.sparse);
         let eager = eager.map(|(_, context)| context.device.clone()).collect();
-        server.populator = Populator::new(eager, 0);
+        server.populate_thread = PopulateThread::new(eager, 0);
         let all = server.disks.iter().zip(&server.contexts);
         let resizable = |(disk, context): (&DiskSummary, &Arc<_>)| Resizable {
             context: Arc::clone(context),
@@ -252,8 +252,8 @@ impl<D: Disk> Server<D> {
         let thread = thread::spawn("acceptor", || acceptor.run());
         let acceptor = Some(thread.map_err(ServerError::Threads)?);
         let disks = Vec::new();
-        let (populator, growth, media_watcher) = (None, None, None);
-        Ok(Self { disks, contexts, pool, stopper, acceptor, populator, growth, media_watcher })
+        let (populate_thread, growth, media_watcher) = (None, None, None);
+        Ok(Self { disks, contexts, pool, stopper, acceptor, populate_thread, growth, media_watcher })
     }
 
     /// What asks the server to stop, from any thread.
@@ -273,14 +273,14 @@ impl<D: Disk> Server<D> {
     /// # Errors
     /// [`ServerError::Threads`] when the accepting thread died.
     pub fn wait(mut self) -> Result<(), ServerError> {
-        self.populator.iter_mut().for_each(Populator::begin);
+        self.populate_thread.iter_mut().for_each(PopulateThread::begin);
         self.join()
     }
 
     fn join(&mut self) -> Result<(), ServerError> {
         let joined = self.acceptor.take().map_or(Ok(()), JoinHandle::join);
         // They would only delay the end.
-        self.populator = None;
+        self.populate_thread = None;
         self.media_watcher = None;
         if let Some(Growth { watcher, resizer }) = self.growth.take() {
             drop(watcher);

@@ -12,14 +12,14 @@ use crate::virtio::blk::Device;
 
 /// A running thread. Dropping it stops it.
 #[derive(Debug)]
-pub(super) struct Populator {
+pub(super) struct PopulateThread {
     is_stopping: Arc<AtomicBool>,
     /// Dropped when it may begin.
     waits: Option<Sender<()>>,
     has_ended: Receiver<()>,
 }
 
-impl Populator {
+impl PopulateThread {
     /// What populates the disks one after another, from this byte on, once it may [begin](Self::begin). Without a thread
     /// they are served as well, only slower at first.
     pub(super) fn new(devices: Vec<Arc<Device<Backing>>>, from_bytes: u64) -> Option<Self> {
@@ -59,7 +59,7 @@ impl Populator {
     }
 }
 
-impl Populator {
+impl PopulateThread {
     /// Lets it begin: whatever else is to be done first is done.
     pub(super) fn begin(&mut self) {
         self.waits = None;
@@ -70,7 +70,7 @@ impl Populator {
     }
 }
 
-impl Drop for Populator {
+impl Drop for PopulateThread {
     fn drop(&mut self) {
         self.is_stopping.store(true, Ordering::Relaxed);
         self.waits = None;

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::bad_media::look_for_bad;
-use super::populate_thread::Populator;
+use super::populate_thread::PopulateThread;
 use crate::disk::{Backing, GrowError};
 use crate::log::Cause;
 use crate::vhost_user::SessionContext;
@@ -16,7 +16,7 @@ pub struct Resizer(Arc<Inner>);
 struct Inner {
     disks: Vec<Resizable>,
     /// What enters new parts into the page tables.
-    populators: Mutex<Vec<Populator>>,
+    populating: Mutex<Vec<PopulateThread>>,
 }
 
 /// A disk that may grow.
@@ -54,7 +54,7 @@ pub enum ResizeError {
 
 impl Resizer {
     pub(super) fn new(disks: Vec<Resizable>) -> Self {
-        Self(Arc::new(Inner { disks, populators: Mutex::default() }))
+        Self(Arc::new(Inner { disks, populating: Mutex::default() }))
     }
 
     pub(super) fn disks(&self) -> &[Resizable] {
@@ -121,17 +121,17 @@ impl Resizer {
     /// Enters a new part into the page tables, on a thread that ends when it is done. What is before it was so, or others
     /// have come to share it (a clone): that would have to be copied.
     fn populate(&self, context: &SessionContext<Backing>, from_bytes: u64) {
-        let mut populators = self.0.populators.lock().unwrap_or_else(PoisonError::into_inner);
-        populators.retain(|it| !it.is_finished());
-        let mut populator = Populator::new(vec![context.device.clone()], from_bytes);
-        populator.iter_mut().for_each(Populator::begin);
-        populators.extend(populator);
+        let mut populating = self.0.populating.lock().unwrap_or_else(PoisonError::into_inner);
+        populating.retain(|it| !it.is_finished());
+        let mut thread = PopulateThread::new(vec![context.device.clone()], from_bytes);
+        thread.iter_mut().for_each(PopulateThread::begin);
+        populating.extend(thread);
     }
 
     /// It would only delay the end.
     pub(super) fn stop_populating(&self) {
-        let populators =
-            std::mem::take(&mut *self.0.populators.lock().unwrap_or_else(PoisonError::into_inner));
-        drop(populators);
+        let populating =
+            std::mem::take(&mut *self.0.populating.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(populating);
     }
 }

@@ -19,7 +19,7 @@ use common::{PATIENCE, pattern, wait_for};
 use vhost_user_pmem::copy::Segments;
 use vhost_user_pmem::disk::{Disk, DiskError, Durability, FileLock, Geometry, MappedDisk};
 use vhost_user_pmem::server::{ServeOptions, Server, Service};
-use vhost_user_pmem::vhost_user::{ConfigRecord, Inherited, Listener, SocketAccess};
+use vhost_user_pmem::vhost_user::{ConfigRecord, DiskSocket, Listener, SocketAccess};
 use vhost_user_pmem::virtio::blk::{Device, Identity};
 use virtio_driver::VirtioBlkFeatureFlags;
 
@@ -87,20 +87,20 @@ impl Bench {
         let bytes = MappedDisk::new(file, geometry).unwrap();
         let disk = GatedDisk { bytes, began: Mutex::new(began_in), end: Mutex::new(end_out) };
         let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("gated.sock");
+        let path = folder.path().join("gated.sock");
         let identity = Identity { name: "gated".into(), serial: [0; 20] };
-        let door = Inherited::Listening(Listener::bind(&socket, &SocketAccess::default()).unwrap());
+        let socket = DiskSocket::Listening(Listener::bind(&path, &SocketAccess::default()).unwrap());
         let service = Service {
             device: Device::new(disk, identity, 4),
             lock: FileLock::none(),
-            door,
+            socket,
             cpus: None,
             postcopy: false,
             config_record: ConfigRecord::default(),
         };
         let options = ServeOptions { workers: NonZeroU16::new(1), ..ServeOptions::default() };
         let server = Server::serve(vec![service], options).unwrap();
-        Self { began, end, socket, _folder: folder, server }
+        Self { began, end, socket: path, _folder: folder, server }
     }
 
     fn connect(&self) -> Driver {

@@ -13,18 +13,19 @@ use std::time::Duration;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::handshake::{Heard, Silent};
+use super::handshake::{Handshakes, Progress};
 use crate::disk::Disk;
 use crate::limits::bounds::{MAX_CONNECTIONS, MAX_FRONT_ENDS};
 use crate::limits::budget::{Amounts, Share};
 use crate::limits::thread;
 use crate::log::Cause;
 use crate::vhost_user::{
-    ClosedByChecker, Connection, Hangup, Inherited, Session, SessionContext, SessionId, Stranger,
+    ClosedByChecker, Connection, DiskSocket, Hangup, Session, SessionContext, SessionId, Stranger,
 };
 use crate::worker::Pool;
 
-/// The event of [`Stopper`] and of sessions that end; doors have their numbers, and so have silent connections.
+/// The event of [`Stopper`] and of sessions that end; listeners have the lowest numbers, connections before their first
+/// message those from 2³² on.
 const WAKE: u64 = u64::MAX;
 
 /// Pause after a front-end could not be let in for want of descriptors or threads.
@@ -46,49 +47,49 @@ impl Stopper {
     }
 }
 
-/// Where the front-ends of one disk come from.
+/// The socket that one disk's front-ends connect to.
 #[derive(Debug)]
-pub(super) struct Door<D: Disk> {
-    pub(super) inlet: Inherited,
+pub(super) struct DiskListener<D: Disk> {
+    pub(super) socket: DiskSocket,
     pub(super) context: Arc<SessionContext<D>>,
 }
 
-impl<D: Disk> Door<D> {
-    fn copy_of_listener(&self) -> Option<ClosedByChecker<OwnedFd>> {
-        let Inherited::Listening(listener) = &self.inlet else { return None };
-        ClosedByChecker::listener(listener.as_fd(), self.context.checker.clone()).ok()
+impl<D: Disk> DiskListener<D> {
+    fn copy_of_socket(&self) -> Option<ClosedByChecker<OwnedFd>> {
+        let DiskSocket::Listening(socket) = &self.socket else { return None };
+        ClosedByChecker::listener(socket.as_fd(), self.context.checker.clone()).ok()
     }
 }
 
 /// A front-end that is there.
 #[derive(Debug)]
-struct Guest {
-    door: usize,
+struct FrontEnd {
+    listener: usize,
     /// Dropped when the session has dropped its own.
     stream: ClosedByChecker<UnixStream>,
     thread: JoinHandle<()>,
-    /// It has said something: a whole message.
-    has_spoken: Arc<AtomicBool>,
+    /// It has sent a whole message.
+    has_sent_message: Arc<AtomicBool>,
     /// It was hung up on, and its thread is about to end.
     is_leaving: bool,
 }
 
-/// A session that has ended, and whether its front-end had ever said anything.
+/// A session that has ended, and whether its front-end had ever sent a whole message.
 #[derive(Debug)]
 struct Ended {
     session: SessionId,
-    has_spoken: bool,
+    has_sent_message: bool,
 }
 
 #[derive(Debug)]
 pub(super) struct Acceptor<D: Disk> {
-    doors: Vec<Door<D>>,
+    listeners: Vec<DiskListener<D>>,
     pool: Arc<Pool<D>>,
     exit_on_disconnect: bool,
     epoll: Epoll,
     stopper: Stopper,
-    silent: Silent,
-    guests: BTreeMap<SessionId, Guest>,
+    handshakes: Handshakes,
+    front_ends: BTreeMap<SessionId, FrontEnd>,
     next_session: SessionId,
     ended: (Sender<Ended>, Receiver<Ended>),
 }
@@ -96,26 +97,30 @@ pub(super) struct Acceptor<D: Disk> {
 impl<D: Disk> Acceptor<D> {
     /// # Errors
     /// No descriptors are left.
-    pub(super) fn new(doors: Vec<Door<D>>, pool: Arc<Pool<D>>, exit_on_disconnect: bool) -> io::Result<Self> {
+    pub(super) fn new(
+        listeners: Vec<DiskListener<D>>,
+        pool: Arc<Pool<D>>,
+        exit_on_disconnect: bool,
+    ) -> io::Result<Self> {
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let epoll = Epoll::new()?;
         epoll.ctl(ControlOperation::Add, wake.as_raw_fd(), EpollEvent::new(EventSet::IN, WAKE))?;
-        for (number, door) in (0..).zip(&doors) {
-            if let Inherited::Listening(listener) = &door.inlet {
+        for (number, listener) in (0..).zip(&listeners) {
+            if let DiskSocket::Listening(socket) = &listener.socket {
                 let event = EpollEvent::new(EventSet::IN, number);
-                epoll.ctl(ControlOperation::Add, listener.as_fd().as_raw_fd(), event)?;
+                epoll.ctl(ControlOperation::Add, socket.as_fd().as_raw_fd(), event)?;
             }
         }
         let stopper = Stopper { is_stopping: Arc::default(), wake };
-        let (silent, guests) = (Silent::default(), BTreeMap::new());
+        let (handshakes, front_ends) = (Handshakes::default(), BTreeMap::new());
         Ok(Self {
-            doors,
+            listeners,
             pool,
             exit_on_disconnect,
             epoll,
             stopper,
-            silent,
-            guests,
+            handshakes,
+            front_ends,
             next_session: 0,
             ended: channel(),
         })
@@ -127,7 +132,7 @@ impl<D: Disk> Acceptor<D> {
 
     /// Lets front-ends in until it is told to stop, then takes everything down.
     pub(super) fn run(mut self) {
-        self.greet_connected();
+        self.serve_connected();
         let mut events = [EpollEvent::default(); 16];
         while !self.stopper.is_stopping.load(Ordering::Acquire) {
             // Only EINTR can fail here.
@@ -136,8 +141,8 @@ impl<D: Disk> Acceptor<D> {
                 match event.data() {
                     WAKE => drop(self.stopper.wake.read()),
                     number => match usize::try_from(number) {
-                        Ok(door) if door < self.doors.len() => self.accept(door),
-                        _ => self.hear(event),
+                        Ok(listener) if listener < self.listeners.len() => self.accept(listener),
+                        _ => self.handshake(event),
                     },
                 }
             }
@@ -147,9 +152,10 @@ impl<D: Disk> Acceptor<D> {
     }
 
     /// Front-ends whose connection was inherited are there from the start.
-    fn greet_connected(&mut self) {
-        for number in 0..self.doors.len() {
-            let Some(Door { inlet: Inherited::Connected(stream), .. }) = self.doors.get(number) else {
+    fn serve_connected(&mut self) {
+        for number in 0..self.listeners.len() {
+            let Some(DiskListener { socket: DiskSocket::Connected(stream), .. }) = self.listeners.get(number)
+            else {
                 continue;
             };
             match stream.try_clone() {
@@ -160,16 +166,19 @@ impl<D: Disk> Acceptor<D> {
     }
 
     fn accept(&mut self, number: usize) {
-        let Some(Door { inlet: Inherited::Listening(listener), .. }) = self.doors.get(number) else { return };
-        match listener.accept() {
-            Ok(stream) => match listener.check(&stream) {
+        let Some(DiskListener { socket: DiskSocket::Listening(socket), .. }) = self.listeners.get(number)
+        else {
+            return;
+        };
+        match socket.accept() {
+            Ok(stream) => match socket.check(&stream) {
                 Ok(()) => self.let_in(number, stream),
                 Err(stranger) => self.refuse(number, stream, stranger),
             },
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => match self.silent.hang_up_on_oldest(&self.epoll, None) {
+            Err(error) => match self.handshakes.hang_up_on_oldest(&self.epoll, None) {
                 // Who waits for its turn is still there.
-                Some(door) => self.made_room(door),
+                Some(listener) => self.made_room(listener),
                 None => self.exhausted(number, &error),
             },
         }
@@ -177,7 +186,7 @@ impl<D: Disk> Acceptor<D> {
 
     /// It may have sent something already: that is dropped as anything is that a front-end has sent.
     fn refuse(&self, number: usize, stream: UnixStream, stranger: Stranger) {
-        let Some(Door { context, .. }) = self.doors.get(number) else { return };
+        let Some(DiskListener { context, .. }) = self.listeners.get(number) else { return };
         context.front_ends.count_refused();
         if let Some(suppressed) = context.log_limit.admit(Cause::Refused) {
             let disk = &context.device.identity().name;
@@ -188,43 +197,50 @@ impl<D: Disk> Acceptor<D> {
 
     /// A front-end has come. Its session begins with the first message.
     fn let_in(&mut self, number: usize, stream: UnixStream) {
-        let Some(door) = self.doors.get(number) else { return };
-        let stream = match ClosedByChecker::connection(stream, door.context.checker.clone()) {
+        let Some(listener) = self.listeners.get(number) else { return };
+        let stream = match ClosedByChecker::connection(stream, listener.context.checker.clone()) {
             Ok(stream) => stream,
             Err(error) => return self.exhausted(number, &error),
         };
-        let of_door = self.guests.values().filter(|guest| guest.door == number && !guest.is_leaving);
-        let is_full = of_door.count() + self.silent.count(number) >= MAX_FRONT_ENDS;
+        let connected = self
+            .front_ends
+            .values()
+            .filter(|front_end| front_end.listener == number && !front_end.is_leaving);
+        let is_full = connected.count() + self.handshakes.count(number) >= MAX_FRONT_ENDS;
         if is_full {
             if !self.make_room(number) {
                 return self.turn_away(number);
             }
             self.made_room(number);
         }
-        if let Err(error) = self.silent.add(&self.epoll, number, stream) {
+        if let Err(error) = self.handshakes.add(&self.epoll, number, stream) {
             self.exhausted(number, &error);
         }
     }
 
-    /// Hangs up on the oldest connection that has said nothing, or on the oldest that has not finished what it says.
+    /// Hangs up on the oldest connection before its first message, or on the oldest whose first message is not whole.
     fn make_room(&mut self, number: usize) -> bool {
-        if self.silent.hang_up_on_oldest(&self.epoll, Some(number)).is_some() {
+        if self.handshakes.hang_up_on_oldest(&self.epoll, Some(number)).is_some() {
             return true;
         }
-        if self.guests.values().filter(|guest| guest.door == number).count() >= MAX_CONNECTIONS {
+        if self.front_ends.values().filter(|front_end| front_end.listener == number).count()
+            >= MAX_CONNECTIONS
+        {
             return false;
         }
-        let has_not_spoken = |guest: &&mut Guest| {
-            guest.door == number && !guest.is_leaving && !guest.has_spoken.load(Ordering::Acquire)
+        let has_sent_nothing = |front_end: &&mut FrontEnd| {
+            front_end.listener == number
+                && !front_end.is_leaving
+                && !front_end.has_sent_message.load(Ordering::Acquire)
         };
-        let Some(guest) = self.guests.values_mut().find(has_not_spoken) else { return false };
-        guest.is_leaving = true;
-        guest.stream.shut_down();
+        let Some(front_end) = self.front_ends.values_mut().find(has_sent_nothing) else { return false };
+        front_end.is_leaving = true;
+        front_end.stream.shut_down();
         true
     }
 
     fn turn_away(&self, number: usize) {
-        let Some(Door { context, .. }) = self.doors.get(number) else { return };
+        let Some(DiskListener { context, .. }) = self.listeners.get(number) else { return };
         if let Some(suppressed) = context.log_limit.admit(Cause::NoRoom) {
             let (disk, most) = (&context.device.identity().name, MAX_FRONT_ENDS);
             tracing::warn!(disk, most, suppressed, "a front-end is turned away: too many are connected");
@@ -232,7 +248,7 @@ impl<D: Disk> Acceptor<D> {
     }
 
     fn made_room(&self, number: usize) {
-        let Some(Door { context, .. }) = self.doors.get(number) else { return };
+        let Some(DiskListener { context, .. }) = self.listeners.get(number) else { return };
         if let Some(suppressed) = context.log_limit.admit(Cause::MadeRoom) {
             let disk = &context.device.identity().name;
             tracing::warn!(
@@ -243,22 +259,22 @@ impl<D: Disk> Acceptor<D> {
         }
     }
 
-    /// A silent connection has said something, or was closed.
-    fn hear(&mut self, event: &EpollEvent) {
-        match self.silent.look(&self.epoll, event) {
-            Heard::Nothing => {}
-            Heard::Header(door, stream) => self.begin(door, stream),
-            Heard::End(door) => self.has_left(door, false),
+    /// A connection before its first message has sent something, or was closed.
+    fn handshake(&mut self, event: &EpollEvent) {
+        match self.handshakes.progress(&self.epoll, event) {
+            Progress::Incomplete => {}
+            Progress::Header(listener, stream) => self.begin_session(listener, stream),
+            Progress::Closed(listener) => self.has_left(listener, false),
         }
     }
 
-    fn begin(&mut self, number: usize, stream: ClosedByChecker<UnixStream>) {
-        let Some(door) = self.doors.get(number) else { return };
-        let share = match door.context.budget.take(Amounts::SESSION) {
+    fn begin_session(&mut self, number: usize, stream: ClosedByChecker<UnixStream>) {
+        let Some(listener) = self.listeners.get(number) else { return };
+        let share = match listener.context.budget.take(Amounts::SESSION) {
             Ok(share) => share,
             Err(error) => {
-                if let Some(suppressed) = door.context.log_limit.admit(Cause::NoRoom) {
-                    let disk = &door.context.device.identity().name;
+                if let Some(suppressed) = listener.context.log_limit.admit(Cause::NoRoom) {
+                    let disk = &listener.context.device.identity().name;
                     tracing::warn!(disk, %error, suppressed, "a front-end is turned away");
                 }
                 return;
@@ -266,15 +282,16 @@ impl<D: Disk> Acceptor<D> {
         };
         let id = self.next_session;
         self.next_session = self.next_session.wrapping_add(1);
-        if let Some(suppressed) = door.context.log_limit.admit(Cause::Connected) {
-            let disk = &door.context.device.identity().name;
+        if let Some(suppressed) = listener.context.log_limit.admit(Cause::Connected) {
+            let disk = &listener.context.device.identity().name;
             tracing::info!(disk, session = id, suppressed, "a front-end connected");
         }
-        let (context, has_spoken) = (door.context.clone(), Arc::default());
-        match self.start_session(id, context, &stream, share, Arc::clone(&has_spoken)) {
+        let (context, has_sent_message) = (listener.context.clone(), Arc::default());
+        match self.start_session(id, context, &stream, share, Arc::clone(&has_sent_message)) {
             Ok(thread) => {
-                let guest = Guest { door: number, stream, thread, has_spoken, is_leaving: false };
-                self.guests.insert(id, guest);
+                let front_end =
+                    FrontEnd { listener: number, stream, thread, has_sent_message, is_leaving: false };
+                self.front_ends.insert(id, front_end);
             }
             Err(error) => self.exhausted(number, &error),
         }
@@ -286,46 +303,48 @@ impl<D: Disk> Acceptor<D> {
         context: Arc<SessionContext<D>>,
         stream: &ClosedByChecker<UnixStream>,
         share: Share,
-        has_spoken: Arc<AtomicBool>,
+        has_sent_message: Arc<AtomicBool>,
     ) -> io::Result<JoinHandle<()>> {
         let session = Session::new(id, context.clone(), Some(stream.try_clone()?), share);
-        let mut connection = Connection::new(stream.try_clone()?, session, has_spoken);
+        let mut connection = Connection::new(stream.try_clone()?, session, has_sent_message);
         let (ended, wake) = (self.ended.0.clone(), self.stopper.wake.clone());
         thread::spawn(format!("session-{id}"), move || {
             let hangup = connection.serve();
             connection.close();
             farewell(id, &context, &hangup);
             // The acceptor may be gone already: then it does not need to be told.
-            let _ = ended.send(Ended { session: id, has_spoken: connection.has_spoken() });
+            let _ = ended.send(Ended { session: id, has_sent_message: connection.has_sent_message() });
             let _ = wake.write(1);
         })
     }
 
-    /// Looks after sessions that have ended. With nobody left to come, or told to after the first, stops.
+    /// Joins the threads of sessions that have ended.
     fn reap(&mut self) {
-        while let Ok(Ended { session, has_spoken }) = self.ended.1.try_recv() {
-            let Some(Guest { door, thread, stream, .. }) = self.guests.remove(&session) else { continue };
+        while let Ok(Ended { session, has_sent_message }) = self.ended.1.try_recv() {
+            let Some(FrontEnd { listener, thread, stream, .. }) = self.front_ends.remove(&session) else {
+                continue;
+            };
             // It ends right after it has told us.
             let _ = thread.join();
             drop(stream);
-            self.has_left(door, has_spoken);
+            self.has_left(listener, has_sent_message);
         }
     }
 
     /// Stops the server if nobody is left to come, or if it is to end with the first front-end.
-    fn has_left(&self, door: usize, has_spoken: bool) {
-        let is_inherited = |door: &Door<D>| matches!(door.inlet, Inherited::Connected(_));
-        let nobody_comes = self.doors.get(door).is_some_and(is_inherited)
-            && self.guests.is_empty()
-            && self.silent.is_empty()
-            && self.doors.iter().all(is_inherited);
-        if nobody_comes || self.exit_on_disconnect && has_spoken {
+    fn has_left(&self, listener: usize, has_sent_message: bool) {
+        let is_inherited = |listener: &DiskListener<D>| matches!(listener.socket, DiskSocket::Connected(_));
+        let nobody_comes = self.listeners.get(listener).is_some_and(is_inherited)
+            && self.front_ends.is_empty()
+            && self.handshakes.is_empty()
+            && self.listeners.iter().all(is_inherited);
+        if nobody_comes || self.exit_on_disconnect && has_sent_message {
             self.stopper.stop();
         }
     }
 
     fn exhausted(&self, number: usize, error: &io::Error) {
-        let Some(Door { context, .. }) = self.doors.get(number) else { return };
+        let Some(DiskListener { context, .. }) = self.listeners.get(number) else { return };
         if let Some(suppressed) = context.log_limit.admit(Cause::Exhausted) {
             let disk = &context.device.identity().name;
             tracing::error!(disk, %error, suppressed, "cannot let a front-end in; check the limits (ulimit -n, -u)");
@@ -334,17 +353,17 @@ impl<D: Disk> Acceptor<D> {
     }
 
     fn take_down(self) {
-        let Self { doors, pool, guests, silent, .. } = self;
-        let contexts: Vec<_> = doors.iter().map(|door| door.context.clone()).collect();
-        let copies: Vec<_> = doors.iter().filter_map(Door::copy_of_listener).collect();
+        let Self { listeners, pool, front_ends, handshakes, .. } = self;
+        let contexts: Vec<_> = listeners.iter().map(|listener| listener.context.clone()).collect();
+        let copies: Vec<_> = listeners.iter().filter_map(DiskListener::copy_of_socket).collect();
         // No new front-ends; the sockets' paths disappear. Whoever comes back when it is hung up on is refused.
-        drop(doors);
+        drop(listeners);
         ClosedByChecker::close_all(copies);
-        drop(silent);
-        for guest in guests.values() {
-            guest.stream.shut_down();
+        drop(handshakes);
+        for front_end in front_ends.values() {
+            front_end.stream.shut_down();
         }
-        for Guest { stream, thread, .. } in guests.into_values() {
+        for FrontEnd { stream, thread, .. } in front_ends.into_values() {
             let _ = thread.join();
             drop(stream);
         }

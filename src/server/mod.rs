@@ -33,13 +33,13 @@ use crate::disk::{
 use crate::limits::budget::Budget;
 use crate::limits::thread;
 use crate::vhost_user::{
-    AllowedUsers, ConfigRecord, DescriptorChecker, FrontEnds, Inherited, Listener, ListenerError,
+    AllowedUsers, ConfigRecord, DescriptorChecker, DiskSocket, FrontEnds, Listener, ListenerError,
     SessionContext, SocketAccess, WriterLock, is_postcopy_possible,
 };
 use crate::virtio::blk::{Counters, Device, Identity};
 use crate::worker::Cpus;
 use crate::worker::{Polling, Pool};
-use acceptor::{Acceptor, Door};
+use acceptor::{Acceptor, DiskListener};
 use bad_media::MediaWatcher;
 use growth_watcher::Watcher;
 use populate_thread::PopulateThread;
@@ -76,7 +76,7 @@ pub struct DiskSummary {
     pub sparse: bool,
 }
 
-/// A disk of any kind and the door its front-ends come through: what an embedder serves.
+/// A disk of any kind and the socket its front-ends connect to: what an embedder serves.
 #[derive(Debug)]
 pub struct Service<D: Disk> {
     /// The device.
@@ -84,7 +84,7 @@ pub struct Service<D: Disk> {
     /// The lock on its backing; [`FileLock::none`] if there is nothing to lock.
     pub lock: FileLock,
     /// Where front-ends come from.
-    pub door: Inherited,
+    pub socket: DiskSocket,
     /// Where its workers run; none for anywhere.
     pub cpus: Option<Cpus>,
     /// Offer postcopy migration: as [`DiskConfig::postcopy`], for all that the process has in memory.
@@ -214,9 +214,9 @@ impl<D: Disk> Server<D> {
         prepare()?;
         let ServeOptions { workers, polling, exit_on_disconnect } = options;
         let pool = Arc::new(Pool::new(workers, polling));
-        let (mut doors, mut contexts) = (Vec::new(), Vec::new());
+        let (mut listeners, mut contexts) = (Vec::new(), Vec::new());
         let budgets = Budget::of_process(services.len());
-        for (Service { device, lock, door, cpus, postcopy, config_record }, budget) in
+        for (Service { device, lock, socket, cpus, postcopy, config_record }, budget) in
             services.into_iter().zip(budgets)
         {
             let is_exclusive = !device.disk().geometry().read_only;
@@ -244,10 +244,10 @@ impl<D: Disk> Server<D> {
                 }
             });
             contexts.push(context.clone());
-            doors.push(Door { inlet: door, context });
+            listeners.push(DiskListener { socket, context });
         }
         let acceptor =
-            Acceptor::new(doors, pool.clone(), exit_on_disconnect).map_err(ServerError::Threads)?;
+            Acceptor::new(listeners, pool.clone(), exit_on_disconnect).map_err(ServerError::Threads)?;
         let stopper = acceptor.stopper();
         let thread = thread::spawn("acceptor", || acceptor.run());
         let acceptor = Some(thread.map_err(ServerError::Threads)?);
@@ -326,7 +326,7 @@ fn prepare() -> Result<&'static Engine, ServerError> {
     Ok(engine)
 }
 
-/// Opens one disk and its door. The socket comes last: once it exists, the disk is there.
+/// Opens one disk and its socket. The socket comes last: once it exists, the disk is there.
 fn open(
     config: DiskConfig,
     files: &mut Created,
@@ -369,12 +369,12 @@ fn open(
         regions: media.regions,
         sparse,
     };
-    let door =
-        enter(socket, &access, allowed_users).map_err(|error| ServerError::listener(name.clone(), error))?;
+    let socket = open_socket(socket, &access, allowed_users)
+        .map_err(|error| ServerError::listener(name.clone(), error))?;
     let identity = Identity { name, serial: *serial.as_bytes() };
     let config_record = ConfigRecord::load((!geometry.read_only).then_some(path), media.durability);
     let device = Device::new(disk, identity, queues.get()).with_seg_max(seg_max);
-    Ok((Service { device, lock, door, cpus, postcopy, config_record }, summary))
+    Ok((Service { device, lock, socket, cpus, postcopy, config_record }, summary))
 }
 
 /// Says what a disk is worth, and what is wrong with its media.
@@ -406,18 +406,18 @@ fn log_media(disk: &str, media: &Media) {
     }
 }
 
-fn enter(
+fn open_socket(
     socket: SocketSource,
     access: &SocketAccess,
     allowed: AllowedUsers,
-) -> Result<Inherited, ListenerError> {
+) -> Result<DiskSocket, ListenerError> {
     let inlet = match socket {
-        SocketSource::Path(path) => Listener::bind(&path, access).map(Inherited::Listening),
+        SocketSource::Path(path) => Listener::bind(&path, access).map(DiskSocket::Listening),
         SocketSource::Fd(socket) => Listener::inherit(socket),
     };
     Ok(match inlet? {
-        Inherited::Listening(listener) => Inherited::Listening(listener.allowing(allowed)),
-        connected @ Inherited::Connected(_) => connected,
+        DiskSocket::Listening(listener) => DiskSocket::Listening(listener.allowing(allowed)),
+        connected @ DiskSocket::Connected(_) => connected,
     })
 }
 

@@ -51,7 +51,7 @@ pub struct Connection<D: Disk> {
     pub(super) stream: UnixStream,
     pub(super) session: Arc<Session<D>>,
     /// A message has come.
-    has_spoken: Arc<AtomicBool>,
+    has_sent_message: Arc<AtomicBool>,
 }
 
 /// `vhost`'s end of the socket pair, and ours.
@@ -62,14 +62,18 @@ struct Dispatcher<D: Disk> {
 }
 
 impl<D: Disk> Connection<D> {
-    /// A connection that nothing has been read from; `has_spoken` is set once a whole message has come.
-    pub const fn new(stream: UnixStream, session: Arc<Session<D>>, has_spoken: Arc<AtomicBool>) -> Self {
-        Self { stream, session, has_spoken }
+    /// A connection that nothing has been read from; `has_sent_message` is set once a whole message has come.
+    pub const fn new(
+        stream: UnixStream,
+        session: Arc<Session<D>>,
+        has_sent_message: Arc<AtomicBool>,
+    ) -> Self {
+        Self { stream, session, has_sent_message }
     }
 
     /// Whether a message has come at all: a probe of the socket is no front-end.
-    pub fn has_spoken(&self) -> bool {
-        self.has_spoken.load(Ordering::Acquire)
+    pub fn has_sent_message(&self) -> bool {
+        self.has_sent_message.load(Ordering::Acquire)
     }
 
     /// Drains and drops the rings, and passes the disk on.
@@ -101,7 +105,7 @@ impl<D: Disk> Connection<D> {
                     Hangup::Garbage(error.to_string())
                 }
             })?;
-        self.has_spoken.store(true, Ordering::Release);
+        self.has_sent_message.store(true, Ordering::Release);
         let line = Line::of(&message);
         let answer = self.handle(message, dispatcher);
         if let Some(line) = line {

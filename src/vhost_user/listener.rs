@@ -1,4 +1,4 @@
-//! Where front-ends come from: a path, or a descriptor that was inherited.
+//! The socket that front-ends connect to: bound to a path, or inherited as a descriptor.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -55,9 +55,9 @@ struct Bound {
     inode: Option<(u64, u64)>,
 }
 
-/// What an inherited descriptor turned out to be.
+/// The socket that a disk's front-ends use: bound, or inherited.
 #[derive(Debug)]
-pub enum Inherited {
+pub enum DiskSocket {
     /// A listening socket.
     Listening(Listener),
     /// A front-end that is there already.
@@ -94,7 +94,7 @@ impl Listener {
     ///
     /// # Errors
     /// [`ListenerError::Inherited`] when it is no Unix stream socket.
-    pub fn inherit(socket: OwnedFd) -> Result<Inherited, ListenerError> {
+    pub fn inherit(socket: OwnedFd) -> Result<DiskSocket, ListenerError> {
         let refused = |error: Errno| ListenerError::Inherited(error.into());
         let listens = sockopt::socket_acceptconn(&socket).map_err(refused)?;
         if sockopt::socket_domain(&socket).map_err(refused)? != AddressFamily::UNIX {
@@ -104,11 +104,11 @@ impl Listener {
             let stream = UnixStream::from(socket);
             stream.set_nonblocking(false).map_err(ListenerError::Inherited)?;
             stream.peer_addr().map_err(ListenerError::Inherited)?;
-            return Ok(Inherited::Connected(stream));
+            return Ok(DiskSocket::Connected(stream));
         }
         let socket = released_first(socket.into());
         socket.set_nonblocking(true).map_err(ListenerError::Inherited)?;
-        Ok(Inherited::Listening(Self { socket, bound: None, allowed: AllowedUsers::default() }))
+        Ok(DiskSocket::Listening(Self { socket, bound: None, allowed: AllowedUsers::default() }))
     }
 
     /// The socket alone: its path stays when it is closed.
@@ -217,7 +217,7 @@ mod tests {
         let bound = Listener::bind(&folder.path().join("s"), &SocketAccess::default()).unwrap();
         let other = UnixListener::bind(folder.path().join("t")).unwrap();
         let least = LEAST_NUMBER.min(getrlimit(Resource::Nofile).current.unwrap() / 2);
-        let Ok(Inherited::Listening(inherited)) = Listener::inherit(other.into()) else {
+        let Ok(DiskSocket::Listening(inherited)) = Listener::inherit(other.into()) else {
             panic!("it listens")
         };
         for listener in [bound, inherited] {
@@ -228,10 +228,10 @@ mod tests {
     #[test]
     fn an_inherited_descriptor_is_told_apart() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
-        assert!(matches!(Listener::inherit(ours.into()), Ok(Inherited::Connected(_))));
+        assert!(matches!(Listener::inherit(ours.into()), Ok(DiskSocket::Connected(_))));
         let folder = tempfile::tempdir().unwrap();
         let socket = UnixListener::bind(folder.path().join("s")).unwrap();
-        assert!(matches!(Listener::inherit(socket.into()), Ok(Inherited::Listening(_))));
+        assert!(matches!(Listener::inherit(socket.into()), Ok(DiskSocket::Listening(_))));
         let file = std::fs::File::open("/dev/null").unwrap();
         assert!(matches!(Listener::inherit(file.into()), Err(ListenerError::Inherited(_))));
     }

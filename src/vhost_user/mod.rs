@@ -27,7 +27,7 @@ pub use config_record::{ConfigRecord, KnownConfig};
 pub use connection::{Connection, Hangup};
 pub use front_ends::FrontEnds;
 pub use handler::PROTOCOL_FEATURES;
-pub use listener::{AllowedUsers, Inherited, Listener, ListenerError, SocketAccess, Stranger};
+pub use listener::{AllowedUsers, DiskSocket, Listener, ListenerError, SocketAccess, Stranger};
 pub(crate) use message::HEADER_BYTES;
 pub(crate) use postcopy::is_possible as is_postcopy_possible;
 pub use session::{Session, SessionContext};

@@ -97,7 +97,7 @@ pub enum CpuChoice {
 /// Where front-ends come from.
 #[derive(Debug)]
 pub enum SocketSource {
-    /// A path that is listened on; a stale socket there is replaced.
+    /// A path to listen on; a stale socket there is replaced.
     Path(PathBuf),
     /// An inherited descriptor: a listening socket, or one that is already connected.
     Fd(OwnedFd),
@@ -261,7 +261,7 @@ impl DiskConfig {
 }
 
 impl SocketSource {
-    /// The path that is listened on; none for an inherited descriptor.
+    /// The path to listen on; none for an inherited descriptor.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::Path(path) => Some(path),

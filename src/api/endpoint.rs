@@ -48,7 +48,7 @@ pub enum EndpointError {
     Thread(io::Error),
 }
 
-/// A socket that is listened on, and not yet answered.
+/// A socket that listens, and is not answered yet.
 #[derive(Debug)]
 pub struct Endpoint(Listener);
 

@@ -24,7 +24,7 @@ use crate::worker::Polling;
 
 /// Serve files as disks, each on its own socket, until SIGTERM or SIGINT
 ///
-/// Prints what it serves and how to attach it, then stays in the foreground. A socket is listened on again
+/// Prints what it serves and how to attach it, then stays in the foreground. A socket listens again
 /// after its front-end left.
 #[derive(Debug, Args)]
 #[command(after_long_help = help())]

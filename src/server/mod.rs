@@ -52,7 +52,7 @@ pub struct DiskSummary {
     pub name: String,
     /// The backing.
     pub path: PathBuf,
-    /// Where it is listened for front-ends; none with an inherited descriptor.
+    /// The socket that front-ends connect to; none with an inherited descriptor.
     pub socket: Option<PathBuf>,
     /// Size in bytes when it was opened.
     pub capacity_bytes: u64,

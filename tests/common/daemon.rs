@@ -2,7 +2,7 @@
 //!
 //! ```ignore
 //! let setup = Setup::new(Place::Tmpfs).disk("size=64M,serial=db0");   // path= and socket= are added
-//! let daemon = setup.start();                                         // ready: the sockets are listened on
+//! let daemon = setup.start();                                         // ready: the sockets listen
 //! connect(&daemon.socket(0)); std::fs::read(daemon.image(0));
 //! let setup = daemon.stop();                                          // SIGTERM, exit code 0 or panic
 //! let daemon = setup.start();                                         // again on the same image and socket

@@ -15,7 +15,7 @@ pub const OVERRIDE: &str = "VHOST_USER_PMEM_COPY";
 /// A copy, or what else is done to a range: destination, source, length; answers the bytes not done.
 pub(super) type Kernel = unsafe extern "C" fn(*mut u8, *const u8, usize) -> usize;
 
-/// The same of whole lines, and what is copied later, which need not be mapped.
+/// The same of whole lines, and what is to be prefetched behind them, which need not be mapped.
 pub(super) type LineKernel = unsafe extern "C" fn(*mut u8, *const u8, usize, *const u8) -> usize;
 
 /// How bytes are stored into the media.

@@ -32,8 +32,8 @@ mod x86_64;
 
 pub use engine::{Engine, EngineError, LineFlush, OVERRIDE, Stores};
 pub use routines::{
-    Hint, Persist, can_read, copy_from_segments, copy_to_segments, full_fence, load_slice, load_words,
-    store_byte, store_fence, store_slice, touch, zero,
+    Persist, PrefetchHint, can_read, copy_from_segments, copy_to_segments, full_fence, load_slice,
+    load_words, store_byte, store_fence, store_slice, touch, zero,
 };
 pub use segments::{Segment, Segments};
 pub use syscall::{pwritev_all, pwritev_zeroes};

@@ -5,12 +5,12 @@
 
 #![allow(unsafe_code)]
 
-/// Copies any number of bytes, and does not care for what is needed later.
+/// Copies any number of bytes, and prefetches nothing.
 ///
 /// # Safety
 /// - `src` must be valid for reads and `dst` for writes of `len` bytes.
 /// - The two ranges must not overlap.
-pub(super) unsafe extern "C" fn copy(dst: *mut u8, src: *const u8, len: usize, _later: *const u8) -> usize {
+pub(super) unsafe extern "C" fn copy(dst: *mut u8, src: *const u8, len: usize, _next: *const u8) -> usize {
     // SAFETY: exactly the caller's obligations. Others may change these bytes meanwhile: the copy is then
     // some mixture of old and new, which is what a disk promises for a buffer in use.
     unsafe { dst.copy_from_nonoverlapping(src, len) };
@@ -21,7 +21,7 @@ pub(super) unsafe extern "C" fn copy(dst: *mut u8, src: *const u8, len: usize, _
 ///
 /// # Safety
 /// `dst` must be valid for writes of `len` bytes.
-pub(super) unsafe extern "C" fn zero(dst: *mut u8, _src: *const u8, len: usize, _later: *const u8) -> usize {
+pub(super) unsafe extern "C" fn zero(dst: *mut u8, _src: *const u8, len: usize, _next: *const u8) -> usize {
     // SAFETY: exactly the caller's obligation.
     unsafe { dst.write_bytes(0, len) };
     0

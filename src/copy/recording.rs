@@ -278,23 +278,23 @@ fn twin_of(engine: &Engine) -> Engine {
     twin
 }
 
-unsafe extern "C" fn copy(dst: *mut u8, src: *const u8, len: usize, later: *const u8) -> usize {
+unsafe extern "C" fn copy(dst: *mut u8, src: *const u8, len: usize, next: *const u8) -> usize {
     // SAFETY: the caller's obligations.
-    let left = unsafe { (recorded().copy)(dst, src, len, later) };
+    let left = unsafe { (recorded().copy)(dst, src, len, next) };
     stored(dst, len - left, |_| Via::Cache);
     left
 }
 
-unsafe extern "C" fn stream(dst: *mut u8, src: *const u8, len: usize, later: *const u8) -> usize {
+unsafe extern "C" fn stream(dst: *mut u8, src: *const u8, len: usize, next: *const u8) -> usize {
     // SAFETY: the caller's obligations.
-    let left = unsafe { (recorded().stream)(dst, src, len, later) };
+    let left = unsafe { (recorded().stream)(dst, src, len, next) };
     stored(dst, len - left, Recorder::via);
     left
 }
 
-unsafe extern "C" fn zero(dst: *mut u8, src: *const u8, len: usize, later: *const u8) -> usize {
+unsafe extern "C" fn zero(dst: *mut u8, src: *const u8, len: usize, next: *const u8) -> usize {
     // SAFETY: the caller's obligations.
-    let left = unsafe { (recorded().zero)(dst, src, len, later) };
+    let left = unsafe { (recorded().zero)(dst, src, len, next) };
     stored(dst, len - left, Recorder::via);
     left
 }

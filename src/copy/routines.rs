@@ -33,7 +33,7 @@ enum What {
 impl Engine {
     /// Fills `into` with the bytes at `src`; answers how many were not copied, from where the first fault was.
     ///
-    /// Meanwhile it asks the CPU for what is needed next: further bytes of `src`, and then as many at `later`.
+    /// Meanwhile it prefetches what is needed next: further bytes of `src`, and then as many at `next`.
     ///
     /// # Safety
     /// - `src` must be mapped for reads of `into.total_bytes()` bytes, and no Rust reference may claim that
@@ -41,20 +41,20 @@ impl Engine {
     /// - These bytes must not overlap `into`.
     #[must_use = "bytes that were not copied are an I/O error"]
     #[inline(always)]
-    pub unsafe fn copy_to_segments(&self, src: *const u8, into: Segments<'_>, later: Hint) -> usize {
+    pub unsafe fn copy_to_segments(&self, src: *const u8, into: Segments<'_>, next: PrefetchHint) -> usize {
         if let [segment] = into.as_slice() {
             // SAFETY: the caller vouches for `src`, which is as long; `Segments` vouches for the segment; the
             // caller for the two not overlapping.
-            return unsafe { self.load(segment.ptr(), src, segment.len(), later) };
+            return unsafe { self.load(segment.ptr(), src, segment.len(), next) };
         }
         let (start, end) = (src, src.wrapping_add(into.total_bytes()));
         let mut src = src;
         for segment in into.as_slice() {
             let behind = src.wrapping_add(segment.len());
-            let later = if behind == end { later } else { Hint::new(behind) };
+            let next = if behind == end { next } else { PrefetchHint::new(behind) };
             // SAFETY: the caller vouches for `src`, the segments before this one used up exactly what it was
             // advanced by; `Segments` vouches for the segment; the caller for the two not overlapping.
-            let left = unsafe { self.load(segment.ptr(), src, segment.len(), later) };
+            let left = unsafe { self.load(segment.ptr(), src, segment.len(), next) };
             if left != 0 {
                 return left + bytes_after(into, src.addr() - start.addr() + segment.len());
             }
@@ -76,21 +76,22 @@ impl Engine {
         dst: *mut u8,
         from: Segments<'_>,
         persist: Persist,
-        later: Hint,
+        next: PrefetchHint,
     ) -> usize {
         if let [segment] = from.as_slice() {
             // SAFETY: the caller vouches for `dst`, which is as long; `Segments` vouches for the segment; the
             // caller for the two not overlapping.
-            return unsafe { self.by_lines(dst, segment.ptr(), segment.len(), persist, What::Source, later) };
+            return unsafe { self.by_lines(dst, segment.ptr(), segment.len(), persist, What::Source, next) };
         }
         let start = dst;
         let mut dst = dst;
         for (number, segment) in from.as_slice().iter().enumerate() {
-            let later = from.as_slice().get(number + 1).map_or(later, |next| Hint::new(next.ptr()));
+            let next =
+                from.as_slice().get(number + 1).map_or(next, |segment| PrefetchHint::new(segment.ptr()));
             // SAFETY: the caller vouches for `dst`, the segments before this one used up exactly what it was
             // advanced by; `Segments` vouches for the segment; the caller for the two not overlapping.
             let left =
-                unsafe { self.by_lines(dst, segment.ptr(), segment.len(), persist, What::Source, later) };
+                unsafe { self.by_lines(dst, segment.ptr(), segment.len(), persist, What::Source, next) };
             if left != 0 {
                 return left + bytes_after(from, dst.addr() - start.addr() + segment.len());
             }
@@ -107,28 +108,28 @@ impl Engine {
     #[inline]
     pub unsafe fn zero(&self, dst: *mut u8, len: usize, persist: Persist) -> usize {
         // SAFETY: the caller vouches for `dst`; neither routine reads a source.
-        unsafe { self.by_lines(dst, std::ptr::null(), len, persist, What::Zeroes, Hint::NONE) }
+        unsafe { self.by_lines(dst, std::ptr::null(), len, persist, What::Zeroes, PrefetchHint::NONE) }
     }
 
     /// Copies by ordinary moves.
     #[inline]
-    unsafe fn load(&self, dst: *mut u8, src: *const u8, len: usize, later: Hint) -> usize {
+    unsafe fn load(&self, dst: *mut u8, src: *const u8, len: usize, next: PrefetchHint) -> usize {
         if len.is_multiple_of(LINE_BYTES) {
             // SAFETY: the caller vouches for `len` bytes on both sides.
-            return unsafe { (self.copy)(dst, src, len, later.0) };
+            return unsafe { (self.copy)(dst, src, len, next.0) };
         }
         // SAFETY: as above.
-        unsafe { self.load_odd(dst, src, len, later) }
+        unsafe { self.load_odd(dst, src, len, next) }
     }
 
     /// As [`load`](Self::load), of a length that is no multiple of a line's.
     #[cold]
     #[inline(never)]
-    unsafe fn load_odd(&self, dst: *mut u8, src: *const u8, len: usize, later: Hint) -> usize {
+    unsafe fn load_odd(&self, dst: *mut u8, src: *const u8, len: usize, next: PrefetchHint) -> usize {
         let odd = len % LINE_BYTES;
         let body = len - odd;
         // SAFETY: the caller vouches for `len` bytes on both sides, of which `body` are the first.
-        let left = unsafe { (self.copy)(dst, src, body, later.0) };
+        let left = unsafe { (self.copy)(dst, src, body, next.0) };
         if left != 0 {
             return left + odd;
         }
@@ -145,14 +146,14 @@ impl Engine {
         len: usize,
         persist: Persist,
         what: What,
-        later: Hint,
+        next: PrefetchHint,
     ) -> usize {
         if (dst.addr() | len) & self.odd_mask == 0 {
             // SAFETY: the caller vouches for `len` bytes, which are whole lines of `dst`.
-            return unsafe { self.lines(what)(dst, src, len, later.0) };
+            return unsafe { self.lines(what)(dst, src, len, next.0) };
         }
         // SAFETY: the caller's obligations.
-        unsafe { self.by_parts(dst, src, len, persist, what, later) }
+        unsafe { self.by_parts(dst, src, len, persist, what, next) }
     }
 
     /// As [`by_lines`](Self::by_lines), with partial lines, or stores that need every line flushed.
@@ -165,7 +166,7 @@ impl Engine {
         len: usize,
         persist: Persist,
         what: What,
-        later: Hint,
+        next: PrefetchHint,
     ) -> usize {
         let head = (dst.addr().wrapping_neg() % LINE_BYTES).min(len);
         let tail = (len - head) % LINE_BYTES;
@@ -179,7 +180,7 @@ impl Engine {
             let (to, from) = (dst.wrapping_add(at), src.wrapping_add(at));
             let left = match (is_lines, what) {
                 // SAFETY: the parts lie within the caller's range, and the body is whole lines of `dst`.
-                (true, _) => unsafe { self.lines(what)(to, from, part, later.0) },
+                (true, _) => unsafe { self.lines(what)(to, from, part, next.0) },
                 // SAFETY: as above; head and tail are shorter than a line.
                 (false, What::Source) => unsafe { copy_small(to, from, part) },
                 // SAFETY: as above.
@@ -223,9 +224,9 @@ impl Engine {
 /// As there.
 #[must_use = "bytes that were not copied are an I/O error"]
 #[inline]
-pub unsafe fn copy_to_segments(src: *const u8, into: Segments<'_>, later: Hint) -> usize {
+pub unsafe fn copy_to_segments(src: *const u8, into: Segments<'_>, next: PrefetchHint) -> usize {
     // SAFETY: the caller's obligations.
-    unsafe { Engine::get().copy_to_segments(src, into, later) }
+    unsafe { Engine::get().copy_to_segments(src, into, next) }
 }
 
 /// Stores the bytes of `from` at `dst`, by the engine of the process; see [`Engine::copy_from_segments`].
@@ -234,9 +235,14 @@ pub unsafe fn copy_to_segments(src: *const u8, into: Segments<'_>, later: Hint) 
 /// As there.
 #[must_use = "bytes that were not copied are an I/O error"]
 #[inline]
-pub unsafe fn copy_from_segments(dst: *mut u8, from: Segments<'_>, persist: Persist, later: Hint) -> usize {
+pub unsafe fn copy_from_segments(
+    dst: *mut u8,
+    from: Segments<'_>,
+    persist: Persist,
+    next: PrefetchHint,
+) -> usize {
     // SAFETY: the caller's obligations.
-    unsafe { Engine::get().copy_from_segments(dst, from, persist, later) }
+    unsafe { Engine::get().copy_from_segments(dst, from, persist, next) }
 }
 
 /// Stores `len` zero bytes at `dst`, by the engine of the process; see [`Engine::zero`].
@@ -355,12 +361,12 @@ pub unsafe fn store_byte(dst: *mut u8, byte: u8) -> bool {
     return unsafe { copy_small(dst, &raw const byte, 1) } == 0;
 }
 
-/// Where something lies that will be needed soon, if that is known. It is only ever asked for, which never faults: any
-/// address will do.
+/// Where something lies that will be needed soon, if that is known. It is only ever prefetched, which never faults (Intel
+/// SDM volume 2, PREFETCHh): any address will do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Hint(*const u8);
+pub struct PrefetchHint(*const u8);
 
-impl Hint {
+impl PrefetchHint {
     /// It is not known.
     pub const NONE: Self = Self(std::ptr::null());
 
@@ -370,15 +376,15 @@ impl Hint {
         Self(address)
     }
 
-    /// Asks the CPU for its first line.
+    /// Prefetches its first cache line.
     ///
-    /// What that saves is above all the page walk, of which a CPU does several at once if they are asked for one right
+    /// What that saves is above all the page walk, of which a CPU does several at once if they are prefetched one right
     /// after the other, and only one if each is behind a copy. `cargo bench --bench ring -- random cold deep`, which
     /// has the ratio of a bare loop over the same copies to the ring, went from 0.90 to 1.28 for reads of 4 KiB when
-    /// the ring asked for 16 requests at once, from 0.38 to 0.65 at 512 bytes, and from 0.9 to 1.6 for writes; more
+    /// the ring prefetched 16 requests at once, from 0.38 to 0.65 at 512 bytes, and from 0.9 to 1.6 for writes; more
     /// lines of each gained nothing, and nor did one request at a time.
     #[inline]
-    pub fn ask(self) {
+    pub fn prefetch(self) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: SSE is part of x86_64, and a prefetch of an address that is not there does nothing.
         unsafe {

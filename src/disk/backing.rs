@@ -4,7 +4,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd as _, BorrowedFd};
 
-use crate::copy::{Hint, Segments};
+use crate::copy::{PrefetchHint, Segments};
 use crate::disk::space::growth::GrowthPolicy;
 use crate::disk::{
     BackingKind, BlockDisk, Disk, DiskError, Durability, FileDisk, Geometry, GrowError, MappedDisk,
@@ -129,8 +129,8 @@ impl Disk for Backing {
     }
 
     #[inline]
-    fn hint(&self, offset: u64) -> Hint {
-        either!(self, disk => disk.hint(offset))
+    fn prefetch_hint(&self, offset: u64) -> PrefetchHint {
+        either!(self, disk => disk.prefetch_hint(offset))
     }
 
     #[inline]
@@ -139,8 +139,8 @@ impl Disk for Backing {
     }
 
     #[inline]
-    fn read_then(&self, offset: u64, into: Segments<'_>, later: Hint) -> Result<(), DiskError> {
-        either!(self, disk => disk.read_then(offset, into, later))
+    fn read_then(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
+        either!(self, disk => disk.read_then(offset, into, next))
     }
 
     #[inline]
@@ -149,8 +149,8 @@ impl Disk for Backing {
     }
 
     #[inline]
-    fn write_then(&self, offset: u64, from: Segments<'_>, later: Hint) -> Result<(), DiskError> {
-        either!(self, disk => disk.write_then(offset, from, later))
+    fn write_then(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
+        either!(self, disk => disk.write_then(offset, from, next))
     }
 
     #[inline]

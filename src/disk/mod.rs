@@ -8,7 +8,7 @@
 
 use std::fmt;
 
-use crate::copy::{self, Hint, Segments};
+use crate::copy::{self, PrefetchHint, Segments};
 
 mod backing;
 mod block;
@@ -201,9 +201,9 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// Where the byte at `offset`, which need not be inside the disk, is read from or written to, as far as that is known
     /// and may be touched.
     #[inline]
-    fn hint(&self, offset: u64) -> Hint {
+    fn prefetch_hint(&self, offset: u64) -> PrefetchHint {
         let _ = offset;
-        Hint::NONE
+        PrefetchHint::NONE
     }
 
     /// Fills `into` with the bytes at `offset`.
@@ -212,13 +212,13 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// As [`DiskError`]; `into` may have been filled in part.
     fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError>;
 
-    /// As [`read`](Disk::read), and what lies at `later` is likely to be needed next.
+    /// As [`read`](Disk::read), and what lies at `next` is likely to be needed next.
     ///
     /// # Errors
     /// As there.
     #[inline]
-    fn read_then(&self, offset: u64, into: Segments<'_>, later: Hint) -> Result<(), DiskError> {
-        let _ = later;
+    fn read_then(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
+        let _ = next;
         self.read(offset, into)
     }
 
@@ -228,13 +228,13 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// As [`DiskError`]; the range may have been written in part.
     fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError>;
 
-    /// As [`write`](Disk::write), and what lies at `later` is likely to be needed next.
+    /// As [`write`](Disk::write), and what lies at `next` is likely to be needed next.
     ///
     /// # Errors
     /// As there.
     #[inline]
-    fn write_then(&self, offset: u64, from: Segments<'_>, later: Hint) -> Result<(), DiskError> {
-        let _ = later;
+    fn write_then(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
+        let _ = next;
         self.write(offset, from)
     }
 

@@ -26,8 +26,8 @@ const MANY_REQUESTS: u16 = 8;
 /// half of these are done.
 const WAKE_UP_REQUESTS: u16 = 16;
 
-/// Requests whose media is asked for at once.
-const LOOK_AHEAD: u16 = 16;
+/// Requests whose media is prefetched at once.
+const PREFETCHED_REQUESTS: u16 = 16;
 
 /// Which ring: unique in the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -278,15 +278,15 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     /// Takes the next chains of the common shape. Returns what follows.
     #[inline(never)]
     fn take_plain(&mut self, bounds: Bounds) -> Result<Next, RingError> {
-        self.queue.take_plain(&mut self.batch, bounds, self.device.expectation())
+        self.queue.take_plain(&mut self.batch, bounds, self.device.prefetcher())
     }
 
     /// Does the next request, of any shape; `number` of this batch were done so before it.
     #[cold]
     #[inline(never)]
     fn pop(&mut self, number: u16) -> Result<Popped, RingError> {
-        if number.is_multiple_of(LOOK_AHEAD) {
-            self.look_ahead();
+        if number.is_multiple_of(PREFETCHED_REQUESTS) {
+            self.prefetch_media();
         }
         let Some(chain) = self.queue.pop(self.batch.memory())? else { return Ok(Popped::Nothing) };
         self.is_plain = chain.readable.as_slice().len() + chain.writable.as_slice().len() <= 1;
@@ -369,13 +369,13 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         Ok(false)
     }
 
-    /// Asks for the media of the next requests, one right after the other: their page walks overlap then.
+    /// Prefetches the media of the next requests, one right after the other: their page walks overlap then.
     #[inline(never)]
-    fn look_ahead(&mut self) {
-        let expect = self.device.expectation();
-        for ahead in 0..LOOK_AHEAD {
+    fn prefetch_media(&mut self) {
+        let prefetch = self.device.prefetcher();
+        for ahead in 0..PREFETCHED_REQUESTS {
             let Some(header) = self.queue.peek(ahead, self.batch.memory()) else { return };
-            expect(&header);
+            prefetch(&header);
         }
     }
 

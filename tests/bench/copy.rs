@@ -15,7 +15,7 @@ mod common;
 use std::hint::black_box;
 use std::time::Instant;
 
-use vhost_user_pmem::copy::{Engine, Hint, Persist, Segment, Segments, Stores, store_fence};
+use vhost_user_pmem::copy::{Engine, Persist, PrefetchHint, Segment, Segments, Stores, store_fence};
 
 use common::{Random, map, memfd, noise, quartiles};
 
@@ -99,7 +99,8 @@ fn engine_writes(name: String, engine: Engine) -> Candidate<'static> {
         // SAFETY: the measuring loop gives ranges inside of the two mappings.
         let segments = unsafe { Segments::new(&segment) };
         // SAFETY: as above.
-        assert_eq!(unsafe { engine.copy_from_segments(media, segments, Persist::Lines, Hint::NONE) }, 0);
+        let left = unsafe { engine.copy_from_segments(media, segments, Persist::Lines, PrefetchHint::NONE) };
+        assert_eq!(left, 0);
         store_fence();
     })
 }
@@ -127,12 +128,12 @@ fn reads() -> Vec<Candidate<'static>> {
 
 fn engine_reads(name: String, engine: Engine, is_told: bool) -> Candidate<'static> {
     Candidate::new(name, move |media, guest, len, next| {
-        let later = if is_told { Hint::new(next) } else { Hint::NONE };
+        let next = if is_told { PrefetchHint::new(next) } else { PrefetchHint::NONE };
         let segment = [Segment::new(guest, len)];
         // SAFETY: the measuring loop gives ranges inside of the two mappings.
         let segments = unsafe { Segments::new(&segment) };
         // SAFETY: as above.
-        assert_eq!(unsafe { engine.copy_to_segments(media, segments, later) }, 0);
+        assert_eq!(unsafe { engine.copy_to_segments(media, segments, next) }, 0);
     })
 }
 

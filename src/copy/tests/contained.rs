@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::super::fault::{self, WatchedRange};
 use super::super::testing::pattern;
-use super::super::{Engine, Hint, Persist, Segment, Segments, can_read, load_slice, store_slice};
+use super::super::{Engine, Persist, PrefetchHint, Segment, Segments, can_read, load_slice, store_slice};
 use super::guarded::{Guarded, PAGE};
 use super::mending;
 
@@ -33,9 +33,11 @@ fn copy(engine: &Engine, way: Way, media: *mut u8, guest: *mut u8, len: usize) -
     let segments = unsafe { Segments::new(&segment) };
     match way {
         // SAFETY: as above.
-        Way::Write(persist) => unsafe { engine.copy_from_segments(media, segments, persist, Hint::NONE) },
+        Way::Write(persist) => unsafe {
+            engine.copy_from_segments(media, segments, persist, PrefetchHint::NONE)
+        },
         // SAFETY: as above.
-        Way::Read => unsafe { engine.copy_to_segments(media, segments, Hint::NONE) },
+        Way::Read => unsafe { engine.copy_to_segments(media, segments, PrefetchHint::NONE) },
         // SAFETY: as above.
         Way::Zero(persist) => unsafe { engine.zero(media, len, persist) },
     }
@@ -108,7 +110,7 @@ fn whole_sectors_over_every_border() {
     }
 }
 
-/// As long as a copy must be to ask for its own bytes ahead.
+/// As long as a copy must be to prefetch its own bytes.
 #[test]
 fn a_long_copy_is_exact_to_the_byte() {
     fault::install().unwrap();
@@ -140,10 +142,11 @@ fn later_segments_are_reported_with_the_one_that_failed() {
     let segments = unsafe { Segments::new(&list) };
     for engine in mending() {
         // SAFETY: as above, and `media` is elsewhere.
-        let left = unsafe { engine.copy_from_segments(media.at(7), segments, Persist::Lines, Hint::NONE) };
+        let left =
+            unsafe { engine.copy_from_segments(media.at(7), segments, Persist::Lines, PrefetchHint::NONE) };
         assert_eq!(left, 1010);
         // SAFETY: as above.
-        assert_eq!(unsafe { engine.copy_to_segments(media.at(7), segments, Hint::NONE) }, 1010);
+        assert_eq!(unsafe { engine.copy_to_segments(media.at(7), segments, PrefetchHint::NONE) }, 1010);
     }
     let mut slice = [0; 300];
     assert_eq!(load_slice(segments, &mut slice), 150);

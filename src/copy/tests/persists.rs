@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::super::engine::LineKernel;
 use super::super::testing::pattern;
-use super::super::{Engine, Hint, LineFlush, Persist, Segment, Segments, Stores, portable};
+use super::super::{Engine, LineFlush, Persist, PrefetchHint, Segment, Segments, Stores, portable};
 use super::guarded::{Guarded, PAGE};
 
 const LINE: usize = 64;
@@ -24,11 +24,11 @@ fn lines(address: usize, len: usize) -> impl Iterator<Item = usize> {
     (address / LINE..(address + len).div_ceil(LINE)).filter(move |_| len != 0)
 }
 
-unsafe extern "C" fn stream(dst: *mut u8, src: *const u8, len: usize, later: *const u8) -> usize {
+unsafe extern "C" fn stream(dst: *mut u8, src: *const u8, len: usize, next: *const u8) -> usize {
     assert!((dst.addr() | len).is_multiple_of(LINE), "only whole lines are streamed");
     STREAMED.with_borrow_mut(|streamed| streamed.extend(lines(dst.addr(), len)));
     // SAFETY: the caller's obligations.
-    unsafe { portable::copy(dst, src, len, later) }
+    unsafe { portable::copy(dst, src, len, next) }
 }
 
 unsafe extern "C" fn flush(dst: *mut u8, _src: *const u8, len: usize) -> usize {
@@ -68,7 +68,7 @@ proptest! {
         let touched: BTreeSet<usize> = lines(base + at, lens.iter().sum()).collect();
         for persist in [Persist::Lines, Persist::FenceOnly] {
             // SAFETY: inside of `media`.
-            let left = unsafe { engine.copy_from_segments(media.at(at), segments, persist, Hint::NONE) };
+            let left = unsafe { engine.copy_from_segments(media.at(at), segments, persist, PrefetchHint::NONE) };
             prop_assert_eq!(left, 0);
             let (streamed, flushed, seen) = (STREAMED.take(), FLUSHED.take(), SEEN.take());
             match persist {

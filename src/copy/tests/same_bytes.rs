@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::super::testing::{Memory, pattern};
-use super::super::{Engine, Hint, Persist, Segment, Segments, load_slice, store_slice};
+use super::super::{Engine, Persist, PrefetchHint, Segment, Segments, load_slice, store_slice};
 use super::guarded::{Guarded, PAGE};
 
 const PERSIST: [Persist; 2] = [Persist::Lines, Persist::FenceOnly];
@@ -27,9 +27,9 @@ fn place(memory: usize, len: usize, start: usize, end: u8) -> usize {
     }
 }
 
-/// What is asked for need not be there.
-fn anywhere(address: usize) -> Hint {
-    Hint::new(std::ptr::without_provenance(address))
+/// What is prefetched need not be there.
+fn anywhere(address: usize) -> PrefetchHint {
+    PrefetchHint::new(std::ptr::without_provenance(address))
 }
 
 proptest! {
@@ -38,9 +38,9 @@ proptest! {
     /// Every engine, both ways, over any alignment of both sides, with an abyss at either end of each.
     #[test]
     fn one_segment(
-        len in lengths(), media_start in 0..PAGE, guest_start in 0..PAGE, ends in (0..4_u8, 0..4_u8), seed: u8, later: usize,
+        len in lengths(), media_start in 0..PAGE, guest_start in 0..PAGE, ends in (0..4_u8, 0..4_u8), seed: u8, next: usize,
     ) {
-        let later = anywhere(later);
+        let next = anywhere(next);
         let (media, guest) = (Guarded::new(9), Guarded::new(9));
         let at = place(media.len(), len, media_start, ends.0);
         let guest_at = place(guest.len(), len, guest_start, ends.1);
@@ -60,7 +60,7 @@ proptest! {
                 media.fill(&media_bytes);
                 guest.fill(&guest_bytes);
                 // SAFETY: `len` bytes are mapped there, not those of `guest`, and no reference leads to them.
-                let left = unsafe { engine.copy_from_segments(media.at(at), segments, persist, later) };
+                let left = unsafe { engine.copy_from_segments(media.at(at), segments, persist, next) };
                 prop_assert_eq!(left, 0);
                 prop_assert!(media.bytes() == to_media, "write {:?} {:?}", engine, persist);
                 prop_assert!(guest.bytes() == guest_bytes);
@@ -72,7 +72,7 @@ proptest! {
             }
             media.fill(&media_bytes);
             // SAFETY: as above.
-            let left = unsafe { engine.copy_to_segments(media.at(at), segments, later) };
+            let left = unsafe { engine.copy_to_segments(media.at(at), segments, next) };
             prop_assert_eq!(left, 0);
             prop_assert!(guest.bytes() == to_guest, "read {:?}", engine);
             prop_assert!(media.bytes() == media_bytes);
@@ -81,8 +81,8 @@ proptest! {
 
     /// Lists of segments are one run of bytes on the media.
     #[test]
-    fn many_segments(start in 0..70_usize, lens in prop::collection::vec(lengths(), 0..7), gap in 0..70_usize, seed: u8, later: usize) {
-        let later = anywhere(later);
+    fn many_segments(start in 0..70_usize, lens in prop::collection::vec(lengths(), 0..7), gap in 0..70_usize, seed: u8, next: usize) {
+        let next = anywhere(next);
         let len: usize = lens.iter().sum();
         let media_bytes = pattern(start + len + 64, seed);
         let guest_bytes = pattern(gap + len + (lens.len() + 1) * 3 + 64, seed.wrapping_add(101));
@@ -103,14 +103,14 @@ proptest! {
                 let media = Memory::new(&media_bytes);
                 // SAFETY: `start + len` bytes are inside `media`, which is not `guest`; no reference to either
                 // is alive.
-                let left = unsafe { engine.copy_from_segments(media.ptr().wrapping_add(start), guest.segments(), persist, later) };
+                let left = unsafe { engine.copy_from_segments(media.ptr().wrapping_add(start), guest.segments(), persist, next) };
                 prop_assert_eq!(left, 0);
                 prop_assert!(media.bytes() == to_media, "{engine:?} {persist:?}");
                 prop_assert!(guest.bytes() == guest_bytes);
 
                 let media = Memory::new(&media_bytes);
                 // SAFETY: as above.
-                let left = unsafe { engine.copy_to_segments(media.ptr().wrapping_add(start), guest.segments(), later) };
+                let left = unsafe { engine.copy_to_segments(media.ptr().wrapping_add(start), guest.segments(), next) };
                 prop_assert_eq!(left, 0);
                 prop_assert!(guest.bytes() == to_guest, "{engine:?}");
                 prop_assert!(media.bytes() == media_bytes);
@@ -189,9 +189,10 @@ fn no_segments_and_empty_segments_move_nothing() {
         assert_eq!(slice, [7; 3]);
         let memory = Memory::new(&[9; 4]);
         // SAFETY: no bytes are touched.
-        assert_eq!(unsafe { engine.copy_to_segments(memory.ptr(), segments, Hint::NONE) }, 0);
+        assert_eq!(unsafe { engine.copy_to_segments(memory.ptr(), segments, PrefetchHint::NONE) }, 0);
         // SAFETY: no bytes are touched.
-        let left = unsafe { engine.copy_from_segments(memory.ptr(), segments, Persist::Lines, Hint::NONE) };
+        let left =
+            unsafe { engine.copy_from_segments(memory.ptr(), segments, Persist::Lines, PrefetchHint::NONE) };
         assert_eq!(left, 0);
         assert_eq!(memory.bytes(), [9; 4]);
     }

@@ -6,8 +6,8 @@
 //! and so knows exactly which that is. (If the rest can be done after all, one byte is still reported:
 //! a fault is never taken back, since what was done byte by byte is not flushed.)
 //!
-//! Those that copy whole lines ask the CPU for others on the way, a page ahead: of the source and, behind its end, of
-//! what begins at `rcx`. No answer is waited for, and none is needed: a prefetch has no fix-up because it never faults.
+//! Those that copy whole lines prefetch others on the way, a page ahead: of the source and, behind its end, of what begins
+//! at `rcx`. A prefetch has no fix-up because it never faults.
 //!
 //! The handler of [`fault`](crate::copy::fault) finds the fix-ups in a table of offsets, built beside them.
 
@@ -23,32 +23,32 @@ macro_rules! moves {
     };
 }
 
-/// Notes how to [`ask`]: `r8` becomes what is behind all that is asked for at `rcx`, or at the source's end if that is null.
-macro_rules! ask_ahead {
+/// Prepares for [`prefetch`]: `r8` becomes the end of what is prefetched at `rcx`, or at the source's end if that is null.
+macro_rules! prefetch_setup {
     () => {
         concat!(
             "mov r8d, ",
-            ahead!(),
+            prefetch_distance!(),
             "\ncmp rdx, r8\ncmovb r8, rdx\n",
             "lea rax, [rsi + rdx]\nsub rax, r8\ntest rcx, rcx\ncmovz rcx, rax\nadd r8, rcx\n",
         )
     };
 }
 
-/// How many bytes ahead of those that are copied others are asked for: a page, since the CPU's own look-ahead ends where
-/// a page does. Half of it was as good for long copies and worse for pages.
-macro_rules! ahead {
+/// How many bytes ahead of those that are copied others are prefetched: a page, since the CPU's own prefetcher stops where
+/// a page ends. Half of it was as good for long copies and worse for pages.
+macro_rules! prefetch_distance {
     () => {
         "4096"
     };
 }
 
-/// Asks for the lines at these offsets of what is copied later: further ones of the source, or behind its end those that
-/// were at `rcx`. Into the second cache: the first one would lose what is being copied.
-macro_rules! ask {
+/// Prefetches the lines at these offsets of what is copied next: further ones of the source, or behind its end those that
+/// were at `rcx`. Into the second-level cache: the first one would lose what is being copied.
+macro_rules! prefetch {
     ($($offset:literal),+) => {
         concat!(
-            "mov rcx, r8\nsub rcx, rdx\nlea rax, [rsi + ", ahead!(), "]\ncmp rdx, ", ahead!(), "\ncmova rcx, rax\n",
+            "mov rcx, r8\nsub rcx, rdx\nlea rax, [rsi + ", prefetch_distance!(), "]\ncmp rdx, ", prefetch_distance!(), "\ncmova rcx, rax\n",
             $("prefetcht1 [rcx + ", $offset, "]\n",)+
         )
     };
@@ -120,12 +120,12 @@ macro_rules! copy64 {
     ($name:literal, $store:literal) => {
         // Registers from 16 on, which need no vzeroupper.
         lines!(
-            $name, ask_ahead!(),
+            $name, prefetch_setup!(),
             concat!(
-                ask!(0, 64, 128, 192),
+                prefetch!(0, 64, 128, 192),
                 moves!("vmovdqu64", $store, "zmm16" @ 0, "zmm17" @ 64, "zmm18" @ 128, "zmm19" @ 192)
             ),
-            concat!(ask!(0), moves!("vmovdqu64", $store, "zmm16" @ 0)), "", ".Lvhost_user_pmem_rest_copy"
+            concat!(prefetch!(0), moves!("vmovdqu64", $store, "zmm16" @ 0)), "", ".Lvhost_user_pmem_rest_copy"
         )
     };
 }
@@ -133,13 +133,13 @@ macro_rules! copy64 {
 macro_rules! copy32 {
     ($name:literal, $store:literal) => {
         lines!(
-            $name, ask_ahead!(),
+            $name, prefetch_setup!(),
             concat!(
-                ask!(0, 64, 128, 192),
+                prefetch!(0, 64, 128, 192),
                 moves!("vmovdqu", $store, "ymm0" @ 0, "ymm1" @ 32, "ymm2" @ 64, "ymm3" @ 96, "ymm4" @ 128,
                        "ymm5" @ 160, "ymm6" @ 192, "ymm7" @ 224)
             ),
-            concat!(ask!(0), moves!("vmovdqu", $store, "ymm0" @ 0, "ymm1" @ 32)), "vzeroupper", ".Lvhost_user_pmem_rest_copy_avx"
+            concat!(prefetch!(0), moves!("vmovdqu", $store, "ymm0" @ 0, "ymm1" @ 32)), "vzeroupper", ".Lvhost_user_pmem_rest_copy_avx"
         )
     };
 }
@@ -147,15 +147,15 @@ macro_rules! copy32 {
 macro_rules! copy16 {
     ($name:literal, $store:literal) => {
         lines!(
-            $name, ask_ahead!(),
+            $name, prefetch_setup!(),
             concat!(
-                ask!(0, 64, 128, 192),
+                prefetch!(0, 64, 128, 192),
                 moves!("movdqu", $store, "xmm0" @ 0, "xmm1" @ 16, "xmm2" @ 32, "xmm3" @ 48, "xmm4" @ 64,
                        "xmm5" @ 80, "xmm6" @ 96, "xmm7" @ 112),
                 moves!("movdqu", $store, "xmm0" @ 128, "xmm1" @ 144, "xmm2" @ 160, "xmm3" @ 176,
                        "xmm4" @ 192, "xmm5" @ 208, "xmm6" @ 224, "xmm7" @ 240)
             ),
-            concat!(ask!(0), moves!("movdqu", $store, "xmm0" @ 0, "xmm1" @ 16, "xmm2" @ 32, "xmm3" @ 48)),
+            concat!(prefetch!(0), moves!("movdqu", $store, "xmm0" @ 0, "xmm1" @ 16, "xmm2" @ 32, "xmm3" @ 48)),
             "", ".Lvhost_user_pmem_rest_copy"
         )
     };
@@ -272,11 +272,11 @@ unsafe extern "C" {
 
 /// Declares the routines under the names they are called by here.
 macro_rules! kernels {
-    ($($(#[$doc:meta])* $name:ident $(($later:ident))? = $symbol:literal;)+) => {
+    ($($(#[$doc:meta])* $name:ident $(($next:ident))? = $symbol:literal;)+) => {
         unsafe extern "C" {
             $($(#[$doc])*
             #[link_name = $symbol]
-            pub(in crate::copy) fn $name(dst: *mut u8, src: *const u8, len: usize $(, $later: *const u8)?) -> usize;)+
+            pub(in crate::copy) fn $name(dst: *mut u8, src: *const u8, len: usize $(, $next: *const u8)?) -> usize;)+
         }
     };
 }
@@ -289,23 +289,23 @@ kernels! {
     /// Stores any number of zero bytes by `rep stosb`; the source is ignored.
     fill = "vhost_user_pmem_fill";
     /// Copies multiples of 64 bytes by moves of 16.
-    copy16(later) = "vhost_user_pmem_copy16";
+    copy16(next) = "vhost_user_pmem_copy16";
     /// Copies multiples of 64 bytes by moves of 32 (AVX).
-    copy32(later) = "vhost_user_pmem_copy32";
+    copy32(next) = "vhost_user_pmem_copy32";
     /// Copies multiples of 64 bytes by moves of 64 (AVX-512F).
-    copy64(later) = "vhost_user_pmem_copy64";
+    copy64(next) = "vhost_user_pmem_copy64";
     /// Copies multiples of 64 bytes to whole lines by non-temporal stores of 16.
-    stream16(later) = "vhost_user_pmem_stream16";
+    stream16(next) = "vhost_user_pmem_stream16";
     /// Copies multiples of 64 bytes to whole lines by non-temporal stores of 32 (AVX).
-    stream32(later) = "vhost_user_pmem_stream32";
+    stream32(next) = "vhost_user_pmem_stream32";
     /// Copies multiples of 64 bytes to whole lines by non-temporal stores of 64 (AVX-512F).
-    stream64(later) = "vhost_user_pmem_stream64";
+    stream64(next) = "vhost_user_pmem_stream64";
     /// Zeroes whole lines by non-temporal stores of 16; the source is ignored.
-    zero16(later) = "vhost_user_pmem_zero16";
+    zero16(next) = "vhost_user_pmem_zero16";
     /// Zeroes whole lines by non-temporal stores of 32 (AVX); the source is ignored.
-    zero32(later) = "vhost_user_pmem_zero32";
+    zero32(next) = "vhost_user_pmem_zero32";
     /// Zeroes whole lines by non-temporal stores of 64 (AVX-512F); the source is ignored.
-    zero64(later) = "vhost_user_pmem_zero64";
+    zero64(next) = "vhost_user_pmem_zero64";
     /// Writes whole lines back; the source is ignored.
     clwb = "vhost_user_pmem_clwb";
     /// Writes whole lines back and drops them; the source is ignored.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use crate::copy::{self, Hint, Segments};
+use crate::copy::{self, PrefetchHint, Segments};
 use crate::disk::durability::syncs::Syncs;
 use crate::disk::lock::BackingFile;
 use crate::disk::mapping::Loss;
@@ -112,18 +112,18 @@ impl Disk for FileDisk {
     }
 
     #[inline]
-    fn hint(&self, offset: u64) -> Hint {
-        self.reads.hint(offset)
+    fn prefetch_hint(&self, offset: u64) -> PrefetchHint {
+        self.reads.prefetch_hint(offset)
     }
 
     #[inline]
     fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
-        self.read_then(offset, into, Hint::NONE)
+        self.read_then(offset, into, PrefetchHint::NONE)
     }
 
     #[inline]
-    fn read_then(&self, offset: u64, into: Segments<'_>, later: Hint) -> Result<(), DiskError> {
-        self.reads.read(&self.file, offset, into, later).inspect_err(|error| {
+    fn read_then(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
+        self.reads.read(&self.file, offset, into, next).inspect_err(|error| {
             if let Some(at) = Loss::of_media(error) {
                 self.bad.add(at..at.saturating_add(1));
             }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::copy::{self, Hint, Segments};
+use crate::copy::{self, PrefetchHint, Segments};
 use crate::disk::mapping::{Loss, truncated_before};
 use crate::disk::{DiskError, Mapping, failed, sys};
 
@@ -48,10 +48,10 @@ impl Reads {
     }
 
     #[inline]
-    pub(super) fn hint(&self, offset: u64) -> Hint {
+    pub(super) fn prefetch_hint(&self, offset: u64) -> PrefetchHint {
         match self {
-            Self::Mapped(mapping) => mapping.hint(offset),
-            Self::Called(_) => Hint::NONE,
+            Self::Mapped(mapping) => mapping.prefetch_hint(offset),
+            Self::Called(_) => PrefetchHint::NONE,
         }
     }
 
@@ -61,10 +61,10 @@ impl Reads {
         file: &File,
         offset: u64,
         into: Segments<'_>,
-        later: Hint,
+        next: PrefetchHint,
     ) -> Result<(), DiskError> {
         match self {
-            Self::Mapped(mapping) => mapping.read(offset, into, later),
+            Self::Mapped(mapping) => mapping.read(offset, into, next),
             Self::Called(_) => self.call(file, offset, into),
         }
     }

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::PoisonError;
 
 use super::{BackingKind, DiskError, MappedDisk, failed};
-use crate::copy::{self, Hint, Segments};
+use crate::copy::{self, PrefetchHint, Segments};
 use crate::disk::mapping::Loss;
 use crate::disk::media::bad_blocks::{self, BadList, PAGE_BYTES};
 use crate::disk::space::{self, fallocate};
@@ -105,7 +105,7 @@ impl MappedDisk {
         error: DiskError,
     ) -> Result<(), DiskError> {
         self.store_anew(offset, from.total_bytes() as u64, error, &|| {
-            self.mapping.write(offset, *from, Hint::NONE)
+            self.mapping.write(offset, *from, PrefetchHint::NONE)
         })
     }
 

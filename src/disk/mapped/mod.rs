@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 #[cfg(test)]
 use crate::copy::recording::{Synced, Syncing};
-use crate::copy::{Hint, Segments};
+use crate::copy::{PrefetchHint, Segments};
 use crate::disk::durability::extents::{Extents, Written};
 use crate::disk::durability::syncs::Syncs;
 use crate::disk::lock::BackingFile;
@@ -298,37 +298,37 @@ impl Disk for MappedDisk {
     }
 
     #[inline]
-    fn hint(&self, offset: u64) -> Hint {
+    fn prefetch_hint(&self, offset: u64) -> PrefetchHint {
         // Bad media is not to be touched, not even so.
-        if self.bad.is_empty() { self.mapping.hint(offset) } else { Hint::NONE }
+        if self.bad.is_empty() { self.mapping.prefetch_hint(offset) } else { PrefetchHint::NONE }
     }
 
     #[inline(always)] // the other caller does slices
     fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
-        self.read_then(offset, into, Hint::NONE)
+        self.read_then(offset, into, PrefetchHint::NONE)
     }
 
     #[inline(always)]
-    fn read_then(&self, offset: u64, into: Segments<'_>, later: Hint) -> Result<(), DiskError> {
+    fn read_then(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
         if !self.bad.is_empty() && self.bad.touch(offset, into.total_bytes() as u64) {
             return Err(bad_media("reading bad media"));
         }
-        self.mapping.read(offset, into, later).inspect_err(|error| self.learn(error))
+        self.mapping.read(offset, into, next).inspect_err(|error| self.learn(error))
     }
 
     #[inline(always)] // as above
     fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
-        self.write_then(offset, from, Hint::NONE)
+        self.write_then(offset, from, PrefetchHint::NONE)
     }
 
     #[inline(always)]
-    fn write_then(&self, offset: u64, from: Segments<'_>, later: Hint) -> Result<(), DiskError> {
+    fn write_then(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
         let len = from.total_bytes() as u64;
         if !self.bad.is_empty() {
             self.geometry().check_write(offset, len)?;
             self.mend(offset, len)?;
         }
-        if let Err(error) = self.mapping.write(offset, from, later) {
+        if let Err(error) = self.mapping.write(offset, from, next) {
             // A copy for the rare case, so that the common one has it in registers.
             let again = from;
             self.copy_anew(offset, &again, error)?;

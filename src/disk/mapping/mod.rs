@@ -14,7 +14,7 @@ use rustix::mm::{Advice, MsyncFlags};
 use crate::copy::fault::announced;
 #[cfg(test)]
 use crate::copy::recording::{Synced, Syncing};
-use crate::copy::{self, Hint, Persist, Segments};
+use crate::copy::{self, Persist, PrefetchHint, Segments};
 use crate::disk::media::is_gone;
 use crate::disk::media::sysfs::Sysfs;
 use crate::disk::{DiskError, Durability};
@@ -288,36 +288,36 @@ impl Mapping {
         self.len.load(Ordering::Acquire) as u64
     }
 
-    /// Fills `into` with the bytes at `offset`, and asks for what is needed later.
+    /// Fills `into` with the bytes at `offset`, and prefetches what is needed next.
     ///
     /// # Errors
     /// [`DiskError::OutOfRange`], or [`DiskError::Io`] when the memory could not be read.
     #[inline(always)]
-    pub fn read(&self, offset: u64, into: Segments<'_>, later: Hint) -> Result<(), DiskError> {
+    pub fn read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
         let src = self.at(offset, into.total_bytes(), READING)?;
         // SAFETY: `at` has checked that as many bytes are mapped there, and they are until `self` is
         // dropped; no reference to them exists and no pointer has left, so `into` is elsewhere.
-        let left = unsafe { copy::copy_to_segments(src, into, later) };
+        let left = unsafe { copy::copy_to_segments(src, into, next) };
         self.complete(READING, (offset, src), into.total_bytes(), left)
     }
 
     /// The byte at `offset`, if it is inside.
     #[inline]
-    pub fn hint(&self, offset: u64) -> Hint {
-        self.surely_at(offset, 1).map_or(Hint::NONE, |start| Hint::new(start))
+    pub fn prefetch_hint(&self, offset: u64) -> PrefetchHint {
+        self.surely_at(offset, 1).map_or(PrefetchHint::NONE, |start| PrefetchHint::new(start))
     }
 
-    /// Stores `from` at `offset`, and asks for what is needed later.
+    /// Stores `from` at `offset`, and prefetches what is needed next.
     ///
     /// # Errors
     /// As [`read`](Self::read), and [`DiskError::ReadOnly`].
     #[inline(always)]
-    pub fn write(&self, offset: u64, from: Segments<'_>, later: Hint) -> Result<(), DiskError> {
+    pub fn write(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
         let dst = self.writable_at(offset, from.total_bytes(), "writing the mapping")?;
         // SAFETY: `writable_at` has checked that as many bytes are mapped there for writing, and they are
         // until `self` is dropped; no reference to them exists and no pointer has left, so `from` is
         // elsewhere.
-        let left = unsafe { copy::copy_from_segments(dst, from, self.options.persist, later) };
+        let left = unsafe { copy::copy_from_segments(dst, from, self.options.persist, next) };
         self.complete("writing the mapping", (offset, dst), from.total_bytes(), left)
     }
 

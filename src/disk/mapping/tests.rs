@@ -34,7 +34,7 @@ proptest! {
             .and_then(|at| before.get(at..at.checked_add(total)?).map(|bytes| (at, bytes.to_vec())));
 
         let mut image = before.clone();
-        let wrote = mapping.write(offset, guest.segments(), Hint::NONE);
+        let wrote = mapping.write(offset, guest.segments(), PrefetchHint::NONE);
         let (read_into, zeroed);
         match &inside {
             Some((at, bytes)) => {
@@ -54,7 +54,7 @@ proptest! {
                 zeroed = Err(());
             }
         }
-        let read = mapping.read(offset, guest.segments(), Hint::NONE);
+        let read = mapping.read(offset, guest.segments(), PrefetchHint::NONE);
         prop_assert_eq!(read.is_ok(), inside.is_some());
         prop_assert_eq!(guest.bytes(), read_into);
         prop_assert_eq!(mapping.zero(offset, total as u64).map_err(|_| ()), zeroed);
@@ -74,9 +74,9 @@ fn a_read_only_mapping_refuses_writes() {
     let file = file(&pattern(4096, 1));
     let mapping = Mapping::new(&file, 4096, true).unwrap();
     let guest = Memory::new(&[0; 512]);
-    assert!(matches!(mapping.write(0, guest.segments(), Hint::NONE), Err(DiskError::ReadOnly)));
+    assert!(matches!(mapping.write(0, guest.segments(), PrefetchHint::NONE), Err(DiskError::ReadOnly)));
     assert!(matches!(mapping.zero(0, 512), Err(DiskError::ReadOnly)));
-    mapping.read(0, guest.segments(), Hint::NONE).unwrap();
+    mapping.read(0, guest.segments(), PrefetchHint::NONE).unwrap();
     assert_eq!(guest.bytes(), pattern(512, 1));
 }
 
@@ -107,7 +107,7 @@ fn populating_fills_holes() {
     mapping.populate(0..u64::MAX).unwrap();
     assert_eq!(file.metadata().unwrap().blocks() * 512, 1 << 20);
     let guest = Memory::new(&[0; 8192]);
-    mapping.read(0, guest.segments(), Hint::NONE).unwrap();
+    mapping.read(0, guest.segments(), PrefetchHint::NONE).unwrap();
     assert_eq!(guest.bytes(), [pattern(4096, 1), vec![0; 4096]].concat());
     file.set_len(4096).unwrap();
     assert!(mapping.populate(0..1 << 20).is_err());
@@ -164,10 +164,10 @@ fn what_it_grows_by_is_not_there_before_it_is_mapped() {
     assert_ne!(mapping.address(), before, "it has moved");
     assert_eq!(mapping.len_bytes(), 3 << 20);
     let guest = Memory::new(&[0; 8192]);
-    mapping.read((3 << 20) - 8192, guest.segments(), Hint::NONE).unwrap();
+    mapping.read((3 << 20) - 8192, guest.segments(), PrefetchHint::NONE).unwrap();
     assert!(guest.bytes() == content[(3 << 20) - 8192..3 << 20]);
     assert!(matches!(
-        mapping.read((3 << 20) - 4096, guest.segments(), Hint::NONE),
+        mapping.read((3 << 20) - 4096, guest.segments(), PrefetchHint::NONE),
         Err(DiskError::OutOfRange)
     ));
 }
@@ -193,7 +193,7 @@ fn it_grows_in_place_and_elsewhere_while_it_is_read() {
         while !growing.is_finished() {
             let len = mapping.len_bytes();
             for offset in [0, len - 8192] {
-                mapping.read(offset, guest.segments(), Hint::NONE).unwrap();
+                mapping.read(offset, guest.segments(), PrefetchHint::NONE).unwrap();
                 let at = usize::try_from(offset).unwrap();
                 assert!(guest.bytes() == content[at..at + 8192], "at {offset} of {len}");
             }
@@ -204,11 +204,14 @@ fn it_grows_in_place_and_elsewhere_while_it_is_read() {
     assert_ne!(addresses[3], addresses[4]);
     assert!(addresses.iter().all(|it| it.is_multiple_of(HUGE_PAGE_BYTES)));
     let guest = Memory::new(&pattern(512, 77));
-    mapping.write((32 << 20) - 512, guest.segments(), Hint::NONE).unwrap();
+    mapping.write((32 << 20) - 512, guest.segments(), PrefetchHint::NONE).unwrap();
     let mut stored = vec![0; 512];
     file.read_exact_at(&mut stored, (32 << 20) - 512).unwrap();
     assert_eq!(stored, pattern(512, 77));
-    assert!(matches!(mapping.read(32 << 20, guest.segments(), Hint::NONE), Err(DiskError::OutOfRange)));
+    assert!(matches!(
+        mapping.read(32 << 20, guest.segments(), PrefetchHint::NONE),
+        Err(DiskError::OutOfRange)
+    ));
 }
 
 /// Nothing faults where only a part of the last page was cut off: the length is asked for.
@@ -222,8 +225,8 @@ fn a_file_cut_inside_its_last_page_has_lost_that_part() {
     file.set_len(cut).unwrap();
     for (offset, len) in [(cut, 512), (cut, 1), (cut - 1, 2), (end - 1, 1), (0, LEN)] {
         let errors = [
-            mapping.read(offset, piece(len).segments(), Hint::NONE),
-            mapping.write(offset, piece(len).segments(), Hint::NONE),
+            mapping.read(offset, piece(len).segments(), PrefetchHint::NONE),
+            mapping.write(offset, piece(len).segments(), PrefetchHint::NONE),
             mapping.zero(offset, len as u64),
             mapping.check_end(offset, len as u64),
         ];
@@ -233,20 +236,20 @@ fn a_file_cut_inside_its_last_page_has_lost_that_part() {
         }
     }
     for (offset, len) in [(cut - 512, 512), (cut, 0), (0, 4096)] {
-        mapping.read(offset, piece(len).segments(), Hint::NONE).unwrap();
+        mapping.read(offset, piece(len).segments(), PrefetchHint::NONE).unwrap();
         mapping.check_end(offset, len as u64).unwrap();
     }
-    assert!(matches!(mapping.read(end, piece(1).segments(), Hint::NONE), Err(DiskError::OutOfRange)));
+    assert!(matches!(mapping.read(end, piece(1).segments(), PrefetchHint::NONE), Err(DiskError::OutOfRange)));
     file.set_len(end).unwrap();
-    mapping.write(cut, piece(512).segments(), Hint::NONE).unwrap();
+    mapping.write(cut, piece(512).segments(), PrefetchHint::NONE).unwrap();
     let back = piece(512);
-    mapping.read(cut, back.segments(), Hint::NONE).unwrap();
+    mapping.read(cut, back.segments(), PrefetchHint::NONE).unwrap();
     assert_eq!(back.bytes(), pattern(512, 9));
     // In the part that it has grown by, too.
     file.set_len(5 * 4096 + 512).unwrap();
     mapping.grow(5 * 4096 + 512).unwrap();
-    mapping.read(cut, piece(1024).segments(), Hint::NONE).unwrap();
+    mapping.read(cut, piece(1024).segments(), PrefetchHint::NONE).unwrap();
     file.set_len(5 * 4096).unwrap();
-    assert!(mapping.read(5 * 4096, piece(512).segments(), Hint::NONE).is_err());
-    mapping.read(4 * 4096, piece(4096).segments(), Hint::NONE).unwrap();
+    assert!(mapping.read(5 * 4096, piece(512).segments(), PrefetchHint::NONE).is_err());
+    mapping.read(4 * 4096, piece(4096).segments(), PrefetchHint::NONE).unwrap();
 }

@@ -5,7 +5,7 @@ use super::counters::{Counters, Effect};
 use super::device::Device;
 use super::request::{OK, Way, guess_offset, offset_of, way};
 use super::units::Limits;
-use crate::copy::Hint;
+use crate::copy::PrefetchHint;
 use crate::disk::{Disk, DiskError};
 use crate::virtio::queue::{Completion, Header, Plain};
 
@@ -37,14 +37,15 @@ impl<D: Disk> Device<D> {
         Rules { limits, writes_are_copies: !limits.read_only && !cache.is_write_through() }
     }
 
-    /// What to do with the header of a request that is executed soon. It answers where on the media that is, if it is a
-    /// transfer; any other one is to be executed before more is read.
+    /// A function for the header of each request that is executed soon: it prefetches the media that a transfer goes to or
+    /// comes from, and returns where that is. `None` for any other request, which is to be executed before more headers are
+    /// read.
     #[inline(always)]
-    pub fn expectation(&self) -> impl Fn(&Header) -> Option<Hint> {
+    pub fn prefetcher(&self) -> impl Fn(&Header) -> Option<PrefetchHint> {
         let disk = self.disk();
         move |header| {
-            let media = disk.hint(guess_offset(header)?);
-            media.ask();
+            let media = disk.prefetch_hint(guess_offset(header)?);
+            media.prefetch();
             Some(media)
         }
     }
@@ -68,7 +69,7 @@ impl<D: Disk> Device<D> {
     #[inline(always)]
     fn read<'a>(&self, plain: Plain<'a>, offset: u64, counters: &mut Counters) -> Transfer<'a> {
         let data = plain.data();
-        let finished = match self.disk().read_then(offset, data, plain.later()) {
+        let finished = match self.disk().read_then(offset, data, plain.next_source()) {
             Ok(()) => {
                 counters.count(Effect::Read(data.total_bytes() as u64));
                 // Whole sectors and the status: that does not wrap.
@@ -84,7 +85,7 @@ impl<D: Disk> Device<D> {
     #[inline(always)]
     fn write<'a>(&self, plain: Plain<'a>, offset: u64, counters: &mut Counters) -> Transfer<'a> {
         let data = plain.data();
-        let finished = match self.disk().write_then(offset, data, plain.later()) {
+        let finished = match self.disk().write_then(offset, data, plain.next_source()) {
             Ok(()) => {
                 let bytes = data.total_bytes() as u64;
                 let media_bytes = self.disk().media_written_bytes(offset, bytes);

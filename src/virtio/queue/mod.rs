@@ -37,7 +37,7 @@ pub use packed::PackedQueue;
 pub use plain::{Batch, Bounds, Next, Plain};
 pub use split::SplitQueue;
 
-use crate::copy::Hint;
+use crate::copy::PrefetchHint;
 pub use crate::limits::bounds::{MAX_CHAIN, MAX_QUEUE_SIZE};
 use crate::virtio::memory::{MemoryTable, Translator};
 
@@ -57,8 +57,8 @@ pub trait Virtqueue: Sized {
     fn start(layout: &RingLayout, memory: &MemoryTable) -> Result<Self, RingError>;
 
     /// Takes the next chains of the common shape that the driver has made available, as many as are there one after
-    /// the other: within the bounds, and none after a header for which `expect` has no place on the media, as it has to be
-    /// executed before more is read. To be called when the batch is empty. Returns what follows.
+    /// the other within the bounds. Each header is handed to `prefetch`; one for which that returns `None` is the last
+    /// taken, as it has to be executed before more is read. To be called when the batch is empty. Returns what follows.
     ///
     /// # Errors
     /// As [`pop`](Self::pop).
@@ -66,7 +66,7 @@ pub trait Virtqueue: Sized {
         &mut self,
         batch: &mut Batch,
         bounds: Bounds,
-        expect: impl Fn(&Header) -> Option<Hint>,
+        prefetch: impl Fn(&Header) -> Option<PrefetchHint>,
     ) -> Result<Next, RingError>;
 
     /// Takes the next chain that the driver has made available, of any shape. The chain borrows the ring: it must

@@ -36,7 +36,7 @@ use super::walk::{
     DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, Walk, indirect_len, peek_buffer, read_halves, room,
 };
 use super::{MAX_CHAIN, RingError, RingKind, RingLayout, RingLog, Virtqueue};
-use crate::copy::{Hint, Segment};
+use crate::copy::{PrefetchHint, Segment};
 use crate::failpoint::{self, Point};
 use crate::virtio::memory::{Kind, MemoryTable, Translator};
 
@@ -379,7 +379,7 @@ impl Virtqueue for PackedQueue {
         &mut self,
         batch: &mut Batch,
         bounds: Bounds,
-        expect: impl Fn(&Header) -> Option<Hint>,
+        expect: impl Fn(&Header) -> Option<PrefetchHint>,
     ) -> Result<Next, RingError> {
         let next = batch.fill(bounds, |parts, memory| self.next_plain::<false>(parts, memory), expect)?;
         if batch.is_empty() {

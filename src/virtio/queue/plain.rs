@@ -11,7 +11,7 @@ use std::slice;
 use super::RingError;
 use super::chain::{Chain, Completion, HEADER_BYTES, Head, Header, StatusByte};
 use super::walk::WRITE;
-use crate::copy::{self, Hint, Segment, Segments};
+use crate::copy::{self, PrefetchHint, Segment, Segments};
 use crate::virtio::memory::{Kind, Translator};
 
 /// Chains taken at once.
@@ -39,7 +39,7 @@ pub(super) struct Parts {
     /// Of the data.
     flags: u16,
     /// What its data is copied from, if that is known.
-    source: Hint,
+    source: PrefetchHint,
 }
 
 impl Parts {
@@ -49,7 +49,7 @@ impl Parts {
         status: std::ptr::null_mut(),
         head: 0,
         flags: 0,
-        source: Hint::NONE,
+        source: PrefetchHint::NONE,
     };
 
     /// Becomes a chain, whose header is read, if each part lies in one region; unless it `learns`, only in regions that
@@ -129,7 +129,7 @@ impl Batch {
         &mut self,
         bounds: Bounds,
         mut read: impl FnMut(&mut Parts, &mut Translator) -> Option<()>,
-        expect: impl Fn(&Header) -> Option<Hint>,
+        prefetch: impl Fn(&Header) -> Option<PrefetchHint>,
     ) -> Result<Next, RingError> {
         let room = usize::from(bounds.chains).min(MOST);
         (self.taken, self.drained, self.left_bytes) = (0, 0, i64::from(bounds.bytes));
@@ -137,11 +137,11 @@ impl Batch {
             let Some(()) = read(place, &mut self.memory) else { break };
             self.taken = self.taken.wrapping_add(1);
             self.left_bytes = self.left_bytes.wrapping_sub_unsigned(place.data.len() as u64);
-            let Some(media) = expect(&place.header) else {
-                place.source = Hint::NONE;
+            let Some(media) = prefetch(&place.header) else {
+                place.source = PrefetchHint::NONE;
                 break;
             };
-            place.source = if place.flags & WRITE != 0 { media } else { Hint::new(place.data.ptr()) };
+            place.source = if place.flags & WRITE != 0 { media } else { PrefetchHint::new(place.data.ptr()) };
             if self.left_bytes <= 0 {
                 break;
             }
@@ -169,7 +169,7 @@ impl Batch {
     #[inline]
     fn end(&mut self) {
         if let Some(behind) = self.list.get_mut(usize::from(self.taken)) {
-            behind.source = Hint::NONE;
+            behind.source = PrefetchHint::NONE;
         }
     }
 
@@ -210,7 +210,7 @@ impl Batch {
         let memory = &self.memory;
         self.list.get(range).unwrap_or_default().windows(2).filter_map(move |pair| {
             let [parts, behind] = pair else { return None };
-            Some(Plain { parts, later: behind.source, memory })
+            Some(Plain { parts, next_source: behind.source, memory })
         })
     }
 }
@@ -220,7 +220,7 @@ impl Batch {
 #[must_use = "a popped chain must be completed"]
 pub struct Plain<'a> {
     parts: &'a Parts,
-    later: Hint,
+    next_source: PrefetchHint,
     memory: &'a Translator,
 }
 
@@ -233,8 +233,8 @@ impl<'a> Plain<'a> {
 
     /// What the data of the chain behind it is copied from, if that is known.
     #[inline]
-    pub const fn later(&self) -> Hint {
-        self.later
+    pub const fn next_source(&self) -> PrefetchHint {
+        self.next_source
     }
 
     /// The data: room for what the device sends if it [is writable](Self::is_writable), else what the driver sends.

@@ -15,7 +15,7 @@ use super::walk::{
     DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, Walk, indirect_len, peek_buffer, read_split, room,
 };
 use super::{RingError, RingKind, RingLayout, RingLog, Virtqueue};
-use crate::copy::{Hint, Segment};
+use crate::copy::{PrefetchHint, Segment};
 use crate::failpoint::{self, Point};
 use crate::virtio::memory::{Kind, MemoryTable, Translator};
 
@@ -264,7 +264,7 @@ impl Virtqueue for SplitQueue {
         &mut self,
         batch: &mut Batch,
         bounds: Bounds,
-        expect: impl Fn(&Header) -> Option<Hint>,
+        expect: impl Fn(&Header) -> Option<PrefetchHint>,
     ) -> Result<Next, RingError> {
         let chains = self.available(bounds.chains)?;
         if chains == 0 {

@@ -199,18 +199,21 @@ impl Ours {
                     assert!(may_follow, "no chain is taken behind one that has to be executed before");
                     may_follow = place_of(plain.header()).is_some();
                     let source = if plain.is_writable() { place_of(plain.header()) } else { data_of(&plain) };
-                    let source = source.filter(|_| may_follow).unwrap_or(Hint::NONE);
+                    let source = source.filter(|_| may_follow).unwrap_or(PrefetchHint::NONE);
                     assert!(
                         expected.is_none_or(|expected| expected == source),
                         "the one before has said where it is"
                     );
-                    expected = Some(plain.later());
+                    expected = Some(plain.next_source());
                     let (seen, completion) = look_at(plain.into_chain(), self.base, next_len());
                     self.queue.complete(completion);
                     taken.push(seen);
                 }
             }
-            assert!(expected.is_none_or(|expected| expected == Hint::NONE), "nothing is behind the last one");
+            assert!(
+                expected.is_none_or(|expected| expected == PrefetchHint::NONE),
+                "nothing is behind the last one"
+            );
             assert!(self.batch.is_empty() && taken.len() <= most);
             let waiting = self.queue.waiting().unwrap();
             assert!(
@@ -232,13 +235,13 @@ impl Ours {
 }
 
 /// Where a request goes, if it may be executed behind others.
-fn place_of(header: &Header) -> Option<Hint> {
+fn place_of(header: &Header) -> Option<PrefetchHint> {
     let [place, _] = *header;
-    (place % 8 != 0).then(|| Hint::new(std::ptr::without_provenance(place as usize)))
+    (place % 8 != 0).then(|| PrefetchHint::new(std::ptr::without_provenance(place as usize)))
 }
 
-fn data_of(plain: &Plain<'_>) -> Option<Hint> {
-    plain.data().as_slice().first().map(|data| Hint::new(data.ptr()))
+fn data_of(plain: &Plain<'_>) -> Option<PrefetchHint> {
+    plain.data().as_slice().first().map(|data| PrefetchHint::new(data.ptr()))
 }
 
 fn look_at(chain: Chain<'_>, base: *const u8, len: u32) -> (Seen, Completion) {

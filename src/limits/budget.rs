@@ -1,45 +1,46 @@
 //! What the front-ends of a disk may take of the process: mapped memory, regions, descriptors, threads.
 //!
-//! Each of these ends somewhere for all disks together, and whoever comes to the end takes it from the others. So a disk
-//! may have what the others leave, where each of the others counts with what it has or with what is kept for it, whichever
-//! is more: one disk alone may have nearly all, and none can take what is kept for another.
+//! All disks of a process share these resources, and a disk that used them up would take them from the others. So half of
+//! each resource is reserved, in equal parts for each disk, as `memory.min` of a control group is. A disk may have what the
+//! others leave, and each of the others counts with what it uses or with what is reserved for it, whichever is more: a
+//! single disk may have everything, and none can take what is reserved for another.
 
-use crate::limits::bounds::{
-    CONNECTION_DESCRIPTORS, CONNECTION_THREADS, DISK_DESCRIPTORS, MAPPINGS_PER_REGION,
-    MAX_GUEST_MEMORY_BYTES, MAX_THREADS, MAX_THREADS_PER_DISK, PROCESS_DESCRIPTORS, RING_DESCRIPTORS,
-};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::process::{Resource as Limit, getrlimit};
 
-/// Mappings that Linux allows a process, where it does not say.
-const DEFAULT_MAPPINGS: u64 = 65_530;
+use crate::limits::bounds::{
+    CONNECTION_DESCRIPTORS, CONNECTION_THREADS, DISK_DESCRIPTORS, MAPPINGS_PER_REGION,
+    MAX_GUEST_MEMORY_BYTES, MAX_THREADS, MAX_THREADS_PER_DISK, PROCESS_DESCRIPTORS, RING_DESCRIPTORS,
+};
+use crate::limits::map_count::max_map_count;
 
-/// What there is.
+/// What is counted, in the order of [`Amounts`].
 const RESOURCES: [&str; 4] = ["bytes of mapped guest memory", "memory regions", "descriptors", "threads"];
 
-/// So much of each of [`RESOURCES`].
+/// An amount of each of [`RESOURCES`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Amounts([u64; RESOURCES.len()]);
 
 impl Amounts {
-    /// A connection: its thread, the one that waits for another front-end, the one that carries the device's state; its
-    /// socket thrice, the pair that `vhost` reads from, the channel, the dirty log.
+    /// A connection. Threads: its own, one that waits for another front-end, one that transfers the device's state.
+    /// Descriptors, among others: its socket three times, the socket pair that `vhost` reads from, the back-end channel,
+    /// the dirty log.
     pub const SESSION: Self = Self([0, 0, CONNECTION_DESCRIPTORS, CONNECTION_THREADS]);
 
     /// The eventfds of a ring: kick, call and err.
     pub const RING: Self = Self([0, 0, RING_DESCRIPTORS, 0]);
 
-    /// A migration in which pages are missing: a worker for each of the disk's queues, with two descriptors; who watches
-    /// the connection, who fetches pages, and the userfaultfd.
+    /// A postcopy migration: a worker of its own for each of the disk's queues, with two descriptors each; the threads
+    /// that watch the connection and fetch pages; the userfaultfd.
     pub fn postcopy(queues: u16) -> Self {
         let workers = u64::from(queues);
         Self([0, 0, workers.saturating_mul(2).saturating_add(4), workers.saturating_add(2)])
     }
 
-    /// A region of guest memory; its file is closed once it is mapped.
+    /// A region of guest memory; its descriptor is closed once it is mapped.
     pub const fn region(len_bytes: u64) -> Self {
         Self([len_bytes, 1, 0, 0])
     }
@@ -75,40 +76,40 @@ impl fmt::Display for Exceeded {
     }
 }
 
-/// What all disks of a process have.
+/// What all disks of a process may have, and what each uses.
 #[derive(Debug)]
 pub struct Budget {
     totals: Amounts,
-    /// For each disk.
-    kept: Amounts,
+    /// For each disk: no other may have it.
+    reserved: Amounts,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
     used: Vec<Amounts>,
-    /// The sum over the disks of what each has, or of what is kept for it where that is more.
-    claimed: Amounts,
+    /// The sum over all disks of what each uses, or of what is reserved for it where that is more.
+    committed: Amounts,
 }
 
 impl Budget {
-    /// What this process has for so many disks; one part for each.
+    /// Divides what this process may have among so many disks; one budget for each.
     pub fn of_process(disks: usize) -> Vec<DiskBudget> {
         let count = u64::try_from(disks).unwrap_or(u64::MAX);
         let own = DISK_DESCRIPTORS.saturating_mul(count).saturating_add(PROCESS_DESCRIPTORS);
         let open = getrlimit(Limit::Nofile).current.unwrap_or(u64::MAX);
         let threads = MAX_THREADS_PER_DISK.saturating_mul(count).max(MAX_THREADS);
-        let regions = most_mappings() / MAPPINGS_PER_REGION;
+        let regions = u64::try_from(max_map_count()).unwrap_or(u64::MAX) / MAPPINGS_PER_REGION;
         Self::parts(Amounts([MAX_GUEST_MEMORY_BYTES, regions, open.saturating_sub(own), threads]), disks)
     }
 
-    /// Half of it is kept, for each disk the same.
+    /// Half of `totals` is reserved, the same part for each disk.
     fn parts(totals: Amounts, disks: usize) -> Vec<DiskBudget> {
-        let shares = u64::try_from(disks).unwrap_or(u64::MAX).saturating_mul(2).max(1);
-        let kept = totals.zip(totals, |total, _| total / shares);
-        let claimed = (0..disks).fold(Amounts::default(), |sum, _| sum.zip(kept, u64::saturating_add));
-        let state = State { used: vec![Amounts::default(); disks], claimed };
-        let budget = Arc::new(Self { totals, kept, state: Mutex::new(state) });
+        let parts = u64::try_from(disks).unwrap_or(u64::MAX).saturating_mul(2).max(1);
+        let reserved = totals.zip(totals, |total, _| total / parts);
+        let committed = (0..disks).fold(Amounts::default(), |sum, _| sum.zip(reserved, u64::saturating_add));
+        let state = State { used: vec![Amounts::default(); disks], committed };
+        let budget = Arc::new(Self { totals, reserved, state: Mutex::new(state) });
         let part = |disk| DiskBudget { budget: budget.clone(), disk, refusals: Arc::default() };
         (0..disks).map(part).collect()
     }
@@ -117,16 +118,16 @@ impl Budget {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Replaces what a disk has.
+    /// Replaces what a disk uses.
     fn change(&self, state: &mut State, disk: usize, used: Amounts) {
         let Some(place) = state.used.get_mut(disk) else { return };
-        let without = state.claimed.zip(place.zip(self.kept, u64::max), u64::saturating_sub);
-        state.claimed = without.zip(used.zip(self.kept, u64::max), u64::saturating_add);
+        let without = state.committed.zip(place.zip(self.reserved, u64::max), u64::saturating_sub);
+        state.committed = without.zip(used.zip(self.reserved, u64::max), u64::saturating_add);
         *place = used;
     }
 }
 
-/// The part of one disk.
+/// The budget of one disk.
 #[derive(Debug, Clone)]
 pub struct DiskBudget {
     budget: Arc<Budget>,
@@ -135,15 +136,15 @@ pub struct DiskBudget {
 }
 
 impl DiskBudget {
-    /// Takes so much, until the share is dropped.
+    /// Charges the disk with these amounts, until the charge is dropped.
     ///
     /// # Errors
-    /// [`Exceeded`]; nothing is taken then.
-    pub fn take(&self, amounts: Amounts) -> Result<Share, Exceeded> {
-        let Budget { totals, kept, .. } = &*self.budget;
+    /// [`Exceeded`]; nothing is charged then.
+    pub fn charge(&self, amounts: Amounts) -> Result<Charge, Exceeded> {
+        let Budget { totals, reserved, .. } = &*self.budget;
         let mut state = self.budget.lock();
         let used = state.used.get(self.disk).copied().unwrap_or_default();
-        let of_others = state.claimed.zip(used.zip(*kept, u64::max), u64::saturating_sub);
+        let of_others = state.committed.zip(used.zip(*reserved, u64::max), u64::saturating_sub);
         let most = totals.zip(of_others, u64::saturating_sub);
         let wanted = used.zip(amounts, u64::saturating_add);
         let all = RESOURCES.iter().zip(amounts.0).zip(used.0).zip(most.0).zip(wanted.0);
@@ -155,39 +156,34 @@ impl DiskBudget {
             }
         }
         self.budget.change(&mut state, self.disk, wanted);
-        Ok(Share { part: self.clone(), amounts })
+        Ok(Charge { part: self.clone(), amounts })
     }
 
-    /// What the disk's front-ends have.
+    /// What the disk's front-ends use.
     pub fn used(&self) -> Amounts {
         self.budget.lock().used.get(self.disk).copied().unwrap_or_default()
     }
 
-    /// How often one did not get what it asked for.
+    /// How often a front-end did not get what it asked for.
     pub fn refusals(&self) -> u64 {
         self.refusals.load(Ordering::Relaxed)
     }
 }
 
-/// What somebody has; given back when it is dropped.
+/// What a front-end uses; given back when this is dropped.
 #[derive(Debug)]
-pub struct Share {
+pub struct Charge {
     part: DiskBudget,
     amounts: Amounts,
 }
 
-impl Drop for Share {
+impl Drop for Charge {
     fn drop(&mut self) {
         let DiskBudget { budget, disk, .. } = &self.part;
         let mut state = budget.lock();
         let used = state.used.get(*disk).copied().unwrap_or_default();
         budget.change(&mut state, *disk, used.zip(self.amounts, u64::saturating_sub));
     }
-}
-
-fn most_mappings() -> u64 {
-    let text = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap_or_default();
-    text.trim().parse().unwrap_or(DEFAULT_MAPPINGS)
 }
 
 #[cfg(test)]
@@ -207,28 +203,28 @@ mod tests {
     #[test]
     fn one_disk_alone_may_have_all() {
         let alone = of_threads(100, 1);
-        let share = alone[0].take(threads(100)).unwrap();
-        let refused = alone[0].take(threads(1)).unwrap_err().to_string();
+        let charge = alone[0].charge(threads(100)).unwrap();
+        let refused = alone[0].charge(threads(1)).unwrap_err().to_string();
         assert_eq!(refused, "1 threads are too many: this disk's front-ends have 100 of at most 100");
         assert_eq!((alone[0].refusals(), alone[0].used()), (1, threads(100)));
-        drop(share);
-        alone[0].take(threads(100)).unwrap();
+        drop(charge);
+        alone[0].charge(threads(100)).unwrap();
     }
 
     #[test]
     fn what_is_kept_for_another_disk_is_not_to_be_had() {
         let [hog, victim] = <[DiskBudget; 2]>::try_from(of_threads(100, 2)).unwrap();
-        let hogs = hog.take(threads(75)).unwrap();
-        let refused = hog.take(threads(1)).unwrap_err().to_string();
+        let hogs = hog.charge(threads(75)).unwrap();
+        let refused = hog.charge(threads(1)).unwrap_err().to_string();
         assert!(
             refused.ends_with("have 75 of at most 75 beside 1 other disks, for which some are kept"),
             "{refused}"
         );
-        let first = victim.take(threads(25)).unwrap();
-        assert!(victim.take(threads(1)).is_err());
+        let first = victim.charge(threads(25)).unwrap();
+        assert!(victim.charge(threads(1)).is_err());
         drop(hogs);
-        let second = victim.take(threads(50)).unwrap();
-        assert!(hog.take(threads(26)).is_err());
+        let second = victim.charge(threads(50)).unwrap();
+        assert!(hog.charge(threads(26)).is_err());
         drop((first, second));
     }
 
@@ -241,23 +237,23 @@ mod tests {
             steps in prop::collection::vec((0..6_usize, 0..400_u64, any::<bool>()), 0..60),
         ) {
             let parts = of_threads(total, disks);
-            let kept = total / (2 * disks as u64);
-            let mut shares: Vec<(usize, Share)> = Vec::new();
+            let reserved = total / (2 * disks as u64);
+            let mut charges: Vec<(usize, Charge)> = Vec::new();
             for (disk, count, takes) in steps {
                 let disk = disk % disks;
                 let used = |disk: usize| parts[disk].used().0[3];
                 if takes {
                     let before = used(disk);
-                    match parts[disk].take(threads(count)) {
-                        Ok(share) => shares.push((disk, share)),
-                        Err(_) => prop_assert!(before + count > kept),
+                    match parts[disk].charge(threads(count)) {
+                        Ok(charge) => charges.push((disk, charge)),
+                        Err(_) => prop_assert!(before + count > reserved),
                     }
-                } else if !shares.is_empty() {
-                    shares.swap_remove(count as usize % shares.len());
+                } else if !charges.is_empty() {
+                    charges.swap_remove(count as usize % charges.len());
                 }
                 prop_assert!((0..disks).map(used).sum::<u64>() <= total);
                 for disk in 0..disks {
-                    let taken: u64 = shares.iter().filter(|it| it.0 == disk).map(|it| it.1.amounts.0[3]).sum();
+                    let taken: u64 = charges.iter().filter(|it| it.0 == disk).map(|it| it.1.amounts.0[3]).sum();
                     prop_assert_eq!(used(disk), taken);
                 }
             }

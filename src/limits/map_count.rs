@@ -1,53 +1,49 @@
-//! What no peer may use up: the mappings and the address space that this process needs to go on.
+//! Mappings that peers may cause: a part of `vm.max_map_count`, so that the process has others to go on with.
 //!
 //! An allocation that finds no memory ends the process, and so does a thread that finds none for its signal stack. So
-//! whatever a peer can cause is refused while there is still enough for both.
+//! mappings are charged before they are made, and refused while there are still enough for both.
 
-use crate::limits::bounds::{
-    MEMORY_MAPPING_QUARTERS, MIN_FREE_ADDRESS_SPACE_BYTES, MIN_THREAD_ADDRESS_SPACE_BYTES,
-    THREAD_MAPPING_QUARTERS,
-};
 use std::io;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use vm_memory::mmap::MmapRegion;
+use crate::limits::bounds::{MEMORY_MAPPING_QUARTERS, THREAD_MAPPING_QUARTERS};
 
 /// Mappings that a process may have (`vm.max_map_count`) where the kernel does not say.
-const USUAL_MAPPINGS: usize = 65_530;
+const DEFAULT_MAPPINGS: usize = 65_530;
 
-/// What has been claimed in this process.
-static CLAIMED: AtomicUsize = AtomicUsize::new(0);
+/// Mappings that are charged in this process.
+static CHARGED: AtomicUsize = AtomicUsize::new(0);
 
 /// What mappings are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Use {
-    /// Memory that a peer shares: up to half of all that the process may have, with the threads.
+pub(crate) enum Purpose {
+    /// Memory that a peer shares: refused once [`MEMORY_MAPPING_QUARTERS`] are charged, for either purpose.
     Memory,
-    /// Threads: up to three quarters. Who has come first with much memory does not keep others out.
+    /// Threads: refused at [`THREAD_MAPPING_QUARTERS`], so that a peer with much memory does not keep others out.
     Thread,
 }
 
-/// Mappings that are somebody's until this is dropped.
+/// Mappings that count until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Claim(usize);
+pub(crate) struct Charge(usize);
 
-impl Claim {
-    /// So many mappings, made by us because a peer wants something.
+impl Charge {
+    /// Charges so many mappings, which are made because a peer wants something.
     ///
     /// # Errors
     /// The others are left for something else, or for the process itself.
-    pub(crate) fn new(what: Use, mappings: usize) -> io::Result<Self> {
-        let quarter = all() / 4;
-        match what {
-            Use::Memory => Self::below(MEMORY_MAPPING_QUARTERS * quarter, mappings),
-            Use::Thread => Self::below(THREAD_MAPPING_QUARTERS * quarter, mappings),
+    pub(crate) fn new(purpose: Purpose, mappings: usize) -> io::Result<Self> {
+        let quarter = max_map_count() / 4;
+        match purpose {
+            Purpose::Memory => Self::below(MEMORY_MAPPING_QUARTERS * quarter, mappings),
+            Purpose::Thread => Self::below(THREAD_MAPPING_QUARTERS * quarter, mappings),
         }
     }
 
     fn below(most: usize, mappings: usize) -> io::Result<Self> {
-        let add = |claimed: usize| claimed.checked_add(mappings).filter(|sum| *sum <= most);
-        match CLAIMED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add) {
+        let add = |charged: usize| charged.checked_add(mappings).filter(|sum| *sum <= most);
+        match CHARGED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add) {
             Ok(_) => Ok(Self(mappings)),
             Err(_) => Err(io::Error::other(format!(
                 "{most} mappings are in use in this process, and the others are kept for what it cannot do without; \
@@ -57,29 +53,18 @@ impl Claim {
     }
 }
 
-impl Drop for Claim {
+impl Drop for Charge {
     fn drop(&mut self) {
-        CLAIMED.fetch_sub(self.0, Ordering::Relaxed);
+        CHARGED.fetch_sub(self.0, Ordering::Relaxed);
     }
 }
 
-/// An error unless there is some address space left.
-pub(crate) fn check_address_space(what: Use) -> io::Result<()> {
-    let bytes = match what {
-        Use::Memory => MIN_FREE_ADDRESS_SPACE_BYTES,
-        Use::Thread => MIN_THREAD_ADDRESS_SPACE_BYTES,
-    };
-    MmapRegion::<()>::new(bytes).map(drop).map_err(|error| {
-        io::Error::other(format!("less than {bytes} bytes of address space are left (ulimit -v): {error}"))
-    })
-}
-
-/// Mappings that this process may have.
-fn all() -> usize {
+/// Mappings that this process may have (`vm.max_map_count`).
+pub(super) fn max_map_count() -> usize {
     static ALL: OnceLock<usize> = OnceLock::new();
     *ALL.get_or_init(|| {
         let text = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap_or_default();
-        text.trim().parse().unwrap_or(USUAL_MAPPINGS)
+        text.trim().parse().unwrap_or(DEFAULT_MAPPINGS)
     })
 }
 
@@ -88,15 +73,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_claimed_is_had_again_when_it_is_dropped() {
-        // Other tests claim some meanwhile.
-        let most = all() + 1_000_000;
-        let first = Claim::below(most, most - 1000).unwrap();
-        let error = Claim::below(most, 1001).unwrap_err().to_string();
+    fn what_was_charged_is_free_again_when_the_charge_is_dropped() {
+        // Other tests charge some meanwhile.
+        let most = max_map_count() + 1_000_000;
+        let first = Charge::below(most, most - 1000).unwrap();
+        let error = Charge::below(most, 1001).unwrap_err().to_string();
         assert!(error.contains("vm.max_map_count"), "{error}");
-        assert!(Claim::below(most, usize::MAX).is_err());
+        assert!(Charge::below(most, usize::MAX).is_err());
         drop(first);
-        Claim::below(most, most - 1000).unwrap();
-        check_address_space(Use::Memory).unwrap();
+        Charge::below(most, most - 1000).unwrap();
     }
 }

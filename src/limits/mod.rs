@@ -4,9 +4,11 @@
 //! | --- | --- |
 //! | [`bounds`] | every bound that a peer can meet: its value, what happens beyond it, and the table of them |
 //! | [`budget`] | what the front-ends of each disk may have of memory, descriptors and threads |
-//! | `map_count` | mappings and address space that no peer may use up |
+//! | `map_count` | mappings that peers may cause (`vm.max_map_count`) |
+//! | `address_space` | address space that is left (`ulimit -v`) |
 //! | `thread` | threads: none is started that could not begin |
 
+pub(crate) mod address_space;
 pub mod bounds;
 pub mod budget;
 pub(crate) mod map_count;

@@ -1,7 +1,7 @@
 //! Threads: none is started that could not begin.
 //!
-//! The standard library gives each new thread a stack for signals, in the thread itself, and where there is no memory for
-//! it the process ends. So it is looked for before, and one thread after the other is started.
+//! The standard library has each new thread map a stack for its signals, and ends the process where that fails. So it is
+//! tried before whether there is enough address space, and threads are started one after the other.
 
 use std::io;
 use std::sync::mpsc::sync_channel;
@@ -9,12 +9,14 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
 use crate::copy::fault::AltStack;
-use crate::limits::map_count::{self, Claim, Use};
+use crate::limits::address_space;
+use crate::limits::bounds::MIN_THREAD_ADDRESS_SPACE_BYTES;
+use crate::limits::map_count::{Charge, Purpose};
 
 /// Mappings of a thread: two stacks, each with a guard page, and a heap that may be its own, with what it may grow into.
 const MAPPINGS: usize = 6;
 
-/// Held while a thread begins: what was found to be there for it is not another one's.
+/// Held while a thread begins, so that no other takes the address space that was found for it.
 static STARTING: Mutex<()> = Mutex::new(());
 
 /// Starts a thread with this name, and waits until it has all that it needs.
@@ -25,18 +27,18 @@ pub(crate) fn spawn<T: Send + 'static>(
     name: impl Into<String>,
     run: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
-    let claim = Claim::new(Use::Thread, MAPPINGS)?;
+    let charge = Charge::new(Purpose::Thread, MAPPINGS)?;
     let (begun, has_begun) = sync_channel(1);
     let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
-    map_count::check_address_space(Use::Thread)?;
+    address_space::check(MIN_THREAD_ADDRESS_SPACE_BYTES)?;
     let thread = Builder::new().name(name.into()).spawn(move || {
-        let _claim = claim;
+        let _charge = charge;
         let _stack = AltStack::on_this_thread();
-        // Who has started it waits for that.
+        // Ignored: `spawn` waits for it, so somebody receives it.
         let _ = begun.send(());
         run()
     })?;
-    // An error says that the thread has panicked already, as who joins it will find.
+    // Ignored: an error means that the thread has panicked already, and who joins it finds that.
     let _ = has_begun.recv();
     Ok(thread)
 }

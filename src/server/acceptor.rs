@@ -16,7 +16,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::handshake::{Handshakes, Progress};
 use crate::disk::Disk;
 use crate::limits::bounds::{MAX_CONNECTIONS, MAX_FRONT_ENDS};
-use crate::limits::budget::{Amounts, Share};
+use crate::limits::budget::{Amounts, Charge};
 use crate::limits::thread;
 use crate::log::Cause;
 use crate::vhost_user::{
@@ -270,8 +270,8 @@ impl<D: Disk> Acceptor<D> {
 
     fn begin_session(&mut self, number: usize, stream: ClosedByChecker<UnixStream>) {
         let Some(listener) = self.listeners.get(number) else { return };
-        let share = match listener.context.budget.take(Amounts::SESSION) {
-            Ok(share) => share,
+        let charge = match listener.context.budget.charge(Amounts::SESSION) {
+            Ok(charge) => charge,
             Err(error) => {
                 if let Some(suppressed) = listener.context.log_limit.admit(Cause::NoRoom) {
                     let disk = &listener.context.device.identity().name;
@@ -287,7 +287,7 @@ impl<D: Disk> Acceptor<D> {
             tracing::info!(disk, session = id, suppressed, "a front-end connected");
         }
         let (context, has_sent_message) = (listener.context.clone(), Arc::default());
-        match self.start_session(id, context, &stream, share, Arc::clone(&has_sent_message)) {
+        match self.start_session(id, context, &stream, charge, Arc::clone(&has_sent_message)) {
             Ok(thread) => {
                 let front_end =
                     FrontEnd { listener: number, stream, thread, has_sent_message, is_leaving: false };
@@ -302,10 +302,10 @@ impl<D: Disk> Acceptor<D> {
         id: SessionId,
         context: Arc<SessionContext<D>>,
         stream: &ClosedByChecker<UnixStream>,
-        share: Share,
+        charge: Charge,
         has_sent_message: Arc<AtomicBool>,
     ) -> io::Result<JoinHandle<()>> {
-        let session = Session::new(id, context.clone(), Some(stream.try_clone()?), share);
+        let session = Session::new(id, context.clone(), Some(stream.try_clone()?), charge);
         let mut connection = Connection::new(stream.try_clone()?, session, has_sent_message);
         let (ended, wake) = (self.ended.0.clone(), self.stopper.wake.clone());
         thread::spawn(format!("session-{id}"), move || {

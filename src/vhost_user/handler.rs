@@ -61,8 +61,8 @@ impl<D: Disk> Session<D> {
     fn take_for_ring(&self, index: u32) -> std::result::Result<(), SessionError> {
         let mut state = self.state();
         let vring = state.vring(index)?;
-        if vring.share.is_none() {
-            vring.share = Some(self.context.budget.take(Amounts::RING)?);
+        if vring.charge.is_none() {
+            vring.charge = Some(self.context.budget.charge(Amounts::RING)?);
         }
         Ok(())
     }
@@ -89,7 +89,7 @@ impl<D: Disk> Session<D> {
             user_start: region.user_addr,
             file_offset: region.mmap_offset,
             file,
-            share: Some(self.context.budget.take(Amounts::region(region.memory_size))?),
+            charge: Some(self.context.budget.charge(Amounts::region(region.memory_size))?),
         })
     }
 

@@ -18,7 +18,7 @@ use super::postcopy::{self, Postcopy, PostcopyError};
 use super::vring::Vring;
 use super::writer_lock::{SessionId, WriterLock};
 use crate::disk::{Disk, DiskError};
-use crate::limits::budget::{DiskBudget, Exceeded, Share};
+use crate::limits::budget::{Charge, DiskBudget, Exceeded};
 use crate::limits::thread;
 use crate::log::{Cause, LogLimit};
 use crate::virtio::blk::{CacheMode, Counters, Device, features};
@@ -143,7 +143,7 @@ pub struct Session<D: Disk> {
     state: Mutex<State<D>>,
     pub(super) is_closed: AtomicBool,
     pub(super) me: Weak<Self>,
-    _share: Share,
+    _charge: Charge,
 }
 
 impl<D: Disk> Session<D> {
@@ -153,7 +153,7 @@ impl<D: Disk> Session<D> {
         id: SessionId,
         context: Arc<SessionContext<D>>,
         connection: Option<UnixStream>,
-        share: Share,
+        charge: Charge,
     ) -> Arc<Self> {
         let connection = connection.map(Arc::new);
         let vrings = (0..context.device.queues()).map(|_| Vring::default()).collect();
@@ -179,7 +179,7 @@ impl<D: Disk> Session<D> {
             state: Mutex::new(state),
             is_closed: AtomicBool::new(false),
             me: me.clone(),
-            _share: share,
+            _charge: charge,
         });
         context.front_ends.join(&session);
         session

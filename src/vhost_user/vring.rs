@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use crate::limits::budget::Share;
+use crate::limits::budget::Charge;
 use crate::virtio::queue::RingAddresses;
 use crate::worker::{Notifier, Place};
 
@@ -30,7 +30,7 @@ pub(super) struct Vring {
     /// In a postcopy migration: all pages of it were there when it was looked at last.
     pub(super) is_fetched: bool,
     /// What its descriptors take of the disk's budget.
-    pub(super) share: Option<Share>,
+    pub(super) charge: Option<Charge>,
     /// The worker that owns it.
     pub(super) place: Option<Place>,
 }

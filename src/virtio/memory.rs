@@ -17,7 +17,7 @@ use std::sync::Arc;
 use crate::copy::Segment;
 use crate::copy::fault::{self, WatchedRange};
 pub use crate::limits::bounds::MAX_REGIONS;
-use crate::limits::budget::Share;
+use crate::limits::budget::Charge;
 use extents::{Extent, Extents, Learnt};
 use shared::Shared;
 
@@ -39,7 +39,7 @@ pub struct RegionSpec {
     /// The shared memory.
     pub file: File,
     /// What it takes of the disk's budget, for as long as it is mapped; none where nothing is counted.
-    pub share: Option<Share>,
+    pub charge: Option<Charge>,
 }
 
 /// Why a region is refused. The table before it stays in force.
@@ -75,12 +75,12 @@ struct Region {
     len_bytes: u64,
     user_start: u64,
     memory: Shared,
-    _share: Option<Share>,
+    _charge: Option<Charge>,
 }
 
 impl Region {
     fn map(spec: RegionSpec) -> Result<Self, MemoryError> {
-        let RegionSpec { guest_start, len_bytes, user_start, file_offset, file, share } = spec;
+        let RegionSpec { guest_start, len_bytes, user_start, file_offset, file, charge } = spec;
         let overflow = || MemoryError::Overflow(guest_start);
         if len_bytes == 0 {
             return Err(overflow());
@@ -89,7 +89,7 @@ impl Region {
         user_start.checked_add(len_bytes).ok_or_else(overflow)?;
         let memory = Shared::map(&file, file_offset, len_bytes);
         let memory = memory.map_err(|error| MemoryError::Shared(guest_start, error))?;
-        Ok(Self { guest_start, len_bytes, user_start, memory, _share: share })
+        Ok(Self { guest_start, len_bytes, user_start, memory, _charge: charge })
     }
 
     const fn watch(&self) -> &WatchedRange {
@@ -328,7 +328,7 @@ mod tests {
     }
 
     fn spec(guest_start: u64, len_bytes: u64, user_start: u64) -> RegionSpec {
-        RegionSpec { guest_start, len_bytes, user_start, file_offset: 0, file: file(len_bytes), share: None }
+        RegionSpec { guest_start, len_bytes, user_start, file_offset: 0, file: file(len_bytes), charge: None }
     }
 
     #[test]

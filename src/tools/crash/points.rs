@@ -120,7 +120,7 @@ impl World {
             user_start: 0,
             file_offset: 0,
             file: memory,
-            share: None,
+            charge: None,
         };
         let parts = RingParts {
             key: RingKey { session: 0, index: 0 },

@@ -210,7 +210,7 @@ fn rings(guest: &File, disk: Recorded, play: Play) -> Vec<Ring<Recorded>> {
         user_start: 0,
         file_offset: 0,
         file,
-        share: None,
+        charge: None,
     };
     let memory = Arc::new(MemoryTable::map(vec![spec]).unwrap());
     let kick = Arc::new(File::open("/dev/null").unwrap());

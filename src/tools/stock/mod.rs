@@ -251,7 +251,7 @@ fn table_of(guest: &GuestMemoryMmap) -> Result<MemoryTable, MemoryError> {
             user_start,
             file_offset: place.start(),
             file,
-            share: None,
+            charge: None,
         })
     });
     MemoryTable::map(specs.collect::<Result<_, _>>()?)

@@ -98,8 +98,8 @@ impl<D: Disk> Session<D> {
 
     fn missing_spec(&self, region: &Region, file: File) -> Result<RegionSpec, SessionError> {
         let &[guest_start, len_bytes, user_start, file_offset] = region;
-        let share = Some(self.context.budget.take(Amounts::region(len_bytes))?);
-        Ok(RegionSpec { guest_start, len_bytes, user_start, file_offset, file, share })
+        let charge = Some(self.context.budget.charge(Amounts::region(len_bytes))?);
+        Ok(RegionSpec { guest_start, len_bytes, user_start, file_offset, file, charge })
     }
 }
 

@@ -28,7 +28,7 @@ use std::thread::JoinHandle;
 use super::session::{Session, SessionError, State};
 use crate::copy::fault::Userfault;
 use crate::disk::Disk;
-use crate::limits::budget::{Amounts, Share};
+use crate::limits::budget::{Amounts, Charge};
 use crate::limits::thread;
 use crate::log::Cause;
 use crate::virtio::memory::{MemoryError, MemoryTable};
@@ -97,7 +97,7 @@ struct Listening<D: Disk> {
     pool: Arc<Pool<D>>,
     _watcher: Watcher,
     _turn: Turn,
-    _share: Share,
+    _charge: Charge,
     /// The front-end has been told where regions are mapped, and does not know it yet: no page of them would come.
     awaits_ack: bool,
     /// Touches what rings consist of.
@@ -238,7 +238,7 @@ impl<D: Disk> Session<D> {
             return Err(PostcopyError::HasMemory.into());
         }
         let turn = Turn::take(&self.context.postcopy_turn)?;
-        let share = self.context.budget.take(Amounts::postcopy(self.context.device.queues()))?;
+        let charge = self.context.budget.charge(Amounts::postcopy(self.context.device.queues()))?;
         let watcher = Watcher::start(self.id(), self.connection.clone(), postcopy.missing.clone());
         let watcher = watcher.map_err(PostcopyError::Spawn)?;
         let pool = self.context.pool.beside();
@@ -246,7 +246,7 @@ impl<D: Disk> Session<D> {
             pool,
             _watcher: watcher,
             _turn: turn,
-            _share: share,
+            _charge: charge,
             awaits_ack: false,
             fetcher: None,
         };

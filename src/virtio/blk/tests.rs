@@ -116,7 +116,7 @@ fn ring(kind: RingKind, guest: &File, event_idx: bool, indirect: bool) -> (AnyRi
         user_start: 0,
         file_offset: 0,
         file,
-        share: None,
+        charge: None,
     };
     let addresses = RingAddresses { descriptors: 0, available: 0x100, used: 0x200 };
     let parts = RingParts {

@@ -10,7 +10,9 @@ use std::sync::atomic::AtomicU8;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use crate::copy::fault::WatchedRange;
-use crate::limits::map_count::{self, Claim, Use};
+use crate::limits::address_space;
+use crate::limits::bounds::MIN_FREE_ADDRESS_SPACE_BYTES;
+use crate::limits::map_count::{Charge, Purpose};
 
 /// Mappings that one takes: itself, and what is spare before it.
 const MAPPINGS: usize = 2;
@@ -35,7 +37,7 @@ pub enum SharedError {
     Map(io::Error),
     /// The rest is kept for the process itself.
     #[error("{0}")]
-    Headroom(io::Error),
+    Limit(io::Error),
     /// No room in the table of ranges that faults are contained in.
     #[error("too many regions are mapped in this process")]
     Unwatched,
@@ -53,7 +55,7 @@ pub(super) struct Shared {
     pages: Pages,
     /// Bytes that are used.
     len: usize,
-    _claim: Claim,
+    _charge: Charge,
 }
 
 /// Whole pages of address space, and a little before them.
@@ -93,13 +95,13 @@ impl Shared {
             return Err(SharedError::ShortFile(metadata.len(), end));
         }
         let whole = len.checked_next_multiple_of(page).ok_or_else(overflow)?;
-        let claim = Claim::new(Use::Memory, MAPPINGS).map_err(SharedError::Headroom)?;
+        let charge = Charge::new(Purpose::Memory, MAPPINGS).map_err(SharedError::Limit)?;
         let mut pages = Pages::reserve(whole, page).map_err(SharedError::Map)?;
         pages.open(file, offset).map_err(SharedError::Map)?;
-        map_count::check_address_space(Use::Memory).map_err(SharedError::Headroom)?;
+        address_space::check(MIN_FREE_ADDRESS_SPACE_BYTES).map_err(SharedError::Limit)?;
         let watch = WatchedRange::guest(pages.start, len, page, pages.spare).ok_or(SharedError::Unwatched)?;
         pages.spare = 0;
-        Ok(Self { watch, pages, len, _claim: claim })
+        Ok(Self { watch, pages, len, _charge: charge })
     }
 
     /// Where it begins.

@@ -82,7 +82,8 @@ impl Guest {
     fn table(&self) -> Arc<MemoryTable> {
         let file = self.file.try_clone().unwrap();
         let len_bytes = MEMORY_BYTES as u64;
-        let spec = RegionSpec { guest_start: 0, len_bytes, user_start: 0, file_offset: 0, file, share: None };
+        let spec =
+            RegionSpec { guest_start: 0, len_bytes, user_start: 0, file_offset: 0, file, charge: None };
         Arc::new(MemoryTable::map(vec![spec]).unwrap())
     }
 

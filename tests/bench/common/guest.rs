@@ -171,7 +171,7 @@ impl Guest {
             user_start: (region * 2 * region_bytes) as u64,
             file_offset: (region * region_bytes) as u64,
             file: file.try_clone().unwrap(),
-            share: None,
+            charge: None,
         });
         let table = Arc::new(MemoryTable::map(regions.collect()).unwrap());
         let devices: Vec<_> = (0..shape.devices).map(|_| device(disk, disk_bytes, media)).collect();

@@ -79,7 +79,7 @@ impl Driver {
         let file = self.file.try_clone().unwrap();
         let (guest_start, user_start, file_offset) = (0, 0, 0);
         let spec =
-            RegionSpec { guest_start, len_bytes: MEMORY_BYTES, user_start, file_offset, file, share: None };
+            RegionSpec { guest_start, len_bytes: MEMORY_BYTES, user_start, file_offset, file, charge: None };
         Arc::new(MemoryTable::map(vec![spec]).unwrap())
     }
 

@@ -7,70 +7,148 @@ use crate::log::dropped_lines;
 use crate::server::DiskStats;
 use crate::virtio::blk::Counters;
 
-/// A family with one number a disk.
-struct Family {
-    name: &'static str,
-    help: &'static str,
+/// Metrics of one name.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Family {
+    /// What follows `vhost_user_pmem_`.
+    pub(crate) name: &'static str,
+    /// What it says, in a sentence.
+    pub(crate) help: &'static str,
     kind: &'static str,
-    value: fn(&DiskStats) -> Value,
+    samples: Samples,
 }
 
-/// A sample's value; none where there is nothing to be said.
+/// Where the samples of a family come from.
+#[derive(Debug, Clone, Copy)]
+enum Samples {
+    /// One of the process.
+    Process(fn(&mut Writer<'_>)),
+    /// At most one of each disk: none where there is nothing to be said.
+    Disk(fn(&DiskStats) -> Value),
+    /// Any number of each disk, with labels of their own.
+    Labelled(fn(&DiskStats, &mut Writer<'_>)),
+}
+
+/// A sample's value.
 type Value = Option<f64>;
 
 const fn gauge(name: &'static str, help: &'static str, value: fn(&DiskStats) -> Value) -> Family {
-    Family { name, help, kind: "gauge", value }
+    Family { name, help, kind: "gauge", samples: Samples::Disk(value) }
 }
 
 const fn counter(name: &'static str, help: &'static str, value: fn(&DiskStats) -> Value) -> Family {
-    Family { name, help, kind: "counter", value }
+    Family { name, help, kind: "counter", samples: Samples::Disk(value) }
 }
 
-const FAMILIES: [Family; 20] = [
+const fn labelled(
+    name: &'static str,
+    help: &'static str,
+    samples: fn(&DiskStats, &mut Writer<'_>),
+) -> Family {
+    Family { name, help, kind: "gauge", samples: Samples::Labelled(samples) }
+}
+
+/// All metrics there are, in the order in which they are written.
+pub(crate) const FAMILIES: [Family; 26] = [
+    Family {
+        name: "build_info",
+        help: "1; the version of the program is the label `version`.",
+        kind: "gauge",
+        samples: Samples::Process(|out| out.sample(&[("version", &env!("CARGO_PKG_VERSION"))], 1.0)),
+    },
+    Family {
+        name: "dropped_log_lines_total",
+        help: "Lines of the log that were dropped because nobody read it.",
+        kind: "counter",
+        samples: Samples::Process(|out| out.sample(&[], dropped_lines() as f64)),
+    },
+    labelled(
+        "disk_info",
+        "1; the label `durability` says when a write is safe, the label `backing` what the disk lies on.",
+        |disk, out| {
+            let (durability, backing) = (disk.durability.word(), disk.kind.to_string());
+            out.sample(&[("disk", &disk.name), ("durability", &durability), ("backing", &backing)], 1.0);
+        },
+    ),
     gauge("capacity_bytes", "Size of the disk.", |disk| number(disk.capacity_bytes)),
-    gauge("read_only", "1 where writes are refused.", |disk| number(disk.read_only.into())),
+    gauge("read_only", "1 if writes are refused, else 0.", |disk| number(disk.read_only.into())),
     gauge("front_ends", "Front-ends that are connected.", |disk| number(disk.front_ends as u64)),
+    gauge(
+        "guest_memory_bytes",
+        "Bytes of guest memory that are mapped for front-ends of the disk.",
+        |disk| number(disk.guest_memory_bytes),
+    ),
     counter(
         "refused_connections_total",
-        "Connections refused since the users of these processes may not connect.",
+        "Connections that were refused because the users of their processes may not connect (`allow-uid=`).",
         |disk| number(disk.refused_connections),
     ),
-    gauge("guest_memory_bytes", "Bytes of guest memory that are mapped for front-ends.", |disk| {
-        number(disk.guest_memory_bytes)
-    }),
     counter(
         "budget_refusals_total",
-        "Connections and messages refused since front-ends of the disk had all that they may have.",
+        "Connections and messages that were refused because the disk's front-ends had used up their share of memory, \
+         regions, descriptors or threads.",
         |disk| number(disk.budget_refusals),
     ),
     gauge("bad_bytes", "Bytes of the disk whose media is known to be bad.", |disk| {
         number(disk.bad_ranges.iter().map(|range| range.end.saturating_sub(range.start)).sum())
     }),
-    gauge("huge_page_bytes", "Bytes that are mapped in huge pages, when they were last counted.", |disk| {
-        disk.huge_bytes.and_then(number)
-    }),
+    labelled(
+        "bad_range_bytes",
+        "Length of each bad range; its offset in the disk in bytes is the label `offset`. At most 256 ranges a disk.",
+        |disk, out| {
+            for range in disk.bad_ranges.iter().take(MAX_LISTED_BAD_RANGES) {
+                let labels: [(_, &dyn Display); 2] = [("disk", &disk.name), ("offset", &range.start)];
+                out.sample(&labels, range.end.saturating_sub(range.start) as f64);
+            }
+        },
+    ),
+    gauge(
+        "huge_page_bytes",
+        "Bytes of the disk that are mapped in huge pages, as last counted: after populating, at the start and after growth. \
+         On DAX: bytes that can be, as the file lies.",
+        |disk| disk.huge_bytes.and_then(number),
+    ),
+    labelled(
+        "region_info",
+        "1 for each region of persistent memory below the disk; what the platform says about it are the labels `region`, \
+         `provider`, `persistence_domain` and `numa_node`.",
+        region_info,
+    ),
+    labelled(
+        "dirty_shutdowns",
+        "How many times the region's modules had lost power uncleanly when the disk was opened, where they count that.",
+        |disk, out| {
+            for region in &disk.regions {
+                if let Some(count) = region.dirty_shutdowns {
+                    out.sample(&[("disk", &disk.name), ("region", &region.name)], count as f64);
+                }
+            }
+        },
+    ),
     counter("reads_total", "Read requests that succeeded.", |disk| number(disk.counters.reads)),
-    counter("read_bytes_total", "Bytes given to guests.", |disk| number(disk.counters.read_bytes)),
+    counter("read_bytes_total", "Bytes that guests have read.", |disk| number(disk.counters.read_bytes)),
     counter("writes_total", "Write requests that succeeded.", |disk| number(disk.counters.writes)),
-    counter("written_bytes_total", "Bytes taken from guests.", |disk| number(disk.counters.written_bytes)),
-    counter("zeroed_bytes_total", "Bytes that guests have asked to be zeroes.", |disk| {
+    counter("written_bytes_total", "Bytes that guests have written.", |disk| {
+        number(disk.counters.written_bytes)
+    }),
+    counter("zeroed_bytes_total", "Bytes that guests have asked to be zeroed.", |disk| {
         number(disk.counters.zeroed_bytes)
     }),
     counter(
         "media_written_bytes_total",
-        "Bytes that the media took, for writes, for zeroes, and to populate the mapping. Not what a file system writes by \
-         itself: on DAX up to 2 MiB of zeroes at a first store into space without data, and 128 KiB or more to copy a block \
-         that files share.",
+        "Bytes written to the media for writes, for zeroes and to populate the mapping: they use up its endurance. Without \
+         what a file system writes by itself: its metadata; on DAX up to 2 MiB of zeroes at the first store into space without \
+         data (`sparse=on`), and 128 KiB or more to copy a block that files share.",
         |disk| number(disk.counters.media_written_bytes.saturating_add(disk.populated_zero_bytes)),
     ),
     counter(
         "populated_zero_bytes_total",
-        "Of these, bytes of persistent memory without data that Linux zeroed to populate the mapping.",
+        "The part of these that Linux zeroed in persistent memory without data, to populate the mapping.",
         |disk| number(disk.populated_zero_bytes),
     ),
     gauge(
         "write_amplification",
-        "Bytes that the media took for requests, for each byte that guests wrote or zeroed.",
+        "Bytes written to the media for requests, divided by the bytes that these requests wrote or zeroed.",
         |disk| amplification(&disk.counters),
     ),
     counter("flushes_total", "Flushes that succeeded.", |disk| number(disk.counters.flushes)),
@@ -79,11 +157,31 @@ const FAMILIES: [Family; 20] = [
         "Requests of other kinds that succeeded: serial number, discard, write zeroes.",
         |disk| number(disk.counters.others),
     ),
-    counter("failures_total", "Requests answered with an error.", |disk| number(disk.counters.failures)),
-    counter("broken_rings_total", "Rings that were broken by a driver's mistake.", |disk| {
+    counter("failures_total", "Requests that were answered with an error.", |disk| {
+        number(disk.counters.failures)
+    }),
+    counter("broken_rings_total", "Rings that were stopped because of a mistake of their driver.", |disk| {
         number(disk.counters.broken_rings)
     }),
 ];
+
+/// What the platform says of the persistent memory below a disk.
+fn region_info(disk: &DiskStats, out: &mut Writer<'_>) {
+    for region in &disk.regions {
+        let unknown = || "unknown".to_owned();
+        let (provider, domain) = (region.provider.clone(), region.persistence_domain.clone());
+        let (provider, domain) = (provider.unwrap_or_else(unknown), domain.unwrap_or_else(unknown));
+        let node = region.numa_node.map_or_else(unknown, |node| node.to_string());
+        let labels: [(_, &dyn Display); 5] = [
+            ("disk", &disk.name),
+            ("region", &region.name),
+            ("provider", &provider),
+            ("persistence_domain", &domain),
+            ("numa_node", &node),
+        ];
+        out.sample(&labels, 1.0);
+    }
+}
 
 /// Exact up to 2^53, as every reader of the format takes it.
 #[expect(clippy::unnecessary_wraps, reason = "what families have in common")]
@@ -100,79 +198,36 @@ fn amplification(counters: &Counters) -> Value {
 /// All metrics of these disks.
 pub fn text(disks: &[DiskStats]) -> String {
     let mut text = String::new();
-    header(&mut text, "build_info", "The version of the program.", "gauge");
-    sample(&mut text, "build_info", &[("version", &env!("CARGO_PKG_VERSION"))], 1.0);
-    let help = "Lines of the log that were dropped, since nobody read it.";
-    header(&mut text, "dropped_log_lines_total", help, "counter");
-    sample(&mut text, "dropped_log_lines_total", &[], dropped_lines() as f64);
-    header(&mut text, "disk_info", "What the disk lies on, and how far a flushed write is safe.", "gauge");
-    for disk in disks {
-        let (durability, backing) = (disk.durability.word(), disk.kind.to_string());
-        let labels: [(_, &dyn Display); 3] =
-            [("disk", &disk.name), ("durability", &durability), ("backing", &backing)];
-        sample(&mut text, "disk_info", &labels, 1.0);
-    }
-    for Family { name, help, kind, value } in &FAMILIES {
-        header(&mut text, name, help, kind);
-        for disk in disks {
-            if let Some(value) = value(disk) {
-                sample(&mut text, name, &[("disk", &disk.name)], value);
+    for Family { name, help, kind, samples } in &FAMILIES {
+        // Writing to a string cannot fail, here and below.
+        let _ = writeln!(text, "# HELP vhost_user_pmem_{name} {help}\n# TYPE vhost_user_pmem_{name} {kind}");
+        let mut out = Writer { text: &mut text, name };
+        match samples {
+            Samples::Process(write) => write(&mut out),
+            Samples::Disk(value) => {
+                for (disk, value) in disks.iter().filter_map(|disk| Some((disk, value(disk)?))) {
+                    out.sample(&[("disk", &disk.name)], value);
+                }
             }
+            Samples::Labelled(write) => disks.iter().for_each(|disk| write(disk, &mut out)),
         }
     }
-    regions(&mut text, disks);
-    bad_ranges(&mut text, disks);
     text
 }
 
-/// What the platform says of the persistent memory below each disk.
-fn regions(text: &mut String, disks: &[DiskStats]) {
-    let each = || disks.iter().flat_map(|disk| disk.regions.iter().map(move |region| (disk, region)));
-    header(text, "region_info", "A region of persistent memory below the disk.", "gauge");
-    for (disk, region) in each() {
-        let unknown = || "unknown".to_owned();
-        let (provider, domain) = (region.provider.clone(), region.persistence_domain.clone());
-        let (provider, domain) = (provider.unwrap_or_else(unknown), domain.unwrap_or_else(unknown));
-        let node = region.numa_node.map_or_else(unknown, |node| node.to_string());
-        let labels: [(_, &dyn Display); 5] = [
-            ("disk", &disk.name),
-            ("region", &region.name),
-            ("provider", &provider),
-            ("persistence_domain", &domain),
-            ("numa_node", &node),
-        ];
-        sample(text, "region_info", &labels, 1.0);
-    }
-    let help = "How often the region's modules had lost power uncleanly when the disk was opened.";
-    header(text, "dirty_shutdowns", help, "gauge");
-    for (disk, region) in each() {
-        if let Some(count) = region.dirty_shutdowns {
-            let labels: [(_, &dyn Display); 2] = [("disk", &disk.name), ("region", &region.name)];
-            sample(text, "dirty_shutdowns", &labels, count as f64);
-        }
-    }
+/// Writes samples of one family.
+struct Writer<'a> {
+    text: &'a mut String,
+    name: &'static str,
 }
 
-fn bad_ranges(text: &mut String, disks: &[DiskStats]) {
-    let help = "Length of each range of bad media, by its offset in the disk in bytes; at most 256 a disk.";
-    header(text, "bad_range_bytes", help, "gauge");
-    for disk in disks {
-        for range in disk.bad_ranges.iter().take(MAX_LISTED_BAD_RANGES) {
-            let labels: [(_, &dyn Display); 2] = [("disk", &disk.name), ("offset", &range.start)];
-            sample(text, "bad_range_bytes", &labels, range.end.saturating_sub(range.start) as f64);
-        }
+impl Writer<'_> {
+    fn sample(&mut self, labels: &[(&str, &dyn Display)], value: f64) {
+        let label =
+            |(name, value): &(&str, &dyn Display)| format!("{name}=\"{}\"", escaped(&value.to_string()));
+        let labels = labels.iter().map(label).collect::<Vec<_>>().join(",");
+        let _ = writeln!(self.text, "vhost_user_pmem_{}{{{labels}}} {value}", self.name);
     }
-}
-
-fn header(text: &mut String, name: &str, help: &str, kind: &str) {
-    // Writing to a string cannot fail, here and below.
-    let _ = writeln!(text, "# HELP vhost_user_pmem_{name} {help}\n# TYPE vhost_user_pmem_{name} {kind}");
-}
-
-fn sample(text: &mut String, name: &str, labels: &[(&str, &dyn Display)], value: f64) {
-    let label = |(name, value): &(&str, &dyn Display)| format!("{name}=\"{}\"", escaped(&value.to_string()));
-    let labels = labels.iter().map(label).collect::<Vec<_>>().join(",");
-    let _ = writeln!(text, "vhost_user_pmem_{name}{{{labels}}} {value}");
 }
 
 fn escaped(value: &str) -> String {

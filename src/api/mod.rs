@@ -8,7 +8,7 @@
 
 mod endpoint;
 mod http;
-mod metrics;
+pub(crate) mod metrics;
 
 pub use endpoint::{Endpoint, EndpointError, Serving};
 pub use metrics::text;

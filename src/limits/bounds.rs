@@ -1,6 +1,8 @@
-//! Every bound that a guest, a front-end, a reader of metrics or a log can meet: its value, its unit, what happens beyond
-//! it, and which metric counts that.
+//! Every bound that a guest, a front-end, a reader of metrics or of the log can meet, with its unit.
 //!
+//! The constants are what the code enforces. [`table`](super::table) says for users what happens beyond each of them, and
+//! which metric counts that. `cargo test --test readme` fails when a bound is defined anywhere else in `src`, or has no row
+//! in the table.
 
 use std::time::Duration;
 

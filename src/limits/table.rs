@@ -1,0 +1,331 @@
+//! The [`bounds`](super::bounds) as users are told of them: the README and the manual page show this table.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::bounds::*;
+
+/// A bound as users are told of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bound {
+    /// What there may be so much of.
+    pub what: &'static str,
+    /// How much, with its unit.
+    pub limit: String,
+    /// What happens when somebody wants more.
+    pub beyond: &'static str,
+    /// The metric that counts it, where there is one.
+    pub metric: Option<&'static str>,
+}
+
+/// A number with its unit, as people write it.
+enum Amount {
+    Count(u64),
+    Bytes(u64),
+    Time(Duration),
+}
+
+impl fmt::Display for Amount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Count(number) => write!(f, "{}", grouped(number)),
+            Self::Bytes(bytes) => {
+                let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+                match units.into_iter().find(|(shift, _)| bytes >> shift != 0 && bytes % (1 << shift) == 0) {
+                    Some((shift, unit)) => write!(f, "{} {unit}", bytes >> shift),
+                    None => write!(f, "{} bytes", grouped(bytes)),
+                }
+            }
+            Self::Time(time) if time.subsec_millis() == 0 => write!(f, "{} s", time.as_secs()),
+            Self::Time(time) => write!(f, "{} ms", time.as_millis()),
+        }
+    }
+}
+
+/// With a comma before each three digits.
+fn grouped(number: u64) -> String {
+    match number.checked_div(1000) {
+        Some(0) | None => number.to_string(),
+        Some(thousands) => format!("{},{:03}", grouped(thousands), number % 1000),
+    }
+}
+
+fn count(number: impl TryInto<u64>) -> String {
+    Amount::Count(number.try_into().unwrap_or(u64::MAX)).to_string()
+}
+
+fn bytes(number: impl TryInto<u64>) -> String {
+    Amount::Bytes(number.try_into().unwrap_or(u64::MAX)).to_string()
+}
+
+fn time(time: Duration) -> String {
+    Amount::Time(time).to_string()
+}
+
+const fn quarters(number: usize) -> &'static str {
+    match number {
+        1 => "a quarter",
+        2 => "half",
+        3 => "three quarters",
+        _ => "all",
+    }
+}
+
+const fn row(what: &'static str, limit: String, beyond: &'static str, metric: Option<&'static str>) -> Bound {
+    Bound { what, limit, beyond, metric }
+}
+
+/// The bounds, in the order in which the README lists them.
+pub fn all() -> Vec<Bound> {
+    [of_guests(), of_connections(), of_resources(), of_the_log(), of_waiting()]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+/// What a guest's driver can ask for, and what a disk can be told to offer.
+fn of_guests() -> Vec<Bound> {
+    const FAILURES: Option<&str> = Some("failures_total");
+    let sectors = |number: u32| bytes(u64::from(number) << 9);
+    vec![
+        row("queues of a disk (`queues=`)", count(MAX_QUEUES), "exit code 2", None),
+        row("entries of a queue", count(MAX_QUEUE_SIZE), "NACK, and a line in the log", None),
+        row("descriptors of a request", count(MAX_CHAIN), "the request fails (IOERR)", FAILURES),
+        row("data segments that can be announced (`seg-max=`)", count(MAX_SEG_MAX), "exit code 2", None),
+        row(
+            "data of a request",
+            bytes(MAX_REQUEST_BYTES + 1) + " less one byte",
+            "the request fails (IOERR)",
+            FAILURES,
+        ),
+        row(
+            "requests of a queue that are done at a time",
+            format!("{}, or {}", count(MAX_TURN_REQUESTS), bytes(MAX_TURN_BYTES)),
+            "the worker's other queues have their turn first",
+            None,
+        ),
+        row(
+            "bytes of a request that are done at a time",
+            format!(
+                "{}; {} of space that is given back",
+                bytes(MAX_SLICE_BYTES),
+                bytes(MAX_UNMAP_SLICE_BYTES)
+            ),
+            "the request is done in slices, and other queues have their turn between them",
+            None,
+        ),
+        row("ranges of a DISCARD or WRITE_ZEROES", count(MAX_RANGES), "the request fails (UNSUPP)", FAILURES),
+        row(
+            "length of such a range that is announced",
+            format!("{} and {}", sectors(MAX_DISCARD_SECTORS), sectors(MAX_WRITE_ZEROES_SECTORS)),
+            "it is done all the same",
+            None,
+        ),
+        row("serial number (`serial=`)", bytes(SERIAL_BYTES), "exit code 2", None),
+        row("path of a socket", bytes(MAX_SOCKET_PATH_BYTES), "exit code 12", None),
+        row("`--poll-max-us`", time(Duration::from_micros(MAX_POLL_US)), "exit code 2", None),
+        row(
+            "bad ranges of a disk that are remembered",
+            count(MAX_BAD_RANGES),
+            "the others are found when they are read",
+            Some("bad_bytes"),
+        ),
+    ]
+}
+
+/// What a front-end can do with its connection.
+fn of_connections() -> Vec<Bound> {
+    vec![
+        row(
+            "front-ends of a disk",
+            count(MAX_FRONT_ENDS),
+            "the oldest connection that has not completed a message is closed; if there is none, the new one is",
+            None,
+        ),
+        row(
+            "connections of a disk, with those that are being closed",
+            count(MAX_CONNECTIONS),
+            "the new connection is closed",
+            None,
+        ),
+        row("body of a message", bytes(MAX_MESSAGE_BYTES), "the connection is closed", None),
+        row(
+            "time from the first byte of a message to its last",
+            time(MESSAGE_TIMEOUT),
+            "the connection is closed",
+            None,
+        ),
+        row("descriptors with a message", count(MAX_MESSAGE_DESCRIPTORS), "the others are closed", None),
+        row("memory regions in one SET_MEM_TABLE", count(MAX_TABLE_REGIONS), "NACK", None),
+        row("memory regions (slots) of a front-end", count(MAX_REGIONS), "NACK", None),
+        row(
+            "time that the end of a device's state may take",
+            time(STATE_TIMEOUT),
+            "CHECK_DEVICE_STATE fails",
+            None,
+        ),
+        row(
+            "time that the descriptor checker may take",
+            time(CHECKER_TIMEOUT),
+            "the connection is closed",
+            None,
+        ),
+        row(
+            "checker processes that wait for a descriptor to close",
+            count(MAX_RETIRED_CHECKERS),
+            "the next one keeps such descriptors open",
+            None,
+        ),
+        row(
+            "descriptors that such a process keeps open",
+            count(MAX_KEPT_DESCRIPTORS),
+            "it is replaced, and closes them at its end",
+            None,
+        ),
+    ]
+}
+
+/// What the front-ends of all disks share ([`budget`](super::budget) and `map_count`).
+fn of_resources() -> Vec<Bound> {
+    const REFUSALS: Option<&str> = Some("budget_refusals_total");
+    let (memory, threads) = (quarters(MEMORY_MAPPING_QUARTERS), quarters(THREAD_MAPPING_QUARTERS));
+    vec![
+        row("guest memory that is mapped", bytes(MAX_GUEST_MEMORY_BYTES), "NACK", REFUSALS),
+        row(
+            "memory regions of all front-ends",
+            format!("`vm.max_map_count` / {}", count(MAPPINGS_PER_REGION)),
+            "NACK",
+            REFUSALS,
+        ),
+        row(
+            "descriptors",
+            format!(
+                "the limit of open files less {} and {} for each disk; a connection counts as {}, a ring as {}",
+                count(PROCESS_DESCRIPTORS),
+                count(DISK_DESCRIPTORS),
+                count(CONNECTION_DESCRIPTORS),
+                count(RING_DESCRIPTORS)
+            ),
+            "the connection is closed; NACK of a kick, call or err descriptor",
+            REFUSALS,
+        ),
+        row(
+            "threads of front-ends",
+            format!(
+                "{}, or {} for each disk where that is more; a connection counts as {}",
+                count(MAX_THREADS),
+                count(MAX_THREADS_PER_DISK),
+                count(CONNECTION_THREADS)
+            ),
+            "the connection is closed; NACK of a postcopy migration",
+            REFUSALS,
+        ),
+        row(
+            "mappings of the process",
+            format!("guest memory: {memory} of `vm.max_map_count`; with threads: {threads}"),
+            "NACK, or the connection is closed",
+            None,
+        ),
+        row(
+            "address space that is left free (`ulimit -v`)",
+            format!(
+                "{}; {} when a thread starts",
+                bytes(MIN_FREE_ADDRESS_SPACE_BYTES),
+                bytes(MIN_THREAD_ADDRESS_SPACE_BYTES)
+            ),
+            "NACK, or the connection is closed",
+            None,
+        ),
+        row("ranges of memory that are watched for faults", count(MAX_WATCHED_RANGES), "NACK", None),
+    ]
+}
+
+/// What is said about it all.
+fn of_the_log() -> Vec<Bound> {
+    vec![
+        row(
+            "lines of the log that a peer can cause, for each cause and disk",
+            format!("{} a second", count(MAX_LOG_LINES_PER_SECOND)),
+            "the next such line says in `suppressed=` how many were left out",
+            None,
+        ),
+        row(
+            "lines of the log that nobody has read yet",
+            format!("{}, or {}", count(MAX_WAITING_LOG_LINES), bytes(MAX_WAITING_LOG_BYTES)),
+            "further lines are dropped, and the log says how many",
+            Some("dropped_log_lines_total"),
+        ),
+        row(
+            "time for a request for metrics and its answer",
+            time(METRICS_TIMEOUT),
+            "the connection is closed",
+            None,
+        ),
+        row("head of a request for metrics", bytes(MAX_HTTP_HEAD_BYTES), "HTTP status 431", None),
+        row(
+            "bad ranges of a disk in the metrics",
+            count(MAX_LISTED_BAD_RANGES),
+            "the others are in the sum only",
+            Some("bad_bytes"),
+        ),
+    ]
+}
+
+/// For whom the process waits, and how long.
+fn of_waiting() -> Vec<Bound> {
+    vec![
+        row("a start waits for a lease on the file (NFS, Samba)", time(LEASE_TIMEOUT), "exit code 1", None),
+        row(
+            "metrics wait for a busy worker",
+            time(COLLECT_TIMEOUT),
+            "its queues are left out this time",
+            None,
+        ),
+        row(
+            "the end waits for whoever reads the log and the start message",
+            time(LAST_OUTPUT_TIMEOUT),
+            "the last lines are lost",
+            None,
+        ),
+        row(
+            "the end waits for the mapping to be populated",
+            time(POPULATE_STOP_TIMEOUT),
+            "the process ends all the same",
+            None,
+        ),
+        row(
+            "the service manager takes a message",
+            time(NOTIFY_TIMEOUT),
+            "a warning; the disks are served",
+            None,
+        ),
+        row(
+            "name of a socket that the service manager keeps",
+            bytes(MAX_KEPT_NAME_BYTES),
+            "that socket is not kept",
+            None,
+        ),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_have_units() {
+        for (amount, text) in [
+            (Amount::Count(7), "7"),
+            (Amount::Count(32_768), "32,768"),
+            (Amount::Count(1_000_007), "1,000,007"),
+            (Amount::Bytes(0), "0 bytes"),
+            (Amount::Bytes(1000), "1,000 bytes"),
+            (Amount::Bytes(4096), "4 KiB"),
+            (Amount::Bytes(3 << 40), "3 TiB"),
+            (Amount::Time(Duration::from_secs(60)), "60 s"),
+            (Amount::Time(Duration::from_millis(1500)), "1500 ms"),
+        ] {
+            assert_eq!(amount.to_string(), text);
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! The thread that hears of bad media while disks are served, before a request meets it.
 //!
 //! Linux tells in two ways. It adds to the `badblocks` of a device or region, which can be polled; and it
-//! announces the page to whoever has it mapped ([`announced`]), also where there is no such list.
+//! announces the page to whoever has it mapped ([`action_optional`]), also where there is no such list.
 
 use std::fs::File;
 use std::io;
@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::copy::fault::announced;
+use crate::copy::fault::action_optional;
 use crate::disk::Backing;
 use crate::limits::thread;
 use crate::log::Cause;
@@ -66,7 +66,7 @@ impl Drop for MediaWatcher {
 
 /// Until it should stop. It is this thread that the kernel announces bad pages to.
 fn watch(devices: &[Arc<Device<Backing>>], epoll: &Epoll, is_stopping: &AtomicBool) -> io::Result<()> {
-    let bell = announced::listen()?;
+    let bell = action_optional::listen()?;
     let news = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, 0);
     epoll.ctl(ControlOperation::Add, bell.as_raw_fd(), news)?;
     let lists: Vec<File> = devices.iter().filter_map(|device| device.disk().bad_list()).collect();

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::kinds::AnyRing;
+use super::any_ring::AnyRing;
 use super::ring::RingKey;
 use crate::disk::Disk;
 use crate::virtio::blk::{Counters, Device};

@@ -10,8 +10,8 @@
 
 mod aio;
 mod answer;
+mod any_ring;
 mod cpus;
-mod kinds;
 mod mailbox;
 mod notifier;
 mod poll;
@@ -19,8 +19,8 @@ mod pool;
 mod ring;
 mod run;
 
+pub use any_ring::AnyRing;
 pub use cpus::{Cpus, NotCpus};
-pub use kinds::AnyRing;
 pub use mailbox::RingCount;
 pub use notifier::Notifier;
 pub(crate) use notifier::{is_eventfd, link};

@@ -8,8 +8,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::aio::OwnContext;
+use super::any_ring::AnyRing;
 use super::cpus::Cpus;
-use super::kinds::AnyRing;
 use super::mailbox::{Command, Mailbox, RingCount, mailbox};
 use super::poll::Polling;
 use super::ring::RingKey;

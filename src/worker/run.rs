@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::kinds::AnyRing;
+use super::any_ring::AnyRing;
 use super::mailbox::{Command, Inbox, RingCount};
 use super::poll::{Polling, Window};
 use super::ring::{RingKey, Served};

@@ -18,11 +18,11 @@
 
 #![allow(unsafe_code)]
 
+pub mod action_optional;
 mod alt_stack;
-pub mod announced;
-mod chain;
-mod missing;
 mod ranges;
+mod signal_chaining;
+mod userfault;
 
 use std::ffi::{c_int, c_void};
 use std::io;
@@ -30,10 +30,10 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 
 pub use alt_stack::AltStack;
-pub use missing::Userfault;
 #[cfg(test)]
 pub(super) use ranges::offset_in_media;
 pub use ranges::{WatchedRange, losses};
+pub use userfault::Userfault;
 
 /// `si_code` of a `SIGBUS` that only says that a page has gone bad: nothing has touched it yet.
 const BUS_MCEERR_AO: c_int = 5;
@@ -50,11 +50,11 @@ pub fn install() -> io::Result<()> {
     static INSTALLED: Mutex<bool> = Mutex::new(false);
     let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
     if !*installed {
-        chain::install(on_fault)?;
-        chain::ignore(libc::SIGXFSZ)?;
+        signal_chaining::install(on_fault)?;
+        signal_chaining::ignore(libc::SIGXFSZ)?;
         *installed = true;
     }
-    chain::unblock()
+    signal_chaining::unblock()
 }
 
 /// The handler.
@@ -75,13 +75,13 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
     }
     if is_about_bad_page && ranges::is_watched(address) {
         // Whoever touches it will be told; whoever listens can know before.
-        announced::note(address);
+        action_optional::note(address);
         return;
     }
     // SAFETY: as above.
-    let was_handled = unsafe { chain::pass_on(signal, info, context, is_of_instruction) };
+    let was_handled = unsafe { signal_chaining::pass_on(signal, info, context, is_of_instruction) };
     if was_handled && !is_of_instruction {
-        chain::stay(signal, on_fault);
+        signal_chaining::stay(signal, on_fault);
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::mm::{Advice, MsyncFlags};
 
-use crate::copy::fault::announced;
+use crate::copy::fault::action_optional;
 #[cfg(test)]
 use crate::copy::recording::{Synced, Syncing};
 use crate::copy::{self, Persist, PrefetchHint, Segments};
@@ -261,7 +261,7 @@ impl Mapping {
         let mut found = Vec::new();
         for room in &*rooms {
             let start = room.base().addr();
-            let addresses = announced::fetch(&(start..start.saturating_add(room.len_bytes())));
+            let addresses = action_optional::fetch(&(start..start.saturating_add(room.len_bytes())));
             found.extend(addresses.into_iter().map(|address| (address - start) as u64));
         }
         found

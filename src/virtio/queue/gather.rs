@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::RingError;
 use super::chain::{Chain, Head};
-use super::walk::{Walk, room};
+use super::chain_builder::{Walk, room};
 use crate::copy::Segment;
 use crate::virtio::memory::{MemoryTable, Translator};
 

@@ -1,6 +1,6 @@
 //! What a ring is started with.
 
-use super::walk::DESCRIPTOR_BYTES;
+use super::chain_builder::DESCRIPTOR_BYTES;
 use super::{MAX_QUEUE_SIZE, RingError};
 use crate::virtio::memory::MemoryTable;
 

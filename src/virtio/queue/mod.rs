@@ -15,26 +15,26 @@
 //! Everything a guest writes is read once and checked where it is read.
 
 mod chain;
+mod chain_builder;
+mod contiguous;
 mod gather;
 mod held;
 mod layout;
 mod log;
 mod notify;
 mod packed;
-mod plain;
 mod split;
-mod walk;
 
 #[cfg(test)]
 mod tests;
 
 pub use chain::{Chain, Completion, Flaw, Head, Header, HeldStatus, Status, StatusByte};
+pub use contiguous::{Batch, Bounds, Next, Plain};
 pub use gather::{Buffer, Gatherer};
 pub use held::HeldSegments;
 pub use layout::{RingAddresses, RingKind, RingLayout};
 pub use log::RingLog;
 pub use packed::PackedQueue;
-pub use plain::{Batch, Bounds, Next, Plain};
 pub use split::SplitQueue;
 
 use crate::copy::PrefetchHint;

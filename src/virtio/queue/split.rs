@@ -8,12 +8,12 @@
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use super::chain::{Chain, Completion, Flaw, HEADER_BYTES, Head, Header};
-use super::layout::area;
-use super::notify::{NO_INTERRUPT, NO_NOTIFY, passed};
-use super::plain::{Batch, Bounds, Next, Parts, Places};
-use super::walk::{
+use super::chain_builder::{
     DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, Walk, indirect_len, peek_buffer, read_split, room,
 };
+use super::contiguous::{Batch, Bounds, Next, Parts, Places};
+use super::layout::area;
+use super::notify::{NO_INTERRUPT, NO_NOTIFY, passed};
 use super::{RingError, RingKind, RingLayout, RingLog, Virtqueue};
 use crate::copy::{PrefetchHint, Segment};
 use crate::failpoint::{self, Point};

@@ -10,7 +10,7 @@ use std::slice;
 
 use super::RingError;
 use super::chain::{Chain, Completion, HEADER_BYTES, Head, Header, StatusByte};
-use super::walk::WRITE;
+use super::chain_builder::WRITE;
 use crate::copy::{self, PrefetchHint, Segment, Segments};
 use crate::virtio::memory::{Kind, Translator};
 

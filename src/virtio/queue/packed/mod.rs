@@ -19,7 +19,7 @@
 
 #![allow(unsafe_code)]
 
-mod plain;
+mod contiguous;
 mod position;
 #[cfg(test)]
 mod tests;
@@ -29,12 +29,12 @@ use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
 use self::position::Position;
 use super::chain::{Chain, Completion, Flaw, Head, Header};
-use super::layout::{EVENT_BYTES, area};
-use super::notify::passed;
-use super::plain::{Batch, Bounds, Next};
-use super::walk::{
+use super::chain_builder::{
     DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, Walk, indirect_len, peek_buffer, read_halves, room,
 };
+use super::contiguous::{Batch, Bounds, Next};
+use super::layout::{EVENT_BYTES, area};
+use super::notify::passed;
 use super::{MAX_CHAIN, RingError, RingKind, RingLayout, RingLog, Virtqueue};
 use crate::copy::{PrefetchHint, Segment};
 use crate::failpoint::{self, Point};

@@ -1,29 +1,17 @@
-//! Guest memory: which guest address is where in this process.
-//!
-//! A [`MemoryTable`] is an immutable snapshot. The control plane builds a new one for each change and hands
-//! it to the rings; a region is unmapped when the last table that names it is gone, so a worker can never
-//! touch memory that a front-end has taken back and been told is free.
+//! A front-end's memory: its regions, mapped, and where their addresses are.
 
 #![allow(unsafe_code)]
-
-mod dirty_log;
-mod extents;
-mod missing;
-mod shared;
 
 use std::fs::File;
 use std::sync::Arc;
 
+use super::dirty_log::DirtyLog;
+use super::extents::{Extent, Extents, Kind, Learnt};
+use super::shared::{Shared, SharedError};
 use crate::copy::Segment;
-use crate::copy::fault::{self, WatchedRange};
-pub use crate::limits::bounds::MAX_REGIONS;
+use crate::copy::fault::{self, Userfault, WatchedRange};
+use crate::limits::bounds::MAX_REGIONS;
 use crate::limits::budget::Charge;
-use extents::{Extent, Extents, Learnt};
-use shared::Shared;
-
-pub use dirty_log::{DirtyLog, LOG_PAGE_BYTES, LogError};
-pub use extents::Kind;
-pub use shared::SharedError;
 
 /// A region as a front-end describes it: unchecked numbers.
 #[derive(Debug)]
@@ -178,7 +166,7 @@ impl MemoryTable {
     }
 
     /// Whether a run of host addresses lies in one of its regions.
-    pub(super) fn has(&self, segment: &Segment) -> bool {
+    pub(in crate::virtio) fn has(&self, segment: &Segment) -> bool {
         self.by_guest.iter().any(|extent| {
             let offset = segment.ptr().addr().checked_sub(extent.host.addr());
             let end = offset.and_then(|offset| offset.checked_add(segment.len()));
@@ -187,11 +175,62 @@ impl MemoryTable {
     }
 
     /// Guest-physical address of what is mapped at a host address.
-    pub(super) fn guest_address(&self, host: *const u8) -> Option<u64> {
+    pub(in crate::virtio) fn guest_address(&self, host: *const u8) -> Option<u64> {
         self.by_guest.iter().find_map(|extent| {
             let offset = u64::try_from(host.addr().checked_sub(extent.host.addr())?).ok()?;
             (offset < extent.len_bytes).then(|| extent.start.wrapping_add(offset))
         })
+    }
+
+    /// From now on whoever touches a page of it that is missing waits for it. Before anybody has touched any.
+    ///
+    /// # Errors
+    /// [`MemoryError::Unwaitable`].
+    pub fn wait_for_pages(&self, userfault: &Userfault) -> Result<(), MemoryError> {
+        for region in &self.regions {
+            let waits = region.watch().wait_for_pages(userfault);
+            waits.map_err(|error| MemoryError::Unwaitable(region.guest_start, error))?;
+        }
+        Ok(())
+    }
+
+    /// All pages have come.
+    pub fn cease_waiting(&self, userfault: &Userfault) {
+        for region in &self.regions {
+            if let Err(error) = region.watch().cease_waiting(userfault) {
+                tracing::debug!(region = region.guest_start, %error, "its pages were not waited for");
+            }
+        }
+    }
+
+    /// Nobody brings pages any more: all of it is lost, and whoever waits is told so.
+    pub fn give_up(&self, userfault: &Userfault) {
+        for region in &self.regions {
+            if let Err(error) = region.watch().give_up(userfault) {
+                tracing::error!(region = region.guest_start, %error, "guest memory that is lost stays mapped");
+            }
+        }
+    }
+
+    /// Waits until `len_bytes` bytes at an address of the front-end's own address space are there; what is not in the
+    /// table is not waited for. False when they are lost.
+    pub fn touch_user(&self, address: u64, len_bytes: u64) -> bool {
+        let mut regions = self.regions.iter();
+        let found = regions.find_map(|region| {
+            let offset = address.checked_sub(region.user_start)?;
+            (offset.checked_add(len_bytes)? <= region.len_bytes).then_some((region, offset))
+        });
+        let Some((region, offset)) = found else { return true };
+        match (usize::try_from(offset), usize::try_from(len_bytes)) {
+            (Ok(offset), Ok(len)) => region.watch().touch(offset, len),
+            _ => true,
+        }
+    }
+
+    /// Where in this process the region is mapped that begins at a guest address.
+    pub fn host_address(&self, guest_start: u64) -> Option<u64> {
+        let extent = self.by_guest.iter().find(|extent| extent.start == guest_start)?;
+        u64::try_from(extent.host.addr()).ok()
     }
 
     fn of(mut regions: Vec<Arc<Region>>) -> Result<Self, MemoryError> {

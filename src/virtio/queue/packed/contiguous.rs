@@ -3,8 +3,8 @@
 use super::{Descriptor, INDIRECT, NEXT, PackedQueue, WRITE};
 use crate::virtio::memory::{Kind, Translator};
 use crate::virtio::queue::chain::HEADER_BYTES;
-use crate::virtio::queue::plain::{Parts, Places};
-use crate::virtio::queue::walk::{DESCRIPTOR_BYTES, read_halves};
+use crate::virtio::queue::chain_builder::{DESCRIPTOR_BYTES, read_halves};
+use crate::virtio::queue::contiguous::{Parts, Places};
 
 impl PackedQueue {
     /// Takes the next chain if it is a plain one; unless it `LEARNS`, only if it lies where others have before.

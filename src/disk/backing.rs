@@ -3,8 +3,10 @@
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::Arc;
 
 use crate::copy::{PrefetchHint, Segments};
+use crate::disk::lock::BackingFile;
 use crate::disk::space::growth::GrowthPolicy;
 use crate::disk::{
     BackingKind, BlockDisk, Disk, DiskError, Durability, FileDisk, Geometry, GrowError, MappedDisk,
@@ -54,9 +56,9 @@ impl Backing {
 
     /// The list in which Linux notes what is bad of mapped media, where there is one: `poll(2)` says when there is
     /// news in it.
-    pub fn bad_list(&self) -> Option<File> {
+    pub fn bad_list(&self) -> Option<Arc<File>> {
         match self {
-            Self::Mapped(disk) => disk.bad_list()?.open().ok(),
+            Self::Mapped(disk) => disk.bad_list()?.to_poll(),
             Self::File(_) | Self::Block(_) => None,
         }
     }
@@ -89,6 +91,11 @@ impl Backing {
     /// The file or device, to be watched.
     pub fn file(&self) -> BorrowedFd<'_> {
         either!(self, disk => disk.file().as_fd())
+    }
+
+    /// The same, shared: it is open, and locked, as long as somebody has it.
+    pub fn shared_file(&self) -> Arc<BackingFile> {
+        either!(self, disk => disk.shared_file())
     }
 
     pub(super) const fn set_growth(&mut self, growth: GrowthPolicy) {

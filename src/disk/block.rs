@@ -105,6 +105,10 @@ impl BlockDisk {
         &self.file
     }
 
+    pub(super) fn shared_file(&self) -> Arc<BackingFile> {
+        Arc::clone(&self.file)
+    }
+
     pub(super) const fn set_growth(&mut self, growth: GrowthPolicy) {
         self.growth = growth;
     }

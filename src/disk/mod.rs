@@ -14,6 +14,7 @@ mod backing;
 mod block;
 mod durability;
 mod file;
+mod kept_file;
 mod lock;
 mod mapped;
 mod mapping;
@@ -27,8 +28,9 @@ pub use backing::Backing;
 pub use block::BlockDisk;
 pub use durability::flush::{Flusher, Ticket};
 pub use file::FileDisk;
+pub(crate) use kept_file::KeptFile;
 pub use lock::holder::Holder;
-pub use lock::{FileLock, LockError, LockMode, UnknownLockMode};
+pub use lock::{BackingFile, FileLock, LockError, LockMode, UnknownLockMode};
 pub use mapped::MappedDisk;
 #[cfg(test)]
 pub(crate) use mapped::forced::Forced;

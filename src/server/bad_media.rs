@@ -3,7 +3,6 @@
 //! Linux tells in two ways. It adds to the `badblocks` of a device or region, which can be polled; and it
 //! announces the page to whoever has it mapped ([`action_optional`]), also where there is no such list.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
@@ -69,7 +68,7 @@ fn watch(devices: &[Arc<Device<Backing>>], epoll: &Epoll, is_stopping: &AtomicBo
     let bell = action_optional::listen()?;
     let news = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, 0);
     epoll.ctl(ControlOperation::Add, bell.as_raw_fd(), news)?;
-    let lists: Vec<File> = devices.iter().filter_map(|device| device.disk().bad_list()).collect();
+    let lists: Vec<_> = devices.iter().filter_map(|device| device.disk().bad_list()).collect();
     for list in &lists {
         let news = EpollEvent::new(EventSet::PRIORITY | EventSet::EDGE_TRIGGERED, 0);
         // A kernel that cannot say it announces the pages all the same.

@@ -372,7 +372,8 @@ fn open(
     let socket = open_socket(socket, &access, allowed_users)
         .map_err(|error| ServerError::listener(name.clone(), error))?;
     let identity = Identity { name, serial: *serial.as_bytes() };
-    let config_record = ConfigRecord::load((!geometry.read_only).then_some(path), media.durability);
+    let config_record =
+        ConfigRecord::load((!geometry.read_only).then(|| disk.shared_file()), media.durability);
     let device = Device::new(disk, identity, queues.get()).with_seg_max(seg_max);
     Ok((Service { device, lock, socket, cpus, postcopy, config_record }, summary))
 }

@@ -6,14 +6,14 @@
 //! only reads has nothing written to the media: the attribute waits until it has written as well. Until then a
 //! daemon that is killed is forgotten, and the front-end is told to read the configuration anew.
 
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{XattrFlags, getxattr, removexattr, setxattr};
+use rustix::fs::{XattrFlags, fgetxattr, fremovexattr, fsetxattr};
 
 use super::session::{Session, State};
 use super::vring::Vring;
-use crate::disk::{Disk, Durability};
+use crate::disk::{BackingFile, Disk, Durability};
 use crate::log::Cause;
 
 /// The attribute: of files, and of devices, which have none for users.
@@ -35,7 +35,7 @@ pub struct KnownConfig {
 #[derive(Debug, Default)]
 pub struct ConfigRecord {
     /// Whose attribute it is; none for as long as this process lives only.
-    path: Option<PathBuf>,
+    file: Option<Arc<BackingFile>>,
     contents: Mutex<Contents>,
 }
 
@@ -49,11 +49,11 @@ struct Contents {
 }
 
 impl ConfigRecord {
-    /// What an earlier process has left at the file or device of this path.
-    pub fn load(path: Option<PathBuf>, durability: Durability) -> Self {
-        let known = path.as_deref().and_then(read);
+    /// What an earlier process has left at this file or device.
+    pub fn load(file: Option<Arc<BackingFile>>, durability: Durability) -> Self {
+        let known = file.as_deref().and_then(read);
         let may_store = durability == Durability::Volatile;
-        Self { path, contents: Mutex::new(Contents { known, stored: known, may_store }) }
+        Self { file, contents: Mutex::new(Contents { known, stored: known, may_store }) }
     }
 
     /// What is known.
@@ -64,7 +64,7 @@ impl ConfigRecord {
     /// As [`known`](Self::known), with what another process has left meanwhile: a guest may come from there.
     fn reload(&self) -> Option<KnownConfig> {
         let mut contents = self.lock();
-        if let Some(left) = self.path.as_deref().and_then(read) {
+        if let Some(left) = self.file.as_deref().and_then(read) {
             (contents.known, contents.stored) = (Some(left), Some(left));
         }
         contents.known
@@ -88,8 +88,8 @@ impl ConfigRecord {
         if !contents.may_store || contents.known == contents.stored {
             return;
         }
-        if let Some(path) = &self.path {
-            write(path, contents.known);
+        if let Some(file) = &self.file {
+            write(file, contents.known);
         }
         contents.stored = contents.known;
     }
@@ -164,22 +164,22 @@ impl<D: Disk> Session<D> {
     }
 }
 
-fn read(path: &Path) -> Option<KnownConfig> {
+fn read(file: &BackingFile) -> Option<KnownConfig> {
     NAMES.iter().find_map(|name| {
         let mut bytes = [0; MAX_BYTES];
-        let len = getxattr(path, *name, &mut bytes).ok()?;
+        let len = fgetxattr(file, *name, &mut bytes).ok()?;
         parse(std::str::from_utf8(bytes.get(..len)?).ok()?)
     })
 }
 
-fn write(path: &Path, known: Option<KnownConfig>) {
+fn write(file: &BackingFile, known: Option<KnownConfig>) {
     // What is not so any more is worse than nothing.
-    NAMES.iter().for_each(|name| _ = removexattr(path, *name));
+    NAMES.iter().for_each(|name| _ = fremovexattr(file, *name));
     let Some(known) = known else { return };
     let text = text(known);
-    let set = |name: &&str| setxattr(path, *name, text.as_bytes(), XattrFlags::empty()).is_ok();
+    let set = |name: &&str| fsetxattr(file, *name, text.as_bytes(), XattrFlags::empty()).is_ok();
     if !NAMES.iter().any(set) {
-        tracing::debug!(path = %path.display(), "what the front-end knows cannot be kept as an attribute");
+        tracing::debug!(?file, "what the front-end knows cannot be kept as an attribute");
     }
 }
 
@@ -227,12 +227,13 @@ mod tests {
         let folder = tempfile::tempdir_in("/dev/shm").unwrap();
         let file = folder.path().join("disk.img");
         std::fs::write(&file, "").unwrap();
-        if setxattr(&file, "user.test", b"", XattrFlags::empty()).is_err() {
+        if rustix::fs::setxattr(&file, "user.test", b"", XattrFlags::empty()).is_err() {
             eprintln!("skipped: no attributes in /dev/shm");
             return;
         }
         let known = KnownConfig { capacity_sectors: 7, writeback: Some(false) };
-        let record = |durability| ConfigRecord::load(Some(file.clone()), durability);
+        let open = || Arc::new(BackingFile::from(std::fs::File::open(&file).unwrap()));
+        let record = |durability| ConfigRecord::load(Some(open()), durability);
         assert_eq!(record(Durability::Volatile).known(), None);
         record(Durability::Volatile).update(|_| Some(known));
         assert_eq!(record(Durability::Page).known(), Some(known));

@@ -7,11 +7,13 @@
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
+use std::sync::OnceLock;
 
 use rustix::fs::{AtFlags, FileType as Type, OFlags, Statx, StatxFlags, statx};
 use rustix::net::{AddressFamily, sockopt};
 use vhost::vhost_user::message::FrontendReq;
 
+use crate::disk::KeptFile;
 use crate::worker::{is_eventfd, link};
 
 /// File systems whose files are the kernel's own business. What is not here may depend on a program, or on another machine.
@@ -101,7 +103,7 @@ impl Kind {
     }
 
     fn of_regular(fd: BorrowedFd<'_>, status: &Statx) -> Self {
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let mounts = mounts().and_then(|mounts| mounts.text().ok()).unwrap_or_default();
         let device = format!("{}:{}", status.stx_dev_major, status.stx_dev_minor);
         match file_system(&mounts, status.stx_mnt_id, &device) {
             Some(name) if LOCAL.contains(&name) => Self::File,
@@ -128,6 +130,12 @@ impl Kind {
     pub(super) const fn is_stream(&self) -> bool {
         matches!(self, Self::Pipe | Self::Socket | Self::File)
     }
+}
+
+/// What is mounted where, opened by who asks first: before there is a front-end, and a child of this process has it, too.
+pub(super) fn mounts() -> Option<&'static KeptFile> {
+    static MOUNTS: OnceLock<Option<KeptFile>> = OnceLock::new();
+    MOUNTS.get_or_init(|| KeptFile::open("/proc/self/mountinfo").ok()).as_ref()
 }
 
 /// The type of the file system of a mount; or, where the mount is none of ours, of one that has the same device.

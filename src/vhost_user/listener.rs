@@ -11,34 +11,15 @@ use rustix::net::{AddressFamily, sockopt};
 use rustix::process::{Resource, getrlimit};
 
 mod bind;
+mod error;
 mod peers;
 
 pub use bind::SocketAccess;
+pub use error::ListenerError;
 pub use peers::{AllowedUsers, Stranger};
 
 /// The least number of a listener's descriptor, where the limit on open files allows it.
 const LEAST_NUMBER: u64 = 1 << 15;
-
-/// Why nobody can be listened to; the caller names the disk.
-#[derive(Debug, thiserror::Error)]
-pub enum ListenerError {
-    /// Another process answers there.
-    #[error("{}: another process is listening on this socket; stop it or choose another socket=", .0.display())]
-    InUse(PathBuf),
-    /// The kernel refused.
-    #[error("{}: cannot {operation} the socket: {source}", path.display())]
-    Io {
-        /// The socket's path.
-        path: PathBuf,
-        /// The step that failed.
-        operation: &'static str,
-        /// Why.
-        source: io::Error,
-    },
-    /// An inherited descriptor is not what it should be.
-    #[error("descriptor: {0}; pass a Unix stream socket that listens or is connected")]
-    Inherited(io::Error),
-}
 
 /// A listening socket. A path that was bound is removed when the listener is dropped.
 #[derive(Debug)]

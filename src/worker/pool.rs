@@ -52,7 +52,10 @@ struct Worker<D: Disk> {
 pub struct Pool<D: Disk> {
     /// Only the control plane takes this lock; workers do not know of it.
     workers: Mutex<Vec<Worker<D>>>,
+    /// Of each choice of CPUs; none for one a CPU.
     most: Option<NonZeroU16>,
+    /// CPUs that this process may use, as they were at the start.
+    cpus: NonZeroU16,
     polling: Polling,
     /// Pools [beside](Self::beside) this one.
     beside: Mutex<Vec<Weak<Self>>>,
@@ -61,13 +64,15 @@ pub struct Pool<D: Disk> {
 impl<D: Disk> Pool<D> {
     /// A pool of at most `most` threads for each choice of CPUs, or of one a CPU; none runs yet.
     pub fn new(most: Option<NonZeroU16>, polling: Polling) -> Self {
-        Self { workers: Mutex::new(Vec::new()), most, polling, beside: Mutex::default() }
+        let (workers, cpus, beside) = (Mutex::new(Vec::new()), all_cpus(), Mutex::default());
+        Self { workers, most, cpus, polling, beside }
     }
 
     /// A pool for rings that may stand still for long: each has a thread of its own, so that none holds another up.
     /// They are counted with the rings of this one.
     pub fn beside(&self) -> Arc<Self> {
-        let pool = Arc::new(Self::new(Some(NonZeroU16::MAX), self.polling));
+        let (workers, most, beside) = (Mutex::new(Vec::new()), Some(NonZeroU16::MAX), Mutex::default());
+        let pool = Arc::new(Self { workers, most, cpus: self.cpus, polling: self.polling, beside });
         let mut beside = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
         beside.retain(|pool| pool.strong_count() != 0);
         beside.push(Arc::downgrade(&pool));
@@ -155,7 +160,7 @@ impl<D: Disk> Pool<D> {
     fn place(&self, workers: &mut Vec<Worker<D>>, cpus: Option<&Arc<Cpus>>) -> Result<Place, PoolError> {
         let is_there = |(_, worker): &(usize, &Worker<D>)| worker.cpus.as_ref() == cpus;
         let there = || workers.iter().enumerate().filter(is_there);
-        let most = self.most.unwrap_or_else(|| cpus.map_or_else(all_cpus, |cpus| cpus.count()));
+        let most = self.most.unwrap_or_else(|| cpus.map_or(self.cpus, |cpus| cpus.count()));
         match there().min_by_key(|(_, worker)| worker.load) {
             Some((number, worker)) if worker.load == 0 || there().count() >= usize::from(most.get()) => {
                 Ok(Place(number))

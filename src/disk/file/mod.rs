@@ -74,6 +74,10 @@ impl FileDisk {
         &self.file
     }
 
+    pub(super) fn shared_file(&self) -> Arc<BackingFile> {
+        Arc::clone(&self.file)
+    }
+
     pub(super) const fn set_growth(&mut self, growth: GrowthPolicy) {
         self.growth = growth;
     }

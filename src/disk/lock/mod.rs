@@ -4,6 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Deref;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -73,7 +74,7 @@ const REMEDY: &str = "if its file system has no locks, make sure that nobody els
 ///
 /// Closing it is not enough: a child of this process that is between fork and exec has it open, too.
 #[derive(Debug)]
-pub(in crate::disk) struct BackingFile(File);
+pub struct BackingFile(File);
 
 impl From<File> for BackingFile {
     fn from(file: File) -> Self {
@@ -86,6 +87,12 @@ impl Deref for BackingFile {
 
     fn deref(&self) -> &File {
         &self.0
+    }
+}
+
+impl AsFd for BackingFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

@@ -13,8 +13,10 @@ use crate::copy::{PrefetchHint, Segments};
 use crate::disk::durability::extents::{Extents, Written};
 use crate::disk::durability::syncs::Syncs;
 use crate::disk::lock::BackingFile;
-use crate::disk::mapping::{HUGE_PAGE_BYTES, MapOptions, persist_of};
+use crate::disk::mapping::{HUGE_PAGE_BYTES, MapOptions, persist_of, smaps};
+use crate::disk::media::address;
 use crate::disk::media::bad_blocks::{BadList, BadRanges, PAGE_BYTES};
+use crate::disk::media::sysfs::Sysfs;
 use crate::disk::space::growth::{GrowthPolicy, cannot, file_bytes};
 use crate::disk::space::{self, fallocate};
 use crate::disk::{
@@ -50,6 +52,8 @@ pub struct MappedDisk {
     mending: Mutex<()>,
     /// Bytes in huge pages when they were last counted.
     huge_bytes: Mutex<Option<u64>>,
+    /// Of a file on DAX: where the device that it lies on begins in memory.
+    dax_base: Option<u64>,
     /// Bytes without data that the kernel has zeroed to enter them into the page tables.
     populated_zero_bytes: AtomicU64,
     namespace: Option<String>,
@@ -109,6 +113,7 @@ impl MappedDisk {
             bad_list: None,
             mending: Mutex::default(),
             huge_bytes: Mutex::default(),
+            dax_base: None,
             populated_zero_bytes: AtomicU64::new(0),
             namespace: None,
             log_limit: LogLimit::default(),
@@ -146,6 +151,10 @@ impl MappedDisk {
         let run_bytes = rustix::param::page_size() as u64;
         let persistence = Persistence::of(media.durability, deep_flush, run_bytes, dirty);
         let is_dax = matches!(media.kind, BackingKind::DaxFile { .. });
+        let dax_base = if is_dax { address::dax_base(&file, &Sysfs::system()) } else { None };
+        if !is_dax {
+            smaps::own();
+        }
         Ok(Self {
             mapping,
             file,
@@ -160,6 +169,7 @@ impl MappedDisk {
             bad_list: media.bad_list.clone(),
             mending: Mutex::default(),
             huge_bytes: Mutex::default(),
+            dax_base,
             populated_zero_bytes: AtomicU64::new(0),
             namespace: media.namespace.clone(),
             log_limit: LogLimit::default(),
@@ -176,8 +186,17 @@ impl MappedDisk {
         &self.file
     }
 
+    pub(super) fn shared_file(&self) -> Arc<BackingFile> {
+        Arc::clone(&self.file)
+    }
+
     pub(super) const fn set_growth(&mut self, growth: GrowthPolicy) {
         self.growth = growth;
+    }
+
+    /// Of a file on DAX: where its device begins in memory, if that is known.
+    pub(super) const fn dax_base(&self) -> Option<u64> {
+        self.dax_base
     }
 
     pub(super) fn set_huge_bytes(&self, bytes: Option<u64>) {

@@ -259,7 +259,7 @@ fn a_list_that_grows_is_believed_and_a_repair_that_it_does_not_know_is_not() {
     let device = tree.sysfs().character(rustix::fs::makedev(252, 0)).unwrap();
     let region_node = device.child("..").unwrap();
     // Its offsets are those of the file, which cannot be put elsewhere: whatever is tried, it stays listed.
-    let bad_list = Some(BadList::DeviceDax { device, region: region_node });
+    let bad_list = Some(BadList::of_device_dax(&device, &region_node));
     let disk = MappedDisk { bad_list, ..disk(&pattern(LEN, 1)) };
     assert!(disk.look_for_bad().is_empty());
     tree.file(&format!("{region}/badblocks"), "16 8\n");

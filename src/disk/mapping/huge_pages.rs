@@ -5,11 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, Metadata};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Seek as _};
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt as _;
+use std::sync::PoisonError;
 
 use crate::disk::mapping::HUGE_PAGE_BYTES;
+use crate::disk::mapping::smaps;
+use crate::disk::media::address::dax_base;
 use crate::disk::media::bad_blocks::FileExtent;
 use crate::disk::media::sysfs::Sysfs;
 use crate::disk::{Backing, BackingKind, Disk as _, sys};
@@ -24,7 +27,10 @@ pub fn count_huge_pages<'a>(disks: impl IntoIterator<Item = &'a Backing>) {
         let unit_bytes = mapped.discard_alignment_bytes();
         match mapped.kind() {
             BackingKind::DaxFile { .. } => {
-                mapped.set_huge_bytes(of_dax_file(mapped.file(), &Sysfs::system()))
+                let bytes = mapped
+                    .dax_base()
+                    .and_then(|base| Some(of_extents(&sys::extents(mapped.file()).ok()?, base)));
+                mapped.set_huge_bytes(bytes);
             }
             BackingKind::DeviceDax => {
                 mapped.set_huge_bytes(Some(of_device_dax(mapped.geometry().capacity_bytes, unit_bytes)));
@@ -39,9 +45,13 @@ pub fn count_huge_pages<'a>(disks: impl IntoIterator<Item = &'a Backing>) {
     if told.is_empty() {
         return;
     }
-    let Ok(smaps) = File::open("/proc/self/smaps") else { return };
+    let Some(smaps) = smaps::own() else { return };
+    let mut smaps = smaps.lock().unwrap_or_else(PoisonError::into_inner);
+    if smaps.rewind().is_err() {
+        return;
+    }
     let ranges: Vec<_> = told.iter().map(|(range, _)| range.clone()).collect();
-    for ((_, disk), bytes) in told.iter().zip(in_ranges(BufReader::new(smaps), &ranges)) {
+    for ((_, disk), bytes) in told.iter().zip(in_ranges(BufReader::new(&mut *smaps), &ranges)) {
         disk.set_huge_bytes(Some(bytes));
     }
 }
@@ -53,15 +63,8 @@ pub(in crate::disk) const fn of_device_dax(device_bytes: u64, unit_bytes: u64) -
 
 /// Of a file on DAX, by where its file system has put it; none where that cannot be told.
 pub(in crate::disk) fn of_dax_file(file: &File, sysfs: &Sysfs) -> Option<u64> {
-    let device = sysfs.block(file.metadata().ok()?.dev())?;
-    // A partition begins so far behind its disk.
-    let (disk, start_sector) = match device.number("start") {
-        Some(start) => (device.child("..")?, start),
-        None => (device, 0),
-    };
-    // Only root may know: persistent memory is aligned unless somebody has gone out of his way.
-    let base = disk.number("device/resource").unwrap_or(0);
-    Some(of_extents(&sys::extents(file).ok()?, base.wrapping_add(start_sector.wrapping_mul(512))))
+    let base = dax_base(file, sysfs)?;
+    Some(of_extents(&sys::extents(file).ok()?, base))
 }
 
 /// Bytes of whole huge pages in extents whose addresses count from `base`.

@@ -27,6 +27,7 @@ use room::Room;
 pub(super) mod huge_pages;
 mod loss;
 mod room;
+pub(super) mod smaps;
 
 /// Mappings begin at a multiple of this: a page table entry can then stand for as much.
 pub(super) const HUGE_PAGE_BYTES: usize = 2 << 20;

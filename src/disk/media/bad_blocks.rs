@@ -5,11 +5,11 @@
 //! which is never for good: a page may go bad a second time.
 
 use std::fs::File;
-use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
+use crate::disk::KeptFile;
 use crate::disk::durability::extents::add;
 use crate::disk::media::sysfs::Node;
 use crate::disk::sys;
@@ -116,8 +116,7 @@ impl BadRanges {
 }
 
 /// The ranges in bytes that `badblocks` of a device or region lists: lines of first sector and count.
-fn listed(node: &Node) -> Vec<Range<u64>> {
-    let text = node.text(LIST).unwrap_or_default();
+fn parse(text: &str) -> Vec<Range<u64>> {
     let ranges = text.lines().filter_map(|line| {
         let mut numbers = line.split_ascii_whitespace().map(|word| word.parse::<u64>().ok());
         let (sector, count) = (numbers.next()??, numbers.next()??);
@@ -133,80 +132,73 @@ pub(in crate::disk) fn seen_through(ranges: &[Range<u64>], window: &Range<u64>) 
     inside.map(|range| range.start - window.start..range.end - window.start).collect()
 }
 
-/// Where Linux lists what is bad of a disk.
-#[derive(Debug, Clone)]
-pub(in crate::disk) enum BadList {
-    /// With the block device itself, or the one that a partition is on.
-    BlockDevice(Node),
-    /// With the device that the file system of a file is on.
-    File(Node),
-    /// With the region that a device-DAX device is in, by offsets in the region.
-    DeviceDax {
-        /// The device.
-        device: Node,
-        /// The region.
-        region: Node,
-    },
+/// Where Linux lists what is bad of a disk: opened with it, and read as often as somebody asks.
+#[derive(Debug, Clone, Default)]
+pub(in crate::disk) struct BadList {
+    /// None where there is no such list, or it may not be read.
+    list: Option<KeptFile>,
+    /// The same, of whoever waits for news in it: to read it there is to have had them.
+    polled: Option<KeptFile>,
+    /// The part of what is listed that the device is, in bytes; none for all of it.
+    part: Option<Range<u64>>,
+    /// The disk is a file on the device.
+    is_of_file: bool,
 }
 
 impl BadList {
+    /// With the block device itself, or the one that a partition is on.
+    pub(in crate::disk) fn of_block_device(device: &Node) -> Self {
+        let of_partition = device.number("start").zip(device.child(".."));
+        let Some((start, disk)) = of_partition else {
+            return Self { list: device.open(LIST).ok(), ..Self::default() };
+        };
+        let start = start.saturating_mul(SECTOR_BYTES);
+        let len = device.number("size").unwrap_or(0).saturating_mul(SECTOR_BYTES);
+        let part = Some(start..start.saturating_add(len));
+        Self { list: disk.open(LIST).ok(), part, ..Self::default() }
+    }
+
+    /// With the device that the file system of a file is on.
+    pub(in crate::disk) fn of_file(device: &Node) -> Self {
+        let polled = device.open(LIST).ok().or_else(|| device.child("..")?.open(LIST).ok());
+        Self { polled, is_of_file: true, ..Self::of_block_device(device) }
+    }
+
+    /// With the region that a device-DAX device is in, by offsets in the region: none are known where the addresses of
+    /// the two may not be read (they are root's).
+    pub(in crate::disk) fn of_device_dax(device: &Node, region: &Node) -> Self {
+        let offset = || device.number("resource")?.checked_sub(region.number("resource")?);
+        let polled = region.open(LIST).ok();
+        let Some(offset) = offset() else { return Self { polled, ..Self::default() } };
+        let len = device.number("size").unwrap_or(0);
+        let part = Some(offset..offset.saturating_add(len));
+        Self { list: region.open(LIST).ok(), polled, part, is_of_file: false }
+    }
+
     /// What is listed now, in bytes of the disk that is made of `file`.
     pub(in crate::disk) fn read(&self, file: &File) -> Vec<Range<u64>> {
-        match self {
-            Self::File(device) => {
-                let ranges = of_block_device(device);
-                match ranges.is_empty() {
-                    true => ranges,
-                    // Files on several devices are not known: their reads fail one by one.
-                    false => of_file(&ranges, &sys::extents(file).unwrap_or_default()),
-                }
-            }
-            _ => self.of_device(),
+        let ranges = self.of_device();
+        match self.is_of_file && !ranges.is_empty() {
+            // Files on several devices are not known: their reads fail one by one.
+            true => of_file(&ranges, &sys::extents(file).unwrap_or_default()),
+            false => ranges,
         }
     }
 
     /// The same of a device, which needs no open file.
     pub(in crate::disk) fn of_device(&self) -> Vec<Range<u64>> {
-        match self {
-            Self::BlockDevice(device) | Self::File(device) => of_block_device(device),
-            Self::DeviceDax { device, region } => of_device_dax(device, region),
+        let listed = self.list.as_ref().and_then(|list| list.text().ok());
+        let listed = listed.map(|text| parse(&text)).unwrap_or_default();
+        match &self.part {
+            Some(part) => seen_through(&listed, part),
+            None => listed,
         }
     }
 
     /// The list itself: `poll(2)` says when Linux has added to it.
-    ///
-    /// # Errors
-    /// The error of `open(2)`: there is none, or it may not be read.
-    pub(in crate::disk) fn open(&self) -> io::Result<File> {
-        match self {
-            Self::BlockDevice(device) | Self::File(device) => {
-                device.open(LIST).or_else(|error| device.child("..").ok_or(error)?.open(LIST))
-            }
-            Self::DeviceDax { region, .. } => region.open(LIST),
-        }
+    pub(in crate::disk) fn to_poll(&self) -> Option<Arc<File>> {
+        self.polled.as_ref().map(KeptFile::file)
     }
-}
-
-/// The bad ranges of a block device or partition, in bytes from its start.
-fn of_block_device(device: &Node) -> Vec<Range<u64>> {
-    let (Some(start), Some(disk)) = (device.number("start"), device.child("..")) else {
-        return listed(device);
-    };
-    let start = start.saturating_mul(SECTOR_BYTES);
-    let len = device.number("size").unwrap_or(0).saturating_mul(SECTOR_BYTES);
-    seen_through(&listed(&disk), &(start..start.saturating_add(len)))
-}
-
-/// The bad ranges of a device-DAX device, in bytes from its start; its region lists them from its own.
-///
-/// None are known where the addresses of the two may not be read (they are root's).
-fn of_device_dax(device: &Node, region: &Node) -> Vec<Range<u64>> {
-    let (Some(base), Some(start)) = (region.number("resource"), device.number("resource")) else {
-        return Vec::new();
-    };
-    let Some(offset) = start.checked_sub(base) else { return Vec::new() };
-    let len = device.number("size").unwrap_or(0);
-    seen_through(&listed(region), &(offset..offset.saturating_add(len)))
 }
 
 /// A part of a file and where it lies on the file system's device, in bytes.
@@ -256,8 +248,11 @@ mod tests {
             .device("block", "259:1", &format!("{disk}/pmem0p1"))
             .file(&format!("{disk}/pmem0p1/start"), "2048")
             .file(&format!("{disk}/pmem0p1/size"), "2048");
-        assert_eq!(of_block_device(&block(&tree, 0)), [4096..8192, 2040 * 512..2056 * 512]);
-        assert_eq!(of_block_device(&block(&tree, 1)), [0..8 * 512]);
+        assert_eq!(
+            BadList::of_block_device(&block(&tree, 0)).of_device(),
+            [4096..8192, 2040 * 512..2056 * 512]
+        );
+        assert_eq!(BadList::of_block_device(&block(&tree, 1)).of_device(), [0..8 * 512]);
     }
 
     #[test]
@@ -270,9 +265,9 @@ mod tests {
             .file(&format!("{device}/size"), "4194304");
         let node = tree.sysfs().character(rustix::fs::makedev(252, 0)).unwrap();
         let region = node.ancestry().find(|node| node.name() == "region0").unwrap();
-        assert!(of_device_dax(&node, &region).is_empty(), "its address is not known");
+        assert!(BadList::of_device_dax(&node, &region).of_device().is_empty(), "its address is not known");
         tree.file(&format!("{device}/resource"), "0x100200000\n");
-        assert_eq!(of_device_dax(&node, &region), [4 * 512..5 * 512]);
+        assert_eq!(BadList::of_device_dax(&node, &region).of_device(), [4 * 512..5 * 512]);
     }
 
     #[test]

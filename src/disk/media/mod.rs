@@ -13,6 +13,7 @@ use crate::disk::media::region::Region;
 use crate::disk::media::sysfs::{Node, Sysfs};
 use crate::disk::{BackingKind, Durability, FileKind, FileSystem, Mapping};
 
+pub(in crate::disk) mod address;
 pub(in crate::disk) mod bad_blocks;
 pub(in crate::disk) mod kind;
 mod map_sync;
@@ -94,7 +95,7 @@ impl Media {
         let dax = warning.clone().map_or(dax, Dax::Pages);
         let mut media = Self { warning, ..Self::of_dax(dax, file_system, regions) };
         let is_dax = matches!(media.kind, BackingKind::DaxFile { .. });
-        media.bad_list = device.filter(|_| is_dax).map(BadList::File);
+        media.bad_list = device.filter(|_| is_dax).map(|device| BadList::of_file(&device));
         if let Some(file) = file {
             media.find_bad_ranges(file);
         }
@@ -147,10 +148,7 @@ impl Media {
             Some(region) => (region.durability(), region.why()),
             None => (Durability::Volatile, "no nd region: memory set aside (hmem, CXL) is lost".to_owned()),
         };
-        let bad_list = regions.first().map(|region| {
-            let (device, region) = (device.clone(), region.node().clone());
-            BadList::DeviceDax { device, region }
-        });
+        let bad_list = regions.first().map(|region| BadList::of_device_dax(&device, region.node()));
         Some(Self {
             bad_ranges: bad_list.as_ref().map(BadList::of_device).unwrap_or_default(),
             bad_list,
@@ -181,7 +179,7 @@ impl Media {
         };
         let sectors = device.as_ref().and_then(|node| node.number("size")).unwrap_or(0);
         let unit_bytes = device.as_ref().and_then(block_bytes).unwrap_or(512);
-        let bad_list = device.map(BadList::BlockDevice);
+        let bad_list = device.as_ref().map(BadList::of_block_device);
         Self {
             bad_ranges: bad_list.as_ref().map(BadList::of_device).unwrap_or_default(),
             bad_list,

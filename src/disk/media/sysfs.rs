@@ -5,6 +5,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::disk::KeptFile;
+
 /// A sysfs tree.
 #[derive(Debug, Clone)]
 pub(in crate::disk) struct Sysfs {
@@ -115,8 +117,8 @@ impl Node {
     ///
     /// # Errors
     /// The error of `open(2)`.
-    pub(in crate::disk) fn open(&self, name: &str) -> io::Result<File> {
-        File::open(self.path.join(name))
+    pub(in crate::disk) fn open(&self, name: &str) -> io::Result<KeptFile> {
+        KeptFile::open(self.path.join(name))
     }
 
     /// Opens the attribute `name` for writing.

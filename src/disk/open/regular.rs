@@ -16,6 +16,7 @@ use crate::disk::open::{
     DEFAULT_BLOCK_BYTES, access, check_durability, check_regular, deep_flush_files, serve_whole_blocks,
 };
 use crate::disk::space;
+use crate::disk::space::cgroup::find_groups;
 use crate::disk::space::growth::GrowthPolicy;
 use crate::disk::{
     Backing, BackingKind, Durability, FileDisk, FileLock, Geometry, MappedDisk, Media, OpenError,
@@ -86,6 +87,9 @@ impl<'a> Found<'a> {
     /// Sizes, allocates and maps the file; the lock is taken, so nobody else does the same now.
     fn serve(mut self, lock: FileLock) -> Result<Opened, OpenError> {
         let before = self.metadata()?;
+        if matches!(self.media.kind, BackingKind::Tmpfs | BackingKind::Ramfs) {
+            find_groups();
+        }
         self.fill(&before)
             .and_then(|capacity_bytes| {
                 // Space that was allocated just now may be bad already.

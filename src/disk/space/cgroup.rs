@@ -6,6 +6,9 @@
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use crate::disk::KeptFile;
 
 /// The limit of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,15 +29,53 @@ impl fmt::Display for MemoryLimit {
 
 impl MemoryLimit {
     /// That of this process which leaves the least room: of its own group or one around it. None where there is none.
-    pub(in crate::disk) fn tightest() -> Option<Self> {
-        Self::tightest_in(Path::new("/proc/self"))
+    /// Which groups these are is found out once.
+    pub(super) fn tightest() -> Option<Self> {
+        Groups::own().tightest()
+    }
+}
+
+/// Finds out which groups this process is in, for when its disks grow.
+pub(in crate::disk) fn find_groups() {
+    Groups::own();
+}
+
+/// The groups of a process, those around them included, with their files open.
+#[derive(Debug)]
+struct Groups {
+    groups: Vec<Group>,
+    /// What the machine has free to swap out to.
+    meminfo: Option<KeptFile>,
+}
+
+#[derive(Debug)]
+struct Group {
+    folder: PathBuf,
+    max: KeptFile,
+    current: KeptFile,
+    stat: Option<KeptFile>,
+    hierarchy: &'static Hierarchy,
+    /// How much may be swapped out, and how much is.
+    swap: Option<(Option<KeptFile>, Option<KeptFile>)>,
+}
+
+impl Groups {
+    fn own() -> &'static Self {
+        static GROUPS: OnceLock<Groups> = OnceLock::new();
+        GROUPS.get_or_init(|| Self::of(Path::new("/proc/self")))
     }
 
-    /// The same by what `mountinfo` and `cgroup` in this folder say.
-    fn tightest_in(process: &Path) -> Option<Self> {
-        let groups = fs::read_to_string(process.join("cgroup")).ok()?;
-        let mounts = fs::read_to_string(process.join("mountinfo")).ok()?;
-        let limits = Hierarchy::ALL.into_iter().filter_map(|hierarchy| hierarchy.tightest(&groups, &mounts));
+    /// Those that `mountinfo` and `cgroup` in this folder name.
+    fn of(process: &Path) -> Self {
+        let text = |name| fs::read_to_string(process.join(name)).unwrap_or_default();
+        let (groups, mounts) = (text("cgroup"), text("mountinfo"));
+        let groups: Vec<_> = Hierarchy::ALL.iter().flat_map(|it| it.groups(&groups, &mounts)).collect();
+        let meminfo = KeptFile::open("/proc/meminfo").ok().filter(|_| !groups.is_empty());
+        Self { groups, meminfo }
+    }
+
+    fn tightest(&self) -> Option<MemoryLimit> {
+        let limits = self.groups.iter().filter_map(|group| group.limit(self.meminfo.as_ref()));
         limits.min_by_key(|limit| limit.room_bytes)
     }
 }
@@ -57,7 +98,8 @@ struct Hierarchy {
 }
 
 impl Hierarchy {
-    const ALL: [Self; 2] = [
+    /// Both versions.
+    const ALL: &'static [Self; 2] = &[
         Self {
             file_system: "cgroup2",
             controller: "",
@@ -76,10 +118,24 @@ impl Hierarchy {
         },
     ];
 
-    fn tightest(&self, groups: &str, mounts: &str) -> Option<MemoryLimit> {
-        let (folder, root) = self.own_group(groups, mounts)?;
+    /// The group that a process is in, and those around it.
+    fn groups(&'static self, groups: &str, mounts: &str) -> Vec<Group> {
+        let Some((folder, root)) = self.own_group(groups, mounts) else { return Vec::new() };
         let around = folder.ancestors().take_while(|group| group.starts_with(&root));
-        around.filter_map(|group| self.limit(group)).min_by_key(|limit| limit.room_bytes)
+        around.filter_map(|group| self.open(group)).collect()
+    }
+
+    /// None of the group at the root, which has no limit.
+    fn open(&'static self, folder: &Path) -> Option<Group> {
+        let open = |name: &str| KeptFile::open(folder.join(name)).ok();
+        Some(Group {
+            folder: folder.to_owned(),
+            max: open(self.max)?,
+            current: open(self.current)?,
+            stat: open("memory.stat"),
+            hierarchy: self,
+            swap: self.swap.map(|(max, current)| (open(max), open(current))),
+        })
     }
 
     /// The folder of this process's group, and that where the hierarchy is mounted.
@@ -100,32 +156,35 @@ impl Hierarchy {
             is_such.then(|| (folder.join(inside), folder))
         })
     }
+}
 
-    fn limit(&self, group: &Path) -> Option<MemoryLimit> {
-        let max_bytes = number(&group.join(self.max)).filter(|bytes| *bytes < NO_LIMIT_BYTES)?;
-        let used_bytes = number(&group.join(self.current))?;
-        let stat = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
-        let cache_bytes: u64 = self.cache.iter().filter_map(|name| field(&stat, name)).sum();
-        let swap_bytes = self.swap.map_or(0, |(max, current)| swap_bytes(group, max, current));
+impl Group {
+    fn limit(&self, meminfo: Option<&KeptFile>) -> Option<MemoryLimit> {
+        let max_bytes = number(&self.max).filter(|bytes| *bytes < NO_LIMIT_BYTES)?;
+        let used_bytes = number(&self.current)?;
+        let stat = self.stat.as_ref().and_then(|stat| stat.text().ok()).unwrap_or_default();
+        let cache_bytes: u64 = self.hierarchy.cache.iter().filter_map(|name| field(&stat, name)).sum();
+        let swap_bytes = self.swap.as_ref().map_or(0, |(max, current)| swap_bytes(max, current, meminfo));
         let room_bytes =
             max_bytes.saturating_sub(used_bytes.saturating_sub(cache_bytes)).saturating_add(swap_bytes);
-        Some(MemoryLimit { group: group.to_owned(), max_bytes, room_bytes })
+        Some(MemoryLimit { group: self.folder.clone(), max_bytes, room_bytes })
     }
 }
 
 /// What a group may still swap out: no more than the machine has free for it.
-fn swap_bytes(group: &Path, max: &str, current: &str) -> u64 {
-    let free_bytes = fs::read_to_string("/proc/meminfo")
-        .ok()
+fn swap_bytes(max: &Option<KeptFile>, current: &Option<KeptFile>, meminfo: Option<&KeptFile>) -> u64 {
+    let free_bytes = meminfo
+        .and_then(|meminfo| meminfo.text().ok())
         .and_then(|text| field(&text, "SwapFree:"))
         .map_or(0, |kib| kib.saturating_mul(1024));
-    let used_bytes = number(&group.join(current)).unwrap_or(0);
-    number(&group.join(max)).map_or(free_bytes, |max| max.saturating_sub(used_bytes).min(free_bytes))
+    let used_bytes = current.as_ref().and_then(number).unwrap_or(0);
+    let max_bytes = max.as_ref().and_then(number);
+    max_bytes.map_or(free_bytes, |max| max.saturating_sub(used_bytes).min(free_bytes))
 }
 
 /// A file with a number; none where it says "max".
-fn number(path: &Path) -> Option<u64> {
-    fs::read_to_string(path).ok()?.trim().parse().ok()
+fn number(file: &KeptFile) -> Option<u64> {
+    file.text().ok()?.trim().parse().ok()
 }
 
 /// The number behind this name, in lines of names and numbers.
@@ -151,7 +210,7 @@ mod tests {
         }
         fs::write(folder.path().join("cgroup"), groups).unwrap();
         fs::write(folder.path().join("mountinfo"), mounts.replace("ROOT", root)).unwrap();
-        let limit = MemoryLimit::tightest_in(folder.path())?;
+        let limit = Groups::of(folder.path()).tightest()?;
         let group = limit.group.strip_prefix(folder.path()).unwrap().display().to_string();
         Some((group, limit.room_bytes))
     }

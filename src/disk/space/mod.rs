@@ -13,7 +13,7 @@ use crate::disk::{BackingKind, FileSystem, sys};
 #[cfg(test)]
 use crate::copy::recording::{self, Synced, Syncing};
 
-mod cgroup;
+pub(in crate::disk) mod cgroup;
 pub(super) mod growth;
 
 /// Make sure that every byte has its space.

@@ -32,7 +32,7 @@ use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::Pid;
 
-use super::descriptor::Kind;
+use super::descriptor::{Kind, mounts};
 use crate::limits::bounds::CHECKER_TIMEOUT;
 use crate::sandbox::process::{self, Life};
 pub use closing::ClosedByChecker;
@@ -99,7 +99,8 @@ impl Link {
         let (socket, orders) = pair()?;
         sockopt::set_socket_timeout(&socket, Timeout::Send, Some(CHECKER_TIMEOUT))?;
         let (control, controlled) = UnixStream::pair()?;
-        let given = [orders.as_fd(), controlled.as_fd()];
+        let own = [orders.as_fd(), controlled.as_fd()];
+        let given: Vec<_> = own.into_iter().chain(mounts().map(|mounts| mounts.as_fd())).collect();
         let spawner = process::fork(&given, Life::ItsOwn, || spawner::run(&orders, &controlled))?;
         Ok(Self { socket, control, spawner, number: 0 })
     }

@@ -9,6 +9,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::serve;
 use crate::limits::bounds::MAX_RETIRED_CHECKERS;
 use crate::sandbox::process::{self, Life};
+use crate::vhost_user::descriptor::mounts;
 
 /// Before a process that could not be had is tried for again.
 const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
@@ -20,7 +21,8 @@ pub(super) fn run(orders: &OwnedFd, control: &UnixStream) {
         ended = ended.saturating_add(process::reap());
         let keeps = made.saturating_sub(ended) >= MAX_RETIRED_CHECKERS;
         let Ok((retired, retires)) = pipe_with(PipeFlags::CLOEXEC) else { return };
-        let given = [orders.as_fd(), retires.as_fd()];
+        let own = [orders.as_fd(), retires.as_fd()];
+        let given: Vec<_> = own.into_iter().chain(mounts().map(|mounts| mounts.as_fd())).collect();
         let Ok(checker) = process::fork(&given, Life::OfItsParent, || serve::serve(orders, &retires, keeps))
         else {
             if is_over(control, Some(&PAUSE)) {

@@ -18,7 +18,7 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
 
-use super::ListenerError;
+use super::error::ListenerError;
 use crate::disk::Symlinks;
 
 /// As many connections may wait to be let in as the machine allows (`net.core.somaxconn`).

@@ -72,19 +72,6 @@ pub(super) fn run(args: BackendArgs) -> Result<(), Failure> {
     serve(args).map_err(|failure| Failure::Backend(Box::new(failure)))
 }
 
-/// The words of a failure, with advice that this command line has.
-pub(super) fn advice(failure: &Failure) -> String {
-    let text = failure
-        .to_string()
-        .replace("readonly=on", "--read-only")
-        .replace("correct path=", "correct --blk-file");
-    let is_key = |key: &&str| text.contains(key);
-    match ["size=", "lock=", "sparse="].iter().any(is_key) {
-        true => format!("{text} (a key of `vhost-user-pmem serve --disk`)"),
-        false => text,
-    }
-}
-
 fn serve(args: BackendArgs) -> Result<(), Failure> {
     // clap has made sure of --blk-file and of one of the other two.
     let path = args.blk_file.unwrap_or_default();

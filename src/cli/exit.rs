@@ -5,7 +5,6 @@ use std::process::ExitCode;
 
 use crate::api::EndpointError;
 use crate::cli::activation::ActivationError;
-use crate::cli::backend;
 use crate::cli::disk_option::DiskOptionError;
 use crate::cli::inherited::InheritedError;
 use crate::cli::limits::TooFewFiles;
@@ -118,7 +117,7 @@ pub(super) enum Failure {
     #[error(transparent)]
     Bench(#[from] crate::tools::bench::BenchError),
     /// Of a command line that has no keys of `--disk`.
-    #[error("{}", backend::advice(.0))]
+    #[error("{}", in_backend_options(.0))]
     Backend(Box<Failure>),
     #[error("cannot take over SIGTERM, SIGINT and SIGHUP ({0}); nothing is served")]
     Signals(std::io::Error),
@@ -140,6 +139,19 @@ impl Failure {
             Self::Bench(error) => of_bench(error),
             Self::Limits(_) | Self::Signals(_) | Self::Output(_) => Exit::Other,
         }
+    }
+}
+
+/// What a failure says, with the options of the back-end program instead of keys of `--disk`.
+fn in_backend_options(failure: &Failure) -> String {
+    let text = failure
+        .to_string()
+        .replace("readonly=on", "--read-only")
+        .replace("correct path=", "correct --blk-file");
+    let is_key = |key: &&str| text.contains(key);
+    match ["size=", "lock=", "sparse="].iter().any(is_key) {
+        true => format!("{text} (a key of `vhost-user-pmem serve --disk`)"),
+        false => text,
     }
 }
 

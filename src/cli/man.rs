@@ -8,7 +8,7 @@ use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 
 use crate::cli::disk_option::Key;
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::{NAME, USAGE};
+use crate::cli::usage::{NAME, USAGE};
 
 const SIGNALS: [(&str, &str); 3] = [
     (

@@ -2,7 +2,7 @@
 //!
 //! | module | subject |
 //! | --- | --- |
-//! | `serve`, `backend`, `info`, `bench`, `man` | one way to call the program each |
+//! | `serve`, `backend`, `info`, `bench`, `man` | one way to call the program each; `usage` lists them |
 //! | `disk_option`, `size`, `identity`, `inherited` | what is written on the command line, checked and typed |
 //! | `daemon`, `signals`, `logging`, `hints`, `activation`, `notify` | a server's life in the foreground |
 //! | `exit` | every way to end, one code a cause |
@@ -31,26 +31,11 @@ mod notify;
 mod serve;
 mod signals;
 mod size;
+mod usage;
 
 use exit::{Exit, Failure};
 use logging::Log;
-
-const NAME: &str = "vhost-user-pmem";
-
-/// What may come behind the name.
-const USAGE: &[&str] = &[
-    "serve --disk path=FILE,socket=SOCKET[,KEY=VALUE...] [...]",
-    "info PATH [--json]",
-    #[cfg(feature = "bench")]
-    "bench --socket SOCKET [--against SOCKET] [...]",
-    "{--socket-path=PATH | --fd=FDNUM} --blk-file=PATH [--read-only]",
-    "--print-capabilities",
-];
-
-/// Each line but the first is indented as clap does it behind "Usage:".
-fn usage() -> String {
-    USAGE.iter().map(|rest| format!("{NAME} {rest}")).collect::<Vec<_>>().join("\n       ")
-}
+use usage::{NAME, usage};
 
 /// Serve a persistent-memory file to virtual machines as a disk
 ///

@@ -20,9 +20,8 @@ use virtio_driver::{
 };
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 
-use crate::tools::bench::plan::SECTOR_BYTES;
 use crate::tools::bench::slots::Relay;
-use crate::tools::bench::{BenchError, Waiting, Work};
+use crate::tools::bench::{BenchError, SECTOR_BYTES, Waiting, Work};
 
 /// How long a back-end may take for an answer.
 const ANSWER: Duration = Duration::from_secs(10);

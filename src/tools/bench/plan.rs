@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::tools::bench::BenchError;
+use crate::tools::bench::{BenchError, SECTOR_BYTES};
 
 /// Descriptors of a request: header, data, status.
 const DESCRIPTORS: u32 = 3;
@@ -19,9 +19,6 @@ const FEWEST_DESCRIPTORS: u32 = 128;
 
 /// Most memory for buffers, in bytes.
 const MOST_BUFFER_BYTES: u64 = 1 << 30;
-
-/// The unit of `sector` in a request, which offsets are multiples of.
-pub(super) const SECTOR_BYTES: u64 = 512;
 
 /// A whole run of the tool.
 #[derive(Debug, Clone)]

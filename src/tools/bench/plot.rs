@@ -7,6 +7,7 @@ use plotters::coord::combinators::BindKeyPoints;
 use plotters::prelude::*;
 
 use crate::tools::bench::report::{PeerReport, Point};
+use crate::tools::bench::text::title;
 use crate::tools::bench::{BenchError, Report};
 
 const SIZE: (u32, u32) = (1200, 620);
@@ -55,7 +56,7 @@ type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 
 /// What was measured, and which line is whose.
 fn legend(report: &Report, area: &Area<'_>) -> Drawn {
-    area.draw(&Text::new(report.title(), (20, 12), TITLE.into_font()))?;
+    area.draw(&Text::new(title(report), (20, 12), TITLE.into_font()))?;
     for ((peer, colour), y) in report.peers.iter().zip(COLOURS).zip([44, 68]) {
         area.draw(&PathElement::new([(20, y + 8), (60, y + 8)], colour.stroke_width(2)))?;
         area.draw(&mark(peer, (40, y + 8), colour))?;

@@ -3,13 +3,13 @@
 use std::fmt;
 
 use crate::tools::bench::Report;
-use crate::tools::bench::report::{Point, Spread};
+use crate::tools::bench::report::{Point, Ratio, Spread};
 
 const NAME_WIDTH: usize = 22;
 const WIDTH: usize = 18;
 
 /// A line of the table: its name, how it is taken from a point, and from a ratio.
-type Line = (&'static str, fn(&Point) -> String, fn(&crate::tools::bench::report::Ratio) -> Option<Spread>);
+type Line = (&'static str, fn(&Point) -> String, fn(&Ratio) -> Option<Spread>);
 
 const LINES: [Line; 12] = [
     ("IOPS", |it| thousands(it.iops.median), |ratio| Some(ratio.iops)),
@@ -32,7 +32,7 @@ const LINES: [Line; 12] = [
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.title())?;
+        writeln!(f, "{}", title(self))?;
         for peer in &self.peers {
             let mib = peer.capacity_bytes >> 20;
             write!(f, "  {}  {} ({mib} MiB)", peer.name, peer.socket)?;
@@ -47,27 +47,6 @@ impl fmt::Display for Report {
 }
 
 impl Report {
-    /// What was measured, in one line.
-    pub(super) fn title(&self) -> String {
-        let block = match self.block_bytes {
-            bytes if bytes.is_multiple_of(1 << 20) => format!("{} MiB", bytes >> 20),
-            bytes if bytes.is_multiple_of(1 << 10) => format!("{} KiB", bytes >> 10),
-            bytes => format!("{bytes} B"),
-        };
-        let plural = |count: u16| if count == 1 { "" } else { "s" };
-        format!(
-            "{} of {block}, {} {}queue{}, {}, {} round{} of {} s",
-            self.rw,
-            self.queues,
-            if self.packed { "packed " } else { "" },
-            plural(self.queues),
-            if self.waiting == "poll" { "polling" } else { "event-driven" },
-            self.rounds,
-            plural(self.rounds),
-            self.runtime_seconds,
-        )
-    }
-
     fn table(&self, f: &mut fmt::Formatter<'_>, place: usize) -> fmt::Result {
         let points: Vec<_> = self.peers.iter().filter_map(|peer| peer.depths.get(place)).collect();
         let depth = points.first().map_or(0, |point| point.iodepth);
@@ -88,6 +67,27 @@ impl Report {
         }
         Ok(())
     }
+}
+
+/// What was measured, in one line.
+pub(super) fn title(report: &Report) -> String {
+    let block = match report.block_bytes {
+        bytes if bytes.is_multiple_of(1 << 20) => format!("{} MiB", bytes >> 20),
+        bytes if bytes.is_multiple_of(1 << 10) => format!("{} KiB", bytes >> 10),
+        bytes => format!("{bytes} B"),
+    };
+    let plural = |count: u16| if count == 1 { "" } else { "s" };
+    format!(
+        "{} of {block}, {} {}queue{}, {}, {} round{} of {} s",
+        report.rw,
+        report.queues,
+        if report.packed { "packed " } else { "" },
+        plural(report.queues),
+        if report.waiting == "poll" { "polling" } else { "event-driven" },
+        report.rounds,
+        plural(report.rounds),
+        report.runtime_seconds,
+    )
 }
 
 fn micros(nanoseconds: u64) -> String {

@@ -144,5 +144,5 @@ fn info_says_why() {
     let report: serde_json::Value = serde_json::from_str(&info(true)).unwrap();
     assert_eq!((&report["durability"], &report["flush"]), (&"volatile".into(), &"fence".into()));
     assert_eq!((&report["discard"], &report["regions"]), (&"unmap".into(), &serde_json::json!([])));
-    assert!(report["durability_reason"].is_string() && report["bad_ranges"] == serde_json::json!([]));
+    assert!(report["durability_reason"].is_string() && report["bad_blocks"] == serde_json::json!([]));
 }

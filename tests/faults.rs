@@ -318,7 +318,7 @@ fn a_full_file_system_fails_the_writes_that_need_more() {
     let full_at = statuses.iter().position(|status| *status == IOERR).unwrap() as u64;
     assert!((512..=BYTES / PART as u64).contains(&full_at), "{full_at} times 8 KiB were written");
     assert_eq!(statuses.last(), Some(&IOERR));
-    // What was written is there, can be written again, and be made to last.
+    // What was written is there, can be written again, and be persisted.
     let last = (full_at - 1) * SECTORS;
     let answer = ring.run(&Request::read(last, PART as u32));
     assert!((answer.status, answer.data) == (OK, pattern(last, PART)));

@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write as _};
 
-use crate::limits::bounds::MAX_LISTED_BAD_RANGES;
+use crate::limits::bounds::MAX_LISTED_BAD_BLOCKS;
 use crate::log::dropped_lines;
 use crate::server::DiskStats;
 use crate::virtio::blk::Counters;
@@ -90,13 +90,13 @@ pub(crate) const FAMILIES: [Family; 26] = [
         |disk| number(disk.budget_refusals),
     ),
     gauge("bad_bytes", "Bytes of the disk whose media is known to be bad.", |disk| {
-        number(disk.bad_ranges.iter().map(|range| range.end.saturating_sub(range.start)).sum())
+        number(disk.bad_blocks.iter().map(|range| range.end.saturating_sub(range.start)).sum())
     }),
     labelled(
-        "bad_range_bytes",
+        "bad_block_bytes",
         "Length of each bad range; its offset in the disk in bytes is the label `offset`. At most 256 ranges a disk.",
         |disk, out| {
-            for range in disk.bad_ranges.iter().take(MAX_LISTED_BAD_RANGES) {
+            for range in disk.bad_blocks.iter().take(MAX_LISTED_BAD_BLOCKS) {
                 let labels: [(_, &dyn Display); 2] = [("disk", &disk.name), ("offset", &range.start)];
                 out.sample(&labels, range.end.saturating_sub(range.start) as f64);
             }
@@ -247,7 +247,7 @@ mod tests {
             capacity_bytes: 1 << 40,
             read_only: true,
             front_ends: 2,
-            bad_ranges: vec![4096..8192, 16384..32768],
+            bad_blocks: vec![4096..8192, 16384..32768],
             regions: vec![Region::testing("region3", Some(7))],
             huge_bytes: Some(2 << 20),
             guest_memory_bytes: 1 << 30,
@@ -273,7 +273,7 @@ mod tests {
             r#"vhost_user_pmem_media_written_bytes_total{disk="a \"b\" \\"} 12288"#,
             r#"vhost_user_pmem_populated_zero_bytes_total{disk="a \"b\" \\"} 8192"#,
             r#"vhost_user_pmem_dirty_shutdowns{disk="a \"b\" \\",region="region3"} 7"#,
-            r#"vhost_user_pmem_bad_range_bytes{disk="a \"b\" \\",offset="16384"} 16384"#,
+            r#"vhost_user_pmem_bad_block_bytes{disk="a \"b\" \\",offset="16384"} 16384"#,
         ] {
             assert!(text.lines().any(|it| it == line), "no line {line} in:\n{text}");
         }
@@ -289,10 +289,10 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_full_of_bad_ranges_is_listed_in_part() {
-        let bad_ranges = (0..1000).map(|page| page * 8192..page * 8192 + 4096).collect();
-        let text = text(&[DiskStats { bad_ranges, ..disk() }]);
-        assert_eq!(text.matches("vhost_user_pmem_bad_range_bytes{").count(), MAX_LISTED_BAD_RANGES);
+    fn a_disk_full_of_bad_blocks_is_listed_in_part() {
+        let bad_blocks = (0..1000).map(|page| page * 8192..page * 8192 + 4096).collect();
+        let text = text(&[DiskStats { bad_blocks, ..disk() }]);
+        assert_eq!(text.matches("vhost_user_pmem_bad_block_bytes{").count(), MAX_LISTED_BAD_BLOCKS);
         assert!(text.contains(&format!(r#"bad_bytes{{disk="a \"b\" \\"}} {}"#, 1000 * 4096)), "{text}");
     }
 }

@@ -208,7 +208,7 @@ fn of_bench(error: &crate::tools::bench::BenchError) -> Exit {
 fn of_open(error: &OpenError) -> Exit {
     match error {
         OpenError::Missing { .. } => Exit::Missing,
-        OpenError::NotRegular { .. } | OpenError::Unfit { .. } => Exit::NotRegular,
+        OpenError::NotRegular { .. } | OpenError::Unusable { .. } => Exit::NotRegular,
         OpenError::BadSize { .. } => Exit::BadSize,
         OpenError::TooSmall { .. } => Exit::TooSmall,
         OpenError::NoSpace { .. } => Exit::NoSpace,

@@ -69,7 +69,7 @@ fn write_lines(out: &mut impl Write, path: &Path, it: &Description) -> io::Resul
         for region in &media.regions {
             line("region", region_line(region))?;
         }
-        for range in &media.bad_ranges {
+        for range in &media.bad_blocks {
             line("bad media", format!("{} bytes at {}", range.end - range.start, range.start))?;
         }
     }
@@ -116,7 +116,7 @@ struct Report<'a> {
     discard: Option<String>,
     numa_node: Option<u32>,
     regions: Vec<RegionReport<'a>>,
-    bad_ranges: Vec<RangeReport>,
+    bad_blocks: Vec<RangeReport>,
     refusal: Option<String>,
 }
 
@@ -138,8 +138,8 @@ struct RangeReport {
 
 fn write_json(out: &mut impl Write, path: &Path, it: &Description) -> io::Result<()> {
     let media = it.media.as_ref();
-    let (regions, bad_ranges) =
-        media.map_or((&[][..], &[][..]), |media| (&media.regions[..], &media.bad_ranges[..]));
+    let (regions, bad_blocks) =
+        media.map_or((&[][..], &[][..]), |media| (&media.regions[..], &media.bad_blocks[..]));
     let report = Report {
         path: path.to_string_lossy(),
         r#type: it.file_kind.to_string(),
@@ -159,7 +159,7 @@ fn write_json(out: &mut impl Write, path: &Path, it: &Description) -> io::Result
         discard: it.discard().map(|discard| discard.to_string()),
         numa_node: media.and_then(Media::numa_node),
         regions: regions.iter().map(region_report).collect(),
-        bad_ranges: bad_ranges.iter().map(range_report).collect(),
+        bad_blocks: bad_blocks.iter().map(range_report).collect(),
         refusal: it.refusal.as_ref().map(ToString::to_string),
     };
     serde_json::to_writer_pretty(&mut *out, &report)?;

@@ -36,15 +36,15 @@ macro_rules! either {
 
 impl Backing {
     /// The ranges in bytes that are known to be bad: by Linux's list, or because reads have run into them.
-    pub fn bad_ranges(&self) -> Vec<Range<u64>> {
-        either!(self, disk => disk.bad_ranges())
+    pub fn bad_blocks(&self) -> Vec<Range<u64>> {
+        either!(self, disk => disk.bad_blocks())
     }
 
     /// Learns what the kernel has found to be bad by now, where reads must be kept from touching it. Returns what
     /// was news, in bytes of the disk.
-    pub fn look_for_bad(&self) -> Vec<Range<u64>> {
+    pub fn update_bad_blocks(&self) -> Vec<Range<u64>> {
         match self {
-            Self::Mapped(disk) => disk.look_for_bad(),
+            Self::Mapped(disk) => disk.update_bad_blocks(),
             Self::File(disk) => {
                 disk.forget_announced();
                 Vec::new()
@@ -56,9 +56,9 @@ impl Backing {
 
     /// The list in which Linux notes what is bad of mapped media, where there is one: `poll(2)` says when there is
     /// news in it.
-    pub fn bad_list(&self) -> Option<Arc<File>> {
+    pub fn bad_block_list(&self) -> Option<Arc<File>> {
         match self {
-            Self::Mapped(disk) => disk.bad_list()?.to_poll(),
+            Self::Mapped(disk) => disk.bad_block_list()?.to_poll(),
             Self::File(_) | Self::Block(_) => None,
         }
     }
@@ -180,8 +180,8 @@ impl Disk for Backing {
         either!(self, disk => disk.discard(offset, len))
     }
 
-    fn notes_zeroes(&self) -> bool {
-        either!(self, disk => disk.notes_zeroes())
+    fn has_fast_zero(&self) -> bool {
+        either!(self, disk => disk.has_fast_zero())
     }
 
     #[inline]

@@ -13,11 +13,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::fs::SeekFrom;
 
 use crate::copy::{self, Segments};
-use crate::disk::durability::extents;
+use crate::disk::durability::dirty_extents;
 use crate::disk::durability::syncs::Syncs;
+use crate::disk::failure::IoFailure;
 use crate::disk::lock::BackingFile;
-use crate::disk::mapping::Loss;
-use crate::disk::media::bad_blocks::{self, BadList, BadRanges, PAGE_BYTES};
+use crate::disk::media::bad_blocks::{self, BadBlockList, BadBlocks, PAGE_BYTES};
 use crate::disk::space::growth::{GrowthPolicy, cannot};
 use crate::disk::space::{self, fallocate};
 use crate::disk::sys::{self, Cursor};
@@ -45,8 +45,8 @@ pub struct BlockDisk {
     /// Whether discards give space back.
     unmaps: bool,
     /// Where Linux lists what is bad, and what reads have run into besides. The device is asked all the same.
-    bad_list: Option<BadList>,
-    bad: BadRanges,
+    bad_block_list: Option<BadBlockList>,
+    bad: BadBlocks,
     /// What offsets, lengths and addresses must be multiples of.
     unit_bytes: usize,
     bounces: [Mutex<Bounce>; BOUNCES],
@@ -66,8 +66,8 @@ impl BlockDisk {
             // A process before this one may have left something in the device's cache.
             syncs: Syncs::new("fdatasync", !geometry.read_only),
             unmaps,
-            bad_list: media.bad_list.clone(),
-            bad: BadRanges::default(),
+            bad_block_list: media.bad_block_list.clone(),
+            bad: BadBlocks::default(),
             unit_bytes,
             bounces: std::array::from_fn(|_| Mutex::new(Bounce::new(unit_bytes))),
             next_bounce: AtomicUsize::new(0),
@@ -76,17 +76,17 @@ impl BlockDisk {
 
     /// The ranges in bytes that Linux lists as bad now, and what reads have run into since they were last read
     /// or written well.
-    pub(super) fn bad_ranges(&self) -> Vec<Range<u64>> {
-        let listed = self.bad_list.as_ref().map(BadList::of_device).unwrap_or_default();
+    pub(super) fn bad_blocks(&self) -> Vec<Range<u64>> {
+        let listed = self.bad_block_list.as_ref().map(BadBlockList::of_device).unwrap_or_default();
         let mut ranges = self.bad.list();
-        let listed = bad_blocks::seen_through(&listed, &(0..self.geometry().capacity_bytes));
-        listed.into_iter().for_each(|range| extents::add(&mut ranges, range));
+        let listed = bad_blocks::clipped(&listed, &(0..self.geometry().capacity_bytes));
+        listed.into_iter().for_each(|range| dirty_extents::add(&mut ranges, range));
         ranges
     }
 
     /// Finds the first page of a range that could not be read, and remembers it.
     #[cold]
-    fn learn(&self, offset: u64, len: u64) {
+    fn note_failure(&self, offset: u64, len: u64) {
         let end = offset.saturating_add(len);
         let mut at = offset;
         while at < end {
@@ -165,20 +165,20 @@ impl BlockDisk {
         let mut cursor = Cursor::new(into);
         self.in_parts(offset, into.total_bytes() as u64, |at, part| {
             self.file.read_exact_at(part, at).map_err(failed("pread"))?;
-            whole(cursor.store(part), part.len())
+            check_copied(cursor.store(part), part.len())
         })
     }
 
     fn write_through_buffer(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
         let mut cursor = Cursor::new(from);
         self.in_parts(offset, from.total_bytes() as u64, |at, part| {
-            whole(cursor.load(part), part.len())?;
+            check_copied(cursor.load(part), part.len())?;
             self.write_part(at, part)
         })
     }
 
     fn write_part(&self, offset: u64, part: &[u8]) -> Result<(), DiskError> {
-        self.file.write_all_at(part, offset).map_err(not_written("pwrite"))?;
+        self.file.write_all_at(part, offset).map_err(write_failed("pwrite"))?;
         #[cfg(test)]
         copy::recording::filed(offset, part);
         Ok(())
@@ -193,9 +193,9 @@ impl BlockDisk {
 }
 
 /// For `map_err` of what changes a device: what the system says of one that was made read-only is about permissions.
-fn not_written(operation: &'static str) -> impl Fn(io::Error) -> DiskError {
+fn write_failed(operation: &'static str) -> impl Fn(io::Error) -> DiskError {
     const READ_ONLY: &str =
-        "the device has been made read-only since it was opened; mend it, or use readonly=on";
+        "the device has been made read-only since it was opened; make it writable, or use readonly=on";
     move |source| match source.raw_os_error() {
         Some(libc::EPERM | libc::EROFS | libc::EACCES) => failed(operation)(io::Error::other(READ_ONLY)),
         _ => failed(operation)(source),
@@ -203,7 +203,7 @@ fn not_written(operation: &'static str) -> impl Fn(io::Error) -> DiskError {
 }
 
 /// Guest memory that is gone ends a copy early.
-fn whole(copied: usize, len: usize) -> Result<(), DiskError> {
+fn check_copied(copied: usize, len: usize) -> Result<(), DiskError> {
     match copied == len {
         true => Ok(()),
         false => Err(failed("copying guest memory")(io::Error::from_raw_os_error(libc::EFAULT))),
@@ -245,11 +245,11 @@ impl Disk for BlockDisk {
             false => self.read_through_buffer(offset, into),
         };
         match &read {
-            Ok(()) => self.bad.found_good(offset, len),
-            Err(error) if error.is_of_media() => self.learn(offset, len),
+            Ok(()) => self.bad.remove_good(offset, len),
+            Err(error) if error.is_media_error() => self.note_failure(offset, len),
             Err(_) => {}
         }
-        read.map_err(|error| Loss::explain(&self.file, offset, error))
+        read.map_err(|error| IoFailure::explain(&self.file, offset, error))
     }
 
     fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
@@ -257,30 +257,31 @@ impl Disk for BlockDisk {
         self.check_write(offset, len)?;
         copy::touch(from);
         match self.is_aligned(from) {
-            true => copy::pwritev_all(self.file.as_fd(), offset, from).map_err(not_written("pwritev")),
+            true => copy::pwritev_all(self.file.as_fd(), offset, from).map_err(write_failed("pwritev")),
             false => self.write_through_buffer(offset, from),
         }
-        .map_err(|error| Loss::explain(&self.file, offset, error))?;
-        self.bad.found_good(offset, len);
+        .map_err(|error| IoFailure::explain(&self.file, offset, error))?;
+        self.bad.remove_good(offset, len);
         self.syncs.wrote();
         Ok(())
     }
 
     #[inline]
     fn try_flush(&self) -> Option<Result<(), DiskError>> {
-        self.syncs.at_once()
+        self.syncs.try_answer()
     }
 
     fn flush(&self) -> Result<(), DiskError> {
-        self.syncs
-            .sync(|| space::sync_data(&self.file).map_err(|error| Loss::of_error(&self.file, None, error)))
+        self.syncs.sync(|| {
+            space::sync_data(&self.file).map_err(|error| IoFailure::of_error(&self.file, None, error))
+        })
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         self.check_write(offset, len)?;
         if self.unmaps && len != 0 {
             // Only advice: a device that cannot give space back keeps the bytes.
-            sys::discard(&self.file, offset, len).map_err(not_written("discarding"))?;
+            sys::discard(&self.file, offset, len).map_err(write_failed("discarding"))?;
             self.syncs.wrote();
         }
         Ok(())
@@ -289,7 +290,7 @@ impl Disk for BlockDisk {
     /// The device zeroes them itself if it can (`fallocate(2)` on a device is `BLKZEROOUT`).
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<u64, DiskError> {
         self.check_write(offset, len)?;
-        let zero = |what| fallocate(&self.file, what, offset, len).map_err(not_written("zeroing a range"));
+        let zero = |what| fallocate(&self.file, what, offset, len).map_err(write_failed("zeroing a range"));
         let is_noted = unmap && self.unmaps && zero(space::PUNCH)? || zero(space::ZERO)?;
         if !is_noted {
             self.in_parts(offset, len, |at, part| {
@@ -297,7 +298,7 @@ impl Disk for BlockDisk {
                 self.write_part(at, part)
             })?;
         }
-        self.bad.found_good(offset, len);
+        self.bad.remove_good(offset, len);
         self.syncs.wrote();
         Ok(if is_noted { 0 } else { len })
     }
@@ -442,21 +443,21 @@ mod tests {
         let pages = Memory::new(&pattern(4 * 4096, 1));
         let good = (pages.ptr().addr() as u64).next_multiple_of(4096);
         disk.read(good, piece(8192).segments()).unwrap();
-        assert!(disk.bad_ranges().is_empty());
+        assert!(disk.bad_blocks().is_empty());
         for len in [512, 8192] {
             let error = disk.read(8192 + 512, piece(len).segments()).unwrap_err();
             assert!(error.to_string().contains("or the way to it, failed at byte 8704 "), "{error}");
-            assert_eq!(disk.bad_ranges(), [8192..12_288], "the page of the first byte, all of it");
+            assert_eq!(disk.bad_blocks(), [8192..12_288], "the page of the first byte, all of it");
         }
         disk.bad.add(good + 4096..good + 8192);
         let both = [8192..12_288, good + 4096..good + 8192];
         disk.read(good, piece(4096 + 512).segments()).unwrap();
-        assert_eq!(disk.bad_ranges(), both, "only a part of it was read");
+        assert_eq!(disk.bad_blocks(), both, "only a part of it was read");
         disk.read(good, piece(8192).segments()).unwrap();
-        assert_eq!(disk.bad_ranges(), both[..1]);
+        assert_eq!(disk.bad_blocks(), both[..1]);
         disk.bad.add(good + 4096..good + 8192);
         disk.write(good + 4096, piece(4096).segments()).unwrap();
-        assert_eq!(disk.bad_ranges(), both[..1]);
+        assert_eq!(disk.bad_blocks(), both[..1]);
         assert_eq!(
             pages.bytes()[(good as usize - pages.ptr().addr()) + 4096..][..4096],
             pattern(8192, 3)[..4096]

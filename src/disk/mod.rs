@@ -13,6 +13,7 @@ use crate::copy::{self, PrefetchHint, Segments};
 mod backing;
 mod block;
 mod durability;
+mod failure;
 mod file;
 mod kept_file;
 mod lock;
@@ -33,7 +34,7 @@ pub use lock::holder::Holder;
 pub use lock::{BackingFile, FileLock, LockError, LockMode, UnknownLockMode};
 pub use mapped::MappedDisk;
 #[cfg(test)]
-pub(crate) use mapped::forced::Forced;
+pub(crate) use mapped::emulated::EmulatedMedia;
 pub use mapped::populate::Populated;
 pub use mapping::Mapping;
 pub use mapping::huge_pages::count_huge_pages;
@@ -41,7 +42,7 @@ pub use media::Media;
 pub use media::kind::{BackingKind, FileKind, FileSystem};
 pub use media::region::Region;
 pub use open::describe::{Description, describe};
-pub use open::error::{OpenError, Place};
+pub use open::error::{BackingPath, OpenError};
 pub use open::policy::{DeepFlush, DiscardPolicy, UnknownWord};
 pub use open::{OpenOptions, Opened, open};
 pub use space::growth::GrowError;
@@ -126,7 +127,7 @@ pub enum DiskError {
 
 impl DiskError {
     /// Whether it says that the media could not be read.
-    fn is_of_media(&self) -> bool {
+    fn is_media_error(&self) -> bool {
         // A device says ENODATA where it knows more than that something went wrong.
         let is_media =
             |source: &std::io::Error| matches!(source.raw_os_error(), Some(libc::EIO | libc::ENODATA));
@@ -139,7 +140,7 @@ fn failed(operation: &'static str) -> impl Fn(std::io::Error) -> DiskError {
     move |source| DiskError::Io { operation, source }
 }
 
-/// Bytes that can be read, written and made to last.
+/// Bytes that can be read, written and persisted.
 ///
 /// Every method may be called by several workers at once. Offsets and lengths are bytes and multiples of
 /// nothing: block rules are the caller's. An implementation checks its own bounds again, since a mistake
@@ -267,7 +268,7 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError>;
 
     /// Whether zeroes whose space may be given back take little time, however many: they are only noted down.
-    fn notes_zeroes(&self) -> bool {
+    fn has_fast_zero(&self) -> bool {
         false
     }
 

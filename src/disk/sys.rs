@@ -231,7 +231,7 @@ struct Fiemap {
     extents: [FiemapExtent; FIEMAP_EXTENTS],
 }
 
-/// Extents asked for with one call.
+/// DirtyExtents asked for with one call.
 const FIEMAP_EXTENTS: usize = 128;
 
 #[repr(C)]

@@ -164,10 +164,10 @@ pub const MAX_HTTP_HEAD_BYTES: usize = 8192;
 pub const COLLECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Bad ranges of a disk that metrics list one by one; all of them are in the sum.
-pub const MAX_LISTED_BAD_RANGES: usize = 256;
+pub const MAX_LISTED_BAD_BLOCKS: usize = 256;
 
 /// Bad ranges of a disk that are kept; what is beyond is found out by reading.
-pub const MAX_BAD_RANGES: usize = 4096;
+pub const MAX_BAD_BLOCKS: usize = 4096;
 
 /// How long a start waits for whoever has a lease on the file: an NFS server for a client (a delegation), Samba. The
 /// kernel takes it away after 45 s (`/proc/sys/fs/lease-break-time`).

@@ -126,7 +126,7 @@ fn of_guests() -> Vec<Bound> {
         row("`--poll-max-us`", time(Duration::from_micros(MAX_POLL_US)), "exit code 2", None),
         row(
             "bad ranges of a disk that are remembered",
-            count(MAX_BAD_RANGES),
+            count(MAX_BAD_BLOCKS),
             "the others are found when they are read",
             Some("bad_bytes"),
         ),
@@ -264,7 +264,7 @@ fn of_the_log() -> Vec<Bound> {
         row("head of a request for metrics", bytes(MAX_HTTP_HEAD_BYTES), "HTTP status 431", None),
         row(
             "bad ranges of a disk in the metrics",
-            count(MAX_LISTED_BAD_RANGES),
+            count(MAX_LISTED_BAD_BLOCKS),
             "the others are in the sum only",
             Some("bad_bytes"),
         ),

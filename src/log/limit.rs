@@ -58,7 +58,7 @@ pub enum Cause {
     /// Media that is bad.
     Media,
     /// Media that was mended.
-    Mended,
+    Repaired,
     /// The size of the file is of no use.
     Size,
     /// The file has grown.

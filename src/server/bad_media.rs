@@ -68,7 +68,7 @@ fn watch(devices: &[Arc<Device<Backing>>], epoll: &Epoll, is_stopping: &AtomicBo
     let bell = action_optional::listen()?;
     let news = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, 0);
     epoll.ctl(ControlOperation::Add, bell.as_raw_fd(), news)?;
-    let lists: Vec<_> = devices.iter().filter_map(|device| device.disk().bad_list()).collect();
+    let lists: Vec<_> = devices.iter().filter_map(|device| device.disk().bad_block_list()).collect();
     for list in &lists {
         let news = EpollEvent::new(EventSet::PRIORITY | EventSet::EDGE_TRIGGERED, 0);
         // A kernel that cannot say it announces the pages all the same.
@@ -79,7 +79,7 @@ fn watch(devices: &[Arc<Device<Backing>>], epoll: &Epoll, is_stopping: &AtomicBo
         for list in &lists {
             let _ = list.read_at(&mut [0; 64], 0);
         }
-        devices.iter().for_each(|device| look_for_bad(device));
+        devices.iter().for_each(|device| update_bad_blocks(device));
         // Only EINTR can fail here.
         let _ = epoll.wait(-1, &mut [EpollEvent::default(); 8]);
     }
@@ -87,8 +87,8 @@ fn watch(devices: &[Arc<Device<Backing>>], epoll: &Epoll, is_stopping: &AtomicBo
 }
 
 /// Has a disk learn what is bad of it by now; the log says what was news.
-pub(super) fn look_for_bad(device: &Device<Backing>) {
-    let ranges = device.disk().look_for_bad();
+pub(super) fn update_bad_blocks(device: &Device<Backing>) {
+    let ranges = device.disk().update_bad_blocks();
     if !ranges.is_empty()
         && let Some(suppressed) = device.log_limit().admit(Cause::Media)
     {

@@ -30,7 +30,7 @@ pub struct DiskStats {
     /// Connections of users that may not connect.
     pub refused_connections: u64,
     /// Bytes of the disk that cannot be read any more.
-    pub bad_ranges: Vec<Range<u64>>,
+    pub bad_blocks: Vec<Range<u64>>,
     /// Bytes that are mapped in huge pages; none where that was not counted.
     pub huge_bytes: Option<u64>,
     /// Bytes of persistent memory that Linux has zeroed to populate the mapping.
@@ -110,7 +110,7 @@ impl CollectedDisk {
             read_only: geometry.read_only,
             front_ends: self.context.front_ends.count(),
             refused_connections: self.context.front_ends.refused(),
-            bad_ranges: disk.bad_ranges(),
+            bad_blocks: disk.bad_blocks(),
             huge_bytes: disk.huge_bytes(),
             populated_zero_bytes: disk.populated_zero_bytes(),
             guest_memory_bytes: self.context.budget.used().memory_bytes(),

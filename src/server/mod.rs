@@ -401,8 +401,8 @@ fn log_media(disk: &str, media: &Media) {
             "persistent memory has lost power uncleanly before; check the data"
         );
     }
-    if !media.bad_ranges.is_empty() {
-        let ranges = &media.bad_ranges;
+    if !media.bad_blocks.is_empty() {
+        let ranges = &media.bad_blocks;
         tracing::warn!(disk, ?ranges, "bad media: reads of these ranges fail until they are written");
     }
 }

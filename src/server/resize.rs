@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::bad_media::look_for_bad;
+use super::bad_media::update_bad_blocks;
 use super::populate_thread::PopulateThread;
 use crate::disk::{Backing, GrowError};
 use crate::log::Cause;
@@ -77,7 +77,7 @@ impl Resizer {
     /// now; the log says what became of each.
     pub fn resize_all(&self) {
         for disk in &self.0.disks {
-            look_for_bad(&disk.context.device);
+            update_bad_blocks(&disk.context.device);
             let name = &disk.context.device.identity().name;
             if let Some(Resized { from_bytes, to_bytes }) = self.rescan_and_log(disk)
                 && from_bytes == to_bytes

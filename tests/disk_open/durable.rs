@@ -86,8 +86,8 @@ fn a_bad_page_costs_the_requests_that_touch_it() {
     let opened = open(&path, &sized(MIB)).unwrap();
     write(&opened, 0, &mut vec![7; 1 << 20]).unwrap();
     let Backing::Mapped(disk) = &opened.disk else { panic!("tmpfs") };
-    disk.learn_bad(8192 + 700);
-    assert_eq!(opened.disk.bad_ranges(), vec![8192..12288]);
+    disk.add_bad_page(8192 + 700);
+    assert_eq!(opened.disk.bad_blocks(), vec![8192..12288]);
     for (offset, len, good) in
         [(8192, 512, false), (4096, 8192, false), (4096, 4096, true), (12288, 512, true)]
     {
@@ -102,13 +102,13 @@ fn a_bad_page_costs_the_requests_that_touch_it() {
     assert!(opened.disk.write_zeroes(8192 + 512, 512, false).is_err());
     write(&opened, 4096, &mut vec![9; 512]).unwrap();
     write(&opened, 4096 + 512, &mut vec![9; 7680]).unwrap();
-    assert!(opened.disk.bad_ranges().is_empty());
+    assert!(opened.disk.bad_blocks().is_empty());
     let mut bytes = vec![0; 8192];
     read(&opened, 4096, &mut bytes).unwrap();
     assert_eq!(bytes, vec![9; 8192]);
-    disk.learn_bad(8192);
+    disk.add_bad_page(8192);
     opened.disk.write_zeroes(8192, 4096, false).unwrap();
-    assert!(opened.disk.bad_ranges().is_empty());
+    assert!(opened.disk.bad_blocks().is_empty());
     let mut expected = vec![7; 1 << 20];
     expected[4096..8192].fill(9);
     expected[8192..12288].fill(0);
@@ -136,7 +136,7 @@ fn a_poisoned_page_of_tmpfs_is_replaced() {
         return;
     }
     let Backing::Mapped(disk) = &opened.disk else { panic!("tmpfs") };
-    disk.learn_bad(8192);
+    disk.add_bad_page(8192);
     assert!(read(&opened, 8192, &mut [0; 512]).is_err());
     write(&opened, 8192, &mut vec![9; 4096]).unwrap();
     let mut bytes = vec![0; 4096];

@@ -117,7 +117,7 @@ fn a_server_that_has_ended_is_called_that() {
             refused("a write", write(&opened, 4 * MIB, &mut bytes), "at byte 4194304");
             refused("zeroes", opened.disk.write_zeroes(8192, 512, false).map(drop), "at byte 8192");
             refused("a flush", opened.disk.flush(), "failed (");
-            assert_eq!(opened.disk.bad_ranges(), [], "the media is not to blame");
+            assert_eq!(opened.disk.bad_blocks(), [], "the media is not to blame");
             let words = message(&path, &super::refused(&path, &options()));
             assert!(words.contains("its file server does not answer"), "{words}");
         });

@@ -37,7 +37,7 @@ fn a_missing_directory_and_a_broken_link_are_told_apart() {
     assert!(matches!(error, OpenError::Missing { .. }));
     assert_eq!(
         message(&path, &error),
-        "cannot open it (it is a link to a file that does not exist); mend the link or correct path="
+        "cannot open it (it is a link to a file that does not exist); repair the link or correct path="
     );
     assert!(!folder.path().join("nowhere").exists());
     File::create(folder.path().join("file")).unwrap();
@@ -46,7 +46,7 @@ fn a_missing_directory_and_a_broken_link_are_told_apart() {
     assert!(matches!(error, OpenError::Io { .. }));
     assert_eq!(
         message(&path, &error),
-        "cannot look at it (Not a directory (os error 20)); correct path=, or mend what it leads to"
+        "cannot look at it (Not a directory (os error 20)); correct path=, or repair what it leads to"
     );
 }
 

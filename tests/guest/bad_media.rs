@@ -16,7 +16,7 @@ impl Pmem {
         self.stop();
         let page = self.block_of(block, 2);
         self.guest.shell(&format!("echo '{} 8' > {}", page * 8, list_of(block)));
-        let ranges = self.info("/mnt/disk")["bad_ranges"].to_string();
+        let ranges = self.info("/mnt/disk")["bad_blocks"].to_string();
         assert_eq!(ranges, r#"[{"length_bytes":4096,"offset_bytes":8192}]"#);
         self.serve("/mnt/disk", "", METRICS);
     }
@@ -76,7 +76,7 @@ pub fn of_a_file(pmem: &mut Pmem) -> String {
     pmem.assert_told(&COVERING);
     pmem.guest.shell("/lab/pmem.sh alive");
     pmem.stop();
-    assert_eq!(pmem.info("/mnt/disk")["bad_ranges"].to_string(), "[]");
+    assert_eq!(pmem.info("/mnt/disk")["bad_blocks"].to_string(), "[]");
     pmem.serve("/mnt/disk", "", METRICS);
     pmem.assert_told(&COVERING[3..]);
     pmem.stop();
@@ -108,7 +108,7 @@ pub fn of_a_block_device(pmem: &mut Pmem) -> String {
     pmem.client("write:0:1048576:7 flush");
     pmem.stop();
     pmem.guest.shell(&format!("echo '8 8' > {}", list_of(&block)));
-    let ranges = pmem.info(&block)["bad_ranges"].to_string();
+    let ranges = pmem.info(&block)["bad_blocks"].to_string();
     assert!(ranges.starts_with(r#"[{"length_bytes":4096,"offset_bytes":4096}"#), "{ranges}");
     pmem.serve(&block, ",name=disk", METRICS);
     let said = pmem.client("bad-bytes");

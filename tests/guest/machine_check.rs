@@ -86,7 +86,7 @@ impl Pmem {
     }
 
     fn assert_listed(&mut self, path: &str) {
-        let ranges = self.info(path)["bad_ranges"].to_string();
+        let ranges = self.info(path)["bad_blocks"].to_string();
         assert_eq!(ranges, r#"[{"length_bytes":4096,"offset_bytes":8192}]"#, "info {path}");
     }
 
@@ -113,7 +113,7 @@ fn below_a_file(pmem: &mut Pmem) -> String {
     pmem.serve("/mnt/disk", "", METRICS);
     pmem.assert_third_page_fails();
     pmem.assert_told(&MENDED);
-    assert_eq!(pmem.info("/mnt/disk")["bad_ranges"].to_string(), "[]");
+    assert_eq!(pmem.info("/mnt/disk")["bad_blocks"].to_string(), "[]");
     pmem.stop();
     pmem.guest.shell("umount /mnt");
     "exactly the requests that touch the page fail, at once and in the next daemon, until it is written anew"
@@ -124,7 +124,7 @@ fn below_a_file(pmem: &mut Pmem) -> String {
 fn without_a_list(pmem: &mut Pmem) -> String {
     let block = format!("/dev/pmem{}", pmem.region("e820", 0));
     pmem.spoil_served(&block);
-    assert_eq!(pmem.info("/mnt/disk")["bad_ranges"].to_string(), "[]", "there is a list");
+    assert_eq!(pmem.info("/mnt/disk")["bad_blocks"].to_string(), "[]", "there is a list");
     pmem.assert_third_page_fails();
     pmem.assert_told(&MENDED);
     pmem.stop();

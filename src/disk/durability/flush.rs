@@ -35,23 +35,23 @@ struct Shared<D> {
     finished: AtomicU64,
     /// A sync has failed: Linux says so once only, so nothing is known of any write since.
     has_failed: AtomicBool,
-    asked: Mutex<Asked>,
+    requests: Mutex<Requests>,
     changed: Condvar,
-    after_first: Mutex<Option<AfterFirst>>,
+    first_write_hook: Mutex<Option<FirstWriteHook>>,
 }
 
 /// What is done after the first sync of somebody who has written.
-struct AfterFirst(Box<dyn FnOnce() + Send>);
+struct FirstWriteHook(Box<dyn FnOnce() + Send>);
 
-impl fmt::Debug for AfterFirst {
+impl fmt::Debug for FirstWriteHook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("AfterFirst")
+        f.write_str("FirstWriteHook")
     }
 }
 
 /// What the thread has to do.
 #[derive(Debug, Default)]
-struct Asked {
+struct Requests {
     /// Number of the last flush asked for.
     last: u64,
     /// Who waits.
@@ -68,28 +68,28 @@ impl<D: Disk> Flusher<D> {
             disk,
             finished: AtomicU64::new(0),
             has_failed: AtomicBool::new(false),
-            asked: Mutex::default(),
+            requests: Mutex::default(),
             changed: Condvar::new(),
-            after_first: Mutex::new(None),
+            first_write_hook: Mutex::new(None),
         };
         Self { shared: Arc::new(shared), thread: Mutex::new(None), log_limit: LogLimit::default() }
     }
 
     /// Has something done after the first sync of a writer's that succeeds, before anybody hears of that.
     pub fn after_first_write(&self, then: impl FnOnce() + Send + 'static) {
-        *self.shared.after_first() = Some(AfterFirst(Box::new(then)));
+        *self.shared.first_write_hook() = Some(FirstWriteHook(Box::new(then)));
     }
 
     /// Asks for everything that was written before this call to persist. `waker` is woken when it is worth
     /// looking again. `has_written`: who asks has, which a sync alone does not tell: there is one at first, for what
     /// processes before this one have left.
     pub fn begin(&self, waker: &Waker, has_written: bool) -> Ticket {
-        let mut asked = self.shared.asked();
-        asked.has_written |= has_written;
-        asked.last = asked.last.wrapping_add(1);
-        let ticket = Ticket(asked.last);
-        asked.wakers.push(waker.clone());
-        drop(asked);
+        let mut requests = self.shared.requests();
+        requests.has_written |= has_written;
+        requests.last = requests.last.wrapping_add(1);
+        let ticket = Ticket(requests.last);
+        requests.wakers.push(waker.clone());
+        drop(requests);
         self.shared.changed.notify_one();
         self.ensure_thread();
         ticket
@@ -132,7 +132,7 @@ impl<D: Disk> Flusher<D> {
 
 impl<D: Disk> Drop for Flusher<D> {
     fn drop(&mut self) {
-        self.shared.asked().is_stopping = true;
+        self.shared.requests().is_stopping = true;
         self.shared.changed.notify_one();
         if let Some(thread) = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
             let _ = thread.join();
@@ -143,14 +143,14 @@ impl<D: Disk> Drop for Flusher<D> {
 impl<D: Disk> Shared<D> {
     fn run(&self) {
         loop {
-            let mut asked = self.asked();
-            while asked.last == self.finished.load(Ordering::Relaxed) && !asked.is_stopping {
-                asked = self.changed.wait(asked).unwrap_or_else(PoisonError::into_inner);
+            let mut requests = self.requests();
+            while requests.last == self.finished.load(Ordering::Relaxed) && !requests.is_stopping {
+                requests = self.changed.wait(requests).unwrap_or_else(PoisonError::into_inner);
             }
-            if asked.is_stopping {
+            if requests.is_stopping {
                 return;
             }
-            drop(asked);
+            drop(requests);
             self.sync();
         }
     }
@@ -158,13 +158,13 @@ impl<D: Disk> Shared<D> {
     /// One sync, for every flush asked for by now.
     fn sync(&self) {
         let (covered, wakers, has_written) = {
-            let mut asked = self.asked();
-            (asked.last, std::mem::take(&mut asked.wakers), asked.has_written)
+            let mut requests = self.requests();
+            (requests.last, std::mem::take(&mut requests.wakers), requests.has_written)
         };
         match self.disk.flush() {
             Ok(()) if has_written => {
-                let after_first = self.after_first().take();
-                if let Some(AfterFirst(then)) = after_first {
+                let first_write_hook = self.first_write_hook().take();
+                if let Some(FirstWriteHook(then)) = first_write_hook {
                     then();
                 }
             }
@@ -180,12 +180,12 @@ impl<D: Disk> Shared<D> {
         }
     }
 
-    fn after_first(&self) -> MutexGuard<'_, Option<AfterFirst>> {
-        self.after_first.lock().unwrap_or_else(PoisonError::into_inner)
+    fn first_write_hook(&self) -> MutexGuard<'_, Option<FirstWriteHook>> {
+        self.first_write_hook.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn asked(&self) -> MutexGuard<'_, Asked> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    fn requests(&self) -> MutexGuard<'_, Requests> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -198,12 +198,12 @@ mod tests {
 
     /// A disk whose syncs begin and end when the test says so.
     #[derive(Debug)]
-    struct Slow {
+    struct StepwiseDisk {
         began: Mutex<Sender<()>>,
         end: Mutex<Receiver<Result<(), ()>>>,
     }
 
-    impl Disk for Slow {
+    impl Disk for StepwiseDisk {
         fn geometry(&self) -> Geometry {
             Geometry { capacity_bytes: 0, block_bytes: 512, read_only: false }
         }
@@ -232,46 +232,46 @@ mod tests {
         }
     }
 
-    struct Bell(Mutex<Sender<()>>);
+    struct ChannelWaker(Mutex<Sender<()>>);
 
-    impl std::task::Wake for Bell {
+    impl std::task::Wake for ChannelWaker {
         fn wake(self: Arc<Self>) {
             self.0.lock().unwrap().send(()).unwrap();
         }
     }
 
-    struct Bench {
-        flusher: Flusher<Slow>,
+    struct Fixture {
+        flusher: Flusher<StepwiseDisk>,
         began: Receiver<()>,
         end: Sender<Result<(), ()>>,
         waker: Waker,
-        rung: Receiver<()>,
+        woken: Receiver<()>,
     }
 
-    fn bench() -> Bench {
-        let ((began_in, began), (end, end_out), (ring, rung)) = (channel(), channel(), channel());
-        let disk = Slow { began: Mutex::new(began_in), end: Mutex::new(end_out) };
-        let waker = Waker::from(Arc::new(Bell(Mutex::new(ring))));
-        Bench { flusher: Flusher::new(Arc::new(disk)), began, end, waker, rung }
+    fn fixture() -> Fixture {
+        let ((began_in, began), (end, end_out), (wake, woken)) = (channel(), channel(), channel());
+        let disk = StepwiseDisk { began: Mutex::new(began_in), end: Mutex::new(end_out) };
+        let waker = Waker::from(Arc::new(ChannelWaker(Mutex::new(wake))));
+        Fixture { flusher: Flusher::new(Arc::new(disk)), began, end, waker, woken }
     }
 
     #[test]
     fn a_sync_answers_no_flush_that_was_asked_for_after_it_began() {
-        let Bench { flusher, began, end, waker, rung } = bench();
+        let Fixture { flusher, began, end, waker, woken } = fixture();
         let first = flusher.begin(&waker, true);
         began.recv().unwrap();
         let late = flusher.begin(&waker, true);
         let later = flusher.begin(&waker, true);
         assert!(flusher.poll(first).is_none());
         end.send(Ok(())).unwrap();
-        rung.recv().unwrap();
+        woken.recv().unwrap();
         assert!(flusher.poll(first).unwrap().is_ok());
         assert!(flusher.poll(late).is_none(), "it was asked for while the sync ran");
         began.recv().unwrap();
         assert!(flusher.poll(late).is_none());
         end.send(Ok(())).unwrap();
-        rung.recv().unwrap();
-        rung.recv().unwrap();
+        woken.recv().unwrap();
+        woken.recv().unwrap();
         assert!(flusher.poll(late).unwrap().is_ok());
         assert!(flusher.poll(later).unwrap().is_ok(), "one sync answers all that waited");
         assert!(began.try_recv().is_err(), "and no further one is made");
@@ -279,12 +279,12 @@ mod tests {
 
     #[test]
     fn a_failed_sync_fails_every_flush_from_then_on() {
-        let Bench { flusher, began, end, waker, rung } = bench();
+        let Fixture { flusher, began, end, waker, woken } = fixture();
         for outcome in [Err(()), Ok(())] {
             let ticket = flusher.begin(&waker, true);
             began.recv().unwrap();
             end.send(outcome).unwrap();
-            rung.recv().unwrap();
+            woken.recv().unwrap();
             assert!(flusher.poll(ticket).unwrap().is_err());
         }
     }

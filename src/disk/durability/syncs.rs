@@ -58,7 +58,7 @@ impl Syncs {
 
     /// The answer to a flush, where it takes no system call.
     #[inline]
-    pub(in crate::disk) fn at_once(&self) -> Option<Result<(), DiskError>> {
+    pub(in crate::disk) fn try_answer(&self) -> Option<Result<(), DiskError>> {
         if self.failed.load(Ordering::Acquire) {
             return Some(Err(self.lost()));
         }
@@ -71,11 +71,11 @@ impl Syncs {
 
     /// Calls `sync`, which must make everything written so far durable, unless that is so already.
     pub(in crate::disk) fn sync(&self, sync: impl FnOnce() -> io::Result<()>) -> Result<(), DiskError> {
-        if let Some(answer) = self.at_once() {
+        if let Some(answer) = self.try_answer() {
             return answer;
         }
         self.in_flight.fetch_add(1, Ordering::SeqCst);
-        let _leave = Leave(&self.in_flight);
+        let _in_flight = InFlight(&self.in_flight);
         {
             let _syncing = self.syncing.read().unwrap_or_else(PoisonError::into_inner);
             self.dirty.store(false, Ordering::SeqCst);
@@ -97,9 +97,9 @@ impl Syncs {
 }
 
 /// One sync less, also if it panics.
-struct Leave<'a>(&'a AtomicU32);
+struct InFlight<'a>(&'a AtomicU32);
 
-impl Drop for Leave<'_> {
+impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
@@ -125,18 +125,18 @@ mod tests {
     fn only_what_was_written_is_synced() {
         let syncs = syncs();
         let mut count = 0;
-        assert!(matches!(syncs.at_once(), Some(Ok(()))));
+        assert!(matches!(syncs.try_answer(), Some(Ok(()))));
         syncs.sync(|| panic!("nothing to do")).unwrap();
         for round in 1..3 {
             syncs.wrote();
-            assert!(syncs.at_once().is_none());
+            assert!(syncs.try_answer().is_none());
             syncs
                 .sync(|| {
                     count += 1;
                     Ok(())
                 })
                 .unwrap();
-            assert!(matches!(syncs.at_once(), Some(Ok(()))));
+            assert!(matches!(syncs.try_answer(), Some(Ok(()))));
             syncs
                 .sync(|| {
                     count += 1;
@@ -145,7 +145,7 @@ mod tests {
                 .unwrap();
             assert_eq!(count, round);
         }
-        assert!(Syncs::new("fdatasync", true).at_once().is_none(), "left over by the process before");
+        assert!(Syncs::new("fdatasync", true).try_answer().is_none(), "left over by the process before");
     }
 
     #[test]
@@ -154,14 +154,14 @@ mod tests {
         syncs.wrote();
         syncs
             .sync(|| {
-                assert!(syncs.at_once().is_none(), "popped while another's sync runs");
+                assert!(syncs.try_answer().is_none(), "popped while another's sync runs");
                 syncs.wrote();
                 Ok(())
             })
             .unwrap();
-        assert!(syncs.at_once().is_none(), "a write finished while the sync ran");
+        assert!(syncs.try_answer().is_none(), "a write finished while the sync ran");
         syncs.sync(|| Ok(())).unwrap();
-        assert!(matches!(syncs.at_once(), Some(Ok(()))));
+        assert!(matches!(syncs.try_answer(), Some(Ok(()))));
     }
 
     #[test]
@@ -172,7 +172,7 @@ mod tests {
         assert_eq!(error.to_string(), "fdatasync: Input/output error (os error 5)");
         for _ in 0..3 {
             syncs.wrote();
-            for answer in [syncs.at_once().unwrap(), syncs.sync(|| Ok(()))] {
+            for answer in [syncs.try_answer().unwrap(), syncs.sync(|| Ok(()))] {
                 let error = answer.unwrap_err();
                 assert!(error.to_string().contains("an earlier fdatasync failed"), "{error}");
             }
@@ -223,7 +223,7 @@ mod tests {
                         syncs.wrote();
                         let answer = match number % 3 {
                             0 => continue,
-                            1 => syncs.at_once(),
+                            1 => syncs.try_answer(),
                             _ => None,
                         };
                         answer

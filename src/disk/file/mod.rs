@@ -8,15 +8,15 @@ use std::sync::Arc;
 
 use crate::copy::{self, PrefetchHint, Segments};
 use crate::disk::durability::syncs::Syncs;
+use crate::disk::failure::IoFailure;
 use crate::disk::lock::BackingFile;
-use crate::disk::mapping::Loss;
-use crate::disk::media::bad_blocks::BadRanges;
+use crate::disk::media::bad_blocks::BadBlocks;
 use crate::disk::space::growth::{GrowthPolicy, cannot, file_bytes};
 use crate::disk::space::{self, fallocate};
 use crate::disk::{Disk, DiskError, Durability, FileSystem, Geometry, GrowError, failed};
-use reads::Reads;
+use reader::Reader;
 
-mod reads;
+mod reader;
 
 /// A disk that is read through a mapping of the page cache, where there can be one, and written by system calls.
 ///
@@ -24,16 +24,16 @@ mod reads;
 /// 450 times the bytes of a small write, measured on ext4.
 #[derive(Debug)]
 pub struct FileDisk {
-    reads: Reads,
+    reader: Reader,
     file: Arc<BackingFile>,
-    /// With the size at the start: that of `reads` counts.
+    /// With the size at the start: that of `reader` counts.
     geometry: Geometry,
     growth: GrowthPolicy,
     syncs: Syncs,
     /// Whether discards give space back.
     unmaps: bool,
     /// What reads have run into. It is tried again all the same.
-    bad: BadRanges,
+    bad: BadBlocks,
 }
 
 impl FileDisk {
@@ -47,26 +47,26 @@ impl FileDisk {
 
     /// The same of a file that is shared with its lock; with `unmaps` discards give space back.
     pub(super) fn over(file: Arc<BackingFile>, geometry: Geometry, unmaps: bool) -> io::Result<Self> {
-        let reads = Reads::new(&file, geometry.capacity_bytes)?;
+        let reader = Reader::new(&file, geometry.capacity_bytes)?;
         // A process before this one may have left something in the page cache.
         let syncs = Syncs::new("fdatasync", !geometry.read_only);
-        let (growth, bad) = (GrowthPolicy::default(), BadRanges::default());
-        Ok(Self { reads, file, geometry, growth, syncs, unmaps, bad })
+        let (growth, bad) = (GrowthPolicy::default(), BadBlocks::default());
+        Ok(Self { reader, file, geometry, growth, syncs, unmaps, bad })
     }
 
     /// The ranges in bytes that reads have run into since they were last read or written well.
-    pub(super) fn bad_ranges(&self) -> Vec<Range<u64>> {
+    pub(super) fn bad_blocks(&self) -> Vec<Range<u64>> {
         self.bad.list()
     }
 
     /// For `map_err` of a change at this offset.
-    fn not_done(&self, operation: &'static str, offset: u64) -> impl Fn(io::Error) -> DiskError {
-        move |error| failed(operation)(Loss::of_error(&self.file, Some(offset), error))
+    fn change_failed(&self, operation: &'static str, offset: u64) -> impl Fn(io::Error) -> DiskError {
+        move |error| failed(operation)(IoFailure::of_error(&self.file, Some(offset), error))
     }
 
     /// Bad pages of the page cache are not the media's.
     pub(super) fn forget_announced(&self) {
-        self.reads.forget_announced();
+        self.reader.forget_announced();
     }
 
     /// What it is made of.
@@ -86,7 +86,7 @@ impl FileDisk {
 impl Disk for FileDisk {
     #[inline]
     fn geometry(&self) -> Geometry {
-        Geometry { capacity_bytes: self.reads.len_bytes(), ..self.geometry }
+        Geometry { capacity_bytes: self.reader.len_bytes(), ..self.geometry }
     }
 
     fn rescan_size(&self) -> Result<u64, GrowError> {
@@ -101,7 +101,7 @@ impl Disk for FileDisk {
             self.syncs.wrote();
             self.flush().map_err(GrowError::Sync)?;
         }
-        self.reads.grow(target).map_err(cannot("map the new part"))?;
+        self.reader.grow(target).map_err(cannot("map the new part"))?;
         Ok(target)
     }
 
@@ -117,7 +117,7 @@ impl Disk for FileDisk {
 
     #[inline]
     fn prefetch_hint(&self, offset: u64) -> PrefetchHint {
-        self.reads.prefetch_hint(offset)
+        self.reader.prefetch_hint(offset)
     }
 
     #[inline]
@@ -127,34 +127,35 @@ impl Disk for FileDisk {
 
     #[inline]
     fn read_then(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
-        self.reads.read(&self.file, offset, into, next).inspect_err(|error| {
-            if let Some(at) = Loss::of_media(error) {
+        self.reader.read(&self.file, offset, into, next).inspect_err(|error| {
+            if let Some(at) = IoFailure::of_media(error) {
                 self.bad.add(at..at.saturating_add(1));
             }
         })?;
-        self.bad.found_good(offset, into.total_bytes() as u64);
+        self.bad.remove_good(offset, into.total_bytes() as u64);
         Ok(())
     }
 
     fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
         let len = from.total_bytes() as u64;
         self.geometry().check_write(offset, len)?;
-        self.reads.check_end(&self.file, offset, len)?;
+        self.reader.check_end(&self.file, offset, len)?;
         copy::touch(from);
-        copy::pwritev_all(self.file.as_fd(), offset, from).map_err(self.not_done("pwritev", offset))?;
-        self.bad.found_good(offset, len);
+        copy::pwritev_all(self.file.as_fd(), offset, from).map_err(self.change_failed("pwritev", offset))?;
+        self.bad.remove_good(offset, len);
         self.syncs.wrote();
         Ok(())
     }
 
     #[inline]
     fn try_flush(&self) -> Option<Result<(), DiskError>> {
-        self.syncs.at_once()
+        self.syncs.try_answer()
     }
 
     fn flush(&self) -> Result<(), DiskError> {
-        self.syncs
-            .sync(|| space::sync_data(&self.file).map_err(|error| Loss::of_error(&self.file, None, error)))
+        self.syncs.sync(|| {
+            space::sync_data(&self.file).map_err(|error| IoFailure::of_error(&self.file, None, error))
+        })
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
@@ -162,7 +163,7 @@ impl Disk for FileDisk {
         if self.unmaps {
             // Only advice: a file system that has no holes keeps the bytes.
             fallocate(&self.file, space::PUNCH, offset, len)
-                .map_err(self.not_done("punching a hole", offset))?;
+                .map_err(self.change_failed("punching a hole", offset))?;
             self.syncs.wrote();
         }
         Ok(())
@@ -170,14 +171,15 @@ impl Disk for FileDisk {
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<u64, DiskError> {
         self.geometry().check_write(offset, len)?;
-        self.reads.check_end(&self.file, offset, len)?;
+        self.reader.check_end(&self.file, offset, len)?;
         let what = if unmap && self.unmaps { space::PUNCH } else { space::ZERO };
-        let is_noted =
-            fallocate(&self.file, what, offset, len).map_err(self.not_done("zeroing a range", offset))?;
+        let is_noted = fallocate(&self.file, what, offset, len)
+            .map_err(self.change_failed("zeroing a range", offset))?;
         if !is_noted {
-            copy::pwritev_zeroes(self.file.as_fd(), offset, len).map_err(self.not_done("pwritev", offset))?;
+            copy::pwritev_zeroes(self.file.as_fd(), offset, len)
+                .map_err(self.change_failed("pwritev", offset))?;
         }
-        self.bad.found_good(offset, len);
+        self.bad.remove_good(offset, len);
         self.syncs.wrote();
         Ok(if is_noted { 0 } else { len })
     }

@@ -18,13 +18,13 @@ impl Holder {
     /// Who has this file locked; none where nobody has, or where that cannot be learnt.
     pub(in crate::disk) fn of(metadata: &Metadata) -> Option<Self> {
         let locks = fs::read_to_string("/proc/locks").ok()?;
-        let found = Found::in_locks(&locks, metadata.dev(), metadata.ino());
+        let found = LockOwner::in_locks(&locks, metadata.dev(), metadata.ino());
         match found {
-            Found::Process(pid) => Some(Self::process(pid)),
-            Found::Somebody => Some(process_with_lock(metadata).map_or(Self::unknown(), Self::process)),
+            LockOwner::Process(pid) => Some(Self::process(pid)),
+            LockOwner::Unknown => Some(process_with_lock(metadata).map_or(Self::unknown(), Self::process)),
             // The numbers of devices there are not those of `stat(2)` on every file system (btrfs).
-            Found::Perhaps => process_with_lock(metadata).map(Self::process),
-            Found::Nobody => None,
+            LockOwner::Possible => process_with_lock(metadata).map(Self::process),
+            LockOwner::Nobody => None,
         }
     }
 
@@ -51,16 +51,16 @@ impl fmt::Display for Holder {
 
 /// What `/proc/locks` says of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Found {
+enum LockOwner {
     Process(u32),
     /// A lock of an open file description: it belongs to no process.
-    Somebody,
+    Unknown,
     /// A file with this number, perhaps of another file system.
-    Perhaps,
+    Possible,
     Nobody,
 }
 
-impl Found {
+impl LockOwner {
     /// Reads lines like `3: FLOCK  ADVISORY  WRITE 4711 fe:00:131074 0 EOF` and `4: OFDLCK ADVISORY  READ -1 fe:00:131074 100
     /// 101`. Who waits for a lock has `->` before the kind.
     fn in_locks(locks: &str, dev: u64, ino: u64) -> Self {
@@ -74,8 +74,8 @@ impl Found {
             match pid.parse() {
                 _ if !is_lock => {}
                 Ok(pid) if of == file => return Self::Process(pid),
-                Err(_) if of == file => found = Self::Somebody,
-                _ if of.ends_with(&inode) && found == Self::Nobody => found = Self::Perhaps,
+                Err(_) if of == file => found = Self::Unknown,
+                _ if of.ends_with(&inode) && found == Self::Nobody => found = Self::Possible,
                 _ => {}
             }
         }
@@ -116,12 +116,12 @@ mod tests {
                      5: POSIX  ADVISORY  WRITE 77 fe:00:9 0 EOF\n\
                      6: OFDLCK ADVISORY  READ -1 fe:00:10 100 101\n\
                      7: junk";
-        let found = |minor, ino| Found::in_locks(locks, rustix::fs::makedev(0xfe, minor), ino);
-        assert_eq!(found(0, 7), Found::Process(4711));
-        assert_eq!(found(1, 8), Found::Process(13));
-        assert_eq!(found(0, 9), Found::Process(77));
-        assert_eq!(found(0, 10), Found::Somebody);
-        assert_eq!(found(0, 8), Found::Perhaps, "as btrfs calls it");
-        assert_eq!(found(0, 1), Found::Nobody);
+        let found = |minor, ino| LockOwner::in_locks(locks, rustix::fs::makedev(0xfe, minor), ino);
+        assert_eq!(found(0, 7), LockOwner::Process(4711));
+        assert_eq!(found(1, 8), LockOwner::Process(13));
+        assert_eq!(found(0, 9), LockOwner::Process(77));
+        assert_eq!(found(0, 10), LockOwner::Unknown);
+        assert_eq!(found(0, 8), LockOwner::Possible, "as btrfs calls it");
+        assert_eq!(found(0, 1), LockOwner::Nobody);
     }
 }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::{Errno, retry_on_intr};
 
-use crate::disk::{Holder, OpenError, Place};
+use crate::disk::{BackingPath, Holder, OpenError};
 
 pub(in crate::disk) mod holder;
 mod image_lock;
@@ -61,9 +61,9 @@ impl FromStr for LockMode {
 
 /// The lock of a disk's backing could not be taken or given back.
 #[derive(Debug, thiserror::Error)]
-#[error("{place}: cannot {operation} it ({source}); {REMEDY}")]
+#[error("{backing}: cannot {operation} it ({source}); {REMEDY}")]
 pub struct LockError {
-    place: Place,
+    backing: BackingPath,
     operation: &'static str,
     source: io::Error,
 }
@@ -114,7 +114,7 @@ impl Drop for BackingFile {
 pub struct FileLock {
     /// None where there is nothing to lock.
     file: Option<Arc<BackingFile>>,
-    place: Place,
+    backing: BackingPath,
     mode: LockMode,
     read_only: bool,
     /// Whether the locks were taken, and not given back.
@@ -125,23 +125,23 @@ impl FileLock {
     /// Of `file`, taken at once when the mode is [`LockMode::On`].
     pub(in crate::disk) fn open(
         file: Arc<BackingFile>,
-        place: &Place,
+        backing: &BackingPath,
         mode: LockMode,
         read_only: bool,
     ) -> Result<Self, OpenError> {
         if mode != LockMode::Off && !image_lock::is_supported(&file) {
-            tracing::warn!("{place}: its file system has no locks that QEMU could see");
+            tracing::warn!("{backing}: its file system has no locks that QEMU could see");
         }
         let is_held = AtomicBool::new(false);
-        let lock = Self { file: Some(file), place: place.clone(), mode, read_only, is_held };
+        let lock = Self { file: Some(file), backing: backing.clone(), mode, read_only, is_held };
         if mode == LockMode::On || (mode == LockMode::Wait && read_only) {
             match lock.try_both() {
                 Ok(true) => {}
                 Ok(false) => {
                     let holder = lock.holder().unwrap_or(Holder::unknown());
-                    return Err(OpenError::Locked { place: place.clone(), holder });
+                    return Err(OpenError::Locked { backing: backing.clone(), holder });
                 }
-                Err(error) => return Err(OpenError::system(place, "lock", REMEDY, error)),
+                Err(error) => return Err(OpenError::system(backing, "lock", REMEDY, error)),
             }
         }
         Ok(lock)
@@ -149,8 +149,8 @@ impl FileLock {
 
     /// Of a disk that is no file: there is nothing to lock.
     pub fn none() -> Self {
-        let (place, is_held) = (Place::of_path(Path::new("")), AtomicBool::new(false));
-        Self { file: None, place, mode: LockMode::Off, read_only: false, is_held }
+        let (backing, is_held) = (BackingPath::of_path(Path::new("")), AtomicBool::new(false));
+        Self { file: None, backing, mode: LockMode::Off, read_only: false, is_held }
     }
 
     /// When it is taken.
@@ -218,7 +218,7 @@ impl FileLock {
     }
 
     fn error(&self, operation: &'static str, source: io::Error) -> LockError {
-        LockError { place: self.place.clone(), operation, source }
+        LockError { backing: self.backing.clone(), operation, source }
     }
 }
 
@@ -244,7 +244,7 @@ mod tests {
 
     fn lock(path: &Path, mode: LockMode, read_only: bool) -> Result<FileLock, OpenError> {
         let file = File::options().read(true).write(!read_only).open(path).unwrap();
-        FileLock::open(Arc::new(file.into()), &Place::of_disk("db0", path), mode, read_only)
+        FileLock::open(Arc::new(file.into()), &BackingPath::of_disk("db0", path), mode, read_only)
     }
 
     #[test]
@@ -340,7 +340,7 @@ mod tests {
     #[test]
     fn a_lock_error_says_what_to_do() {
         let error = LockError {
-            place: Place::of_disk("db0", Path::new("/mnt/a")),
+            backing: BackingPath::of_disk("db0", Path::new("/mnt/a")),
             operation: "lock",
             source: Errno::NOLCK.into(),
         };

@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 #[cfg(test)]
 use crate::copy::recording::{Synced, Syncing};
 use crate::copy::{PrefetchHint, Segments};
-use crate::disk::durability::extents::{Extents, Written};
+use crate::disk::durability::dirty_extents::{Dirty, DirtyExtents};
 use crate::disk::durability::syncs::Syncs;
 use crate::disk::lock::BackingFile;
 use crate::disk::mapping::{HUGE_PAGE_BYTES, MapOptions, persist_of, smaps};
 use crate::disk::media::address;
-use crate::disk::media::bad_blocks::{BadList, BadRanges, PAGE_BYTES};
+use crate::disk::media::bad_blocks::{BadBlockList, BadBlocks, PAGE_BYTES};
 use crate::disk::media::sysfs::Sysfs;
 use crate::disk::space::growth::{GrowthPolicy, cannot, file_bytes};
 use crate::disk::space::{self, fallocate};
@@ -23,7 +23,7 @@ use crate::disk::{
     BackingKind, DiscardPolicy, Disk, DiskError, Durability, Geometry, GrowError, Mapping, Media, failed,
 };
 use crate::log::LogLimit;
-use bad::bad_media;
+use repair::bad_media;
 
 /// What the media takes a write in, at least: a cache line.
 const LINE_BYTES: u64 = 64;
@@ -45,11 +45,11 @@ pub struct MappedDisk {
     unmaps: bool,
     /// Bytes that a hole is made of: a page of the file system, 2 MiB on DAX, to keep its huge mappings.
     punch_bytes: u64,
-    bad: BadRanges,
+    bad: BadBlocks,
     /// Where Linux lists what is bad by now.
-    bad_list: Option<BadList>,
+    bad_block_list: Option<BadBlockList>,
     /// Held while pages are repaired, and while it is looked which are bad.
-    mending: Mutex<()>,
+    repairing: Mutex<()>,
     /// Bytes in huge pages when they were last counted.
     huge_bytes: Mutex<Option<u64>>,
     /// Of a file on DAX: where the device that it lies on begins in memory.
@@ -68,16 +68,17 @@ enum Persistence {
     /// That fence; the memory controller's queues are emptied as well.
     Deep { syncs: Syncs, files: Vec<File> },
     /// `msync` of what was written, or `fdatasync`.
-    Pages { syncs: Syncs, extents: Extents },
+    Pages { syncs: Syncs, dirty: DirtyExtents },
 }
 
 impl Persistence {
     /// What it takes on media of this class; what is to be synced is noted in units of `run_bytes`.
     fn of(durability: Durability, deep_flush: Vec<File>, run_bytes: u64, dirty: bool) -> Self {
         match durability {
-            Durability::Page => {
-                Self::Pages { syncs: Syncs::new("fdatasync", dirty), extents: Extents::new(run_bytes, dirty) }
-            }
+            Durability::Page => Self::Pages {
+                syncs: Syncs::new("fdatasync", dirty),
+                dirty: DirtyExtents::new(run_bytes, dirty),
+            },
             _ if deep_flush.is_empty() => Self::Fence,
             _ => Self::Deep { syncs: Syncs::new("deep flush", dirty), files: deep_flush },
         }
@@ -109,9 +110,9 @@ impl MappedDisk {
             durability: Durability::Volatile,
             persistence: Persistence::Fence,
             unmaps: true,
-            bad: BadRanges::default(),
-            bad_list: None,
-            mending: Mutex::default(),
+            bad: BadBlocks::default(),
+            bad_block_list: None,
+            repairing: Mutex::default(),
             huge_bytes: Mutex::default(),
             dax_base: None,
             populated_zero_bytes: AtomicU64::new(0),
@@ -144,7 +145,7 @@ impl MappedDisk {
         let mapping = Mapping::with(&file, options)?;
         if media.kind == BackingKind::Tmpfs {
             // Without huge pages it is slower, that is all.
-            let _ = mapping.want_huge_pages();
+            let _ = mapping.advise_huge_pages();
         }
         // A process before this one may have left something unwritten.
         let dirty = !geometry.read_only;
@@ -165,9 +166,9 @@ impl MappedDisk {
             persistence,
             unmaps: discard.unmaps(media.kind),
             punch_bytes: if is_dax { HUGE_PAGE_BYTES as u64 } else { page_bytes },
-            bad: BadRanges::new(&media.bad_ranges),
-            bad_list: media.bad_list.clone(),
-            mending: Mutex::default(),
+            bad: BadBlocks::new(&media.bad_blocks),
+            bad_block_list: media.bad_block_list.clone(),
+            repairing: Mutex::default(),
             huge_bytes: Mutex::default(),
             dax_base,
             populated_zero_bytes: AtomicU64::new(0),
@@ -226,9 +227,9 @@ impl MappedDisk {
         match &self.persistence {
             Persistence::Fence => {}
             Persistence::Deep { syncs, .. } => syncs.wrote(),
-            Persistence::Pages { syncs, extents } => {
-                // In this order: a sync clears the flag before it takes the extents.
-                extents.note(offset..offset + len);
+            Persistence::Pages { syncs, dirty } => {
+                // In this order: a sync clears the flag before it takes what is dirty.
+                dirty.note(offset..offset + len);
                 syncs.wrote();
             }
         }
@@ -237,8 +238,8 @@ impl MappedDisk {
     /// The file system has changed where the bytes lie: that lasts when it is synced.
     fn changed_layout(&self) -> Result<(), DiskError> {
         match &self.persistence {
-            Persistence::Pages { syncs, extents } => {
-                extents.note_all();
+            Persistence::Pages { syncs, dirty } => {
+                dirty.note_all();
                 syncs.wrote();
                 Ok(())
             }
@@ -255,7 +256,7 @@ impl MappedDisk {
     /// Zeroes in place. Returns what the media takes.
     fn zero(&self, offset: u64, len: u64) -> Result<u64, DiskError> {
         let store = || self.mapping.zero(offset, len);
-        store().or_else(|error| self.store_anew(offset, len, error, &store))?;
+        store().or_else(|error| self.retry_store(offset, len, error, &store))?;
         self.wrote(offset, len);
         Ok(self.media_written_bytes(offset, len))
     }
@@ -282,7 +283,7 @@ impl Disk for MappedDisk {
         self.mapping.grow(target).map_err(cannot("map the new part"))?;
         if self.kind == BackingKind::Tmpfs {
             // Without huge pages it is slower, that is all.
-            let _ = self.mapping.want_huge_pages();
+            let _ = self.mapping.advise_huge_pages();
         }
         Ok(target)
     }
@@ -332,7 +333,7 @@ impl Disk for MappedDisk {
         if !self.bad.is_empty() && self.bad.touch(offset, into.total_bytes() as u64) {
             return Err(bad_media("reading bad media"));
         }
-        self.mapping.read(offset, into, next).inspect_err(|error| self.learn(error))
+        self.mapping.read(offset, into, next).inspect_err(|error| self.note_failure(error))
     }
 
     #[inline(always)] // as above
@@ -345,12 +346,12 @@ impl Disk for MappedDisk {
         let len = from.total_bytes() as u64;
         if !self.bad.is_empty() {
             self.geometry().check_write(offset, len)?;
-            self.mend(offset, len)?;
+            self.repair(offset, len)?;
         }
         if let Err(error) = self.mapping.write(offset, from, next) {
             // A copy for the rare case, so that the common one has it in registers.
             let again = from;
-            self.copy_anew(offset, &again, error)?;
+            self.retry_write(offset, &again, error)?;
         }
         self.wrote(offset, len);
         Ok(())
@@ -361,7 +362,7 @@ impl Disk for MappedDisk {
         // The fence of the batch comes before the answer is seen.
         match &self.persistence {
             Persistence::Fence => Some(Ok(())),
-            Persistence::Deep { syncs, .. } | Persistence::Pages { syncs, .. } => syncs.at_once(),
+            Persistence::Deep { syncs, .. } | Persistence::Pages { syncs, .. } => syncs.try_answer(),
         }
     }
 
@@ -370,9 +371,9 @@ impl Disk for MappedDisk {
         match &self.persistence {
             Persistence::Fence => Ok(()),
             Persistence::Deep { syncs, files } => syncs.sync(|| files.iter().try_for_each(flush_deep)),
-            Persistence::Pages { syncs, extents } => syncs.sync(|| match extents.take() {
-                Written::Runs(runs) => runs.into_iter().try_for_each(|run| self.mapping.sync(run)),
-                Written::Many => space::sync_data(&self.file),
+            Persistence::Pages { syncs, dirty } => syncs.sync(|| match dirty.take() {
+                Dirty::Runs(runs) => runs.into_iter().try_for_each(|run| self.mapping.sync(run)),
+                Dirty::Many => space::sync_data(&self.file),
             }),
         }
     }
@@ -387,21 +388,21 @@ impl Disk for MappedDisk {
         // Only advice: a file system that has no holes keeps the bytes. What is lost of it when the power
         // fails is no harm either, so nothing waits for a sync.
         self.punch(range)?;
-        if let Persistence::Pages { syncs, extents } = &self.persistence {
-            extents.note_all();
+        if let Persistence::Pages { syncs, dirty } = &self.persistence {
+            dirty.note_all();
             syncs.wrote();
         }
         Ok(())
     }
 
-    fn notes_zeroes(&self) -> bool {
+    fn has_fast_zero(&self) -> bool {
         self.unmaps && self.kind != BackingKind::DeviceDax
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<u64, DiskError> {
         self.geometry().check_write(offset, len)?;
         if !self.bad.is_empty() {
-            self.mend(offset, len)?;
+            self.repair(offset, len)?;
         }
         let end = offset + len;
         // Up to 2 MiB are zeroed faster than given back, where giving back means a journal to be written.
@@ -427,9 +428,9 @@ fn whole_units(range: Range<u64>, unit: u64) -> Option<Range<u64>> {
     (start < end).then_some(start..end)
 }
 
-mod bad;
 #[cfg(test)]
-pub(crate) mod forced;
+pub(crate) mod emulated;
 pub(super) mod populate;
+mod repair;
 #[cfg(test)]
 mod tests;

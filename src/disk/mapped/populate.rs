@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::SeekFrom;
 
-use crate::disk::mapping::{HUGE_PAGE_BYTES, lacks_space};
+use crate::disk::failure::missing_space;
+use crate::disk::mapping::HUGE_PAGE_BYTES;
 use crate::disk::{Backing, BackingKind, Disk, MappedDisk, space};
 
 /// Most bytes populated at a time. The kernel holds the lock of all mappings meanwhile, and a front-end that comes needs
@@ -52,8 +53,8 @@ impl Backing {
 fn populate(disk: &MappedDisk, from_bytes: u64, should_stop: impl Fn() -> bool) -> Populated {
     let mut populated = Populated::default();
     let capacity_bytes = disk.geometry().capacity_bytes;
-    let (mut at, mut gathered, mut pace) = (from_bytes, from_bytes, Pace(FIRST_STEP_BYTES));
-    while let Some(part) = next_part(disk, at..capacity_bytes, pace.0) {
+    let (mut at, mut gathered, mut step) = (from_bytes, from_bytes, StepLen(FIRST_STEP_BYTES));
+    while let Some(part) = next_part(disk, at..capacity_bytes, step.0) {
         if should_stop() {
             break;
         }
@@ -66,13 +67,13 @@ fn populate(disk: &MappedDisk, from_bytes: u64, should_stop: impl Fn() -> bool) 
             Ok(()) => {
                 disk.add_populated_zero_bytes(holes.saturating_sub(unwritten_bytes(disk, around)));
                 if disk.kind() == BackingKind::Tmpfs {
-                    gathered = gather(disk, gathered..at, capacity_bytes);
+                    gathered = collapse(disk, gathered..at, capacity_bytes);
                 }
                 Failed::default()
             }
             Err(_) => failed(disk, part),
         };
-        pace.learn(start.elapsed());
+        step.learn(start.elapsed());
         populated.bytes += len - failed.bytes;
         populated.failed_bytes += failed.bytes;
         populated.full_bytes += failed.full_bytes;
@@ -82,9 +83,9 @@ fn populate(disk: &MappedDisk, from_bytes: u64, should_stop: impl Fn() -> bool) 
 
 /// How many bytes are populated at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Pace(u64);
+struct StepLen(u64);
 
-impl Pace {
+impl StepLen {
     /// A step has taken so long.
     fn learn(&mut self, took: Duration) {
         self.0 = match took {
@@ -98,13 +99,13 @@ impl Pace {
 /// Gathers what was populated into huge pages, once it is enough. Returns where to go on.
 ///
 /// Space was allocated before the kernel could know that huge pages are wanted. Without them it is slower, that is all.
-fn gather(disk: &MappedDisk, part: Range<u64>, capacity_bytes: u64) -> u64 {
+fn collapse(disk: &MappedDisk, part: Range<u64>, capacity_bytes: u64) -> u64 {
     const HUGE: u64 = HUGE_PAGE_BYTES as u64;
     let end = part.end - part.end % HUGE;
     if part.end < capacity_bytes && end < part.start.saturating_add(STEP_BYTES) {
         return part.start;
     }
-    let _ = disk.mapping().gather(part.start..end.max(part.start));
+    let _ = disk.mapping().collapse(part.start..end.max(part.start));
     end.max(part.start)
 }
 
@@ -139,7 +140,7 @@ fn failed(disk: &MappedDisk, range: Range<u64>) -> Failed {
         let end = range.end.min(at.saturating_add(SMALL_STEP_BYTES));
         if disk.mapping().populate(at..end).is_err() {
             failed.bytes += end - at;
-            if lacks_space(disk.file(), at).is_some() {
+            if missing_space(disk.file(), at).is_some() {
                 failed.full_bytes += end - at;
             }
         }
@@ -195,7 +196,7 @@ mod tests {
         assert_eq!(disk.huge_bytes(), None, "not counted yet");
         count_huge_pages([&disk]);
         let huge_bytes = disk.huge_bytes().unwrap();
-        match mapped.mapping().gather(0..STEP_BYTES) {
+        match mapped.mapping().collapse(0..STEP_BYTES) {
             Ok(()) => assert!(huge_bytes >= STEP_BYTES, "{huge_bytes} bytes on huge pages"),
             #[allow(clippy::print_stdout)]
             Err(error) => println!("skipped: no huge pages for tmpfs here ({error})"),
@@ -215,16 +216,16 @@ mod tests {
     #[test]
     fn steps_are_as_long_as_the_media_is_quick() {
         let (quick, slow) = (Duration::from_micros(100), Duration::from_secs(1));
-        let mut pace = Pace(FIRST_STEP_BYTES);
+        let mut step = StepLen(FIRST_STEP_BYTES);
         for steps in 0..20 {
-            assert_eq!(pace.0, (FIRST_STEP_BYTES << steps).min(STEP_BYTES));
-            pace.learn(quick);
+            assert_eq!(step.0, (FIRST_STEP_BYTES << steps).min(STEP_BYTES));
+            step.learn(quick);
         }
-        pace.learn(STEP_TIME / 2);
-        assert_eq!(pace.0, STEP_BYTES);
+        step.learn(STEP_TIME / 2);
+        assert_eq!(step.0, STEP_BYTES);
         for steps in 0..10 {
-            assert_eq!(pace.0, (STEP_BYTES >> (2 * steps)).max(FIRST_STEP_BYTES));
-            pace.learn(slow);
+            assert_eq!(step.0, (STEP_BYTES >> (2 * steps)).max(FIRST_STEP_BYTES));
+            step.learn(slow);
         }
     }
 

@@ -139,16 +139,16 @@ fn dax_disk(bytes: &[u8], folder: &str, discard: DiscardPolicy, bad: &[Range<u64
     let file_system = crate::disk::FileSystem::of(&rustix::fs::statfs(folder).unwrap());
     let kind = BackingKind::DaxFile { file_system };
     let mut media = Media::testing(kind, Durability::Page, vec![]);
-    media.bad_ranges = bad.to_vec();
+    media.bad_blocks = bad.to_vec();
     let file = tempfile::tempfile_in(folder).unwrap();
     file.write_all_at(bytes, 0).unwrap();
     let geometry = Geometry { capacity_bytes: bytes.len() as u64, block_bytes: 512, read_only: false };
     MappedDisk::over(Arc::new(file.into()), geometry, &media, discard, vec![]).unwrap()
 }
 
-fn extents(disk: &MappedDisk) -> Written {
-    let Persistence::Pages { extents, .. } = &disk.persistence else { panic!("{disk:?}") };
-    extents.take()
+fn dirty(disk: &MappedDisk) -> Dirty {
+    let Persistence::Pages { dirty, .. } = &disk.persistence else { panic!("{disk:?}") };
+    dirty.take()
 }
 
 /// DAX without MAP_SYNC: what was written is known until it is synced.
@@ -162,12 +162,12 @@ fn pages_are_synced_where_they_were_written() {
     let guest = Memory::new(&pattern(512, 9));
     disk.write(512, guest.segments()).unwrap();
     disk.write_zeroes(20_480, 512, false).unwrap();
-    assert_eq!(extents(&disk), Written::Runs(vec![0..4096, 20_480..24_576]));
+    assert_eq!(dirty(&disk), Dirty::Runs(vec![0..4096, 20_480..24_576]));
     disk.write(512, guest.segments()).unwrap();
     assert!(disk.try_flush().is_none());
     disk.flush().unwrap();
     assert!(matches!(disk.try_flush(), Some(Ok(()))));
-    assert_eq!(extents(&disk), Written::Runs(vec![]));
+    assert_eq!(dirty(&disk), Dirty::Runs(vec![]));
     disk.discard(0, LEN as u64).unwrap();
     assert!(matches!(disk.try_flush(), Some(Ok(()))), "ignored on DAX");
 }
@@ -186,7 +186,7 @@ fn dax_keeps_its_huge_pages() {
         let mut expected = before.clone();
         if freed != 0 {
             expected[2 << 20..6 << 20].fill(0);
-            assert_eq!(extents(&disk), Written::Many);
+            assert_eq!(dirty(&disk), Dirty::Many);
         }
         disk.write_zeroes(6 * MIB, 2 * MIB, true).unwrap();
         assert_eq!(allocated - allocated_bytes(&disk), freed, "2 MiB are zeroed in place");
@@ -205,7 +205,7 @@ fn known_bad_pages_are_mended_by_a_write_that_covers_them() {
     let end = LEN as u64;
     let bad = [4096..8192, end - 512..end + 3584];
     let disk = dax_disk(&pattern(LEN, 1), "/dev/shm", DiscardPolicy::Auto, &bad);
-    assert_eq!(disk.bad_ranges(), bad);
+    assert_eq!(disk.bad_blocks(), bad);
     let guest = Memory::new(&pattern(512, 5));
     for offset in [4096, 7680, end - 512] {
         assert!(disk.read(offset, guest.segments()).is_err(), "{offset}");
@@ -214,7 +214,7 @@ fn known_bad_pages_are_mended_by_a_write_that_covers_them() {
     assert!(disk.write(4096, guest.segments()).is_err());
     disk.write(end - 512, guest.segments()).unwrap();
     disk.write(3584, Memory::new(&pattern(5120, 6)).segments()).unwrap();
-    assert!(disk.bad_ranges().is_empty());
+    assert!(disk.bad_blocks().is_empty());
     let mut expected = pattern(LEN, 1);
     expected[3584..8704].copy_from_slice(&pattern(5120, 6));
     let back = Memory::new(&vec![0; LEN]);
@@ -233,8 +233,8 @@ fn an_announced_page_fails_until_it_is_written_as_a_whole() {
     announce_bad_page(disk.mapping.address() + 8192 + 100);
     // Behind the disk's end, where there is nothing.
     announce_bad_page(disk.mapping.address() + LEN + 4096);
-    assert_eq!(disk.look_for_bad(), [8192..12_288]);
-    assert!(disk.look_for_bad().is_empty(), "no news");
+    assert_eq!(disk.update_bad_blocks(), [8192..12_288]);
+    assert!(disk.update_bad_blocks().is_empty(), "no news");
     for (offset, is_good) in [(7680, true), (8192, false), (11_776, false), (12_288, true)] {
         assert_eq!(disk.read(offset, guest.segments()).is_ok(), is_good, "{offset}");
     }
@@ -243,7 +243,7 @@ fn an_announced_page_fails_until_it_is_written_as_a_whole() {
     disk.read(8192, guest.segments()).unwrap();
     assert_eq!(guest.bytes(), pattern(4096, 6)[..512]);
     announce_bad_page(disk.mapping.address() + 8192);
-    assert_eq!(disk.look_for_bad(), [8192..12_288], "a second time");
+    assert_eq!(disk.update_bad_blocks(), [8192..12_288], "a second time");
 }
 
 /// What the list has is bad, whoever has added it; and that a write has repaired it, the list must agree.
@@ -259,11 +259,11 @@ fn a_list_that_grows_is_believed_and_a_repair_that_it_does_not_know_is_not() {
     let device = tree.sysfs().character(rustix::fs::makedev(252, 0)).unwrap();
     let region_node = device.child("..").unwrap();
     // Its offsets are those of the file, which cannot be put elsewhere: whatever is tried, it stays listed.
-    let bad_list = Some(BadList::of_device_dax(&device, &region_node));
-    let disk = MappedDisk { bad_list, ..disk(&pattern(LEN, 1)) };
-    assert!(disk.look_for_bad().is_empty());
+    let bad_block_list = Some(BadBlockList::of_device_dax(&device, &region_node));
+    let disk = MappedDisk { bad_block_list, ..disk(&pattern(LEN, 1)) };
+    assert!(disk.update_bad_blocks().is_empty());
     tree.file(&format!("{region}/badblocks"), "16 8\n");
-    assert_eq!(disk.look_for_bad(), [8192..12_288]);
+    assert_eq!(disk.update_bad_blocks(), [8192..12_288]);
     let page = Memory::new(&pattern(4096, 5));
     assert!(disk.read(8192, page.segments()).is_err());
     assert!(disk.write(8192, page.segments()).is_err(), "still listed");
@@ -273,15 +273,15 @@ fn a_list_that_grows_is_believed_and_a_repair_that_it_does_not_know_is_not() {
     disk.read(8192, page.segments()).unwrap();
 }
 
-/// There is nothing to punch on device DAX: only the operator can mend it.
+/// There is nothing to punch on device DAX: only the operator can repair it.
 #[test]
 fn a_device_is_not_mended() {
     let disk = MappedDisk { kind: BackingKind::DeviceDax, ..disk(&pattern(LEN, 1)) };
-    disk.learn_bad(5000);
+    disk.add_bad_page(5000);
     let page = Memory::new(&pattern(4096, 5));
     assert!(disk.write(4096, page.segments()).is_err());
     disk.write(8192, page.segments()).unwrap();
-    assert_eq!(disk.bad_ranges(), [4096..8192]);
+    assert_eq!(disk.bad_blocks(), [4096..8192]);
 }
 
 #[test]

@@ -15,18 +15,15 @@ use crate::copy::fault::action_optional;
 #[cfg(test)]
 use crate::copy::recording::{Synced, Syncing};
 use crate::copy::{self, Persist, PrefetchHint, Segments};
+use crate::disk::failure::{IoFailure, missing_space, path_of, truncated_before};
 use crate::disk::media::is_gone;
 use crate::disk::media::sysfs::Sysfs;
 use crate::disk::{DiskError, Durability};
 use crate::failpoint::{self, Point};
-pub(super) use loss::Loss;
-use loss::path_of;
-pub(super) use loss::{is_of_server, lacks_space, truncated_before};
-use room::Room;
+use reservation::Reservation;
 
 pub(super) mod huge_pages;
-mod loss;
-mod room;
+mod reservation;
 pub(super) mod smaps;
 
 /// Mappings begin at a multiple of this: a page table entry can then stand for as much.
@@ -95,9 +92,9 @@ pub struct Mapping {
     len: AtomicUsize,
     /// Bytes before the last page: those who need no more are not asked whether the file still has them, since a page
     /// that it has not is a fault. Whoever looks at both reads it before `base`, which is stored before it.
-    sure: AtomicUsize,
+    interior_len: AtomicUsize,
     /// The last one is in use. Those it was mapped in before stay: a copy may be under way there.
-    rooms: Mutex<Vec<Room>>,
+    reservations: Mutex<Vec<Reservation>>,
     /// `len_bytes` was that at the start.
     options: MapOptions,
 }
@@ -133,14 +130,14 @@ impl Mapping {
     pub(super) fn with(file: &File, options: MapOptions) -> io::Result<Self> {
         let len = usize::try_from(options.len_bytes).map_err(|_| too_large())?;
         let end = options.whole_units(len)?;
-        let mut room = Room::reserve(end, options.align()?)?;
-        room.map(file, 0..end, options)?;
+        let mut reservation = Reservation::reserve(end, options.align()?)?;
+        reservation.map(file, 0..end, options)?;
         Ok(Self {
             file: file.try_clone()?,
-            base: AtomicPtr::new(room.base()),
+            base: AtomicPtr::new(reservation.base()),
             len: AtomicUsize::new(len),
-            sure: AtomicUsize::new(sure_of(len)),
-            rooms: Mutex::new(vec![room]),
+            interior_len: AtomicUsize::new(interior_len(len)),
+            reservations: Mutex::new(vec![reservation]),
             options,
         })
     }
@@ -152,28 +149,30 @@ impl Mapping {
     /// The error of `mmap`; nothing has changed then.
     pub(super) fn grow(&self, len_bytes: u64) -> io::Result<()> {
         let len = usize::try_from(len_bytes).map_err(|_| too_large())?;
-        let mut rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reservations = self.reservations.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.len.load(Ordering::Relaxed);
         if len <= before {
             return Ok(());
         }
         let (mapped, end) = (self.options.whole_units(before)?, self.options.whole_units(len)?);
-        match rooms.last_mut() {
-            Some(room) if end <= room.len_bytes() => room.map(&self.file, mapped..end, self.options)?,
+        match reservations.last_mut() {
+            Some(reservation) if end <= reservation.len_bytes() => {
+                reservation.map(&self.file, mapped..end, self.options)?
+            }
             former => {
-                let mut room = Room::reserve(end, self.options.align()?)?;
-                room.map(&self.file, 0..end, self.options)?;
+                let mut reservation = Reservation::reserve(end, self.options.align()?)?;
+                reservation.map(&self.file, 0..end, self.options)?;
                 // Before the lengths that need it: see `at`.
-                self.base.store(room.base(), Ordering::Release);
+                self.base.store(reservation.base(), Ordering::Release);
                 if let Some(former) = former {
-                    former.forget(mapped);
+                    former.dont_need(mapped);
                 }
-                rooms.push(room);
+                reservations.push(reservation);
             }
         }
         failpoint::reached(Point::NewLength);
         self.len.store(len, Ordering::Release);
-        self.sure.store(sure_of(len), Ordering::Release);
+        self.interior_len.store(interior_len(len), Ordering::Release);
         Ok(())
     }
 
@@ -213,7 +212,7 @@ impl Mapping {
     ///
     /// # Errors
     /// The error of `madvise(2)`; `EINVAL` in a kernel without them.
-    pub(super) fn want_huge_pages(&self) -> io::Result<()> {
+    pub(super) fn advise_huge_pages(&self) -> io::Result<()> {
         let Some((start, len)) = self.pages(&(0..u64::MAX)) else { return Ok(()) };
         // SAFETY: `pages` has checked that the range is inside of the mapping; the advice changes no byte.
         unsafe { rustix::mm::madvise(start, len, Advice::LinuxHugepage) }.map_err(Into::into)
@@ -224,7 +223,7 @@ impl Mapping {
     ///
     /// # Errors
     /// The error of `madvise(2)`: no huge page is free, or Linux is older than 6.1.
-    pub(super) fn gather(&self, range: Range<u64>) -> io::Result<()> {
+    pub(super) fn collapse(&self, range: Range<u64>) -> io::Result<()> {
         let Some((start, len)) = self.pages(&range) else { return Ok(()) };
         // SAFETY: `pages` has checked that the range is inside of the mapping; collapsing changes no byte.
         match unsafe { libc::madvise(start, len, MADV_COLLAPSE) } {
@@ -249,7 +248,7 @@ impl Mapping {
     ///
     /// # Errors
     /// The error of `madvise(2)`.
-    pub(super) fn forget(&self, range: Range<u64>) -> io::Result<()> {
+    pub(super) fn dont_need(&self, range: Range<u64>) -> io::Result<()> {
         let Some((start, len)) = self.pages(&range) else { return Ok(()) };
         // SAFETY: `pages` has checked that the range is inside of the mapping, which is shared: what was
         // stored there is in the file and not lost.
@@ -258,11 +257,11 @@ impl Mapping {
 
     /// Where the kernel has announced bad pages, in bytes, since this was last asked.
     pub(super) fn announced(&self) -> Vec<u64> {
-        let rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
+        let reservations = self.reservations.lock().unwrap_or_else(PoisonError::into_inner);
         let mut found = Vec::new();
-        for room in &*rooms {
-            let start = room.base().addr();
-            let addresses = action_optional::fetch(&(start..start.saturating_add(room.len_bytes())));
+        for reservation in &*reservations {
+            let start = reservation.base().addr();
+            let addresses = action_optional::fetch(&(start..start.saturating_add(reservation.len_bytes())));
             found.extend(addresses.into_iter().map(|address| (address - start) as u64));
         }
         found
@@ -305,7 +304,7 @@ impl Mapping {
     /// The byte at `offset`, if it is inside.
     #[inline]
     pub fn prefetch_hint(&self, offset: u64) -> PrefetchHint {
-        self.surely_at(offset, 1).map_or(PrefetchHint::NONE, |start| PrefetchHint::new(start))
+        self.interior_at(offset, 1).map_or(PrefetchHint::NONE, |start| PrefetchHint::new(start))
     }
 
     /// Stores `from` at `offset`, and prefetches what is needed next.
@@ -357,7 +356,7 @@ impl Mapping {
     #[inline]
     pub fn check_end(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         const WRITING: &str = "writing the file";
-        if offset.saturating_add(len) > self.sure.load(Ordering::Relaxed) as u64 {
+        if offset.saturating_add(len) > self.interior_len.load(Ordering::Relaxed) as u64 {
             return self.check_truncated(offset, len, WRITING);
         }
         let end = self.len_bytes().saturating_sub(1);
@@ -367,9 +366,9 @@ impl Mapping {
         if unsafe { copy::can_read(last) } {
             return Ok(());
         }
-        match self.loss(end, last) {
-            loss @ Loss::Truncated { .. } => {
-                Err(DiskError::Io { operation: WRITING, source: io::Error::other(loss) })
+        match self.failure(end, last) {
+            failure @ IoFailure::Truncated { .. } => {
+                Err(DiskError::Io { operation: WRITING, source: io::Error::other(failure) })
             }
             // A page that cannot be read is no reason not to write others.
             _ => Ok(()),
@@ -384,7 +383,7 @@ impl Mapping {
         self.check(offset, len)?;
         let end = offset.saturating_add(len);
         match truncated_before(&self.file, end, self.len_bytes()) {
-            Some(loss) if len != 0 => Err(DiskError::Io { operation, source: io::Error::other(loss) }),
+            Some(failure) if len != 0 => Err(DiskError::Io { operation, source: io::Error::other(failure) }),
             _ => Ok(()),
         }
     }
@@ -410,36 +409,36 @@ impl Mapping {
     fn fell_short(&self, operation: &'static str, offset: u64, start: *const u8, copied: usize) -> DiskError {
         let (offset, start) = (offset.saturating_add(copied as u64), start.wrapping_add(copied));
         // On DAX a hole, or what is shared, can be read and not be stored into.
-        let lacking = (operation != READING).then(|| lacks_space(&self.file, offset)).flatten();
-        let loss = match lacking {
-            Some(lacking) => Loss::Full { file: path_of(&self.file), offset, lacking },
-            None => self.loss(offset, start),
+        let need = (operation != READING).then(|| missing_space(&self.file, offset)).flatten();
+        let failure = match need {
+            Some(need) => IoFailure::Full { file: path_of(&self.file), offset, need },
+            None => self.failure(offset, start),
         };
-        DiskError::Io { operation, source: io::Error::other(loss) }
+        DiskError::Io { operation, source: io::Error::other(failure) }
     }
 
     /// Why a copy ended before the byte at `offset`, which is inside and was found at `address`.
     #[cold]
-    fn loss(&self, offset: u64, address: *const u8) -> Loss {
+    fn failure(&self, offset: u64, address: *const u8) -> IoFailure {
         let file = path_of(&self.file);
         // SAFETY: the caller took the address from a range that `at` had checked; it stays mapped.
         if unsafe { copy::can_read(address) } {
-            return Loss::GuestMemory;
+            return IoFailure::GuestMemory;
         }
-        match (self.file.metadata(), lacks_space(&self.file, offset)) {
-            (Ok(metadata), _) if is_gone(&metadata, &Sysfs::system()) => Loss::Gone { file },
+        match (self.file.metadata(), missing_space(&self.file, offset)) {
+            (Ok(metadata), _) if is_gone(&metadata, &Sysfs::system()) => IoFailure::Gone { file },
             (Ok(metadata), _) if metadata.is_file() && metadata.len() <= offset => {
-                Loss::Truncated { file, file_bytes: metadata.len(), len_bytes: self.len_bytes() }
+                IoFailure::Truncated { file, file_bytes: metadata.len(), len_bytes: self.len_bytes() }
             }
-            (_, Some(lacking)) => Loss::Full { file, offset, lacking },
-            (_, None) => Loss::of_page(&self.file, offset),
+            (_, Some(need)) => IoFailure::Full { file, offset, need },
+            (_, None) => IoFailure::of_page(&self.file, offset),
         }
     }
 
     /// The address of `len` bytes at `offset`, which are inside, and the file is not known to have lost them.
     #[inline]
     fn at(&self, offset: u64, len: usize, operation: &'static str) -> Result<*mut u8, DiskError> {
-        match self.surely_at(offset, len) {
+        match self.interior_at(offset, len) {
             Some(address) => Ok(address),
             None => self.at_end(offset, len, operation),
         }
@@ -447,9 +446,9 @@ impl Mapping {
 
     /// The address of `len` bytes at `offset`, if they are before the last page.
     #[inline]
-    fn surely_at(&self, offset: u64, len: usize) -> Option<*mut u8> {
+    fn interior_at(&self, offset: u64, len: usize) -> Option<*mut u8> {
         let end = offset.checked_add(len as u64)?;
-        if end > self.sure.load(Ordering::Acquire) as u64 {
+        if end > self.interior_len.load(Ordering::Acquire) as u64 {
             return None;
         }
         // Not before the length: a place that holds fewer bytes than that is not seen then.
@@ -476,7 +475,7 @@ impl Mapping {
 }
 
 /// Of so many bytes, those before the last page, or part of a page.
-fn sure_of(len: usize) -> usize {
+fn interior_len(len: usize) -> usize {
     let last = len.saturating_sub(1);
     last - last % rustix::param::page_size()
 }

@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::disk::KeptFile;
-use crate::disk::durability::extents::add;
+use crate::disk::durability::dirty_extents::add;
 use crate::disk::media::sysfs::Node;
 use crate::disk::sys;
-use crate::limits::bounds::MAX_BAD_RANGES;
+use crate::limits::bounds::MAX_BAD_BLOCKS;
 
 /// Unit of `badblocks` and of partition tables in sysfs.
 const SECTOR_BYTES: u64 = 512;
@@ -26,13 +26,13 @@ const LIST: &str = "badblocks";
 
 /// Ranges in bytes of the disk, whole pages, in order.
 #[derive(Debug, Default)]
-pub(in crate::disk) struct BadRanges {
+pub(in crate::disk) struct BadBlocks {
     /// Whether there are any: all that a healthy disk looks at.
     any: AtomicBool,
     ranges: RwLock<Vec<Range<u64>>>,
 }
 
-impl BadRanges {
+impl BadBlocks {
     pub(in crate::disk) fn new(ranges: &[Range<u64>]) -> Self {
         let bad = Self::default();
         ranges.iter().for_each(|range| {
@@ -75,7 +75,7 @@ impl BadRanges {
         let end = range.end.checked_next_multiple_of(PAGE_BYTES).unwrap_or(u64::MAX);
         let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
         let is_news = !ranges.iter().any(|it| it.start <= start && end <= it.end);
-        if ranges.len() < MAX_BAD_RANGES {
+        if ranges.len() < MAX_BAD_BLOCKS {
             add(&mut ranges, start..end);
         }
         self.any.store(true, Ordering::Release);
@@ -93,7 +93,7 @@ impl BadRanges {
 
     /// The range was read or written as a whole: pages that are inside of it are not bad, or not any more.
     #[inline]
-    pub(in crate::disk) fn found_good(&self, offset: u64, len: u64) {
+    pub(in crate::disk) fn remove_good(&self, offset: u64, len: u64) {
         if !self.is_empty() {
             self.remove_inside(offset, len);
         }
@@ -126,7 +126,7 @@ fn parse(text: &str) -> Vec<Range<u64>> {
 }
 
 /// What of `ranges` is inside of `window`, counted from its start.
-pub(in crate::disk) fn seen_through(ranges: &[Range<u64>], window: &Range<u64>) -> Vec<Range<u64>> {
+pub(in crate::disk) fn clipped(ranges: &[Range<u64>], window: &Range<u64>) -> Vec<Range<u64>> {
     let cut = ranges.iter().map(|it| it.start.max(window.start)..it.end.min(window.end));
     let inside = cut.filter(|range| range.start < range.end);
     inside.map(|range| range.start - window.start..range.end - window.start).collect()
@@ -134,7 +134,7 @@ pub(in crate::disk) fn seen_through(ranges: &[Range<u64>], window: &Range<u64>) 
 
 /// Where Linux lists what is bad of a disk: opened with it, and read as often as somebody asks.
 #[derive(Debug, Clone, Default)]
-pub(in crate::disk) struct BadList {
+pub(in crate::disk) struct BadBlockList {
     /// None where there is no such list, or it may not be read.
     list: Option<KeptFile>,
     /// The same, of whoever waits for news in it: to read it there is to have had them.
@@ -145,7 +145,7 @@ pub(in crate::disk) struct BadList {
     is_of_file: bool,
 }
 
-impl BadList {
+impl BadBlockList {
     /// With the block device itself, or the one that a partition is on.
     pub(in crate::disk) fn of_block_device(device: &Node) -> Self {
         let of_partition = device.number("start").zip(device.child(".."));
@@ -190,7 +190,7 @@ impl BadList {
         let listed = self.list.as_ref().and_then(|list| list.text().ok());
         let listed = listed.map(|text| parse(&text)).unwrap_or_default();
         match &self.part {
-            Some(part) => seen_through(&listed, part),
+            Some(part) => clipped(&listed, part),
             None => listed,
         }
     }
@@ -216,7 +216,7 @@ pub(in crate::disk) struct FileExtent {
 fn of_file(device_ranges: &[Range<u64>], extents: &[FileExtent]) -> Vec<Range<u64>> {
     let parts = extents.iter().flat_map(|extent| {
         let window = extent.physical..extent.physical.saturating_add(extent.len);
-        let parts = seen_through(device_ranges, &window).into_iter();
+        let parts = clipped(device_ranges, &window).into_iter();
         parts.map(|it| it.start.saturating_add(extent.logical)..it.end.saturating_add(extent.logical))
     });
     let mut ranges = Vec::new();
@@ -249,10 +249,10 @@ mod tests {
             .file(&format!("{disk}/pmem0p1/start"), "2048")
             .file(&format!("{disk}/pmem0p1/size"), "2048");
         assert_eq!(
-            BadList::of_block_device(&block(&tree, 0)).of_device(),
+            BadBlockList::of_block_device(&block(&tree, 0)).of_device(),
             [4096..8192, 2040 * 512..2056 * 512]
         );
-        assert_eq!(BadList::of_block_device(&block(&tree, 1)).of_device(), [0..8 * 512]);
+        assert_eq!(BadBlockList::of_block_device(&block(&tree, 1)).of_device(), [0..8 * 512]);
     }
 
     #[test]
@@ -265,9 +265,12 @@ mod tests {
             .file(&format!("{device}/size"), "4194304");
         let node = tree.sysfs().character(rustix::fs::makedev(252, 0)).unwrap();
         let region = node.ancestry().find(|node| node.name() == "region0").unwrap();
-        assert!(BadList::of_device_dax(&node, &region).of_device().is_empty(), "its address is not known");
+        assert!(
+            BadBlockList::of_device_dax(&node, &region).of_device().is_empty(),
+            "its address is not known"
+        );
         tree.file(&format!("{device}/resource"), "0x100200000\n");
-        assert_eq!(BadList::of_device_dax(&node, &region).of_device(), [4 * 512..5 * 512]);
+        assert_eq!(BadBlockList::of_device_dax(&node, &region).of_device(), [4 * 512..5 * 512]);
     }
 
     #[test]
@@ -281,7 +284,7 @@ mod tests {
 
     #[test]
     fn whole_pages_are_bad_and_repaired() {
-        let bad = BadRanges::new(&[]);
+        let bad = BadBlocks::new(&[]);
         assert!(bad.is_empty() && !bad.touch(0, u64::MAX));
         bad.add(5000..5001);
         assert!(bad.touch(8191, 1) && bad.touch(0, 4097) && !bad.touch(8192, 9) && !bad.touch(4096, 0));
@@ -296,7 +299,7 @@ mod tests {
         /// A set of pages is the naive twin.
         #[test]
         fn they_are_a_set_of_pages(steps in prop::collection::vec((any::<bool>(), 0..30_u64, 1..6_u64), 0..20)) {
-            let bad = BadRanges::default();
+            let bad = BadBlocks::default();
             let mut pages = BTreeSet::new();
             for (adds, first, count) in steps {
                 let range = first * PAGE_BYTES..(first + count) * PAGE_BYTES;

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use rustix::fs::{AtFlags, StatFs, StatxAttributes, StatxFlags, statx};
 
 use crate::copy::Engine;
-use crate::disk::media::bad_blocks::BadList;
+use crate::disk::media::bad_blocks::BadBlockList;
 use crate::disk::media::region::Region;
 use crate::disk::media::sysfs::{Node, Sysfs};
 use crate::disk::{BackingKind, Durability, FileKind, FileSystem, Mapping};
@@ -32,13 +32,13 @@ pub struct Media {
     /// Regions of persistent memory below: one, none, or those of a device-mapper device.
     pub regions: Vec<Region>,
     /// Bytes that were known to be bad when this was found out, as offsets in the disk.
-    pub bad_ranges: Vec<Range<u64>>,
+    pub bad_blocks: Vec<Range<u64>>,
     /// Where it is listed what is bad by now.
-    pub(in crate::disk) bad_list: Option<BadList>,
+    pub(in crate::disk) bad_block_list: Option<BadBlockList>,
     /// What whoever serves it ought to know.
     pub(in crate::disk) warning: Option<String>,
     /// Why a device cannot be a disk as it is now.
-    pub(in crate::disk) unfit: Option<Unfit>,
+    pub(in crate::disk) unusable: Option<Unusable>,
     /// The namespace of persistent memory that a device-DAX node is made of, as `ndctl` calls it.
     pub namespace: Option<String>,
     /// Size in bytes that sysfs has for a device; 0 for files.
@@ -95,17 +95,17 @@ impl Media {
         let dax = warning.clone().map_or(dax, Dax::Pages);
         let mut media = Self { warning, ..Self::of_dax(dax, file_system, regions) };
         let is_dax = matches!(media.kind, BackingKind::DaxFile { .. });
-        media.bad_list = device.filter(|_| is_dax).map(|device| BadList::of_file(&device));
+        media.bad_block_list = device.filter(|_| is_dax).map(|device| BadBlockList::of_file(&device));
         if let Some(file) = file {
-            media.find_bad_ranges(file);
+            media.find_bad_blocks(file);
         }
         media
     }
 
     /// Looks where the blocks of a file lie now, and which of them are bad.
-    pub(in crate::disk) fn find_bad_ranges(&mut self, file: &File) {
-        if let Some(list) = &self.bad_list {
-            self.bad_ranges = list.read(file);
+    pub(in crate::disk) fn find_bad_blocks(&mut self, file: &File) {
+        if let Some(list) = &self.bad_block_list {
+            self.bad_blocks = list.read(file);
         }
     }
 
@@ -137,9 +137,9 @@ impl Media {
         let device = sysfs.character(metadata.rdev())?;
         device.link_name("subsystem").filter(|name| name == "dax")?;
         let regions = Region::all_of(&device);
-        let unfit = Unfit::of_device_dax(&device);
+        let unusable = Unusable::of_device_dax(&device);
         let (durability, why) = match regions.first() {
-            _ if let Some(unfit) = &unfit => (Durability::Volatile, unfit.cause.clone()),
+            _ if let Some(unusable) = &unusable => (Durability::Volatile, unusable.cause.clone()),
             // It has no fsync that could ask the host.
             Some(region) if region.is_virtual => (Durability::Volatile, region.why()),
             Some(_) if !Engine::get().flushes_lines() => {
@@ -148,11 +148,12 @@ impl Media {
             Some(region) => (region.durability(), region.why()),
             None => (Durability::Volatile, "no nd region: memory set aside (hmem, CXL) is lost".to_owned()),
         };
-        let bad_list = regions.first().map(|region| BadList::of_device_dax(&device, region.node()));
+        let bad_block_list =
+            regions.first().map(|region| BadBlockList::of_device_dax(&device, region.node()));
         Some(Self {
-            bad_ranges: bad_list.as_ref().map(BadList::of_device).unwrap_or_default(),
-            bad_list,
-            unfit,
+            bad_blocks: bad_block_list.as_ref().map(BadBlockList::of_device).unwrap_or_default(),
+            bad_block_list,
+            unusable,
             namespace: device.ancestry().find_map(|node| node.text("namespace")),
             device_bytes: device.number("size").unwrap_or(0),
             // 2 MiB is what ndctl chooses; the kernel before 5.2 does not tell.
@@ -179,10 +180,10 @@ impl Media {
         };
         let sectors = device.as_ref().and_then(|node| node.number("size")).unwrap_or(0);
         let unit_bytes = device.as_ref().and_then(block_bytes).unwrap_or(512);
-        let bad_list = device.as_ref().map(BadList::of_block_device);
+        let bad_block_list = device.as_ref().map(BadBlockList::of_block_device);
         Self {
-            bad_ranges: bad_list.as_ref().map(BadList::of_device).unwrap_or_default(),
-            bad_list,
+            bad_blocks: bad_block_list.as_ref().map(BadBlockList::of_device).unwrap_or_default(),
+            bad_block_list,
             device_bytes: sectors.saturating_mul(512),
             unit_bytes,
             regions,
@@ -202,10 +203,10 @@ impl Media {
             durability,
             why,
             regions: Vec::new(),
-            bad_ranges: Vec::new(),
-            bad_list: None,
+            bad_blocks: Vec::new(),
+            bad_block_list: None,
             warning: None,
-            unfit: None,
+            unusable: None,
             namespace: None,
             device_bytes: 0,
             unit_bytes: 1,
@@ -215,12 +216,12 @@ impl Media {
 
 /// Why a device cannot be a disk as it is now, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::disk) struct Unfit {
+pub(in crate::disk) struct Unusable {
     pub(in crate::disk) cause: String,
     pub(in crate::disk) remedy: String,
 }
 
-impl Unfit {
+impl Unusable {
     /// The node of a device is there whatever driver it has: with that of the system's memory (`kmem`), or none, it cannot
     /// be mapped. (Before Linux 5.1 these devices had a class and no drivers.)
     fn of_device_dax(device: &Node) -> Option<Self> {
@@ -247,7 +248,7 @@ fn is_beside_pages(device: &Node) -> bool {
 
 /// Whether the device that a file is, or lies on, is not there any more, or cannot be used as it was.
 pub(in crate::disk) fn is_gone(metadata: &Metadata, sysfs: &Sysfs) -> bool {
-    let is_without = |device: Option<Node>| device.is_none_or(|it| Unfit::of_device_dax(&it).is_some());
+    let is_without = |device: Option<Node>| device.is_none_or(|it| Unusable::of_device_dax(&it).is_some());
     sysfs.is_there()
         && match FileKind::from(metadata.file_type()) {
             FileKind::CharacterDevice => is_without(sysfs.character(metadata.rdev())),
@@ -398,10 +399,10 @@ mod tests {
             let fit = if cause.is_some() { Durability::Volatile } else { Durability::CacheLine };
             assert_eq!(media.durability, fit, "{driver:?}");
             assert_eq!(is_gone(&metadata, &tree.sysfs()), cause.is_some(), "{driver:?}");
-            assert_eq!(media.unfit.is_some(), cause.is_some(), "{driver:?}");
-            if let (Some(unfit), Some(cause)) = (media.unfit, cause) {
-                assert!(unfit.cause.starts_with(cause), "{}", unfit.cause);
-                assert_eq!(unfit.remedy, "run `daxctl reconfigure-device --mode=devdax dax0.0`");
+            assert_eq!(media.unusable.is_some(), cause.is_some(), "{driver:?}");
+            if let (Some(unusable), Some(cause)) = (media.unusable, cause) {
+                assert!(unusable.cause.starts_with(cause), "{}", unusable.cause);
+                assert_eq!(unusable.remedy, "run `daxctl reconfigure-device --mode=devdax dax0.0`");
             }
         }
         let elsewhere = tree("ACPI.NFIT", None);
@@ -439,7 +440,7 @@ mod tests {
             let media = of(&format!("{NFIT}/region0/pfn0.2/block/pmem1"), domain);
             assert_eq!((media.kind, media.durability), (BackingKind::PmemBlock, Durability::Page));
             assert_eq!((media.device_bytes, media.unit_bytes), (1 << 20, 4096));
-            assert_eq!(media.bad_ranges, [8192..12288]);
+            assert_eq!(media.bad_blocks, [8192..12288]);
             assert_eq!(
                 of(&format!("{NFIT}/region0/btt0.0/block/pmem1s"), domain).kind,
                 BackingKind::SectorBlock

@@ -11,9 +11,9 @@ use crate::disk::mapping::huge_pages;
 use crate::disk::media::is_dax_path;
 use crate::disk::media::sysfs::Sysfs;
 use crate::disk::open::device::Unwritable;
-use crate::disk::open::{DEFAULT_BLOCK_BYTES, check_fit, whole_blocks};
+use crate::disk::open::{DEFAULT_BLOCK_BYTES, check_usable, whole_blocks};
 use crate::disk::{
-    BackingKind, DeepFlush, DiscardPolicy, Durability, FileKind, Holder, Media, OpenError, Place,
+    BackingKind, BackingPath, DeepFlush, DiscardPolicy, Durability, FileKind, Holder, Media, OpenError,
 };
 
 /// What a path is and how it would be served.
@@ -76,31 +76,31 @@ impl Description {
 /// # Errors
 /// [`OpenError`] when there is nothing at the path or it may not be looked at.
 pub fn describe(path: &Path) -> Result<Description, OpenError> {
-    let place = Place::of_path(path);
+    let backing = BackingPath::of_path(path);
     let metadata = std::fs::metadata(path).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => OpenError::Missing {
-            place: place.clone(),
+            backing: backing.clone(),
             operation: "look at",
             cause: "there is no such file",
             remedy: "correct the path, or let `serve` create it with size=",
         },
-        _ => OpenError::system(&place, "look at", "correct the path", source),
+        _ => OpenError::system(&backing, "look at", "correct the path", source),
     })?;
     let file_kind = FileKind::from(metadata.file_type());
-    let media = recognise(&place, &metadata)?;
+    let media = recognise(&backing, &metadata)?;
     let length_bytes = match &media {
         Some(media) if media.kind.is_device() => media.device_bytes,
         _ => metadata.len(),
     };
     let what = if file_kind.is_device() { "the device" } else { "the file" };
     let refusal = match &media {
-        None => Err(OpenError::NotRegular { place: place.clone(), what: file_kind }),
-        Some(media) => check_fit(&place, media)
-            .and_then(|()| whole_blocks(&place, what, length_bytes, DEFAULT_BLOCK_BYTES)),
+        None => Err(OpenError::NotRegular { backing: backing.clone(), what: file_kind }),
+        Some(media) => check_usable(&backing, media)
+            .and_then(|()| whole_blocks(&backing, what, length_bytes, DEFAULT_BLOCK_BYTES)),
     }
     .and_then(|_| {
         rustix::fs::access(path, Access::READ_OK)
-            .map_err(|errno| OpenError::system(&place, "read", "allow reading it", errno.into()))
+            .map_err(|errno| OpenError::system(&backing, "read", "allow reading it", errno.into()))
     })
     .err();
     let page_bytes = match &media {
@@ -143,7 +143,7 @@ fn open_to_look(path: &Path) -> io::Result<File> {
     File::options().read(true).custom_flags(libc::O_NOATIME).open(path)
 }
 
-fn recognise(place: &Place, metadata: &Metadata) -> Result<Option<Media>, OpenError> {
+fn recognise(backing: &BackingPath, metadata: &Metadata) -> Result<Option<Media>, OpenError> {
     let sysfs = Sysfs::system();
     match FileKind::from(metadata.file_type()) {
         FileKind::Regular => {}
@@ -151,10 +151,10 @@ fn recognise(place: &Place, metadata: &Metadata) -> Result<Option<Media>, OpenEr
         FileKind::CharacterDevice => return Ok(Media::of_character_device(metadata, &sysfs)),
         _ => return Ok(None),
     }
-    let statfs = rustix::fs::statfs(place.path()).map_err(|errno| {
-        OpenError::system(place, "tell the file system of", "check the file system", errno.into())
+    let statfs = rustix::fs::statfs(backing.path()).map_err(|errno| {
+        OpenError::system(backing, "tell the file system of", "check the file system", errno.into())
     })?;
-    let is_dax = is_dax_path(place.path()).unwrap_or(false);
-    let file = is_dax.then(|| open_to_look(place.path())).and_then(Result::ok);
+    let is_dax = is_dax_path(backing.path()).unwrap_or(false);
+    let file = is_dax.then(|| open_to_look(backing.path())).and_then(Result::ok);
     Ok(Some(Media::of_file(metadata, &statfs, file.as_ref(), &sysfs)))
 }

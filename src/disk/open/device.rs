@@ -9,18 +9,18 @@ use rustix::fs::{Mode, OFlags, SeekFrom};
 
 use crate::disk::media::sysfs::{Node, Sysfs};
 use crate::disk::open::{
-    DEFAULT_BLOCK_BYTES, access, check_durability, check_fit, check_size, deep_flush_files,
+    DEFAULT_BLOCK_BYTES, access, check_durability, check_size, check_usable, deep_flush_files,
     serve_whole_blocks,
 };
 use crate::disk::space::growth::GrowthPolicy;
 use crate::disk::{
-    Backing, BackingKind, BlockDisk, FileKind, FileLock, Geometry, LockMode, MappedDisk, Media, OpenError,
-    OpenOptions, Opened, Place,
+    Backing, BackingKind, BackingPath, BlockDisk, FileKind, FileLock, Geometry, LockMode, MappedDisk, Media,
+    OpenError, OpenOptions, Opened,
 };
 
 /// Opens the device that `metadata` is of.
 pub(in crate::disk) fn open(
-    place: Place,
+    backing: BackingPath,
     metadata: &Metadata,
     options: &OpenOptions,
     sysfs: &Sysfs,
@@ -31,29 +31,29 @@ pub(in crate::disk) fn open(
         _ => None,
     };
     let Some(media) = media else {
-        return Err(OpenError::NotRegular { place, what: metadata.file_type().into() });
+        return Err(OpenError::NotRegular { backing, what: metadata.file_type().into() });
     };
-    check_fit(&place, &media)?;
-    check_durability(&place, &media, options)?;
-    let block_bytes = block_bytes(&place, &media, options)?;
+    check_usable(&backing, &media)?;
+    check_durability(&backing, &media, options)?;
+    let block_bytes = block_bytes(&backing, &media, options)?;
     if !options.read_only
         && let Some(reason) = Unwritable::of(metadata, sysfs)
     {
-        return Err(reason.refusal(&place));
+        return Err(reason.refusal(&backing));
     }
-    let file = open_node(&place, &media, options)?;
-    let capacity_bytes = capacity_bytes(&place, &file, &media, (block_bytes, options.size_bytes))?;
+    let file = open_node(&backing, &media, options)?;
+    let capacity_bytes = capacity_bytes(&backing, &file, &media, (block_bytes, options.size_bytes))?;
     let file = Arc::new(file.into());
-    let lock = FileLock::open(Arc::clone(&file), &place, options.lock, options.read_only)?;
+    let lock = FileLock::open(Arc::clone(&file), &backing, options.lock, options.read_only)?;
     let OpenOptions { read_only, discard, .. } = *options;
     let geometry = Geometry { capacity_bytes, block_bytes, read_only };
-    let deep_flush = deep_flush_files(&place, &media, options)?;
+    let deep_flush = deep_flush_files(&backing, &media, options)?;
     let mut disk = match media.kind {
         BackingKind::DeviceDax => MappedDisk::over(file, geometry, &media, discard, deep_flush)
             .map(Backing::Mapped)
             .map_err(|source| {
                 let remedy = "check with `daxctl list` that it is in devdax mode";
-                OpenError::system(&place, "map", remedy, source)
+                OpenError::system(&backing, "map", remedy, source)
             })?,
         kind => Backing::Block(BlockDisk::over(file, geometry, &media, discard.unmaps(kind))),
     };
@@ -62,12 +62,12 @@ pub(in crate::disk) fn open(
 }
 
 /// The blocks that a guest is told: a request is made of whole blocks of the device, too.
-fn block_bytes(place: &Place, media: &Media, options: &OpenOptions) -> Result<u32, OpenError> {
+fn block_bytes(backing: &BackingPath, media: &Media, options: &OpenOptions) -> Result<u32, OpenError> {
     let device_bytes = match media.kind {
         BackingKind::DeviceDax => DEFAULT_BLOCK_BYTES.into(),
         _ => media.unit_bytes,
     };
-    let refused = |cause, remedy| Err(OpenError::BadSize { place: place.clone(), cause, remedy });
+    let refused = |cause, remedy| Err(OpenError::BadSize { backing: backing.clone(), cause, remedy });
     match (u32::try_from(device_bytes), options.block_bytes) {
         (Ok(device_bytes @ ..=4096), None) => Ok(device_bytes.max(DEFAULT_BLOCK_BYTES)),
         (Ok(device_bytes @ ..=4096), Some(bytes)) if device_bytes <= bytes => Ok(bytes),
@@ -112,18 +112,18 @@ impl Unwritable {
         }
     }
 
-    fn refusal(self, place: &Place) -> OpenError {
+    fn refusal(self, backing: &BackingPath) -> OpenError {
         let remedy = match self {
             Self::ReadOnly => "make it writable (blockdev --setrw), or use readonly=on",
             Self::Zoned => "use a device-mapper device over it that takes any (dm-zoned), or readonly=on",
         };
         let source = io::Error::other(self);
-        OpenError::Permission { place: place.clone(), operation: "write to", remedy, source }
+        OpenError::Permission { backing: backing.clone(), operation: "write to", remedy, source }
     }
 }
 
 /// With direct I/O, and to itself where it is written: a mounted device must not be.
-fn open_node(place: &Place, media: &Media, options: &OpenOptions) -> Result<File, OpenError> {
+fn open_node(backing: &BackingPath, media: &Media, options: &OpenOptions) -> Result<File, OpenError> {
     let is_exclusive = !options.read_only && options.lock == LockMode::On;
     let flags = match media.kind {
         BackingKind::DeviceDax => OFlags::empty(),
@@ -131,36 +131,36 @@ fn open_node(place: &Place, media: &Media, options: &OpenOptions) -> Result<File
         _ => OFlags::DIRECT,
     };
     let flags = flags | access(options) | OFlags::NOCTTY | OFlags::NONBLOCK;
-    let opened = options.symlinks.open(place.path(), flags, Mode::empty());
+    let opened = options.symlinks.open(backing.path(), flags, Mode::empty());
     opened.map(File::from).map_err(|source| match source.raw_os_error() {
-        Some(libc::EBUSY) => OpenError::InUse { place: place.clone() },
-        _ => OpenError::system(place, "open", "correct path=, or mend what it leads to", source),
+        Some(libc::EBUSY) => OpenError::InUse { backing: backing.clone() },
+        _ => OpenError::system(backing, "open", "correct path=, or repair what it leads to", source),
     })
 }
 
 /// How much of the device is served.
 fn capacity_bytes(
-    place: &Place,
+    backing: &BackingPath,
     file: &File,
     media: &Media,
     (block_bytes, size_bytes): (u32, Option<u64>),
 ) -> Result<u64, OpenError> {
     let device_bytes = match media.device_bytes {
         // Without sysfs; the end of device DAX is always 0.
-        0 => rustix::fs::seek(file, SeekFrom::End(0)).map_err(|errno| look_failed(place, errno.into()))?,
+        0 => rustix::fs::seek(file, SeekFrom::End(0)).map_err(|errno| look_failed(backing, errno.into()))?,
         bytes => bytes,
     };
     match size_bytes {
-        None => serve_whole_blocks(place, "the device", device_bytes, block_bytes),
+        None => serve_whole_blocks(backing, "the device", device_bytes, block_bytes),
         Some(size_bytes) if size_bytes > device_bytes => {
-            Err(OpenError::TooSmall { place: place.clone(), size_bytes, file_bytes: device_bytes })
+            Err(OpenError::TooSmall { backing: backing.clone(), size_bytes, file_bytes: device_bytes })
         }
-        Some(size_bytes) => check_size(place, size_bytes, block_bytes).map(|()| size_bytes),
+        Some(size_bytes) => check_size(backing, size_bytes, block_bytes).map(|()| size_bytes),
     }
 }
 
-fn look_failed(place: &Place, source: io::Error) -> OpenError {
-    OpenError::system(place, "tell the size of", "check the device", source)
+fn look_failed(backing: &BackingPath, source: io::Error) -> OpenError {
+    OpenError::system(backing, "tell the size of", "check the device", source)
 }
 
 #[cfg(test)]
@@ -185,7 +185,7 @@ mod tests {
         tree.file(&format!("{part}/ro"), "1\n");
         assert_eq!([of(0), of(1)], [Some(Unwritable::Zoned), Some(Unwritable::ReadOnly)]);
         let refusal =
-            Unwritable::Zoned.refusal(&Place::of_path(std::path::Path::new("/dev/sda"))).to_string();
+            Unwritable::Zoned.refusal(&BackingPath::of_path(std::path::Path::new("/dev/sda"))).to_string();
         assert!(refusal.starts_with("/dev/sda: cannot write to it (the device is zoned"), "{refusal}");
         assert!(refusal.ends_with("or readonly=on"), "{refusal}");
     }

@@ -4,17 +4,17 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::disk::mapping::is_of_server;
+use crate::disk::failure::is_server_error;
 use crate::disk::{Durability, FileKind, Holder};
 
 /// What an error is about: a path, and the disk that is made of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct BackingPath {
     disk: Option<String>,
     path: PathBuf,
 }
 
-impl Place {
+impl BackingPath {
     /// The backing `path` of the disk called `name`.
     pub fn of_disk(name: &str, path: &Path) -> Self {
         Self { disk: Some(name.to_owned()), path: path.to_owned() }
@@ -31,7 +31,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for BackingPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(disk) = &self.disk {
             write!(f, "disk \"{disk}\": ")?;
@@ -44,10 +44,10 @@ impl fmt::Display for Place {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// There is nothing at the path, and nothing can be created there.
-    #[error("{place}: cannot {operation} it ({cause}); {remedy}")]
+    #[error("{backing}: cannot {operation} it ({cause}); {remedy}")]
     Missing {
         /// Where.
-        place: Place,
+        backing: BackingPath,
         /// "open" or "create".
         operation: &'static str,
         /// What is not there.
@@ -57,30 +57,30 @@ pub enum OpenError {
     },
     /// It is neither a file nor a device that can be a disk.
     #[error(
-        "{place}: cannot serve it (it is {what}; a disk is a regular file, a block device or device DAX); \
+        "{backing}: cannot serve it (it is {what}; a disk is a regular file, a block device or device DAX); \
          give the path of one of these"
     )]
     NotRegular {
         /// Where.
-        place: Place,
+        backing: BackingPath,
         /// What it is.
         what: FileKind,
     },
     /// A device that cannot be a disk as it is now.
-    #[error("{place}: cannot serve it ({cause}); {remedy}")]
-    Unfit {
+    #[error("{backing}: cannot serve it ({cause}); {remedy}")]
+    Unusable {
         /// Where.
-        place: Place,
+        backing: BackingPath,
         /// What is wrong with it.
         cause: String,
         /// What to do.
         remedy: String,
     },
     /// A size that no disk can have.
-    #[error("{place}: cannot serve it ({cause}); {remedy}")]
+    #[error("{backing}: cannot serve it ({cause}); {remedy}")]
     BadSize {
         /// Where.
-        place: Place,
+        backing: BackingPath,
         /// Which size, and what is wrong with it.
         cause: String,
         /// What to do.
@@ -88,12 +88,12 @@ pub enum OpenError {
     },
     /// The file is smaller than what was asked for.
     #[error(
-        "{place}: cannot serve {size_bytes} bytes of it (the file has {file_bytes} bytes only); \
+        "{backing}: cannot serve {size_bytes} bytes of it (the file has {file_bytes} bytes only); \
          lower size=, or make the file longer first"
     )]
     TooSmall {
         /// Where.
-        place: Place,
+        backing: BackingPath,
         /// Bytes asked for.
         size_bytes: u64,
         /// Bytes that are there.
@@ -101,12 +101,12 @@ pub enum OpenError {
     },
     /// The file's space cannot be allocated.
     #[error(
-        "{place}: cannot allocate its space (no space: {} needed, {}: {source}); {remedy}",
+        "{backing}: cannot allocate its space (no space: {} needed, {}: {source}); {remedy}",
         ByteSize(*needed_bytes), Free(*free_bytes)
     )]
     NoSpace {
         /// Where.
-        place: Place,
+        backing: BackingPath,
         /// Bytes to allocate.
         needed_bytes: u64,
         /// Bytes that were free; not every file system knows.
@@ -118,32 +118,32 @@ pub enum OpenError {
     },
     /// Somebody serves this file already, and one of both means to write.
     #[error(
-        "{place}: cannot lock it ({holder} uses it already); stop that one, serve it with readonly=on on both \
+        "{backing}: cannot lock it ({holder} uses it already); stop that one, serve it with readonly=on on both \
          sides, or use lock=wait on the destination of a migration"
     )]
     Locked {
         /// Where.
-        place: Place,
+        backing: BackingPath,
         /// Who that is, as far as it could be learnt.
         holder: Holder,
     },
     /// A device that something else uses: a mount, another device upon it, another daemon.
     #[error(
-        "{place}: cannot open it for writing (the device is in use: mounted, part of another device, or served \
+        "{backing}: cannot open it for writing (the device is in use: mounted, part of another device, or served \
          already); unmount it, stop who uses it, or serve it with readonly=on"
     )]
     InUse {
         /// Where.
-        place: Place,
+        backing: BackingPath,
     },
     /// It promises less than is required.
     #[error(
-        "{place}: cannot promise durability \"{}\" ({why}: it is \"{}\"); {}",
+        "{backing}: cannot promise durability \"{}\" ({why}: it is \"{}\"); {}",
         required.word(), found.word(), durability_remedy(*required)
     )]
     NotDurable {
         /// Where.
-        place: Place,
+        backing: BackingPath,
         /// The least that is required.
         required: Durability,
         /// What it is.
@@ -152,10 +152,10 @@ pub enum OpenError {
         why: String,
     },
     /// The user, the file or the file system does not allow it.
-    #[error("{place}: cannot {operation} it ({source}); {remedy}")]
+    #[error("{backing}: cannot {operation} it ({source}); {remedy}")]
     Permission {
         /// Where.
-        place: Place,
+        backing: BackingPath,
         /// What was tried.
         operation: &'static str,
         /// What to do.
@@ -164,10 +164,10 @@ pub enum OpenError {
         source: io::Error,
     },
     /// The system failed in another way.
-    #[error("{place}: cannot {operation} it ({source}); {remedy}")]
+    #[error("{backing}: cannot {operation} it ({source}); {remedy}")]
     Io {
         /// Where.
-        place: Place,
+        backing: BackingPath,
         /// What was tried.
         operation: &'static str,
         /// What to do.
@@ -180,33 +180,33 @@ pub enum OpenError {
 impl OpenError {
     /// Sorts an error of the system into permissions and everything else.
     pub(in crate::disk) fn system(
-        place: &Place,
+        backing: &BackingPath,
         operation: &'static str,
         remedy: &'static str,
         source: io::Error,
     ) -> Self {
-        let place = place.clone();
+        let backing = backing.clone();
         let remedy = match source.raw_os_error() {
             Some(libc::EROFS) => "mount the file system for writing, or serve it with readonly=on",
             Some(libc::EACCES | libc::EPERM) => {
                 "run as a user who may read and write it, or serve it with readonly=on"
             }
             Some(libc::ETXTBSY) => "stop the program that runs from it",
-            Some(code) if is_of_server(code) => {
+            Some(code) if is_server_error(code) => {
                 let remedy = "its file server does not answer: start it, or mount its file system anew";
-                return Self::Io { place, operation, remedy, source };
+                return Self::Io { backing, operation, remedy, source };
             }
             Some(libc::EDQUOT) => {
                 let remedy = "raise the quota of its user, group or project, or free what counts against it";
-                return Self::Io { place, operation, remedy, source };
+                return Self::Io { backing, operation, remedy, source };
             }
             Some(libc::ENXIO | libc::ENODEV) if operation != "map" => {
                 let remedy = "its device is gone or has no driver: bring it back";
-                return Self::Io { place, operation, remedy, source };
+                return Self::Io { backing, operation, remedy, source };
             }
-            _ => return Self::Io { place, operation, remedy, source },
+            _ => return Self::Io { backing, operation, remedy, source },
         };
-        Self::Permission { place, operation, remedy, source }
+        Self::Permission { backing, operation, remedy, source }
     }
 }
 
@@ -276,8 +276,8 @@ mod tests {
 
     #[test]
     fn permissions_are_told_from_other_errors() {
-        let place = Place::of_disk("db0", Path::new("/a"));
-        let error = |code| OpenError::system(&place, "open", "remedy", io::Error::from_raw_os_error(code));
+        let backing = BackingPath::of_disk("db0", Path::new("/a"));
+        let error = |code| OpenError::system(&backing, "open", "remedy", io::Error::from_raw_os_error(code));
         for code in [libc::EROFS, libc::EACCES, libc::EPERM, libc::ETXTBSY] {
             assert!(matches!(error(code), OpenError::Permission { .. }), "{code}");
         }
@@ -290,7 +290,7 @@ mod tests {
     #[test]
     fn what_is_not_durable_says_why_and_what_to_do() {
         let error = OpenError::NotDurable {
-            place: Place::of_disk("db0", Path::new("/dev/shm/a")),
+            backing: BackingPath::of_disk("db0", Path::new("/dev/shm/a")),
             required: Durability::Page,
             found: Durability::Volatile,
             why: "memory does not outlive the machine".to_owned(),
@@ -306,7 +306,7 @@ mod tests {
     fn a_lock_names_its_holder() {
         let locked = |pid, command: Option<&str>| {
             let holder = Holder { pid, command: command.map(str::to_owned) };
-            OpenError::Locked { place: Place::of_path(Path::new("/a")), holder }.to_string()
+            OpenError::Locked { backing: BackingPath::of_path(Path::new("/a")), holder }.to_string()
         };
         assert!(locked(Some(1), None).starts_with("/a: cannot lock it (process 1 uses it already); stop"));
         assert!(locked(Some(1), Some("qemu-img")).contains("(process 1 (qemu-img) uses"));

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use rustix::fs::{FallocateFlags, IFlags, ioctl_getflags, ioctl_setflags};
 use rustix::process::{Resource, getrlimit};
 
-use super::regular::Found;
+use super::regular::RegularFile;
 use crate::disk::space;
 use crate::disk::{BackingKind, FileSystem, OpenError};
 
@@ -18,12 +18,12 @@ const IN_MEMORY_PART_BYTES: u64 = 256 << 20;
 /// Bytes that are copied at a time where others share them.
 const COPY_PART_BYTES: u64 = 64 << 20;
 
-impl Found<'_> {
+impl RegularFile<'_> {
     pub(super) fn not_grown(&self, size_bytes: u64, source: io::Error) -> OpenError {
         match source.kind() {
             io::ErrorKind::FileTooLarge if getrlimit(Resource::Fsize).current.is_some() => {
                 OpenError::BadSize {
-                    place: self.place.clone(),
+                    backing: self.backing.clone(),
                     cause: format!(
                         "size= is {size_bytes} bytes, more than this process may write (ulimit -f): {source}"
                     ),
@@ -32,19 +32,19 @@ impl Found<'_> {
                 }
             }
             io::ErrorKind::FileTooLarge | io::ErrorKind::InvalidInput => OpenError::BadSize {
-                place: self.place.clone(),
+                backing: self.backing.clone(),
                 cause: format!("size= is {size_bytes} bytes, more than its file system allows: {source}"),
                 remedy: "choose a smaller size=".to_owned(),
             },
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 self.no_space(size_bytes, space::free_bytes(&self.file), source)
             }
-            _ => OpenError::system(&self.place, "grow", "check the file system", source),
+            _ => OpenError::system(&self.backing, "grow", "check the file system", source),
         }
     }
 
     /// Makes sure of space for what can be written to, as far as that was asked for.
-    pub(super) fn own_space(&self, metadata: &Metadata, size_bytes: u64) -> Result<(), OpenError> {
+    pub(super) fn ensure_space(&self, metadata: &Metadata, size_bytes: u64) -> Result<(), OpenError> {
         if self.options.read_only {
             return Ok(());
         }
@@ -85,9 +85,12 @@ impl Found<'_> {
                 copied.and_then(|is_done| if is_done { space::sync_data(&self.file) } else { Ok(()) });
             synced.map_err(|source| match source.raw_os_error() {
                 Some(libc::ENOSPC | libc::EDQUOT) => no_space(source),
-                _ => {
-                    OpenError::system(&self.place, "copy what other files share of", "use sparse=on", source)
-                }
+                _ => OpenError::system(
+                    &self.backing,
+                    "copy what other files share of",
+                    "use sparse=on",
+                    source,
+                ),
             })?;
         }
         Ok(())
@@ -112,7 +115,7 @@ impl Found<'_> {
     pub(super) fn warn_of_copies(&self, error: Option<&io::Error>) {
         tracing::warn!(
             disk = self.options.name,
-            path = %self.place.path().display(),
+            path = %self.backing.path().display(),
             error = error.map(tracing::field::display),
             "btrfs writes this file to new places each time: writes fail when the file system is full, whatever space the \
              file has; a file that is created with size=, or empty with chattr +C, does not need that"
@@ -147,7 +150,7 @@ impl Found<'_> {
         if !self.try_allocate(space::ALLOCATE, size_bytes, missing_bytes)? {
             tracing::warn!(
                 disk = self.options.name,
-                path = %self.place.path().display(),
+                path = %self.backing.path().display(),
                 "the file system cannot preallocate: the disk is sparse, and a write that finds no space fails"
             );
         }
@@ -179,7 +182,7 @@ impl Found<'_> {
                 self.no_space(missing_bytes, free_bytes, source)
             }
             Some(libc::EFBIG) => self.not_grown(size_bytes, source),
-            _ => OpenError::system(&self.place, "allocate", "use sparse=on", source),
+            _ => OpenError::system(&self.backing, "allocate", "use sparse=on", source),
         })
     }
 
@@ -225,6 +228,6 @@ impl Found<'_> {
         free_bytes: Option<u64>,
         source: io::Error,
     ) -> OpenError {
-        OpenError::NoSpace { place: self.place.clone(), needed_bytes, free_bytes, remedy, source }
+        OpenError::NoSpace { backing: self.backing.clone(), needed_bytes, free_bytes, remedy, source }
     }
 }

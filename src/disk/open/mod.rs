@@ -8,11 +8,11 @@ use std::sync::atomic::AtomicBool;
 
 use rustix::fs::OFlags;
 
-use crate::disk::media::Unfit;
+use crate::disk::media::Unusable;
 use crate::disk::media::sysfs::Sysfs;
 use crate::disk::{
-    Backing, DeepFlush, DiscardPolicy, Durability, FileKind, FileLock, LockMode, Media, OpenError, Place,
-    Symlinks,
+    Backing, BackingPath, DeepFlush, DiscardPolicy, Durability, FileKind, FileLock, LockMode, Media,
+    OpenError, Symlinks,
 };
 
 pub(super) mod describe;
@@ -34,7 +34,7 @@ pub struct OpenOptions {
     pub block_bytes: Option<u32>,
     /// Open for reading only; nothing is created, grown or allocated then.
     pub read_only: bool,
-    /// Leave holes as they are. On tmpfs, hugetlbfs and DAX a write into a hole that cannot be filled any more
+    /// InFlight holes as they are. On tmpfs, hugetlbfs and DAX a write into a hole that cannot be filled any more
     /// is fatal.
     pub sparse: bool,
     /// When the file is locked.
@@ -91,46 +91,48 @@ pub struct Opened {
 /// # Errors
 /// As [`OpenError`]. A file that was created is removed again then, and one that was empty is empty again.
 pub fn open(path: &Path, options: &OpenOptions) -> Result<Opened, OpenError> {
-    let place = Place::of_disk(&options.name, path);
+    let backing = BackingPath::of_disk(&options.name, path);
     let block_bytes = options.block_bytes.unwrap_or(DEFAULT_BLOCK_BYTES);
-    check_block_size(&place, block_bytes)?;
+    check_block_size(&backing, block_bytes)?;
     if let Some(size_bytes) = options.size_bytes {
-        check_size(&place, size_bytes, block_bytes)?;
+        check_size(&backing, size_bytes, block_bytes)?;
     }
     let sysfs = Sysfs::system();
     // Only looked at first: opening a device may do something.
     match options.symlinks.metadata(path) {
         Ok(metadata) if FileKind::from(metadata.file_type()).is_device() => {
-            device::open(place, &metadata, options, &sysfs)
+            device::open(backing, &metadata, options, &sysfs)
         }
         Ok(metadata) => {
-            check_regular(&place, &metadata)?;
-            regular::open(place, options, &sysfs)
+            check_regular(&backing, &metadata)?;
+            regular::open(backing, options, &sysfs)
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => regular::open(place, options, &sysfs),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => regular::open(backing, options, &sysfs),
         Err(error) => {
-            Err(OpenError::system(&place, "look at", "correct path=, or mend what it leads to", error))
+            Err(OpenError::system(&backing, "look at", "correct path=, or repair what it leads to", error))
         }
     }
 }
 
 /// Refuses a device that cannot be a disk as it is now.
-pub(in crate::disk) fn check_fit(place: &Place, media: &Media) -> Result<(), OpenError> {
-    match media.unfit.clone() {
-        Some(Unfit { cause, remedy }) => Err(OpenError::Unfit { place: place.clone(), cause, remedy }),
+pub(in crate::disk) fn check_usable(backing: &BackingPath, media: &Media) -> Result<(), OpenError> {
+    match media.unusable.clone() {
+        Some(Unusable { cause, remedy }) => {
+            Err(OpenError::Unusable { backing: backing.clone(), cause, remedy })
+        }
         None => Ok(()),
     }
 }
 
 /// Refuses what promises less than is required.
 pub(in crate::disk) fn check_durability(
-    place: &Place,
+    backing: &BackingPath,
     media: &Media,
     options: &OpenOptions,
 ) -> Result<(), OpenError> {
     match options.require_durable {
         Some(required) if media.durability < required => Err(OpenError::NotDurable {
-            place: place.clone(),
+            backing: backing.clone(),
             required,
             found: media.durability,
             why: media.why.clone(),
@@ -141,13 +143,13 @@ pub(in crate::disk) fn check_durability(
 
 /// The attributes that FLUSH writes to.
 pub(in crate::disk) fn deep_flush_files(
-    place: &Place,
+    backing: &BackingPath,
     media: &Media,
     options: &OpenOptions,
 ) -> Result<Vec<File>, OpenError> {
     options.deep_flush.files(media).map_err(|source| {
         OpenError::system(
-            place,
+            backing,
             "open deep_flush of the region of",
             "run as root, or use deep-flush=auto",
             source,
@@ -161,18 +163,18 @@ pub(super) const fn access(options: &OpenOptions) -> OFlags {
 }
 
 /// Refuses everything but regular files.
-pub(in crate::disk) fn check_regular(place: &Place, metadata: &Metadata) -> Result<(), OpenError> {
+pub(in crate::disk) fn check_regular(backing: &BackingPath, metadata: &Metadata) -> Result<(), OpenError> {
     match FileKind::from(metadata.file_type()) {
         FileKind::Regular => Ok(()),
-        what => Err(OpenError::NotRegular { place: place.clone(), what }),
+        what => Err(OpenError::NotRegular { backing: backing.clone(), what }),
     }
 }
 
-fn check_block_size(place: &Place, block_bytes: u32) -> Result<(), OpenError> {
+fn check_block_size(backing: &BackingPath, block_bytes: u32) -> Result<(), OpenError> {
     match block_bytes {
         512 | 4096 => Ok(()),
         _ => Err(OpenError::BadSize {
-            place: place.clone(),
+            backing: backing.clone(),
             cause: format!("its block size cannot be {block_bytes} bytes"),
             remedy: "use block-size=512 or block-size=4096".to_owned(),
         }),
@@ -180,13 +182,17 @@ fn check_block_size(place: &Place, block_bytes: u32) -> Result<(), OpenError> {
 }
 
 /// Refuses a size of nothing at all, or with a part of a block.
-pub(in crate::disk) fn check_size(place: &Place, size_bytes: u64, block_bytes: u32) -> Result<(), OpenError> {
-    let whole_bytes = whole_blocks(place, "size=", size_bytes, block_bytes)?;
+pub(in crate::disk) fn check_size(
+    backing: &BackingPath,
+    size_bytes: u64,
+    block_bytes: u32,
+) -> Result<(), OpenError> {
+    let whole_bytes = whole_blocks(backing, "size=", size_bytes, block_bytes)?;
     if whole_bytes == size_bytes {
         return Ok(());
     }
     Err(OpenError::BadSize {
-        place: place.clone(),
+        backing: backing.clone(),
         cause: format!("size= has {size_bytes} bytes, not a multiple of the {block_bytes}-byte blocks"),
         remedy: format!("use size={whole_bytes}"),
     })
@@ -194,12 +200,12 @@ pub(in crate::disk) fn check_size(place: &Place, size_bytes: u64, block_bytes: u
 
 /// The bytes of whole blocks in a size that nobody has chosen; `what` has it. None at all is refused.
 pub(in crate::disk) fn whole_blocks(
-    place: &Place,
+    backing: &BackingPath,
     what: &str,
     size_bytes: u64,
     block_bytes: u32,
 ) -> Result<u64, OpenError> {
-    let bad = |cause, remedy| Err(OpenError::BadSize { place: place.clone(), cause, remedy });
+    let bad = |cause, remedy| Err(OpenError::BadSize { backing: backing.clone(), cause, remedy });
     match size_bytes - size_bytes % u64::from(block_bytes) {
         0 if size_bytes == 0 => {
             bad(format!("{what} has 0 bytes"), "give the size of the disk with size=".to_owned())
@@ -214,17 +220,17 @@ pub(in crate::disk) fn whole_blocks(
 
 /// The same for what is to be served, and says so if there is more.
 pub(in crate::disk) fn serve_whole_blocks(
-    place: &Place,
+    backing: &BackingPath,
     what: &str,
     size_bytes: u64,
     block_bytes: u32,
 ) -> Result<u64, OpenError> {
-    let whole_bytes = whole_blocks(place, what, size_bytes, block_bytes)?;
+    let whole_bytes = whole_blocks(backing, what, size_bytes, block_bytes)?;
     if whole_bytes != size_bytes {
         tracing::warn!(
             size_bytes,
             whole_bytes,
-            "{place}: the last bytes are no whole block of {block_bytes} and are not served"
+            "{backing}: the last bytes are no whole block of {block_bytes} and are not served"
         );
     }
     Ok(whole_bytes)

@@ -19,14 +19,18 @@ use crate::disk::space;
 use crate::disk::space::cgroup::find_groups;
 use crate::disk::space::growth::GrowthPolicy;
 use crate::disk::{
-    Backing, BackingKind, Durability, FileDisk, FileLock, Geometry, MappedDisk, Media, OpenError,
-    OpenOptions, Opened, Place,
+    Backing, BackingKind, BackingPath, Durability, FileDisk, FileLock, Geometry, MappedDisk, Media,
+    OpenError, OpenOptions, Opened,
 };
 use crate::limits::bounds::LEASE_TIMEOUT;
 
-/// Opens the regular file at `place`, or creates it.
-pub(in crate::disk) fn open(place: Place, options: &OpenOptions, sysfs: &Sysfs) -> Result<Opened, OpenError> {
-    let found = Found::open_or_create(place, options, sysfs)?;
+/// Opens the regular file at `backing`, or creates it.
+pub(in crate::disk) fn open(
+    backing: BackingPath,
+    options: &OpenOptions,
+    sysfs: &Sysfs,
+) -> Result<Opened, OpenError> {
+    let found = RegularFile::open_or_create(backing, options, sysfs)?;
     let lock = found.lock()?;
     found.serve(lock)
 }
@@ -35,9 +39,9 @@ pub(in crate::disk) fn open(place: Place, options: &OpenOptions, sysfs: &Sysfs) 
 const LEASE_POLL: Duration = Duration::from_millis(20);
 
 /// What a file that was opened is made of.
-fn recognise(place: &Place, file: &File, sysfs: &Sysfs) -> Result<Media, OpenError> {
+fn recognise(backing: &BackingPath, file: &File, sysfs: &Sysfs) -> Result<Media, OpenError> {
     let failed =
-        |operation| move |source| OpenError::system(place, operation, "check the file system", source);
+        |operation| move |source| OpenError::system(backing, operation, "check the file system", source);
     let metadata = file.metadata().map_err(failed("look at"))?;
     let statfs =
         rustix::fs::fstatfs(file).map_err(|errno| failed("tell the file system of")(errno.into()))?;
@@ -45,41 +49,45 @@ fn recognise(place: &Place, file: &File, sysfs: &Sysfs) -> Result<Media, OpenErr
 }
 
 /// A regular file that was opened or created.
-pub(super) struct Found<'a> {
-    pub(super) place: Place,
+pub(super) struct RegularFile<'a> {
+    pub(super) backing: BackingPath,
     pub(super) options: &'a OpenOptions,
     pub(super) file: Arc<BackingFile>,
     pub(super) media: Media,
     created: bool,
 }
 
-impl<'a> Found<'a> {
-    fn open_or_create(place: Place, options: &'a OpenOptions, sysfs: &Sysfs) -> Result<Self, OpenError> {
-        let (file, created) = match open_existing(&place, options)? {
+impl<'a> RegularFile<'a> {
+    fn open_or_create(
+        backing: BackingPath,
+        options: &'a OpenOptions,
+        sysfs: &Sysfs,
+    ) -> Result<Self, OpenError> {
+        let (file, created) = match open_existing(&backing, options)? {
             Some(file) => (file, false),
-            None => (create(&place, options)?, true),
+            None => (create(&backing, options)?, true),
         };
-        let media = recognise(&place, &file, sysfs).and_then(|media| {
-            check_durability(&place, &media, options)?;
+        let media = recognise(&backing, &file, sysfs).and_then(|media| {
+            check_durability(&backing, &media, options)?;
             Ok(media)
         });
         let media = media.inspect_err(|_| {
             if created {
-                remove(&place);
+                remove(&backing);
             }
         })?;
         if let Some(warning) = &media.warning {
-            tracing::warn!(disk = options.name, path = %place.path().display(), "{warning}");
+            tracing::warn!(disk = options.name, path = %backing.path().display(), "{warning}");
         }
-        Ok(Self { place, options, file: Arc::new(file.into()), media, created })
+        Ok(Self { backing, options, file: Arc::new(file.into()), media, created })
     }
 
     fn lock(&self) -> Result<FileLock, OpenError> {
         let OpenOptions { lock, read_only, .. } = *self.options;
-        FileLock::open(Arc::clone(&self.file), &self.place, lock, read_only).inspect_err(|error| {
+        FileLock::open(Arc::clone(&self.file), &self.backing, lock, read_only).inspect_err(|error| {
             // Whoever was faster than we with the lock serves the file that we have created.
             if self.created && !matches!(error, OpenError::Locked { .. }) {
-                remove(&self.place);
+                remove(&self.backing);
             }
         })
     }
@@ -93,13 +101,13 @@ impl<'a> Found<'a> {
         self.fill(&before)
             .and_then(|capacity_bytes| {
                 // Space that was allocated just now may be bad already.
-                self.media.find_bad_ranges(&self.file);
+                self.media.find_bad_blocks(&self.file);
                 self.disk(capacity_bytes)
             })
             .map(|disk| Opened { disk, lock, media: self.media.clone(), created: self.created })
             .inspect_err(|_| {
                 if self.created {
-                    remove(&self.place);
+                    remove(&self.backing);
                 } else if before.len() == 0
                     && self.metadata().is_ok_and(|now| now.len() != 0 || now.blocks() != 0)
                 {
@@ -111,11 +119,11 @@ impl<'a> Found<'a> {
 
     /// Makes the file as long and as full as it shall be; answers how many bytes are served.
     fn fill(&self, metadata: &Metadata) -> Result<u64, OpenError> {
-        let (place, options, file_bytes) = (&self.place, self.options, metadata.len());
+        let (backing, options, file_bytes) = (&self.backing, self.options, metadata.len());
         match options.size_bytes {
             None => {
-                let whole_bytes = serve_whole_blocks(place, "the file", file_bytes, self.block_bytes())?;
-                self.own_space(metadata, whole_bytes)?;
+                let whole_bytes = serve_whole_blocks(backing, "the file", file_bytes, self.block_bytes())?;
+                self.ensure_space(metadata, whole_bytes)?;
                 Ok(whole_bytes)
             }
             Some(size_bytes) if file_bytes == 0 && !options.read_only => {
@@ -123,10 +131,10 @@ impl<'a> Found<'a> {
                 Ok(size_bytes)
             }
             Some(size_bytes) if size_bytes > file_bytes => {
-                Err(OpenError::TooSmall { place: place.clone(), size_bytes, file_bytes })
+                Err(OpenError::TooSmall { backing: backing.clone(), size_bytes, file_bytes })
             }
             Some(size_bytes) => {
-                self.own_space(metadata, size_bytes)?;
+                self.ensure_space(metadata, size_bytes)?;
                 Ok(size_bytes)
             }
         }
@@ -137,7 +145,7 @@ impl<'a> Found<'a> {
         let page_bytes = metadata.blksize().max(1);
         if self.media.kind == BackingKind::Hugetlbfs && !size_bytes.is_multiple_of(page_bytes) {
             return Err(OpenError::BadSize {
-                place: self.place.clone(),
+                backing: self.backing.clone(),
                 cause: format!("size= is {size_bytes} bytes, not a multiple of the {page_bytes}-byte pages"),
                 remedy: format!("use size={}", size_bytes.next_multiple_of(page_bytes)),
             });
@@ -158,9 +166,9 @@ impl<'a> Found<'a> {
             (false, false) => self.allocate(size_bytes, size_bytes)?,
         }
         if self.created && self.media.durability > Durability::Volatile {
-            self.file
-                .sync_all()
-                .map_err(|source| OpenError::system(&self.place, "sync", "check the file system", source))?;
+            self.file.sync_all().map_err(|source| {
+                OpenError::system(&self.backing, "sync", "check the file system", source)
+            })?;
             self.sync_name()?;
         }
         Ok(())
@@ -168,27 +176,30 @@ impl<'a> Found<'a> {
 
     /// Makes the new file's name survive a power failure, if its directory can be asked to.
     fn sync_name(&self) -> Result<(), OpenError> {
-        let Err(source) = sync_directory(self.place.path()) else { return Ok(()) };
+        let Err(source) = sync_directory(self.backing.path()) else { return Ok(()) };
         match source.raw_os_error() {
             // One that may be entered and written, but not read; or a file system that syncs no directories.
             Some(libc::EACCES | libc::EPERM | libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP) => {
                 tracing::warn!(
                     disk = self.options.name,
-                    path = %self.place.path().display(),
+                    path = %self.backing.path().display(),
                     error = %source,
                     "its directory cannot be synced: the new file's name may not outlive a power cut that comes soon"
                 );
                 Ok(())
             }
-            _ => {
-                Err(OpenError::system(&self.place, "sync the directory of", "check the file system", source))
-            }
+            _ => Err(OpenError::system(
+                &self.backing,
+                "sync the directory of",
+                "check the file system",
+                source,
+            )),
         }
     }
 
     fn disk(&self, capacity_bytes: u64) -> Result<Backing, OpenError> {
         let OpenOptions { read_only, discard, .. } = *self.options;
-        let deep_flush = deep_flush_files(&self.place, &self.media, self.options)?;
+        let deep_flush = deep_flush_files(&self.backing, &self.media, self.options)?;
         let geometry = Geometry { capacity_bytes, block_bytes: self.block_bytes(), read_only };
         let (file, kind) = (Arc::clone(&self.file), self.media.kind);
         let mut disk = match kind.is_written_through_mapping() {
@@ -197,7 +208,7 @@ impl<'a> Found<'a> {
         }
         .map_err(|source| {
             let remedy = "use a file system whose files can be mapped, and allow as much address space";
-            OpenError::system(&self.place, "map", remedy, source)
+            OpenError::system(&self.backing, "map", remedy, source)
         })?;
         disk.set_growth(GrowthPolicy::of(self.options));
         Ok(disk)
@@ -210,20 +221,22 @@ impl<'a> Found<'a> {
     fn metadata(&self) -> Result<Metadata, OpenError> {
         self.file
             .metadata()
-            .map_err(|source| OpenError::system(&self.place, "look at", "check the file system", source))
+            .map_err(|source| OpenError::system(&self.backing, "look at", "check the file system", source))
     }
 }
 
 /// Opens a regular file; `None` when there is nothing at the path.
-fn open_existing(place: &Place, options: &OpenOptions) -> Result<Option<File>, OpenError> {
+fn open_existing(backing: &BackingPath, options: &OpenOptions) -> Result<Option<File>, OpenError> {
     let failed = |operation| {
-        move |source| OpenError::system(place, operation, "correct path=, or mend what it leads to", source)
+        move |source| {
+            OpenError::system(backing, operation, "correct path=, or repair what it leads to", source)
+        }
     };
     let started = Instant::now();
     let may_wait = || started.elapsed() < LEASE_TIMEOUT && !options.should_stop.load(Ordering::Relaxed);
     let open = |flags| loop {
         let flags = flags | access(options) | OFlags::NOCTTY | OFlags::NONBLOCK;
-        match options.symlinks.open(place.path(), flags, Mode::empty()) {
+        match options.symlinks.open(backing.path(), flags, Mode::empty()) {
             // Whoever has a lease on it is asked to give it back by this.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && may_wait() => {
                 std::thread::sleep(LEASE_POLL);
@@ -239,13 +252,13 @@ fn open_existing(place: &Place, options: &OpenOptions) -> Result<Option<File>, O
     };
     let file = File::from(file.map_err(failed("open"))?);
     let opened = file.metadata().map_err(failed("look at"))?;
-    check_regular(place, &opened)?;
+    check_regular(backing, &opened)?;
     Ok(Some(file))
 }
 
-fn create(place: &Place, options: &OpenOptions) -> Result<File, OpenError> {
+fn create(backing: &BackingPath, options: &OpenOptions) -> Result<File, OpenError> {
     let missing =
-        |operation, cause, remedy| OpenError::Missing { place: place.clone(), operation, cause, remedy };
+        |operation, cause, remedy| OpenError::Missing { backing: backing.clone(), operation, cause, remedy };
     if options.size_bytes.is_none() || options.read_only {
         let remedy = match options.read_only {
             true => "correct path=; a read-only disk is not created",
@@ -254,21 +267,21 @@ fn create(place: &Place, options: &OpenOptions) -> Result<File, OpenError> {
         return Err(missing("open", "there is no such file", remedy));
     }
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOATIME;
-    let created = options.symlinks.open(place.path(), flags, Mode::RUSR | Mode::WUSR);
+    let created = options.symlinks.open(backing.path(), flags, Mode::RUSR | Mode::WUSR);
     created.map(File::from).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => {
             missing("create", "its directory does not exist", "create the directory or correct path=")
         }
         io::ErrorKind::AlreadyExists => {
-            missing("open", "it is a link to a file that does not exist", "mend the link or correct path=")
+            missing("open", "it is a link to a file that does not exist", "repair the link or correct path=")
         }
-        _ => OpenError::system(place, "create", "correct path=, or mend what it leads to", source),
+        _ => OpenError::system(backing, "create", "correct path=, or repair what it leads to", source),
     })
 }
 
 /// Removes what was created; the error that made it useless is the one to report.
-fn remove(place: &Place) {
-    let _ = std::fs::remove_file(place.path());
+fn remove(backing: &BackingPath) {
+    let _ = std::fs::remove_file(backing.path());
 }
 
 fn sync_directory(path: &Path) -> io::Result<()> {

@@ -48,15 +48,15 @@ pub enum GrowError {
     )]
     Overlay,
     /// A step that the kernel refused.
-    #[error("cannot {operation} ({source}); mend that, then send SIGHUP")]
+    #[error("cannot {operation} ({source}); repair that, then send SIGHUP")]
     Io {
         /// The step.
         operation: &'static str,
         /// Why.
         source: io::Error,
     },
-    /// What was written could not be made to last.
-    #[error("cannot make the new size last: {0}")]
+    /// What was written could not be persisted.
+    #[error("cannot persist the new size: {0}")]
     Sync(DiskError),
 }
 

@@ -1,4 +1,4 @@
-//! The space of a file: allocated, given back, zeroed by the file system, and made to last.
+//! The space of a file: allocated, given back, zeroed by the file system, and persisted.
 
 use std::fs::File;
 use std::io;
@@ -19,7 +19,7 @@ pub(super) mod growth;
 /// Make sure that every byte has its space.
 pub(in crate::disk) const ALLOCATE: FallocateFlags = FallocateFlags::empty();
 
-/// Leave the length of the file as it is.
+/// InFlight the length of the file as it is.
 pub(in crate::disk) const KEEP_SIZE: FallocateFlags = FallocateFlags::KEEP_SIZE;
 
 /// Give the space back; the bytes read as zeroes.
@@ -34,7 +34,7 @@ pub(in crate::disk) const UNSHARE: FallocateFlags =
 
 /// Why a write may need space that it does not find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::disk) enum Lacking {
+pub(in crate::disk) enum SpaceNeed {
     /// Nothing was there yet.
     Hole,
     /// It is shared with another file, and so has to be copied.
@@ -43,7 +43,7 @@ pub(in crate::disk) enum Lacking {
     Unknown,
 }
 
-impl Lacking {
+impl SpaceNeed {
     /// What this byte of a file lacks, if it has no space of its own.
     pub(in crate::disk) fn at(file: &File, offset: u64) -> Option<Self> {
         // Offsets of the open file are nobody's business: all I/O names its own.

@@ -12,7 +12,9 @@ use super::history::{History, Random, Request};
 use super::media::Class;
 use crate::copy::Segments;
 use crate::copy::recording::{self, Forgets, Logged, Recording};
-use crate::disk::{Backing, BlockDisk, Disk, DiskError, Durability, FileDisk, Forced, Geometry, MappedDisk};
+use crate::disk::{
+    Backing, BlockDisk, Disk, DiskError, Durability, EmulatedMedia, FileDisk, Geometry, MappedDisk,
+};
 use crate::log::LogLimit;
 use crate::virtio::blk::{CacheMode, Device, Identity};
 use crate::virtio::memory::{MemoryTable, RegionSpec};
@@ -194,8 +196,8 @@ fn backing(file: &File, history: &History, play: Play) -> Backing {
         Kind::Mapped(Class::Pages | Class::Shared) => (Durability::Page, vec![]),
     };
     let bad_at = history.bad_at.map(|at| at as u64);
-    let how = Forced { durability, deep_flush, unmaps: play.unmaps, unit_bytes: UNIT_BYTES, bad_at };
-    Backing::Mapped(MappedDisk::forced(file, how))
+    let how = EmulatedMedia { durability, deep_flush, unmaps: play.unmaps, unit_bytes: UNIT_BYTES, bad_at };
+    Backing::Mapped(MappedDisk::emulated(file, how))
 }
 
 fn rings(guest: &File, disk: Recorded, play: Play) -> Vec<Ring<Recorded>> {

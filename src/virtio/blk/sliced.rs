@@ -205,7 +205,7 @@ impl<D: Disk> Device<D> {
         let Sliced { begun: Some(begun), data, .. } = sliced else { return Ok(()) };
         let most_bytes = match begun.task {
             Task::Discard => MAX_UNMAP_SLICE_BYTES,
-            Task::WriteZeroes if unmap && self.disk().notes_zeroes() => MAX_UNMAP_SLICE_BYTES,
+            Task::WriteZeroes if unmap && self.disk().has_fast_zero() => MAX_UNMAP_SLICE_BYTES,
             Task::Read(_) | Task::Write(_) | Task::WriteZeroes => MAX_SLICE_BYTES,
         };
         let (offset, bytes) = (begun.offset, slice_bytes(begun.offset, begun.left_bytes, most_bytes));

@@ -4,7 +4,7 @@
 pub const IN: u32 = 0;
 /// Request type: memory to disk.
 pub const OUT: u32 = 1;
-/// Request type: make earlier writes last.
+/// Request type: make earlier writes persist.
 pub const FLUSH: u32 = 4;
 /// Request type: the serial number.
 pub const GET_ID: u32 = 8;

@@ -139,7 +139,7 @@ fn kexec(kernel: &Path, initramfs: &Path) {
     panic!("reboot: {}", std::io::Error::last_os_error());
 }
 
-/// Appends records, makes each one last and then says its number, until the power is cut. Meanwhile files come and go
+/// Appends records, makes each one persist and then says its number, until the power is cut. Meanwhile files come and go
 /// beside it, so that there is a journal to recover.
 fn append(path: &Path, seed: u64) {
     let folder = path.parent().unwrap().to_owned();

@@ -6,24 +6,24 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::copy::{self, PrefetchHint, Segments};
-use crate::disk::mapping::{Loss, truncated_before};
+use crate::disk::failure::{IoFailure, truncated_before};
 use crate::disk::{DiskError, Mapping, failed, sys};
 
 /// How the bytes are reached.
 #[derive(Debug)]
-pub(super) enum Reads {
+pub(super) enum Reader {
     /// By loads from a mapping, which is never writable, whatever the disk is.
     Mapped(Mapping),
     /// By `preadv(2)`: a server of FUSE asks for that (`direct_io`), 9p has no shared mappings without a cache. Bytes served.
-    Called(AtomicU64),
+    Preadv(AtomicU64),
 }
 
-impl Reads {
+impl Reader {
     pub(super) fn new(file: &File, len_bytes: u64) -> io::Result<Self> {
         match Mapping::new(file, len_bytes, true) {
             Ok(mapping) => Ok(Self::Mapped(mapping)),
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::EINVAL)) => {
-                Ok(Self::Called(AtomicU64::new(len_bytes)))
+                Ok(Self::Preadv(AtomicU64::new(len_bytes)))
             }
             Err(error) => Err(error),
         }
@@ -34,7 +34,7 @@ impl Reads {
     pub(super) fn len_bytes(&self) -> u64 {
         match self {
             Self::Mapped(mapping) => mapping.len_bytes(),
-            Self::Called(len_bytes) => len_bytes.load(Ordering::Acquire),
+            Self::Preadv(len_bytes) => len_bytes.load(Ordering::Acquire),
         }
     }
 
@@ -42,7 +42,7 @@ impl Reads {
     pub(super) fn grow(&self, target: u64) -> io::Result<()> {
         match self {
             Self::Mapped(mapping) => mapping.grow(target)?,
-            Self::Called(len_bytes) => drop(len_bytes.fetch_max(target, Ordering::Release)),
+            Self::Preadv(len_bytes) => drop(len_bytes.fetch_max(target, Ordering::Release)),
         }
         Ok(())
     }
@@ -51,7 +51,7 @@ impl Reads {
     pub(super) fn prefetch_hint(&self, offset: u64) -> PrefetchHint {
         match self {
             Self::Mapped(mapping) => mapping.prefetch_hint(offset),
-            Self::Called(_) => PrefetchHint::NONE,
+            Self::Preadv(_) => PrefetchHint::NONE,
         }
     }
 
@@ -65,17 +65,17 @@ impl Reads {
     ) -> Result<(), DiskError> {
         match self {
             Self::Mapped(mapping) => mapping.read(offset, into, next),
-            Self::Called(_) => self.call(file, offset, into),
+            Self::Preadv(_) => self.preadv(file, offset, into),
         }
     }
 
     #[inline(never)]
-    fn call(&self, file: &File, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
+    fn preadv(&self, file: &File, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
         let len = into.total_bytes() as u64;
         self.check_end(file, offset, len)?;
         copy::touch(into);
         sys::preadv_all(file.as_fd(), offset, into)
-            .map_err(|error| failed("preadv")(Loss::of_error(file, Some(offset), error)))
+            .map_err(|error| failed("preadv")(IoFailure::of_error(file, Some(offset), error)))
     }
 
     /// As [`Mapping::check_end`], and that they are inside.
@@ -83,11 +83,11 @@ impl Reads {
     pub(super) fn check_end(&self, file: &File, offset: u64, len: u64) -> Result<(), DiskError> {
         let len_bytes = match self {
             Self::Mapped(mapping) => return mapping.check_end(offset, len),
-            Self::Called(len_bytes) => len_bytes.load(Ordering::Acquire),
+            Self::Preadv(len_bytes) => len_bytes.load(Ordering::Acquire),
         };
         match offset.checked_add(len) {
             Some(end) if end <= len_bytes => match truncated_before(file, end, len_bytes) {
-                Some(loss) if len != 0 => Err(failed("using the file")(io::Error::other(loss))),
+                Some(failure) if len != 0 => Err(failed("using the file")(io::Error::other(failure))),
                 _ => Ok(()),
             },
             _ => Err(DiskError::OutOfRange),

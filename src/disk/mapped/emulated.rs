@@ -7,7 +7,7 @@ use crate::disk::{FileSystem, Geometry};
 
 /// What a disk is made to believe.
 #[derive(Debug)]
-pub(crate) struct Forced {
+pub(crate) struct EmulatedMedia {
     pub(crate) durability: Durability,
     /// The attributes that FLUSH writes to.
     pub(crate) deep_flush: Vec<File>,
@@ -21,13 +21,13 @@ pub(crate) struct Forced {
 
 impl MappedDisk {
     /// Serves all of `file`, a memfd, of which nothing is unwritten.
-    pub(crate) fn forced(file: File, how: Forced) -> Self {
-        let Forced { durability, deep_flush, unmaps, unit_bytes, bad_at } = how;
+    pub(crate) fn emulated(file: File, how: EmulatedMedia) -> Self {
+        let EmulatedMedia { durability, deep_flush, unmaps, unit_bytes, bad_at } = how;
         let file_system = FileSystem::of(&rustix::fs::fstatfs(&file).unwrap());
         let capacity_bytes = file.metadata().unwrap().len();
         let geometry = Geometry { capacity_bytes, block_bytes: 512, read_only: false };
         let disk = Self::new(file, geometry).unwrap();
-        bad_at.into_iter().for_each(|at| disk.learn_bad(at));
+        bad_at.into_iter().for_each(|at| disk.add_bad_page(at));
         Self {
             mapping: disk.mapping.persisting(persist_of(durability)),
             kind: BackingKind::DaxFile { file_system },

@@ -11,7 +11,7 @@ use crate::copy::fault::WatchedRange;
 
 /// Address space of this process that a file is mapped in. It is given back when this value is dropped.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct Reservation {
     /// Dropped before the memory is unmapped; none when too many are watched, which only costs comfort.
     watch: Option<WatchedRange>,
     base: *mut u8,
@@ -19,12 +19,12 @@ pub(super) struct Room {
 }
 
 // SAFETY: address space belongs to the process, not to the thread that reserved it.
-unsafe impl Send for Room {}
+unsafe impl Send for Reservation {}
 
 // SAFETY: a shared reference only tells where it is.
-unsafe impl Sync for Room {}
+unsafe impl Sync for Reservation {}
 
-impl Room {
+impl Reservation {
     /// Reserves `len` bytes and as many again at a multiple of `align`, or without room to grow where addresses
     /// are scarce (`ulimit -v`).
     ///
@@ -32,9 +32,9 @@ impl Room {
     /// The error of `mmap`.
     pub(super) fn reserve(len: usize, align: usize) -> io::Result<Self> {
         let roomy = len.checked_mul(2).ok_or_else(too_large).and_then(|twice| Self::exactly(twice, align));
-        let mut room = roomy.or_else(|_| Self::exactly(len, align))?;
-        room.watch = WatchedRange::media(room.base, room.len);
-        Ok(room)
+        let mut reservation = roomy.or_else(|_| Self::exactly(len, align))?;
+        reservation.watch = WatchedRange::media(reservation.base, reservation.len);
+        Ok(reservation)
     }
 
     fn exactly(len: usize, align: usize) -> io::Result<Self> {
@@ -99,21 +99,21 @@ impl Room {
 
     /// Gives back the page tables of the first `len` bytes, which nobody needs any more. Who touches them all
     /// the same finds the same bytes.
-    pub(super) fn forget(&self, len: usize) {
-        // SAFETY: it is not more than the address space of this room; what is mapped there is shared, so that
+    pub(super) fn dont_need(&self, len: usize) {
+        // SAFETY: it is not more than the address space of this reservation; what is mapped there is shared, so that
         // what was stored is in the file and not lost.
         let _ = unsafe { rustix::mm::madvise(self.base.cast(), len.min(self.len), Advice::LinuxDontNeed) };
     }
 }
 
-impl Drop for Room {
+impl Drop for Reservation {
     fn drop(&mut self) {
         drop(self.watch.take());
         if self.len == 0 {
             return;
         }
         // SAFETY: `exactly` has reserved this range, nothing else unmaps it, and whoever used what was mapped
-        // there had borrowed the mapping that owns this room.
+        // there had borrowed the mapping that owns this reservation.
         let unmapped = unsafe { rustix::mm::munmap(self.base.cast(), self.len) };
         debug_assert!(unmapped.is_ok(), "munmap: {unmapped:?}");
     }

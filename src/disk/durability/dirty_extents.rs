@@ -14,26 +14,26 @@ const MAX_RUNS: usize = 2;
 
 /// What was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::disk) enum Written {
+pub(in crate::disk) enum Dirty {
     /// Nothing outside these runs of whole pages, in order.
     Runs(Vec<Range<u64>>),
     /// More than is worth knowing.
     Many,
 }
 
-/// What was written since it was last [taken](Extents::take).
+/// What was written since it was last [taken](DirtyExtents::take).
 #[derive(Debug)]
-pub(in crate::disk) struct Extents {
-    /// Set while `runs` is [`Written::Many`], so that writers need no lock then.
+pub(in crate::disk) struct DirtyExtents {
+    /// Set while `runs` is [`Dirty::Many`], so that writers need no lock then.
     many: AtomicBool,
-    written: Mutex<Written>,
+    written: Mutex<Dirty>,
     page_bytes: u64,
 }
 
-impl Extents {
+impl DirtyExtents {
     /// "Many" at first, unless nothing is `dirty`.
     pub(in crate::disk) fn new(page_bytes: u64, dirty: bool) -> Self {
-        let written = if dirty { Written::Many } else { Written::Runs(Vec::with_capacity(MAX_RUNS + 1)) };
+        let written = if dirty { Dirty::Many } else { Dirty::Runs(Vec::with_capacity(MAX_RUNS + 1)) };
         Self { many: AtomicBool::new(dirty), written: Mutex::new(written), page_bytes: page_bytes.max(1) }
     }
 
@@ -47,10 +47,10 @@ impl Extents {
         let start = range.start - range.start % self.page_bytes;
         let end = range.end.checked_next_multiple_of(self.page_bytes).unwrap_or(u64::MAX);
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Written::Runs(runs) = &mut *written {
+        if let Dirty::Runs(runs) = &mut *written {
             add(runs, start..end);
             if runs.len() > MAX_RUNS {
-                *written = Written::Many;
+                *written = Dirty::Many;
                 self.many.store(true, Ordering::SeqCst);
             }
         }
@@ -59,14 +59,14 @@ impl Extents {
     /// The file system has changed more than bytes: only a sync of the whole file will do.
     pub(in crate::disk) fn note_all(&self) {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        *written = Written::Many;
+        *written = Dirty::Many;
         self.many.store(true, Ordering::SeqCst);
     }
 
     /// What was written, and starts anew. Call it before the sync that it is for.
-    pub(in crate::disk) fn take(&self) -> Written {
+    pub(in crate::disk) fn take(&self) -> Dirty {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = std::mem::replace(&mut *written, Written::Runs(Vec::with_capacity(MAX_RUNS + 1)));
+        let taken = std::mem::replace(&mut *written, Dirty::Runs(Vec::with_capacity(MAX_RUNS + 1)));
         self.many.store(false, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         taken
@@ -101,7 +101,7 @@ mod tests {
         fn runs_cover_exactly_the_pages_written(
             writes in prop::collection::vec((0..60_u64 * 4096, 1..20_000_u64), 0..8),
         ) {
-            let extents = Extents::new(4096, false);
+            let extents = DirtyExtents::new(4096, false);
             let mut pages = BTreeSet::new();
             let mut was_many = false;
             for (start, len) in writes {
@@ -111,8 +111,8 @@ mod tests {
                 was_many |= runs > MAX_RUNS;
             }
             match extents.take() {
-                Written::Many => prop_assert!(was_many),
-                Written::Runs(runs) => {
+                Dirty::Many => prop_assert!(was_many),
+                Dirty::Runs(runs) => {
                     prop_assert!(!was_many);
                     prop_assert!(runs.windows(2).all(|pair| pair[0].end < pair[1].start));
                     let covered: BTreeSet<u64> =
@@ -120,18 +120,18 @@ mod tests {
                     prop_assert_eq!(covered, pages);
                 }
             }
-            prop_assert_eq!(extents.take(), Written::Runs(vec![]));
+            prop_assert_eq!(extents.take(), Dirty::Runs(vec![]));
         }
     }
 
     #[test]
     fn at_first_everything_may_be_dirty() {
-        let extents = Extents::new(4096, true);
+        let extents = DirtyExtents::new(4096, true);
         extents.note(0..1);
-        assert_eq!(extents.take(), Written::Many);
+        assert_eq!(extents.take(), Dirty::Many);
         extents.note(5..5);
-        assert_eq!(extents.take(), Written::Runs(vec![]));
+        assert_eq!(extents.take(), Dirty::Runs(vec![]));
         extents.note(4095..4097);
-        assert_eq!(extents.take(), Written::Runs(vec![0..8192]));
+        assert_eq!(extents.take(), Dirty::Runs(vec![0..8192]));
     }
 }

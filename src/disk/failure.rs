@@ -5,13 +5,14 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 
-use super::{DiskError, HUGE_PAGE_BYTES};
+use crate::disk::DiskError;
 use crate::disk::FileSystem;
-use crate::disk::space::{self, Lacking};
+use crate::disk::mapping::HUGE_PAGE_BYTES;
+use crate::disk::space::{self, SpaceNeed};
 
 /// What was not there when it was to be copied.
 #[derive(Debug, thiserror::Error)]
-pub(in crate::disk) enum Loss {
+pub(in crate::disk) enum IoFailure {
     #[error("guest memory is lost (its file was truncated, or a page of it went bad)")]
     GuestMemory,
     #[error(
@@ -19,15 +20,15 @@ pub(in crate::disk) enum Loss {
          and restore what is missing", file.display()
     )]
     Truncated { file: PathBuf, file_bytes: u64, len_bytes: u64 },
-    #[error("{}: no space is left on its file system {}", file.display(), needed_for(*lacking, *offset))]
-    Full { file: PathBuf, offset: u64, lacking: Lacking },
+    #[error("{}: no space is left on its file system {}", file.display(), needed_for(*need, *offset))]
+    Full { file: PathBuf, offset: u64, need: SpaceNeed },
     #[error(
         "{}: this process may not write to byte {offset} of a file; raise its limit (ulimit -f, LimitFSIZE= of the \
          service)", file.display()
     )]
     Limited { file: PathBuf, offset: u64 },
     #[error(
-        "{}: its device is gone (it was reconfigured, or its driver was taken from it); mend that, and start the daemon \
+        "{}: its device is gone (it was reconfigured, or its driver was taken from it); repair that, and start the daemon \
          again", file.display()
     )]
     Gone { file: PathBuf },
@@ -43,31 +44,31 @@ pub(in crate::disk) enum Loss {
         file.display(), at(*offset)
     )]
     Quota { file: PathBuf, offset: Option<u64> },
-    #[error("{}: its file system or device refuses changes{} ({cause}); mend that, or use readonly=on", file.display(), at(*offset))]
+    #[error("{}: its file system or device refuses changes{} ({cause}); repair that, or use readonly=on", file.display(), at(*offset))]
     Refused { file: PathBuf, offset: Option<u64>, cause: io::Error },
     #[error("{}: its device, or the way to it, failed{} ({cause}); see the kernel's log", file.display(), at(*offset))]
     Device { file: PathBuf, offset: Option<u64>, cause: io::Error },
 }
 
-impl Loss {
+impl IoFailure {
     /// Who has refused something of a file, at this offset if it was at one, where an error of the system says too little.
     pub(in crate::disk) fn of_error(file: &File, offset: Option<u64>, error: io::Error) -> io::Error {
         let Some(code) = error.raw_os_error() else { return error };
         let path = path_of(file);
-        let loss = match code {
+        let failure = match code {
             libc::ENOSPC => {
                 let offset = offset.unwrap_or_default();
                 Self::Full {
                     file: path,
                     offset,
-                    lacking: Lacking::at(file, offset).unwrap_or(Lacking::Unknown),
+                    need: SpaceNeed::at(file, offset).unwrap_or(SpaceNeed::Unknown),
                 }
             }
             libc::EDQUOT => Self::Quota { file: path, offset },
             libc::EFBIG => Self::Limited { file: path, offset: offset.unwrap_or_default() },
             libc::ENODEV | libc::ENXIO | libc::ENOMEDIUM => Self::Gone { file: path },
             libc::EPERM | libc::EACCES | libc::EROFS => Self::Refused { file: path, offset, cause: error },
-            code if is_of_server(code) => {
+            code if is_server_error(code) => {
                 let file_system = space::file_system(file);
                 Self::Server { file: path, file_system, offset, cause: error.to_string() }
             }
@@ -79,7 +80,7 @@ impl Loss {
             }
             _ => return error,
         };
-        io::Error::other(loss)
+        io::Error::other(failure)
     }
 
     /// The same of what has failed at an offset of a disk.
@@ -93,7 +94,7 @@ impl Loss {
     }
 
     /// Why the page of a mapping was not there, of a file that is long enough and has its space.
-    pub(super) fn of_page(file: &File, offset: u64) -> Self {
+    pub(in crate::disk) fn of_page(file: &File, offset: u64) -> Self {
         let path = path_of(file);
         let server = |file_system, cause| Self::Server {
             file: path.clone(),
@@ -130,7 +131,7 @@ impl Loss {
 
 /// Errors that only who is asked over a connection gives: a server of FUSE that has ended, a machine that is not there, a
 /// file that it no longer knows.
-pub(in crate::disk) const fn is_of_server(code: i32) -> bool {
+pub(in crate::disk) const fn is_server_error(code: i32) -> bool {
     matches!(
         code,
         libc::ENOTCONN
@@ -147,10 +148,10 @@ pub(in crate::disk) const fn is_of_server(code: i32) -> bool {
 }
 
 /// That a file is shorter than `end`, while so many bytes are served.
-pub(in crate::disk) fn truncated_before(file: &File, end: u64, len_bytes: u64) -> Option<Loss> {
+pub(in crate::disk) fn truncated_before(file: &File, end: u64, len_bytes: u64) -> Option<IoFailure> {
     // The length of a device is not told so, and cannot change.
     let metadata = file.metadata().ok().filter(|it| it.is_file() && it.len() < end)?;
-    Some(Loss::Truncated { file: path_of(file), file_bytes: metadata.len(), len_bytes })
+    Some(IoFailure::Truncated { file: path_of(file), file_bytes: metadata.len(), len_bytes })
 }
 
 fn named(file_system: Option<FileSystem>) -> String {
@@ -162,28 +163,28 @@ fn at(offset: Option<u64>) -> String {
 }
 
 /// The path of an open file, as the kernel knows it now.
-pub(super) fn path_of(file: &File) -> PathBuf {
+pub(in crate::disk) fn path_of(file: &File) -> PathBuf {
     let link = format!("/proc/self/fd/{}", file.as_raw_fd());
     std::fs::read_link(&link).unwrap_or_else(|_| link.into())
 }
 
 /// What space was needed for, and what helps.
-fn needed_for(lacking: Lacking, offset: u64) -> String {
-    match lacking {
-        Lacking::Hole => format!("for the hole at byte {offset}; free some, or preallocate"),
-        Lacking::Shared => {
+fn needed_for(need: SpaceNeed, offset: u64) -> String {
+    match need {
+        SpaceNeed::Hole => format!("for the hole at byte {offset}; free some, or preallocate"),
+        SpaceNeed::Shared => {
             format!("to copy what it shares with another file at byte {offset}; free some, or copy it before")
         }
-        Lacking::Unknown => format!("for a write at byte {offset}; free some"),
+        SpaceNeed::Unknown => format!("for a write at byte {offset}; free some"),
     }
 }
 
 /// What a byte that is not there lacks because its file system has no space for it: it is in a hole, or shared, and what
 /// could be had is less than a huge page. (Of what has its space, the media is to blame, however full the file system is.)
-pub(in crate::disk) fn lacks_space(file: &File, offset: u64) -> Option<Lacking> {
+pub(in crate::disk) fn missing_space(file: &File, offset: u64) -> Option<SpaceNeed> {
     // Some is set aside: what is free is not all to be had.
     let is_full = space::free_bytes(file).is_some_and(|bytes| bytes < HUGE_PAGE_BYTES as u64);
-    is_full.then(|| Lacking::at(file, offset))?
+    is_full.then(|| SpaceNeed::at(file, offset))?
 }
 
 #[cfg(test)]
@@ -193,7 +194,8 @@ mod tests {
     #[test]
     fn each_refusal_says_who_it_was_and_what_to_do() {
         let file = tempfile::tempfile().unwrap();
-        let words = |code| Loss::of_error(&file, Some(512), io::Error::from_raw_os_error(code)).to_string();
+        let words =
+            |code| IoFailure::of_error(&file, Some(512), io::Error::from_raw_os_error(code)).to_string();
         let cases = [
             (libc::ENOSPC, ["no space is left on its file system", "free some"]),
             (libc::EDQUOT, ["a quota of its user, group or project is used up at byte 512", "raise it"]),
@@ -212,7 +214,7 @@ mod tests {
             assert!(parts.iter().all(|part| words(code).contains(part)), "{}", words(code));
         }
         assert_eq!(words(libc::EBADF), "Bad file descriptor (os error 9)");
-        let flush = Loss::of_error(&file, None, io::Error::from_raw_os_error(libc::EIO)).to_string();
+        let flush = IoFailure::of_error(&file, None, io::Error::from_raw_os_error(libc::EIO)).to_string();
         assert!(flush.contains("or the way to it, failed (Input/output error (os error 5)); see"), "{flush}");
     }
 }

@@ -7,8 +7,8 @@ use std::sync::PoisonError;
 
 use super::{BackingKind, DiskError, MappedDisk, failed};
 use crate::copy::{self, PrefetchHint, Segments};
-use crate::disk::mapping::Loss;
-use crate::disk::media::bad_blocks::{self, BadList, PAGE_BYTES};
+use crate::disk::failure::IoFailure;
+use crate::disk::media::bad_blocks::{self, BadBlockList, PAGE_BYTES};
 use crate::disk::space::{self, fallocate};
 use crate::log::Cause;
 
@@ -17,7 +17,7 @@ impl MappedDisk {
     ///
     /// Call it only if the mapping failed, not guest memory, and the file is still as long as the disk.
     #[cold]
-    pub fn learn_bad(&self, offset: u64) {
+    pub fn add_bad_page(&self, offset: u64) {
         let page = offset - offset % PAGE_BYTES;
         self.bad.add(page..page.saturating_add(PAGE_BYTES));
         if let Some(suppressed) = self.log_limit.admit(Cause::Media) {
@@ -32,18 +32,18 @@ impl MappedDisk {
 
     /// Remembers the page that a read has failed at, if it was the media that failed.
     #[cold]
-    pub(super) fn learn(&self, error: &DiskError) {
-        if let Some(offset) = Loss::of_media(error) {
-            self.learn_bad(offset);
+    pub(super) fn note_failure(&self, error: &DiskError) {
+        if let Some(offset) = IoFailure::of_media(error) {
+            self.add_bad_page(offset);
         }
     }
 
     /// Learns what the kernel has listed or announced to be bad by now; reads of it fail from then on, without
     /// touching it. Returns what was news, in bytes of the disk.
-    pub(in crate::disk) fn look_for_bad(&self) -> Vec<Range<u64>> {
-        let _mending = self.mending.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(in crate::disk) fn update_bad_blocks(&self) -> Vec<Range<u64>> {
+        let _repairing = self.repairing.lock().unwrap_or_else(PoisonError::into_inner);
         let capacity_bytes = self.mapping.len_bytes();
-        let mut found = bad_blocks::seen_through(&self.listed(), &(0..capacity_bytes));
+        let mut found = bad_blocks::clipped(&self.listed(), &(0..capacity_bytes));
         // A page of device DAX may be announced by the address of the huge one that it is in.
         if self.kind != BackingKind::DeviceDax {
             let page = |at: u64| at - at % PAGE_BYTES..(at - at % PAGE_BYTES).saturating_add(PAGE_BYTES);
@@ -55,22 +55,22 @@ impl MappedDisk {
 
     /// What is listed now.
     fn listed(&self) -> Vec<Range<u64>> {
-        self.bad_list.as_ref().map(|list| list.read(&self.file)).unwrap_or_default()
+        self.bad_block_list.as_ref().map(|list| list.read(&self.file)).unwrap_or_default()
     }
 
-    pub(in crate::disk) const fn bad_list(&self) -> Option<&BadList> {
-        self.bad_list.as_ref()
+    pub(in crate::disk) const fn bad_block_list(&self) -> Option<&BadBlockList> {
+        self.bad_block_list.as_ref()
     }
 
     /// The ranges in bytes that are known to be bad.
-    pub fn bad_ranges(&self) -> Vec<Range<u64>> {
+    pub fn bad_blocks(&self) -> Vec<Range<u64>> {
         self.bad.list()
     }
 
     /// Makes the bad pages that the range touches good again, if it covers them: they are zero then.
     #[cold]
-    pub(super) fn mend(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        let _mending = self.mending.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn repair(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        let _repairing = self.repairing.lock().unwrap_or_else(PoisonError::into_inner);
         let pages = self.bad.within(offset, len);
         if pages.is_empty() {
             return Ok(());
@@ -83,11 +83,11 @@ impl MappedDisk {
         }
         for page in pages {
             let (page, page_bytes) = (page.start..page.end.min(capacity_bytes), page.end - page.start);
-            self.write_anew(&page)?;
+            self.rewrite(&page)?;
             // The page table may still say that there is no memory.
-            self.mapping.forget(page.clone()).map_err(failed("madvise"))?;
+            self.mapping.dont_need(page.clone()).map_err(failed("madvise"))?;
             self.bad.remove(&(page.start..page.start + page_bytes));
-            if let Some(suppressed) = self.log_limit.admit(Cause::Mended) {
+            if let Some(suppressed) = self.log_limit.admit(Cause::Repaired) {
                 let (offset, len) = (page.start, page_bytes);
                 tracing::warn!(offset, len, suppressed, "bad media: the range was written anew");
             }
@@ -95,16 +95,16 @@ impl MappedDisk {
         self.changed_layout()
     }
 
-    /// As [`store_anew`](Self::store_anew), of a write.
+    /// As [`retry_store`](Self::retry_store), of a write.
     #[cold]
     #[inline(never)]
-    pub(super) fn copy_anew(
+    pub(super) fn retry_write(
         &self,
         offset: u64,
         from: &Segments<'_>,
         error: DiskError,
     ) -> Result<(), DiskError> {
-        self.store_anew(offset, from.total_bytes() as u64, error, &|| {
+        self.retry_store(offset, from.total_bytes() as u64, error, &|| {
             self.mapping.write(offset, *from, PrefetchHint::NONE)
         })
     }
@@ -112,7 +112,7 @@ impl MappedDisk {
     /// A store has met bad media that was not known: it is repaired first if the range covers it, page by page.
     #[cold]
     #[inline(never)]
-    pub(super) fn store_anew(
+    pub(super) fn retry_store(
         &self,
         offset: u64,
         len: u64,
@@ -122,25 +122,25 @@ impl MappedDisk {
         let mut error = error;
         // One that is bad again at once is bad.
         for _ in 0..=len / PAGE_BYTES {
-            if Loss::of_media(&error).is_none() {
+            if IoFailure::of_media(&error).is_none() {
                 break;
             }
-            self.learn(&error);
-            self.mend(offset, len)?;
+            self.note_failure(&error);
+            self.repair(offset, len)?;
             match store() {
                 Ok(()) => return Ok(()),
                 Err(next) => error = next,
             }
         }
-        self.learn(&error);
+        self.note_failure(&error);
         Err(error)
     }
 
     /// Has a bad range repaired by being written, or put elsewhere by the file system. That it is good then is not
     /// taken for granted: the list must agree.
-    fn write_anew(&self, range: &Range<u64>) -> Result<(), DiskError> {
+    fn rewrite(&self, range: &Range<u64>) -> Result<(), DiskError> {
         let len = range.end - range.start;
-        let is_listed = || !bad_blocks::seen_through(&self.listed(), range).is_empty();
+        let is_listed = || !bad_blocks::clipped(&self.listed(), range).is_empty();
         if copy::pwritev_zeroes(self.file.as_fd(), range.start, len).is_ok() && !is_listed() {
             return Ok(());
         }

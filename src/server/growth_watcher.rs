@@ -7,7 +7,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -60,18 +60,13 @@ pub(super) struct Watcher {
 impl Watcher {
     /// # Errors
     /// No descriptor or thread is left.
-    pub(super) fn start(resizer: Resizer) -> io::Result<Self> {
+    pub(super) fn start(resizer: Resizer, files: Option<Files>) -> io::Result<Self> {
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let (is_stopping, wants_rescan) = (AtomicBool::new(false), AtomicBool::new(false));
         let requests = Arc::new(Requests { wake, is_stopping, wants_rescan });
         let epoll = Epoll::new()?;
         let watch = |fd| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0));
         watch(requests.wake.as_raw_fd())?;
-        let files = Files::watch(resizer.disks()).inspect_err(|error| {
-            let cause = cause(error);
-            tracing::warn!(%error, cause, "growth of files is noticed on SIGHUP only");
-        });
-        let files = files.ok();
         if let Some(files) = &files {
             watch(files.inotify.as_raw_fd())?;
         }
@@ -127,20 +122,28 @@ fn cause(error: &io::Error) -> Option<&'static str> {
 
 /// The files that are watched.
 #[derive(Debug)]
-struct Files {
+pub(super) struct Files {
     inotify: OwnedFd,
     /// As the kernel calls them, in the order of the disks; two disks may share a file.
     names: Vec<Option<i32>>,
 }
 
 impl Files {
-    fn watch(disks: &[Resizable]) -> io::Result<Self> {
+    /// Watches the files of disks of these names, in this order; none where there is nothing to watch with.
+    pub(super) fn of<'a>(disks: impl Iterator<Item = (&'a str, BorrowedFd<'a>)>) -> Option<Self> {
+        let files = Self::watch(disks).inspect_err(|error| {
+            let cause = cause(error);
+            tracing::warn!(%error, cause, "growth of files is noticed on SIGHUP only");
+        });
+        files.ok()
+    }
+
+    fn watch<'a>(disks: impl Iterator<Item = (&'a str, BorrowedFd<'a>)>) -> io::Result<Self> {
         let inotify = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
-        let names = disks.iter().map(|Resizable { context, .. }| {
+        let names = disks.map(|(disk, file)| {
             // The open file, whatever its path leads to by now.
-            let path = format!("/proc/self/fd/{}", context.device.disk().file().as_raw_fd());
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
             let name = add_watch(&inotify, path, WatchFlags::CLOSE_WRITE);
-            let disk = &context.device.identity().name;
             name.inspect_err(|error| {
                 let cause = cause(&(*error).into());
                 tracing::warn!(disk, %error, cause, "its growth is noticed on SIGHUP only");

@@ -30,7 +30,7 @@ use crate::copy::{Engine, fault};
 use crate::disk::{
     self, Backing, BackingKind, Disk, Durability, FileLock, Media, OpenOptions, Opened, Region,
 };
-use crate::limits::budget::Budget;
+use crate::limits::budget::{Budget, DiskBudget};
 use crate::limits::thread;
 use crate::vhost_user::{
     AllowedUsers, ConfigRecord, DescriptorChecker, DiskSocket, FrontEnds, Listener, ListenerError,
@@ -132,6 +132,18 @@ impl Server<Backing> {
     /// # Errors
     /// [`ServerError`]; nothing is left behind then.
     pub fn start(config: ServerConfig) -> Result<Self, ServerError> {
+        Self::start_confined(config, |_| Ok(()))
+    }
+
+    /// As [`start`](Self::start), and calls `confine` when all is opened that is looked up by a path, and before there is
+    /// a thread of the server: what it forbids this thread (`crate::sandbox`), it forbids all of them.
+    ///
+    /// # Errors
+    /// [`ServerError`], or that of `confine`.
+    pub fn start_confined<E: From<ServerError>>(
+        config: ServerConfig,
+        confine: impl FnOnce(&[DiskSummary]) -> Result<(), E>,
+    ) -> Result<Self, E> {
         // First: it keeps a copy of what memory there is, and no disk is mapped yet.
         let checker = DescriptorChecker::start().map_err(ServerError::Threads)?;
         let engine = prepare()?;
@@ -140,7 +152,7 @@ impl Server<Backing> {
         for disk in disks {
             let should_stop_now = || should_stop.load(Ordering::Relaxed);
             if should_stop_now() {
-                return Err(ServerError::Stopped);
+                return Err(ServerError::Stopped.into());
             }
             let opened = open(disk, &mut created, &should_stop);
             let (service, summary) = opened.map_err(|error| match should_stop_now() {
@@ -151,8 +163,13 @@ impl Server<Backing> {
             services.push(service);
             summaries.push(summary);
         }
-        let mut server =
-            Self::serve_with(checker, services, ServeOptions { workers, polling, exit_on_disconnect })?;
+        let options = ServeOptions { workers, polling, exit_on_disconnect };
+        let means = Means::of_process(checker, services.len(), &options);
+        let files = growth_watcher::Files::of(
+            services.iter().map(|it| (it.device.identity().name.as_str(), it.device.disk().file())),
+        );
+        confine(&summaries)?;
+        let mut server = Self::serve_with(means, services, exit_on_disconnect)?;
         created.keep();
         server.disks = summaries;
         tracing::info!("copies: {}", engine.describe());
@@ -165,7 +182,7 @@ impl Server<Backing> {
             sparse: disk.sparse,
         };
         let resizer = Resizer::new(all.map(resizable).collect());
-        let watcher = Watcher::start(resizer.clone()).map_err(ServerError::Threads)?;
+        let watcher = Watcher::start(resizer.clone(), files).map_err(ServerError::Threads)?;
         server.growth = Some(Growth { watcher, resizer });
         let devices = server.contexts.iter().map(|context| context.device.clone());
         server.media_watcher = MediaWatcher::start(devices).map_err(ServerError::Threads)?;
@@ -202,20 +219,19 @@ impl<D: Disk> Server<D> {
     /// [`ServerError::Config`], [`ServerError::Threads`], [`ServerError::Copy`].
     pub fn serve(services: Vec<Service<D>>, options: ServeOptions) -> Result<Self, ServerError> {
         let checker = DescriptorChecker::start().map_err(ServerError::Threads)?;
-        Self::serve_with(checker, services, options)
+        let means = Means::of_process(checker, services.len(), &options);
+        Self::serve_with(means, services, options.exit_on_disconnect)
     }
 
     fn serve_with(
-        checker: Arc<DescriptorChecker>,
+        means: Means<D>,
         services: Vec<Service<D>>,
-        options: ServeOptions,
+        exit_on_disconnect: bool,
     ) -> Result<Self, ServerError> {
         check_postcopy(services.iter().map(|it| (it.device.identity().name.as_str(), it.postcopy)))?;
         prepare()?;
-        let ServeOptions { workers, polling, exit_on_disconnect } = options;
-        let pool = Arc::new(Pool::new(workers, polling));
+        let Means { checker, pool, budgets } = means;
         let (mut listeners, mut contexts) = (Vec::new(), Vec::new());
-        let budgets = Budget::of_process(services.len());
         for (Service { device, lock, socket, cpus, postcopy, config_record }, budget) in
             services.into_iter().zip(budgets)
         {
@@ -296,6 +312,20 @@ impl<D: Disk> Drop for Server<D> {
             self.stopper.stop();
             let _ = self.join();
         }
+    }
+}
+
+/// What disks are served with, as far as this process was asked for it.
+struct Means<D: Disk> {
+    checker: Arc<DescriptorChecker>,
+    pool: Arc<Pool<D>>,
+    budgets: Vec<DiskBudget>,
+}
+
+impl<D: Disk> Means<D> {
+    fn of_process(checker: Arc<DescriptorChecker>, disks: usize, options: &ServeOptions) -> Self {
+        let pool = Arc::new(Pool::new(options.workers, options.polling));
+        Self { checker, pool, budgets: Budget::of_process(disks) }
     }
 }
 

@@ -16,6 +16,7 @@ use std::process::{Child, Command, Stdio};
 
 use common::driver::{Driver, Options, Request};
 use common::ext4::{self, Ext4};
+use common::folder;
 use common::{Random, pattern, wait_for};
 use tempfile::TempDir;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
@@ -43,7 +44,7 @@ impl FileSystem {
             return Err("mounting needs root".to_owned());
         }
         ext4::run("mount", &["--make-rprivate", "/"])?;
-        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).map_err(|error| error.to_string())?;
+        let folder = folder::on_files();
         let ext4 = Ext4::mount(folder.path(), 4 * IMAGE_BYTES)?;
         Ok(Self { ext4, folder })
     }
@@ -83,7 +84,7 @@ struct Daemon(Child, TempDir);
 
 impl Daemon {
     fn start(image: &Path) -> Self {
-        let sockets = tempfile::tempdir_in("/tmp").unwrap();
+        let sockets = folder::for_sockets();
         let socket = sockets.path().join("s");
         let child = Command::new(env!("CARGO_BIN_EXE_vhost-user-pmem"))
             .args(["serve", "--require-durable", "--disk"])

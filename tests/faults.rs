@@ -8,6 +8,7 @@
 mod common;
 
 use std::fs::File;
+use std::path::Path;
 
 use common::daemon::{Daemon, Place, Setup};
 use common::ext4::Ext4;
@@ -274,11 +275,7 @@ fn huge_pages_of_a_guest_are_replaced_as_a_whole() {
 fn a_full_tmpfs_fails_the_writes_that_need_more() {
     let setup = Setup::new(Place::Tmpfs).disk("size=64M,sparse=on").disk("size=2M");
     let image = setup.image(0);
-    let folder = image.parent().unwrap();
-    let Some(mounted) = Mounted::tmpfs(folder, "size=8M") else {
-        eprintln!("skipped: a tmpfs cannot be mounted here (not root?)");
-        return;
-    };
+    let Some(setup) = setup.mounted(|folder| Mounted::tmpfs(folder, "size=8M")) else { return };
     let pair = Pair::start(setup);
     let mut ring = pair.suffering.ring(0, 16);
     let write = |sector| Request::write(sector, &pattern(sector, 4096));
@@ -293,7 +290,6 @@ fn a_full_tmpfs_fails_the_writes_that_need_more() {
     assert_eq!(ring.run(&write(0)).status, OK);
     let log = pair.finish();
     assert_log(&log, &["disk=\"disk0\"", image.to_str().unwrap(), "no space is left on its file system"]);
-    drop(mounted);
 }
 
 /// A sparse file on an ordinary file system: `pwritev` finds no space.
@@ -304,13 +300,11 @@ fn a_full_file_system_fails_the_writes_that_need_more() {
     const SECTORS: u64 = (PART / SECTOR_BYTES) as u64;
     let setup = Setup::new(Place::FileSystem).disk("size=32M,sparse=on").disk("size=2M");
     let image = setup.image(0);
-    let ext4 = match Ext4::mount(image.parent().unwrap(), BYTES) {
-        Ok(ext4) => ext4,
-        Err(reason) => {
-            eprintln!("skipped: {reason}");
-            return;
-        }
+    let mount = |folder: &Path| {
+        let mounted = Ext4::mount(folder, BYTES);
+        mounted.inspect_err(|reason| eprintln!("skipped: {reason}")).ok()
     };
+    let Some(setup) = setup.mounted(mount) else { return };
     let pair = Pair::start(setup);
     let mut ring = pair.suffering.ring(0, 16);
     let write = |sector| Request::write(sector, &pattern(sector, PART));
@@ -326,5 +320,4 @@ fn a_full_file_system_fails_the_writes_that_need_more() {
     assert_eq!(ring.run(&Request::flush()).status, OK);
     let log = pair.finish();
     assert_log(&log, &["disk=\"disk0\"", image.to_str().unwrap(), "no space is left on its file system"]);
-    drop(ext4);
 }

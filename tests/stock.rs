@@ -8,7 +8,7 @@ mod common;
 #[path = "common/stock.rs"]
 mod embedded;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -87,11 +87,7 @@ struct Scene {
 
 impl Scene {
     fn new(place: Place, options: &OpenOptions, queues: u16) -> Self {
-        let parent = match place {
-            Place::Tmpfs => Path::new("/dev/shm"),
-            Place::FileSystem => Path::new(env!("CARGO_TARGET_TMPDIR")),
-        };
-        let folder = tempfile::Builder::new().prefix("stock-").tempdir_in(parent).unwrap();
+        let folder = place.folder();
         let image = folder.path().join("disk.img");
         std::fs::write(&image, pattern(1, DISK_BYTES as usize)).unwrap();
         let disk = Counted { disk: disk::open(&image, options).unwrap().disk, flushes: AtomicU32::new(0) };

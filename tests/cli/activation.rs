@@ -12,14 +12,14 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use tempfile::TempDir;
 use vhost::VhostBackend;
 
-use super::common::PATIENCE;
+use super::common::{PATIENCE, folder};
 use super::{Running, assert_error, assert_served, image, is_closed};
 
 const VIRTIO_BLK_F_RO: u64 = 1 << 5;
 
 /// A folder with images of 1 MiB called `a.img` and `b.img`.
 fn folder() -> TempDir {
-    let folder = tempfile::Builder::new().prefix("pmem-test-").tempdir_in("/dev/shm").unwrap();
+    let folder = folder::in_memory();
     ["a.img", "b.img"].iter().for_each(|name| image(&folder.path().join(name), 1 << 20));
     folder
 }

@@ -6,15 +6,9 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use tempfile::TempDir;
-
 use super::common::daemon::{Place, Setup};
+use super::common::folder;
 use super::{Running, assert_error, image, program, run, stderr};
-
-/// A folder in memory.
-fn folder() -> TempDir {
-    tempfile::Builder::new().prefix("pmem-test-").tempdir_in("/dev/shm").unwrap()
-}
 
 /// Serves `path` at a socket in `folder` with more `keys`.
 fn serve(folder: &Path, path: &Path, keys: &str) -> Output {
@@ -69,7 +63,7 @@ fn disks_must_differ_in_name_and_socket() {
 /// With postcopy its front-end can reach all memory of the process.
 #[test]
 fn a_disk_with_postcopy_is_the_only_one_of_its_process() {
-    let folder = folder();
+    let folder = folder::in_memory();
     let path = |name: &str| folder.path().join(name);
     let disk = |name: &str, keys: &str| {
         let (file, socket) = (path(&format!("{name}.img")), path(&format!("{name}.sock")));
@@ -97,7 +91,7 @@ fn an_unknown_key_is_11_and_the_nearest_is_named() {
 
 #[test]
 fn a_missing_path_is_3() {
-    let folder = folder();
+    let folder = folder::in_memory();
     let path = folder.path().join("none.img");
     let shown = path.to_str().unwrap();
     for keys in ["name=db", "name=db,readonly=on,size=1M"] {
@@ -119,7 +113,7 @@ fn a_missing_path_is_3() {
 
 #[test]
 fn what_is_no_regular_file_is_4() {
-    let folder = folder();
+    let folder = folder::in_memory();
     let socket = folder.path().join("a.sock");
     let _listener = UnixListener::bind(&socket).unwrap();
     for (path, what) in [
@@ -136,7 +130,7 @@ fn what_is_no_regular_file_is_4() {
 
 #[test]
 fn a_size_that_is_no_whole_number_of_blocks_is_5() {
-    let folder = folder();
+    let folder = folder::in_memory();
     let path = folder.path().join("db.img");
     for keys in ["size=1000", "size=0", "size=1025K,block-size=4096"] {
         assert_error(&serve(folder.path(), &path, keys), 5, &["disk \"db\": ", "db.img: ", "; "]);
@@ -151,7 +145,7 @@ fn a_size_that_is_no_whole_number_of_blocks_is_5() {
 
 #[test]
 fn a_file_smaller_than_its_size_is_6() {
-    let folder = folder();
+    let folder = folder::in_memory();
     let path = folder.path().join("db.img");
     image(&path, 1 << 20);
     let output = serve(folder.path(), &path, "size=2M");
@@ -161,7 +155,7 @@ fn a_file_smaller_than_its_size_is_6() {
 
 #[test]
 fn no_space_is_7_and_leaves_nothing_behind() {
-    let folder = folder();
+    let folder = folder::in_memory();
     let path = folder.path().join("db.img");
     let output = serve(folder.path(), &path, "size=1P");
     assert_error(&output, 7, &["disk \"db\": ", "db.img: ", "no space", "; "]);
@@ -172,7 +166,7 @@ fn no_space_is_7_and_leaves_nothing_behind() {
 fn a_socket_of_a_living_daemon_is_8() {
     let setup = Setup::new(Place::Tmpfs).disk("size=1M,name=first");
     let daemon = setup.start();
-    let folder = folder();
+    let folder = folder::in_memory();
     let path = folder.path().join("second.img");
     let socket = daemon.socket(0);
     let disk = format!("path={},socket={},size=1M", path.display(), socket.display());
@@ -185,7 +179,7 @@ fn a_socket_of_a_living_daemon_is_8() {
 /// Whoever listens there has no place left for those who want to be let in: still somebody listens.
 #[test]
 fn a_socket_where_nobody_is_let_in_is_8_at_once() {
-    let folder = folder();
+    let folder = folder::in_memory();
     let (image, socket) = (folder.path().join("db.img"), folder.path().join("s"));
     let listener = UnixListener::bind(&socket).unwrap();
     rustix::net::listen(&listener, 0).unwrap();
@@ -212,7 +206,7 @@ fn a_socket_where_nobody_is_let_in_is_8_at_once() {
 fn a_file_that_is_served_already_is_9() {
     let setup = Setup::new(Place::Tmpfs).disk("size=1M");
     let daemon = setup.start();
-    let folder = folder();
+    let folder = folder::in_memory();
     let image = daemon.image(0);
     let holder = format!("process {}", daemon.pid());
     for keys in ["name=other", "name=other,readonly=on"] {
@@ -252,7 +246,7 @@ fn with_mode(path: PathBuf, mode: u32) -> PathBuf {
 
 #[test]
 fn permission_denied_is_10() {
-    let folder = folder();
+    let folder = folder::in_memory();
     let place = with_mode(folder.path().to_owned(), 0o755);
     let closed = place.join("closed");
     std::fs::create_dir(&closed).unwrap();
@@ -278,7 +272,7 @@ fn permission_denied_is_10() {
 
 #[test]
 fn other_socket_errors_are_12() {
-    let folder = folder();
+    let folder = folder::in_memory();
     let path = folder.path().join("db.img");
     image(&path, 1 << 20);
     let at = |socket: &Path| {
@@ -296,7 +290,7 @@ fn other_socket_errors_are_12() {
 
 #[test]
 fn a_failed_start_takes_back_what_it_did() {
-    let folder = folder();
+    let folder = folder::in_memory();
     let at = |name: &str| folder.path().join(name);
     let disk = |name: &str, keys: &str| {
         format!("path={},socket={}{keys}", at(&format!("{name}.img")).display(), at(name).display())
@@ -308,7 +302,7 @@ fn a_failed_start_takes_back_what_it_did() {
 
 #[test]
 fn a_start_that_fails_leaves_no_file_of_an_earlier_disk_behind() {
-    let folder = folder();
+    let folder = folder::in_memory();
     let (new, kept) = (folder.path().join("new.img"), folder.path().join("kept.img"));
     std::fs::write(&kept, [7; 4096]).unwrap();
     let disk = |path: &Path, name: &str| {

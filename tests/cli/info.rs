@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::common::daemon::{Place, Setup};
-use super::common::{metrics, wait_for};
+use super::common::{folder, metrics, wait_for};
 use super::{image, run, stderr, stdout};
 
 fn lines(path: &Path) -> String {
@@ -32,7 +32,7 @@ fn assert_lines(text: &str, rows: &[(&str, &str)]) {
 
 #[test]
 fn a_file_in_memory_is_volatile() {
-    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let folder = folder::in_memory();
     let path = folder.path().join("db.img");
     image(&path, 3 << 20);
     let before = path.metadata().unwrap();
@@ -81,7 +81,7 @@ fn what_cannot_be_served_says_why() {
     assert!(report["refusal"].as_str().unwrap().contains("a disk is a regular file"), "{report}");
     assert!(report["backing"].is_null() && report["durability"].is_null(), "{report}");
 
-    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let folder = folder::in_memory();
     let odd = folder.path().join("odd.img");
     image(&odd, 1000);
     assert!(json(&odd)["refusal"].is_null(), "its whole blocks are served");

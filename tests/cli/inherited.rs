@@ -11,12 +11,12 @@ use tempfile::TempDir;
 
 use super::common::frontend::Session;
 use super::common::host::Loop;
-use super::common::wait_for;
+use super::common::{folder, wait_for};
 use super::{Running, assert_error, assert_served, image, is_closed, program, run};
 
 /// A folder with an image of 1 MiB in it.
 fn disk() -> (TempDir, PathBuf) {
-    let folder = tempfile::Builder::new().prefix("pmem-test-").tempdir_in("/dev/shm").unwrap();
+    let folder = folder::in_memory();
     let path = folder.path().join("db.img");
     image(&path, 1 << 20);
     (folder, path)

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use super::common::daemon::{Place, Setup};
-use super::common::wait_for;
+use super::common::{folder, wait_for};
 use super::{Running, assert_error, assert_served, is_closed, program, run};
 
 fn connect(socket: &Path) -> UnixStream {
@@ -57,8 +57,8 @@ fn the_start_message_says_how_to_attach_each_disk() {
 
 #[test]
 fn a_default_name_is_made_unique() {
-    let folders = ["a", "b"].map(|name| {
-        let folder = tempfile::Builder::new().prefix(name).tempdir_in("/dev/shm").unwrap();
+    let folders = [(); 2].map(|()| {
+        let folder = folder::in_memory();
         super::image(&folder.path().join("db.img"), 1 << 20);
         folder
     });
@@ -144,7 +144,7 @@ fn lock_wait_starts_beside_the_one_that_writes() {
 
 #[test]
 fn readers_share_a_file() {
-    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let folder = folder::in_memory();
     let image = folder.path().join("db.img");
     super::image(&image, 1 << 20);
     let daemons: Vec<_> = ["a", "b"]

@@ -8,6 +8,7 @@
 //! let daemon = setup.start();                                         // again on the same image and socket
 //! ```
 
+use std::fmt::Debug;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -21,7 +22,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::process::{Process, ends_with_us};
-use super::wait_for;
+use super::{folder, wait_for};
 
 /// Longest life of a daemon, unless a test says otherwise. Some clients wait for an answer without a limit; its end
 /// releases them.
@@ -40,18 +41,20 @@ impl Place {
     /// Both kinds, for tests that must hold on either.
     pub const ALL: [Self; 2] = [Self::Tmpfs, Self::FileSystem];
 
-    fn folder(self) -> TempDir {
-        let parent = match self {
-            Self::Tmpfs => "/dev/shm",
-            Self::FileSystem => env!("CARGO_TARGET_TMPDIR"),
-        };
-        tempfile::Builder::new().prefix("pmem-test-").tempdir_in(parent).unwrap()
+    /// A new folder there.
+    pub fn folder(self) -> TempDir {
+        match self {
+            Self::Tmpfs => folder::in_memory(),
+            Self::FileSystem => folder::on_files(),
+        }
     }
 }
 
 /// What is served and how, before it is served.
 #[derive(Debug)]
 pub struct Setup {
+    /// What is mounted over the folder of the images: goes before it.
+    mounts: Vec<Box<dyn Debug>>,
     images: TempDir,
     /// Apart from the images: a socket's path must be shorter than 108 bytes.
     sockets: TempDir,
@@ -69,17 +72,29 @@ pub struct Setup {
 impl Setup {
     /// No disk yet; images will be on `place`.
     pub fn new(place: Place) -> Self {
-        let sockets = tempfile::Builder::new().prefix("pmem-test-").tempdir_in("/tmp").unwrap();
         let program = env!("CARGO_BIN_EXE_vhost-user-pmem").into();
-        let (images, disks, args, environment) = (place.folder(), Vec::new(), Vec::new(), Vec::new());
-        let (through, log_file, lifetime) = (Vec::new(), None, LIFETIME);
-        Self { images, sockets, disks, args, environment, program, through, log_file, lifetime }
+        let (images, sockets, mounts) = (place.folder(), folder::for_sockets(), Vec::new());
+        let (disks, args, environment, through) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (log_file, lifetime) = (None, LIFETIME);
+        Self { mounts, images, sockets, disks, args, environment, program, through, log_file, lifetime }
     }
 
     /// Adds a disk with these `--disk` options; `path=` and `socket=` are filled in.
     pub fn disk(mut self, options: &str) -> Self {
         self.disks.push(options.to_owned());
         self
+    }
+
+    /// Mounts something over the folder of the images, for as long as it is there. None where `mount` cannot.
+    pub fn mounted<M: Debug + 'static>(mut self, mount: impl FnOnce(&Path) -> Option<M>) -> Option<Self> {
+        let mount = mount(self.images.path())?;
+        self.mounts.push(Box::new(mount));
+        Some(self)
+    }
+
+    /// The folder of the images.
+    pub fn folder(&self) -> &Path {
+        self.images.path()
     }
 
     /// Adds a command-line argument after `serve`.

@@ -6,6 +6,8 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
+use super::folder;
+
 /// Mounted until it is dropped.
 #[derive(Debug)]
 pub struct Ext4 {
@@ -21,7 +23,7 @@ impl Ext4 {
     /// # Errors
     /// Why there cannot be one here: it takes root.
     pub fn mount(mount: &Path, bytes: u64) -> Result<Self, String> {
-        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).map_err(|error| error.to_string())?;
+        let folder = folder::on_files();
         let file = folder.path().join("device");
         File::create_new(&file).unwrap().set_len(bytes).unwrap();
         let device = run("losetup", &["--find", "--show", file.to_str().unwrap()])?;

@@ -3,32 +3,34 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::folder::run_name;
+
 /// A mount that ends with the test.
 #[derive(Debug)]
-pub struct Mounted<'a>(&'a Path);
+pub struct Mounted(PathBuf);
 
-impl<'a> Mounted<'a> {
+impl Mounted {
     /// An empty tmpfs over a folder, with these options; none where that is not allowed, and says so.
-    pub fn tmpfs(folder: &'a Path, options: &str) -> Option<Self> {
+    pub fn tmpfs(folder: &Path, options: &str) -> Option<Self> {
         Self::of(&["-t", "tmpfs", "-o", options, "tmpfs"], folder)
     }
 
     /// What `mount` mounts over a folder by these arguments.
-    pub fn of(arguments: &[&str], folder: &'a Path) -> Option<Self> {
-        succeeds(Command::new("mount").args(arguments).arg(folder)).then_some(Self(folder))
-    }
-
-    /// Gives it other options.
-    pub fn remount(&self, options: &str) {
-        let options = format!("remount,{options}");
-        assert!(succeeds(Command::new("mount").args(["-o", &options]).arg(self.0)));
+    pub fn of(arguments: &[&str], folder: &Path) -> Option<Self> {
+        succeeds(Command::new("mount").args(arguments).arg(folder)).then_some(Self(folder.to_owned()))
     }
 }
 
-impl Drop for Mounted<'_> {
+impl Drop for Mounted {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0).status();
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
+}
+
+/// Gives what is mounted over a folder other options.
+pub fn remount(folder: &Path, options: &str) {
+    let options = format!("remount,{options}");
+    assert!(succeeds(Command::new("mount").args(["-o", &options]).arg(folder)));
 }
 
 /// A loop device; detached when dropped.
@@ -154,7 +156,7 @@ pub struct MemoryGroup {
 impl MemoryGroup {
     /// Of either version; none where there is no such controller here, and says so.
     pub fn new(limit_bytes: u64) -> Option<Self> {
-        let name = format!("pmem-test-{}-{limit_bytes}", std::process::id());
+        let name = format!("{}-{}-{limit_bytes}", run_name(), std::process::id());
         let _ = std::fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+memory");
         for (root, limit) in [("", "memory.max"), ("memory", "memory.limit_in_bytes")] {
             let group = Self { folder: Path::new("/sys/fs/cgroup").join(root).join(&name), limit };

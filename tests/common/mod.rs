@@ -7,6 +7,7 @@
 pub mod daemon;
 pub mod driver;
 pub mod ext4;
+pub mod folder;
 pub mod frontend;
 pub mod host;
 pub mod metrics;

@@ -28,6 +28,9 @@ mod copy_on_write;
 mod create;
 mod device;
 mod durable;
+#[path = "../common/folder.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod folder;
 mod fuse;
 #[path = "../common/host.rs"]
 #[allow(dead_code, unreachable_pub)]
@@ -47,7 +50,7 @@ fn sized(size_bytes: u64) -> OpenOptions {
 
 /// A folder on tmpfs.
 fn memory() -> TempDir {
-    tempfile::tempdir_in("/dev/shm").unwrap()
+    folder::in_memory()
 }
 
 /// A folder on the file system of the sources, when that is an ordinary one.

@@ -28,11 +28,10 @@ pub fn run(report: &mut Report) {
 }
 
 fn boot(place: Place, platform: &str, firmware: impl FnOnce(&Path) -> Vec<String>) -> String {
-    let folder = folder::temporary();
+    let folder = folder::on_files();
     let payload = folder.path().join("payload");
     std::fs::write(&payload, pattern(4, 4 << 20)).unwrap();
     let setup = Setup::new(place).disk("serial=lab-boot");
-    folder::remove_on_interrupt(setup.image(0).parent().unwrap());
     let token = format!("{platform}-{}", std::process::id());
     let made = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/grub-disk.sh"))
         .args([setup.image(0), payload])

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use super::folder;
 use super::machine::{Kernel, Machine, PATIENCE, script};
 
 /// What a command in the guest did.
@@ -121,7 +122,7 @@ impl Guest {
         devices: Vec<String>,
         kernel_arguments: &str,
     ) -> Self {
-        let sockets = tempfile::tempdir_in("/tmp").unwrap();
+        let sockets = folder::for_sockets();
         let path = sockets.path().join("agent");
         let listener = UnixListener::bind(&path).unwrap();
         listener.set_nonblocking(true).unwrap();

@@ -117,7 +117,7 @@ fn run_one(report: &mut Report, name: impl Fn(&str) -> String, daemon_arguments:
 
 impl Linux {
     fn boot(daemon_arguments: &[&str]) -> (Self, String) {
-        let folder = folder::temporary();
+        let folder = folder::on_files();
         let payload = pattern(1, 4 << 20);
         let document = pattern(2, 4 << 20);
         let frozen_bytes = pattern(3, 16 << 20);
@@ -129,13 +129,11 @@ impl Linux {
             .disk(&format!("size={},serial=lab-memory-012345678", 512 * MIB + 3 * 512))
             .disk(&format!("size={},serial=lab-second,sparse=on", 64 * MIB))
             .disk("readonly=on,serial=lab-frozen");
-        folder::remove_on_interrupt(on_tmpfs.image(0).parent().unwrap());
         std::fs::write(on_tmpfs.image(2), &frozen_bytes).unwrap();
         let on_files = Setup::new(Place::FileSystem).disk(&format!(
             "size={},serial=lab-ordinary,block-size=4096,sparse=on,queues=1",
             512 * MIB + 5 * 4096
         ));
-        folder::remove_on_interrupt(on_files.image(0).parent().unwrap());
         let start = |setup| daemon_arguments.iter().copied().fold(setup, Setup::arg).start();
         let (on_tmpfs, on_files) = (start(on_tmpfs), start(on_files));
 

@@ -17,10 +17,10 @@ mod bytes;
 mod client;
 mod filesystems;
 mod firmware;
-mod folder;
 mod guest;
 mod identity;
 mod image;
+mod interrupt;
 mod lifecycle;
 mod linux;
 mod machine;
@@ -32,6 +32,7 @@ mod user_mode;
 
 use std::process::ExitCode;
 
+use common::folder;
 use machine::Kernel;
 use report::Report;
 use soak::Counts;
@@ -75,7 +76,7 @@ fn main() -> ExitCode {
         println!("Run ci/lab/prepare first, or set {SKIP} to the reason why this machine cannot.");
         return ExitCode::FAILURE;
     }
-    folder::remove_all_on_interrupt();
+    interrupt::removes_all_folders();
     let full = arguments.iter().find_map(|argument| argument.strip_prefix("--soak="));
     let full = full.map(|counts| Counts::parse(counts).expect("--soak=NAME=NUMBER,..."));
     let filter = arguments.into_iter().find(|argument| !argument.starts_with('-'));

@@ -54,7 +54,7 @@ pub fn run(report: &mut Report) {
     if !CHECKS.iter().any(|(name, _)| report.wants(name)) {
         return;
     }
-    let folder = folder::temporary();
+    let folder = folder::on_files();
     let document = folder.path().join("document");
     let payload = pattern(5, 4 << 20);
     std::fs::write(&document, &payload).unwrap();
@@ -83,7 +83,6 @@ impl UserMode {
             .disk(&format!("size={},serial=user-blocks,block-size=4096", 512 * MIB))
             .disk("readonly=on,serial=user-frozen")
             .disk("serial=user-growing");
-        folder::remove_on_interrupt(setup.image(0).parent().unwrap());
         std::fs::write(setup.image(2), &payload).unwrap();
         std::fs::File::create(setup.image(3)).unwrap().set_len(64 * MIB).unwrap();
         let daemon = setup.start();

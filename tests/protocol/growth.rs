@@ -7,17 +7,14 @@ use std::path::Path;
 use super::channel::{CONFIG_CHANGE, with_channel};
 use super::resize::{MIB, assert_ends_at, capacity_bytes, set_len, wait_for_capacity};
 use crate::common::daemon::{Place, Setup};
+use crate::common::folder;
 use crate::common::frontend::load::Load;
 use crate::common::frontend::request::{IOERR, OK, Request};
 use crate::common::frontend::ring::Ring;
 use crate::common::frontend::wire::Wire;
 use crate::common::frontend::{Options, Session, settle};
-use crate::common::host::{HugePages, Loop, Mounted, succeeds};
+use crate::common::host::{HugePages, Loop, Mounted, remount, succeeds};
 use crate::common::pattern;
-
-fn folder(setup: &Setup) -> std::path::PathBuf {
-    setup.image(0).parent().unwrap().to_owned()
-}
 
 fn create(path: &Path, bytes: u64) {
     File::create(path).unwrap().set_len(bytes).unwrap();
@@ -62,22 +59,22 @@ fn grows_only_with_space(setup: Setup, free_some: impl FnOnce()) {
 #[test]
 fn a_full_tmpfs_refuses_a_larger_disk_until_there_is_space() {
     let setup = Setup::new(Place::Tmpfs).disk("");
-    let folder = folder(&setup);
-    let Some(mounted) = Mounted::tmpfs(&folder, "size=24M") else { return };
-    grows_only_with_space(setup, || mounted.remount("size=64M"));
+    let folder = setup.folder().to_owned();
+    let Some(setup) = setup.mounted(|folder| Mounted::tmpfs(folder, "size=24M")) else { return };
+    grows_only_with_space(setup, || remount(&folder, "size=64M"));
 }
 
 #[test]
 fn a_full_file_system_refuses_a_larger_disk_until_there_is_space() {
     let setup = Setup::new(Place::FileSystem).disk("");
-    let (folder, below) = (folder(&setup), tempfile::NamedTempFile::new().unwrap());
+    let below = tempfile::NamedTempFile::new().unwrap();
     below.as_file().set_len(64 * MIB).unwrap();
     let file = below.path().to_str().unwrap();
     if !succeeds(std::process::Command::new("mkfs.ext4").args(["-q", "-F", file])) {
         return;
     }
-    let Some(_mounted) = Mounted::of(&["-o", "loop", file], &folder) else { return };
-    let ballast = folder.join("ballast");
+    let Some(setup) = setup.mounted(|folder| Mounted::of(&["-o", "loop", file], folder)) else { return };
+    let ballast = setup.folder().join("ballast");
     let full = File::create(&ballast).unwrap();
     rustix::fs::fallocate(&full, rustix::fs::FallocateFlags::empty(), 0, 24 * MIB).unwrap();
     drop(full);
@@ -87,7 +84,7 @@ fn a_full_file_system_refuses_a_larger_disk_until_there_is_space() {
 #[test]
 fn a_block_device_grows_when_it_is_looked_at() {
     let setup = Setup::new(Place::FileSystem).disk("");
-    let below = folder(&setup).join("below");
+    let below = setup.folder().join("below");
     create(&below, 8 * MIB);
     let Some(device) = Loop::over(&below, &[]) else { return };
     symlink(device.path(), setup.image(0)).unwrap();
@@ -113,17 +110,17 @@ fn a_block_device_grows_when_it_is_looked_at() {
 #[test]
 fn a_disk_of_huge_pages_grows_by_whole_ones_and_not_beyond_the_pool() {
     let setup = Setup::new(Place::Tmpfs).disk("");
-    let (image, folder) = (setup.image(0), folder(&setup));
+    let image = setup.image(0);
     let pages = HugePages::add(4);
-    let Some(_mounted) = Mounted::of(&["-t", "hugetlbfs", "-o", "pagesize=2M", "none"], &folder) else {
-        return;
-    };
+    let huge = ["-t", "hugetlbfs", "-o", "pagesize=2M", "none"];
+    let Some(setup) = setup.mounted(|folder| Mounted::of(&huge, folder)) else { return };
     create(&image, 4 * MIB);
-    let probe = File::create(folder.join("probe")).unwrap();
+    let probe_path = setup.folder().join("probe");
+    let probe = File::create(&probe_path).unwrap();
     if let Err(error) = rustix::fs::fallocate(&probe, rustix::fs::FallocateFlags::empty(), 0, 8 * MIB) {
         return println!("skipped: no 4 huge pages can be had here ({error})");
     }
-    std::fs::remove_file(folder.join("probe")).unwrap();
+    std::fs::remove_file(&probe_path).unwrap();
     drop(probe);
     let daemon = setup.start();
     let session = Session::connect(&daemon.socket(0));
@@ -194,7 +191,7 @@ fn a_daemon_that_comes_back_with_another_size_says_so() {
 #[test]
 fn a_file_that_its_overlay_copies_up_is_served_as_it_was() {
     let setup = Setup::new(Place::FileSystem).disk("readonly=on");
-    let (folder, parts) = (folder(&setup), tempfile::tempdir_in("/dev/shm").unwrap());
+    let parts = folder::in_memory();
     let [lower, upper, work] = ["lower", "upper", "work"].map(|name| parts.path().join(name));
     for part in [&lower, &upper, &work] {
         std::fs::create_dir(part).unwrap();
@@ -203,7 +200,8 @@ fn a_file_that_its_overlay_copies_up_is_served_as_it_was() {
     std::fs::write(lower.join(setup.image(0).file_name().unwrap()), &content).unwrap();
     let options =
         format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
-    let Some(_mounted) = Mounted::of(&["-t", "overlay", "-o", &options, "overlay"], &folder) else { return };
+    let overlay = ["-t", "overlay", "-o", &options, "overlay"];
+    let Some(setup) = setup.mounted(|folder| Mounted::of(&overlay, folder)) else { return };
     let daemon = setup.start();
     let session = Session::connect(&daemon.socket(0));
     let mut ring = session.ring(0, 64);

@@ -43,7 +43,7 @@ pub fn check() -> String {
 fn boot() -> Pmem {
     let image = Kernel::Recent.image();
     assert!(image.exists(), "there is no {}: run ci/lab/kernel recent", image.display());
-    let folder = folder::temporary();
+    let folder = folder::on_files();
     let [memory, labels] = ["memory", "labels"].map(|name| folder.path().join(name));
     for (file, bytes) in [(&memory, DEVICE_BYTES), (&labels, LABELS_BYTES)] {
         std::fs::File::create(file).unwrap().set_len(bytes).unwrap();

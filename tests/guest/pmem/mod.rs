@@ -139,7 +139,7 @@ impl Pmem {
 
     /// The same with this kernel; `machine` are the arguments of QEMU that switch modules on.
     pub(super) fn boot_with(kernel: Kernel, machine: &str) -> Self {
-        let folder = folder::temporary();
+        let folder = folder::on_files();
         let modules = ["module0", "module1", "virtio"].map(|name| folder.path().join(name));
         let mut devices = format!("{machine} -m slots=4,maxmem=8G");
         devices += &format!(" -monitor unix:{},server=on,wait=off", folder.path().join("monitor").display());

@@ -57,9 +57,7 @@ pub fn two_daemons(order: &Order<'_>) -> Vec<Row> {
 
 /// A daemon with one disk.
 pub fn setup(order: &Order<'_>, log: &str, disk: &str) -> Setup {
-    let setup = Setup::new(Place::Tmpfs).disk(disk).log_to(order.folder.join(log)).lifetime(LIFETIME);
-    folder::remove_on_interrupt(setup.image(0).parent().unwrap());
-    setup
+    Setup::new(Place::Tmpfs).disk(disk).log_to(order.folder.join(log)).lifetime(LIFETIME)
 }
 
 fn moves(order: &Order<'_>, daemons: Vec<Daemon>) -> Vec<Row> {
@@ -109,7 +107,7 @@ impl Scene {
             capabilities: Vec::new(),
             initramfs: rig::initramfs(order.folder),
             folder: order.folder.to_owned(),
-            sockets: tempfile::tempdir_in("/tmp").unwrap(),
+            sockets: folder::for_sockets(),
             machines: 0,
         }
     }

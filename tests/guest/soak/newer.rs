@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use super::super::common::daemon::{Daemon, Place, Setup};
 use super::super::common::pattern;
-use super::super::folder;
 use super::super::linux::MIB;
 use super::super::machine::{script, with_newer};
 use super::table::Row;
@@ -66,7 +65,6 @@ fn assert_same(expected: &Path, found: &Path) {
 fn copies(order: &Order<'_>) -> Vec<Row> {
     let log = order.folder.join("daemon.log");
     let setup = Setup::new(Place::Tmpfs).disk(&format!("size={DISK_BYTES},sparse=on")).log_to(log);
-    folder::remove_on_interrupt(setup.image(0).parent().unwrap());
     let daemon = setup.start();
     let start = Instant::now();
     let mut rows = Vec::new();

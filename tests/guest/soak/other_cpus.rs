@@ -7,7 +7,6 @@ use std::time::Instant;
 use super::super::bytes::sha256;
 use super::super::common::daemon::{Place, Setup};
 use super::super::common::pattern;
-use super::super::folder;
 use super::super::image::Image;
 use super::super::lifecycle;
 use super::super::linux::MIB;
@@ -75,7 +74,6 @@ impl Cpu {
             let setup = Setup::new(Place::Tmpfs)
                 .disk("size=64M,serial=other-cpu")
                 .log_to(order.folder.join("daemon.log"));
-            folder::remove_on_interrupt(setup.image(0).parent().unwrap());
             let content = pattern(6, 64 << 20);
             std::fs::write(setup.image(0), &content).unwrap();
             let daemon = setup.start();

@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use super::super::common::daemon::{Daemon, Place, Setup};
 use super::super::common::pattern;
-use super::super::folder;
 use super::super::lifecycle;
 use super::super::machine::{Machine, disk_arguments};
 use super::Order;
@@ -126,7 +125,6 @@ impl Firmware {
 /// A disk that all of them can read files from; and how mtools name its partition.
 fn serve(order: &Order<'_>, payload: &[u8], token: &str) -> (Daemon, PathBuf) {
     let setup = Setup::new(Place::Tmpfs).disk("serial=firmware").log_to(order.folder.join("daemon.log"));
-    folder::remove_on_interrupt(setup.image(0).parent().unwrap());
     let file = order.folder.join("payload");
     std::fs::write(&file, payload).unwrap();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use super::super::common::Random;
 use super::super::common::daemon::{Daemon, Place, Setup};
-use super::super::folder;
 use super::super::guest::Guest;
 use super::Order;
 use super::in_guest::{RECORD_BYTES, claim, record};
@@ -37,7 +36,6 @@ const VICTIMS: [&str; 3] = ["QEMU", "the daemon", "both"];
 pub fn cuts(order: &Order<'_>) -> Vec<Row> {
     let start = Instant::now();
     let setup = Setup::new(Place::FileSystem).disk(DISK).log_to(order.folder.join("daemon.log"));
-    folder::remove_on_interrupt(setup.image(0).parent().unwrap());
     let mut scene = Scene {
         daemon: Some(setup.start()),
         initramfs: rig::initramfs(order.folder),

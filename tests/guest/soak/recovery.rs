@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use super::super::common::Random;
 use super::super::common::daemon::{Daemon, Place, Setup};
-use super::super::folder;
 use super::super::guest::Guest;
 use super::super::image::Image;
 use super::Order;
@@ -66,7 +65,6 @@ impl Scene {
     fn boot(order: &Order<'_>, device: &str, packed: &str) -> Self {
         let setup =
             Setup::new(Place::Tmpfs).disk("size=64M,serial=soak").log_to(order.folder.join("daemon.log"));
-        folder::remove_on_interrupt(setup.image(0).parent().unwrap());
         let daemon = setup.start();
         let image = Image::open(daemon.image(0));
         let disk = rig::disk(&daemon.socket(0), device);

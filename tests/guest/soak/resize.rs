@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use super::super::bytes::sha256;
 use super::super::common::daemon::{Place, Setup};
-use super::super::folder;
 use super::super::guest::Guest;
 use super::super::image::Image;
 use super::super::linux::MIB;
@@ -24,7 +23,6 @@ const TAIL_BYTES: u64 = 64 << 10;
 
 pub fn growth(order: &Order<'_>) -> Vec<Row> {
     let setup = Setup::new(Place::Tmpfs).disk("serial=soak").log_to(order.folder.join("daemon.log"));
-    folder::remove_on_interrupt(setup.image(0).parent().unwrap());
     let file = File::create(setup.image(0)).unwrap();
     file.set_len(FIRST_BYTES).unwrap();
     let daemon = setup.start();

@@ -31,11 +31,10 @@ pub fn restarts(order: &Order<'_>) -> Vec<Row> {
     let initramfs = rig::initramfs(order.folder);
     let setup =
         Setup::new(Place::Tmpfs).disk("size=320M,serial=soak").log_to(order.folder.join("daemon.log"));
-    folder::remove_on_interrupt(setup.image(0).parent().unwrap());
     let mut daemon = setup.start();
     let image = Image::open(daemon.image(0));
     let fetch = provide(&image, &initramfs);
-    let sockets = tempfile::tempdir_in("/tmp").unwrap();
+    let sockets = folder::for_sockets();
     let mut arguments = rig::disk(&daemon.socket(0), "num-queues=2");
     arguments.extend(Monitor::arguments(&sockets.path().join("monitor")));
     let mut guest = Guest::boot_from(&initramfs, order.folder, arguments, "");

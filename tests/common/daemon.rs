@@ -22,7 +22,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::process::{Process, ends_with_us};
-use super::{folder, wait_for};
+use super::{folder, wait_for, wait_long_for};
 
 /// Longest life of a daemon, unless a test says otherwise. Some clients wait for an answer without a limit; its end
 /// releases them.
@@ -302,8 +302,11 @@ impl Daemon {
     }
 
     /// Waits until the daemon has ended by itself or by a signal sent before.
+    ///
+    /// Its end is also the end of its contexts of Linux AIO, for which the kernel waits for two RCU grace periods
+    /// (`exit_aio`). They take some ms, but a minute was seen where the kernel's own thread got no processor.
     pub fn wait(&mut self) -> ExitStatus {
-        wait_for("the daemon ends", || self.child.lock().unwrap().try_wait().unwrap())
+        wait_long_for("the daemon ends", || self.child.lock().unwrap().try_wait().unwrap())
     }
 
     fn setup(&self) -> &Setup {

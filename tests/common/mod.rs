@@ -30,13 +30,22 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub const SECTOR_BYTES: usize = 512;
 
 /// Waits until `condition` yields a value; panics with `what` when that takes longer than [`PATIENCE`].
-pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+pub fn wait_for<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
+    wait(PATIENCE, what, condition)
+}
+
+/// The same for what the kernel may put off for much longer on a busy machine.
+pub fn wait_long_for<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
+    wait(4 * PATIENCE, what, condition)
+}
+
+fn wait<T>(patience: Duration, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(value) = condition() {
             return value;
         }
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain until {what}");
+        assert!(Instant::now() < deadline, "waited {patience:?} in vain until {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }

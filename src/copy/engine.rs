@@ -12,7 +12,7 @@ use super::x86_64::{cpu::Cpu, kernels};
 /// The environment variable that overrides the choice, with one of the names of [`Stores`].
 pub const OVERRIDE: &str = "VHOST_USER_PMEM_COPY";
 
-/// A copy, or what else is done to a range: destination, source, length; answers the bytes not done.
+/// A copy, or what else is done to a range: destination, source, length; returns the bytes not done.
 pub(super) type Kernel = unsafe extern "C" fn(*mut u8, *const u8, usize) -> usize;
 
 /// The same of whole lines, and what is to be prefetched behind them, which need not be mapped.

@@ -5,7 +5,7 @@
 //! bytes ever exists: only the routines of this module touch them, through raw pointers.
 //!
 //! And both may cease to be there: a file is truncated, a memory cell is bad, a file system is full. Once
-//! [`fault::install`] was called, a routine that meets such a place answers how many bytes it did *not* copy
+//! [`fault::install`] was called, a routine that meets such a place returns how many bytes it did *not* copy
 //! (on x86_64; elsewhere the process ends, as without it).
 //!
 //! The [`Engine`] is the set of routines that suits the CPU: non-temporal stores into the media, which spare

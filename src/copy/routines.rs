@@ -25,19 +25,19 @@ pub enum Persist {
 
 /// What is stored into the media.
 #[derive(Clone, Copy)]
-enum What {
+enum Payload {
     Source,
     Zeroes,
 }
 
 impl Engine {
-    /// Fills `into` with the bytes at `src`; answers how many were not copied, from where the first fault was.
+    /// Fills `into` with the bytes at `src`; returns how many were not copied, from where the first fault was.
     ///
     /// Meanwhile it prefetches what is needed next: further bytes of `src`, and then as many at `next`.
     ///
     /// # Safety
     /// - `src` must be mapped for reads of `into.total_bytes()` bytes, and no Rust reference may claim that
-    ///   others leave them alone. (What is behind the mapping may be gone: that is an answer.)
+    ///   others leave them alone. (The file behind the mapping may have been truncated: then the result says so.)
     /// - These bytes must not overlap `into`.
     #[must_use = "bytes that were not copied are an I/O error"]
     #[inline(always)]
@@ -63,11 +63,11 @@ impl Engine {
         0
     }
 
-    /// Stores the bytes of `from` at `dst`; answers how many were not copied, from where the first fault was.
+    /// Stores the bytes of `from` at `dst`; returns how many were not copied, from where the first fault was.
     ///
     /// # Safety
     /// - `dst` must be mapped for writes of `from.total_bytes()` bytes, and no Rust reference to them may
-    ///   exist. (What is behind the mapping may be gone: that is an answer.)
+    ///   exist. (The file behind the mapping may have been truncated: then the result says so.)
     /// - These bytes must not overlap `from`.
     #[must_use = "bytes that were not copied are an I/O error"]
     #[inline(always)]
@@ -81,7 +81,9 @@ impl Engine {
         if let [segment] = from.as_slice() {
             // SAFETY: the caller vouches for `dst`, which is as long; `Segments` vouches for the segment; the
             // caller for the two not overlapping.
-            return unsafe { self.by_lines(dst, segment.ptr(), segment.len(), persist, What::Source, next) };
+            return unsafe {
+                self.by_lines(dst, segment.ptr(), segment.len(), persist, Payload::Source, next)
+            };
         }
         let start = dst;
         let mut dst = dst;
@@ -91,7 +93,7 @@ impl Engine {
             // SAFETY: the caller vouches for `dst`, the segments before this one used up exactly what it was
             // advanced by; `Segments` vouches for the segment; the caller for the two not overlapping.
             let left =
-                unsafe { self.by_lines(dst, segment.ptr(), segment.len(), persist, What::Source, next) };
+                unsafe { self.by_lines(dst, segment.ptr(), segment.len(), persist, Payload::Source, next) };
             if left != 0 {
                 return left + bytes_after(from, dst.addr() - start.addr() + segment.len());
             }
@@ -100,7 +102,7 @@ impl Engine {
         0
     }
 
-    /// Stores `len` zero bytes at `dst`; answers how many were not stored.
+    /// Stores `len` zero bytes at `dst`; returns how many were not stored.
     ///
     /// # Safety
     /// `dst` must be mapped for writes of `len` bytes, and no Rust reference to them may exist.
@@ -108,7 +110,7 @@ impl Engine {
     #[inline]
     pub unsafe fn zero(&self, dst: *mut u8, len: usize, persist: Persist) -> usize {
         // SAFETY: the caller vouches for `dst`; neither routine reads a source.
-        unsafe { self.by_lines(dst, std::ptr::null(), len, persist, What::Zeroes, PrefetchHint::NONE) }
+        unsafe { self.by_lines(dst, std::ptr::null(), len, persist, Payload::Zeroes, PrefetchHint::NONE) }
     }
 
     /// Copies by ordinary moves.
@@ -145,15 +147,15 @@ impl Engine {
         src: *const u8,
         len: usize,
         persist: Persist,
-        what: What,
+        payload: Payload,
         next: PrefetchHint,
     ) -> usize {
         if (dst.addr() | len) & self.odd_mask == 0 {
             // SAFETY: the caller vouches for `len` bytes, which are whole lines of `dst`.
-            return unsafe { self.lines(what)(dst, src, len, next.0) };
+            return unsafe { self.lines(payload)(dst, src, len, next.0) };
         }
         // SAFETY: the caller's obligations.
-        unsafe { self.by_parts(dst, src, len, persist, what, next) }
+        unsafe { self.by_parts(dst, src, len, persist, payload, next) }
     }
 
     /// As [`by_lines`](Self::by_lines), with partial lines, or stores that need every line flushed.
@@ -165,7 +167,7 @@ impl Engine {
         src: *const u8,
         len: usize,
         persist: Persist,
-        what: What,
+        payload: Payload,
         next: PrefetchHint,
     ) -> usize {
         let head = (dst.addr().wrapping_neg() % LINE_BYTES).min(len);
@@ -178,13 +180,13 @@ impl Engine {
                 continue;
             }
             let (to, from) = (dst.wrapping_add(at), src.wrapping_add(at));
-            let left = match (is_lines, what) {
+            let left = match (is_lines, payload) {
                 // SAFETY: the parts lie within the caller's range, and the body is whole lines of `dst`.
-                (true, _) => unsafe { self.lines(what)(to, from, part, next.0) },
+                (true, _) => unsafe { self.lines(payload)(to, from, part, next.0) },
                 // SAFETY: as above; head and tail are shorter than a line.
-                (false, What::Source) => unsafe { copy_small(to, from, part) },
+                (false, Payload::Source) => unsafe { copy_small(to, from, part) },
                 // SAFETY: as above.
-                (false, What::Zeroes) => unsafe { fill_small(to, from, part) },
+                (false, Payload::Zeroes) => unsafe { fill_small(to, from, part) },
             };
             if left != 0 {
                 return left + (len - at - part);
@@ -201,14 +203,14 @@ impl Engine {
 
     /// The routine for whole lines.
     #[inline]
-    const fn lines(&self, what: What) -> LineKernel {
-        match what {
-            What::Source => self.stream,
-            What::Zeroes => self.zero,
+    const fn lines(&self, payload: Payload) -> LineKernel {
+        match payload {
+            Payload::Source => self.stream,
+            Payload::Zeroes => self.zero,
         }
     }
 
-    /// Writes back every line that `len` bytes at `dst` touch; answers other than 0 if it cannot.
+    /// Writes back every line that `len` bytes at `dst` touch; returns other than 0 if it cannot.
     #[inline]
     unsafe fn flush_lines(&self, dst: *mut u8, len: usize) -> usize {
         let before = dst.addr() % LINE_BYTES;
@@ -260,7 +262,7 @@ pub unsafe fn zero(dst: *mut u8, len: usize, persist: Persist) -> usize {
 /// by system call, whether the file is still there.
 ///
 /// # Safety
-/// It must be mapped. (What is behind the mapping may be gone: that is the question.)
+/// It must be mapped. (The file behind the mapping may have been truncated: that is the question.)
 #[inline]
 pub unsafe fn can_read(address: *const u8) -> bool {
     let mut byte = 0;
@@ -288,7 +290,7 @@ pub fn touch(segments: Segments<'_>) {
     }
 }
 
-/// Stores `bytes` into the segments, first come first; answers how many were stored, which is all of them
+/// Stores `bytes` into the segments, first come first; returns how many were stored, which is all of them
 /// unless the segments are shorter or not there any more.
 #[inline]
 pub fn store_slice(into: Segments<'_>, bytes: &[u8]) -> usize {
@@ -306,7 +308,7 @@ pub fn store_slice(into: Segments<'_>, bytes: &[u8]) -> usize {
     bytes.len() - rest.len()
 }
 
-/// Fills `bytes` from the segments; answers how many were filled, which is all of them unless the segments
+/// Fills `bytes` from the segments; returns how many were filled, which is all of them unless the segments
 /// are shorter or not there any more. What arrives is never looked up again.
 #[inline]
 pub fn load_slice(from: Segments<'_>, bytes: &mut [u8]) -> usize {
@@ -329,8 +331,8 @@ pub fn load_slice(from: Segments<'_>, bytes: &mut [u8]) -> usize {
 /// Two words in the order of this CPU, each read once; `None` if they cannot be read.
 ///
 /// # Safety
-/// Their 16 bytes must be mapped, and no Rust reference may claim that others leave them alone. (What is behind the
-/// mapping may be gone: that is an answer.)
+/// Their 16 bytes must be mapped, and no Rust reference may claim that others leave them alone. (The file behind the
+/// mapping may have been truncated: then the result says so.)
 #[inline]
 pub unsafe fn load_words(src: *const u8) -> Option<[u64; 2]> {
     #[cfg(target_arch = "x86_64")]
@@ -348,8 +350,8 @@ pub unsafe fn load_words(src: *const u8) -> Option<[u64; 2]> {
 /// Stores one byte. Returns whether it could be.
 ///
 /// # Safety
-/// It must be mapped for writes, and no Rust reference to it may exist. (What is behind the mapping may be gone:
-/// that is an answer.)
+/// It must be mapped for writes, and no Rust reference to it may exist. (The file behind the mapping may have been truncated:
+/// then the result says so.)
 #[must_use = "a byte that was not stored is an error"]
 #[inline]
 pub unsafe fn store_byte(dst: *mut u8, byte: u8) -> bool {

@@ -115,7 +115,7 @@ fn skip_empty(list: &[Segment]) -> &[Segment] {
     list.get(filled..).unwrap_or_default()
 }
 
-/// One `pwritev`; answers how many bytes were written.
+/// One `pwritev`; returns how many bytes were written.
 ///
 /// # Safety
 /// The bytes of every segment must be readable memory. (Where they are not, the kernel answers `EFAULT` or

@@ -65,9 +65,9 @@ impl Drop for MediaWatcher {
 
 /// Until it should stop. It is this thread that the kernel announces bad pages to.
 fn watch(devices: &[Arc<Device<Backing>>], epoll: &Epoll, is_stopping: &AtomicBool) -> io::Result<()> {
-    let bell = action_optional::listen()?;
+    let event = action_optional::listen()?;
     let news = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, 0);
-    epoll.ctl(ControlOperation::Add, bell.as_raw_fd(), news)?;
+    epoll.ctl(ControlOperation::Add, event.as_raw_fd(), news)?;
     let lists: Vec<_> = devices.iter().filter_map(|device| device.disk().bad_block_list()).collect();
     for list in &lists {
         let news = EpollEvent::new(EventSet::PRIORITY | EventSet::EDGE_TRIGGERED, 0);

@@ -295,7 +295,7 @@ impl<D: Disk> Session<D> {
         let key = RingKey { session: self.id, index };
         let pool = postcopy::pool(state.postcopy.as_ref(), &self.context.pool);
         let Some(vring) = state.vrings.get_mut(usize::from(index)) else { return };
-        let Some(ring) = vring.place.take().and_then(|place| pool.detach(place, key)) else {
+        let Some(ring) = vring.worker.take().and_then(|worker| pool.detach(worker, key)) else {
             return;
         };
         self.context.writer_lock.ring_stopped();
@@ -348,9 +348,9 @@ impl<D: Disk> Session<D> {
             return Err(SessionError::OtherWriter(index));
         }
         let pool = postcopy::pool(state.postcopy.as_ref(), &self.context.pool);
-        let place = pool.attach(ring, self.context.cpus.as_ref());
-        let place = place.inspect_err(|_| self.context.writer_lock.ring_stopped());
-        vring.place = Some(place.map_err(|error| SessionError::Worker(index, error))?);
+        let worker = pool.attach(ring, self.context.cpus.as_ref());
+        let worker = worker.inspect_err(|_| self.context.writer_lock.ring_stopped());
+        vring.worker = Some(worker.map_err(|error| SessionError::Worker(index, error))?);
         debug_log::ring_starts(self.disk(), self.id, index, &layout, is_logged);
         state.has_run = true;
         self.ring_runs();
@@ -445,7 +445,7 @@ impl<D: Disk> State<D> {
     pub(super) fn to_be_started(&self, index: u16) -> Option<RingLayout> {
         let features = self.features;
         let vring = self.vrings.get(usize::from(index))?;
-        let (Some(_), Some(addresses), None) = (&vring.kick, vring.addresses, vring.place) else {
+        let (Some(_), Some(addresses), None) = (&vring.kick, vring.addresses, vring.worker) else {
             return None;
         };
         let needs_enable = features & F_PROTOCOL_FEATURES != 0;
@@ -464,6 +464,6 @@ impl<D: Disk> State<D> {
 
     pub(super) fn running(&self) -> Vec<u16> {
         let indices = (0_u16..).zip(&self.vrings);
-        indices.filter(|(_, vring)| vring.place.is_some()).map(|(index, _)| index).collect()
+        indices.filter(|(_, vring)| vring.worker.is_some()).map(|(index, _)| index).collect()
     }
 }

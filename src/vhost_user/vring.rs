@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use crate::limits::budget::Charge;
 use crate::virtio::queue::RingAddresses;
-use crate::worker::{Notifier, Place};
+use crate::worker::{Notifier, WorkerId};
 
-/// A ring as configured; it runs while it has a [`Place`].
+/// A ring as configured; it runs while it has a [`WorkerId`].
 #[derive(Debug, Default)]
 pub(super) struct Vring {
     /// `SET_VRING_NUM`, checked.
@@ -32,7 +32,7 @@ pub(super) struct Vring {
     /// What its descriptors take of the disk's budget.
     pub(super) charge: Option<Charge>,
     /// The worker that owns it.
-    pub(super) place: Option<Place>,
+    pub(super) worker: Option<WorkerId>,
 }
 
 impl Vring {

@@ -1,5 +1,4 @@
-//! How the control plane reaches a worker: a queue, a flag for a worker that looks, and an eventfd for one that
-//! sleeps.
+//! How the control plane reaches a worker: a queue, a flag for a worker that polls, and an eventfd for one that sleeps.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +17,7 @@ pub type RingCount<D> = (Arc<Device<D>>, Counters);
 /// What a worker can be asked.
 #[derive(Debug)]
 pub(super) enum Command<D: Disk> {
-    /// Own this ring and look at it once; if its kick descriptor cannot be watched, drop it.
+    /// Own this ring and poll it once; if its kick descriptor cannot be watched, drop it.
     Attach(AnyRing<D>, SyncSender<std::io::Result<()>>),
     /// Give this ring back, with everything fetched from it published.
     Detach(RingKey, SyncSender<Option<AnyRing<D>>>),
@@ -28,44 +27,44 @@ pub(super) enum Command<D: Disk> {
     Stop,
 }
 
-/// What wakes a worker, whether it sleeps or looks at its rings.
+/// Wakes a worker, whether it sleeps or polls its rings.
 #[derive(Debug)]
 #[repr(align(64))] // a worker reads it in every round: nothing that others write may share its cache line
-pub(super) struct Bell {
-    has_rung: AtomicBool,
+pub(super) struct EventWaker {
+    is_woken: AtomicBool,
     event: EventFd,
 }
 
-impl Bell {
+impl EventWaker {
     /// Wakes the worker.
-    pub(super) fn ring(&self) {
-        self.has_rung.store(true, Ordering::Release);
+    pub(super) fn wake(&self) {
+        self.is_woken.store(true, Ordering::Release);
         // Only a full counter can fail, and that wakes as well.
         let _ = self.event.write(1);
     }
 
-    /// Whether it was rung since the last time this said so.
+    /// Whether the worker was woken since this last returned true.
     #[inline]
-    pub(super) fn has_rung(&self) -> bool {
-        self.is_ringing() && self.has_rung.swap(false, Ordering::Acquire)
+    pub(super) fn take_wake(&self) -> bool {
+        self.is_woken() && self.is_woken.swap(false, Ordering::Acquire)
     }
 
-    /// Whether [`has_rung`](Self::has_rung) would say so.
+    /// Whether [`take_wake`](Self::take_wake) would return true.
     #[inline]
-    pub(super) fn is_ringing(&self) -> bool {
-        self.has_rung.load(Ordering::Relaxed)
+    pub(super) fn is_woken(&self) -> bool {
+        self.is_woken.load(Ordering::Relaxed)
     }
 
-    /// What is written when it is rung, and never read: to be waited for by its edge.
+    /// The eventfd that is written to and never read: to be waited for edge-triggered (epoll(7)).
     pub(super) const fn event(&self) -> &EventFd {
         &self.event
     }
 }
 
-/// Of a ring that waits for a flush.
-impl std::task::Wake for Bell {
+/// For a ring that waits for a flush.
+impl std::task::Wake for EventWaker {
     fn wake(self: Arc<Self>) {
-        self.ring();
+        Self::wake(&self);
     }
 }
 
@@ -73,14 +72,14 @@ impl std::task::Wake for Bell {
 #[derive(Debug)]
 pub(super) struct Mailbox<D: Disk> {
     commands: Sender<Command<D>>,
-    bell: Arc<Bell>,
+    waker: Arc<EventWaker>,
 }
 
 /// The worker's end.
 #[derive(Debug)]
 pub(super) struct Inbox<D: Disk> {
     pub(super) commands: Receiver<Command<D>>,
-    pub(super) bell: Arc<Bell>,
+    pub(super) waker: Arc<EventWaker>,
 }
 
 /// Both ends of a new mailbox.
@@ -89,10 +88,10 @@ pub(super) struct Inbox<D: Disk> {
 /// No descriptor is left.
 pub(super) fn mailbox<D: Disk>() -> std::io::Result<(Mailbox<D>, Inbox<D>)> {
     let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-    let bell = Arc::new(Bell { has_rung: AtomicBool::new(false), event });
+    let waker = Arc::new(EventWaker { is_woken: AtomicBool::new(false), event });
     let (sender, receiver) = channel();
-    let mailbox = Mailbox { commands: sender, bell: bell.clone() };
-    Ok((mailbox, Inbox { commands: receiver, bell }))
+    let mailbox = Mailbox { commands: sender, waker: waker.clone() };
+    Ok((mailbox, Inbox { commands: receiver, waker }))
 }
 
 impl<D: Disk> Mailbox<D> {
@@ -101,6 +100,6 @@ impl<D: Disk> Mailbox<D> {
     pub(super) fn post(&self, command: Command<D>) {
         // It can only fail when there is nobody to wake.
         let _ = self.commands.send(command);
-        self.bell.ring();
+        self.waker.wake();
     }
 }

@@ -25,5 +25,5 @@ pub use mailbox::RingCount;
 pub use notifier::Notifier;
 pub(crate) use notifier::{is_eventfd, link};
 pub use poll::Polling;
-pub use pool::{Place, Pool, PoolError};
+pub use pool::{Pool, PoolError, WorkerId};
 pub use ring::{Ring, RingKey, RingParts, Served};

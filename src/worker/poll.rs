@@ -33,12 +33,12 @@ const FIRST: Duration = Duration::from_micros(4);
 
 /// How long it pays to look, learnt from how long the rings were empty.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Window {
+pub(super) struct PollWindow {
     polling: Polling,
     length: Duration,
 }
 
-impl Window {
+impl PollWindow {
     pub(super) const fn new(polling: Polling) -> Self {
         let length = match polling {
             Polling::Never | Polling::UpTo(_) => Duration::ZERO,
@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn a_window_grows_until_it_meets_the_pauses() {
-        let mut window = Window::new(Polling::UpTo(MOST));
+        let mut window = PollWindow::new(Polling::UpTo(MOST));
         let lengths: Vec<_> = (0..6)
             .map(|_| {
                 window.learn(micros(20));
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn long_pauses_close_it() {
-        let mut window = Window::new(Polling::UpTo(MOST));
+        let mut window = PollWindow::new(Polling::UpTo(MOST));
         (0..6).for_each(|_| window.learn(micros(40)));
         assert_eq!(window.length(), MOST);
         let mut looked = Duration::ZERO;
@@ -112,11 +112,11 @@ mod tests {
     #[test]
     fn never_and_always_learn_nothing() {
         for (polling, length) in [(Polling::Never, Duration::ZERO), (Polling::Always, Duration::MAX)] {
-            let mut window = Window::new(polling);
+            let mut window = PollWindow::new(polling);
             [1, 30, 1000].into_iter().for_each(|pause| window.learn(micros(pause)));
             assert_eq!(window.length(), length);
         }
-        let mut off = Window::new(Polling::UpTo(Duration::ZERO));
+        let mut off = PollWindow::new(Polling::UpTo(Duration::ZERO));
         off.learn(micros(1));
         assert_eq!(off.length(), Duration::ZERO, "nothing is allowed");
     }

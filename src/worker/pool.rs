@@ -19,7 +19,7 @@ use crate::limits::thread;
 
 /// A worker, by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place(usize);
+pub struct WorkerId(usize);
 
 /// Why a ring could not be handed over or taken back.
 #[derive(Debug, thiserror::Error)]
@@ -83,20 +83,20 @@ impl<D: Disk> Pool<D> {
     ///
     /// # Errors
     /// [`PoolError`]; the ring is stopped then.
-    pub fn attach(&self, ring: AnyRing<D>, cpus: Option<&Arc<Cpus>>) -> Result<Place, PoolError> {
+    pub fn attach(&self, ring: AnyRing<D>, cpus: Option<&Arc<Cpus>>) -> Result<WorkerId, PoolError> {
         let (answer, answered) = sync_channel(1);
-        let place = {
+        let id = {
             let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
-            let place = self.place(&mut workers, cpus)?;
-            let worker = workers.get_mut(place.0).ok_or(PoolError::Stopped)?;
+            let id = self.choose(&mut workers, cpus)?;
+            let worker = workers.get_mut(id.0).ok_or(PoolError::Stopped)?;
             worker.load = worker.load.saturating_add(1);
             worker.mailbox.post(Command::Attach(ring, answer));
-            place
+            id
         };
         match answered.recv() {
-            Ok(Ok(())) => Ok(place),
+            Ok(Ok(())) => Ok(id),
             Ok(Err(error)) => {
-                self.unload(place);
+                self.unload(id);
                 Err(PoolError::Kick(error))
             }
             Err(_) => Err(PoolError::Stopped),
@@ -105,14 +105,14 @@ impl<D: Disk> Pool<D> {
 
     /// Takes a ring back: when this returns, everything fetched from it is published and its worker does not
     /// touch it, nor its memory, any more. `None` if that worker does not have it.
-    pub fn detach(&self, place: Place, key: RingKey) -> Option<AnyRing<D>> {
+    pub fn detach(&self, id: WorkerId, key: RingKey) -> Option<AnyRing<D>> {
         let (answer, answered) = sync_channel(1);
         {
             let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
-            workers.get(place.0)?.mailbox.post(Command::Detach(key, answer));
+            workers.get(id.0)?.mailbox.post(Command::Detach(key, answer));
         }
         let ring = answered.recv().ok().flatten()?;
-        self.unload(place);
+        self.unload(id);
         Some(ring)
     }
 
@@ -157,25 +157,25 @@ impl<D: Disk> Pool<D> {
     }
 
     /// The idlest worker there; a new one as long as none is idle and there may be more.
-    fn place(&self, workers: &mut Vec<Worker<D>>, cpus: Option<&Arc<Cpus>>) -> Result<Place, PoolError> {
+    fn choose(&self, workers: &mut Vec<Worker<D>>, cpus: Option<&Arc<Cpus>>) -> Result<WorkerId, PoolError> {
         let is_there = |(_, worker): &(usize, &Worker<D>)| worker.cpus.as_ref() == cpus;
         let there = || workers.iter().enumerate().filter(is_there);
         let most = self.most.unwrap_or_else(|| cpus.map_or(self.cpus, |cpus| cpus.count()));
         match there().min_by_key(|(_, worker)| worker.load) {
             Some((number, worker)) if worker.load == 0 || there().count() >= usize::from(most.get()) => {
-                Ok(Place(number))
+                Ok(WorkerId(number))
             }
             _ => {
                 let number = workers.len();
                 workers.push(spawn(number, self.polling, cpus.cloned()).map_err(PoolError::Spawn)?);
-                Ok(Place(number))
+                Ok(WorkerId(number))
             }
         }
     }
 
-    fn unload(&self, place: Place) {
+    fn unload(&self, id: WorkerId) {
         let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(worker) = workers.get_mut(place.0) {
+        if let Some(worker) = workers.get_mut(id.0) {
             worker.load = worker.load.saturating_sub(1);
         }
     }
@@ -184,10 +184,10 @@ impl<D: Disk> Pool<D> {
 fn spawn<D: Disk>(number: usize, polling: Polling, cpus: Option<Arc<Cpus>>) -> io::Result<Worker<D>> {
     let (mailbox, inbox) = mailbox()?;
     let runner = Runner::new(inbox, polling)?;
-    let place = cpus.clone();
+    let pinned = cpus.clone();
     let thread = thread::spawn(format!("worker-{number}"), move || {
         let _context = OwnContext::on_this_thread();
-        if let Some(cpus) = place
+        if let Some(cpus) = pinned
             && let Err(error) = cpus.pin_this_thread()
         {
             tracing::warn!(%cpus, %error, "a worker cannot be pinned to its CPUs; it runs on any");

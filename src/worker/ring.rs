@@ -13,7 +13,7 @@ use crate::disk::{Disk, Ticket};
 use crate::failpoint::{self, Point};
 use crate::limits::bounds::{MAX_TURN_BYTES, MAX_TURN_REQUESTS};
 use crate::log::{Cause, LogLimit};
-use crate::virtio::blk::{Answer, CacheMode, Counters, Device, Sliced, Transfer};
+use crate::virtio::blk::{CacheMode, Counters, Device, Progress, SlicedRequest, Transfer};
 use crate::virtio::memory::{MemoryTable, Translator};
 use crate::virtio::queue::{Batch, Bounds, Next, RingError, RingLayout, RingLog, SplitQueue, Virtqueue};
 
@@ -77,13 +77,13 @@ pub struct Ring<D: Disk, Q: Virtqueue = SplitQueue> {
     counters: Counters,
     broken: Option<RingError>,
     /// The next chain is probably of the common shape.
-    is_plain: bool,
+    is_contiguous: bool,
     /// Requests that wait for a flush, and those finished behind them, in the ring's order.
     held: Vec<Waiting>,
     /// The flush they wait for.
     flush: Option<Ticket>,
     /// A request that takes several turns.
-    sliced: Sliced,
+    sliced: SlicedRequest,
     /// Marks what is written to guest memory, while that is wanted.
     log: Option<Box<RingLog>>,
     log_limit: Arc<LogLimit>,
@@ -133,10 +133,10 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             connection,
             counters: Counters::default(),
             broken: None,
-            is_plain: true,
+            is_contiguous: true,
             held: Vec::with_capacity(usize::from(MAX_TURN_REQUESTS)),
             flush: None,
-            sliced: Sliced::default(),
+            sliced: SlicedRequest::default(),
             log: None,
             log_limit,
         })
@@ -184,7 +184,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     #[inline]
     pub fn has_work(&self) -> bool {
         self.broken.is_none()
-            && (self.flush.is_some() || self.sliced.is_begun() || self.queue.has_available())
+            && (self.flush.is_some() || self.sliced.is_in_progress() || self.queue.has_available())
     }
 
     /// Asks the driver to kick when it makes chains available. Returns whether some have come meanwhile, for
@@ -209,22 +209,22 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         match self.settle() {
             Ok(true) => {}
             Ok(false) => return Served::Held,
-            Err(error) => self.broke(error),
+            Err(error) => self.break_ring(error),
         }
         if self.broken.is_some() {
             return Served::Idle;
         }
         self.queue.park_kicks();
-        let has_more = if self.sliced.is_begun() { self.go_on() } else { self.batch() };
-        self.show();
-        self.look_for_losses();
+        let has_more = if self.sliced.is_in_progress() { self.next_slice() } else { self.batch() };
+        self.fence_and_publish();
+        self.check_memory();
         if !self.held.is_empty() {
             // Writes that finished before this are covered, and no others need to be.
             self.flush = Some(self.device.begin_flush(waker, &self.counters));
         }
         match has_more {
             _ if self.broken.is_some() => {}
-            Err(error) => self.broke(error),
+            Err(error) => self.break_ring(error),
             // Nothing more is fetched, and no kick needed, until the flush is done.
             Ok(_) if self.flush.is_some() => {}
             Ok(true) => return Served::More,
@@ -241,8 +241,8 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         while left > 0 {
             let Some(bytes) = u32::try_from(left_bytes).ok().filter(|bytes| *bytes > 0) else { break };
             let mut next = Next::Other;
-            if self.is_plain {
-                next = self.take_plain(Bounds { chains: left, bytes })?;
+            if self.is_contiguous {
+                next = self.take_contiguous(Bounds { chains: left, bytes })?;
                 let taken = self.batch.len();
                 if taken > 0 {
                     left_bytes = self.batch.left_bytes();
@@ -256,7 +256,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
                     break;
                 }
                 if taken >= MANY_REQUESTS && next == Next::Any && left > 0 {
-                    self.show();
+                    self.fence_and_publish();
                 }
             }
             match next {
@@ -277,8 +277,8 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
 
     /// Takes the next chains of the common shape. Returns what follows.
     #[inline(never)]
-    fn take_plain(&mut self, bounds: Bounds) -> Result<Next, RingError> {
-        self.queue.take_plain(&mut self.batch, bounds, self.device.prefetcher())
+    fn take_contiguous(&mut self, bounds: Bounds) -> Result<Next, RingError> {
+        self.queue.take_contiguous(&mut self.batch, bounds, self.device.prefetcher())
     }
 
     /// Does the next request, of any shape; `number` of this batch were done so before it.
@@ -289,7 +289,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             self.prefetch_media();
         }
         let Some(chain) = self.queue.pop(self.batch.memory())? else { return Ok(Popped::Nothing) };
-        self.is_plain = chain.readable.as_slice().len() + chain.writable.as_slice().len() <= 1;
+        self.is_contiguous = chain.readable.as_slice().len() + chain.writable.as_slice().len() <= 1;
         let bytes = match chain.flaw {
             None => chain.readable.total_bytes().saturating_add(chain.writable.total_bytes()) as u64,
             // It may have taken long to find that out.
@@ -303,16 +303,16 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     /// Does the next slice of a request that takes long.
     #[cold]
     #[inline(never)]
-    fn go_on(&mut self) -> Result<bool, RingError> {
+    fn next_slice(&mut self) -> Result<bool, RingError> {
         let Self { queue, device, cache, counters, held, sliced, log, .. } = self;
         if let (Some(log), Some((writable, status))) = (&mut *log, sliced.writable()) {
             log.note_slice(writable, status);
         }
-        let answer = device.go_on(sliced, cache, counters);
+        let answer = device.next_slice(sliced, cache, counters);
         if let Some(log) = log {
             // As of whole requests.
             device.fence();
-            log.executed(matches!(answer, Ok(Some(Answer::Held(_)))));
+            log.executed(matches!(answer, Ok(Some(Progress::Held(_)))));
         }
         if let Some(answer) = answer? {
             note(queue, held, answer);
@@ -328,7 +328,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             if self.transfer(taken / 2)? {
                 return Ok(true);
             }
-            self.show();
+            self.fence_and_publish();
         }
         self.transfer(taken)
     }
@@ -339,12 +339,12 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         let Self { queue, batch, device, cache, counters, held, sliced, log, .. } = self;
         let device: &Device<D> = device;
         let rules = device.rules(cache);
-        for plain in batch.drain(most) {
-            match device.transfer(plain, &rules, counters) {
+        for chain in batch.drain(most) {
+            match device.transfer(chain, &rules, counters) {
                 Transfer::Done(completion) if held.is_empty() => queue.complete(completion),
                 Transfer::Done(completion) => held.push(Waiting::Finished(completion)),
-                Transfer::Other(plain) => {
-                    let answer = execute(plain.into_chain(), device, cache, counters, sliced, log)?;
+                Transfer::Other(chain) => {
+                    let answer = execute(chain.into_chain(), device, cache, counters, sliced, log)?;
                     if note(queue, held, answer) {
                         return Ok(true);
                     }
@@ -360,8 +360,8 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     #[inline(never)]
     fn transfer_logged(&mut self) -> Result<bool, RingError> {
         let Self { queue, batch, device, cache, counters, held, sliced, log, .. } = self;
-        for plain in batch.drain(u16::MAX) {
-            let answer = execute(plain.into_chain(), device, cache, counters, sliced, log)?;
+        for chain in batch.drain(u16::MAX) {
+            let answer = execute(chain.into_chain(), device, cache, counters, sliced, log)?;
             if note(queue, held, answer) {
                 return Ok(true);
             }
@@ -404,13 +404,13 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             log.settled();
         }
         self.publish();
-        self.look_for_losses();
+        self.check_memory();
         Ok(true)
     }
 
     /// Shows the driver what is done.
     #[inline]
-    fn show(&mut self) {
+    fn fence_and_publish(&mut self) {
         self.device.fence();
         self.publish();
     }
@@ -419,7 +419,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     #[inline(always)] // its frame would be another of each turn
     fn publish(&mut self) {
         if self.batch.memory().is_lost() {
-            return self.broke(RingError::GuestMemoryLost);
+            return self.break_ring(RingError::GuestMemoryLost);
         }
         if let Some(log) = &self.log {
             self.queue.log(log);
@@ -439,15 +439,15 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     /// The ring's own words are read and written without a look at what became of them, and so they are looked at after
     /// that, once in each turn: what is lost between two parts of a turn is seen before the second is shown.
     #[inline]
-    fn look_for_losses(&mut self) {
+    fn check_memory(&mut self) {
         if self.batch.memory().is_lost() {
-            self.broke(RingError::GuestMemoryLost);
+            self.break_ring(RingError::GuestMemoryLost);
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn broke(&mut self, error: RingError) {
+    fn break_ring(&mut self, error: RingError) {
         if self.broken.is_some() {
             return;
         }

@@ -2,7 +2,7 @@
 //!
 //! A ring is *hot* while the worker looks at it: its driver has been asked not to kick. A hot ring that stays
 //! empty is armed and left to its kick; when no ring is hot the worker sleeps. How long "stays" is, is the
-//! [`Window`]'s to say.
+//! [`PollWindow`]'s to say.
 
 use std::io;
 use std::os::fd::AsRawFd as _;
@@ -14,7 +14,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::any_ring::AnyRing;
 use super::mailbox::{Command, Inbox, RingCount};
-use super::poll::{Polling, Window};
+use super::poll::{PollWindow, Polling};
 use super::ring::{RingKey, Served};
 use crate::disk::Disk;
 
@@ -25,16 +25,16 @@ const EVENTS: usize = 64;
 const MAILBOX: u64 = u64::MAX;
 
 /// Looks at empty rings before the clock is read for the first time: 1 to 3 µs, which cost less than to sleep.
-const UNTIMED_LOOKS: u32 = 32;
+const UNTIMED_POLLS: u32 = 32;
 
 /// Looks between two readings of the clock.
-const LOOKS: u32 = 16;
+const POLLS: u32 = 16;
 
 /// How long kicks of other rings may wait while some are hot.
-const GLANCE: Duration = Duration::from_micros(20);
+const KICK_CHECK_INTERVAL: Duration = Duration::from_micros(20);
 
 /// A ring that is hot and has had nothing to do for so many glances, while others had, goes back to its kick.
-const QUIET_GLANCES: u8 = 100;
+const MAX_IDLE_CHECKS: u8 = 100;
 
 /// Where a ring stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +42,7 @@ enum State {
     /// Its driver kicks.
     Armed,
     /// It is looked at; glances since it had something to do.
-    Hot { quiet_glances: u8 },
+    Polled { idle_checks: u8 },
     /// It waits for a flush.
     Held,
     /// Nothing is to be had of it any more.
@@ -63,13 +63,13 @@ pub(super) struct Runner<D: Disk> {
     /// A ring's place here is its number for the kernel. A stale number costs a look at another ring.
     slots: Vec<Option<Slot<D>>>,
     /// The rings that are hot; each gets a batch in its turn.
-    hot: Vec<usize>,
+    polled: Vec<usize>,
     /// How many are armed: only for these the kernel must be asked.
     armed: usize,
-    window: Window,
-    last_glance: Instant,
+    window: PollWindow,
+    last_kick_check: Instant,
     /// It has been woken, and so has just seen who kicks.
-    is_fresh: bool,
+    has_just_woken: bool,
     waker: Waker,
 }
 
@@ -80,18 +80,18 @@ impl<D: Disk> Runner<D> {
         let epoll = Epoll::new()?;
         // Edge-triggered, here and for kicks: they wake us without having to be read.
         let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, MAILBOX);
-        epoll.ctl(ControlOperation::Add, inbox.bell.event().as_raw_fd(), event)?;
-        let waker = Waker::from(inbox.bell.clone());
-        let (slots, hot, window) = (Vec::new(), Vec::new(), Window::new(polling));
+        epoll.ctl(ControlOperation::Add, inbox.waker.event().as_raw_fd(), event)?;
+        let waker = Waker::from(inbox.waker.clone());
+        let (slots, polled, window) = (Vec::new(), Vec::new(), PollWindow::new(polling));
         Ok(Self {
             inbox,
             epoll,
             slots,
-            hot,
+            polled,
             armed: 0,
             window,
-            last_glance: Instant::now(),
-            is_fresh: false,
+            last_kick_check: Instant::now(),
+            has_just_woken: false,
             waker,
         })
     }
@@ -99,27 +99,27 @@ impl<D: Disk> Runner<D> {
     /// Serves its rings until it is told to stop. Sleeps when there is nothing to do.
     pub(super) fn run(mut self) {
         loop {
-            if self.inbox.bell.has_rung() && !self.read_mail() {
+            if self.inbox.waker.take_wake() && !self.read_mailbox() {
                 return;
             }
-            if !self.serve_hot() {
-                self.pause();
-            } else if self.armed > 0 && !std::mem::take(&mut self.is_fresh) {
-                self.glance(Instant::now());
+            if !self.serve_polled() {
+                self.wait();
+            } else if self.armed > 0 && !std::mem::take(&mut self.has_just_woken) {
+                self.check_kicks(Instant::now());
             }
         }
     }
 
     /// One batch for each hot ring that has something to do. Returns whether any had.
     #[inline]
-    fn serve_hot(&mut self) -> bool {
+    fn serve_polled(&mut self) -> bool {
         let mut has_served = false;
         let mut turn = 0;
-        while let Some(&number) = self.hot.get(turn) {
+        while let Some(&number) = self.polled.get(turn) {
             let Some(slot) = self.slots.get_mut(number).and_then(Option::as_mut) else { break };
             if slot.ring.has_work() {
                 has_served = true;
-                slot.state = State::Hot { quiet_glances: 0 };
+                slot.state = State::Polled { idle_checks: 0 };
                 let rests = match slot.ring.serve(&self.waker) {
                     Served::Held => Some(State::Held),
                     _ if slot.ring.is_broken() => Some(State::Broken),
@@ -127,7 +127,7 @@ impl<D: Disk> Runner<D> {
                 };
                 if let Some(state) = rests {
                     slot.state = state;
-                    self.hot.swap_remove(turn);
+                    self.polled.swap_remove(turn);
                     continue;
                 }
             }
@@ -137,36 +137,36 @@ impl<D: Disk> Runner<D> {
     }
 
     /// Nothing is to be done: waits until there is, looking or sleeping.
-    fn pause(&mut self) {
-        if !self.window.length().is_zero() && !self.hot.is_empty() && self.look(UNTIMED_LOOKS) {
+    fn wait(&mut self) {
+        if !self.window.length().is_zero() && !self.polled.is_empty() && self.poll(UNTIMED_POLLS) {
             return;
         }
         let start = Instant::now();
         let mut now = start;
-        while !self.hot.is_empty() && now.saturating_duration_since(start) < self.window.length() {
-            self.glance(now);
-            let has_work = self.look(LOOKS);
+        while !self.polled.is_empty() && now.saturating_duration_since(start) < self.window.length() {
+            self.check_kicks(now);
+            let has_work = self.poll(POLLS);
             now = Instant::now();
             if has_work {
                 return self.window.learn(now.saturating_duration_since(start));
             }
         }
-        if self.arm_hot() {
+        if self.arm_polled() {
             return;
         }
         self.wait_for_events(-1);
-        self.is_fresh = true;
+        self.has_just_woken = true;
         self.window.learn(start.elapsed());
     }
 
     /// Looks at the hot rings, and for mail, so many times. Returns whether there is something to do.
     #[inline]
-    fn look(&self, times: u32) -> bool {
+    fn poll(&self, times: u32) -> bool {
         let has_work = |number: &usize| {
             self.slots.get(*number).and_then(Option::as_ref).is_some_and(|it| it.ring.has_work())
         };
         for _ in 0..times {
-            if self.hot.iter().any(has_work) || self.inbox.bell.is_ringing() {
+            if self.polled.iter().any(has_work) || self.inbox.waker.is_woken() {
                 return true;
             }
             std::hint::spin_loop();
@@ -175,9 +175,9 @@ impl<D: Disk> Runner<D> {
     }
 
     /// Leaves the hot rings to their kicks. Returns whether one has got something to do meanwhile.
-    fn arm_hot(&mut self) -> bool {
-        let Self { slots, hot, armed, .. } = self;
-        hot.retain(|number| {
+    fn arm_polled(&mut self) -> bool {
+        let Self { slots, polled, armed, .. } = self;
+        polled.retain(|number| {
             let Some(slot) = slots.get_mut(*number).and_then(Option::as_mut) else { return false };
             if slot.ring.arm() {
                 return true;
@@ -186,23 +186,23 @@ impl<D: Disk> Runner<D> {
             *armed = armed.saturating_add(1);
             false
         });
-        !hot.is_empty()
+        !polled.is_empty()
     }
 
-    /// Now and then: looks after kicks of other rings while some are hot, and lets go of those that have had
+    /// Now and then: looks after kicks of other rings while some are polled, and lets go of those that have had
     /// nothing to do for long.
-    fn glance(&mut self, now: Instant) {
-        if self.armed == 0 || now.saturating_duration_since(self.last_glance) < GLANCE {
+    fn check_kicks(&mut self, now: Instant) {
+        if self.armed == 0 || now.saturating_duration_since(self.last_kick_check) < KICK_CHECK_INTERVAL {
             return;
         }
-        self.last_glance = now;
+        self.last_kick_check = now;
         self.wait_for_events(0);
-        let Self { slots, hot, armed, .. } = self;
-        hot.retain(|number| {
+        let Self { slots, polled, armed, .. } = self;
+        polled.retain(|number| {
             let Some(slot) = slots.get_mut(*number).and_then(Option::as_mut) else { return false };
-            let State::Hot { quiet_glances } = &mut slot.state else { return false };
-            *quiet_glances = quiet_glances.saturating_add(1);
-            if *quiet_glances <= QUIET_GLANCES || slot.ring.arm() {
+            let State::Polled { idle_checks } = &mut slot.state else { return false };
+            *idle_checks = idle_checks.saturating_add(1);
+            if *idle_checks <= MAX_IDLE_CHECKS || slot.ring.arm() {
                 return true;
             }
             slot.state = State::Armed;
@@ -218,17 +218,17 @@ impl<D: Disk> Runner<D> {
         for event in events.iter().take(count) {
             // That of the mailbox has woken us, and that was all it had to do.
             if let Ok(number) = usize::try_from(event.data()) {
-                self.heat(number, State::Armed);
+                self.poll_from_now_on(number, State::Armed);
             }
         }
     }
 
     /// A ring that is in this state gets its turns from now on.
-    fn heat(&mut self, number: usize, from: State) {
+    fn poll_from_now_on(&mut self, number: usize, from: State) {
         let Some(slot) = self.slots.get_mut(number).and_then(Option::as_mut) else { return };
         if slot.state == from {
-            slot.state = State::Hot { quiet_glances: 0 };
-            self.hot.push(number);
+            slot.state = State::Polled { idle_checks: 0 };
+            self.polled.push(number);
             self.armed = self.armed.saturating_sub(usize::from(from == State::Armed));
         }
     }
@@ -236,9 +236,9 @@ impl<D: Disk> Runner<D> {
     /// Obeys the control plane, and looks after rings whose flush may be done. Returns whether to go on. An
     /// answer that nobody waits for any more is dropped.
     #[cold]
-    fn read_mail(&mut self) -> bool {
+    fn read_mailbox(&mut self) -> bool {
         for number in 0..self.slots.len() {
-            self.heat(number, State::Held);
+            self.poll_from_now_on(number, State::Held);
         }
         while let Ok(command) = self.inbox.commands.try_recv() {
             match command {
@@ -261,14 +261,14 @@ impl<D: Disk> Runner<D> {
         let free = self.slots.iter().position(Option::is_none).unwrap_or(self.slots.len());
         let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, free as u64);
         self.epoll.ctl(ControlOperation::Add, ring.kick().as_raw_fd(), event)?;
-        let slot = Some(Slot { ring, state: State::Hot { quiet_glances: 0 } });
+        let slot = Some(Slot { ring, state: State::Polled { idle_checks: 0 } });
         match self.slots.get_mut(free) {
             Some(place) => *place = slot,
             None => self.slots.push(slot),
         }
         // Whatever becomes of it, there is room among the hot ones.
-        self.hot.push(free);
-        self.hot.reserve(self.slots.len().saturating_sub(self.hot.len()));
+        self.polled.push(free);
+        self.polled.reserve(self.slots.len().saturating_sub(self.polled.len()));
         Ok(())
     }
 
@@ -276,7 +276,7 @@ impl<D: Disk> Runner<D> {
         let has_key = |slot: &Option<Slot<D>>| slot.as_ref().is_some_and(|slot| slot.ring.key() == key);
         let number = self.slots.iter().position(has_key)?;
         let Slot { ring, state } = self.slots.get_mut(number)?.take()?;
-        self.hot.retain(|hot| *hot != number);
+        self.polled.retain(|hot| *hot != number);
         self.armed = self.armed.saturating_sub(usize::from(state == State::Armed));
         let nothing = EpollEvent::default();
         // Cannot fail for a descriptor that was added; the ring still holds it open.

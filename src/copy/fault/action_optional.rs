@@ -13,13 +13,13 @@ use rustix::process::{
 };
 
 /// Most that wait to be fetched. One more is met when it is touched, as without all this.
-const MAX_NOTES: usize = 64;
+const MAX_PENDING: usize = 64;
 
 /// An address in each, or 0.
-static NOTES: [AtomicUsize; MAX_NOTES] = [const { AtomicUsize::new(0) }; MAX_NOTES];
+static PENDING: [AtomicUsize; MAX_PENDING] = [const { AtomicUsize::new(0) }; MAX_PENDING];
 
 /// Written to with each note; nobody reads it.
-static BELL: OnceLock<OwnedFd> = OnceLock::new();
+static EVENT: OnceLock<OwnedFd> = OnceLock::new();
 
 /// Makes the calling thread the one of this process that hears of bad pages before they are touched. What it
 /// gets is an eventfd that all listeners share: watch it edge-triggered, never read it, and [`fetch`] the
@@ -32,20 +32,20 @@ static BELL: OnceLock<OwnedFd> = OnceLock::new();
 /// # Errors
 /// No descriptor is left, or `prctl` is forbidden.
 pub fn listen() -> io::Result<BorrowedFd<'static>> {
-    let bell = match BELL.get() {
-        Some(bell) => bell,
+    let event = match EVENT.get() {
+        Some(event) => event,
         None => {
-            let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-            BELL.get_or_init(|| bell)
+            let event = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+            EVENT.get_or_init(|| event)
         }
     };
     set_machine_check_memory_corruption_kill_policy(Some(MachineCheckMemoryCorruptionKillPolicy::Early))?;
-    Ok(bell.as_fd())
+    Ok(event.as_fd())
 }
 
 /// Fetches the announced addresses in this range, each of which says that its page is bad. They are told once.
 pub fn fetch(range: &Range<usize>) -> Vec<usize> {
-    let fetched = NOTES.iter().filter_map(|note| {
+    let fetched = PENDING.iter().filter_map(|note| {
         let address = note.load(Ordering::Acquire);
         let is_ours = address != 0 && range.contains(&address);
         let taken = is_ours.then(|| note.compare_exchange(address, 0, Ordering::Relaxed, Ordering::Relaxed));
@@ -55,17 +55,17 @@ pub fn fetch(range: &Range<usize>) -> Vec<usize> {
 }
 
 /// Notes an address. For the handler.
-pub(super) fn note(address: usize) {
+pub(super) fn record(address: usize) {
     let take =
         |note: &&AtomicUsize| note.compare_exchange(0, address, Ordering::Release, Ordering::Relaxed).is_ok();
-    let (Some(_), Some(bell)) = (NOTES.iter().find(take), BELL.get()) else { return };
+    let (Some(_), Some(event)) = (PENDING.iter().find(take), EVENT.get()) else { return };
     let one = 1_u64.to_ne_bytes();
     // SAFETY: always valid, and the handler must not change what the interrupted code finds in it.
     let errno = unsafe { libc::__errno_location() };
     // SAFETY: as above.
     let before = unsafe { *errno };
     // SAFETY: eight bytes that live until the call returns; it may be called in a handler (signal-safety(7)).
-    unsafe { libc::write(bell.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+    unsafe { libc::write(event.as_raw_fd(), one.as_ptr().cast(), one.len()) };
     // SAFETY: as above.
     unsafe { *errno = before };
 }
@@ -89,22 +89,22 @@ mod tests {
         let watched = WatchedRange::media(media, 0x3000).unwrap();
         let (start, end) = (media.addr(), media.addr() + 0x3000);
         let told = std::thread::spawn(move || {
-            let bell = listen().unwrap();
+            let event = listen().unwrap();
             let policy = machine_check_memory_corruption_kill_policy().unwrap();
             assert_eq!(policy, MachineCheckMemoryCorruptionKillPolicy::Early);
             announce_bad_page(start + 0x1000);
             announce_bad_page(start + 0x2fff);
-            let mut watched = [rustix::event::PollFd::new(&bell, rustix::event::PollFlags::IN)];
+            let mut watched = [rustix::event::PollFd::new(&event, rustix::event::PollFlags::IN)];
             rustix::event::poll(&mut watched, None).unwrap()
         });
         assert_eq!(told.join().unwrap(), 1);
         assert!(fetch(&(start..start + 0x1000)).is_empty(), "not there");
         assert_eq!(fetch(&(start..end)), [start + 0x1000, start + 0x2fff]);
         assert!(fetch(&(start..end)).is_empty(), "told already");
-        for _ in 0..2 * MAX_NOTES {
+        for _ in 0..2 * MAX_PENDING {
             announce_bad_page(start + 1);
         }
-        assert!(fetch(&(start..end)).len() <= MAX_NOTES);
+        assert!(fetch(&(start..end)).len() <= MAX_PENDING);
         announce_bad_page(start + 2);
         assert_eq!(fetch(&(start..end)), [start + 2], "there is room again");
         drop(watched);

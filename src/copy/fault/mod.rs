@@ -3,7 +3,7 @@
 //! The kernel reports them as `SIGBUS` (a truncated file, a full file system, a bad cell) in the thread that
 //! touched the memory. Three things can be done:
 //!
-//! 1. The fault is in one of the copy routines: it goes on at its fix-up, which answers how much is missing.
+//! 1. The fault is in one of the copy routines: it goes on at its fix-up, which returns how much is missing.
 //! 2. It is elsewhere, but in guest memory: somebody reads a ring, or marks a page in a dirty log. The range is marked
 //!    as lost ([`WatchedRange::has_faulted`]), so that its owner stops using it, and zeroes are put in place of all of
 //!    it. That is never done over the media: a guest would read zeroes that it did not write.
@@ -75,7 +75,7 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
     }
     if is_about_bad_page && ranges::is_watched(address) {
         // Whoever touches it will be told; whoever listens can know before.
-        action_optional::note(address);
+        action_optional::record(address);
         return;
     }
     // SAFETY: as above.

@@ -12,7 +12,7 @@ const GIVEN_UP: usize = usize::MAX;
 
 /// What was to be had of what was reserved for the worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Spare {
+enum SpareMapping {
     Never,
     GoneBefore,
     /// There is a mapping more now.
@@ -144,19 +144,19 @@ impl Slot {
     }
 
     /// Unmaps what was reserved for the worst. For the handler, and at the end.
-    fn give_up_spare(&self) -> Spare {
+    fn give_up_spare(&self) -> SpareMapping {
         match self.spare.swap(GIVEN_UP, Ordering::Relaxed) {
             0 => {
                 self.spare.store(0, Ordering::Relaxed);
-                Spare::Never
+                SpareMapping::Never
             }
-            GIVEN_UP => Spare::GoneBefore,
+            GIVEN_UP => SpareMapping::GoneBefore,
             len => {
                 let at =
                     std::ptr::without_provenance_mut(self.start.load(Ordering::Relaxed).wrapping_sub(len));
                 // SAFETY: nobody uses it, as who registered the range has said, and it is unmapped once only.
                 let _ = unsafe { libc::munmap(at, len) };
-                Spare::GoneNow
+                SpareMapping::GoneNow
             }
         }
     }
@@ -209,11 +209,11 @@ pub(super) fn replace_lost(address: usize) -> bool {
     let whole = slot.len.load(Ordering::Relaxed).next_multiple_of(page_bytes);
     let is_replaced = put_zeroes(start, whole) || {
         let spare = slot.give_up_spare();
-        spare == Spare::GoneNow && put_zeroes(start, whole)
+        spare == SpareMapping::GoneNow && put_zeroes(start, whole)
             // Where memory is promised only if it is there (vm.overcommit_memory=2, RLIMIT_DATA), a page may be had.
             || put_zeroes(address - address % page_bytes, page_bytes)
             // Another thread makes use of it just now: look again.
-            || spare == Spare::GoneBefore
+            || spare == SpareMapping::GoneBefore
     };
     // SAFETY: as above.
     unsafe { *errno = before };

@@ -26,7 +26,7 @@ const WAYS: [Way; 5] = [
     Way::Zero(Persist::FenceOnly),
 ];
 
-/// Copies `len` bytes; answers how many were not copied.
+/// Copies `len` bytes; returns how many were not copied.
 fn copy(engine: &Engine, way: Way, media: *mut u8, guest: *mut u8, len: usize) -> usize {
     let segment = [Segment::new(guest, len)];
     // SAFETY: the callers give ranges that are mapped; what is behind them may be gone.

@@ -1,6 +1,6 @@
 //! The copies themselves, in assembler: every instruction that touches the bytes has a fix-up.
 //!
-//! All take `rdi` = destination, `rsi` = source, `rdx` = length in bytes, and answer in `rax` how many bytes
+//! All take `rdi` = destination, `rsi` = source, `rdx` = length in bytes, and return in `rax` how many bytes
 //! were *not* done. They use no stack and keep `rdi`, `rsi` and `rdx` true at the beginning of each chunk. So
 //! a fix-up can start anywhere in them: it does the rest byte by byte, up to the one that cannot be done,
 //! and so knows exactly which that is. (If the rest can be done after all, one byte is still reported:
@@ -324,7 +324,7 @@ unsafe extern "C" {
 /// It leaves all registers but three alone, which a call by the rules of C would not.
 ///
 /// # Safety
-/// 16 bytes must be mapped at `src`. (What is behind the mapping may be gone: that is an answer.)
+/// 16 bytes must be mapped at `src`. (The file behind the mapping may have been truncated: then the result says so.)
 #[inline(always)]
 pub(in crate::copy) unsafe fn load16(src: *const u8) -> Option<[u64; 2]> {
     let (first, second, is_lost): (u64, u64, u32);
@@ -341,7 +341,7 @@ pub(in crate::copy) unsafe fn load16(src: *const u8) -> Option<[u64; 2]> {
 /// Stores one byte. Returns whether it could be.
 ///
 /// # Safety
-/// A byte must be mapped at `dst` for writes. (What is behind the mapping may be gone: that is an answer.)
+/// A byte must be mapped at `dst` for writes. (The file behind the mapping may have been truncated: then the result says so.)
 #[inline(always)]
 pub(in crate::copy) unsafe fn store1(dst: *mut u8, byte: u8) -> bool {
     let is_lost: u32;

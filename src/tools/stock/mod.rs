@@ -59,7 +59,7 @@ use crate::copy::fault;
 use crate::disk::Disk;
 use crate::log::{Cause, LogLimit};
 use crate::virtio::blk::{
-    Answer, CacheMode, ConfigSpace, Counters, Device, Sliced, WRITEBACK_OFFSET, features,
+    CacheMode, ConfigSpace, Counters, Device, Progress, SlicedRequest, WRITEBACK_OFFSET, features,
 };
 use crate::virtio::memory::{MemoryError, MemoryTable, RegionSpec, SharedError};
 use crate::virtio::queue::{Buffer, Completion, Gatherer, MAX_QUEUE_SIZE, RingError};
@@ -95,7 +95,7 @@ struct Lane {
     gatherer: Gatherer,
     counters: Counters,
     /// Room for a request that takes long.
-    sliced: Sliced,
+    sliced: SlicedRequest,
 }
 
 /// Why a ring does not go on.
@@ -118,7 +118,7 @@ impl<D: Disk> Stock<D> {
             guest: Arc::default(),
             gatherer: Gatherer::new(Arc::default()),
             counters: Counters::default(),
-            sliced: Sliced::default(),
+            sliced: SlicedRequest::default(),
         };
         let queues = device.queues().min(MAX_QUEUES);
         Ok(Self {
@@ -170,7 +170,7 @@ impl<D: Disk> Stock<D> {
         chain: DescriptorChain<&GuestMemoryMmap>,
         gatherer: &mut Gatherer,
         counters: &mut Counters,
-        sliced: &mut Sliced,
+        sliced: &mut SlicedRequest,
     ) -> Result<Completion, Broken> {
         let (head, mut is_cut) = (chain.head_index(), false);
         let buffers = chain.map(|descriptor| {
@@ -189,12 +189,12 @@ impl<D: Disk> Stock<D> {
         let mut answer = self.device.execute(chain, self.cache(), counters, sliced)?;
         loop {
             answer = match answer {
-                Answer::Done(completion) => return Ok(completion),
-                Answer::Held(held) => return Ok(self.device.settle(held, self.flush(), counters)?),
+                Progress::Completed(completion) => return Ok(completion),
+                Progress::Held(held) => return Ok(self.device.settle(held, self.flush(), counters)?),
                 // Nobody else waits for this thread.
-                Answer::Sliced => {
-                    let next = self.device.go_on(sliced, self.cache(), counters)?;
-                    next.unwrap_or(Answer::Sliced)
+                Progress::Sliced => {
+                    let next = self.device.next_slice(sliced, self.cache(), counters)?;
+                    next.unwrap_or(Progress::Sliced)
                 }
             };
         }

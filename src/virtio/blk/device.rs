@@ -8,8 +8,8 @@ use super::cache::CacheMode;
 use super::config_space::ConfigSpace;
 use super::counters::{Counters, Effect};
 use super::features;
-use super::request::{OK, Operation, Refusal, parse};
-use super::sliced::{Parts, Sliced, takes_long};
+use super::request::{ErrorStatus, OK, Operation, parse};
+use super::sliced::{Parts, SlicedRequest, takes_long};
 use super::units::{Limits, SECTOR_BYTES, SEG_MAX};
 use crate::copy;
 use crate::disk::{Disk, DiskError, Flusher, GrowError, Ticket};
@@ -43,25 +43,25 @@ pub struct Device<D: Disk> {
 
 /// What became of a request.
 #[derive(Debug)]
-pub enum Answer {
+pub enum Progress {
     /// It is finished.
-    Done(Completion),
+    Completed(Completion),
     /// It is done but for a flush that takes time: the ring waits for [`Device::begin_flush`].
-    Held(Held),
-    /// It takes long: [`Device::go_on`] does one slice of it after the other, and answers in the end.
+    Held(HeldRequest),
+    /// It takes long: [`Device::next_slice`] does one slice of it after the other, and answers in the end.
     Sliced,
 }
 
 /// A request that is finished as soon as everything before it persists.
 #[derive(Debug)]
 #[must_use = "a held request must be settled, or its ring started anew"]
-pub struct Held {
+pub struct HeldRequest {
     completion: Completion,
     status: HeldStatus,
     effect: Effect,
 }
 
-impl Held {
+impl HeldRequest {
     /// Whether it is a flush: nothing that comes after it in the ring needs to wait with it.
     pub const fn is_flush(&self) -> bool {
         matches!(self.effect, Effect::Flushed)
@@ -69,7 +69,7 @@ impl Held {
 }
 
 /// What was done, or why not.
-pub(super) type Outcome = Result<Done, Refusal>;
+pub(super) type Outcome = Result<Done, ErrorStatus>;
 
 /// A request that has not failed.
 pub(super) enum Done {
@@ -176,8 +176,8 @@ impl<D: Disk> Device<D> {
         chain: Chain<'_>,
         cache: &CacheMode,
         counters: &mut Counters,
-        sliced: &mut Sliced,
-    ) -> Result<Answer, RingError> {
+        sliced: &mut SlicedRequest,
+    ) -> Result<Progress, RingError> {
         let Chain { head, header, flaw, readable, writable, status, data_bytes } = chain;
         let outcome = match flaw {
             None => match parse(&header, readable, writable, &self.limits()) {
@@ -186,22 +186,22 @@ impl<D: Disk> Device<D> {
                     return self.begin(&operation, parts, sliced, counters);
                 }
                 Ok(operation) => self.perform(&operation, cache, counters),
-                Err(refusal) => Err(refusal),
+                Err(error) => Err(error),
             },
-            Some(_) => Err(Refusal::IoError),
+            Some(_) => Err(ErrorStatus::IoError),
         };
-        Self::answer(outcome, head, data_bytes, counters, status)
+        Self::complete(outcome, head, data_bytes, counters, status)
     }
 
     /// What is answered to a request of which that has become.
     #[inline(always)]
-    pub(super) fn answer(
+    pub(super) fn complete(
         outcome: Outcome,
         head: Head,
         data_bytes: u64,
         counters: &mut Counters,
         status: impl Status,
-    ) -> Result<Answer, RingError> {
+    ) -> Result<Progress, RingError> {
         // The status counts only where no gap is before it (VIRTIO 1.2 §2.7.8.2).
         let complete = |written_bytes: u64| {
             let reaches_status = written_bytes == data_bytes;
@@ -210,15 +210,19 @@ impl<D: Disk> Device<D> {
         let (code, written_bytes) = match outcome {
             Ok(Done::Counted(written_bytes)) => (OK, written_bytes),
             Ok(Done::Unflushed(effect)) => {
-                return Ok(Answer::Held(Held { completion: complete(0), status: status.hold(), effect }));
+                return Ok(Progress::Held(HeldRequest {
+                    completion: complete(0),
+                    status: status.hold(),
+                    effect,
+                }));
             }
-            Err(refusal) => {
+            Err(error) => {
                 counters.count(Effect::Failed);
-                (refusal.status(), 0)
+                (error.status(), 0)
             }
         };
         status.store(code)?;
-        Ok(Answer::Done(complete(written_bytes)))
+        Ok(Progress::Completed(complete(written_bytes)))
     }
 
     /// Orders all writes of a batch before its completions are published.
@@ -254,13 +258,13 @@ impl<D: Disk> Device<D> {
     /// [`RingError::GuestMemoryLost`] when the place for the answer is gone.
     pub fn settle(
         &self,
-        held: Held,
+        held: HeldRequest,
         has_flushed: bool,
         counters: &mut Counters,
     ) -> Result<Completion, RingError> {
-        let Held { completion, status, effect } = held;
+        let HeldRequest { completion, status, effect } = held;
         counters.count(if has_flushed { effect } else { Effect::Failed });
-        status.store(if has_flushed { OK } else { Refusal::IoError.status() })?;
+        status.store(if has_flushed { OK } else { ErrorStatus::IoError.status() })?;
         Ok(completion)
     }
 
@@ -297,7 +301,7 @@ impl<D: Disk> Device<D> {
                 Ok(Done::Counted(bytes as u64))
             }
             // These are done in slices.
-            Operation::Discard { .. } | Operation::WriteZeroes { .. } => Err(Refusal::Unsupported),
+            Operation::Discard { .. } | Operation::WriteZeroes { .. } => Err(ErrorStatus::Unsupported),
         }
     }
 
@@ -312,11 +316,11 @@ impl<D: Disk> Device<D> {
 
     /// The media, or guest memory, failed: the request fails, and one line in the log says so.
     #[cold]
-    pub(super) fn failed(&self, operation: &str, error: &DiskError) -> Refusal {
+    pub(super) fn failed(&self, operation: &str, error: &DiskError) -> ErrorStatus {
         self.log_failure(operation, error);
         match error {
-            DiskError::Unsupported => Refusal::Unsupported,
-            DiskError::OutOfRange | DiskError::ReadOnly | DiskError::Io { .. } => Refusal::IoError,
+            DiskError::Unsupported => ErrorStatus::Unsupported,
+            DiskError::OutOfRange | DiskError::ReadOnly | DiskError::Io { .. } => ErrorStatus::IoError,
         }
     }
 

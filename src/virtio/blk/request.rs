@@ -9,7 +9,7 @@ use virtio_bindings::bindings::virtio_blk as spec;
 use super::units::{Limits, MAX_RANGES, SECTOR_BYTES};
 use crate::copy::{self, Segments};
 use crate::limits::bounds::MAX_SLICE_BYTES;
-use crate::virtio::queue::{Header, Plain};
+use crate::virtio::queue::{ContiguousChain, Header};
 
 /// Length of one range of a DISCARD or WRITE_ZEROES: sector, number of sectors, flags.
 const RANGE_BYTES: usize = 16;
@@ -25,7 +25,7 @@ const FLUSH_OUT: u32 = spec::VIRTIO_BLK_T_FLUSH | spec::VIRTIO_BLK_T_OUT;
 
 /// Why a request is answered without being tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
+pub enum ErrorStatus {
     /// `VIRTIO_BLK_S_IOERR`.
     IoError,
     /// `VIRTIO_BLK_S_UNSUPP`.
@@ -35,7 +35,7 @@ pub enum Refusal {
 /// The status of a request that is done.
 pub(super) const OK: u8 = status_byte(spec::VIRTIO_BLK_S_OK);
 
-impl Refusal {
+impl ErrorStatus {
     /// The status that the driver reads.
     pub(super) const fn status(self) -> u8 {
         status_byte(match self {
@@ -111,7 +111,7 @@ pub fn parse<'a>(
     readable: Segments<'a>,
     writable: Segments<'a>,
     limits: &Limits,
-) -> Result<Operation<'a>, Refusal> {
+) -> Result<Operation<'a>, ErrorStatus> {
     let [_, sector] = *header;
     match kind(header) & !BARRIER {
         spec::VIRTIO_BLK_T_IN => {
@@ -121,7 +121,7 @@ pub fn parse<'a>(
         spec::VIRTIO_BLK_T_OUT => {
             let offset = transfer(sector, &readable, &writable, limits)?;
             if limits.read_only {
-                return Err(Refusal::IoError);
+                return Err(ErrorStatus::IoError);
             }
             Ok(Operation::Write { offset, from: readable })
         }
@@ -136,7 +136,7 @@ fn parse_other<'a>(
     readable: Segments<'a>,
     writable: Segments<'a>,
     limits: &Limits,
-) -> Result<Operation<'a>, Refusal> {
+) -> Result<Operation<'a>, ErrorStatus> {
     match code {
         spec::VIRTIO_BLK_T_FLUSH | FLUSH_OUT => Ok(Operation::Flush),
         spec::VIRTIO_BLK_T_GET_ID => Ok(Operation::GetId { into: writable }),
@@ -144,13 +144,13 @@ fn parse_other<'a>(
         spec::VIRTIO_BLK_T_WRITE_ZEROES if !limits.read_only => {
             Ok(Operation::WriteZeroes { payload: readable })
         }
-        _ => Err(Refusal::Unsupported),
+        _ => Err(ErrorStatus::Unsupported),
     }
 }
 
 /// Which way a transfer goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum Direction {
     /// To the guest.
     Read,
     /// From the guest.
@@ -159,10 +159,10 @@ pub(super) enum Way {
 
 /// Which way a chain of the common shape asks for and has its data for.
 #[inline(always)]
-pub(super) const fn way(plain: &Plain<'_>) -> Option<Way> {
-    match kind(plain.header()) {
-        spec::VIRTIO_BLK_T_IN if plain.is_writable() => Some(Way::Read),
-        spec::VIRTIO_BLK_T_OUT if !plain.is_writable() => Some(Way::Write),
+pub(super) const fn direction(chain: &ContiguousChain<'_>) -> Option<Direction> {
+    match kind(chain.header()) {
+        spec::VIRTIO_BLK_T_IN if chain.is_writable() => Some(Direction::Read),
+        spec::VIRTIO_BLK_T_OUT if !chain.is_writable() => Some(Direction::Write),
         _ => None,
     }
 }
@@ -170,9 +170,9 @@ pub(super) const fn way(plain: &Plain<'_>) -> Option<Way> {
 /// Offset in bytes of the transfer that a chain of the common shape asks for, if it is one of whole units inside the
 /// disk that is done in one go.
 #[inline(always)]
-pub(super) fn offset_of(plain: &Plain<'_>, limits: &Limits) -> Option<u64> {
-    let [_, sector] = *plain.header();
-    let bytes = plain.data().total_bytes() as u64;
+pub(super) fn offset_of(chain: &ContiguousChain<'_>, limits: &Limits) -> Option<u64> {
+    let [_, sector] = *chain.header();
+    let bytes = chain.data().total_bytes() as u64;
     // No bits but those of a whole number of sectors that is less than a slice.
     if bytes & !MAX_SLICE_BYTES.wrapping_sub(SECTOR_BYTES) != 0 {
         return None;
@@ -204,14 +204,14 @@ const fn kind(header: &Header) -> u32 {
 fn transfer(
     sector: u64,
     data: &Segments<'_>,
-    wrong_way: &Segments<'_>,
+    other_direction: &Segments<'_>,
     limits: &Limits,
-) -> Result<u64, Refusal> {
+) -> Result<u64, ErrorStatus> {
     let data_bytes = data.total_bytes() as u64;
-    if wrong_way.total_bytes() > 0 || !data_bytes.is_multiple_of(SECTOR_BYTES) {
-        return Err(Refusal::IoError);
+    if other_direction.total_bytes() > 0 || !data_bytes.is_multiple_of(SECTOR_BYTES) {
+        return Err(ErrorStatus::IoError);
     }
-    limits.offset_bytes(sector, data_bytes / SECTOR_BYTES).ok_or(Refusal::IoError)
+    limits.offset_bytes(sector, data_bytes / SECTOR_BYTES).ok_or(ErrorStatus::IoError)
 }
 
 /// A range of a DISCARD or WRITE_ZEROES, inside the disk.
@@ -243,17 +243,17 @@ impl Ranges {
 ///
 /// # Errors
 /// How the request is to be refused.
-pub fn parse_ranges(payload: Segments<'_>, zeroes: bool, limits: &Limits) -> Result<Ranges, Refusal> {
+pub fn parse_ranges(payload: Segments<'_>, zeroes: bool, limits: &Limits) -> Result<Ranges, ErrorStatus> {
     let mut bytes = [[0; RANGE_BYTES]; MAX_RANGES as usize];
     let total = payload.total_bytes();
     if total == 0 || !total.is_multiple_of(RANGE_BYTES) {
-        return Err(Refusal::IoError);
+        return Err(ErrorStatus::IoError);
     }
     if total > bytes.as_flattened().len() {
-        return Err(Refusal::Unsupported);
+        return Err(ErrorStatus::Unsupported);
     }
     if copy::load_slice(payload, bytes.as_flattened_mut()) != total {
-        return Err(Refusal::IoError);
+        return Err(ErrorStatus::IoError);
     }
     let mut ranges = Ranges { list: Default::default(), count: total / RANGE_BYTES };
     for (range, raw) in ranges.list.iter_mut().zip(bytes).take(ranges.count) {
@@ -262,17 +262,17 @@ pub fn parse_ranges(payload: Segments<'_>, zeroes: bool, limits: &Limits) -> Res
     Ok(ranges)
 }
 
-fn parse_range(raw: [u8; RANGE_BYTES], zeroes: bool, limits: &Limits) -> Result<Range, Refusal> {
+fn parse_range(raw: [u8; RANGE_BYTES], zeroes: bool, limits: &Limits) -> Result<Range, ErrorStatus> {
     let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, flags @ ..] = raw;
     let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
     let count = u32::from_le_bytes([n0, n1, n2, n3]);
     let known = if zeroes { UNMAP } else { 0 };
     let flags = u32::from_le_bytes(flags);
     if flags & !known != 0 {
-        return Err(Refusal::Unsupported);
+        return Err(ErrorStatus::Unsupported);
     }
     // The longest range that is announced is a hint as well: some drivers (libblkio 1.5) do not look at it.
-    let offset = limits.offset_bytes(sector, u64::from(count)).ok_or(Refusal::IoError)?;
+    let offset = limits.offset_bytes(sector, u64::from(count)).ok_or(ErrorStatus::IoError)?;
     let len_bytes = u64::from(count).saturating_mul(SECTOR_BYTES);
     Ok(Range { offset, len_bytes, unmap: flags & UNMAP != 0 })
 }

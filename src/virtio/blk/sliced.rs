@@ -6,8 +6,8 @@
 
 use super::cache::CacheMode;
 use super::counters::{Counters, Effect};
-use super::device::{Answer, Device, Done, counted};
-use super::request::{Operation, Range, Ranges, Refusal, parse_ranges};
+use super::device::{Device, Done, Progress, counted};
+use super::request::{ErrorStatus, Operation, Range, Ranges, parse_ranges};
 use crate::copy::Segments;
 use crate::disk::{Disk, DiskError};
 use crate::limits::bounds::{MAX_SLICE_BYTES, MAX_UNMAP_SLICE_BYTES};
@@ -15,24 +15,24 @@ use crate::virtio::queue::{Head, HeldSegments, HeldStatus, RingError, Status as 
 
 /// A request that is done in slices, and room for what it needs, which is made once (D7): one for each ring.
 #[derive(Debug, Default)]
-pub struct Sliced {
-    begun: Option<Begun>,
+pub struct SlicedRequest {
+    current: Option<InProgress>,
     data: HeldSegments,
     ranges: Ranges,
 }
 
 /// What is known of a request that is not finished.
 #[derive(Debug)]
-struct Begun {
+struct InProgress {
     head: Head,
     status: HeldStatus,
     /// As of [`Chain`](crate::virtio::queue::Chain).
     data_bytes: u64,
-    task: Task,
+    operation: SlicedOperation,
     /// Where the next slice begins, and how much is left of the data or of the range, in bytes.
     offset: u64,
     left_bytes: u64,
-    /// Ranges that are done or begun.
+    /// Ranges that are done or in progress.
     ranges: usize,
     /// What the media took for zeroes so far.
     media_bytes: u64,
@@ -40,7 +40,7 @@ struct Begun {
 
 /// What is done.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Task {
+pub(super) enum SlicedOperation {
     /// With the effect that is counted in the end.
     Read(Effect),
     Write(Effect),
@@ -48,7 +48,7 @@ pub(super) enum Task {
     WriteZeroes,
 }
 
-impl Task {
+impl SlicedOperation {
     const fn name(self) -> &'static str {
         match self {
             Self::Read(_) => "read",
@@ -59,45 +59,47 @@ impl Task {
     }
 }
 
-impl Sliced {
+impl SlicedRequest {
     /// Whether there is a request that is not finished.
     #[inline]
-    pub const fn is_begun(&self) -> bool {
-        self.begun.is_some()
+    pub const fn is_in_progress(&self) -> bool {
+        self.current.is_some()
     }
 
     /// What the next slice writes to guest memory, and where the status will be.
     pub fn writable(&self) -> Option<(Segments<'_>, &HeldStatus)> {
-        let begun = self.begun.as_ref()?;
-        let data = match begun.task {
-            Task::Read(_) => self.data.slice(),
-            Task::Write(_) | Task::Discard | Task::WriteZeroes => Segments::empty(),
+        let current = self.current.as_ref()?;
+        let data = match current.operation {
+            SlicedOperation::Read(_) => self.data.slice(),
+            SlicedOperation::Write(_) | SlicedOperation::Discard | SlicedOperation::WriteZeroes => {
+                Segments::empty()
+            }
         };
-        Some((data, &begun.status))
+        Some((data, &current.status))
     }
 
     /// Cuts the data of the next slice, or goes on to the next range. Returns whether there is one.
     fn cut(&mut self) -> bool {
-        let Some(begun) = &mut self.begun else { return false };
-        match begun.task {
-            Task::Read(_) | Task::Write(_) => {
-                let bytes = slice_bytes(begun.offset, begun.left_bytes, MAX_SLICE_BYTES);
+        let Some(current) = &mut self.current else { return false };
+        match current.operation {
+            SlicedOperation::Read(_) | SlicedOperation::Write(_) => {
+                let bytes = slice_bytes(current.offset, current.left_bytes, MAX_SLICE_BYTES);
                 self.data.advance(usize::try_from(bytes).unwrap_or(usize::MAX));
                 bytes > 0
             }
-            Task::Discard | Task::WriteZeroes if begun.left_bytes > 0 => true,
-            Task::Discard | Task::WriteZeroes => {
-                let Some(range) = self.ranges.as_slice().get(begun.ranges) else { return false };
-                (begun.offset, begun.left_bytes) = (range.offset, range.len_bytes);
-                begun.ranges = begun.ranges.saturating_add(1);
+            SlicedOperation::Discard | SlicedOperation::WriteZeroes if current.left_bytes > 0 => true,
+            SlicedOperation::Discard | SlicedOperation::WriteZeroes => {
+                let Some(range) = self.ranges.as_slice().get(current.ranges) else { return false };
+                (current.offset, current.left_bytes) = (range.offset, range.len_bytes);
+                current.ranges = current.ranges.saturating_add(1);
                 true
             }
         }
     }
 
-    /// The range that is done, or begun.
+    /// The range that is in progress.
     fn range(&self) -> Option<&Range> {
-        self.ranges.as_slice().get(self.begun.as_ref()?.ranges.checked_sub(1)?)
+        self.ranges.as_slice().get(self.current.as_ref()?.ranges.checked_sub(1)?)
     }
 }
 
@@ -134,19 +136,20 @@ impl<D: Disk> Device<D> {
         &self,
         operation: &Operation<'_>,
         parts: Parts<'_>,
-        room: &mut Sliced,
+        room: &mut SlicedRequest,
         counters: &mut Counters,
-    ) -> Result<Answer, RingError> {
+    ) -> Result<Progress, RingError> {
         let Parts { head, status, data_bytes } = parts;
-        let (task, offset, left_bytes) = match self.prepare(operation, &status, room) {
+        let (operation, offset, left_bytes) = match self.prepare(operation, &status, room) {
             Ok(prepared) => prepared,
-            Err(refusal) => return Self::answer(Err(refusal), head, data_bytes, counters, status),
+            Err(error) => return Self::complete(Err(error), head, data_bytes, counters, status),
         };
         let status = status.hold();
-        let begun = Begun { head, status, data_bytes, task, offset, left_bytes, ranges: 0, media_bytes: 0 };
-        room.begun = Some(begun);
+        let current =
+            InProgress { head, status, data_bytes, operation, offset, left_bytes, ranges: 0, media_bytes: 0 };
+        room.current = Some(current);
         room.cut();
-        Ok(Answer::Sliced)
+        Ok(Progress::Sliced)
     }
 
     /// Ranges are checked before any is done.
@@ -154,94 +157,102 @@ impl<D: Disk> Device<D> {
         &self,
         operation: &Operation<'_>,
         status: &StatusByte<'_>,
-        room: &mut Sliced,
-    ) -> Result<(Task, u64, u64), Refusal> {
-        let (task, offset, data) = match *operation {
-            Operation::Read { offset, into } => (Task::Read(Effect::Read(bytes_of(into))), offset, into),
+        room: &mut SlicedRequest,
+    ) -> Result<(SlicedOperation, u64, u64), ErrorStatus> {
+        let (operation, offset, data) = match *operation {
+            Operation::Read { offset, into } => {
+                (SlicedOperation::Read(Effect::Read(bytes_of(into))), offset, into)
+            }
             Operation::Write { offset, from } => {
                 let bytes = bytes_of(from);
                 let media_bytes = self.disk().media_written_bytes(offset, bytes);
-                (Task::Write(Effect::Written { bytes, media_bytes }), offset, from)
+                (SlicedOperation::Write(Effect::Written { bytes, media_bytes }), offset, from)
             }
             Operation::Discard { payload } => {
                 room.ranges = parse_ranges(payload, false, &self.limits())?;
-                return Ok((Task::Discard, 0, 0));
+                return Ok((SlicedOperation::Discard, 0, 0));
             }
             Operation::WriteZeroes { payload } => {
                 room.ranges = parse_ranges(payload, true, &self.limits())?;
-                return Ok((Task::WriteZeroes, 0, 0));
+                return Ok((SlicedOperation::WriteZeroes, 0, 0));
             }
             // These do not take long.
-            Operation::Flush | Operation::GetId { .. } => return Err(Refusal::Unsupported),
+            Operation::Flush | Operation::GetId { .. } => return Err(ErrorStatus::Unsupported),
         };
-        if room.data.hold(data, status) { Ok((task, offset, bytes_of(data))) } else { Err(Refusal::IoError) }
+        if room.data.hold(data, status) {
+            Ok((operation, offset, bytes_of(data)))
+        } else {
+            Err(ErrorStatus::IoError)
+        }
     }
 
-    /// Does the next slice of the request that was begun. Returns the answer with the last one.
+    /// Does the next slice of the request in progress. Returns the answer with the last one.
     ///
     /// # Errors
     /// As [`execute`](Self::execute).
-    pub fn go_on(
+    pub fn next_slice(
         &self,
-        sliced: &mut Sliced,
+        sliced: &mut SlicedRequest,
         cache: &CacheMode,
         counters: &mut Counters,
-    ) -> Result<Option<Answer>, RingError> {
+    ) -> Result<Option<Progress>, RingError> {
         let outcome = match self.slice(sliced) {
             Ok(()) if sliced.cut() => return Ok(None),
             outcome => outcome,
         };
-        let Some(begun) = sliced.begun.take() else { return Ok(None) };
-        let outcome = outcome.and_then(|()| self.finish(&begun, sliced, cache, counters));
-        let outcome = outcome.map_err(|error| self.failed(begun.task.name(), &error));
+        let Some(current) = sliced.current.take() else { return Ok(None) };
+        let outcome = outcome.and_then(|()| self.finish(&current, sliced, cache, counters));
+        let outcome = outcome.map_err(|error| self.failed(current.operation.name(), &error));
         sliced.data.release();
-        let Begun { head, status, data_bytes, .. } = begun;
-        Self::answer(outcome, head, data_bytes, counters, status).map(Some)
+        let InProgress { head, status, data_bytes, .. } = current;
+        Self::complete(outcome, head, data_bytes, counters, status).map(Some)
     }
 
     /// Does the slice that was cut.
-    fn slice(&self, sliced: &mut Sliced) -> Result<(), DiskError> {
+    fn slice(&self, sliced: &mut SlicedRequest) -> Result<(), DiskError> {
         let unmap = sliced.range().is_some_and(|range| range.unmap);
-        let Sliced { begun: Some(begun), data, .. } = sliced else { return Ok(()) };
-        let most_bytes = match begun.task {
-            Task::Discard => MAX_UNMAP_SLICE_BYTES,
-            Task::WriteZeroes if unmap && self.disk().has_fast_zero() => MAX_UNMAP_SLICE_BYTES,
-            Task::Read(_) | Task::Write(_) | Task::WriteZeroes => MAX_SLICE_BYTES,
+        let SlicedRequest { current: Some(current), data, .. } = sliced else { return Ok(()) };
+        let most_bytes = match current.operation {
+            SlicedOperation::Discard => MAX_UNMAP_SLICE_BYTES,
+            SlicedOperation::WriteZeroes if unmap && self.disk().has_fast_zero() => MAX_UNMAP_SLICE_BYTES,
+            SlicedOperation::Read(_) | SlicedOperation::Write(_) | SlicedOperation::WriteZeroes => {
+                MAX_SLICE_BYTES
+            }
         };
-        let (offset, bytes) = (begun.offset, slice_bytes(begun.offset, begun.left_bytes, most_bytes));
-        match begun.task {
-            Task::Read(_) => self.disk().read(offset, data.slice())?,
-            Task::Write(_) => self.disk().write(offset, data.slice())?,
-            Task::Discard => self.disk().discard(offset, bytes)?,
-            Task::WriteZeroes => {
+        let (offset, bytes) = (current.offset, slice_bytes(current.offset, current.left_bytes, most_bytes));
+        match current.operation {
+            SlicedOperation::Read(_) => self.disk().read(offset, data.slice())?,
+            SlicedOperation::Write(_) => self.disk().write(offset, data.slice())?,
+            SlicedOperation::Discard => self.disk().discard(offset, bytes)?,
+            SlicedOperation::WriteZeroes => {
                 let taken = self.disk().write_zeroes(offset, bytes, unmap)?;
-                begun.media_bytes = begun.media_bytes.saturating_add(taken);
+                current.media_bytes = current.media_bytes.saturating_add(taken);
             }
         }
-        begun.offset = begun.offset.saturating_add(bytes);
-        begun.left_bytes = begun.left_bytes.saturating_sub(bytes);
+        current.offset = current.offset.saturating_add(bytes);
+        current.left_bytes = current.left_bytes.saturating_sub(bytes);
         Ok(())
     }
 
     /// All slices are done.
     fn finish(
         &self,
-        begun: &Begun,
-        sliced: &Sliced,
+        current: &InProgress,
+        sliced: &SlicedRequest,
         cache: &CacheMode,
         counters: &mut Counters,
     ) -> Result<Done, DiskError> {
-        let effect = match begun.task {
-            Task::Read(effect) => {
+        let effect = match current.operation {
+            SlicedOperation::Read(effect) => {
                 counters.count(effect);
-                return Ok(Done::Counted(begun.data_bytes));
+                return Ok(Done::Counted(current.data_bytes));
             }
-            Task::Discard => return Ok(counted(Effect::Other, counters)),
-            Task::Write(effect) => effect,
-            Task::WriteZeroes => {
+            SlicedOperation::Discard => return Ok(counted(Effect::Other, counters)),
+            SlicedOperation::Write(effect) => effect,
+            SlicedOperation::WriteZeroes => {
                 let sum = |sum: u64, range: &Range| sum.saturating_add(range.len_bytes);
                 let bytes = sliced.ranges.as_slice().iter().fold(0, sum);
-                Effect::Zeroed { bytes, media_bytes: begun.media_bytes }
+                Effect::Zeroed { bytes, media_bytes: current.media_bytes }
             }
         };
         // In write-through mode a write is not done before it persists.

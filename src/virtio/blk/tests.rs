@@ -19,7 +19,7 @@ const LIMITS: Limits =
     Limits { capacity_sectors: 1 << 40, block_sectors: 1, unit_sectors: 1, read_only: false };
 
 /// Ranges of a payload, split anywhere.
-fn ranges(bytes: &[u8], split: usize, zeroes: bool) -> Result<Vec<Range>, Refusal> {
+fn ranges(bytes: &[u8], split: usize, zeroes: bool) -> Result<Vec<Range>, ErrorStatus> {
     let memory = Memory::new(bytes).cut(0, &[split, bytes.len() - split], 0);
     parse_ranges(memory.segments(), zeroes, &LIMITS).map(|ranges| ranges.as_slice().to_vec())
 }
@@ -45,17 +45,17 @@ fn ranges_are_refused_as_the_specification_says() {
     let refused = |bytes: Vec<u8>, zeroes| ranges(&bytes, 3.min(bytes.len()), zeroes).unwrap_err();
     let many = raw_range(0, 1, 0).repeat(usize::from(MAX_RANGES) + 1);
     let cases = [
-        (vec![], true, Refusal::IoError),
-        (vec![0; 15], true, Refusal::IoError),
-        (many, false, Refusal::Unsupported),
-        (raw_range(0, 1, 2), true, Refusal::Unsupported),
-        (raw_range(0, 1, 1), false, Refusal::Unsupported),
-        (raw_range(1 << 40, 1, 0), true, Refusal::IoError),
-        (raw_range(u64::MAX, u32::MAX, 0), false, Refusal::IoError),
-        ([raw_range(0, 1, 0), raw_range(u64::MAX, 1, 0)].concat(), true, Refusal::IoError),
+        (vec![], true, ErrorStatus::IoError),
+        (vec![0; 15], true, ErrorStatus::IoError),
+        (many, false, ErrorStatus::Unsupported),
+        (raw_range(0, 1, 2), true, ErrorStatus::Unsupported),
+        (raw_range(0, 1, 1), false, ErrorStatus::Unsupported),
+        (raw_range(1 << 40, 1, 0), true, ErrorStatus::IoError),
+        (raw_range(u64::MAX, u32::MAX, 0), false, ErrorStatus::IoError),
+        ([raw_range(0, 1, 0), raw_range(u64::MAX, 1, 0)].concat(), true, ErrorStatus::IoError),
     ];
-    for (bytes, zeroes, refusal) in cases {
-        assert_eq!(refused(bytes.clone(), zeroes), refusal, "{bytes:?} zeroes={zeroes}");
+    for (bytes, zeroes, error) in cases {
+        assert_eq!(refused(bytes.clone(), zeroes), error, "{bytes:?} zeroes={zeroes}");
     }
 }
 

@@ -3,11 +3,11 @@
 use super::cache::CacheMode;
 use super::counters::{Counters, Effect};
 use super::device::Device;
-use super::request::{OK, Way, guess_offset, offset_of, way};
+use super::request::{Direction, OK, direction, guess_offset, offset_of};
 use super::units::Limits;
 use crate::copy::PrefetchHint;
 use crate::disk::{Disk, DiskError};
-use crate::virtio::queue::{Completion, Header, Plain};
+use crate::virtio::queue::{Completion, ContiguousChain, Header};
 
 /// What requests are checked against at one moment.
 #[derive(Debug, Clone, Copy)]
@@ -23,7 +23,7 @@ pub enum Transfer<'a> {
     /// It is finished.
     Done(Completion),
     /// It is for [`Device::execute`]: it asks for something else, or for what cannot be done.
-    Other(Plain<'a>),
+    Other(ContiguousChain<'a>),
     /// The place for the answer is gone, and guest memory with it.
     Lost,
 }
@@ -52,47 +52,52 @@ impl<D: Disk> Device<D> {
 
     /// Does what a chain asks if it is a transfer that is done by its copy alone.
     #[inline(always)]
-    pub fn transfer<'a>(&self, plain: Plain<'a>, rules: &Rules, counters: &mut Counters) -> Transfer<'a> {
-        match way(&plain) {
-            Some(Way::Read) => match offset_of(&plain, &rules.limits) {
-                Some(offset) => self.read(plain, offset, counters),
-                None => Transfer::Other(plain),
+    pub fn transfer<'a>(
+        &self,
+        chain: ContiguousChain<'a>,
+        rules: &Rules,
+        counters: &mut Counters,
+    ) -> Transfer<'a> {
+        match direction(&chain) {
+            Some(Direction::Read) => match offset_of(&chain, &rules.limits) {
+                Some(offset) => self.read(chain, offset, counters),
+                None => Transfer::Other(chain),
             },
-            Some(Way::Write) if rules.writes_are_copies => match offset_of(&plain, &rules.limits) {
-                Some(offset) => self.write(plain, offset, counters),
-                None => Transfer::Other(plain),
+            Some(Direction::Write) if rules.writes_are_copies => match offset_of(&chain, &rules.limits) {
+                Some(offset) => self.write(chain, offset, counters),
+                None => Transfer::Other(chain),
             },
-            _ => Transfer::Other(plain),
+            _ => Transfer::Other(chain),
         }
     }
 
     #[inline(always)]
-    fn read<'a>(&self, plain: Plain<'a>, offset: u64, counters: &mut Counters) -> Transfer<'a> {
-        let data = plain.data();
-        let finished = match self.disk().read_then(offset, data, plain.next_source()) {
+    fn read<'a>(&self, chain: ContiguousChain<'a>, offset: u64, counters: &mut Counters) -> Transfer<'a> {
+        let data = chain.data();
+        let finished = match self.disk().read_then(offset, data, chain.next_source()) {
             Ok(()) => {
                 counters.count(Effect::Read(data.total_bytes() as u64));
                 // Whole sectors and the status: that does not wrap.
-                let written_bytes = plain.data_bytes().wrapping_add(1);
-                plain.finish(OK, written_bytes)
+                let written_bytes = chain.data_bytes().wrapping_add(1);
+                chain.finish(OK, written_bytes)
             }
             // The status counts only where no gap is before it (VIRTIO 1.2 §2.7.8.2).
-            Err(error) => self.refuse(plain, 0, "read", &error, counters),
+            Err(error) => self.refuse(chain, 0, "read", &error, counters),
         };
         finished.map_or(Transfer::Lost, Transfer::Done)
     }
 
     #[inline(always)]
-    fn write<'a>(&self, plain: Plain<'a>, offset: u64, counters: &mut Counters) -> Transfer<'a> {
-        let data = plain.data();
-        let finished = match self.disk().write_then(offset, data, plain.next_source()) {
+    fn write<'a>(&self, chain: ContiguousChain<'a>, offset: u64, counters: &mut Counters) -> Transfer<'a> {
+        let data = chain.data();
+        let finished = match self.disk().write_then(offset, data, chain.next_source()) {
             Ok(()) => {
                 let bytes = data.total_bytes() as u64;
                 let media_bytes = self.disk().media_written_bytes(offset, bytes);
                 counters.count(Effect::Written { bytes, media_bytes });
-                plain.finish(OK, 1)
+                chain.finish(OK, 1)
             }
-            Err(error) => self.refuse(plain, 1, "write", &error, counters),
+            Err(error) => self.refuse(chain, 1, "write", &error, counters),
         };
         finished.map_or(Transfer::Lost, Transfer::Done)
     }
@@ -101,13 +106,13 @@ impl<D: Disk> Device<D> {
     #[inline(never)]
     fn refuse(
         &self,
-        plain: Plain<'_>,
+        chain: ContiguousChain<'_>,
         written_bytes: u32,
         operation: &str,
         error: &DiskError,
         counters: &mut Counters,
     ) -> Option<Completion> {
         counters.count(Effect::Failed);
-        plain.finish(self.failed(operation, error).status(), written_bytes)
+        chain.finish(self.failed(operation, error).status(), written_bytes)
     }
 }

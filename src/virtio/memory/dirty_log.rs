@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::sync::atomic::Ordering;
 
-use super::shared::{Shared, SharedError};
+use super::shared::{SharedError, SharedMapping};
 
 /// What one bit of the log stands for, whatever the page size of either side.
 pub const LOG_PAGE_BYTES: u64 = 4096;
@@ -17,7 +17,7 @@ pub struct LogError(#[from] SharedError);
 /// guest-physical addresses, the least significant bit of a byte first. Unmapped on drop.
 #[derive(Debug)]
 pub struct DirtyLog {
-    bits: Shared,
+    bits: SharedMapping,
 }
 
 impl DirtyLog {
@@ -26,7 +26,7 @@ impl DirtyLog {
     /// # Errors
     /// The area is not all there, or cannot be mapped.
     pub fn map(file: &File, offset: u64, len_bytes: u64) -> Result<Self, LogError> {
-        Ok(Self { bits: Shared::map(file, offset, len_bytes)? })
+        Ok(Self { bits: SharedMapping::map(file, offset, len_bytes)? })
     }
 
     /// Whether marks were lost: its file is shorter than it was, or a page of it went bad.

@@ -1,6 +1,6 @@
-//! Where the bytes of a guest address are: learnt, so that it costs the same however many regions there are.
+//! Where the bytes of a guest address are, with a cache, so that it costs the same however many regions there are.
 
-/// Places for what was learnt.
+/// Entries of the cache for each kind of buffer.
 const BUCKETS: usize = 128;
 
 /// Size of an [`Extent`] in bytes.
@@ -17,7 +17,7 @@ pub(super) struct Extent {
 }
 
 impl Extent {
-    const NOWHERE: Self = Self { start: 0, len_bytes: 0, host: std::ptr::null_mut() };
+    const EMPTY: Self = Self { start: 0, len_bytes: 0, host: std::ptr::null_mut() };
 
     /// Host address of `address` and how many bytes follow it in this extent.
     #[inline]
@@ -79,33 +79,34 @@ impl Extents {
     }
 }
 
-/// What chains say where something is; addresses of one kind are often in one region, and those of another in another.
+/// What is at an address: those of one kind are often in one region of guest memory, and those of the other in another, so
+/// each kind has a cache of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum BufferKind {
     /// A request's header and status, or a table of descriptors.
     Request,
     /// Its data.
     Data,
 }
 
-/// The extent that each bucket of memory is known to be in.
-type Known = [Extent; BUCKETS];
+/// For each bucket of addresses the extent that the last of them was in.
+type Entries = [Extent; BUCKETS];
 
-/// The extents that addresses were in: of each kind, and of each bucket of memory, the last one.
+/// The extents that addresses were in: for each kind of buffer and each bucket of addresses the last one.
 #[derive(Debug)]
-pub(super) struct Learnt {
+pub(super) struct ExtentCache {
     /// An address without so many of its last bits is where its bucket is, in bytes.
     shift: u32,
-    /// For [`Kind::Request`] and [`Kind::Data`]: side by side, so that one pointer leads to both.
-    known: Box<[Known; 2]>,
+    /// For [`BufferKind::Request`] and [`BufferKind::Data`]: side by side, so that one pointer leads to both.
+    entries: Box<[Entries; 2]>,
 }
 
-impl Learnt {
-    /// To begin with, each bucket knows the longest of the extents in it: in most guests, that is the only one.
+impl ExtentCache {
+    /// To begin with, each bucket has the longest of the extents in it: in most guests, that is the only one.
     pub(super) fn new(extents: &Extents) -> Self {
         let shift = extents.bucket_bits() - EXTENT_BYTES.ilog2();
-        let mut known = Box::new([[Extent::NOWHERE; BUCKETS]; 2]);
-        let [request, data] = &mut *known;
+        let mut entries = Box::new([[Extent::EMPTY; BUCKETS]; 2]);
+        let [request, data] = &mut *entries;
         for extent in extents.iter() {
             for part in part(extent.start, shift)..=part(extent.last(), shift) {
                 let place = request.get_mut(part % BUCKETS);
@@ -115,7 +116,7 @@ impl Learnt {
             }
         }
         *data = *request;
-        Self { shift, known }
+        Self { shift, entries }
     }
 
     #[inline(always)]
@@ -123,33 +124,33 @@ impl Learnt {
         part(address, self.shift) % BUCKETS
     }
 
-    /// Host address of `len_bytes` bytes (not none) at a guest address, if that is known.
+    /// Host address of `len_bytes` bytes (not none) at a guest address, if the cache has it.
     #[inline(always)]
-    pub(super) fn resolve(&self, kind: Kind, address: u64, len_bytes: u64) -> Option<*mut u8> {
-        let [request, data] = &*self.known;
+    pub(super) fn resolve(&self, kind: BufferKind, address: u64, len_bytes: u64) -> Option<*mut u8> {
+        let [request, data] = &*self.entries;
         let known = match kind {
-            Kind::Request => request,
-            Kind::Data => data,
+            BufferKind::Request => request,
+            BufferKind::Data => data,
         };
         known.get(self.bucket(address))?.whole(address, len_bytes)
     }
 
-    /// As [`resolve`](Self::resolve), where that did not know it, but these do.
+    /// As [`resolve`](Self::resolve) after a miss: looks among all extents, and caches what it finds.
     #[cold]
     #[inline(never)]
-    pub(super) fn learn(
+    pub(super) fn fill(
         &mut self,
-        kind: Kind,
+        kind: BufferKind,
         address: u64,
         len_bytes: u64,
         extents: &Extents,
     ) -> Option<*mut u8> {
         let found = *extents.find(address)?;
         let bucket = self.bucket(address);
-        let [request, data] = &mut *self.known;
+        let [request, data] = &mut *self.entries;
         let known = match kind {
-            Kind::Request => request,
-            Kind::Data => data,
+            BufferKind::Request => request,
+            BufferKind::Data => data,
         };
         if let Some(place) = known.get_mut(bucket) {
             *place = found;
@@ -191,7 +192,7 @@ mod tests {
     proptest! {
         /// The naive twin looks at each extent.
         #[test]
-        fn what_is_learnt_is_what_a_search_finds(
+        fn the_cache_finds_what_a_search_finds(
             start in prop_oneof![Just(0_u64), size(), any::<u64>()],
             parts in prop::collection::vec((prop_oneof![Just(0), size()], size()), 0..40),
             near in prop::collection::vec((0..40_usize, -3..3_i64, any::<bool>()), 1..40),
@@ -200,7 +201,7 @@ mod tests {
         ) {
             let list = extents(start, &parts);
             let extents = Extents::new(list.clone().into());
-            let mut learnt = Learnt::new(&extents);
+            let mut cache = ExtentCache::new(&extents);
             let near = near.into_iter().filter_map(|(number, by, is_end)| {
                 let extent = list.get(number)?;
                 let edge = if is_end { extent.last() } else { extent.start };
@@ -213,12 +214,12 @@ mod tests {
                 };
                 let naive = list.iter().find(holds);
                 let host = naive.map(|it| it.host.wrapping_add((address - it.start) as usize));
-                let known = learnt.resolve(Kind::Data, address, len_bytes);
+                let known = cache.resolve(BufferKind::Data, address, len_bytes);
                 prop_assert!(known.is_none() || known == host);
-                prop_assert_eq!(learnt.learn(Kind::Data, address, len_bytes, &extents), host);
+                prop_assert_eq!(cache.fill(BufferKind::Data, address, len_bytes, &extents), host);
                 let is_there = list.iter().any(|it| it.at(address).is_some());
-                prop_assert_eq!(learnt.resolve(Kind::Data, address, len_bytes), host.filter(|_| is_there));
-                let of_another_kind = learnt.resolve(Kind::Request, address, len_bytes);
+                prop_assert_eq!(cache.resolve(BufferKind::Data, address, len_bytes), host.filter(|_| is_there));
+                let of_another_kind = cache.resolve(BufferKind::Request, address, len_bytes);
                 prop_assert!(of_another_kind.is_none() || of_another_kind == host);
             }
         }
@@ -226,13 +227,13 @@ mod tests {
 
     /// As in a guest with a hole below 4 GiB.
     #[test]
-    fn a_bucket_knows_the_longest_region_before_any_address_of_it() {
+    fn a_bucket_has_the_longest_region_before_any_address_of_it() {
         let extents = Extents::new(extents(0, &[(0, 3 << 30), (1 << 30, 13 << 30)]).into());
-        let learnt = Learnt::new(&extents);
+        let cache = ExtentCache::new(&extents);
         for address in [0, (3 << 30) - 1, 4 << 30, (17 << 30) - 1] {
             let host = extents.find(address).and_then(|extent| extent.at(address)).map(|(host, _)| host);
             assert!(host.is_some());
-            assert_eq!(learnt.resolve(Kind::Data, address, 1), host);
+            assert_eq!(cache.resolve(BufferKind::Data, address, 1), host);
         }
     }
 
@@ -242,13 +243,13 @@ mod tests {
         for start in [0, 0x7f01_2345_6000] {
             let list = extents(start, &vec![(1 << 20, 1 << 20); BUCKETS / 2]);
             let extents = Extents::new(list.clone().into());
-            let mut learnt = Learnt::new(&extents);
+            let mut cache = ExtentCache::new(&extents);
             for extent in &list {
-                learnt.learn(Kind::Request, extent.last(), 1, &extents).unwrap();
+                cache.fill(BufferKind::Request, extent.last(), 1, &extents).unwrap();
             }
             for extent in &list {
                 let host = extent.host.wrapping_add(extent.len_bytes as usize - 1);
-                assert_eq!(learnt.resolve(Kind::Request, extent.last(), 1), Some(host));
+                assert_eq!(cache.resolve(BufferKind::Request, extent.last(), 1), Some(host));
             }
         }
     }

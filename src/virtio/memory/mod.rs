@@ -10,7 +10,7 @@ mod shared;
 mod table;
 
 pub use dirty_log::{DirtyLog, LOG_PAGE_BYTES, LogError};
-pub use extents::Kind;
+pub use extents::BufferKind;
 pub use shared::SharedError;
 pub use table::{MemoryError, MemoryTable, RegionSpec, Translator};
 

@@ -49,7 +49,7 @@ const fn huge(page_bytes: u64) -> &'static str {
 
 /// A part of a shared file, mapped for reading and writing, watched, and in no core dump; unmapped on drop.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct SharedMapping {
     /// Before the mapping: what is watched must be mapped.
     watch: WatchedRange,
     pages: Pages,
@@ -75,7 +75,7 @@ unsafe impl Send for Pages {}
 // SAFETY: a shared reference only tells where it is.
 unsafe impl Sync for Pages {}
 
-impl Shared {
+impl SharedMapping {
     /// Maps `len_bytes` bytes of `file` from `offset` on.
     ///
     /// # Errors

@@ -6,8 +6,8 @@ use std::fs::File;
 use std::sync::Arc;
 
 use super::dirty_log::DirtyLog;
-use super::extents::{Extent, Extents, Kind, Learnt};
-use super::shared::{Shared, SharedError};
+use super::extents::{BufferKind, Extent, ExtentCache, Extents};
+use super::shared::{SharedError, SharedMapping};
 use crate::copy::Segment;
 use crate::copy::fault::{self, Userfault, WatchedRange};
 use crate::limits::bounds::MAX_REGIONS;
@@ -62,7 +62,7 @@ struct Region {
     guest_start: u64,
     len_bytes: u64,
     user_start: u64,
-    memory: Shared,
+    memory: SharedMapping,
     _charge: Option<Charge>,
 }
 
@@ -75,7 +75,7 @@ impl Region {
         }
         guest_start.checked_add(len_bytes).ok_or_else(overflow)?;
         user_start.checked_add(len_bytes).ok_or_else(overflow)?;
-        let memory = Shared::map(&file, file_offset, len_bytes);
+        let memory = SharedMapping::map(&file, file_offset, len_bytes);
         let memory = memory.map_err(|error| MemoryError::Shared(guest_start, error))?;
         Ok(Self { guest_start, len_bytes, user_start, memory, _charge: charge })
     }
@@ -257,25 +257,25 @@ impl MemoryTable {
     }
 }
 
-/// A ring's view of its table: what it has learnt of it, and what became of it.
+/// A ring's view of its table: a cache of its extents, and whether any of it was lost.
 #[derive(Debug)]
 pub struct Translator {
     table: Arc<MemoryTable>,
-    learnt: Learnt,
+    cache: ExtentCache,
     /// What is written there is marked in it.
     log: Option<Arc<DirtyLog>>,
     /// Losses in the whole process when the table and the log were last asked for their own.
     losses: u64,
 }
 
-// SAFETY: what is learnt are copies of the table's extents, see `MemoryTable`.
+// SAFETY: the cache holds copies of the table's extents, see `MemoryTable`.
 unsafe impl Send for Translator {}
 
 impl Translator {
     /// A view of `table`, which stays mapped as long as the view lives.
     pub fn new(table: Arc<MemoryTable>) -> Self {
         // Whatever was lost before counts, too.
-        Self { learnt: Learnt::new(&table.by_guest), table, log: None, losses: 0 }
+        Self { cache: ExtentCache::new(&table.by_guest), table, log: None, losses: 0 }
     }
 
     /// The table behind the view.
@@ -313,20 +313,26 @@ impl Translator {
 
     /// Host address of `len_bytes` bytes (not none) at a guest address, if they lie in one region.
     #[inline]
-    pub fn resolve(&mut self, kind: Kind, address: u64, len_bytes: u64) -> Option<*mut u8> {
-        match self.learnt.resolve(kind, address, len_bytes) {
+    pub fn resolve(&mut self, kind: BufferKind, address: u64, len_bytes: u64) -> Option<*mut u8> {
+        match self.cache.resolve(kind, address, len_bytes) {
             Some(host) => Some(host),
-            None => self.learnt.learn(kind, address, len_bytes, &self.table.by_guest),
+            None => self.cache.fill(kind, address, len_bytes, &self.table.by_guest),
         }
     }
 
-    /// As [`resolve`](Self::resolve); unless it `learns`, only if the region has been met before.
+    /// As [`resolve`](Self::resolve); unless it `fills_cache`, only if the cache has the region.
     #[inline(always)]
-    pub fn find(&mut self, learns: bool, kind: Kind, address: u64, len_bytes: u64) -> Option<*mut u8> {
-        if learns {
+    pub fn translate(
+        &mut self,
+        fills_cache: bool,
+        kind: BufferKind,
+        address: u64,
+        len_bytes: u64,
+    ) -> Option<*mut u8> {
+        if fills_cache {
             self.resolve(kind, address, len_bytes)
         } else {
-            self.learnt.resolve(kind, address, len_bytes)
+            self.cache.resolve(kind, address, len_bytes)
         }
     }
 
@@ -375,16 +381,16 @@ mod tests {
         let specs = vec![spec(8 * PAGE, PAGE, 0x7000_0000), spec(0, 2 * PAGE, 0x1000_0000)];
         let table = Arc::new(MemoryTable::map(specs).unwrap());
         let mut view = Translator::new(table.clone());
-        let low = view.resolve(Kind::Data, 0, 2 * PAGE).unwrap();
-        assert_eq!(view.resolve(Kind::Data, PAGE, PAGE), Some(low.wrapping_add(4096)));
-        assert_eq!(view.resolve(Kind::Data, 2 * PAGE - 1, 2), None, "runs over the region's end");
-        assert_eq!(view.resolve(Kind::Data, 2 * PAGE, 1), None, "hole");
-        let high = view.resolve(Kind::Data, 8 * PAGE, PAGE).unwrap();
+        let low = view.resolve(BufferKind::Data, 0, 2 * PAGE).unwrap();
+        assert_eq!(view.resolve(BufferKind::Data, PAGE, PAGE), Some(low.wrapping_add(4096)));
+        assert_eq!(view.resolve(BufferKind::Data, 2 * PAGE - 1, 2), None, "runs over the region's end");
+        assert_eq!(view.resolve(BufferKind::Data, 2 * PAGE, 1), None, "hole");
+        let high = view.resolve(BufferKind::Data, 8 * PAGE, PAGE).unwrap();
         assert_ne!(high, low);
-        assert_eq!(view.resolve(Kind::Data, 9 * PAGE - 1, 1), Some(high.wrapping_add(4095)));
-        assert_eq!(view.resolve(Kind::Data, 9 * PAGE, 1), None);
-        assert_eq!(view.resolve(Kind::Data, u64::MAX, 1), None);
-        assert_eq!(view.resolve(Kind::Data, 0, u64::MAX), None);
+        assert_eq!(view.resolve(BufferKind::Data, 9 * PAGE - 1, 1), Some(high.wrapping_add(4095)));
+        assert_eq!(view.resolve(BufferKind::Data, 9 * PAGE, 1), None);
+        assert_eq!(view.resolve(BufferKind::Data, u64::MAX, 1), None);
+        assert_eq!(view.resolve(BufferKind::Data, 0, u64::MAX), None);
         assert_eq!(table.resolve_user(0x7000_0000, PAGE), Some(high));
         assert_eq!(table.resolve_user(0x7000_0001, PAGE), None);
     }

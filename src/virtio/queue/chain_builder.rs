@@ -8,7 +8,7 @@ use super::chain::{Chain, Flaw, HEADER_BYTES, Head, Header, StatusByte};
 use super::{MAX_CHAIN, MAX_CHAIN_SEGMENTS, RingError, USUAL_CHAIN_SEGMENTS};
 use crate::copy::{self, Segment, Segments};
 use crate::limits::bounds::MAX_REQUEST_BYTES;
-use crate::virtio::memory::{Kind, Translator};
+use crate::virtio::memory::{BufferKind, Translator};
 
 /// Descriptor flags (VIRTIO 1.2 §2.7.5): the chain goes on, the device writes, a table of descriptors.
 pub(super) const NEXT: u16 = 1;
@@ -70,13 +70,13 @@ pub(super) unsafe fn read_split(at: *const u8) -> (u64, u32, [u16; 2]) {
 /// The header in a buffer, for a guess: nobody has checked it yet.
 #[inline]
 pub(super) fn peek_buffer(address: u64, memory: &mut Translator) -> Option<Header> {
-    let header = memory.resolve(Kind::Request, address, u64::from(HEADER_BYTES))?;
+    let header = memory.resolve(BufferKind::Request, address, u64::from(HEADER_BYTES))?;
     // SAFETY: the translator found the 16 bytes in its table, which it keeps mapped.
     unsafe { copy::load_words(header) }.map(|words| words.map(u64::from_le))
 }
 
 /// Room for the segments of any chain. What usual ones leave of it takes no memory.
-pub(super) fn room() -> Vec<Segment> {
+pub(super) fn segment_buffer() -> Vec<Segment> {
     let mut room = Vec::with_capacity(MAX_CHAIN_SEGMENTS);
     room.resize(USUAL_CHAIN_SEGMENTS, Segment::EMPTY);
     room
@@ -84,7 +84,7 @@ pub(super) fn room() -> Vec<Segment> {
 
 /// What a walk over a chain has found so far: readable segments, then writable ones.
 #[derive(Debug, Default)]
-pub(super) struct Walk {
+pub(super) struct ChainBuilder {
     /// Segments.
     count: usize,
     /// Bytes of the direction that the walk is in, as declared by the driver.
@@ -99,15 +99,15 @@ pub(super) struct Walk {
     flaw: Option<Flaw>,
 }
 
-impl Walk {
+impl ChainBuilder {
     /// The chain can be answered, but not done.
-    pub(super) const fn flawed(&mut self, flaw: Flaw) {
+    pub(super) const fn set_flaw(&mut self, flaw: Flaw) {
         self.flaw = Some(flaw);
     }
 
-    /// Takes a descriptor's buffer: readable ones first, then writable ones, which go to `out`, a [`room`], in this order.
+    /// Takes a descriptor's buffer: readable ones first, then writable ones, which go to `out`, a [`segment_buffer`], in this order.
     #[inline]
-    pub(super) fn take(
+    pub(super) fn push(
         &mut self,
         address: u64,
         len_bytes: u32,
@@ -117,7 +117,7 @@ impl Walk {
     ) {
         if is_writable != self.is_writable {
             if self.is_writable {
-                return self.flawed(Flaw::ReadableAfterWritable);
+                return self.set_flaw(Flaw::ReadableAfterWritable);
             }
             self.is_writable = true;
             (self.readable_count, self.readable_bytes) = (self.count, self.bytes);
@@ -125,34 +125,28 @@ impl Walk {
         }
         self.bytes += u64::from(len_bytes);
         if let (Some(host), Some(segment)) =
-            (memory.resolve(Kind::Data, address, u64::from(len_bytes)), out.get_mut(self.count))
+            (memory.resolve(BufferKind::Data, address, u64::from(len_bytes)), out.get_mut(self.count))
         {
             *segment = Segment::new(host, len_bytes as usize);
             self.count += 1;
             return;
         }
-        self.take_otherwise(address, len_bytes, memory, out);
+        self.push_pieces(address, len_bytes, memory, out);
     }
 
     /// Takes a buffer that does not lie in one region, or for which there is no room.
     #[cold]
     #[inline(never)]
-    fn take_otherwise(
-        &mut self,
-        address: u64,
-        len_bytes: u32,
-        memory: &mut Translator,
-        out: &mut Vec<Segment>,
-    ) {
+    fn push_pieces(&mut self, address: u64, len_bytes: u32, memory: &mut Translator, out: &mut Vec<Segment>) {
         out.resize(MAX_CHAIN_SEGMENTS, Segment::EMPTY);
         let room = out.get_mut(self.count..).unwrap_or_default();
-        let mut pieces = take_pieces(address, len_bytes, memory, room);
+        let mut pieces = resolve_pieces(address, len_bytes, memory, room);
         if pieces == Err(Flaw::Unmapped) && self.count.saturating_mul(2) > out.len() {
             // There may only have been no room: nothing is done with such a chain, and only the last one counts, where
             // the status is.
             (self.count, self.readable_count, self.unmapped_at) = (0, 0, None);
             self.flaw = Some(Flaw::TooMany);
-            pieces = take_pieces(address, len_bytes, memory, out);
+            pieces = resolve_pieces(address, len_bytes, memory, out);
         }
         match pieces {
             Ok(pieces) => self.count += pieces,
@@ -171,8 +165,8 @@ impl Walk {
     /// [`RingError::NoStatus`]: it cannot even be answered.
     ///
     /// # Safety
-    /// `segments` are what [`take`](Self::take) was given, with `memory`, and nothing else.
-    pub(super) unsafe fn end<'a>(
+    /// `segments` are what [`push`](Self::push) was given, with `memory`, and nothing else.
+    pub(super) unsafe fn build<'a>(
         self,
         head: Head,
         segments: &'a mut [Segment],
@@ -240,7 +234,7 @@ fn without_front(list: &mut [Segment], bytes: usize) -> &mut [Segment] {
 }
 
 /// Takes a buffer that does not lie in one region: how many pieces it has.
-fn take_pieces(
+fn resolve_pieces(
     address: u64,
     len_bytes: u32,
     memory: &mut Translator,

@@ -12,14 +12,14 @@ use super::RingError;
 use super::chain::{Chain, Completion, HEADER_BYTES, Head, Header, StatusByte};
 use super::chain_builder::WRITE;
 use crate::copy::{self, PrefetchHint, Segment, Segments};
-use crate::virtio::memory::{Kind, Translator};
+use crate::virtio::memory::{BufferKind, Translator};
 
 /// Chains taken at once.
 const MOST: usize = 16;
 
-/// Where the parts of a chain are, in guest addresses.
+/// Where header, data and status of a chain are, in guest addresses.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Places {
+pub(super) struct ChainAddresses {
     pub(super) header: u64,
     pub(super) data: u64,
     pub(super) data_bytes: u32,
@@ -31,7 +31,7 @@ pub(super) struct Places {
 /// A chain that is taken, and not executed.
 #[derive(Debug, Clone, Copy)]
 #[repr(align(64))] // a cache line each
-pub(super) struct Parts {
+pub(super) struct MappedChain {
     header: Header,
     data: Segment,
     status: *mut u8,
@@ -42,7 +42,7 @@ pub(super) struct Parts {
     source: PrefetchHint,
 }
 
-impl Parts {
+impl MappedChain {
     const NONE: Self = Self {
         header: [0; 2],
         data: Segment::EMPTY,
@@ -52,20 +52,20 @@ impl Parts {
         source: PrefetchHint::NONE,
     };
 
-    /// Becomes a chain, whose header is read, if each part lies in one region; unless it `learns`, only in regions that
-    /// have been met before. If not, nothing is to be made of what is left here.
+    /// Maps a chain and reads its header, if each part lies in one region; unless it `fills_cache`, only in regions that the
+    /// translator's cache has. Where it returns `None`, what is left here is no chain.
     #[inline(always)]
-    pub(super) fn find(
+    pub(super) fn map(
         &mut self,
-        learns: bool,
+        fills_cache: bool,
         head: u16,
-        places: Places,
+        addresses: ChainAddresses,
         memory: &mut Translator,
     ) -> Option<()> {
-        let Places { header, data, data_bytes, flags, status } = places;
-        let header = memory.find(learns, Kind::Request, header, u64::from(HEADER_BYTES))?;
-        let data = memory.find(learns, Kind::Data, data, u64::from(data_bytes))?;
-        let status = memory.find(learns, Kind::Request, status, 1)?;
+        let ChainAddresses { header, data, data_bytes, flags, status } = addresses;
+        let header = memory.translate(fills_cache, BufferKind::Request, header, u64::from(HEADER_BYTES))?;
+        let data = memory.translate(fills_cache, BufferKind::Data, data, u64::from(data_bytes))?;
+        let status = memory.translate(fills_cache, BufferKind::Request, status, 1)?;
         // SAFETY: the translator found the 16 bytes in its table, which it keeps mapped.
         self.header = unsafe { copy::load_words(header) }?.map(u64::from_le);
         self.data = Segment::new(data, data_bytes as usize);
@@ -99,7 +99,7 @@ pub enum Next {
 pub struct Batch {
     memory: Translator,
     /// With room for one that is not taken.
-    list: [Parts; MOST + 1],
+    list: [MappedChain; MOST + 1],
     /// How many of them are taken.
     taken: u16,
     /// How many of these are executed.
@@ -114,7 +114,7 @@ unsafe impl Send for Batch {}
 impl Batch {
     /// Room for chains in this memory.
     pub const fn new(memory: Translator) -> Self {
-        Self { memory, list: [Parts::NONE; MOST + 1], taken: 0, drained: 0, left_bytes: 0 }
+        Self { memory, list: [MappedChain::NONE; MOST + 1], taken: 0, drained: 0, left_bytes: 0 }
     }
 
     /// The memory.
@@ -122,13 +122,13 @@ impl Batch {
         &mut self.memory
     }
 
-    /// Takes chains as [`take_plain`](super::Virtqueue::take_plain) says. `read` takes the next one if it is of the
-    /// common shape and lies where others have before.
+    /// Takes chains as [`take_contiguous`](super::Virtqueue::take_contiguous) says. `read` takes the next one if it is of the
+    /// common shape and in the translator's cache.
     #[inline(always)]
     pub(super) fn fill(
         &mut self,
         bounds: Bounds,
-        mut read: impl FnMut(&mut Parts, &mut Translator) -> Option<()>,
+        mut read: impl FnMut(&mut MappedChain, &mut Translator) -> Option<()>,
         prefetch: impl Fn(&Header) -> Option<PrefetchHint>,
     ) -> Result<Next, RingError> {
         let room = usize::from(bounds.chains).min(MOST);
@@ -153,9 +153,9 @@ impl Batch {
     /// Takes one chain, wherever it lies, or none.
     #[cold]
     #[inline(never)]
-    pub(super) fn put(
+    pub(super) fn push(
         &mut self,
-        read: impl FnOnce(&mut Parts, &mut Translator) -> Option<()>,
+        read: impl FnOnce(&mut MappedChain, &mut Translator) -> Option<()>,
     ) -> Result<Next, RingError> {
         let [place, ..] = &mut self.list;
         let Some(()) = read(place, &mut self.memory) else { return self.check(Next::Other) };
@@ -203,14 +203,14 @@ impl Batch {
 
     /// The next ones, up to so many, in the ring's order. Each is to be completed, unless the ring is given up.
     #[inline(always)]
-    pub fn drain(&mut self, most: u16) -> impl Iterator<Item = Plain<'_>> {
+    pub fn drain(&mut self, most: u16) -> impl Iterator<Item = ContiguousChain<'_>> {
         let start = self.drained;
         self.drained = start.wrapping_add(most.min(self.len()));
         let range = usize::from(start)..=usize::from(self.drained);
         let memory = &self.memory;
         self.list.get(range).unwrap_or_default().windows(2).filter_map(move |pair| {
-            let [parts, behind] = pair else { return None };
-            Some(Plain { parts, next_source: behind.source, memory })
+            let [mapped, behind] = pair else { return None };
+            Some(ContiguousChain { mapped, next_source: behind.source, memory })
         })
     }
 }
@@ -218,17 +218,17 @@ impl Batch {
 /// A chain of the common shape, popped: it borrows the batch until it is finished.
 #[derive(Debug)]
 #[must_use = "a popped chain must be completed"]
-pub struct Plain<'a> {
-    parts: &'a Parts,
+pub struct ContiguousChain<'a> {
+    mapped: &'a MappedChain,
     next_source: PrefetchHint,
     memory: &'a Translator,
 }
 
-impl<'a> Plain<'a> {
+impl<'a> ContiguousChain<'a> {
     /// The header, read once.
     #[inline]
     pub const fn header(&self) -> &'a Header {
-        &self.parts.header
+        &self.mapped.header
     }
 
     /// What the data of the chain behind it is copied from, if that is known.
@@ -240,7 +240,7 @@ impl<'a> Plain<'a> {
     /// The data: room for what the device sends if it [is writable](Self::is_writable), else what the driver sends.
     #[inline]
     pub const fn data(&self) -> Segments<'a> {
-        let data = &self.parts.data;
+        let data = &self.mapped.data;
         // SAFETY: the batch's translator has found the bytes, and keeps its table mapped for 'a. Guest memory is never
         // the target of a Rust reference.
         unsafe { Segments::with_total(slice::from_ref(data), data.len()) }
@@ -249,14 +249,14 @@ impl<'a> Plain<'a> {
     /// Length of the data, which a descriptor has said.
     #[inline]
     pub const fn data_bytes(&self) -> u32 {
-        let [l0, l1, l2, l3, ..] = (self.parts.data.len() as u64).to_le_bytes();
+        let [l0, l1, l2, l3, ..] = (self.mapped.data.len() as u64).to_le_bytes();
         u32::from_le_bytes([l0, l1, l2, l3])
     }
 
     /// Whether the data is the device's to write.
     #[inline]
     pub const fn is_writable(&self) -> bool {
-        self.parts.flags & WRITE != 0
+        self.mapped.flags & WRITE != 0
     }
 
     /// Stores the status and completes the chain, of whose device-writable part so many bytes were written without a
@@ -264,17 +264,17 @@ impl<'a> Plain<'a> {
     #[inline(always)]
     pub fn finish(self, status: u8, written_bytes: u32) -> Option<Completion> {
         // SAFETY: the batch's translator has found the byte in its table, and keeps it mapped for 'a.
-        let is_stored = unsafe { copy::store_byte(self.parts.status, status) };
-        is_stored.then(|| Head::new(self.parts.head).complete(written_bytes))
+        let is_stored = unsafe { copy::store_byte(self.mapped.status, status) };
+        is_stored.then(|| Head::new(self.mapped.head).complete(written_bytes))
     }
 
     /// The same as any other chain.
     #[inline]
     pub fn into_chain(self) -> Chain<'a> {
-        let (head, header) = (Head::new(self.parts.head), self.parts.header);
+        let (head, header) = (Head::new(self.mapped.head), self.mapped.header);
         let data = self.data();
         // SAFETY: the batch's translator has found the byte in its table.
-        let status = unsafe { StatusByte::new(self.parts.status, self.memory.table()) };
+        let status = unsafe { StatusByte::new(self.mapped.status, self.memory.table()) };
         let (readable, writable) =
             if self.is_writable() { (Segments::empty(), data) } else { (data, Segments::empty()) };
         let data_bytes = writable.total_bytes() as u64;

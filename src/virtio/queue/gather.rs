@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::RingError;
 use super::chain::{Chain, Head};
-use super::chain_builder::{Walk, room};
+use super::chain_builder::{ChainBuilder, segment_buffer};
 use crate::copy::Segment;
 use crate::virtio::memory::{MemoryTable, Translator};
 
@@ -34,7 +34,7 @@ unsafe impl Send for Gatherer {}
 impl Gatherer {
     /// Chains in `memory`.
     pub fn new(memory: Arc<MemoryTable>) -> Self {
-        Self { memory: Translator::new(memory), segments: room() }
+        Self { memory: Translator::new(memory), segments: segment_buffer() }
     }
 
     /// The chain that begins with the descriptor `head` and has these buffers, in the driver's order. It is checked as
@@ -48,11 +48,11 @@ impl Gatherer {
         buffers: impl IntoIterator<Item = Buffer>,
     ) -> Result<Chain<'_>, RingError> {
         let Self { memory, segments } = self;
-        let mut walk = Walk::default();
+        let mut builder = ChainBuilder::default();
         for Buffer { address, len_bytes, is_writable } in buffers {
-            walk.take(address, len_bytes, is_writable, memory, segments);
+            builder.push(address, len_bytes, is_writable, memory, segments);
         }
         // SAFETY: the walk was given these segments and this memory, and nothing else.
-        unsafe { walk.end(Head::new(head), segments, memory) }
+        unsafe { builder.build(Head::new(head), segments, memory) }
     }
 }

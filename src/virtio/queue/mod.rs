@@ -7,7 +7,7 @@
 //! The life of a batch:
 //!
 //! ```text
-//! park_kicks ─▶ { take_plain ─▶ { Plain ─▶ … ─▶ Completion ─▶ complete }*  ─▶ fence ─▶ publish ─▶ call?
+//! park_kicks ─▶ { take_contiguous ─▶ { ContiguousChain ─▶ … ─▶ Completion ─▶ complete }*  ─▶ fence ─▶ publish ─▶ call?
 //!                 or pop     ─▶   Chain ─▶ … ─▶ Completion ─▶ complete }*
 //!                                                                          arm_kicks ─▶ more?
 //! ```
@@ -29,7 +29,7 @@ mod split;
 mod tests;
 
 pub use chain::{Chain, Completion, Flaw, Head, Header, HeldStatus, Status, StatusByte};
-pub use contiguous::{Batch, Bounds, Next, Plain};
+pub use contiguous::{Batch, Bounds, ContiguousChain, Next};
 pub use gather::{Buffer, Gatherer};
 pub use held::HeldSegments;
 pub use layout::{RingAddresses, RingKind, RingLayout};
@@ -62,7 +62,7 @@ pub trait Virtqueue: Sized {
     ///
     /// # Errors
     /// As [`pop`](Self::pop).
-    fn take_plain(
+    fn take_contiguous(
         &mut self,
         batch: &mut Batch,
         bounds: Bounds,

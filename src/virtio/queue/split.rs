@@ -9,15 +9,16 @@ use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use super::chain::{Chain, Completion, Flaw, HEADER_BYTES, Head, Header};
 use super::chain_builder::{
-    DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, Walk, indirect_len, peek_buffer, read_split, room,
+    ChainBuilder, DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, indirect_len, peek_buffer, read_split,
+    segment_buffer,
 };
-use super::contiguous::{Batch, Bounds, Next, Parts, Places};
+use super::contiguous::{Batch, Bounds, ChainAddresses, MappedChain, Next};
 use super::layout::area;
 use super::notify::{NO_INTERRUPT, NO_NOTIFY, passed};
 use super::{RingError, RingKind, RingLayout, RingLog, Virtqueue};
 use crate::copy::{PrefetchHint, Segment};
 use crate::failpoint::{self, Point};
-use crate::virtio::memory::{Kind, MemoryTable, Translator};
+use crate::virtio::memory::{BufferKind, MemoryTable, Translator};
 
 /// A descriptor, read once.
 #[derive(Debug, Clone, Copy)]
@@ -60,9 +61,9 @@ impl Table {
         Some(Descriptor { address, len_bytes, flags, next })
     }
 
-    /// Where the parts of a chain are that begins with a descriptor of this table, if it is a plain one.
+    /// Where the mapped of a chain are that begins with a descriptor of this table, if it is contiguous.
     #[inline(always)]
-    fn plain(&self, header: Descriptor) -> Option<Places> {
+    fn contiguous(&self, header: Descriptor) -> Option<ChainAddresses> {
         if !header.is(HEADER_BYTES, NEXT) {
             return None;
         }
@@ -74,7 +75,7 @@ impl Table {
         if !status.is(1, WRITE) {
             return None;
         }
-        Some(Places {
+        Some(ChainAddresses {
             header: header.address,
             data: data.address,
             data_bytes: data.len_bytes,
@@ -168,34 +169,41 @@ impl SplitQueue {
         u16::from_le(self.available_word(4 + slot * 2).load(Ordering::Relaxed))
     }
 
-    /// Takes the next chain if it is a plain one; unless it `LEARNS`, only if it lies where others have before.
+    /// Takes the next chain if it is contiguous; unless it `FILLS_CACHE`, only if the translator's cache has its parts.
     #[inline(always)]
-    fn next_plain<const LEARNS: bool>(&mut self, parts: &mut Parts, memory: &mut Translator) -> Option<()> {
+    fn next_contiguous<const FILLS_CACHE: bool>(
+        &mut self,
+        mapped: &mut MappedChain,
+        memory: &mut Translator,
+    ) -> Option<()> {
         let head = self.head(0);
-        parts.find(LEARNS, head, self.plain(LEARNS, head, memory)?, memory)?;
+        mapped.map(FILLS_CACHE, head, self.contiguous(FILLS_CACHE, head, memory)?, memory)?;
         self.next_avail = self.next_avail.wrapping_add(1);
         Some(())
     }
 
-    /// Where the parts of the chain at `head` are, if it is a plain one. If not, [`walk`](Self::walk) begins anew with
+    /// Where the mapped of the chain at `head` are, if it is contiguous. If not, [`read_chain`](Self::read_chain) begins anew with
     /// it: nothing that was read here is used then.
     #[inline(always)]
-    fn plain(&self, learns: bool, head: u16, memory: &mut Translator) -> Option<Places> {
+    fn contiguous(&self, fills_cache: bool, head: u16, memory: &mut Translator) -> Option<ChainAddresses> {
         let first = self.table.get(head)?;
         if first.flags & INDIRECT == 0 {
-            return self.table.plain(first);
+            return self.table.contiguous(first);
         }
         if !first.is(3 * DESCRIPTOR_BYTES, INDIRECT) || !self.indirect {
             return None;
         }
         let table_bytes = 3 * u64::from(DESCRIPTOR_BYTES);
-        let table = Table { base: memory.find(learns, Kind::Request, first.address, table_bytes)?, len: 3 };
-        table.plain(table.get(0)?)
+        let table = Table {
+            base: memory.translate(fills_cache, BufferKind::Request, first.address, table_bytes)?,
+            len: 3,
+        };
+        table.contiguous(table.get(0)?)
     }
 
     /// Walks the chain at `head` to its end, filling `segments` with the readable and then the writable ranges.
-    fn walk(&mut self, head: u16, memory: &mut Translator) -> Result<Walk, RingError> {
-        let mut walk = Walk::default();
+    fn read_chain(&mut self, head: u16, memory: &mut Translator) -> Result<ChainBuilder, RingError> {
+        let mut builder = ChainBuilder::default();
         let (mut table, mut index) = (self.table, head);
         let (mut left, mut in_table) = (table.len, false);
         loop {
@@ -203,23 +211,23 @@ impl SplitQueue {
             let descriptor = table.read(index)?;
             let Descriptor { address, len_bytes, flags, next } = descriptor;
             if flags & INDIRECT == 0 {
-                walk.take(address, len_bytes, flags & WRITE != 0, memory, &mut self.segments);
+                builder.push(address, len_bytes, flags & WRITE != 0, memory, &mut self.segments);
             } else if in_table {
-                walk.flawed(Flaw::Indirect);
+                builder.set_flaw(Flaw::Indirect);
             } else {
                 if !self.indirect || flags & NEXT != 0 {
-                    walk.flawed(Flaw::Indirect);
+                    builder.set_flaw(Flaw::Indirect);
                 }
                 let (len, is_whole) = indirect_len(len_bytes)?;
                 if !is_whole {
-                    walk.flawed(Flaw::IndirectLength);
+                    builder.set_flaw(Flaw::IndirectLength);
                 }
                 table = indirect_table(address, len, memory)?;
                 (index, left, in_table) = (0, table.len, true);
                 continue;
             }
             if flags & NEXT == 0 {
-                return Ok(walk);
+                return Ok(builder);
             }
             index = next;
         }
@@ -229,7 +237,7 @@ impl SplitQueue {
 /// The table of so many descriptors; of more than an index can name, the first ones.
 #[inline]
 fn indirect_table(address: u64, len: u32, memory: &mut Translator) -> Result<Table, RingError> {
-    let base = memory.resolve(Kind::Request, address, u64::from(len) * u64::from(DESCRIPTOR_BYTES));
+    let base = memory.resolve(BufferKind::Request, address, u64::from(len) * u64::from(DESCRIPTOR_BYTES));
     let len = u16::try_from(len).unwrap_or(u16::MAX);
     Ok(Table { base: base.ok_or(RingError::IndirectUnmapped(address))?, len })
 }
@@ -251,7 +259,7 @@ impl Virtqueue for SplitQueue {
             published: 0,
             event_idx: layout.event_idx,
             indirect: layout.indirect,
-            segments: room(),
+            segments: segment_buffer(),
         };
         let start = u16::from_le(queue.used_word(2).load(Ordering::Acquire));
         (queue.next_avail, queue.seen_avail) = (start, start);
@@ -260,7 +268,7 @@ impl Virtqueue for SplitQueue {
     }
 
     #[inline(always)]
-    fn take_plain(
+    fn take_contiguous(
         &mut self,
         batch: &mut Batch,
         bounds: Bounds,
@@ -271,9 +279,10 @@ impl Virtqueue for SplitQueue {
             return Ok(Next::Nothing);
         }
         let bounds = Bounds { chains, ..bounds };
-        let mut next = batch.fill(bounds, |parts, memory| self.next_plain::<false>(parts, memory), expect)?;
+        let mut next =
+            batch.fill(bounds, |mapped, memory| self.next_contiguous::<false>(mapped, memory), expect)?;
         if batch.is_empty() {
-            next = batch.put(|parts, memory| self.next_plain::<true>(parts, memory))?;
+            next = batch.push(|mapped, memory| self.next_contiguous::<true>(mapped, memory))?;
         }
         Ok(if self.known() == 0 { Next::Nothing } else { next })
     }
@@ -285,14 +294,14 @@ impl Virtqueue for SplitQueue {
             return Ok(None);
         }
         let head = self.head(0);
-        let walk = self.walk(head, memory);
+        let builder = self.read_chain(head, memory);
         // What was read is not the driver's then: no request may be made of it.
         if memory.is_lost() {
             return Err(RingError::GuestMemoryLost);
         }
         self.next_avail = self.next_avail.wrapping_add(1);
         // SAFETY: the walk has filled `segments` by this translator.
-        unsafe { walk?.end(Head::new(head), &mut self.segments, memory) }.map(Some)
+        unsafe { builder?.build(Head::new(head), &mut self.segments, memory) }.map(Some)
     }
 
     #[inline]
@@ -302,7 +311,7 @@ impl Virtqueue for SplitQueue {
         }
         let mut first = self.table.get(self.head(ahead))?;
         if first.flags & INDIRECT != 0 {
-            let base = memory.resolve(Kind::Request, first.address, u64::from(DESCRIPTOR_BYTES))?;
+            let base = memory.resolve(BufferKind::Request, first.address, u64::from(DESCRIPTOR_BYTES))?;
             first = Table { base, len: 1 }.get(0)?;
         }
         peek_buffer(first.address, memory)

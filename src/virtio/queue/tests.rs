@@ -192,21 +192,21 @@ impl Ours {
         let mut next_len = || lens.pop_front().unwrap();
         while taken.len() < most {
             let bounds = Bounds { chains: u16::try_from(most - taken.len()).unwrap(), bytes: 1 << 14 };
-            let next = self.queue.take_plain(&mut self.batch, bounds, place_of).unwrap();
+            let next = self.queue.take_contiguous(&mut self.batch, bounds, place_of).unwrap();
             let (mut may_follow, mut expected) = (true, None);
             // Some first, and then the others.
             for most in [self.batch.len() / 2, u16::MAX] {
-                for plain in self.batch.drain(most) {
+                for chain in self.batch.drain(most) {
                     assert!(may_follow, "no chain is taken behind one that has to be executed before");
-                    may_follow = place_of(plain.header()).is_some();
-                    let source = if plain.is_writable() { place_of(plain.header()) } else { data_of(&plain) };
+                    may_follow = place_of(chain.header()).is_some();
+                    let source = if chain.is_writable() { place_of(chain.header()) } else { data_of(&chain) };
                     let source = source.filter(|_| may_follow).unwrap_or(PrefetchHint::NONE);
                     assert!(
                         expected.is_none_or(|expected| expected == source),
                         "the one before has said where it is"
                     );
-                    expected = Some(plain.next_source());
-                    let (seen, completion) = look_at(plain.into_chain(), self.base, next_len());
+                    expected = Some(chain.next_source());
+                    let (seen, completion) = look_at(chain.into_chain(), self.base, next_len());
                     self.queue.complete(completion);
                     taken.push(seen);
                 }
@@ -241,8 +241,8 @@ fn place_of(header: &Header) -> Option<PrefetchHint> {
     (place % 8 != 0).then(|| PrefetchHint::new(std::ptr::without_provenance(place as usize)))
 }
 
-fn data_of(plain: &Plain<'_>) -> Option<PrefetchHint> {
-    plain.data().as_slice().first().map(|data| PrefetchHint::new(data.ptr()))
+fn data_of(chain: &ContiguousChain<'_>) -> Option<PrefetchHint> {
+    chain.data().as_slice().first().map(|data| PrefetchHint::new(data.ptr()))
 }
 
 fn look_at(chain: Chain<'_>, base: *const u8, len: u32) -> (Seen, Completion) {

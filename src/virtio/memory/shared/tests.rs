@@ -42,8 +42,10 @@ fn mappings(name: &str) -> Vec<(String, String)> {
 fn it_is_in_no_core_dump_and_apart_from_its_neighbours() {
     let file = memfd("apart", 8 * PAGE, MemfdFlags::empty()).unwrap();
     // The kernel would make one mapping of those that are beside each other in memory and in the file.
-    let parts: Vec<_> =
-        (0..8).rev().map(|page| Shared::map(&file, page * PAGE as u64, PAGE as u64).unwrap()).collect();
+    let parts: Vec<_> = (0..8)
+        .rev()
+        .map(|page| SharedMapping::map(&file, page * PAGE as u64, PAGE as u64).unwrap())
+        .collect();
     let found = mappings("memfd:apart");
     assert_eq!(found.len(), 8);
     assert!(found.iter().all(|(_, flags)| flags.split(' ').any(|flag| flag == "dd")), "{found:?}");
@@ -62,18 +64,18 @@ fn parts_of_huge_pages_are_mapped_and_unmapped_whole() {
         }
     };
     for (offset, len) in [(0, PAGE), (0, 640 << 10), (0, 3 << 20), (2 << 20, 2 << 20), (2 << 20, 1)] {
-        let shared = Shared::map(&file, offset, len as u64).unwrap();
+        let shared = SharedMapping::map(&file, offset, len as u64).unwrap();
         assert_eq!(mappings("huge-parts").len(), 1);
         assert!(shared.byte(len - 1).is_some() && shared.byte(len).is_none());
         drop(shared);
         assert!(mappings("huge-parts").is_empty(), "{len} bytes at {offset}");
     }
-    let error = Shared::map(&file, PAGE as u64, PAGE as u64).unwrap_err().to_string();
+    let error = SharedMapping::map(&file, PAGE as u64, PAGE as u64).unwrap_err().to_string();
     assert!(
         error.contains("0x1000 is not a multiple of 0x200000") && error.contains("huge pages"),
         "{error}"
     );
-    let error = Shared::map(&file, 2 << 20, 3 << 20).unwrap_err().to_string();
+    let error = SharedMapping::map(&file, 2 << 20, 3 << 20).unwrap_err().to_string();
     assert!(error.contains("has 0x400000 bytes, it ends at 0x500000"), "{error}");
 }
 
@@ -99,7 +101,7 @@ fn the_child() {
     let file = memfd("lost", 64 * PAGE, MemfdFlags::empty()).unwrap();
     let parts: Vec<_> = (0..16)
         .rev()
-        .map(|part| Shared::map(&file, part * 4 * PAGE as u64, 4 * PAGE as u64).unwrap())
+        .map(|part| SharedMapping::map(&file, part * 4 * PAGE as u64, 4 * PAGE as u64).unwrap())
         .collect();
     // A page of another kind beside each page, until there are no more mappings.
     let pages: usize = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap().trim().parse().unwrap();

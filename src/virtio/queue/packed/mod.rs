@@ -30,7 +30,8 @@ use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 use self::position::Position;
 use super::chain::{Chain, Completion, Flaw, Head, Header};
 use super::chain_builder::{
-    DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, Walk, indirect_len, peek_buffer, read_halves, room,
+    ChainBuilder, DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, indirect_len, peek_buffer, read_halves,
+    segment_buffer,
 };
 use super::contiguous::{Batch, Bounds, Next};
 use super::layout::{EVENT_BYTES, area};
@@ -38,7 +39,7 @@ use super::notify::passed;
 use super::{MAX_CHAIN, RingError, RingKind, RingLayout, RingLog, Virtqueue};
 use crate::copy::{PrefetchHint, Segment};
 use crate::failpoint::{self, Point};
-use crate::virtio::memory::{Kind, MemoryTable, Translator};
+use crate::virtio::memory::{BufferKind, MemoryTable, Translator};
 
 /// Descriptor flags (VIRTIO 1.2 §2.8.1).
 const AVAIL: u16 = 1 << 7;
@@ -93,7 +94,7 @@ pub struct PackedQueue {
     /// Their sum.
     taken_slots: u16,
     /// What was published last: from where, and how many slots.
-    shown: (Position, u16),
+    published: (Position, u16),
     /// Those to be published, the first of `taken`.
     finished: Vec<Finished>,
     event_idx: bool,
@@ -242,8 +243,8 @@ impl PackedQueue {
 
     /// Walks the chain at `next_avail` to its end. Returns its buffer id and its length in slots too.
     #[inline]
-    fn walk(&mut self, memory: &mut Translator) -> Result<(Walk, u16, u16), RingError> {
-        let mut walk = Walk::default();
+    fn read_chain(&mut self, memory: &mut Translator) -> Result<(ChainBuilder, u16, u16), RingError> {
+        let mut builder = ChainBuilder::default();
         let (mut at, mut length) = (self.next_avail, 0_u16);
         let mut in_table = false;
         loop {
@@ -254,18 +255,18 @@ impl PackedQueue {
             let Descriptor { address, len_bytes, id, flags } = self.read(at.slot);
             if flags & INDIRECT != 0 {
                 if !self.indirect || flags & NEXT != 0 || length > 0 {
-                    walk.flawed(Flaw::Indirect);
+                    builder.set_flaw(Flaw::Indirect);
                 }
                 if length == 0 {
-                    self.walk_table(&mut walk, address, len_bytes, memory)?;
+                    self.read_table(&mut builder, address, len_bytes, memory)?;
                     in_table = true;
                 }
             } else if !in_table {
-                walk.take(address, len_bytes, flags & WRITE != 0, memory, &mut self.segments);
+                builder.push(address, len_bytes, flags & WRITE != 0, memory, &mut self.segments);
             }
             length = length.wrapping_add(1);
             if flags & NEXT == 0 {
-                return Ok((walk, id, length));
+                return Ok((builder, id, length));
             }
             at = at.advance(1, self.size);
         }
@@ -273,31 +274,31 @@ impl PackedQueue {
 
     /// An indirect table is a chain of all its descriptors, whatever their flags say but for the direction
     /// (VIRTIO 1.2 §2.8.7).
-    fn walk_table(
+    fn read_table(
         &mut self,
-        walk: &mut Walk,
+        builder: &mut ChainBuilder,
         address: u64,
         len_bytes: u32,
         memory: &mut Translator,
     ) -> Result<(), RingError> {
         let (len, is_whole) = indirect_len(len_bytes)?;
         let table = memory
-            .resolve(Kind::Request, address, u64::from(len) * u64::from(DESCRIPTOR_BYTES))
+            .resolve(BufferKind::Request, address, u64::from(len) * u64::from(DESCRIPTOR_BYTES))
             .ok_or(RingError::IndirectUnmapped(address))?;
         if !is_whole {
-            walk.flawed(Flaw::IndirectLength);
+            builder.set_flaw(Flaw::IndirectLength);
         }
         let (len, most) = (len as usize, usize::from(MAX_CHAIN));
         // Of too many only the last one is looked at, where the status is.
         let first = if len > most { len - 1 } else { 0 };
         if len > most {
-            walk.flawed(Flaw::TooMany);
+            builder.set_flaw(Flaw::TooMany);
         }
         for index in first..len {
             // SAFETY: the table's `len` descriptors are mapped, as the translator says.
             let halves = unsafe { read_halves(table.wrapping_add(index * DESCRIPTOR_BYTES as usize)) };
             let Descriptor { address, len_bytes, flags, .. } = Descriptor::of(halves);
-            walk.take(address, len_bytes, flags & WRITE != 0, memory, &mut self.segments);
+            builder.push(address, len_bytes, flags & WRITE != 0, memory, &mut self.segments);
         }
         Ok(())
     }
@@ -361,12 +362,12 @@ impl Virtqueue for PackedQueue {
             next_used: Position::START,
             taken: VecDeque::with_capacity(usize::from(size.min(MAX_CHAIN))),
             taken_slots: 0,
-            shown: (Position::START, 0),
+            published: (Position::START, 0),
             finished: Vec::with_capacity(usize::from(size.min(MAX_CHAIN))),
             event_idx: layout.event_idx,
             indirect: layout.indirect,
             stride: 1,
-            segments: room(),
+            segments: segment_buffer(),
         };
         let start = queue.find(layout.base)?;
         (queue.next_avail, queue.next_used) = (start, start);
@@ -375,15 +376,16 @@ impl Virtqueue for PackedQueue {
     }
 
     #[inline(always)]
-    fn take_plain(
+    fn take_contiguous(
         &mut self,
         batch: &mut Batch,
         bounds: Bounds,
         expect: impl Fn(&Header) -> Option<PrefetchHint>,
     ) -> Result<Next, RingError> {
-        let next = batch.fill(bounds, |parts, memory| self.next_plain::<false>(parts, memory), expect)?;
+        let next =
+            batch.fill(bounds, |mapped, memory| self.next_contiguous::<false>(mapped, memory), expect)?;
         if batch.is_empty() {
-            batch.put(|parts, memory| self.next_plain::<true>(parts, memory))
+            batch.push(|mapped, memory| self.next_contiguous::<true>(mapped, memory))
         } else {
             Ok(next)
         }
@@ -394,15 +396,15 @@ impl Virtqueue for PackedQueue {
         if !self.is_available(self.next_avail) {
             return Ok(None);
         }
-        let walk = self.walk(memory);
+        let builder = self.read_chain(memory);
         // What was read is not the driver's then: no request may be made of it.
         if memory.is_lost() {
             return Err(RingError::GuestMemoryLost);
         }
-        let (walk, id, length) = walk?;
+        let (builder, id, length) = builder?;
         self.note_taken(length);
         // SAFETY: the walk has filled `segments` by this translator.
-        unsafe { walk.end(Head::new(id), &mut self.segments, memory) }.map(Some)
+        unsafe { builder.build(Head::new(id), &mut self.segments, memory) }.map(Some)
     }
 
     /// Chains are taken to be as long as the last one was: only so their heads can be found without a walk.
@@ -415,7 +417,7 @@ impl Virtqueue for PackedQueue {
         }
         let mut first = self.read(at.slot);
         if first.flags & INDIRECT != 0 {
-            let table = memory.resolve(Kind::Request, first.address, u64::from(DESCRIPTOR_BYTES))?;
+            let table = memory.resolve(BufferKind::Request, first.address, u64::from(DESCRIPTOR_BYTES))?;
             // SAFETY: mapped, as the translator says.
             first = Descriptor::of(unsafe { read_halves(table) });
         }
@@ -456,7 +458,7 @@ impl Virtqueue for PackedQueue {
         }
         self.finished.clear();
         self.taken_slots = self.taken_slots.wrapping_sub(slots);
-        self.shown = (start, slots);
+        self.published = (start, slots);
         failpoint::reached(Point::RingStore);
         self.record(self.next_used);
         // The driver writes what it wants and then looks for used descriptors: one of us sees the other.
@@ -479,7 +481,7 @@ impl Virtqueue for PackedQueue {
     }
 
     fn log(&self, log: &RingLog) {
-        let (start, slots) = self.shown;
+        let (start, slots) = self.published;
         for number in 0..slots {
             log.mark_mapped(self.slot(start.advance(number, self.size).slot), u64::from(DESCRIPTOR_BYTES));
         }

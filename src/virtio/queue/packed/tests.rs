@@ -43,13 +43,15 @@ fn take(queue: &mut PackedQueue, batch: &mut Batch, base: *const u8, expected: &
     // It must not matter how: as one of the common shape if it is one, or as any other one.
     let next = match expected.2 % 4 {
         0 => Next::Other,
-        _ => queue.take_plain(batch, Bounds { chains: 1, bytes: 1 }, |_| Some(PrefetchHint::NONE)).unwrap(),
+        _ => queue
+            .take_contiguous(batch, Bounds { chains: 1, bytes: 1 }, |_| Some(PrefetchHint::NONE))
+            .unwrap(),
     };
-    let is_plain = expected.1.len() == 3 && expected.1[0].1 == 16 && expected.1[2].1 == 1;
-    let plain = batch.drain(1).next().map(crate::virtio::queue::Plain::into_chain);
-    assert_eq!(plain.is_none(), next == Next::Other);
-    assert!(plain.is_none() || is_plain);
-    let parts = match plain {
+    let is_contiguous = expected.1.len() == 3 && expected.1[0].1 == 16 && expected.1[2].1 == 1;
+    let contiguous = batch.drain(1).next().map(crate::virtio::queue::ContiguousChain::into_chain);
+    assert_eq!(contiguous.is_none(), next == Next::Other);
+    assert!(contiguous.is_none() || is_contiguous);
+    let parts = match contiguous {
         Some(chain) => chain,
         None => queue.pop(batch.memory()).unwrap().unwrap(),
     };

@@ -4,19 +4,13 @@ use std::ffi::OsString;
 use std::fmt;
 use std::sync::OnceLock;
 
+use super::line::{Kernel, LINE_BYTES, LineKernel};
 use super::portable;
-use super::routines::LINE_BYTES;
 #[cfg(target_arch = "x86_64")]
 use super::x86_64::{cpu::Cpu, kernels};
 
 /// The environment variable that overrides the choice, with one of the names of [`Stores`].
 pub const OVERRIDE: &str = "VHOST_USER_PMEM_COPY";
-
-/// A copy, or what else is done to a range: destination, source, length; returns the bytes not done.
-pub(super) type Kernel = unsafe extern "C" fn(*mut u8, *const u8, usize) -> usize;
-
-/// The same of whole lines, and what is to be prefetched behind them, which need not be mapped.
-pub(super) type LineKernel = unsafe extern "C" fn(*mut u8, *const u8, usize, *const u8) -> usize;
 
 /// How bytes are stored into the media.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,6 +16,7 @@
 
 mod engine;
 pub mod fault;
+mod line;
 mod portable;
 #[cfg(test)]
 pub(crate) mod recording;

@@ -10,10 +10,8 @@ use std::cell::RefCell;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use super::engine::{Engine, LineFlush, Stores};
+pub(crate) use super::line::LINE_BYTES;
 use super::{Segments, fault, load_slice};
-
-/// Length of a cache line.
-pub(crate) const LINE_BYTES: usize = 64;
 
 /// Length of what the media takes as a whole or not at all.
 pub(crate) const UNIT_BYTES: usize = 8;

@@ -3,14 +3,12 @@
 #![allow(unsafe_code)]
 
 use super::Segments;
-use super::engine::{Engine, LineKernel, Stores};
+use super::engine::{Engine, Stores};
+use super::line::{LINE_BYTES, LineKernel};
 #[cfg(not(target_arch = "x86_64"))]
 use super::portable;
 #[cfg(target_arch = "x86_64")]
 use super::x86_64::kernels;
-
-/// Length of a cache line: what the media is written in.
-pub(super) const LINE_BYTES: usize = 64;
 
 /// What a write into the media has to do beyond the fence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
-use super::super::engine::LineKernel;
+use super::super::line::LineKernel;
 use super::super::testing::pattern;
 use super::super::{Engine, LineFlush, Persist, PrefetchHint, Segment, Segments, Stores, portable};
 use super::guarded::{Guarded, PAGE};

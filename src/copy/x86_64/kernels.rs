@@ -376,7 +376,7 @@ pub(in crate::copy) fn fixup_of(address: usize) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::copy::engine::{Kernel, LineKernel};
+    use crate::copy::line::{Kernel, LineKernel};
 
     /// Every routine has a fix-up behind its entry (within two lines), and nothing else has.
     #[test]

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::RingError;
+use super::error::RingError;
 use crate::copy::{self, Segments};
 use crate::virtio::memory::MemoryTable;
 

@@ -8,9 +8,9 @@
 
 use std::slice;
 
-use super::RingError;
 use super::chain::{Chain, Completion, HEADER_BYTES, Head, Header, StatusByte};
-use super::chain_builder::WRITE;
+use super::descriptor::WRITE;
+use super::error::RingError;
 use crate::copy::{self, PrefetchHint, Segment, Segments};
 use crate::virtio::memory::{BufferKind, Translator};
 

@@ -4,9 +4,9 @@
 
 use std::sync::Arc;
 
-use super::RingError;
 use super::chain::{Chain, Head};
 use super::chain_builder::{ChainBuilder, segment_buffer};
+use super::error::RingError;
 use crate::copy::Segment;
 use crate::virtio::memory::{MemoryTable, Translator};
 

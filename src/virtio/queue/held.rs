@@ -5,8 +5,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::MAX_CHAIN_SEGMENTS;
 use super::chain::StatusByte;
+use super::chain_builder::MAX_CHAIN_SEGMENTS;
 use crate::copy::{Segment, Segments};
 use crate::virtio::memory::MemoryTable;
 

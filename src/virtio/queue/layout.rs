@@ -1,7 +1,8 @@
 //! What a ring is started with.
 
-use super::chain_builder::DESCRIPTOR_BYTES;
-use super::{MAX_QUEUE_SIZE, RingError};
+use super::descriptor::DESCRIPTOR_BYTES;
+use super::error::RingError;
+use crate::limits::bounds::MAX_QUEUE_SIZE;
 use crate::virtio::memory::MemoryTable;
 
 /// Size of an event suppression structure of a packed ring in bytes.

@@ -9,8 +9,10 @@
 use std::sync::Arc;
 
 use super::chain::{Chain, HeldStatus};
-use super::{MAX_CHAIN, MAX_CHAIN_SEGMENTS, RingLayout};
+use super::chain_builder::MAX_CHAIN_SEGMENTS;
+use super::layout::RingLayout;
 use crate::copy::Segments;
+use crate::limits::bounds::MAX_CHAIN;
 use crate::virtio::memory::{DirtyLog, MemoryTable};
 
 /// One ring's access to the log: made when the ring starts, dropped when it stops or logging ends.

@@ -7,15 +7,15 @@
 
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
+use super::Virtqueue;
 use super::chain::{Chain, Completion, Flaw, HEADER_BYTES, Head, Header};
-use super::chain_builder::{
-    ChainBuilder, DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, indirect_len, peek_buffer, read_split,
-    segment_buffer,
-};
+use super::chain_builder::{ChainBuilder, peek_buffer, segment_buffer};
 use super::contiguous::{Batch, Bounds, ChainAddresses, MappedChain, Next};
-use super::layout::area;
+use super::descriptor::{DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, indirect_len, read_split};
+use super::error::RingError;
+use super::layout::{RingKind, RingLayout, area};
+use super::log::RingLog;
 use super::notify::{NO_INTERRUPT, NO_NOTIFY, passed};
-use super::{RingError, RingKind, RingLayout, RingLog, Virtqueue};
 use crate::copy::{PrefetchHint, Segment};
 use crate::failpoint::{self, Point};
 use crate::virtio::memory::{BufferKind, MemoryTable, Translator};
@@ -272,7 +272,7 @@ impl Virtqueue for SplitQueue {
         &mut self,
         batch: &mut Batch,
         bounds: Bounds,
-        expect: impl Fn(&Header) -> Option<PrefetchHint>,
+        prefetch: impl Fn(&Header) -> Option<PrefetchHint>,
     ) -> Result<Next, RingError> {
         let chains = self.available(bounds.chains)?;
         if chains == 0 {
@@ -280,7 +280,7 @@ impl Virtqueue for SplitQueue {
         }
         let bounds = Bounds { chains, ..bounds };
         let mut next =
-            batch.fill(bounds, |mapped, memory| self.next_contiguous::<false>(mapped, memory), expect)?;
+            batch.fill(bounds, |mapped, memory| self.next_contiguous::<false>(mapped, memory), prefetch)?;
         if batch.is_empty() {
             next = batch.push(|mapped, memory| self.next_contiguous::<true>(mapped, memory))?;
         }

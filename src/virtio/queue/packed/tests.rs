@@ -114,7 +114,10 @@ fn run(steps: &[Step], size: u16, event_idx: bool) {
                 assert_eq!(queue.has_available(), !driver.expected.is_empty());
                 assert_eq!(queue.has_more_than(0), queue.has_available());
                 // Chains of other lengths are miscounted, but none are seen where there are none.
-                assert!(queue.has_available() || (0..queue.size).all(|chains| !queue.has_more_than(chains)));
+                assert!(
+                    queue.has_available()
+                        || (0..queue.slots.size()).all(|chains| !queue.has_more_than(chains))
+                );
                 let before = used;
                 used += lengths.drain(..count).sum::<u64>();
                 assert_eq!(queue.publish(), driver.is_called(before..used) && count > 0);

@@ -7,8 +7,9 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use super::super::*;
+
 use crate::virtio::memory::RegionSpec;
-use crate::virtio::queue::RingAddresses;
+use crate::virtio::queue::{RingAddresses, RingKind};
 
 pub(super) const MEMORY_BYTES: u64 = 1 << 20;
 const DRIVER_AREA: u64 = 0x8000;

@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{XattrFlags, fgetxattr, fremovexattr, fsetxattr};
 
-use super::session::{Session, State};
+use super::rings::{Session, State};
 use super::vring::Vring;
 use crate::disk::{BackingFile, Disk, Durability};
 use crate::log::Cause;

@@ -19,8 +19,8 @@ use super::debug_log::{Answer, Line, ProtocolFeatures};
 use super::descriptor::{Kind, refusal};
 use super::message::{HEADER_BYTES, Message, ReceiveError};
 use super::payload;
-use super::postcopy::exchange;
-use super::session::Session;
+use super::postcopy_messages as exchange;
+use super::rings::Session;
 use crate::disk::Disk;
 
 /// How a connection ended.

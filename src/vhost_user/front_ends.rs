@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::session::Session;
+use super::rings::Session;
 use crate::disk::Disk;
 
 /// The sessions of one disk, for as long as each of them is there.

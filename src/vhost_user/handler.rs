@@ -12,7 +12,7 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandler};
 
 use super::debug_log;
-use super::session::{F_LOG_ALL, FRONT_END_FEATURES, Session, SessionError};
+use super::rings::{F_LOG_ALL, FRONT_END_FEATURES, Session, SessionError};
 use crate::disk::Disk;
 use crate::limits::budget::Amounts;
 use crate::log::Cause;

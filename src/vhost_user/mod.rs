@@ -17,7 +17,8 @@ mod listener;
 mod message;
 mod payload;
 mod postcopy;
-mod session;
+mod postcopy_messages;
+mod rings;
 mod vring;
 mod writer_lock;
 
@@ -30,5 +31,5 @@ pub use handler::PROTOCOL_FEATURES;
 pub use listener::{AllowedUsers, DiskSocket, Listener, ListenerError, SocketAccess, Stranger};
 pub(crate) use message::HEADER_BYTES;
 pub(crate) use postcopy::is_possible as is_postcopy_possible;
-pub use session::{Session, SessionContext};
+pub use rings::{Session, SessionContext};
 pub use writer_lock::{SessionId, WriterLock};

@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown, sockopt};
 
-use super::DescriptorChecker;
+use super::client::DescriptorChecker;
 use super::packet::{CLOSE, IsAwaited, Request, send};
 use crate::limits::bounds::CHECKER_TIMEOUT;
 

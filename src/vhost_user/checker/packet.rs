@@ -9,7 +9,7 @@ use rustix::net::{
     SendFlags, recv, recvmsg, sendmsg,
 };
 
-use super::Received;
+use super::client::Received;
 use crate::limits::bounds::MAX_MESSAGE_DESCRIPTORS;
 use crate::vhost_user::descriptor::Kind;
 use crate::vhost_user::message::again;

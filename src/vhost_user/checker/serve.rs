@@ -8,9 +8,10 @@ use rustix::net::RecvFlags;
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use vhost::vhost_user::message::FrontendReq;
 
+use super::client::{Received, pair};
 use super::closing::is_silenced;
 use super::packet::{self, Answer, Request};
-use super::{Received, pair, state_relay};
+use super::state_relay;
 use crate::limits::bounds::MAX_KEPT_DESCRIPTORS;
 use crate::vhost_user::descriptor::Kind;
 

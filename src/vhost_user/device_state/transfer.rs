@@ -16,7 +16,7 @@ use super::{DeviceState, STATE_BYTES};
 use crate::disk::Disk;
 use crate::limits::bounds::STATE_TIMEOUT;
 use crate::vhost_user::checker::{LOAD, SAVE, StateAnswer};
-use crate::vhost_user::session::{Session, SessionError};
+use crate::vhost_user::rings::{Session, SessionError};
 
 /// Why a state did not come through.
 #[derive(Debug, thiserror::Error)]

@@ -17,7 +17,6 @@
 //!   and fails. A request that waited for its data writes nothing then, and nothing more reaches the guest.
 
 mod connection_watcher;
-pub(super) mod exchange;
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -25,7 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
-use super::session::{Session, SessionError, State};
+use super::rings::{Session, SessionError, State};
 use crate::copy::fault::Userfault;
 use crate::disk::Disk;
 use crate::limits::budget::{Amounts, Charge};
@@ -213,7 +212,7 @@ impl<D: Disk> Session<D> {
     }
 
     /// `POSTCOPY_ADVISE`: what the front-end will hear of missing pages by.
-    fn advise_postcopy(&self) -> Result<OwnedFd, SessionError> {
+    pub(super) fn advise_postcopy(&self) -> Result<OwnedFd, SessionError> {
         let mut state = self.state();
         if state.postcopy.as_ref().is_some_and(Postcopy::is_listening) {
             return Err(PostcopyError::Listening.into());
@@ -227,7 +226,7 @@ impl<D: Disk> Session<D> {
     }
 
     /// `POSTCOPY_LISTEN`: memory that is announced from now on has not come yet.
-    fn listen_to_postcopy(&self) -> Result<(), SessionError> {
+    pub(super) fn listen_to_postcopy(&self) -> Result<(), SessionError> {
         let mut state = self.state();
         let has_memory = !state.memory.is_empty();
         let postcopy = state.postcopy.as_mut().ok_or(PostcopyError::NotAdvised)?;
@@ -259,7 +258,7 @@ impl<D: Disk> Session<D> {
     }
 
     /// `POSTCOPY_END`: all pages have come. Also where it came to none, and the guest has all of its memory.
-    fn end_postcopy(&self) -> Result<(), SessionError> {
+    pub(super) fn end_postcopy(&self) -> Result<(), SessionError> {
         let missing = self.state().postcopy.as_ref().map(|postcopy| postcopy.missing.clone());
         // First: what follows would wait for whoever waits still.
         missing.ok_or(PostcopyError::NotAdvised)?.cease_waiting();
@@ -280,7 +279,7 @@ impl<D: Disk> Session<D> {
 
     /// Puts memory in force that has not come yet. The front-end is to be told where it is mapped, and no ring runs
     /// before it says that it knows.
-    fn set_missing_memory(&self, memory: MemoryTable) -> Result<Arc<MemoryTable>, SessionError> {
+    pub(super) fn set_missing_memory(&self, memory: MemoryTable) -> Result<Arc<MemoryTable>, SessionError> {
         let memory = Arc::new(memory);
         self.change_all(|state| {
             let before = state.memory.clone();
@@ -297,7 +296,7 @@ impl<D: Disk> Session<D> {
     }
 
     /// The front-end knows where all memory is mapped.
-    fn acknowledge_memory(&self) {
+    pub(super) fn acknowledge_memory(&self) {
         let mut state = self.state();
         if let Some(listening) = state.postcopy.as_mut().and_then(|postcopy| postcopy.listening.as_mut()) {
             listening.awaits_ack = false;

@@ -9,14 +9,14 @@ use std::os::fd::AsFd as _;
 
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 
-use super::PostcopyError;
+use super::connection::{Connection, Hangup, name};
+use super::debug_log::Answer;
+use super::message::{self, Message};
+use super::payload;
+use super::postcopy::PostcopyError;
+use super::rings::{Session, SessionError};
 use crate::disk::Disk;
 use crate::limits::budget::Amounts;
-use crate::vhost_user::connection::{Connection, Hangup, name};
-use crate::vhost_user::debug_log::Answer;
-use crate::vhost_user::message::{self, Message};
-use crate::vhost_user::payload;
-use crate::vhost_user::session::{Session, SessionError};
 use crate::virtio::memory::{MemoryTable, RegionSpec};
 
 /// Guest address, length in bytes, the front-end's own address, offset in the file.
@@ -26,13 +26,13 @@ type Region = [u64; 4];
 const ACK_BYTES: usize = 8;
 
 /// Whether the message is another one while pages are missing than it is otherwise.
-pub(in crate::vhost_user) fn is_about_memory(message: &Message) -> bool {
+pub(super) fn is_about_memory(message: &Message) -> bool {
     message.code == u32::from(FrontendReq::SET_MEM_TABLE)
 }
 
 impl<D: Disk> Connection<D> {
     /// The front-end waits for a descriptor: there is no way to say no, but to hang up.
-    pub(in crate::vhost_user) fn advise_postcopy(&self, message: &Message) -> Result<Answer, Hangup> {
+    pub(super) fn advise_postcopy(&self, message: &Message) -> Result<Answer, Hangup> {
         let advised = self.session.check_negotiated().and_then(|()| self.session.advise_postcopy());
         let refusal =
             |error: SessionError| Hangup::Refused { request: name(message.code), reason: error.to_string() };
@@ -41,13 +41,13 @@ impl<D: Disk> Connection<D> {
         Ok(Answer::Descriptor)
     }
 
-    pub(in crate::vhost_user) fn listen_to_postcopy(&self, message: &Message) -> Result<Answer, Hangup> {
+    pub(super) fn listen_to_postcopy(&self, message: &Message) -> Result<Answer, Hangup> {
         let done = self.session.check_negotiated().and_then(|()| self.session.listen_to_postcopy());
         self.conclude(message, done.map_err(|error| error.to_string()))
     }
 
     /// Answered whether it was asked for or not.
-    pub(in crate::vhost_user) fn end_postcopy(&self, message: &Message) -> Result<Answer, Hangup> {
+    pub(super) fn end_postcopy(&self, message: &Message) -> Result<Answer, Hangup> {
         let done = self.session.check_negotiated().and_then(|()| self.session.end_postcopy());
         if let Err(error) = &done {
             self.log_refusal(message, &error.to_string());
@@ -57,7 +57,7 @@ impl<D: Disk> Connection<D> {
     }
 
     /// Regions are answered by where they are mapped; then comes an acknowledgement of that, under the same code.
-    pub(in crate::vhost_user) fn exchange_memory(&self, mut message: Message) -> Result<Answer, Hangup> {
+    pub(super) fn exchange_memory(&self, mut message: Message) -> Result<Answer, Hangup> {
         let code = message.code;
         let refusal = |reason: String| Hangup::Refused { request: name(code), reason };
         if let Ok(ack) = <[u8; ACK_BYTES]>::try_from(message.body()) {

@@ -1,0 +1,139 @@
+//! What the daemon has of the descriptor checker: it asks, and reads the answers.
+
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::{self, Timeout};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::Pid;
+
+use super::packet::{Answer, Request};
+use super::spawner;
+use crate::limits::bounds::CHECKER_TIMEOUT;
+use crate::sandbox::process::{self, Life};
+use crate::vhost_user::descriptor::{Kind, mounts};
+
+/// Bytes of a message, and what came with them.
+#[derive(Debug)]
+pub(in crate::vhost_user) struct Received {
+    pub(in crate::vhost_user) bytes: Vec<u8>,
+    pub(in crate::vhost_user) files: Vec<OwnedFd>,
+    /// What was not passed on.
+    pub(in crate::vhost_user) refused: Vec<Kind>,
+}
+
+/// The checker's processes; they end when this is dropped, or this process is no more.
+#[derive(Debug)]
+pub struct DescriptorChecker(Mutex<Link>);
+
+#[derive(Debug)]
+pub(super) struct Link {
+    /// To whichever process is the checker.
+    pub(super) socket: OwnedFd,
+    /// To the spawner, which ends when it is closed.
+    control: UnixStream,
+    spawner: Pid,
+    /// Of the last request.
+    number: u64,
+}
+
+impl DescriptorChecker {
+    /// Starts the processes. The earlier, the less of this process's memory they keep a copy of.
+    ///
+    /// # Errors
+    /// No process or descriptor is left.
+    pub fn start() -> io::Result<Arc<Self>> {
+        Ok(Arc::new(Self(Mutex::new(Link::start()?))))
+    }
+
+    /// Receives up to `most` bytes that are there, and what comes with them. `code` is that of the message, if it is known.
+    pub(in crate::vhost_user) fn receive(
+        &self,
+        stream: &UnixStream,
+        code: u32,
+        most: usize,
+    ) -> io::Result<Received> {
+        let mut link = self.lock();
+        link.number = link.number.wrapping_add(1);
+        let request = Request { number: link.number, code, most: u32::try_from(most).unwrap_or(u32::MAX) };
+        let mut sent = request.send(&link.socket, stream.as_fd());
+        if sent.as_ref().is_err_and(is_killed) {
+            // What memory there is by now is mapped in those that take their place.
+            let number = link.number;
+            *link = Link::start().map_err(gone)?;
+            link.number = number;
+            sent = request.send(&link.socket, stream.as_fd());
+        }
+        sent.map_err(gone)?;
+        link.await_answer(link.number)
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Link> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Link {
+    fn start() -> io::Result<Self> {
+        let (socket, orders) = pair()?;
+        sockopt::set_socket_timeout(&socket, Timeout::Send, Some(CHECKER_TIMEOUT))?;
+        let (control, controlled) = UnixStream::pair()?;
+        let own = [orders.as_fd(), controlled.as_fd()];
+        let given: Vec<_> = own.into_iter().chain(mounts().map(|mounts| mounts.as_fd())).collect();
+        let spawner = process::fork(&given, Life::ItsOwn, || spawner::run(&orders, &controlled))?;
+        Ok(Self { socket, control, spawner, number: 0 })
+    }
+
+    /// That to the last request, which has this number.
+    pub(super) fn await_answer(&self, number: u64) -> io::Result<Received> {
+        let deadline = Instant::now() + CHECKER_TIMEOUT;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let mut waits = [PollFd::new(&self.socket, PollFlags::IN)];
+            match poll(&mut waits, Some(&Timespec::try_from(left).unwrap_or_default())) {
+                Ok(0) => {
+                    // It is to make another checker.
+                    let _ = (&self.control).write_all(&[0]);
+                    return Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        "descriptors were not checked in time",
+                    ));
+                }
+                Ok(_) => {}
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            let answer = Answer::receive(&self.socket).map_err(gone)?;
+            // Any other is of a checker that was given up.
+            if answer.number == number {
+                return answer.outcome;
+            }
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        process::kill(self.spawner);
+        process::wait(self.spawner);
+    }
+}
+
+/// Whether nobody has the other end any more.
+fn is_killed(error: &io::Error) -> bool {
+    use io::ErrorKind as E;
+    matches!(error.kind(), E::BrokenPipe | E::ConnectionReset | E::ConnectionRefused | E::NotConnected)
+}
+
+fn gone(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("the descriptor checker: {error}"))
+}
+
+/// Messages keep their bounds.
+pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}

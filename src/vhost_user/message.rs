@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     RecvAncillaryBuffer, RecvFlags, RecvMsg, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
@@ -169,17 +169,19 @@ pub(super) fn send(stream: &UnixStream, bytes: &[u8], files: &[BorrowedFd<'_>]) 
     if !files.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(files)) {
         return Err(io::Error::other("too many descriptors"));
     }
-    let sent = again(|| sendmsg(stream, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL))?;
+    let sent =
+        retry_on_intr(|| sendmsg(stream, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL))?;
     (&*stream).write_all(bytes.get(sent..).unwrap_or_default())
 }
 
 /// What comes next, which stays where it is. Without room for descriptors none is received: that there are some is told by
 /// [`ReturnFlags::CTRUNC`].
 fn peek(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<RecvMsg> {
-    again(|| {
+    let peeked = retry_on_intr(|| {
         let mut place = [IoSliceMut::new(bytes)];
         recvmsg(stream, &mut place, &mut RecvAncillaryBuffer::default(), RecvFlags::PEEK)
-    })
+    });
+    Ok(peeked?)
 }
 
 /// Request, flags, length of the body: as much as is there, and zeroes.
@@ -192,19 +194,11 @@ fn header(bytes: &[u8]) -> [u32; 3] {
 }
 
 fn wait_until(stream: &UnixStream, deadline: Instant) -> Result<(), ReceiveError> {
-    let polled = again(|| {
+    let polled = retry_on_intr(|| {
         let left = deadline.saturating_duration_since(Instant::now());
         let left = Timespec::try_from(left).map_err(|_| Errno::INVAL)?;
         poll(&mut [PollFd::new(stream, PollFlags::IN)], Some(&left))
-    })?;
+    })
+    .map_err(io::Error::from)?;
     if polled == 0 { Err(ReceiveError::Unfinished) } else { Ok(()) }
-}
-
-pub(super) fn again<T>(mut call: impl FnMut() -> Result<T, Errno>) -> io::Result<T> {
-    loop {
-        match call() {
-            Err(Errno::INTR) => {}
-            result => return Ok(result?),
-        }
-    }
 }

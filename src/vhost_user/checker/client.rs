@@ -1,39 +1,29 @@
 //! What the daemon has of the descriptor checker: it asks, and reads the answers.
 
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{self, Timeout};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::Pid;
 
-use super::packet::{Answer, Request};
+use super::packet::{Answer, CLOSE, IsAwaited, Received, Request, pair, send};
 use super::spawner;
 use crate::limits::bounds::CHECKER_TIMEOUT;
 use crate::sandbox::process::{self, Life};
-use crate::vhost_user::descriptor::{Kind, mounts};
-
-/// Bytes of a message, and what came with them.
-#[derive(Debug)]
-pub(in crate::vhost_user) struct Received {
-    pub(in crate::vhost_user) bytes: Vec<u8>,
-    pub(in crate::vhost_user) files: Vec<OwnedFd>,
-    /// What was not passed on.
-    pub(in crate::vhost_user) refused: Vec<Kind>,
-}
+use crate::vhost_user::descriptor::mounts;
 
 /// The checker's processes; they end when this is dropped, or this process is no more.
 #[derive(Debug)]
 pub struct DescriptorChecker(Mutex<Link>);
 
 #[derive(Debug)]
-pub(super) struct Link {
+struct Link {
     /// To whichever process is the checker.
-    pub(super) socket: OwnedFd,
+    socket: OwnedFd,
     /// To the spawner, which ends when it is closed.
     control: UnixStream,
     spawner: Pid,
@@ -72,7 +62,21 @@ impl DescriptorChecker {
         link.await_answer(link.number)
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Link> {
+    /// Closes it here, and then where nobody minds how long that takes. Answers with the process (a pidfd) that has it until
+    /// its end, if that is awaited.
+    pub(super) fn close<T: AsFd>(&self, socket: T, is_awaited: IsAwaited) -> Option<OwnedFd> {
+        let link = self.lock();
+        // Nothing else can be done where there is no such process any more.
+        let has_it = Request::close(is_awaited).send(&link.socket, socket.as_fd());
+        drop(socket);
+        let is_told = send(&link.socket, &Request::close(is_awaited).bytes(), &[]);
+        if is_awaited == IsAwaited::No || has_it.is_err() || is_told.is_err() {
+            return None;
+        }
+        link.await_answer(CLOSE).ok()?.files.pop()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Link> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -89,7 +93,7 @@ impl Link {
     }
 
     /// That to the last request, which has this number.
-    pub(super) fn await_answer(&self, number: u64) -> io::Result<Received> {
+    fn await_answer(&self, number: u64) -> io::Result<Received> {
         let deadline = Instant::now() + CHECKER_TIMEOUT;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -131,9 +135,4 @@ fn is_killed(error: &io::Error) -> bool {
 
 fn gone(error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("the descriptor checker: {error}"))
-}
-
-/// Messages keep their bounds.
-pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }

@@ -11,10 +11,11 @@ use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, Shutdown, sockopt};
+use rustix::net::{Shutdown, sockopt};
 
 use super::client::DescriptorChecker;
-use super::packet::{CLOSE, IsAwaited, Request, send};
+use super::packet::IsAwaited;
+use super::unread::is_empty;
 use crate::limits::bounds::CHECKER_TIMEOUT;
 
 /// A socket to be dropped after all of its copies in this process.
@@ -98,34 +99,4 @@ impl<T: AsFd> Drop for ClosedByChecker<T> {
             self.checker.close(socket, IsAwaited::No);
         }
     }
-}
-
-impl DescriptorChecker {
-    /// Closes it here, and then where nobody minds how long that takes. Answers with the process (a pidfd) that has it until
-    /// its end, if that is awaited.
-    fn close<T: AsFd>(&self, socket: T, is_awaited: IsAwaited) -> Option<OwnedFd> {
-        let link = self.lock();
-        // Nothing else can be done where there is no such process any more.
-        let has_it = Request::close(is_awaited).send(&link.socket, socket.as_fd());
-        drop(socket);
-        let is_told = send(&link.socket, &Request::close(is_awaited).bytes(), &[]);
-        if is_awaited == IsAwaited::No || has_it.is_err() || is_told.is_err() {
-            return None;
-        }
-        link.await_answer(CLOSE).ok()?.files.pop()
-    }
-}
-
-/// Whether there is nothing to be read, out of band neither.
-fn is_empty(socket: BorrowedFd<'_>) -> bool {
-    let peek = RecvFlags::OOB | RecvFlags::PEEK | RecvFlags::DONTWAIT;
-    rustix::io::ioctl_fionread(socket) == Ok(0)
-        && rustix::net::recv(socket, &mut [0_u8; 1][..], peek).is_err()
-}
-
-/// Has it that nothing can be sent to us through a socket, and says whether nothing was: then it can be closed anywhere. No
-/// front-end has anything to say there, since nothing is asked that has an answer.
-pub(super) fn is_silenced(socket: &OwnedFd) -> bool {
-    let is_stream = sockopt::socket_type(socket) == Ok(rustix::net::SocketType::STREAM);
-    is_stream && rustix::net::shutdown(socket, Shutdown::Read).is_ok() && is_empty(socket.as_fd())
 }

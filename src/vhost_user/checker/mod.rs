@@ -21,8 +21,9 @@ mod packet;
 mod serve;
 mod spawner;
 mod state_relay;
+mod unread;
 
 pub use client::DescriptorChecker;
-pub(super) use client::Received;
 pub use closing::ClosedByChecker;
+pub(super) use packet::Received;
 pub(super) use state_relay::{LOAD, SAVE, StateAnswer};

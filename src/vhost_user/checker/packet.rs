@@ -4,21 +4,29 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
+use rustix::io::retry_on_intr;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recv, recvmsg, sendmsg,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv, recvmsg, sendmsg, socketpair,
 };
 
-use super::client::Received;
 use crate::limits::bounds::MAX_MESSAGE_DESCRIPTORS;
 use crate::vhost_user::descriptor::Kind;
-use crate::vhost_user::message::again;
 
 /// Longer than any: a message, and what its descriptors are in words.
 const MOST_BYTES: usize = 64 << 10;
 
 /// Descriptors are received up to here; the kernel drops the others without having installed them.
 type Space = [MaybeUninit<u8>; rustix::cmsg_space!(ScmRights(MAX_MESSAGE_DESCRIPTORS))];
+
+/// Bytes of a message, and what came with them.
+#[derive(Debug)]
+pub(in crate::vhost_user) struct Received {
+    pub(in crate::vhost_user) bytes: Vec<u8>,
+    pub(in crate::vhost_user) files: Vec<OwnedFd>,
+    /// What was not passed on.
+    pub(in crate::vhost_user) refused: Vec<Kind>,
+}
 
 /// Receive so many bytes of the stream that comes with this.
 #[derive(Debug, Clone, Copy)]
@@ -108,7 +116,7 @@ impl Answer {
     pub(super) fn receive(from: &OwnedFd) -> io::Result<Self> {
         // Room for what is there, in a daemon with a thousand threads that each may have been told something.
         let look = RecvFlags::PEEK | RecvFlags::TRUNC | RecvFlags::DONTWAIT;
-        let (_, most) = again(|| recv(from, &mut [0_u8; 0][..], look))?;
+        let (_, most) = retry_on_intr(|| recv(from, &mut [0_u8; 0][..], look))?;
         let (bytes, files) = receive(from.as_fd(), most, RecvFlags::DONTWAIT)?;
         Self::decode(&bytes, files).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
@@ -141,7 +149,7 @@ pub(super) fn send(to: impl std::os::fd::AsFd, bytes: &[u8], files: &[BorrowedFd
     if !files.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(files)) {
         return Err(io::Error::other("too many descriptors"));
     }
-    again(|| sendmsg(&to, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL))?;
+    retry_on_intr(|| sendmsg(&to, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL))?;
     Ok(())
 }
 
@@ -154,7 +162,7 @@ pub(super) fn receive(
     let mut space: Space = [MaybeUninit::uninit(); _];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut bytes = vec![0; most.min(MOST_BYTES)];
-    let received = again(|| {
+    let received = retry_on_intr(|| {
         let mut place = [IoSliceMut::new(&mut bytes)];
         recvmsg(from, &mut place, &mut ancillary, flags | RecvFlags::CMSG_CLOEXEC)
     })?;
@@ -166,4 +174,9 @@ pub(super) fn receive(
         }
     }
     Ok((bytes, files))
+}
+
+/// A pair of sockets, in which each packet is received as it was sent.
+pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }

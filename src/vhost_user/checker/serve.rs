@@ -8,10 +8,9 @@ use rustix::net::RecvFlags;
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use vhost::vhost_user::message::FrontendReq;
 
-use super::client::{Received, pair};
-use super::closing::is_silenced;
-use super::packet::{self, Answer, Request};
+use super::packet::{self, Answer, Received, Request, pair};
 use super::state_relay;
+use super::unread::is_silenced;
 use crate::limits::bounds::MAX_KEPT_DESCRIPTORS;
 use crate::vhost_user::descriptor::Kind;
 

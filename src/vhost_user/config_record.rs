@@ -11,10 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{XattrFlags, fgetxattr, fremovexattr, fsetxattr};
 
-use super::rings::{Session, State};
-use super::vring::Vring;
-use crate::disk::{BackingFile, Disk, Durability};
-use crate::log::Cause;
+use crate::disk::{BackingFile, Durability};
 
 /// The attribute: of files, and of devices, which have none for users.
 const NAMES: [&str; 2] = ["user.vhost-user-pmem", "trusted.vhost-user-pmem"];
@@ -62,7 +59,7 @@ impl ConfigRecord {
     }
 
     /// As [`known`](Self::known), with what another process has left meanwhile: a guest may come from there.
-    fn reload(&self) -> Option<KnownConfig> {
+    pub(super) fn reload(&self) -> Option<KnownConfig> {
         let mut contents = self.lock();
         if let Some(left) = self.file.as_deref().and_then(read) {
             (contents.known, contents.stored) = (Some(left), Some(left));
@@ -96,71 +93,6 @@ impl ConfigRecord {
 
     fn lock(&self) -> MutexGuard<'_, Contents> {
         self.contents.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<D: Disk> Session<D> {
-    /// Before the first ring of a front-end: what its guest has chosen goes on to hold, if the guest is not new. It is not
-    /// where the front-end comes back, or has got it from another one (a migration), which has read the configuration as
-    /// that of a new guest.
-    pub(super) fn restore_cache_mode(&self, state: &State<D>) {
-        let has_read = self.config_notifier.has_read();
-        if state.has_loaded_mode || has_read && state.vrings.iter().all(Vring::is_at_start) {
-            return;
-        }
-        let known = self.context.config_record.as_ref().and_then(ConfigRecord::reload);
-        if known.and_then(|known| known.writeback) == Some(false) {
-            if has_read && self.cache.show_writeback(false) {
-                self.config_notifier.mark_stale();
-            }
-            self.cache.set_writeback(false);
-        }
-    }
-
-    /// A ring runs: its front-end is told to read the configuration, if that is not what it knows.
-    pub(super) fn ring_runs(&self) {
-        let known = || self.context.config_record.as_ref().and_then(ConfigRecord::known);
-        let is_known = || known().is_some_and(|known| known.capacity_sectors == self.capacity_sectors());
-        let told = self.config_notifier.ring_started(is_known);
-        self.record_config(self.log_notified(told));
-    }
-
-    /// The configuration is another than it was.
-    pub(super) fn config_changed(&self) {
-        if self.log_notified(self.config_notifier.config_changed()) {
-            self.record_config(true);
-        }
-    }
-
-    /// What a front-end whose rings run knows from now on: its guest's choice, and the size if it has been told.
-    pub(super) fn record_config(&self, is_told: bool) {
-        let Some(record) = &self.context.config_record else { return };
-        let (capacity_sectors, chosen) = (self.capacity_sectors(), self.cache.chosen());
-        record.update(|before| {
-            let before = before.unwrap_or(KnownConfig { capacity_sectors: 0, writeback: None });
-            let capacity_sectors = if is_told { capacity_sectors } else { before.capacity_sectors };
-            Some(KnownConfig { capacity_sectors, writeback: chosen.or(before.writeback) })
-        });
-    }
-
-    pub(super) fn media_is_written(&self) {
-        if let Some(record) = &self.context.config_record {
-            record.media_is_written();
-        }
-    }
-
-    fn capacity_sectors(&self) -> u64 {
-        self.context.device.config_space(true).limits.capacity_sectors
-    }
-
-    fn log_notified(&self, told: std::io::Result<bool>) -> bool {
-        if let Err(error) = &told
-            && let Some(suppressed) = self.context.log_limit.admit(Cause::Channel)
-        {
-            let (disk, session) = (self.disk(), self.id());
-            tracing::warn!(disk, session, %error, suppressed, "cannot announce the configuration");
-        }
-        told.unwrap_or(false)
     }
 }
 

@@ -5,7 +5,7 @@
 //! whole, then handed to it through a socket pair, and its answer, if there is one, passed back. A refused
 //! message costs nothing else.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -15,48 +15,28 @@ use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::backend_channel::Channel;
-use super::debug_log::{Answer, Line, ProtocolFeatures};
+use super::debug_log::{Line, ProtocolFeatures};
 use super::descriptor::{Kind, refusal};
+use super::handler::MessageHandler;
 use super::message::{HEADER_BYTES, Message, ReceiveError};
 use super::payload;
-use super::postcopy_messages as exchange;
-use super::rings::Session;
+use super::postcopy_messages;
+use super::reply::{Hangup, Replier, Reply};
+use super::session::Session;
 use crate::disk::Disk;
-
-/// How a connection ended.
-#[derive(Debug, thiserror::Error)]
-pub enum Hangup {
-    /// The front-end closed it.
-    #[error("the front-end left")]
-    Left,
-    /// It can no longer be used.
-    #[error("{0}")]
-    Broken(#[from] io::Error),
-    /// What came is not vhost-user.
-    #[error("{0}")]
-    Garbage(String),
-    /// The front-end waits for a value that there is no way to refuse.
-    #[error("{request}: {reason}")]
-    Refused {
-        /// The message.
-        request: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-}
 
 /// One front-end's connection.
 #[derive(Debug)]
 pub struct Connection<D: Disk> {
-    pub(super) stream: UnixStream,
-    pub(super) session: Arc<Session<D>>,
+    stream: UnixStream,
+    session: Arc<Session<D>>,
     /// A message has come.
     has_sent_message: Arc<AtomicBool>,
 }
 
 /// `vhost`'s end of the socket pair, and ours.
 struct Dispatcher<D: Disk> {
-    handler: BackendReqHandler<Session<D>>,
+    handler: BackendReqHandler<MessageHandler<D>>,
     inside: UnixStream,
     outside: UnixStream,
 }
@@ -107,15 +87,19 @@ impl<D: Disk> Connection<D> {
             })?;
         self.has_sent_message.store(true, Ordering::Release);
         let line = Line::of(&message);
-        let answer = self.handle(message, dispatcher);
+        let reply = self.handle(message, dispatcher);
         if let Some(line) = line {
-            line.show(self.session.disk(), self.session.id(), &answer);
+            let (disk, session) = (self.session.disk(), self.session.id());
+            match &reply {
+                Ok(reply) => line.show(disk, session, reply),
+                Err(hangup) => line.show(disk, session, &format!("hangs up: {hangup}")),
+            }
         }
-        answer.map(drop)
+        reply.map(drop)
     }
 
     /// Does what a message says, and answers it.
-    fn handle(&self, mut message: Message, dispatcher: &mut Dispatcher<D>) -> Result<Answer, Hangup> {
+    fn handle(&self, mut message: Message, dispatcher: &mut Dispatcher<D>) -> Result<Reply, Hangup> {
         let request = FrontendReq::try_from(message.code);
         if let Ok(request) = request
             && let Err(reason) = check_descriptors(request, &message)
@@ -125,59 +109,46 @@ impl<D: Disk> Connection<D> {
         let request = match request {
             Ok(FrontendReq::SET_BACKEND_REQ_FD) => {
                 let taken = self.take_channel(message.files.as_slice());
-                return self.conclude(&message, taken);
+                return self.replier().acknowledge(&message, taken);
             }
-            Ok(FrontendReq::POSTCOPY_ADVISE) => return self.advise_postcopy(&message),
-            Ok(FrontendReq::POSTCOPY_LISTEN) => return self.listen_to_postcopy(&message),
-            Ok(FrontendReq::POSTCOPY_END) => return self.end_postcopy(&message),
-            _ if self.session.is_listening() && exchange::is_about_memory(&message) => {
-                return self.exchange_memory(message);
+            Ok(FrontendReq::POSTCOPY_ADVISE) => return postcopy_messages::advise(&self.replier(), &message),
+            Ok(FrontendReq::POSTCOPY_LISTEN) => return postcopy_messages::listen(&self.replier(), &message),
+            Ok(FrontendReq::POSTCOPY_END) => return postcopy_messages::end(&self.replier(), &message),
+            _ if postcopy_messages::takes(&self.session, &message) => {
+                return postcopy_messages::exchange_memory(&self.replier(), message);
             }
             Ok(request) => match payload::fit(request, &mut message) {
                 Ok(()) => request,
                 Err(error) => return self.refuse(request, &message, error.to_string()),
             },
-            Err(_) => return self.conclude(&message, Err("is not a known request".into())),
+            Err(_) => return self.replier().acknowledge(&message, Err("is not a known request".into())),
         };
         let (outcome, answer) = dispatcher.dispatch(&message)?;
-        (&self.stream).write_all(&answer)?;
+        self.replier().send(&answer)?;
         match outcome {
-            Ok(()) if answer.is_empty() => Ok(Answer::Silent),
+            Ok(()) if answer.is_empty() => Ok(Reply::Silent),
             Ok(()) if awaits_value(request) => {
-                Ok(Answer::Value(answer.get(HEADER_BYTES..).unwrap_or_default().to_vec()))
+                Ok(Reply::Value(answer.get(HEADER_BYTES..).unwrap_or_default().to_vec()))
             }
-            Ok(()) => Ok(Answer::Done),
+            Ok(()) => Ok(Reply::Done),
             Err(error) if answer.is_empty() => self.refuse(request, &message, reason(&error)),
             Err(error) => {
-                self.log_refusal(&message, &reason(&error));
-                Ok(Answer::Refused(reason(&error)))
+                self.replier().log_refusal(&message, &reason(&error));
+                Ok(Reply::Refused(reason(&error)))
             }
         }
+    }
+
+    fn replier(&self) -> Replier<'_, D> {
+        Replier { stream: &self.stream, session: &self.session }
     }
 
     /// Refuses a message that has no answer yet: by hanging up, where there is no other way to say no.
-    fn refuse(&self, request: FrontendReq, message: &Message, reason: String) -> Result<Answer, Hangup> {
+    fn refuse(&self, request: FrontendReq, message: &Message, reason: String) -> Result<Reply, Hangup> {
         if awaits_value(request) {
-            return Err(Hangup::Refused { request: name(message.code), reason });
+            return Err(Hangup::refused(message, reason));
         }
-        self.conclude(message, Err(reason))
-    }
-
-    /// Acknowledges or refuses a message that has no answer yet, if the front-end asked to be told.
-    pub(super) fn conclude(&self, message: &Message, outcome: Result<(), String>) -> Result<Answer, Hangup> {
-        if let Err(reason) = &outcome {
-            self.log_refusal(message, reason);
-        }
-        let is_told =
-            message.needs_reply() && self.session.has_protocol(VhostUserProtocolFeatures::REPLY_ACK);
-        if is_told {
-            (&self.stream).write_all(&message.acknowledgement(outcome.is_ok()))?;
-        }
-        Ok(match outcome {
-            Err(reason) => Answer::Refused(reason),
-            Ok(()) if is_told => Answer::Done,
-            Ok(()) => Answer::Silent,
-        })
+        self.replier().acknowledge(message, Err(reason))
     }
 
     /// Nothing is done with them, nor with the message they came with.
@@ -186,14 +157,14 @@ impl<D: Disk> Connection<D> {
         request: FrontendReq,
         message: &Message,
         reason: String,
-    ) -> Result<Answer, Hangup> {
+    ) -> Result<Reply, Hangup> {
         /// That it failed, and that no descriptor comes back.
         const STATE_REFUSED: u64 = 0x101;
         match request {
             FrontendReq::SET_DEVICE_STATE_FD => {
-                self.log_refusal(message, &reason);
-                (&self.stream).write_all(&message.answer(&STATE_REFUSED.to_ne_bytes()))?;
-                Ok(Answer::Refused(reason))
+                self.replier().log_refusal(message, &reason);
+                self.replier().send(&message.answer(&STATE_REFUSED.to_ne_bytes()))?;
+                Ok(Reply::Refused(reason))
             }
             _ => self.refuse(request, message, reason),
         }
@@ -208,16 +179,8 @@ impl<D: Disk> Connection<D> {
             return Err(format!("comes with {} descriptors, not with one", files.len()));
         };
         let channel = socket.try_clone().and_then(Channel::new).map_err(|error| error.to_string())?;
-        self.session.config_notifier.set_channel(channel);
+        self.session.config.set_channel(channel);
         Ok(())
-    }
-
-    pub(super) fn log_refusal(&self, message: &Message, reason: &str) {
-        if let Some(suppressed) = self.session.context.log_limit.admit_refusal(message.code) {
-            let (disk, session, request) = (self.session.disk(), self.session.id(), name(message.code));
-            let (bytes, descriptors) = (message.body().len(), message.files.len());
-            tracing::warn!(disk, session, request, bytes, descriptors, reason, suppressed, "message refused");
-        }
     }
 }
 
@@ -225,7 +188,8 @@ impl<D: Disk> Dispatcher<D> {
     fn new(session: Arc<Session<D>>) -> io::Result<Self> {
         let (inside, outside) = UnixStream::pair()?;
         outside.set_nonblocking(true)?;
-        let handler = BackendReqHandler::from_stream(inside.try_clone()?, session);
+        let handler =
+            BackendReqHandler::from_stream(inside.try_clone()?, Arc::new(MessageHandler::new(session)));
         Ok(Self { handler, inside, outside })
     }
 
@@ -262,10 +226,6 @@ fn reason(error: &Error) -> String {
         }
         error => error.to_string(),
     }
-}
-
-pub(super) fn name(code: u32) -> String {
-    FrontendReq::try_from(code).map_or_else(|_| format!("request {code}"), |request| format!("{request:?}"))
 }
 
 /// Whether what comes with a request may.

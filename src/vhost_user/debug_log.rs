@@ -5,41 +5,10 @@ use std::fmt;
 
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 
-use super::connection::{Hangup, name};
 use super::message::Message;
 use super::writer_lock::SessionId;
 use crate::virtio::blk::features;
 use crate::virtio::queue::RingLayout;
-
-/// How a message was answered.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Answer {
-    /// It was done, and nobody asked for more.
-    Silent,
-    /// It was acknowledged.
-    Done,
-    /// It was not done, whether the front-end asked to be told or not.
-    Refused(String),
-    /// What the front-end asked for.
-    Value(Vec<u8>),
-    /// A descriptor that it asked for.
-    Descriptor,
-}
-
-impl fmt::Display for Answer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Silent => f.write_str("not asked for"),
-            Self::Done => f.write_str("ok"),
-            Self::Refused(reason) => write!(f, "refused: {reason}"),
-            Self::Value(bytes) => match <[u8; 8]>::try_from(bytes.as_slice()) {
-                Ok(word) => write!(f, "{:#x}", u64::from_ne_bytes(word)),
-                Err(_) => write!(f, "{} bytes", bytes.len()),
-            },
-            Self::Descriptor => f.write_str("a descriptor"),
-        }
-    }
-}
 
 /// A message, as it is shown once it has been answered.
 #[derive(Debug)]
@@ -55,7 +24,7 @@ impl Line {
     /// None if nobody wants to see it.
     pub(super) fn of(message: &Message) -> Option<Self> {
         tracing::enabled!(tracing::Level::DEBUG).then(|| Self {
-            request: name(message.code),
+            request: message.request_name(),
             ring: ring(message),
             bytes: message.body().len(),
             descriptors: message.files.len().saturating_add(message.refused.len()),
@@ -63,12 +32,10 @@ impl Line {
         })
     }
 
-    pub(super) fn show(self, disk: &str, session: SessionId, answer: &Result<Answer, Hangup>) {
+    /// With how it was answered.
+    pub(super) fn show(self, disk: &str, session: SessionId, answer: &impl fmt::Display) {
         let Self { request, ring, bytes, descriptors, needs_reply } = self;
-        let answer = match answer {
-            Ok(answer) => answer.to_string(),
-            Err(hangup) => format!("hangs up: {hangup}"),
-        };
+        let answer = answer.to_string();
         tracing::debug!(disk, session, request, ring, bytes, descriptors, needs_reply, answer, "message");
     }
 }
@@ -158,12 +125,5 @@ mod tests {
         );
         assert_eq!(Features(1 << 26 | 1 << 30).to_string(), "LOG_ALL PROTOCOL_FEATURES");
         assert_eq!(ProtocolFeatures(1 | 1 << 9 | 1 << 63).to_string(), "MQ CONFIG bit 63");
-    }
-
-    #[test]
-    fn answers_are_told_in_words() {
-        assert_eq!(Answer::Value(64_u64.to_ne_bytes().to_vec()).to_string(), "0x40");
-        assert_eq!(Answer::Value(vec![0; 72]).to_string(), "72 bytes");
-        assert_eq!(Answer::Refused("why".into()).to_string(), "refused: why");
     }
 }

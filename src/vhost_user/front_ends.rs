@@ -3,27 +3,27 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::rings::Session;
+use super::front_end_config::FrontEndConfig;
 use crate::disk::Disk;
 
-/// The sessions of one disk, for as long as each of them is there.
+/// The configuration as each of one disk's front-ends knows it, for as long as the front-end is connected.
 #[derive(Debug)]
 pub struct FrontEnds<D: Disk> {
-    sessions: Mutex<Vec<Weak<Session<D>>>>,
+    configs: Mutex<Vec<Weak<FrontEndConfig<D>>>>,
     /// Connections of users that may not connect.
     refused: AtomicU64,
 }
 
 impl<D: Disk> Default for FrontEnds<D> {
     fn default() -> Self {
-        Self { sessions: Mutex::default(), refused: AtomicU64::default() }
+        Self { configs: Mutex::default(), refused: AtomicU64::default() }
     }
 }
 
 impl<D: Disk> FrontEnds<D> {
     /// How many there are now.
     pub fn count(&self) -> usize {
-        self.lock().iter().filter(|session| session.strong_count() != 0).count()
+        self.lock().iter().filter(|config| config.strong_count() != 0).count()
     }
 
     /// A connection was refused, as its user may not connect.
@@ -39,19 +39,20 @@ impl<D: Disk> FrontEnds<D> {
     /// The disk has grown: every front-end is told to read the configuration again. Call it when the
     /// configuration says so already: whoever connects meanwhile reads the new one.
     pub fn config_changed(&self) {
-        let sessions: Vec<_> = self.lock().iter().filter_map(Weak::upgrade).collect();
-        for session in sessions {
-            session.config_changed();
+        let configs: Vec<_> = self.lock().iter().filter_map(Weak::upgrade).collect();
+        for config in configs {
+            config.config_changed();
         }
     }
 
-    pub(super) fn join(&self, session: &Arc<Session<D>>) {
-        let mut sessions = self.lock();
-        sessions.retain(|it| it.strong_count() != 0);
-        sessions.push(Arc::downgrade(session));
+    /// Another one has come.
+    pub(super) fn add(&self, config: &Arc<FrontEndConfig<D>>) {
+        let mut configs = self.lock();
+        configs.retain(|it| it.strong_count() != 0);
+        configs.push(Arc::downgrade(config));
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Session<D>>>> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<FrontEndConfig<D>>>> {
+        self.configs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

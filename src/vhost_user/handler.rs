@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use vhost::vhost_user::message::{
@@ -12,7 +13,11 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandler};
 
 use super::debug_log;
-use super::rings::{F_LOG_ALL, FRONT_END_FEATURES, Session, SessionError};
+use super::device_state::DeviceState;
+use super::device_state::transfer::Transfer;
+use super::error::SessionError;
+use super::session::Session;
+use super::state::{F_LOG_ALL, FRONT_END_FEATURES};
 use crate::disk::Disk;
 use crate::limits::budget::Amounts;
 use crate::log::Cause;
@@ -43,15 +48,18 @@ fn unsupported<T>(what: &'static str) -> Result<T> {
     Err(SessionError::Unsupported(what).into())
 }
 
-impl<D: Disk> Session<D> {
-    /// Whether a protocol feature is in force.
-    pub(super) fn has_protocol(&self, feature: VhostUserProtocolFeatures) -> bool {
-        self.state().protocol_features & feature.bits() != 0
+/// What each message that `vhost` dispatches does to a session.
+#[derive(Debug)]
+pub(super) struct MessageHandler<D: Disk>(Arc<Session<D>>);
+
+impl<D: Disk> MessageHandler<D> {
+    pub(super) const fn new(session: Arc<Session<D>>) -> Self {
+        Self(session)
     }
 
     fn offered_protocol(&self) -> VhostUserProtocolFeatures {
         use VhostUserProtocolFeatures as P;
-        match self.context.offers_postcopy {
+        match self.0.context.offers_postcopy {
             true => (PROTOCOL_FEATURES - P::CONFIGURE_MEM_SLOTS) | P::PAGEFAULT,
             false => PROTOCOL_FEATURES,
         }
@@ -59,10 +67,10 @@ impl<D: Disk> Session<D> {
 
     /// With its first descriptor a ring takes what all of its descriptors do.
     fn take_for_ring(&self, index: u32) -> std::result::Result<(), SessionError> {
-        let mut state = self.state();
+        let mut state = self.0.rings.state();
         let vring = state.vring(index)?;
         if vring.charge.is_none() {
-            vring.charge = Some(self.context.budget.charge(Amounts::RING)?);
+            vring.charge = Some(self.0.context.budget.charge(Amounts::RING)?);
         }
         Ok(())
     }
@@ -70,9 +78,9 @@ impl<D: Disk> Session<D> {
     /// Errors of these messages are answered by `vhost`, which tells nobody of them.
     fn tell_of(&self, outcome: std::result::Result<(), SessionError>) -> Result<()> {
         if let Err(error) = &outcome
-            && let Some(suppressed) = self.context.log_limit.admit(Cause::Message)
+            && let Some(suppressed) = self.0.context.log_limit.admit(Cause::Message)
         {
-            tracing::warn!(disk = self.disk(), session = self.id(), suppressed, "{error}");
+            tracing::warn!(disk = self.0.disk(), session = self.0.id(), suppressed, "{error}");
         }
         Ok(outcome?)
     }
@@ -89,8 +97,53 @@ impl<D: Disk> Session<D> {
             user_start: region.user_addr,
             file_offset: region.mmap_offset,
             file,
-            charge: Some(self.context.budget.charge(Amounts::region(region.memory_size))?),
+            charge: Some(self.0.context.budget.charge(Amounts::region(region.memory_size))?),
         })
+    }
+
+    /// `SET_DEVICE_STATE_FD`: begins to save or load the device's state. A transfer that is under way is given up.
+    ///
+    /// # Errors
+    /// A ring runs: what is saved would not be what it is then.
+    fn begin_transfer(
+        &self,
+        direction: VhostTransferStateDirection,
+        through: OwnedFd,
+    ) -> std::result::Result<(), SessionError> {
+        // Locked until the transfer has begun: no ring is started meanwhile.
+        let state = self.0.rings.state();
+        if !state.running().is_empty() {
+            return Err(SessionError::StateOfRunning);
+        }
+        let transfer = match direction {
+            VhostTransferStateDirection::SAVE => {
+                let saved =
+                    DeviceState::of(&self.0.context.device, state.features, self.0.config.chosen_mode());
+                Transfer::save(through, &saved.to_bytes())
+            }
+            VhostTransferStateDirection::LOAD => Transfer::load(through),
+        };
+        self.0.set_transfer(Some((direction, transfer?)));
+        Ok(())
+    }
+
+    /// `CHECK_DEVICE_STATE`: ends the transfer, and says whether the device can go on with what was loaded. An empty state is
+    /// that of a device that has none (Cloud Hypervisor).
+    ///
+    /// # Errors
+    /// What went wrong with it, or that there was none.
+    fn end_transfer(&self) -> std::result::Result<(), SessionError> {
+        let (direction, transfer) = self.0.take_transfer().ok_or(SessionError::NoTransfer)?;
+        let bytes = transfer.finish(self.0.connection.as_deref())?;
+        if direction == VhostTransferStateDirection::SAVE || bytes.is_empty() {
+            return Ok(());
+        }
+        let loaded = DeviceState::from_bytes(&bytes)?;
+        loaded.check(&self.0.context.device)?;
+        if let Some(writeback) = loaded.writeback {
+            self.0.config.load_mode(writeback);
+        }
+        Ok(())
     }
 
     fn notifier(index: u8, what: &'static str, file: Option<File>) -> Result<Option<Arc<Notifier>>> {
@@ -100,33 +153,33 @@ impl<D: Disk> Session<D> {
     }
 }
 
-impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
+impl<D: Disk> VhostUserBackendReqHandler for MessageHandler<D> {
     fn set_owner(&self) -> Result<()> {
         Ok(())
     }
 
     fn reset_owner(&self) -> Result<()> {
-        self.stop_all(&mut self.state());
+        self.0.rings.reset();
         Ok(())
     }
 
     /// Stops all rings. The cache mode stays: QEMU keeps the byte that the guest has written over a reset.
     fn reset_device(&self) -> Result<()> {
-        self.stop_all(&mut self.state());
+        self.0.rings.reset();
         Ok(())
     }
 
     fn get_features(&self) -> Result<u64> {
-        Ok(self.context.device.features() | FRONT_END_FEATURES)
+        Ok(self.0.context.device.features() | FRONT_END_FEATURES)
     }
 
     fn set_features(&self, features: u64) -> Result<()> {
-        let known = features & (self.context.device.features() | FRONT_END_FEATURES);
-        debug_log::negotiated(self.disk(), self.id(), known, features);
-        if known == self.state().features {
+        let known = features & (self.0.context.device.features() | FRONT_END_FEATURES);
+        debug_log::negotiated(self.0.disk(), self.0.id(), known, features);
+        if known == self.0.rings.state().features {
             return Ok(());
         }
-        self.change_all(|state| {
+        self.0.rings.change_all(|state| {
             if state.features & !known & F_LOG_ALL != 0 {
                 // The next migration brings its own.
                 state.log = None;
@@ -134,10 +187,8 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
             state.features = known;
             Ok(())
         })?;
-        if self.state().stays_write_through() && self.cache.show_writeback(false) {
-            // It may have been read before.
-            self.cache.set_writeback(false);
-            self.config_changed();
+        if self.0.rings.state().stays_write_through() {
+            self.0.config.show_write_through();
         }
         Ok(())
     }
@@ -154,18 +205,18 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
         let specs = regions.iter().zip(files).map(|(region, file)| self.spec(region, file));
         let specs = specs.collect::<std::result::Result<_, _>>()?;
         let memory = MemoryTable::map(specs).map_err(SessionError::from)?;
-        self.set_memory(memory)?;
+        self.0.rings.set_memory(memory)?;
         Ok(None)
     }
 
     fn set_vring_num(&self, index: u32, num: u32) -> Result<()> {
-        if let Err(error) = self.state().ring_kind().check_size(num) {
-            let index = self.ring_number(index)?;
+        if let Err(error) = self.0.rings.state().ring_kind().check_size(num) {
+            let index = self.0.rings.number(index)?;
             return Err(SessionError::Ring(index, error).into());
         }
-        Ok(self.change(index, |vring| {
+        Ok(self.0.rings.change(index, |vring| {
             vring.size = num;
-            vring.is_fetched = false;
+            vring.is_prefaulted = false;
         })?)
     }
 
@@ -180,17 +231,17 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
     ) -> Result<()> {
         let addresses = RingAddresses { descriptors: descriptor, available, used };
         let log_address = flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG).then_some(log);
-        Ok(self.change(index, |vring| {
+        Ok(self.0.rings.change(index, |vring| {
             vring.addresses = Some(addresses);
             vring.log_address = log_address;
-            vring.is_fetched = false;
+            vring.is_prefaulted = false;
         })?)
     }
 
     /// Kept for `GET_VRING_BASE`, and for packed rings that have no record of ours: a ring starts where it was
     /// left (QEMU sends the used index, Cloud Hypervisor the available index; D2).
     fn set_vring_base(&self, index: u32, base: u32) -> Result<()> {
-        let mut state = self.state();
+        let mut state = self.0.rings.state();
         let bits = match state.ring_kind() {
             RingKind::Split => base & 0xffff,
             RingKind::Packed => base,
@@ -200,7 +251,7 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
     }
 
     fn get_vring_base(&self, index: u32) -> Result<VhostUserVringState> {
-        let base = self.stop(index)?;
+        let base = self.0.rings.stop(index)?;
         Ok(VhostUserVringState::new(index, base))
     }
 
@@ -208,14 +259,14 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
         let index = u32::from(index);
         let kick = Arc::new(fd.ok_or(SessionError::Polling(index))?);
         self.take_for_ring(index)?;
-        Ok(self.change(index, |vring| vring.kick = Some(kick))?)
+        Ok(self.0.rings.change(index, |vring| vring.kick = Some(kick))?)
     }
 
     fn set_vring_call(&self, index: u8, fd: Option<File>) -> Result<()> {
         let call = Self::notifier(index, "call", fd)?;
         self.take_for_ring(u32::from(index))?;
         let first = call.clone();
-        self.change(u32::from(index), |vring| vring.call = call)?;
+        self.0.rings.change(u32::from(index), |vring| vring.call = call)?;
         // Whatever was completed while nobody could be called is told now (QEMU's tests wait for it).
         if let Some(call) = first {
             call.signal();
@@ -226,7 +277,7 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
     fn set_vring_err(&self, index: u8, fd: Option<File>) -> Result<()> {
         let err = Self::notifier(index, "err", fd)?;
         self.take_for_ring(u32::from(index))?;
-        Ok(self.change(u32::from(index), |vring| vring.err = err)?)
+        Ok(self.0.rings.change(u32::from(index), |vring| vring.err = err)?)
     }
 
     fn get_protocol_features(&self) -> Result<VhostUserProtocolFeatures> {
@@ -235,24 +286,24 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
 
     fn set_protocol_features(&self, features: u64) -> Result<()> {
         let known = features & self.offered_protocol().bits();
-        debug_log::negotiated_protocol(self.disk(), self.id(), known, features);
-        self.state().protocol_features = known;
+        debug_log::negotiated_protocol(self.0.disk(), self.0.id(), known, features);
+        self.0.set_protocol(known);
         Ok(())
     }
 
     fn get_queue_num(&self) -> Result<u64> {
-        Ok(u64::from(self.context.device.queues()))
+        Ok(u64::from(self.0.context.device.queues()))
     }
 
     fn set_vring_enable(&self, index: u32, enable: bool) -> Result<()> {
-        Ok(self.change(index, |vring| vring.is_enabled = enable)?)
+        Ok(self.0.rings.change(index, |vring| vring.is_enabled = enable)?)
     }
 
     fn get_config(&self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
-        self.config_notifier.config_read();
-        let writeback = self.cache.show_writeback(!self.state().has_run);
+        self.0.config.mark_read();
+        let is_before_first_ring = !self.0.rings.state().has_run;
         let len = usize::try_from(size).unwrap_or(0);
-        Ok(self.context.device.config_space(writeback).read(offset, len))
+        Ok(self.0.config.bytes(offset, len, is_before_first_ring))
     }
 
     fn set_config(&self, offset: u32, bytes: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
@@ -260,16 +311,16 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
             (WRITEBACK_OFFSET, [writeback @ (0 | 1)]) => {
                 // Rings are quiet meanwhile, so a mode is never changed under a write that is under way; and
                 // what was acknowledged before the switch to write-through persists first.
-                self.change_all(|state| {
+                self.0.rings.change_all(|state| {
                     if *writeback == 1 && state.stays_write_through() {
                         return Err(SessionError::WriteThrough);
                     }
-                    self.cache.set_writeback(*writeback == 1);
-                    self.flush()
+                    self.0.config.choose_mode(*writeback == 1);
+                    self.0.context.device.disk().flush().map_err(SessionError::Flush)
                 })?;
-                if self.state().has_run {
-                    self.record_config(false);
-                    self.media_is_written();
+                if self.0.rings.state().has_run {
+                    self.0.config.record(false);
+                    self.0.config.media_is_written();
                 }
                 Ok(())
             }
@@ -303,16 +354,16 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
         fd: File,
         _postcopy_listening: Option<bool>,
     ) -> Result<Option<vhost::VhostUserMemoryRegionBase>> {
-        let memory = self.state().memory.with(self.spec(region, fd)?).map_err(SessionError::from)?;
-        self.set_memory(memory)?;
+        let memory = self.0.rings.state().memory.with(self.spec(region, fd)?).map_err(SessionError::from)?;
+        self.0.rings.set_memory(memory)?;
         Ok(None)
     }
 
     /// Answered only when no worker can touch the region any more: the rings have been taken back meanwhile.
     fn remove_mem_region(&self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
         let (start, len, user) = (region.guest_phys_addr, region.memory_size, region.user_addr);
-        let memory = self.state().memory.without(start, len, user).map_err(SessionError::from)?;
-        self.set_memory(memory)?;
+        let memory = self.0.rings.state().memory.without(start, len, user).map_err(SessionError::from)?;
+        self.0.rings.set_memory(memory)?;
         Ok(())
     }
 
@@ -337,7 +388,7 @@ impl<D: Disk> VhostUserBackendReqHandler for Session<D> {
     /// Answered when nobody marks the log before it any more: the front-end reads that once more, and it is gone.
     fn set_log_base(&self, log: &VhostUserLog, file: File) -> Result<()> {
         let log = DirtyLog::map(&file, log.mmap_offset, log.mmap_size).map_err(SessionError::from)?;
-        self.change_all(|state| {
+        self.0.rings.change_all(|state| {
             state.log = Some(Arc::new(log));
             Ok(())
         })?;

@@ -12,6 +12,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvFlags, RecvMsg, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
 };
+use vhost::vhost_user::message::FrontendReq;
 
 use super::checker::{DescriptorChecker, Received};
 use super::descriptor::Kind;
@@ -142,6 +143,12 @@ impl Message {
     pub(super) fn forward(&self, stream: &UnixStream) -> io::Result<()> {
         let files: Vec<BorrowedFd<'_>> = self.files.iter().map(OwnedFd::as_fd).collect();
         send(stream, &self.bytes, &files)
+    }
+
+    /// The request's name in the specification, or its number.
+    pub(super) fn request_name(&self) -> String {
+        FrontendReq::try_from(self.code)
+            .map_or_else(|_| format!("request {}", self.code), |request| format!("{request:?}"))
     }
 
     /// Whether the front-end wants to be told how it went.

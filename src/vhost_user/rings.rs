@@ -1,202 +1,68 @@
-//! One front-end's negotiated state, and its rings.
+//! The rings of one front-end: when each is given to a worker, and taken back.
+//!
+//! A ring runs once the front-end has said all that is needed ([`State::to_be_started`]), no page that it consists of is
+//! missing, and the session holds the disk's [`WriterLock`](super::writer_lock::WriterLock). Whatever a message changes
+//! about it, it is taken back before and given to a worker again afterwards.
 
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread::JoinHandle;
 
-use vhost::vhost_user::message::VhostTransferStateDirection;
-
-use super::checker::DescriptorChecker;
-use super::config_notifier::ConfigNotifier;
-use super::config_record::ConfigRecord;
+use super::context::SessionContext;
 use super::debug_log;
-use super::device_state::StateError;
-use super::device_state::transfer::{Transfer, TransferError};
-use super::front_ends::FrontEnds;
-use super::postcopy::{self, Postcopy, PostcopyError};
+use super::error::SessionError;
+use super::front_end_config::FrontEndConfig;
+use super::state::{MissingRing, State};
 use super::vring::Vring;
-use super::writer_lock::{SessionId, WriterLock};
-use crate::disk::{Disk, DiskError};
-use crate::limits::budget::{Charge, DiskBudget, Exceeded};
+use super::writer_lock::SessionId;
+use crate::disk::Disk;
+use crate::limits::budget::Charge;
 use crate::limits::thread;
-use crate::log::{Cause, LogLimit};
-use crate::virtio::blk::{CacheMode, Counters, Device, features};
-use crate::virtio::memory::{DirtyLog, LogError, MemoryError, MemoryTable};
-use crate::virtio::queue::{RingError, RingKind, RingLayout, RingLog};
-use crate::worker::Cpus;
-use crate::worker::{AnyRing, Pool, PoolError, RingKey, RingParts};
+use crate::log::Cause;
+use crate::virtio::memory::MemoryTable;
+use crate::virtio::queue::{RingLayout, RingLog};
+use crate::worker::{AnyRing, PoolError, RingKey, RingParts, WorkerId};
 
-/// `VHOST_USER_F_PROTOCOL_FEATURES`: once it is acknowledged, rings wait for `SET_VRING_ENABLE`.
-pub(super) const F_PROTOCOL_FEATURES: u64 = 1 << 30;
-
-/// `VHOST_F_LOG_ALL`: while it is acknowledged, what is written to guest memory is marked in the dirty log.
-pub(super) const F_LOG_ALL: u64 = 1 << 26;
-
-/// Feature bits for the front-end, which the guest never sees.
-pub(super) const FRONT_END_FEATURES: u64 = F_PROTOCOL_FEATURES | F_LOG_ALL;
-
-/// Why a message is refused. The front-end gets a NACK where it asked for an answer, and the log the reason.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum SessionError {
-    #[error("ring {0} does not exist: the disk has {1}")]
-    NoSuchRing(u32, u16),
-    #[error("ring {0}: {1}")]
-    Ring(u16, RingError),
-    #[error("ring {0}: {1}")]
-    Worker(u16, PoolError),
-    #[error("ring {0}: rings of another front-end run")]
-    OtherWriter(u16),
-    #[error("ring {0}: {1} descriptor: {2}")]
-    Descriptor(u32, &'static str, std::io::Error),
-    #[error("ring {0}: kicks without a descriptor are not supported")]
-    Polling(u32),
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    #[error(transparent)]
-    Log(#[from] LogError),
-    #[error("{0} memory regions came with {1} descriptors")]
-    RegionFiles(usize, usize),
-    #[error("flush: {0}")]
-    Flush(DiskError),
-    #[error(
-        "{1} bytes at {0} of the configuration: only the writeback byte, at 32, can be written, to 0 or 1"
-    )]
-    ConfigReadOnly(u32, usize),
-    #[error("the guest cannot flush (it has not acknowledged FLUSH): its disk stays in write-through mode")]
-    WriteThrough,
-    #[error("the device's state can only be saved or loaded while no ring runs: stop them first")]
-    StateOfRunning,
-    #[error("the device's state: none was saved or loaded")]
-    NoTransfer,
-    #[error("the device's state: {0}")]
-    Transfer(#[from] TransferError),
-    #[error("the device's state is refused: {0}")]
-    State(#[from] StateError),
-    #[error(transparent)]
-    Budget(#[from] Exceeded),
-    #[error("postcopy: {0}")]
-    Postcopy(#[from] PostcopyError),
-    #[error("{0} is not supported")]
-    Unsupported(&'static str),
-}
-
-/// What the sessions of one disk share.
+/// The rings of one front-end, and what they share.
 #[derive(Debug)]
-pub struct SessionContext<D: Disk> {
-    /// The device they serve.
-    pub device: Arc<Device<D>>,
-    /// Who drives the rings.
-    pub pool: Arc<Pool<D>>,
-    /// Where; none for anywhere.
-    pub cpus: Option<Arc<Cpus>>,
-    /// Whose rings may run.
-    pub writer_lock: WriterLock,
-    /// What rings that have stopped did.
-    pub totals: Mutex<Counters>,
-    /// Whether postcopy migration is offered.
-    pub offers_postcopy: bool,
-    /// Set while one of them is in a postcopy migration.
-    pub postcopy_turn: Arc<AtomicBool>,
-    /// What the front-end knows whose rings ran last; none for a disk that serves several at once.
-    pub config_record: Option<ConfigRecord>,
-    /// What receives descriptors.
-    pub checker: Arc<DescriptorChecker>,
-    /// What they may take of the process.
-    pub budget: DiskBudget,
-    /// Who is connected.
-    pub front_ends: FrontEnds<D>,
-    /// For lines that a front-end or its guest can cause.
-    pub log_limit: Arc<LogLimit>,
-}
-
-/// The part of a session that messages change. Workers never see it.
-#[derive(Debug)]
-pub(super) struct State<D: Disk> {
-    pub(super) memory: Arc<MemoryTable>,
-    /// `SET_LOG_BASE`: for as long as the front-end wants it.
-    pub(super) log: Option<Arc<DirtyLog>>,
-    pub(super) vrings: Vec<Vring>,
-    pub(super) features: u64,
-    pub(super) protocol_features: u64,
-    /// The device's state on its way in or out.
-    pub(super) transfer: Option<(VhostTransferStateDirection, Transfer)>,
-    /// A migration whose pages come while the guest runs, or may do so.
-    pub(super) postcopy: Option<Postcopy<D>>,
-    /// A ring has run in this connection.
-    pub(super) has_run: bool,
-    /// The cache mode came with the device's state.
-    pub(super) has_loaded_mode: bool,
-    /// Waits for the writer lock.
-    waiter: Option<JoinHandle<()>>,
-}
-
-/// One front-end's session, from its first message until it leaves.
-#[derive(Debug)]
-pub struct Session<D: Disk> {
-    id: SessionId,
-    pub(super) context: Arc<SessionContext<D>>,
-    pub(super) cache: Arc<CacheMode>,
-    pub(super) config_notifier: ConfigNotifier,
-    /// What its front-end is connected by, for rings whose memory is lost.
-    pub(super) connection: Option<Arc<UnixStream>>,
+pub(super) struct Rings<D: Disk> {
+    session: SessionId,
+    context: Arc<SessionContext<D>>,
+    config: Arc<FrontEndConfig<D>>,
+    /// What the front-end is connected by: a worker shuts it down if the guest's memory is lost.
+    connection: Option<Arc<UnixStream>>,
     state: Mutex<State<D>>,
-    pub(super) is_closed: AtomicBool,
-    pub(super) me: Weak<Self>,
+    is_closed: AtomicBool,
+    /// For the threads that start rings later.
+    me: Weak<Self>,
+    /// What the session takes of the disk's budget, its threads included: as long as one of them lives.
     _charge: Charge,
 }
 
-impl<D: Disk> Session<D> {
-    /// A session that has heard nothing yet.
-    /// What it takes of the disk's budget is given back when it has ended.
-    pub fn new(
-        id: SessionId,
+impl<D: Disk> Rings<D> {
+    /// Before anything is said of them.
+    pub(super) fn new(
+        session: SessionId,
         context: Arc<SessionContext<D>>,
-        connection: Option<UnixStream>,
+        config: Arc<FrontEndConfig<D>>,
+        connection: Option<Arc<UnixStream>>,
         charge: Charge,
     ) -> Arc<Self> {
-        let connection = connection.map(Arc::new);
-        let vrings = (0..context.device.queues()).map(|_| Vring::default()).collect();
-        let state = State {
-            memory: Arc::default(),
-            log: None,
-            vrings,
-            features: 0,
-            protocol_features: 0,
-            transfer: None,
-            postcopy: None,
-            has_run: false,
-            has_loaded_mode: false,
-            waiter: None,
-        };
-        let writeback = context.device.disk().initial_writeback();
-        let session = Arc::new_cyclic(|me| Self {
-            id,
-            context: context.clone(),
-            cache: Arc::new(CacheMode::unknown(writeback)),
-            config_notifier: ConfigNotifier::default(),
+        let state = Mutex::new(State::new(context.device.queues()));
+        Arc::new_cyclic(|me| Self {
+            session,
+            context,
+            config,
             connection,
-            state: Mutex::new(state),
+            state,
             is_closed: AtomicBool::new(false),
             me: me.clone(),
             _charge: charge,
-        });
-        context.front_ends.join(&session);
-        session
+        })
     }
 
-    /// Its number, for logs.
-    pub const fn id(&self) -> SessionId {
-        self.id
-    }
-
-    /// The disk's name.
-    pub fn disk(&self) -> &str {
-        &self.context.device.identity().name
-    }
-
-    /// The front-end is gone: drains and drops its rings, and releases the writer lock.
-    pub fn close(&self) {
+    /// The front-end is gone: drains and drops them, releases the writer lock, and ends the session's threads.
+    pub(super) fn close(&self) {
         self.is_closed.store(true, Ordering::Release);
         self.context.writer_lock.wake();
         let waiter = {
@@ -207,7 +73,7 @@ impl<D: Disk> Session<D> {
             state.waiter.take()
         };
         if let Some(waiter) = waiter {
-            // It has seen the flag and ends.
+            // It has seen the flag and ends; if it has panicked, it has started nothing.
             let _ = waiter.join();
         }
         let postcopy = {
@@ -215,7 +81,6 @@ impl<D: Disk> Session<D> {
             self.stop_all(&mut state);
             state.memory = Arc::default();
             state.log = None;
-            state.transfer = None;
             state.postcopy.take()
         };
         if let Some(postcopy) = postcopy {
@@ -228,10 +93,13 @@ impl<D: Disk> Session<D> {
     }
 
     /// Changes what is known of a ring. If it runs it is taken back for that and goes on afterwards, where
-    /// its used index stands, with one look at it: so no notification is lost.
+    /// its used index stands; it is polled once then, so no notification is lost.
+    ///
+    /// # Errors
+    /// There is no such ring, or it cannot be started with that.
     pub(super) fn change(&self, index: u32, change: impl FnOnce(&mut Vring)) -> Result<(), SessionError> {
         let mut state = self.state();
-        let number = self.ring_number(index)?;
+        let number = self.number(index)?;
         self.halt(&mut state, number);
         change(state.vring(index)?);
         let started = self.start(&mut state, number);
@@ -241,6 +109,9 @@ impl<D: Disk> Session<D> {
 
     /// Changes what all rings share: memory or features. A ring that cannot go on with it is that ring's own
     /// trouble: its error descriptor is signalled.
+    ///
+    /// # Errors
+    /// Those of `change`; the rings go on with what there was then.
     pub(super) fn change_all(
         &self,
         change: impl FnOnce(&mut State<D>) -> Result<(), SessionError>,
@@ -256,11 +127,22 @@ impl<D: Disk> Session<D> {
         changed
     }
 
+    /// Puts another table in force.
+    ///
+    /// # Errors
+    /// Its pages cannot be waited for.
+    pub(super) fn set_memory(&self, memory: MemoryTable) -> Result<(), SessionError> {
+        self.change_all(|state| state.set_memory(Arc::new(memory)))
+    }
+
     /// Stops a ring for good, until it is kicked anew. Returns where it stopped.
+    ///
+    /// # Errors
+    /// There is no such ring.
     pub(super) fn stop(&self, index: u32) -> Result<u32, SessionError> {
         let mut state = self.state();
         state.vring(index)?;
-        let number = self.ring_number(index)?;
+        let number = self.number(index)?;
         self.halt(&mut state, number);
         let vring = state.vring(index)?;
         vring.kick = None;
@@ -269,8 +151,45 @@ impl<D: Disk> Session<D> {
         Ok(base)
     }
 
-    /// Stops every ring and forgets what was said of it.
-    pub(super) fn stop_all(&self, state: &mut State<D>) {
+    /// Stops every ring and forgets what was said of it, but for where it stopped.
+    pub(super) fn reset(&self) {
+        self.stop_all(&mut self.state());
+    }
+
+    /// Starts what can be started by now.
+    pub(super) fn start_all(&self, state: &mut State<D>) {
+        let count = u16::try_from(state.vrings.len()).unwrap_or(u16::MAX);
+        for index in 0..count {
+            let Err(error) = self.start(state, index) else { continue };
+            if let Some(err) = state.vrings.get(usize::from(index)).and_then(|vring| vring.err.as_ref()) {
+                err.signal();
+            }
+            if let Some(suppressed) = self.context.log_limit.admit(Cause::RingStopped) {
+                tracing::warn!(
+                    disk = self.disk(),
+                    session = self.session,
+                    %error,
+                    suppressed,
+                    "a ring stopped"
+                );
+            }
+        }
+    }
+
+    /// As a number that a ring can have.
+    pub(super) fn number(&self, index: u32) -> Result<u16, SessionError> {
+        u16::try_from(index).map_err(|_| SessionError::NoSuchRing(index, self.context.device.queues()))
+    }
+
+    fn disk(&self) -> &str {
+        &self.context.device.identity().name
+    }
+
+    fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::Acquire)
+    }
+
+    fn stop_all(&self, state: &mut State<D>) {
         for index in state.running() {
             self.halt(state, index);
         }
@@ -280,117 +199,92 @@ impl<D: Disk> Session<D> {
         self.release_if_idle(state);
     }
 
-    /// As a number that a ring can have.
-    pub(super) fn ring_number(&self, index: u32) -> Result<u16, SessionError> {
-        u16::try_from(index).map_err(|_| SessionError::NoSuchRing(index, self.context.device.queues()))
-    }
-
-    /// Makes everything acknowledged so far persist.
-    pub(super) fn flush(&self) -> Result<(), SessionError> {
-        self.context.device.disk().flush().map_err(SessionError::Flush)
-    }
-
     /// Takes a ring back from its worker.
     fn halt(&self, state: &mut State<D>, index: u16) {
-        let key = RingKey { session: self.id, index };
-        let pool = postcopy::pool(state.postcopy.as_ref(), &self.context.pool);
+        let key = RingKey { session: self.session, index };
+        let pool = state.pool(&self.context.pool).clone();
         let Some(vring) = state.vrings.get_mut(usize::from(index)) else { return };
         let Some(ring) = vring.worker.take().and_then(|worker| pool.detach(worker, key)) else {
             return;
         };
         self.context.writer_lock.ring_stopped();
-        self.config_notifier.ring_stopped();
+        self.config.ring_stopped();
         vring.base = ring.base();
-        debug_log::ring_stops(self.disk(), self.id, index, vring.base);
+        debug_log::ring_stops(self.disk(), self.session, index, vring.base);
         if ring.counters().media_written_bytes != 0 {
-            self.media_is_written();
+            self.config.media_is_written();
         }
         self.context.totals.lock().unwrap_or_else(PoisonError::into_inner).add(ring.counters());
     }
 
-    /// Gives a ring to a worker if all is known that is needed and it is this session's turn.
+    /// Gives a ring to a worker if all is known that is needed, its pages have come, and the writer lock is this session's.
     fn start(&self, state: &mut State<D>, index: u16) -> Result<(), SessionError> {
         let Some(layout) = state.to_be_started(index) else { return Ok(()) };
-        let (features, memory) = (state.features, state.memory.clone());
-        let log = state.log.clone().filter(|_| features & F_LOG_ALL != 0);
-        let is_fetched = state.vrings.get(usize::from(index)).is_some_and(|vring| vring.is_fetched);
-        if let Some(postcopy) = &mut state.postcopy
-            && !is_fetched
-            && postcopy.is_listening()
-        {
-            return Ok(self.fetch_rings(postcopy)?);
+        if state.needs_prefault(index) {
+            return self.prefault(state);
         }
-        if !self.context.writer_lock.try_take(self.id) {
+        if !self.context.writer_lock.try_take(self.session) {
             return self.wait_for_writer_lock(state);
         }
         if !state.has_run {
-            self.restore_cache_mode(state);
+            self.config.restore_cache_mode(state.vrings.iter().all(Vring::is_at_start));
         }
-        let Some(vring) = state.vrings.get_mut(usize::from(index)) else { return Ok(()) };
-        let Some(kick) = &vring.kick else { return Ok(()) };
+        let Some(worker) = self.attach(state, index, layout)? else { return Ok(()) };
+        if let Some(vring) = state.vrings.get_mut(usize::from(index)) {
+            vring.worker = Some(worker);
+        }
+        debug_log::ring_starts(self.disk(), self.session, index, &layout, state.log_in_force().is_some());
+        state.has_run = true;
+        self.config.ring_started();
+        Ok(())
+    }
+
+    /// Gives a ring to a worker.
+    fn attach(
+        &self,
+        state: &State<D>,
+        index: u16,
+        layout: RingLayout,
+    ) -> Result<Option<WorkerId>, SessionError> {
+        let Some(vring) = state.vrings.get(usize::from(index)) else { return Ok(None) };
+        let Some(kick) = &vring.kick else { return Ok(None) };
         let parts = RingParts {
-            key: RingKey { session: self.id, index },
+            key: RingKey { session: self.session, index },
             layout,
-            memory: memory.clone(),
+            memory: state.memory.clone(),
             device: self.context.device.clone(),
-            cache: self.cache_mode(features),
+            cache: self.config.cache_mode(state.features),
             kick: kick.clone(),
             call: vring.call.clone(),
             err: vring.err.clone(),
             connection: self.connection.clone(),
         };
-        let is_logged = log.is_some();
-        let log = log.map(|log| RingLog::new(log, memory, &layout, vring.log_address));
+        let log = state.log_in_force();
+        let log = log.map(|log| RingLog::new(log, state.memory.clone(), &layout, vring.log_address));
         let mut ring = AnyRing::start(parts, self.context.log_limit.clone())
             .map_err(|error| SessionError::Ring(index, error))?;
         log.into_iter().for_each(|log| ring.log_to(log));
-        if !self.context.writer_lock.ring_starts(self.id) {
+        if !self.context.writer_lock.ring_starts(self.session) {
             return Err(SessionError::OtherWriter(index));
         }
-        let pool = postcopy::pool(state.postcopy.as_ref(), &self.context.pool);
-        let worker = pool.attach(ring, self.context.cpus.as_ref());
+        let worker = state.pool(&self.context.pool).attach(ring, self.context.cpus.as_ref());
         let worker = worker.inspect_err(|_| self.context.writer_lock.ring_stopped());
-        vring.worker = Some(worker.map_err(|error| SessionError::Worker(index, error))?);
-        debug_log::ring_starts(self.disk(), self.id, index, &layout, is_logged);
-        state.has_run = true;
-        self.ring_runs();
-        Ok(())
-    }
-
-    /// A driver that cannot flush gets every write persisted (VIRTIO 1.2 §5.2.6.2).
-    fn cache_mode(&self, features: u64) -> Arc<CacheMode> {
-        match features & features::FLUSH {
-            0 => Arc::new(CacheMode::write_through()),
-            _ => self.cache.clone(),
-        }
-    }
-
-    pub(super) fn start_all(&self, state: &mut State<D>) {
-        let count = u16::try_from(state.vrings.len()).unwrap_or(u16::MAX);
-        for index in 0..count {
-            let Err(error) = self.start(state, index) else { continue };
-            if let Some(err) = state.vrings.get(usize::from(index)).and_then(|vring| vring.err.as_ref()) {
-                err.signal();
-            }
-            if let Some(suppressed) = self.context.log_limit.admit(Cause::RingStopped) {
-                tracing::warn!(disk = self.disk(), session = self.id, %error, suppressed, "a ring stopped");
-            }
-        }
+        worker.map(Some).map_err(|error| SessionError::Worker(index, error))
     }
 
     /// Waits on a thread of its own, since the front-end must get its answer meanwhile.
     fn wait_for_writer_lock(&self, state: &mut State<D>) -> Result<(), SessionError> {
         let (Some(me), None) = (self.me.upgrade(), &state.waiter) else { return Ok(()) };
         if let Some(suppressed) = self.context.log_limit.admit(Cause::Waits) {
-            let (disk, session) = (self.disk(), self.id);
+            let (disk, session) = (self.disk(), self.session);
             tracing::info!(disk, session, suppressed, "waiting: another front-end's rings run");
         }
         let wait = move || {
-            if me.context.writer_lock.wait(me.id, &me.is_closed) {
+            if me.context.writer_lock.wait(me.session, &me.is_closed) {
                 me.writer_lock_acquired();
             }
         };
-        let thread = thread::spawn(format!("writer-{}", self.id), wait);
+        let thread = thread::spawn(format!("writer-{}", self.session), wait);
         state.waiter = Some(thread.map_err(|error| SessionError::Worker(0, PoolError::Spawn(error)))?);
         Ok(())
     }
@@ -399,11 +293,11 @@ impl<D: Disk> Session<D> {
         let mut state = self.state();
         // Dropping the handle of the thread that runs this: nobody needs to join it any more.
         state.waiter = None;
-        if self.is_closed.load(Ordering::Acquire) {
-            return self.context.writer_lock.release(self.id);
+        if self.is_closed() {
+            return self.context.writer_lock.release(self.session);
         }
         if let Some(suppressed) = self.context.log_limit.admit(Cause::Runs) {
-            let (disk, session) = (self.disk(), self.id);
+            let (disk, session) = (self.disk(), self.session);
             tracing::info!(disk, session, suppressed, "this front-end's rings run now");
         }
         self.start_all(&mut state);
@@ -414,56 +308,49 @@ impl<D: Disk> Session<D> {
     /// paused and will go on.
     fn release_if_idle(&self, state: &State<D>) {
         if state.vrings.iter().all(|vring| vring.kick.is_none()) {
-            self.context.writer_lock.release(self.id);
-        }
-    }
-}
-
-impl<D: Disk> State<D> {
-    pub(super) fn vring(&mut self, index: u32) -> Result<&mut Vring, SessionError> {
-        let position = usize::try_from(index).ok();
-        let rings = u16::try_from(self.vrings.len()).unwrap_or(u16::MAX);
-        let vring = position.and_then(|position| self.vrings.get_mut(position));
-        vring.ok_or(SessionError::NoSuchRing(index, rings))
-    }
-
-    /// The format of all rings.
-    pub(super) const fn ring_kind(&self) -> RingKind {
-        match self.features & features::RING_PACKED {
-            0 => RingKind::Split,
-            _ => RingKind::Packed,
+            self.context.writer_lock.release(self.session);
         }
     }
 
-    /// A guest that could choose its cache mode, and cannot flush: writes persist, and it is shown nothing else
-    /// (VIRTIO 1.2 §5.2.5.2, §5.2.6.2).
-    pub(super) const fn stays_write_through(&self) -> bool {
-        self.features & (features::CONFIG_WCE | features::FLUSH) == features::CONFIG_WCE
-    }
-
-    /// What a ring is started with, if it is to run and does not yet.
-    pub(super) fn to_be_started(&self, index: u16) -> Option<RingLayout> {
-        let features = self.features;
-        let vring = self.vrings.get(usize::from(index))?;
-        let (Some(_), Some(addresses), None) = (&vring.kick, vring.addresses, vring.worker) else {
-            return None;
+    /// Has a thread touch all pages that rings consist of, and start them then: nothing that answers messages waits for a
+    /// page.
+    fn prefault(&self, state: &mut State<D>) -> Result<(), SessionError> {
+        let (Some(me), Some(postcopy)) = (self.me.upgrade(), &mut state.postcopy) else { return Ok(()) };
+        let run = move || {
+            while let Some((memory, rings)) = me.to_be_prefaulted() {
+                let areas = rings.iter().flat_map(|(_, layout)| layout.areas());
+                // What is lost is noticed once the ring runs.
+                areas.for_each(|(address, len_bytes)| _ = memory.touch_user(address, len_bytes));
+                me.start_prefaulted(&memory, &rings);
+            }
         };
-        let needs_enable = features & F_PROTOCOL_FEATURES != 0;
-        if self.memory.is_empty() || needs_enable && !vring.is_enabled {
-            return None;
-        }
-        Some(RingLayout {
-            kind: self.ring_kind(),
-            size: vring.size,
-            addresses,
-            base: vring.base,
-            event_idx: features & features::EVENT_IDX != 0,
-            indirect: features & features::INDIRECT_DESC != 0,
-        })
+        Ok(postcopy.start_prefaulting(self.session, run)?)
     }
 
-    pub(super) fn running(&self) -> Vec<u16> {
-        let indices = (0_u16..).zip(&self.vrings);
-        indices.filter(|(_, vring)| vring.worker.is_some()).map(|(index, _)| index).collect()
+    /// For the thread that prefaults: what is to be touched, if anything is.
+    fn to_be_prefaulted(&self) -> Option<(Arc<MemoryTable>, Vec<MissingRing>)> {
+        let mut state = self.state();
+        let (memory, rings) = (state.memory.clone(), state.to_be_prefaulted());
+        let postcopy = state.postcopy.as_mut()?;
+        if rings.is_empty() || !postcopy.may_prefault() || self.is_closed() {
+            postcopy.prefaulting_ends();
+            return None;
+        }
+        Some((memory, rings))
+    }
+
+    /// Starts the rings that are still what was touched.
+    fn start_prefaulted(&self, memory: &Arc<MemoryTable>, rings: &[MissingRing]) {
+        let mut state = self.state();
+        if self.is_closed() || !Arc::ptr_eq(memory, &state.memory) {
+            return;
+        }
+        for (index, layout) in rings {
+            let is_same = state.to_be_started(*index) == Some(*layout);
+            if let Some(vring) = state.vrings.get_mut(usize::from(*index)).filter(|_| is_same) {
+                vring.is_prefaulted = true;
+            }
+        }
+        self.start_all(&mut state);
     }
 }

@@ -27,8 +27,8 @@ pub(super) struct Vring {
     pub(super) err: Option<Arc<Notifier>>,
     /// `SET_VRING_ENABLE`.
     pub(super) is_enabled: bool,
-    /// In a postcopy migration: all pages of it were there when it was looked at last.
-    pub(super) is_fetched: bool,
+    /// In a postcopy migration: all pages that it consists of were there when they were touched last.
+    pub(super) is_prefaulted: bool,
     /// What its descriptors take of the disk's budget.
     pub(super) charge: Option<Charge>,
     /// The worker that owns it.

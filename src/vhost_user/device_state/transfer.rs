@@ -10,13 +10,10 @@ use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::SendFlags;
-use vhost::vhost_user::message::VhostTransferStateDirection as Direction;
 
-use super::{DeviceState, STATE_BYTES};
-use crate::disk::Disk;
+use super::STATE_BYTES;
 use crate::limits::bounds::STATE_TIMEOUT;
 use crate::vhost_user::checker::{LOAD, SAVE, StateAnswer};
-use crate::vhost_user::rings::{Session, SessionError};
 
 /// Why a state did not come through.
 #[derive(Debug, thiserror::Error)]
@@ -76,52 +73,5 @@ impl Transfer {
             }
             return Err(TransferError::Cancelled);
         }
-    }
-}
-
-impl<D: Disk> Session<D> {
-    /// Begins to save or load the device's state. Another one that is under way is given up.
-    ///
-    /// # Errors
-    /// A ring runs: what is saved would not be what it is then.
-    pub(in crate::vhost_user) fn begin_transfer(
-        &self,
-        direction: Direction,
-        through: OwnedFd,
-    ) -> Result<(), SessionError> {
-        let mut state = self.state();
-        if !state.running().is_empty() {
-            return Err(SessionError::StateOfRunning);
-        }
-        let transfer = match direction {
-            Direction::SAVE => {
-                let device = &self.context.device;
-                let saved = DeviceState::of(device, state.features, self.cache.chosen());
-                Transfer::save(through, &saved.to_bytes())
-            }
-            Direction::LOAD => Transfer::load(through),
-        };
-        state.transfer = Some((direction, transfer?));
-        Ok(())
-    }
-
-    /// Ends it, and says whether the device can go on with what was loaded. An empty state is that of a device
-    /// that has none (Cloud Hypervisor).
-    ///
-    /// # Errors
-    /// What went wrong with it, or that there was none.
-    pub(in crate::vhost_user) fn end_transfer(&self) -> Result<(), SessionError> {
-        let (direction, transfer) = self.state().transfer.take().ok_or(SessionError::NoTransfer)?;
-        let bytes = transfer.finish(self.connection.as_deref())?;
-        if direction == Direction::SAVE || bytes.is_empty() {
-            return Ok(());
-        }
-        let loaded = DeviceState::from_bytes(&bytes)?;
-        loaded.check(&self.context.device)?;
-        if let Some(writeback) = loaded.writeback {
-            self.cache.set_writeback(writeback);
-            self.state().has_loaded_mode = true;
-        }
-        Ok(())
     }
 }

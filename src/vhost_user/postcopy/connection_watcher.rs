@@ -1,4 +1,4 @@
-//! Looks whether the front-end is still there, for as long as it has to bring pages.
+//! Notices that the front-end has left while it has to bring pages.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -9,25 +9,25 @@ use std::thread::JoinHandle;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 
-use super::Missing;
+use super::missing_pages::MissingPages;
 use crate::limits::thread;
-use crate::vhost_user::SessionId;
+use crate::vhost_user::writer_lock::SessionId;
 
 /// A thread that gives the memory up when the front-end leaves, or is hung up on: whoever reads its messages may be
 /// waiting for a ring whose worker waits for a page. Dropping it ends the thread.
 #[derive(Debug)]
-pub(super) struct Watcher {
+pub(super) struct ConnectionWatcher {
     cancel: OwnedFd,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Watcher {
+impl ConnectionWatcher {
     /// # Errors
     /// No descriptor or no thread is left.
     pub(super) fn start(
         session: SessionId,
         connection: Option<Arc<UnixStream>>,
-        missing: Arc<Missing>,
+        missing: Arc<MissingPages>,
     ) -> io::Result<Self> {
         let cancel = eventfd(0, EventfdFlags::CLOEXEC)?;
         let cancelled = cancel.try_clone()?;
@@ -42,11 +42,12 @@ impl Watcher {
     }
 }
 
-impl Drop for Watcher {
+impl Drop for ConnectionWatcher {
     fn drop(&mut self) {
         // Cannot fail: the counter is far from full.
         let _ = rustix::io::write(&self.cancel, &1_u64.to_ne_bytes());
         if let Some(thread) = self.thread.take() {
+            // A panic there leaves whoever waits for a page to the end of the session, which gives the memory up as well.
             let _ = thread.join();
         }
     }

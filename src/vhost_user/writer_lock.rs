@@ -187,8 +187,8 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "passed on while rings run")]
-    fn it_is_not_passed_on_while_rings_run() {
+    #[should_panic(expected = "released while rings run")]
+    fn it_is_not_released_while_rings_run() {
         let lock = writer_lock(true);
         assert!(lock.try_take(1) && lock.ring_starts(1));
         lock.release(1);

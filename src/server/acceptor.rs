@@ -314,6 +314,7 @@ impl<D: Disk> Acceptor<D> {
             farewell(id, &context, &hangup);
             // The acceptor may be gone already: then it does not need to be told.
             let _ = ended.send(Ended { session: id, has_sent_message: connection.has_sent_message() });
+            // Only a full counter can fail, and that wakes as well.
             let _ = wake.write(1);
         })
     }
@@ -324,7 +325,7 @@ impl<D: Disk> Acceptor<D> {
             let Some(FrontEnd { listener, thread, stream, .. }) = self.front_ends.remove(&session) else {
                 continue;
             };
-            // It ends right after it has told us.
+            // It ends right after it has told us, when its rings are back.
             let _ = thread.join();
             drop(stream);
             self.has_left(listener, has_sent_message);
@@ -352,22 +353,28 @@ impl<D: Disk> Acceptor<D> {
         std::thread::sleep(EXHAUSTED_PAUSE);
     }
 
+    /// Steps 1 to 5 of the stop (see the module `server`).
     fn take_down(self) {
         let Self { listeners, pool, front_ends, handshakes, .. } = self;
         let contexts: Vec<_> = listeners.iter().map(|listener| listener.context.clone()).collect();
         let copies: Vec<_> = listeners.iter().filter_map(DiskListener::copy_of_socket).collect();
-        // No new front-ends; the sockets' paths disappear. Whoever comes back when it is hung up on is refused.
+        // 1: no new front-ends; the sockets' paths disappear. Whoever comes back when it is hung up on is refused.
         drop(listeners);
         ClosedByChecker::close_all(copies);
+        // 2
         drop(handshakes);
+        // 3: all are told before any is waited for.
         for front_end in front_ends.values() {
             front_end.stream.shut_down();
         }
         for FrontEnd { stream, thread, .. } in front_ends.into_values() {
+            // If it has panicked, that is in the log, and its rings end with the workers.
             let _ = thread.join();
             drop(stream);
         }
+        // 4
         pool.stop();
+        // 5
         for context in contexts {
             if let Err(error) = context.device.disk().flush() {
                 tracing::error!(disk = context.device.identity().name, %error, "the last flush failed");

@@ -77,6 +77,7 @@ fn watch(devices: &[Arc<Device<Backing>>], epoll: &Epoll, is_stopping: &AtomicBo
     while !is_stopping.load(Ordering::Acquire) {
         // It is news only to who has read what was there before.
         for list in &lists {
+            // Where it cannot be read, `look_for_bad` says so.
             let _ = list.read_at(&mut [0; 64], 0);
         }
         devices.iter().for_each(|device| update_bad_blocks(device));

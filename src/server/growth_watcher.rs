@@ -50,14 +50,15 @@ impl Requests {
     }
 }
 
-/// The running thread. Dropping it ends it, as soon as what it is at is done.
+/// The running thread. Dropping it ends it, as soon as what it is at is done, and ends what populates new parts then.
 #[derive(Debug)]
-pub(super) struct Watcher {
+pub(super) struct GrowthWatcher {
     requests: Arc<Requests>,
     thread: Option<JoinHandle<()>>,
+    resizer: Resizer,
 }
 
-impl Watcher {
+impl GrowthWatcher {
     /// # Errors
     /// No descriptor or thread is left.
     pub(super) fn start(resizer: Resizer, files: Option<Files>) -> io::Result<Self> {
@@ -70,7 +71,7 @@ impl Watcher {
         if let Some(files) = &files {
             watch(files.inotify.as_raw_fd())?;
         }
-        let asked = requests.clone();
+        let (asked, kept) = (requests.clone(), resizer.clone());
         let thread = thread::spawn("resize", move || {
             // One may have grown since it was opened.
             for disk in resizer.disks() {
@@ -79,6 +80,7 @@ impl Watcher {
             while !asked.is_stopping.load(Ordering::Acquire) {
                 // Only EINTR can fail here.
                 let _ = epoll.wait(-1, &mut [EpollEvent::default(); 2]);
+                // Fails when nobody has written to it: a file has changed.
                 let _ = asked.wake.read();
                 if asked.wants_rescan.swap(false, Ordering::AcqRel) {
                     resizer.resize_all();
@@ -88,15 +90,21 @@ impl Watcher {
                 }
             }
         })?;
-        Ok(Self { requests, thread: Some(thread) })
+        Ok(Self { requests, thread: Some(thread), resizer: kept })
     }
 
+    /// What reads the sizes of the disks again, from any thread.
+    pub(super) fn resizer(&self) -> Resizer {
+        self.resizer.clone()
+    }
+
+    /// What asks this thread for that.
     pub(super) fn rescan(&self) -> Rescan {
         Rescan(self.requests.clone())
     }
 }
 
-impl Drop for Watcher {
+impl Drop for GrowthWatcher {
     fn drop(&mut self) {
         self.requests.is_stopping.store(true, Ordering::Release);
         self.requests.wake();
@@ -104,6 +112,7 @@ impl Drop for Watcher {
             // A panic there has hurt nobody.
             let _ = thread.join();
         }
+        self.resizer.stop_populating();
     }
 }
 

@@ -98,6 +98,7 @@ impl Handshakes {
         let waiting = self.waiting.remove(&number)?;
         // Not by closing it: one that was inherited has another descriptor.
         if let Ok(socket) = waiting.stream.socket() {
+            // Fails only if it is not there.
             let _ = epoll.ctl(ControlOperation::Delete, socket.as_raw_fd(), EpollEvent::default());
         }
         Some(waiting)

@@ -1,7 +1,22 @@
 //! Disks × sessions × workers: who lives, who stops, in which order.
 //!
-//! Start: open the disks, bind the sockets, accept. Stop: accept no more, hang up on every front-end (whose
-//! rings drain then), end the workers, remove the sockets. Workers start with the first ring.
+//! ```text
+//! start (what fails leaves nothing behind)            stop (asked to, dropped, or the only front-end has left)
+//! 1 the descriptor checker is forked                  1 sockets close, their paths disappear
+//! 2 disks are opened, sockets bound, one by one       2 connections before their first message are closed
+//! 3 `confine`: nothing is looked up by a path         3 every other front-end is hung up on: its session
+//!     from here on, and there is no thread yet            drains its rings and ends
+//! 4 the acceptor's thread lets front-ends in;         4 workers end
+//!     each gets a session with a thread of its own    5 each disk is flushed once more
+//!     with its first message; workers start           6 populating stops, watchers end
+//!     with the first ring                             7 the checker ends with the last of the disks
+//! 5 growth and bad media are watched for
+//! 6 once the server is waited for: mappings
+//!     are populated
+//! ```
+//!
+//! [`Server::start`] and [`Server::serve`] are the left side, [`Server::wait`] is the right one; steps 1 to 5 of it are
+//! those of the acceptor's thread.
 
 mod acceptor;
 mod bad_media;
@@ -9,100 +24,38 @@ mod collector;
 mod error;
 mod growth_watcher;
 mod handshake;
+mod open;
 mod populate_thread;
 mod resize;
+mod service;
 
 use std::io;
-use std::num::NonZeroU16;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
 pub use acceptor::Stopper;
 pub use collector::{Collector, DiskStats};
 pub use error::ServerError;
 pub use growth_watcher::Rescan;
+pub use open::DiskSummary;
 pub use resize::{ResizeError, Resized, Resizer};
+pub use service::{ServeOptions, Service};
 
-use crate::config::{CpuChoice, DiskConfig, ServerConfig, SocketSource, check_postcopy};
+use crate::config::{ServerConfig, check_postcopy};
 use crate::copy::{Engine, fault};
-use crate::disk::{
-    self, Backing, BackingKind, Disk, Durability, FileLock, Media, OpenOptions, Opened, Region,
-};
-use crate::limits::budget::{Budget, DiskBudget};
+use crate::disk::{Backing, Disk};
 use crate::limits::thread;
-use crate::vhost_user::{
-    AllowedUsers, ConfigRecord, DescriptorChecker, DiskSocket, FrontEnds, Listener, ListenerError,
-    SessionContext, SocketAccess, WriterLock, is_postcopy_possible,
-};
-use crate::virtio::blk::{Counters, Device, Identity};
-use crate::worker::Cpus;
-use crate::worker::{Polling, Pool};
+use crate::vhost_user::{DescriptorChecker, SessionContext};
+use crate::virtio::blk::{Counters, Device};
+use crate::worker::Pool;
 use acceptor::{Acceptor, DiskListener};
 use bad_media::MediaWatcher;
-use growth_watcher::Watcher;
+use growth_watcher::GrowthWatcher;
+use open::{Created, open};
 use populate_thread::PopulateThread;
 use resize::Resizable;
-
-/// A disk as it is served.
-#[derive(Debug, Clone)]
-pub struct DiskSummary {
-    /// Its name in logs and errors.
-    pub name: String,
-    /// The backing.
-    pub path: PathBuf,
-    /// The socket that front-ends connect to; none with an inherited descriptor.
-    pub socket: Option<PathBuf>,
-    /// Size in bytes when it was opened.
-    pub capacity_bytes: u64,
-    /// Logical block size in bytes.
-    pub block_bytes: u32,
-    /// Queues offered.
-    pub queues: NonZeroU16,
-    /// Writes are refused.
-    pub read_only: bool,
-    /// What the path is.
-    pub kind: BackingKind,
-    /// What it promises.
-    pub durability: Durability,
-    /// Why it promises that and not more.
-    pub why: String,
-    /// The regions of persistent memory below.
-    pub regions: Vec<Region>,
-    /// What FLUSH does.
-    pub flush: &'static str,
-    /// Holes are left as they are.
-    pub sparse: bool,
-}
-
-/// A disk of any kind and the socket its front-ends connect to: what an embedder serves.
-#[derive(Debug)]
-pub struct Service<D: Disk> {
-    /// The device.
-    pub device: Device<D>,
-    /// The lock on its backing; [`FileLock::none`] if there is nothing to lock.
-    pub lock: FileLock,
-    /// Where front-ends come from.
-    pub socket: DiskSocket,
-    /// Where its workers run; none for anywhere.
-    pub cpus: Option<Cpus>,
-    /// Offer postcopy migration: as [`DiskConfig::postcopy`], for all that the process has in memory.
-    pub postcopy: bool,
-    /// What its front-end knows of the configuration from before.
-    pub config_record: ConfigRecord,
-}
-
-/// How disks are served.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct ServeOptions {
-    /// Most worker threads for each choice of CPUs; by default one a CPU.
-    pub workers: Option<NonZeroU16>,
-    /// How long a worker without requests waits for the next one awake.
-    pub polling: Polling,
-    /// Stop when the first front-end has left.
-    pub exit_on_disconnect: bool,
-}
+use service::Means;
 
 /// A running server. Dropping it stops it.
 #[derive(Debug)]
@@ -113,16 +66,8 @@ pub struct Server<D: Disk = Backing> {
     stopper: Stopper,
     acceptor: Option<JoinHandle<()>>,
     populate_thread: Option<PopulateThread>,
-    growth: Option<Growth>,
+    growth_watcher: Option<GrowthWatcher>,
     media_watcher: Option<MediaWatcher>,
-}
-
-/// What has files that grow served as they are.
-#[derive(Debug)]
-struct Growth {
-    /// Dropped first: it uses the other.
-    watcher: Watcher,
-    resizer: Resizer,
 }
 
 impl Server<Backing> {
@@ -173,31 +118,34 @@ impl Server<Backing> {
         created.keep();
         server.disks = summaries;
         tracing::info!("copies: {}", engine.describe());
-        let eager = server.disks.iter().zip(&server.contexts).filter(|(disk, _)| !disk.sparse);
-        let eager = eager.map(|(_, context)| context.device.clone()).collect();
-        server.populate_thread = PopulateThread::new(eager, 0);
-        let all = server.disks.iter().zip(&server.contexts);
-        let resizable = |(disk, context): (&DiskSummary, &Arc<_>)| Resizable {
-            context: Arc::clone(context),
-            sparse: disk.sparse,
-        };
-        let resizer = Resizer::new(all.map(resizable).collect());
-        let watcher = Watcher::start(resizer.clone(), files).map_err(ServerError::Threads)?;
-        server.growth = Some(Growth { watcher, resizer });
+        server.populate_thread = PopulateThread::new(server.to_be_populated(), 0);
+        let growth_watcher = GrowthWatcher::start(Resizer::new(server.resizable()), files);
+        server.growth_watcher = Some(growth_watcher.map_err(ServerError::Threads)?);
         let devices = server.contexts.iter().map(|context| context.device.clone());
         server.media_watcher = MediaWatcher::start(devices).map_err(ServerError::Threads)?;
         Ok(server)
     }
 
+    /// The disks whose holes are filled, unlike those of sparse ones.
+    fn to_be_populated(&self) -> Vec<Arc<Device<Backing>>> {
+        let eager = self.disks.iter().zip(&self.contexts).filter(|(disk, _)| !disk.sparse);
+        eager.map(|(_, context)| context.device.clone()).collect()
+    }
+
+    fn resizable(&self) -> Vec<Resizable> {
+        let all = self.disks.iter().zip(&self.contexts);
+        all.map(|(disk, context)| Resizable { context: context.clone(), sparse: disk.sparse }).collect()
+    }
+
     /// What reads the sizes of disks again, from any thread. None for a server that was not
     /// [started](Self::start) from a configuration.
     pub fn resizer(&self) -> Option<Resizer> {
-        self.growth.as_ref().map(|growth| growth.resizer.clone())
+        self.growth_watcher.as_ref().map(GrowthWatcher::resizer)
     }
 
     /// What asks the server to read the sizes of its disks again, without waiting for it. None as above.
     pub fn rescan(&self) -> Option<Rescan> {
-        self.growth.as_ref().map(|growth| growth.watcher.rescan())
+        self.growth_watcher.as_ref().map(GrowthWatcher::rescan)
     }
 
     /// What is served, in the order of the configuration.
@@ -232,33 +180,8 @@ impl<D: Disk> Server<D> {
         prepare()?;
         let Means { checker, pool, budgets } = means;
         let (mut listeners, mut contexts) = (Vec::new(), Vec::new());
-        for (Service { device, lock, socket, cpus, postcopy, config_record }, budget) in
-            services.into_iter().zip(budgets)
-        {
-            let is_exclusive = !device.disk().geometry().read_only;
-            let log_limit = device.log_limit().clone();
-            let context = Arc::new(SessionContext {
-                device: Arc::new(device),
-                pool: pool.clone(),
-                cpus: cpus.map(Arc::new),
-                writer_lock: WriterLock::new(is_exclusive, lock),
-                totals: Mutex::new(Counters::default()),
-                offers_postcopy: postcopy && is_postcopy_possible(),
-                is_in_postcopy: Arc::default(),
-                config_record: is_exclusive.then(|| Arc::new(config_record)),
-                checker: checker.clone(),
-                budget,
-                front_ends: FrontEnds::default(),
-                log_limit,
-            });
-            let weak = Arc::downgrade(&context);
-            context.device.after_first_flush(move || {
-                if let Some(context) = weak.upgrade()
-                    && let Some(record) = &context.config_record
-                {
-                    record.media_is_written();
-                }
-            });
+        for (service, budget) in services.into_iter().zip(budgets) {
+            let (socket, context) = service.into_parts(pool.clone(), checker.clone(), budget);
             contexts.push(context.clone());
             listeners.push(DiskListener { socket, context });
         }
@@ -268,8 +191,8 @@ impl<D: Disk> Server<D> {
         let thread = thread::spawn("acceptor", || acceptor.run());
         let acceptor = Some(thread.map_err(ServerError::Threads)?);
         let disks = Vec::new();
-        let (populate_thread, growth, media_watcher) = (None, None, None);
-        Ok(Self { disks, contexts, pool, stopper, acceptor, populate_thread, growth, media_watcher })
+        let (populate_thread, growth_watcher, media_watcher) = (None, None, None);
+        Ok(Self { disks, contexts, pool, stopper, acceptor, populate_thread, growth_watcher, media_watcher })
     }
 
     /// What asks the server to stop, from any thread.
@@ -295,13 +218,10 @@ impl<D: Disk> Server<D> {
 
     fn join(&mut self) -> Result<(), ServerError> {
         let joined = self.acceptor.take().map_or(Ok(()), JoinHandle::join);
-        // They would only delay the end.
+        // Each ends when it is dropped. What they are at is not needed any more, and would only delay the end.
         self.populate_thread = None;
         self.media_watcher = None;
-        if let Some(Growth { watcher, resizer }) = self.growth.take() {
-            drop(watcher);
-            resizer.stop_populating();
-        }
+        self.growth_watcher = None;
         joined.map_err(|_| ServerError::Threads(io::Error::other("the accepting thread panicked")))
     }
 }
@@ -310,41 +230,8 @@ impl<D: Disk> Drop for Server<D> {
     fn drop(&mut self) {
         if self.acceptor.is_some() {
             self.stopper.stop();
+            // The only error is a panic of the acceptor's thread, which the panic hook has reported.
             let _ = self.join();
-        }
-    }
-}
-
-/// What disks are served with, as far as this process was asked for it.
-struct Means<D: Disk> {
-    checker: Arc<DescriptorChecker>,
-    pool: Arc<Pool<D>>,
-    budgets: Vec<DiskBudget>,
-}
-
-impl<D: Disk> Means<D> {
-    fn of_process(checker: Arc<DescriptorChecker>, disks: usize, options: &ServeOptions) -> Self {
-        let pool = Arc::new(Pool::new(options.workers, options.polling));
-        Self { checker, pool, budgets: Budget::of_process(disks) }
-    }
-}
-
-/// Files that this start has created: removed if it fails, so that the next try starts afresh.
-#[derive(Debug, Default)]
-struct Created(Vec<PathBuf>);
-
-impl Created {
-    /// The start has succeeded.
-    fn keep(mut self) {
-        self.0.clear();
-    }
-}
-
-impl Drop for Created {
-    fn drop(&mut self) {
-        for path in &self.0 {
-            // The error that brought us here is the one to report.
-            let _ = std::fs::remove_file(path);
         }
     }
 }
@@ -354,123 +241,4 @@ fn prepare() -> Result<&'static Engine, ServerError> {
     let engine = Engine::choose()?;
     fault::install().map_err(ServerError::Faults)?;
     Ok(engine)
-}
-
-/// Opens one disk and its socket. The socket comes last: once it exists, the disk is there.
-fn open(
-    config: DiskConfig,
-    files: &mut Created,
-    should_stop: &Arc<AtomicBool>,
-) -> Result<(Service<Backing>, DiskSummary), ServerError> {
-    let options = OpenOptions {
-        name: config.name.clone(),
-        size_bytes: config.size_bytes,
-        block_bytes: config.block_bytes,
-        read_only: config.read_only,
-        sparse: config.sparse,
-        lock: config.lock,
-        require_durable: config.require_durable,
-        discard: config.discard,
-        deep_flush: config.deep_flush,
-        should_stop: should_stop.clone(),
-        symlinks: config.symlinks,
-    };
-    let DiskConfig { name, path, socket, serial, queues, seg_max, sparse, cpus, postcopy, .. } = config;
-    let (access, allowed_users) = (config.access, config.allowed_users);
-    let Opened { disk, lock, media, created } = disk::open(&path, &options)?;
-    log_media(&name, &media);
-    if created {
-        files.0.push(path.clone());
-    }
-    let cpus = place(&name, cpus, media.numa_node())?;
-    let geometry = disk.geometry();
-    let summary = DiskSummary {
-        name: name.clone(),
-        path: path.clone(),
-        socket: socket.path().map(ToOwned::to_owned),
-        capacity_bytes: geometry.capacity_bytes,
-        block_bytes: geometry.block_bytes,
-        queues,
-        read_only: geometry.read_only,
-        kind: media.kind,
-        durability: media.durability,
-        flush: media.flush(),
-        why: media.why,
-        regions: media.regions,
-        sparse,
-    };
-    let socket = open_socket(socket, &access, allowed_users)
-        .map_err(|error| ServerError::listener(name.clone(), error))?;
-    let identity = Identity { name, serial: *serial.as_bytes() };
-    let config_record =
-        ConfigRecord::load((!geometry.read_only).then(|| disk.shared_file()), media.durability);
-    let device = Device::new(disk, identity, queues.get()).with_seg_max(seg_max);
-    Ok((Service { device, lock, socket, cpus, postcopy, config_record }, summary))
-}
-
-/// Says what a disk is worth, and what is wrong with its media.
-fn log_media(disk: &str, media: &Media) {
-    let Media { kind, durability, why, .. } = media;
-    let domains: Vec<_> =
-        media.regions.iter().map(|it| it.persistence_domain.as_deref().unwrap_or("unknown")).collect();
-    tracing::info!(
-        disk,
-        backing = %kind,
-        durability = durability.word(),
-        why,
-        flush = media.flush(),
-        persistence_domain = (!domains.is_empty()).then(|| domains.join(",")),
-        numa_node = media.numa_node(),
-        "opened"
-    );
-    let dirty_shutdowns: u64 = media.regions.iter().filter_map(|it| it.dirty_shutdowns).sum();
-    if dirty_shutdowns != 0 {
-        tracing::warn!(
-            disk,
-            dirty_shutdowns,
-            "persistent memory has lost power uncleanly before; check the data"
-        );
-    }
-    if !media.bad_blocks.is_empty() {
-        let ranges = &media.bad_blocks;
-        tracing::warn!(disk, ?ranges, "bad media: reads of these ranges fail until they are written");
-    }
-}
-
-fn open_socket(
-    socket: SocketSource,
-    access: &SocketAccess,
-    allowed: AllowedUsers,
-) -> Result<DiskSocket, ListenerError> {
-    let inlet = match socket {
-        SocketSource::Path(path) => Listener::bind(&path, access).map(DiskSocket::Listening),
-        SocketSource::Fd(socket) => Listener::inherit(socket),
-    };
-    Ok(match inlet? {
-        DiskSocket::Listening(listener) => DiskSocket::Listening(listener.allowing(allowed)),
-        connected @ DiskSocket::Connected(_) => connected,
-    })
-}
-
-/// The CPUs that the workers of a disk run on; none for any.
-fn place(disk: &str, choice: CpuChoice, numa_node: Option<u32>) -> Result<Option<Cpus>, ServerError> {
-    match choice {
-        CpuChoice::Any => Ok(None),
-        CpuChoice::Set(cpus) => match cpus.allowed() {
-            None => Err(ServerError::NoCpu { disk: disk.to_owned(), cpus }),
-            allowed => Ok(allowed),
-        },
-        CpuChoice::NearBacking => {
-            let cpus = numa_node.and_then(Cpus::of_node);
-            match &cpus {
-                Some(cpus) => tracing::info!(disk, numa_node, %cpus, "workers run near the backing"),
-                None => tracing::info!(
-                    disk,
-                    numa_node,
-                    "no CPUs are known to be near the backing: workers run on any"
-                ),
-            }
-            Ok(cpus)
-        }
-    }
 }

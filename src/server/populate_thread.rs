@@ -74,6 +74,7 @@ impl Drop for PopulateThread {
     fn drop(&mut self) {
         self.is_stopping.store(true, Ordering::Relaxed);
         self.waits = None;
+        // If it has not ended by then, it is left to itself.
         let _ = self.has_ended.recv_timeout(POPULATE_STOP_TIMEOUT);
     }
 }

@@ -1,0 +1,184 @@
+//! One disk of the configuration: opened, described, and its socket with it.
+
+use std::num::NonZeroU16;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use super::error::ServerError;
+use super::service::Service;
+use crate::config::{CpuChoice, DiskConfig, SocketSource};
+use crate::disk::{self, Backing, BackingKind, Disk as _, Durability, Media, OpenOptions, Opened, Region};
+use crate::vhost_user::{AllowedUsers, ConfigRecord, DiskSocket, Listener, ListenerError, SocketAccess};
+use crate::virtio::blk::{Device, Identity};
+use crate::worker::Cpus;
+
+/// A disk as it is served.
+#[derive(Debug, Clone)]
+pub struct DiskSummary {
+    /// Its name in logs and errors.
+    pub name: String,
+    /// The backing.
+    pub path: PathBuf,
+    /// The socket that front-ends connect to; none with an inherited descriptor.
+    pub socket: Option<PathBuf>,
+    /// Size in bytes when it was opened.
+    pub capacity_bytes: u64,
+    /// Logical block size in bytes.
+    pub block_bytes: u32,
+    /// Queues offered.
+    pub queues: NonZeroU16,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// What the path is.
+    pub kind: BackingKind,
+    /// What it promises.
+    pub durability: Durability,
+    /// Why it promises that and not more.
+    pub why: String,
+    /// The regions of persistent memory below.
+    pub regions: Vec<Region>,
+    /// What FLUSH does.
+    pub flush: &'static str,
+    /// Holes are left as they are.
+    pub sparse: bool,
+}
+
+/// Files that this start has created: removed if it fails, so that the next try starts afresh.
+#[derive(Debug, Default)]
+pub(super) struct Created(Vec<PathBuf>);
+
+impl Created {
+    /// The start has succeeded.
+    pub(super) fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Created {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            // The error that brought us here is the one to report.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Opens one disk and its socket. The socket comes last: once it exists, the disk is there.
+pub(super) fn open(
+    config: DiskConfig,
+    files: &mut Created,
+    should_stop: &Arc<AtomicBool>,
+) -> Result<(Service<Backing>, DiskSummary), ServerError> {
+    let options = OpenOptions {
+        name: config.name.clone(),
+        size_bytes: config.size_bytes,
+        block_bytes: config.block_bytes,
+        read_only: config.read_only,
+        sparse: config.sparse,
+        lock: config.lock,
+        require_durable: config.require_durable,
+        discard: config.discard,
+        deep_flush: config.deep_flush,
+        should_stop: should_stop.clone(),
+        symlinks: config.symlinks,
+    };
+    let DiskConfig { name, path, socket, serial, queues, seg_max, sparse, cpus, postcopy, .. } = config;
+    let (access, allowed_users) = (config.access, config.allowed_users);
+    let Opened { disk, lock, media, created } = disk::open(&path, &options)?;
+    log_media(&name, &media);
+    if created {
+        files.0.push(path.clone());
+    }
+    let cpus = cpus_of(&name, cpus, media.numa_node())?;
+    let geometry = disk.geometry();
+    let summary = DiskSummary {
+        name: name.clone(),
+        path: path.clone(),
+        socket: socket.path().map(ToOwned::to_owned),
+        capacity_bytes: geometry.capacity_bytes,
+        block_bytes: geometry.block_bytes,
+        queues,
+        read_only: geometry.read_only,
+        kind: media.kind,
+        durability: media.durability,
+        flush: media.flush(),
+        why: media.why,
+        regions: media.regions,
+        sparse,
+    };
+    let socket = open_socket(socket, &access, allowed_users)
+        .map_err(|error| ServerError::listener(name.clone(), error))?;
+    let identity = Identity { name, serial: *serial.as_bytes() };
+    let config_record =
+        ConfigRecord::load((!geometry.read_only).then(|| disk.shared_file()), media.durability);
+    let device = Device::new(disk, identity, queues.get()).with_seg_max(seg_max);
+    Ok((Service { device, lock, socket, cpus, postcopy, config_record }, summary))
+}
+
+/// Says what a disk is worth, and what is wrong with its media.
+fn log_media(disk: &str, media: &Media) {
+    let Media { kind, durability, why, .. } = media;
+    let domains: Vec<_> =
+        media.regions.iter().map(|it| it.persistence_domain.as_deref().unwrap_or("unknown")).collect();
+    tracing::info!(
+        disk,
+        backing = %kind,
+        durability = durability.word(),
+        why,
+        flush = media.flush(),
+        persistence_domain = (!domains.is_empty()).then(|| domains.join(",")),
+        numa_node = media.numa_node(),
+        "opened"
+    );
+    let dirty_shutdowns: u64 = media.regions.iter().filter_map(|it| it.dirty_shutdowns).sum();
+    if dirty_shutdowns != 0 {
+        tracing::warn!(
+            disk,
+            dirty_shutdowns,
+            "persistent memory has lost power uncleanly before; check the data"
+        );
+    }
+    if !media.bad_blocks.is_empty() {
+        let ranges = &media.bad_blocks;
+        tracing::warn!(disk, ?ranges, "bad media: reads of these ranges fail until they are written");
+    }
+}
+
+fn open_socket(
+    socket: SocketSource,
+    access: &SocketAccess,
+    allowed: AllowedUsers,
+) -> Result<DiskSocket, ListenerError> {
+    let socket = match socket {
+        SocketSource::Path(path) => Listener::bind(&path, access).map(DiskSocket::Listening),
+        SocketSource::Fd(socket) => Listener::inherit(socket),
+    };
+    Ok(match socket? {
+        DiskSocket::Listening(listener) => DiskSocket::Listening(listener.allowing(allowed)),
+        connected @ DiskSocket::Connected(_) => connected,
+    })
+}
+
+/// The CPUs that the workers of a disk run on; none for any.
+fn cpus_of(disk: &str, choice: CpuChoice, numa_node: Option<u32>) -> Result<Option<Cpus>, ServerError> {
+    match choice {
+        CpuChoice::Any => Ok(None),
+        CpuChoice::Set(cpus) => match cpus.allowed() {
+            None => Err(ServerError::NoCpu { disk: disk.to_owned(), cpus }),
+            allowed => Ok(allowed),
+        },
+        CpuChoice::NearBacking => {
+            let cpus = numa_node.and_then(Cpus::of_node);
+            match &cpus {
+                Some(cpus) => tracing::info!(disk, numa_node, %cpus, "workers run near the backing"),
+                None => tracing::info!(
+                    disk,
+                    numa_node,
+                    "no CPUs are known to be near the backing: workers run on any"
+                ),
+            }
+            Ok(cpus)
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! What a server serves, and how.
+
+use std::num::NonZeroU16;
+use std::sync::{Arc, Mutex};
+
+use crate::disk::{Disk, FileLock};
+use crate::limits::budget::{Budget, DiskBudget};
+use crate::vhost_user::{
+    ConfigRecord, DescriptorChecker, DiskSocket, FrontEnds, SessionContext, WriterLock, is_postcopy_possible,
+};
+use crate::virtio::blk::{Counters, Device};
+use crate::worker::{Cpus, Polling, Pool};
+
+/// A disk of any kind and the socket its front-ends connect to: what an embedder serves.
+#[derive(Debug)]
+pub struct Service<D: Disk> {
+    /// The device.
+    pub device: Device<D>,
+    /// The lock on its backing; [`FileLock::none`] if there is nothing to lock.
+    pub lock: FileLock,
+    /// Where front-ends come from.
+    pub socket: DiskSocket,
+    /// Where its workers run; none for anywhere.
+    pub cpus: Option<Cpus>,
+    /// Offer postcopy migration: as [`DiskConfig::postcopy`](crate::config::DiskConfig::postcopy), for all that the process has in memory.
+    pub postcopy: bool,
+    /// What its front-end knows of the configuration from before.
+    pub config_record: ConfigRecord,
+}
+
+impl<D: Disk> Service<D> {
+    /// The socket, and what all of the disk's front-ends have in common.
+    pub(super) fn into_parts(
+        self,
+        pool: Arc<Pool<D>>,
+        checker: Arc<DescriptorChecker>,
+        budget: DiskBudget,
+    ) -> (DiskSocket, Arc<SessionContext<D>>) {
+        let Self { device, lock, socket, cpus, postcopy, config_record } = self;
+        let is_exclusive = !device.disk().geometry().read_only;
+        let log_limit = device.log_limit().clone();
+        let context = Arc::new(SessionContext {
+            device: Arc::new(device),
+            pool,
+            cpus: cpus.map(Arc::new),
+            writer_lock: WriterLock::new(is_exclusive, lock),
+            totals: Mutex::new(Counters::default()),
+            offers_postcopy: postcopy && is_postcopy_possible(),
+            is_in_postcopy: Arc::default(),
+            config_record: is_exclusive.then(|| Arc::new(config_record)),
+            checker,
+            budget,
+            front_ends: FrontEnds::default(),
+            log_limit,
+        });
+        let weak = Arc::downgrade(&context);
+        context.device.after_first_flush(move || {
+            if let Some(context) = weak.upgrade()
+                && let Some(record) = &context.config_record
+            {
+                record.media_is_written();
+            }
+        });
+        (socket, context)
+    }
+}
+
+/// How disks are served.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ServeOptions {
+    /// Most worker threads for each choice of CPUs; by default one a CPU.
+    pub workers: Option<NonZeroU16>,
+    /// How long a worker without requests waits for the next one awake.
+    pub polling: Polling,
+    /// Stop when the first front-end has left.
+    pub exit_on_disconnect: bool,
+}
+
+/// What disks are served with, as far as this process was asked for it.
+pub(super) struct Means<D: Disk> {
+    pub(super) checker: Arc<DescriptorChecker>,
+    pub(super) pool: Arc<Pool<D>>,
+    pub(super) budgets: Vec<DiskBudget>,
+}
+
+impl<D: Disk> Means<D> {
+    pub(super) fn of_process(checker: Arc<DescriptorChecker>, disks: usize, options: &ServeOptions) -> Self {
+        let pool = Arc::new(Pool::new(options.workers, options.polling));
+        Self { checker, pool, budgets: Budget::of_process(disks) }
+    }
+}

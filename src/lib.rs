@@ -8,6 +8,8 @@
 //!                   pop      parse, check    where    how     status, len    one publish     if wanted
 //! ```
 //!
+//! # The path of a request
+//!
 //! The folders follow that path, and each knows only its own subject:
 //!
 //! | module | knows | does not know |
@@ -18,9 +20,37 @@
 //! | [`disk`] | bytes, media and their durability | virtio |
 //! | [`copy`] | how bytes move | where they come from |
 //!
-//! [`server`] ties disks, sessions and workers together; [`config`] is what it is told to do, and `api` says what
-//! it has done. [`virtio::queue::Gatherer`] is the door for programs that have queues of their own, and `stock` (with the
-//! feature of that name) goes through it: the disk for daemons built on the crate `vhost-user-backend`.
+//! # Beside the path
+//!
+//! | module | what it is for |
+//! | --- | --- |
+//! | [`server`] | ties disks, sessions and workers together; who lives, who stops, in which order |
+//! | [`config`] | what a server is told to do, validated |
+//! | `api` (feature `daemon`) | what a server has done: metrics over HTTP |
+//! | `cli` (feature `daemon`) | the program: arguments, log, signals, exit codes |
+//! | [`limits`] | what peers may take of this process: every bound, budgets of disks, threads |
+//! | `log` | lines that peers can cause are limited; nobody who logs waits for a reader |
+//! | `sandbox` | what keeps others apart from what this process holds |
+//! | `failpoint` | where a test stops a ring or the growth of a disk dead; nothing elsewhere |
+//! | `bench` (feature `bench`) | a load generator for any vhost-user-blk back-end |
+//! | `stock` (feature `stock`) | the disk for daemons that are built on the crate `vhost-user-backend` |
+//! | `tools::crash` (tests) | every state that a crash may leave on the media, held against what was promised |
+//!
+//! Programs that walk virtqueues of their own use [`virtio::queue::Gatherer`], as `stock` does.
+//!
+//! # Words
+//!
+//! Most words are those of the VIRTIO and vhost-user specifications, Linux's manual pages and libpmem2. These are ours:
+//!
+//! | word | meaning |
+//! | --- | --- |
+//! | batch | the requests that a worker takes from a ring at once, and publishes together |
+//! | turn | what a worker does for one ring before it goes on to the next: at most a batch, or a slice |
+//! | slice | a part of a long request that is done in one turn, so that other rings need not wait for the whole |
+//! | held | a request that waits for a flush, or a ring that takes no other request before such a one is done |
+//! | backing | what a disk's path leads to: a file or a device, on some media |
+//! | stock engine | this disk behind the crates `vhost-user-backend` and `virtio-queue`, as other daemons build theirs |
+//! | descriptor checker | a process of ours that looks at what a front-end has sent before the daemon uses it, since that may block |
 
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
 

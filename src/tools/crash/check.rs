@@ -1,8 +1,8 @@
 //! The states of a disk after a crash, made one by one and held against what may be expected.
 
-use super::history::Random;
 use super::media::{Media, Unit};
 use super::oracle::{Expected, Oracle, Promise, times};
+use super::workload::Random;
 use crate::copy::recording::{Event, Logged};
 
 /// At which moments, and how many states at each.

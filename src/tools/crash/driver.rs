@@ -7,7 +7,7 @@ use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
 };
 
-use super::history::{Request, SECTOR_BYTES};
+use super::workload::{Request, SECTOR_BYTES};
 use crate::virtio::queue::RingAddresses;
 
 pub(super) const RINGS: usize = 2;

@@ -1,11 +1,11 @@
 //! Every state that a crash may leave on the media, under the real ring, device, disk and copy engine.
 //!
 //! A history of requests goes through [`Ring`](crate::worker::Ring)s over a disk in memory that takes itself for
-//! one of each class ([`scene::Kind`]): mapped media of the cache line's class, with and without a deep flush;
+//! one of each class ([`runner::Kind`]): mapped media of the cache line's class, with and without a deep flush;
 //! mapped media that is synced; an ordinary file; a block device. Below, a [recorder](crate::copy::recording) logs stores, line
 //! flushes and fences, what the file system does to bytes (writes, zeroes, holes), when a sync begins and ends,
 //! and what a driver sees of its rings: a request is acknowledged when the used index says so. Flushes that
-//! take a system call run on the thread that they always run on; it goes on only when [`baton`] says so, which
+//! take a system call run on the thread that they always run on; it goes on only when [`scheduler`] says so, which
 //! makes each history repeatable and lets anything happen in the midst of a sync, or a sync in the midst of a
 //! batch. From the log:
 //!
@@ -22,18 +22,18 @@
 //! there to stay. (Not so where files share blocks, on XFS: media of a class of its own shows what that costs.) `memcpy`, which the portable engine is made of, is taken to move units whole. Syncs succeed
 //! here; what becomes of those that fail is tested in `disk`.
 //!
-//! What becomes of a ring whose back-end dies, while the machine goes on, is asked in [`points`].
+//! What becomes of a ring whose back-end dies, while the machine goes on, is asked in [`killed`].
 //!
 //! That the suite would notice is shown by [`mutations`]: each flush, each fence and each sync is taken out of
 //! the log (or forgotten by the engine), and a state must be found that breaks a promise.
 
-mod baton;
 mod check;
 mod driver;
-mod history;
+mod killed;
 mod media;
 mod mutations;
 mod oracle;
-mod points;
-mod scene;
+mod runner;
+mod scheduler;
 mod states;
+mod workload;

@@ -15,10 +15,10 @@ use std::ops::Range;
 
 use super::check::{Effort, Violation, check, check_from};
 use super::driver::{RINGS, indices_of};
-use super::history::{self, Style};
 use super::oracle::{Oracle, Promise};
-use super::scene::{Play, Played, play};
+use super::runner::{Play, Played, play};
 use super::states::{LINES, engines};
+use super::workload::{self, Style};
 use crate::copy::recording::{Event, Forgets, LINE_BYTES, Logged, Via};
 
 /// A sample contains every value of every unit, so no random states are needed on top.
@@ -27,7 +27,7 @@ const EFFORT: Effort = Effort::Sample { seed: 7, states: 1 };
 const SEED: u64 = 11;
 
 fn plain(seed: u64, how: Play) -> Played {
-    play(&history::random(seed, 10, Style::Plain), how)
+    play(&workload::random(seed, 10, Style::Plain), how)
 }
 
 /// The log without the events that `is_lost` names by number.
@@ -131,7 +131,7 @@ fn both_halves_of_a_large_batch_are_fenced() {
     const STEPS: usize = 6;
     for (seed, writeback) in [(31, true), (32, false)] {
         let how = Play::on(LINES, writeback);
-        let played = play(&history::crowded(seed, STEPS), how);
+        let played = play(&workload::crowded(seed, STEPS), how);
         let (oracle, log) = (Oracle::new(&played), &played.log);
         assert_eq!(judge(&played, log, Promise::AtCompletion), Ok(()), "{how:?}");
         assert_eq!(batches(log).len(), 2 * STEPS, "{how:?}: each batch is shown in two halves");
@@ -206,9 +206,9 @@ fn an_engine_that_forgets_breaks_every_promise() {
 /// fences of batches what a driver has flushed may be lost.
 #[test]
 fn the_fence_of_a_flush_does_not_replace_that_of_another_rings_batch() {
-    let letters = [history::Letter::Whole, history::Letter::FlushElsewhere];
+    let letters = [workload::Letter::Whole, workload::Letter::FlushElsewhere];
     let how = Play::on(LINES, true);
-    let played = play(&history::small(&letters, 0), how);
+    let played = play(&workload::small(&letters, 0), how);
     let mutant =
         without(&played.log, |lost| lost < played.log.len() / 2 && played.log[lost].event == Event::Fence);
     assert!(mutant.len() < played.log.len());
@@ -222,7 +222,7 @@ fn the_fence_of_a_flush_does_not_replace_that_of_another_rings_batch() {
 #[test]
 fn lines_that_are_stored_in_part_are_flushed() {
     let how = Play::on(LINES, true);
-    let played = play(&history::small(&[history::Letter::Cut], 0), how);
+    let played = play(&workload::small(&[workload::Letter::Cut], 0), how);
     let flush = Event::FlushLine { at: LINE_BYTES, is_ordered: false };
     let flushed = numbers(&played.log, is_flush);
     assert!(

@@ -4,9 +4,9 @@
 use std::ops::Range;
 
 use super::driver::{RINGS, indices_of};
-use super::history::Request;
 use super::media::Unit;
-use super::scene::Played;
+use super::runner::Played;
+use super::workload::Request;
 use crate::copy::recording::{Event, LINE_BYTES, Logged, UNIT_BYTES};
 
 /// What a bad place makes unreadable.

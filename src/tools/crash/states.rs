@@ -1,10 +1,10 @@
 //! No state breaks a promise, in small histories and in long ones.
 
 use super::check::{Checked, Effort, Violation, check};
-use super::history::{self, History, Letter, Request, Style};
 use super::media::{Class, Media};
 use super::oracle::{Oracle, Promise};
-use super::scene::{Kind, Pace, Play, Played, play};
+use super::runner::{Kind, Pace, Play, Played, play};
+use super::workload::{self, History, Letter, Request, Style};
 use crate::copy::recording::Event;
 use crate::copy::{Engine, LineFlush, Stores};
 use crate::limits::bounds::MAX_SLICE_BYTES;
@@ -87,7 +87,7 @@ fn every_state_of_every_small_history_keeps_the_promise() {
             _ => (&engines[..], &ALL[..]),
         };
         every_small_history(alphabet, letters, |word, joins| {
-            let history = history::small(word, joins);
+            let history = workload::small(word, joins);
             let modes = [(true, true), (false, false)];
             for (engine, (writeback, unmaps)) in
                 engines.iter().flat_map(|engine| modes.map(|mode| (*engine, mode)))
@@ -131,7 +131,7 @@ fn every_state_of_a_sliced_write_keeps_the_promise() {
             vec![long.clone(), Request::Flush],
             vec![Request::Flush, long.clone(), long.clone()],
         ] {
-            let steps = vec![history::Step { ring: 0, requests }];
+            let steps = vec![workload::Step { ring: 0, requests }];
             let history = History { before: before.clone(), bad_at: None, steps };
             let checked = check_all(&history, how).unwrap_or_else(|violation| {
                 panic!("{how:?} {:?}: {violation:?}", history.steps);
@@ -150,7 +150,7 @@ fn every_pace_of_the_flusher_keeps_the_promise() {
     use Letter::{Discard, Flush, FlushElsewhere, Unmap, Whole, WholeElsewhere};
     let mut total = Checked::default();
     let mut check = |word: &[Letter], joins, how: Play| {
-        let checked = check_all(&history::small(word, joins), how);
+        let checked = check_all(&workload::small(word, joins), how);
         let checked = checked.unwrap_or_else(|violation| {
             panic!("{word:?} joins={joins} {how:?}: {violation:?}");
         });
@@ -183,7 +183,7 @@ fn every_pace_of_the_flusher_keeps_the_promise() {
 fn a_whole_sync_between_any_two_events_keeps_the_promise() {
     use Letter::{Flush, FlushElsewhere, Whole, WholeElsewhere};
     // The first flush waits for its turn while the other ring writes and flushes in one batch.
-    let history = history::small(&[Whole, Flush, WholeElsewhere, FlushElsewhere], 0b101);
+    let history = workload::small(&[Whole, Flush, WholeElsewhere, FlushElsewhere], 0b101);
     for (kind, writeback) in SYNCED.into_iter().flat_map(|kind| [(kind, true), (kind, false)]) {
         let of = |events| Play { pace: Pace::Between(events), ..Play::on(kind, writeback) };
         // More events than that are none of these rings.
@@ -202,7 +202,7 @@ fn random_states_of_long_histories_keep_the_promise() {
             if !how.kind.is_written_by_kernel() && seed % 2 == 0 { Style::Mending } else { Style::Any };
         // Up to a sync all that was written since the last one is undecided: these states are large.
         let steps = if how.kind == LINES { 40 } else { 20 };
-        let played = play(&history::random(seed, steps, style), how);
+        let played = play(&workload::random(seed, steps, style), how);
         assert_complete(&played);
         let oracle = Oracle::new(&played);
         let check = |states| {
@@ -222,7 +222,7 @@ fn random_states_of_long_histories_keep_the_promise() {
 #[test]
 fn a_map_sync_that_is_not_kept_for_shared_blocks_takes_syncs() {
     let judge = |seed, how: Play, class, promise| {
-        let played = Played { class, ..play(&history::random(seed, 20, Style::Any), how) };
+        let played = Played { class, ..play(&workload::random(seed, 20, Style::Any), how) };
         check(&Oracle::new(&played), &played.log, promise, Effort::Sample { seed, states: 10 }).map(|_| ())
     };
     for (seed, writeback) in (51..).zip([true, false]) {
@@ -245,7 +245,7 @@ fn a_map_sync_that_is_not_kept_for_shared_blocks_takes_syncs() {
 fn a_raw_write_may_tear_inside_a_sector_and_at_odd_buffers_inside_of_eight_bytes() {
     let tears = |cuts: &[usize]| {
         let request = Request::Write { at: 0, data: vec![2; 512], cuts: cuts.to_vec() };
-        let steps = vec![history::Step { ring: 0, requests: vec![request] }];
+        let steps = vec![workload::Step { ring: 0, requests: vec![request] }];
         let history = History { before: vec![1; 1024], bad_at: None, steps };
         let played = play(&history, Play::on(LINES, false));
         check(
@@ -283,7 +283,7 @@ fn a_raw_write_may_tear_inside_a_sector_and_at_odd_buffers_inside_of_eight_bytes
 #[test]
 fn a_state_that_nobody_asked_for_is_a_violation() {
     let how = Play::on(LINES, true);
-    let played = play(&history::small(&[Letter::Whole], 0), how);
+    let played = play(&workload::small(&[Letter::Whole], 0), how);
     let check = |played: &Played| {
         check(&Oracle::new(played), &played.log, Promise::AtCompletion, Effort::All { at_most: 8 })
     };

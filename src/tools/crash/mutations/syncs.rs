@@ -1,10 +1,10 @@
 //! The same for what takes a system call: a sync that is missing, too narrow, or counted too early.
 
 use super::super::check::{Effort, Violation, check};
-use super::super::history::{self, Letter, Style};
 use super::super::oracle::{Oracle, Promise};
-use super::super::scene::{Mistake, Pace, Play, play};
+use super::super::runner::{Mistake, Pace, Play, play};
 use super::super::states::{LINES, SYNCED, promise_of};
+use super::super::workload::{self, Letter, Style};
 use super::{acknowledges, judge, judge_from, numbers, without};
 use crate::copy::recording::{Event, Forgets, Logged, Synced, Via};
 
@@ -38,7 +38,7 @@ fn removing_any_sync_is_noticed() {
         let how = Play::on(kind, false);
         // Space is rarely given back.
         let steps = if kind == LINES { 60 } else { 10 };
-        let played = play(&history::random(seed, steps, Style::Plain), how);
+        let played = play(&workload::random(seed, steps, Style::Plain), how);
         let (oracle, log) = (Oracle::new(&played), &played.log);
         assert_eq!(judge(&played, log, Promise::AtCompletion), Ok(()), "seed={seed} {how:?}");
         let syncs = numbers(log, is_sync).into_iter().filter(|begin| has_work(log, *begin));
@@ -66,7 +66,7 @@ fn forgotten_syncs_and_fences_break_every_promise() {
     {
         for writeback in [false, true] {
             let how = Play { forgets, ..Play::on(kind, writeback) };
-            let played = play(&history::random(31, 20, Style::Plain), how);
+            let played = play(&workload::random(31, 20, Style::Plain), how);
             let is_needed = forgets == Forgets::Syncs || !kind.is_written_by_kernel();
             assert_eq!(judge(&played, &played.log, promise_of(how)).is_err(), is_needed, "{how:?}");
         }
@@ -80,7 +80,7 @@ fn the_fence_of_a_batch_does_not_replace_those_of_its_writes() {
     for kind in SYNCED.into_iter().filter(|kind| !kind.is_written_by_kernel()) {
         let is_noticed = |seed| {
             let how = Play { pace: Pace::Random(seed), ..Play::on(kind, false) };
-            let played = play(&history::random(seed, 40, Style::Plain), how);
+            let played = play(&workload::random(seed, 40, Style::Plain), how);
             assert_eq!(judge(&played, &played.log, Promise::AtCompletion), Ok(()), "seed={seed} {how:?}");
             let log = &played.log;
             let is_lost = |number: usize| {
@@ -97,7 +97,7 @@ fn the_fence_of_a_batch_does_not_replace_those_of_its_writes() {
 #[test]
 fn an_acknowledgement_before_the_end_of_its_sync_is_noticed() {
     for kind in SYNCED {
-        let played = play(&history::random(41, 10, Style::Plain), Play::on(kind, false));
+        let played = play(&workload::random(41, 10, Style::Plain), Play::on(kind, false));
         let (oracle, log) = (Oracle::new(&played), &played.log);
         let mut moved = 0;
         for begin in numbers(log, is_sync).into_iter().filter(|begin| has_work(log, *begin)) {
@@ -114,7 +114,7 @@ fn an_acknowledgement_before_the_end_of_its_sync_is_noticed() {
 }
 
 fn play_all(letters: &[Letter], how: Play) -> Result<(), Violation> {
-    let played = play(&history::small(letters, 0), how);
+    let played = play(&workload::small(letters, 0), how);
     check(&Oracle::new(&played), &played.log, promise_of(how), Effort::All { at_most: 64 }).map(|_| ())
 }
 

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt as _;
 
 use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 
-use crate::tools::crash::history::Random;
+use crate::tools::crash::workload::Random;
 use crate::virtio::queue::{RingAddresses, RingKind};
 
 pub(super) const SECTOR_BYTES: usize = 512;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use self::guest::{Asked, Guest, MEMORY_BYTES, SECTOR_BYTES, SECTORS};
-use super::history::Random;
+use super::workload::Random;
 use crate::copy::{self, Segments};
 use crate::disk::{Disk, DiskError, Durability, Geometry, MappedDisk};
 use crate::failpoint::{self, Point};

@@ -6,10 +6,10 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
 
-use super::baton::{Baton, Bell, FLUSHER, Moments, Over, Watcher};
 use super::driver::{Driver, MEMORY_BYTES, RING_SIZE, RINGS, addresses};
-use super::history::{History, Random, Request};
 use super::media::Class;
+use super::scheduler::{Baton, Bell, FLUSHER, Moments, Over, Watcher};
+use super::workload::{History, Random, Request};
 use crate::copy::Segments;
 use crate::copy::recording::{self, Forgets, Logged, Recording};
 use crate::disk::{

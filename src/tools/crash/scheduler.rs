@@ -9,7 +9,7 @@ use std::task::Wake;
 use std::time::Duration;
 
 use super::driver::{RINGS, indices};
-use super::history::Random;
+use super::workload::Random;
 use crate::copy::recording::{Event, Watch};
 
 /// The CPU that flushes; those before it serve the ring of their number.

@@ -1,4 +1,4 @@
-//! A recorder under the routines: what the media got, in the order of the program. For tests.
+//! A recorder under the routines, for tests: what the media got, in the order of the program.
 //!
 //! It stands in for the four routines of an [`Engine`] and is told of the small moves, of the fences and of
 //! system calls by the functions that make them. The bytes are really moved, by the engine that is recorded;
@@ -37,7 +37,7 @@ pub(crate) enum Synced {
     Range { start: u64, end: u64 },
     /// All bytes of the file, and where they lie (`fdatasync`).
     Everything,
-    /// What the memory controller has taken but not yet stored (a deep flush).
+    /// The memory controller's write pending queues (a deep flush).
     Queues,
 }
 
@@ -54,7 +54,7 @@ pub(crate) enum Event {
     SyncBegins(Synced),
     /// It is over.
     SyncEnds,
-    /// What the test looks at is this now; it was something else before the event before.
+    /// What a driver sees of its rings is this from now on; before the last event it was something else.
     Seen(u64),
 }
 
@@ -65,21 +65,21 @@ pub(crate) struct Logged {
     pub(crate) event: Event,
 }
 
-/// What the engine is made to forget, to see whether anybody notices.
+/// What the engine is made to leave out, to see whether that is noticed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Forgets {
+pub(crate) enum Omit {
     Nothing,
     LineFlushes,
     Fences,
     Syncs,
 }
 
-/// Asked before each event; called after it, when others may go on.
+/// The driver's side of a recording: it is asked before each event what a driver sees, and told of the event afterwards.
 pub(crate) trait Watch: Send + Sync {
-    /// What a driver sees. An acknowledgement is where somebody else sees it.
+    /// What a driver sees of its rings. A request is acknowledged once that shows it.
     fn seen(&self) -> u64;
 
-    /// This has happened on that CPU.
+    /// This has happened on that CPU; other threads may be let go on now.
     fn happened(&self, cpu: usize, event: &Event);
 }
 
@@ -87,7 +87,7 @@ struct Recorder {
     /// Really does the work.
     engine: &'static Engine,
     twin: &'static Engine,
-    forgets: Forgets,
+    omit: Omit,
     watch: Arc<dyn Watch>,
     seen: Mutex<u64>,
     log: Mutex<Vec<Logged>>,
@@ -122,14 +122,14 @@ impl std::fmt::Debug for Recording {
 
 impl Recording {
     /// Will record what `engine`, number so and so of [`Engine::available`], does on threads that take part.
-    pub(crate) fn new(engine: usize, forgets: Forgets, watch: Arc<dyn Watch>) -> Self {
+    pub(crate) fn new(engine: usize, omit: Omit, watch: Arc<dyn Watch>) -> Self {
         static ENGINES: OnceLock<Vec<(Engine, Engine)>> = OnceLock::new();
         let engines = ENGINES.get_or_init(|| {
             Engine::available().into_iter().map(|engine| (engine, twin_of(&engine))).collect()
         });
         let (engine, twin) = &engines[engine];
         let seen = Mutex::new(watch.seen());
-        Self(Arc::new(Recorder { engine, twin, forgets, watch, seen, log: Mutex::default() }))
+        Self(Arc::new(Recorder { engine, twin, omit, watch, seen, log: Mutex::default() }))
     }
 
     /// What this thread does from now on is done by this CPU.
@@ -138,9 +138,9 @@ impl Recording {
         OnCpu(())
     }
 
-    /// Asks the watch now, whatever happens next.
-    pub(crate) fn look(&self, cpu: usize) {
-        self.0.look(cpu);
+    /// Asks what a driver sees now, without an event.
+    pub(crate) fn observe(&self, cpu: usize) {
+        self.0.observe(cpu);
     }
 
     /// What was recorded so far.
@@ -154,7 +154,7 @@ impl Recorder {
         self.log.lock().unwrap()
     }
 
-    fn look(&self, cpu: usize) {
+    fn observe(&self, cpu: usize) {
         let now = self.watch.seen();
         let mut seen = self.seen.lock().unwrap();
         if now != *seen {
@@ -164,7 +164,7 @@ impl Recorder {
     }
 
     fn note(&self, cpu: usize, event: Event) {
-        self.look(cpu);
+        self.observe(cpu);
         self.log().push(Logged { cpu, event: event.clone() });
         // No lock is held: others may note something before this returns.
         self.watch.happened(cpu, &event);
@@ -194,7 +194,7 @@ pub(crate) fn cpu() -> Option<usize> {
 /// Notes a fence.
 pub(super) fn fenced() {
     let Some((recorder, cpu)) = recorder() else { return };
-    if recorder.forgets != Forgets::Fences {
+    if recorder.omit != Omit::Fences {
         recorder.note(cpu, Event::Fence);
     }
 }
@@ -244,7 +244,7 @@ impl Drop for Syncing {
 
 fn note_sync(event: Event) {
     let Some((recorder, cpu)) = recorder() else { return };
-    if recorder.forgets != Forgets::Syncs {
+    if recorder.omit != Omit::Syncs {
         recorder.note(cpu, event);
     }
 }
@@ -300,7 +300,7 @@ unsafe extern "C" fn zero(dst: *mut u8, src: *const u8, len: usize, next: *const
 unsafe extern "C" fn flush(dst: *mut u8, src: *const u8, len: usize) -> usize {
     // SAFETY: the caller's obligations.
     let left = unsafe { (recorded().flush)(dst, src, len) };
-    let recorder = recorder().filter(|(recorder, _)| recorder.forgets != Forgets::LineFlushes);
+    let recorder = recorder().filter(|(recorder, _)| recorder.omit != Omit::LineFlushes);
     let (Some((recorder, cpu)), Some(start)) = (recorder, fault::offset_in_media(dst.addr())) else {
         return left;
     };

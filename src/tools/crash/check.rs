@@ -1,32 +1,32 @@
-//! The states of a disk after a crash, made one by one and held against what may be expected.
+//! Crash states, made one by one and held against the oracle.
 
 use super::media::{Media, Unit};
 use super::oracle::{Expected, Oracle, Promise, times};
 use super::workload::Random;
 use crate::copy::recording::{Event, Logged};
 
-/// At which moments, and how many states at each.
+/// Which crash points are explored, and how many crash states at each.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Effort {
-    /// At every moment, all states, of which there must not be more than so many.
-    All { at_most: usize },
-    /// Before each fence, after each change of a ring, and at some moments between: so many random states, or
+pub(super) enum Exploration {
+    /// Every crash point, and all states of each, of which there must not be more than so many.
+    Exhaustive { at_most: usize },
+    /// Crash points before each fence, after each change of a ring, and some between: so many random states of each, or
     /// all, if they are fewer; and a few that contain every value of every unit.
-    Sample { seed: u64, states: usize },
+    Sampled { seed: u64, states: usize },
 }
 
-/// What was looked at.
+/// What was explored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Checked {
-    pub(super) moments: usize,
+pub(super) struct Coverage {
+    pub(super) crash_points: usize,
     /// Those with more than one state.
-    pub(super) undecided_moments: usize,
+    pub(super) ambiguous_points: usize,
     pub(super) states: usize,
-    /// Made by drawing each unit.
+    /// States made by drawing the value of each unit.
     pub(super) random_states: usize,
 }
 
-/// A state that breaks a promise.
+/// A crash state that breaks a promise.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Violation {
     /// The crash comes after so many events.
@@ -36,50 +36,51 @@ pub(super) struct Violation {
     pub(super) found: Unit,
 }
 
-/// Looks at the states that a log allows.
+/// Explores the crash states that a log allows.
 pub(super) fn check(
     oracle: &Oracle<'_>,
     log: &[Logged],
     promise: Promise,
-    effort: Effort,
-) -> Result<Checked, Violation> {
-    check_from(0, oracle, log, promise, effort)
+    exploration: Exploration,
+) -> Result<Coverage, Violation> {
+    check_from(0, oracle, log, promise, exploration)
 }
 
-/// As [`check`], at the moments after the first so many events.
+/// As [`check`], at the crash points after the first so many events.
 pub(super) fn check_from(
     first: usize,
     oracle: &Oracle<'_>,
     log: &[Logged],
     promise: Promise,
-    effort: Effort,
-) -> Result<Checked, Violation> {
-    let times = times(oracle.played, log, promise);
-    let mut media = Media::new(oracle.played.class, &oracle.played.before);
-    let seed = match effort {
-        Effort::All { .. } => 0,
-        Effort::Sample { seed, .. } => seed,
+    exploration: Exploration,
+) -> Result<Coverage, Violation> {
+    let times = times(oracle.trace, log, promise);
+    let mut media = Media::new(oracle.trace.class, &oracle.trace.before);
+    let seed = match exploration {
+        Exploration::Exhaustive { .. } => 0,
+        Exploration::Sampled { seed, .. } => seed,
     };
-    // Two, so that the moments are the same however many states are made at each.
-    let (mut random, mut moments) = (Random::new(seed), Random::new(!seed));
-    let mut checked = Checked::default();
+    // Two generators, so that the crash points are the same however many states are made at each.
+    let (mut random, mut points) = (Random::new(seed), Random::new(!seed));
+    let mut checked = Coverage::default();
     for after in 0..=log.len() {
         if after > 0 {
             media.apply(&log[after - 1]);
         }
-        let is_wanted = match effort {
-            Effort::All { .. } => true,
-            Effort::Sample { .. } => is_telling(log, after) || moments.below(64) == 0,
+        let is_wanted = match exploration {
+            Exploration::Exhaustive { .. } => true,
+            Exploration::Sampled { .. } => is_telling(log, after) || points.below(64) == 0,
         };
         if is_wanted && after >= first {
-            let mut moment = Moment { expected: oracle.after(after, &times), after, media: &media };
-            moment.check(effort, &mut random, &mut checked)?;
+            let mut point = CrashPoint { expected: oracle.after(after, &times), after, media: &media };
+            point.check(exploration, &mut random, &mut checked)?;
         }
     }
     Ok(checked)
 }
 
-/// Most is undecided before a fence, or the end of a sync; most is promised after an acknowledgement.
+/// Crash points that tell most: the most units are ambiguous before a fence or the end of a sync, and the most is promised
+/// after an acknowledgement.
 fn is_telling(log: &[Logged], after: usize) -> bool {
     let decides = |next: &Logged| matches!(next.event, Event::Fence | Event::SyncEnds);
     let is_before_fence = log.get(after).is_none_or(decides);
@@ -88,41 +89,46 @@ fn is_telling(log: &[Logged], after: usize) -> bool {
 }
 
 /// A moment at which the power fails.
-struct Moment<'a> {
+struct CrashPoint<'a> {
     expected: Expected<'a>,
     after: usize,
     media: &'a Media,
 }
 
-impl Moment<'_> {
-    fn check(&mut self, effort: Effort, random: &mut Random, checked: &mut Checked) -> Result<(), Violation> {
-        let mut image = self.media.certain().to_vec();
-        let free = self.media.free();
-        checked.moments += 1;
-        checked.undecided_moments += usize::from(!free.is_empty());
-        // Units that are decided are the same in all states.
-        let mut is_free = vec![false; image.len()];
-        free.iter().for_each(|(unit, _)| is_free[*unit] = true);
-        for (unit, value) in image.iter().enumerate().filter(|(unit, _)| !is_free[*unit]) {
+impl CrashPoint<'_> {
+    fn check(
+        &mut self,
+        exploration: Exploration,
+        random: &mut Random,
+        checked: &mut Coverage,
+    ) -> Result<(), Violation> {
+        let mut image = self.media.persisted().to_vec();
+        let ambiguous = self.media.ambiguous();
+        checked.crash_points += 1;
+        checked.ambiguous_points += usize::from(!ambiguous.is_empty());
+        // The other units are the same in all states.
+        let mut is_ambiguous = vec![false; image.len()];
+        ambiguous.iter().for_each(|(unit, _)| is_ambiguous[*unit] = true);
+        for (unit, value) in image.iter().enumerate().filter(|(unit, _)| !is_ambiguous[*unit]) {
             self.unit(unit, *value)?;
         }
-        let all = free.iter().try_fold(1_usize, |all, (_, values)| all.checked_mul(values.len()));
-        match effort {
-            Effort::All { at_most } => {
+        let all = ambiguous.iter().try_fold(1_usize, |all, (_, values)| all.checked_mul(values.len()));
+        match exploration {
+            Exploration::Exhaustive { at_most } => {
                 assert!(all.is_some_and(|all| all <= at_most), "{all:?} states are too many to make all");
             }
-            Effort::Sample { states, .. } if all.is_none_or(|all| all > states) => {
-                let most = free.iter().map(|(_, values)| values.len()).max().unwrap_or(0);
+            Exploration::Sampled { states, .. } if all.is_none_or(|all| all > states) => {
+                let most = ambiguous.iter().map(|(_, values)| values.len()).max().unwrap_or(0);
                 for turn in 0..most {
-                    self.state(&mut image, &free, |values| turn % values, checked)?;
+                    self.state(&mut image, &ambiguous, |values| turn % values, checked)?;
                 }
                 for _ in 0..states {
-                    self.state(&mut image, &free, |values| random.below(values), checked)?;
+                    self.state(&mut image, &ambiguous, |values| random.below(values), checked)?;
                 }
                 checked.random_states += states;
                 return Ok(());
             }
-            Effort::Sample { .. } => {}
+            Exploration::Sampled { .. } => {}
         }
         for number in 0..all.unwrap_or(0) {
             let mut rest = number;
@@ -131,24 +137,24 @@ impl Moment<'_> {
                 rest /= values;
                 digit
             };
-            self.state(&mut image, &free, digit, checked)?;
+            self.state(&mut image, &ambiguous, digit, checked)?;
         }
         Ok(())
     }
 
-    /// Makes one state, and looks at it.
+    /// Makes one state, and checks it.
     fn state(
         &self,
         image: &mut [Unit],
-        free: &[(usize, Vec<Unit>)],
+        ambiguous: &[(usize, Vec<Unit>)],
         mut choose: impl FnMut(usize) -> usize,
-        checked: &mut Checked,
+        checked: &mut Coverage,
     ) -> Result<(), Violation> {
-        for (unit, values) in free {
+        for (unit, values) in ambiguous {
             image[*unit] = values[choose(values.len())];
         }
         checked.states += 1;
-        free.iter().try_for_each(|(unit, _)| self.unit(*unit, image[*unit]))
+        ambiguous.iter().try_for_each(|(unit, _)| self.unit(*unit, image[*unit]))
     }
 
     fn unit(&self, unit: usize, found: Unit) -> Result<(), Violation> {

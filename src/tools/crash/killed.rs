@@ -1,5 +1,5 @@
-//! A ring is stopped dead at each step of a request's way, as by `kill -9`, and another one starts over the same
-//! guest memory: the driver, its ring and the disk must agree.
+//! A ring stops dead at each failpoint of a request's path, as by `kill -9`, and another one starts over the same guest
+//! memory: the driver, its ring and the disk must agree.
 
 mod guest;
 
@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::task::Waker;
 
-use self::guest::{Asked, Guest, MEMORY_BYTES, SECTOR_BYTES, SECTORS};
+use self::guest::{Guest, GuestRequest, MEMORY_BYTES, SECTOR_BYTES, SECTORS};
 use super::workload::Random;
 use crate::copy::{self, Segments};
 use crate::disk::{Disk, DiskError, Durability, Geometry, MappedDisk};
@@ -19,14 +19,14 @@ use crate::virtio::memory::{MemoryTable, RegionSpec};
 use crate::virtio::queue::{RingKind, RingLayout};
 use crate::worker::{AnyRing, Notifier, RingKey, RingParts, Served};
 
-/// A disk that copies the first half of each request, and only then all of it.
+/// A disk that copies the first half of each request, passes a failpoint, and then copies all of it.
 #[derive(Debug)]
-struct Halting {
+struct HalfCopyDisk {
     disk: MappedDisk,
     file: File,
 }
 
-impl Disk for Halting {
+impl Disk for HalfCopyDisk {
     fn geometry(&self) -> Geometry {
         self.disk.geometry()
     }
@@ -66,29 +66,29 @@ impl Disk for Halting {
     }
 }
 
-/// The fewest requests that are shown to the driver before others that were taken together with them are done.
-const FIRST_SHOWN: usize = 4;
+/// The fewest requests that are published before others that were taken together with them are done.
+const FIRST_PUBLISHED: usize = 4;
 
 /// Which base a front-end sends when it starts a ring again.
 #[derive(Debug, Clone, Copy)]
 enum Base {
     /// That of the last orderly stop, or of the start (QEMU).
-    Known,
+    LastStop,
     /// What is used (QEMU with a split ring).
     Used,
     /// What is available (Cloud Hypervisor).
     Available,
 }
 
-/// Everything that outlives a back-end.
-struct World {
+/// What outlives a back-end: guest memory, the disk's file, the call's eventfd.
+struct Machine {
     guest: Guest,
     disk: File,
     call: File,
     /// What each sector holds after all requests that the driver has seen done.
     sectors: [u64; SECTORS],
-    /// Requests that may have been executed in part, or wholly, by a back-end that died.
-    disturbed: usize,
+    /// So many of the first requests may have been executed, in part or wholly, by a back-end that died.
+    maybe_executed: usize,
 }
 
 fn memfd(name: &str, len_bytes: u64) -> File {
@@ -97,17 +97,17 @@ fn memfd(name: &str, len_bytes: u64) -> File {
     file
 }
 
-impl World {
+impl Machine {
     fn new(kind: RingKind) -> Self {
         let guest = Guest::new(memfd("points-guest", MEMORY_BYTES), kind);
         let disk = memfd("points-disk", (SECTORS * SECTOR_BYTES) as u64);
         let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
         let call = File::from(rustix::event::eventfd(0, flags).unwrap());
-        Self { guest, disk, call, sectors: [0; SECTORS], disturbed: 0 }
+        Self { guest, disk, call, sectors: [0; SECTORS], maybe_executed: 0 }
     }
 
     /// A back-end: a new device, a new mapping of guest memory, a ring that knows nothing.
-    fn start(&self, base: u32) -> AnyRing<Halting> {
+    fn start(&self, base: u32) -> AnyRing<HalfCopyDisk> {
         let capacity_bytes = (SECTORS * SECTOR_BYTES) as u64;
         let geometry = Geometry { capacity_bytes, block_bytes: 512, read_only: false };
         let file = self.disk.try_clone().unwrap();
@@ -133,7 +133,7 @@ impl World {
                 indirect: false,
             },
             memory: Arc::new(MemoryTable::map(vec![spec]).unwrap()),
-            device: Arc::new(Device::new(Halting { disk, file }, identity, 1)),
+            device: Arc::new(Device::new(HalfCopyDisk { disk, file }, identity, 1)),
             cache: Arc::new(CacheMode::unknown(true)),
             kick: Arc::new(File::open("/dev/null").unwrap()),
             call: Some(Arc::new(Notifier::new(self.call.try_clone().unwrap()).unwrap())),
@@ -145,22 +145,24 @@ impl World {
 
     fn base(&self, base: Base) -> u32 {
         match base {
-            Base::Known => 0,
+            Base::LastStop => 0,
             Base::Used => self.guest.used_base(),
             Base::Available => self.guest.available_base(),
         }
     }
 
-    /// The driver looks at what is done: all of it in order, and each answer is one that it may get.
+    /// The driver takes what is done: all of it in order, and each answer is one that it may get.
     fn reap(&mut self) -> usize {
         let done = self.guest.reap();
         for (number, request) in &done {
             match *request {
-                Asked::Flush => {}
-                Asked::Write { sector, count, word } => self.sectors[sector..sector + count].fill(word),
-                Asked::Read { sector, count } => {
+                GuestRequest::Flush => {}
+                GuestRequest::Write { sector, count, word } => {
+                    self.sectors[sector..sector + count].fill(word)
+                }
+                GuestRequest::Read { sector, count } => {
                     for sector in sector..sector + count {
-                        let allowed = self.allowed(sector, number + 1..self.disturbed);
+                        let allowed = self.allowed(sector, number + 1..self.maybe_executed);
                         self.check_read(*number, sector, &allowed);
                     }
                 }
@@ -170,7 +172,7 @@ impl World {
     }
 
     fn check_read(&self, number: usize, sector: usize, allowed: &[u64]) {
-        let Asked::Read { sector: start, .. } = self.guest.asked[number] else { return };
+        let GuestRequest::Read { sector: start, .. } = self.guest.requests[number] else { return };
         let bytes = self.guest.data(number, (sector - start) * SECTOR_BYTES, SECTOR_BYTES);
         assert_words(&bytes, allowed, &format!("request {number} reads sector {sector}"));
     }
@@ -179,8 +181,10 @@ impl World {
     /// of these later requests write.
     fn allowed(&self, sector: usize, later: std::ops::Range<usize>) -> Vec<u64> {
         let written =
-            self.guest.asked.get(later).unwrap_or_default().iter().filter_map(|asked| match *asked {
-                Asked::Write { sector: start, count, word } if (start..start + count).contains(&sector) => {
+            self.guest.requests.get(later).unwrap_or_default().iter().filter_map(|request| match *request {
+                GuestRequest::Write { sector: start, count, word }
+                    if (start..start + count).contains(&sector) =>
+                {
                     Some(word)
                 }
                 _ => None,
@@ -193,7 +197,7 @@ impl World {
         for sector in 0..SECTORS {
             let mut bytes = vec![0; SECTOR_BYTES];
             self.disk.read_exact_at(&mut bytes, (sector * SECTOR_BYTES) as u64).unwrap();
-            let under_way = self.guest.seen..self.guest.asked.len();
+            let under_way = self.guest.seen..self.guest.requests.len();
             assert_words(&bytes, &self.allowed(sector, under_way), &format!("sector {sector}"));
         }
     }
@@ -211,31 +215,31 @@ fn assert_words(bytes: &[u8], allowed: &[u64], what: &str) {
     }
 }
 
-/// A few batches, in one of which the back-end dies at a point, when it comes there for the time after `passes`.
+/// Runs a few batches, in one of which the back-end dies at a failpoint after it has passed there `passes` times.
 /// Returns whether it did.
 fn dies_at(kind: RingKind, base: Base, (point, passes): (Point, u32), batch: usize) -> bool {
     let mut random = Random::new((batch as u64) << 32 | u64::from(passes));
-    let mut world = World::new(kind);
-    let mut ring = world.start(0);
+    let mut machine = Machine::new(kind);
+    let mut ring = machine.start(0);
     let mut has_died = false;
     for number in 0..batch + 3 {
         let wanted = 1 + random.below(guest::MOST);
-        (0..wanted).for_each(|_| world.guest.offer(guest::any(&mut random)));
-        world.is_called();
+        (0..wanted).for_each(|_| machine.guest.offer(guest::any_request(&mut random)));
+        machine.is_called();
         if number != batch {
             assert_eq!(ring.serve(Waker::noop()), Served::Idle);
-            assert!(world.is_called());
-            assert_eq!(world.reap(), wanted);
+            assert!(machine.is_called());
+            assert_eq!(machine.reap(), wanted);
             continue;
         }
         let served = failpoint::stops_at(point, passes, || ring.serve(Waker::noop()));
         has_died = served.is_none();
         drop(ring);
-        world.disturbed = world.guest.asked.len();
-        let seen = world.reap();
+        machine.maybe_executed = machine.guest.requests.len();
+        let seen = machine.reap();
         if has_died {
-            // Of many that were taken together, the first ones are shown before the others are done.
-            let first = FIRST_SHOWN..(wanted + 1).saturating_sub(FIRST_SHOWN);
+            // Of many that were taken together, the first ones are published before the others are done.
+            let first = FIRST_PUBLISHED..(wanted + 1).saturating_sub(FIRST_PUBLISHED);
             match point {
                 Point::BeforeCopy | Point::MidCopy | Point::BeforeUsed => {
                     assert!(seen == 0 || first.contains(&seen), "{point:?}: {seen} of {wanted}");
@@ -243,25 +247,29 @@ fn dies_at(kind: RingKind, base: Base, (point, passes): (Point, u32), batch: usi
                 Point::AfterUsed | Point::BeforeCall => {
                     assert!(seen == wanted || first.contains(&seen), "{point:?}: {seen} of {wanted}");
                 }
-                // A split ring's words count when the index is stored; a packed ring's chains one by one.
+                // A split ring publishes all by its index, a packed ring one chain after the other.
                 Point::RingStore => assert!(seen <= wanted),
                 Point::NewLength => unreachable!("no disk grows here"),
             }
             // It can only have been called for those.
-            assert!(!world.is_called() || seen >= FIRST_SHOWN && !first.is_empty(), "{point:?}");
+            assert!(!machine.is_called() || seen >= FIRST_PUBLISHED && !first.is_empty(), "{point:?}");
         }
-        world.check_disk();
-        ring = world.start(world.base(base));
-        assert_eq!(ring.base(), world.guest.used_base(), "the ring goes on behind what the driver has seen");
+        machine.check_disk();
+        ring = machine.start(machine.base(base));
+        assert_eq!(
+            ring.base(),
+            machine.guest.used_base(),
+            "the ring goes on behind what the driver has seen"
+        );
         assert_eq!(ring.serve(Waker::noop()), Served::Idle);
-        assert_eq!(world.reap(), wanted - seen, "each request is done once for the driver");
-        world.check_disk();
+        assert_eq!(machine.reap(), wanted - seen, "each request is done once for the driver");
+        machine.check_disk();
     }
     has_died
 }
 
 #[test]
-fn a_ring_that_was_stopped_dead_at_any_step_goes_on_as_if_it_had_not() {
+fn a_ring_that_was_stopped_dead_at_any_failpoint_goes_on_as_if_it_had_not() {
     let points = [
         Point::BeforeCopy,
         Point::MidCopy,
@@ -271,7 +279,7 @@ fn a_ring_that_was_stopped_dead_at_any_step_goes_on_as_if_it_had_not() {
         Point::BeforeCall,
     ];
     for kind in [RingKind::Split, RingKind::Packed] {
-        for base in [Base::Known, Base::Used, Base::Available] {
+        for base in [Base::LastStop, Base::Used, Base::Available] {
             for point in points {
                 let mut deaths = 0;
                 // Rings of other fill levels, over the end of the ring too.

@@ -1,46 +1,46 @@
-//! What may be on the media after so much of a log, by the class of the media.
+//! What may be on the media after a part of a log, by the class of the media: what has persisted, and stores that may have.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use crate::copy::recording::{Event, LINE_BYTES, Logged, Synced, UNIT_BYTES, Via};
 
-/// What the media takes as a whole or not at all.
+/// What the media takes as a whole or not at all: the unit of power-fail atomicity.
 pub(super) type Unit = [u8; UNIT_BYTES];
 
-/// What makes stores certain.
+/// What makes stores persist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
     /// A flush of their lines, and a fence; non-temporal ones only the fence.
     Lines,
-    /// The same brings them as far as the memory controller, which loses them unless a deep flush that begins
-    /// afterwards is over.
+    /// The same brings them as far as the memory controller's write pending queue, which loses them unless a deep flush
+    /// that begins afterwards is over.
     Queues,
     /// A sync that begins after a fence, and is over.
     Pages,
     /// A fence, once their block has a place of its own. Every block is shared at first, and the file system does not keep
     /// `MAP_SYNC` for the copy that the first store makes: it is found after a sync, or when another block has got one
-    /// (Linux syncs at every second such fault of XFS). Lines need no flush: that is looked at in the first class.
+    /// (Linux syncs at every second such fault of XFS). Lines need no flush here: that is what the first class is for.
     Shared,
 }
 
 /// What files share, in these tests.
 pub(super) const BLOCK_BYTES: usize = 1024;
 
-/// How far a store has come.
+/// How far a store has come (the first three are pmemcheck's words).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     /// Waits for a flush of its line, unless the line happens to be evicted.
-    Cached,
+    Dirty,
     /// Waits for a fence.
-    OnItsWay,
+    Flushed,
     /// Waits for a sync that begins later than this event.
-    Done(usize),
-    /// By the file system: waits for a sync of everything that begins later than this event.
-    Filed(usize),
+    Fenced(usize),
+    /// Made by the file system: waits for a sync of everything that begins later than this event.
+    ByFileSystem(usize),
 }
 
-/// A store that may or may not be there yet.
+/// A store that may or may not have persisted.
 #[derive(Debug)]
 struct Pending {
     /// The unit as it is with this store and all before it.
@@ -55,8 +55,8 @@ struct Pending {
 #[derive(Debug)]
 pub(super) struct Media {
     class: Class,
-    certain: Vec<Unit>,
-    /// Stores since what is certain, in order, by the number of their unit. None is empty.
+    persisted: Vec<Unit>,
+    /// Stores since what has persisted, in order, by the number of their unit. No list is empty.
     pending: BTreeMap<usize, Vec<Pending>>,
     /// Events so far.
     events: usize,
@@ -91,35 +91,35 @@ impl Blocks {
 }
 
 impl Media {
-    /// Media on which `bytes` are certain.
+    /// Media on which `bytes` have persisted.
     pub(super) fn new(class: Class, bytes: &[u8]) -> Self {
-        let certain = bytes.as_chunks::<UNIT_BYTES>().0.to_vec();
+        let persisted = bytes.as_chunks::<UNIT_BYTES>().0.to_vec();
         let (pending, syncs, blocks) = (BTreeMap::new(), BTreeMap::new(), Blocks::default());
-        Self { class, certain, pending, events: 0, syncs, blocks }
+        Self { class, persisted, pending, events: 0, syncs, blocks }
     }
 
-    /// What is there for certain, or was at last.
-    pub(super) fn certain(&self) -> &[Unit] {
-        &self.certain
+    /// For each unit, what has persisted last.
+    pub(super) fn persisted(&self) -> &[Unit] {
+        &self.persisted
     }
 
     /// What a reader finds while the power is on.
     pub(super) fn visible(&self) -> Vec<u8> {
-        let mut units = self.certain.clone();
+        let mut units = self.persisted.clone();
         for (unit, stores) in &self.pending {
             units[*unit] = stores[stores.len() - 1].value;
         }
         units.into_flattened()
     }
 
-    /// Each unit that may be this or that, and all it may be; first what is certain.
-    pub(super) fn free(&self) -> Vec<(usize, Vec<Unit>)> {
+    /// Each unit that a crash may leave with one of several values, and these; the persisted one comes first.
+    pub(super) fn ambiguous(&self) -> Vec<(usize, Vec<Unit>)> {
         let units = self.pending.iter().map(|(unit, stores)| (*unit, self.values(*unit, stores)));
         units.filter(|(_, values)| values.len() > 1).collect()
     }
 
     fn values(&self, unit: usize, stores: &[Pending]) -> Vec<Unit> {
-        let mut before = self.certain[unit];
+        let mut before = self.persisted[unit];
         let mut values = vec![before];
         for store in stores {
             if store.is_by_bytes {
@@ -150,7 +150,7 @@ impl Media {
             }
             Event::Fence => {
                 let units: Vec<usize> = self.pending.keys().copied().collect();
-                units.into_iter().for_each(|unit| self.arrive(cpu, unit, usize::MAX));
+                units.into_iter().for_each(|unit| self.fence(cpu, unit, usize::MAX));
             }
             Event::SyncBegins(what) => {
                 let before = self.syncs.insert(cpu, (*what, self.events));
@@ -174,17 +174,17 @@ impl Media {
             }
         }
         let stage = match via {
-            Via::File => Stage::Filed(self.events),
-            Via::Stream => Stage::OnItsWay,
+            Via::File => Stage::ByFileSystem(self.events),
+            Via::Stream => Stage::Flushed,
             Via::Cache | Via::CacheBytes if matches!(self.class, Class::Pages | Class::Shared) => {
-                Stage::OnItsWay
+                Stage::Flushed
             }
-            Via::Cache | Via::CacheBytes => Stage::Cached,
+            Via::Cache | Via::CacheBytes => Stage::Dirty,
         };
         let end = at + bytes.len();
         for unit in at / UNIT_BYTES..end.div_ceil(UNIT_BYTES) {
             let stores = self.pending.entry(unit).or_default();
-            let mut value = stores.last().map_or(self.certain[unit], |store| store.value);
+            let mut value = stores.last().map_or(self.persisted[unit], |store| store.value);
             let start = unit * UNIT_BYTES;
             for (offset, byte) in (start..).zip(&mut value) {
                 if let Some(stored) = offset.checked_sub(at).and_then(|index| bytes.get(index)) {
@@ -210,17 +210,17 @@ impl Media {
         for block in self.blocks.settle(blocks, before) {
             for unit in block * BLOCK_BYTES / UNIT_BYTES..(block + 1) * BLOCK_BYTES / UNIT_BYTES {
                 let stores = self.pending.get(&unit).map(Vec::as_slice).unwrap_or_default();
-                let is_filed = |store: &Pending| matches!(store.stage, Stage::Filed(_));
-                let reach = stores.iter().position(is_filed).unwrap_or(stores.len());
-                let is_done = |store: &Pending| matches!(store.stage, Stage::Done(_));
-                let done = stores[..reach].iter().rposition(is_done).map_or(0, |last| last + 1);
-                self.make_certain(unit, done);
+                let is_by_file_system = |store: &Pending| matches!(store.stage, Stage::ByFileSystem(_));
+                let reach = stores.iter().position(is_by_file_system).unwrap_or(stores.len());
+                let is_fenced = |store: &Pending| matches!(store.stage, Stage::Fenced(_));
+                let done = stores[..reach].iter().rposition(is_fenced).map_or(0, |last| last + 1);
+                self.persist(unit, done);
             }
         }
     }
 
-    /// Whether a store to a unit is certain as soon as a fence has been passed.
-    fn is_kept(&self, unit: usize) -> bool {
+    /// Whether a store to a unit persists as soon as a fence has been passed.
+    fn persists_at_fence(&self, unit: usize) -> bool {
         match self.class {
             Class::Lines => true,
             Class::Shared => self.blocks.own.contains(&(unit * UNIT_BYTES / BLOCK_BYTES)),
@@ -232,28 +232,28 @@ impl Media {
         let Some(stores) = self.pending.get_mut(&unit) else { return };
         let mut flushed = 0;
         for (number, store) in (1..).zip(stores.iter_mut()) {
-            if store.cpu == cpu && store.stage == Stage::Cached {
-                store.stage = Stage::OnItsWay;
+            if store.cpu == cpu && store.stage == Stage::Dirty {
+                store.stage = Stage::Flushed;
                 flushed = number;
             }
         }
         if is_ordered {
-            self.arrive(cpu, unit, flushed);
+            self.fence(cpu, unit, flushed);
         }
     }
 
-    /// Of the first `count` stores of this CPU to a unit, those on their way get where a fence brings them.
-    fn arrive(&mut self, cpu: usize, unit: usize, count: usize) {
+    /// A fence for the first `count` stores of this CPU to a unit.
+    fn fence(&mut self, cpu: usize, unit: usize, count: usize) {
         let Some(stores) = self.pending.get_mut(&unit) else { return };
-        let mut arrived = 0;
+        let mut fenced = 0;
         for (number, store) in (1..).zip(stores.iter_mut().take(count)) {
-            if store.cpu == cpu && store.stage == Stage::OnItsWay {
-                store.stage = Stage::Done(self.events);
-                arrived = number;
+            if store.cpu == cpu && store.stage == Stage::Flushed {
+                store.stage = Stage::Fenced(self.events);
+                fenced = number;
             }
         }
-        if self.is_kept(unit) {
-            self.make_certain(unit, arrived);
+        if self.persists_at_fence(unit) {
+            self.persist(unit, fenced);
         }
     }
 
@@ -278,35 +278,35 @@ impl Media {
                 Synced::Range { start: first, end } => first <= start && start + UNIT_BYTES as u64 <= end,
                 Synced::Everything | Synced::Queues => true,
             };
-            let is_filed = |stage: Stage| matches!(stage, Stage::Filed(_));
+            let is_by_file_system = |stage: Stage| matches!(stage, Stage::ByFileSystem(_));
             let covers = |stage: Stage| match (self.class, what, stage) {
-                (_, Synced::Everything, Stage::Filed(since)) => since < begin,
+                (_, Synced::Everything, Stage::ByFileSystem(since)) => since < begin,
                 (
                     Class::Pages | Class::Shared,
                     Synced::Everything | Synced::Range { .. },
-                    Stage::Done(since),
+                    Stage::Fenced(since),
                 )
-                | (Class::Queues, Synced::Queues, Stage::Done(since)) => since < begin,
+                | (Class::Queues, Synced::Queues, Stage::Fenced(since)) => since < begin,
                 _ => false,
             };
             let stores = &self.pending[&unit];
             let reach = match what {
-                Synced::Range { .. } => stores.iter().position(|store| is_filed(store.stage)),
+                Synced::Range { .. } => stores.iter().position(|store| is_by_file_system(store.stage)),
                 Synced::Everything | Synced::Queues => None,
             };
             let reached = &stores[..reach.unwrap_or(stores.len())];
             let covered = reached.iter().rposition(|store| covers(store.stage)).map_or(0, |last| last + 1);
             if is_in_range {
-                self.make_certain(unit, covered);
+                self.persist(unit, covered);
             }
         }
     }
 
-    /// The first `count` stores to a unit are there, each overwritten by the next.
-    fn make_certain(&mut self, unit: usize, count: usize) {
+    /// The first `count` stores to a unit have persisted, each overwritten by the next.
+    fn persist(&mut self, unit: usize, count: usize) {
         let Some(stores) = self.pending.get_mut(&unit) else { return };
         if let Some(last) = stores.drain(..count).next_back() {
-            self.certain[unit] = last.value;
+            self.persisted[unit] = last.value;
         }
         if stores.is_empty() {
             self.pending.remove(&unit);
@@ -330,18 +330,18 @@ mod tests {
 
     const OLD: Unit = [0; UNIT_BYTES];
 
-    fn free_after(events: &[(usize, Event)]) -> Vec<Unit> {
-        free_of(Class::Lines, events)
+    fn ambiguous_after(events: &[(usize, Event)]) -> Vec<Unit> {
+        ambiguous_of(Class::Lines, events)
     }
 
-    fn free_of(class: Class, events: &[(usize, Event)]) -> Vec<Unit> {
+    fn ambiguous_of(class: Class, events: &[(usize, Event)]) -> Vec<Unit> {
         let mut media = Media::new(class, &[0; 128]);
         for (cpu, event) in events {
             media.apply(&Logged { cpu: *cpu, event: event.clone() });
         }
-        let free = media.free();
-        assert!(free.len() <= 1 && free.iter().all(|(unit, _)| *unit == 8), "{free:?}");
-        free.into_iter().next().map_or(vec![media.certain()[8]], |(_, values)| values)
+        let ambiguous = media.ambiguous();
+        assert!(ambiguous.len() <= 1 && ambiguous.iter().all(|(unit, _)| *unit == 8), "{ambiguous:?}");
+        ambiguous.into_iter().next().map_or(vec![media.persisted()[8]], |(_, values)| values)
     }
 
     const fn flush(is_ordered: bool) -> Event {
@@ -350,7 +350,7 @@ mod tests {
 
     /// The rules of the media, one by one: they are what everything else stands on.
     #[test]
-    fn a_store_is_certain_exactly_when_the_cpu_says_so() {
+    fn a_store_has_persisted_exactly_when_the_cpu_says_so() {
         let store = |fill: u8, via| (0, Event::Store { at: 64, bytes: vec![fill; 8], via });
         let (cached, streamed) = (store(1, Via::Cache), store(1, Via::Stream));
         let new = [1; UNIT_BYTES];
@@ -369,18 +369,18 @@ mod tests {
             (vec![streamed, store(2, Via::Cache), fence.clone()], vec![new, [2; UNIT_BYTES]]),
         ];
         for (events, values) in cases {
-            assert_eq!(free_after(&events), values, "{events:?}");
+            assert_eq!(ambiguous_after(&events), values, "{events:?}");
         }
         // The last one stored may be there before the one in the middle was, but never the first again.
         let three = [cached, store(2, Via::Cache), (0, flush(false)), store(3, Via::Cache), fence];
-        assert_eq!(free_after(&three), [[2; UNIT_BYTES], [3; UNIT_BYTES]]);
+        assert_eq!(ambiguous_after(&three), [[2; UNIT_BYTES], [3; UNIT_BYTES]]);
     }
 
     #[test]
     fn a_store_by_bytes_may_end_after_any_of_them() {
         let bytes = (0, Event::Store { at: 65, bytes: vec![7, 8], via: Via::CacheBytes });
         let unit = |a, b| [0, a, b, 0, 0, 0, 0, 0];
-        assert_eq!(free_after(&[bytes]), [unit(0, 0), unit(7, 0), unit(7, 8)]);
+        assert_eq!(ambiguous_after(&[bytes]), [unit(0, 0), unit(7, 0), unit(7, 8)]);
     }
 
     /// Every way that a sync may miss a store.
@@ -415,11 +415,11 @@ mod tests {
         ];
         for (class, events, values) in cases {
             let events: Vec<_> = events.into_iter().cloned().collect();
-            assert_eq!(free_of(class, &events), *values, "{class:?} {events:?}");
+            assert_eq!(ambiguous_of(class, &events), *values, "{class:?} {events:?}");
         }
         for elsewhere in [range(0, 64), range(72, 128)] {
             let events = [streamed.clone(), fence.clone(), elsewhere, end.clone()];
-            assert_eq!(free_of(Class::Pages, &events), unsure, "{events:?}");
+            assert_eq!(ambiguous_of(Class::Pages, &events), unsure, "{events:?}");
         }
     }
 
@@ -427,26 +427,30 @@ mod tests {
     #[test]
     fn the_copy_of_a_shared_block_is_found_after_a_sync_or_the_next_copy() {
         let mut media = Media::new(Class::Shared, &[0; 3 * BLOCK_BYTES]);
-        let mut free_after = |events: &[Event]| {
+        let mut ambiguous_after = |events: &[Event]| {
             events.iter().for_each(|event| media.apply(&Logged { cpu: 0, event: event.clone() }));
-            media.free().into_iter().map(|(unit, _)| unit * UNIT_BYTES).collect::<Vec<_>>()
+            media.ambiguous().into_iter().map(|(unit, _)| unit * UNIT_BYTES).collect::<Vec<_>>()
         };
         let store = |at| Event::Store { at, bytes: vec![1; 8], via: Via::Stream };
         let fenced = |at| [store(at), Event::Fence];
         let none: [usize; 0] = [];
-        assert_eq!(free_after(&fenced(0)), [0]);
-        assert_eq!(free_after(&fenced(64)), [0, 64], "the same block");
-        assert_eq!(free_after(&fenced(BLOCK_BYTES)), [BLOCK_BYTES], "another one");
-        assert_eq!(free_after(&fenced(128)), [BLOCK_BYTES], "which has made the first one's place known");
+        assert_eq!(ambiguous_after(&fenced(0)), [0]);
+        assert_eq!(ambiguous_after(&fenced(64)), [0, 64], "the same block");
+        assert_eq!(ambiguous_after(&fenced(BLOCK_BYTES)), [BLOCK_BYTES], "another one");
+        assert_eq!(
+            ambiguous_after(&fenced(128)),
+            [BLOCK_BYTES],
+            "which has made the first one's place known"
+        );
         let range = |block: usize| Synced::Range {
             start: (block * BLOCK_BYTES) as u64,
             end: ((block + 1) * BLOCK_BYTES) as u64,
         };
-        assert_eq!(free_after(&[Event::SyncBegins(range(0)), Event::SyncEnds]), [BLOCK_BYTES]);
-        assert_eq!(free_after(&[Event::SyncBegins(range(1)), Event::SyncEnds]), none);
-        assert_eq!(free_after(&fenced(BLOCK_BYTES + 8)), none);
+        assert_eq!(ambiguous_after(&[Event::SyncBegins(range(0)), Event::SyncEnds]), [BLOCK_BYTES]);
+        assert_eq!(ambiguous_after(&[Event::SyncBegins(range(1)), Event::SyncEnds]), none);
+        assert_eq!(ambiguous_after(&fenced(BLOCK_BYTES + 8)), none);
         let begun =
             [Event::SyncBegins(Synced::Everything), store(2 * BLOCK_BYTES), Event::Fence, Event::SyncEnds];
-        assert_eq!(free_after(&begun), [2 * BLOCK_BYTES], "a copy made while it ran");
+        assert_eq!(ambiguous_after(&begun), [2 * BLOCK_BYTES], "a copy made while it ran");
     }
 }

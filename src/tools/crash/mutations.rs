@@ -1,4 +1,4 @@
-//! The suite would notice: without any one of its flushes and fences the engine breaks a promise.
+//! Mutation tests of the suite: without any one of its flushes and fences the engine breaks a promise, and that is noticed.
 //!
 //! What is redundant, and why it is not an exception to that:
 //! - Where two buffers of a guest meet inside of a line, that line is flushed after the tail of the one and
@@ -6,28 +6,28 @@
 //! - A batch that stores nothing passes a fence too.
 //! - With `clflush`, which is ordered by itself, ordinary stores need no fence.
 //!
-//! The histories are such that nothing else is redundant: every store changes every byte, and no two requests
+//! The workloads are such that nothing else is redundant: every store changes every byte, and no two requests
 //! of a batch touch the same line.
 
 mod syncs;
 
 use std::ops::Range;
 
-use super::check::{Effort, Violation, check, check_from};
+use super::check::{Exploration, Violation, check, check_from};
 use super::driver::{RINGS, indices_of};
 use super::oracle::{Oracle, Promise};
-use super::runner::{Play, Played, play};
+use super::runner::{RunConfig, Trace, run};
 use super::states::{LINES, engines};
-use super::workload::{self, Style};
-use crate::copy::recording::{Event, Forgets, LINE_BYTES, Logged, Via};
+use super::workload::{self, WorkloadKind};
+use crate::copy::recording::{Event, LINE_BYTES, Logged, Omit, Via};
 
 /// A sample contains every value of every unit, so no random states are needed on top.
-const EFFORT: Effort = Effort::Sample { seed: 7, states: 1 };
+const EXPLORATION: Exploration = Exploration::Sampled { seed: 7, states: 1 };
 
 const SEED: u64 = 11;
 
-fn plain(seed: u64, how: Play) -> Played {
-    play(&workload::random(seed, 10, Style::Plain), how)
+fn non_redundant(seed: u64, config: RunConfig) -> Trace {
+    run(&workload::random(seed, 10, WorkloadKind::NonRedundant), config)
 }
 
 /// The log without the events that `is_lost` names by number.
@@ -35,13 +35,13 @@ fn without(log: &[Logged], is_lost: impl Fn(usize) -> bool) -> Vec<Logged> {
     log.iter().enumerate().filter(|(number, _)| !is_lost(*number)).map(|(_, logged)| logged.clone()).collect()
 }
 
-fn judge(played: &Played, log: &[Logged], promise: Promise) -> Result<(), Violation> {
-    check(&Oracle::new(played), log, promise, EFFORT).map(|_| ())
+fn check_log(trace: &Trace, log: &[Logged], promise: Promise) -> Result<(), Violation> {
+    check(&Oracle::new(trace), log, promise, EXPLORATION).map(|_| ())
 }
 
-/// What a log is worth that differs from a good one from event number `first` on.
-fn judge_from(first: usize, oracle: &Oracle<'_>, log: &[Logged]) -> Result<(), Violation> {
-    check_from(first, oracle, log, Promise::AtCompletion, EFFORT).map(|_| ())
+/// Checks a log that differs from a good one from event number `first` on.
+fn check_log_from(first: usize, oracle: &Oracle<'_>, log: &[Logged]) -> Result<(), Violation> {
+    check_from(first, oracle, log, Promise::AtCompletion, EXPLORATION).map(|_| ())
 }
 
 /// Whether a driver saw something acknowledged at this event.
@@ -62,21 +62,21 @@ fn until_next_fence(log: &[Logged], number: usize) -> impl Iterator<Item = usize
     rest.take_while(|next| log[*next].event != Event::Fence)
 }
 
-/// A flush of a line is the one that counts if none comes after it before the fence.
+/// A flush of a line is needed if no other one of that line comes after it and before the fence.
 fn is_last_flush_of_line(log: &[Logged], number: usize) -> bool {
     !until_next_fence(log, number).any(|next| log[next].event == log[number].event)
 }
 
-/// A fence counts if it makes something certain that is acknowledged before the next one.
+/// A fence is needed if something persists by it that is acknowledged before the next one.
 fn is_needed_fence(log: &[Logged], number: usize) -> bool {
     let cpu = log[number].cpu;
     let mut before = log[..number].iter().rev().filter(|logged| logged.cpu == cpu);
-    let makes_certain = |logged: &Logged| match &logged.event {
+    let waits_for_fence = |logged: &Logged| match &logged.event {
         Event::Store { via, .. } => *via == Via::Stream,
         Event::FlushLine { is_ordered, .. } => !is_ordered,
         Event::Fence | Event::SyncBegins(_) | Event::SyncEnds | Event::Seen(_) => false,
     };
-    let has_work = before.by_ref().take_while(|logged| logged.event != Event::Fence).any(makes_certain);
+    let has_work = before.by_ref().take_while(|logged| logged.event != Event::Fence).any(waits_for_fence);
     has_work && until_next_fence(log, number).any(|next| acknowledges(log, next))
 }
 
@@ -93,10 +93,10 @@ fn removing_any_flush_or_fence_is_noticed() {
     for (seed, (engine, writeback)) in
         (11..).zip(engines().into_iter().flat_map(|engine| [(engine, true), (engine, false)]))
     {
-        let how = Play { engine, ..Play::on(LINES, writeback) };
-        let played = plain(seed, how);
-        let (oracle, log) = (Oracle::new(&played), &played.log);
-        assert_eq!(judge(&played, log, Promise::AtCompletion), Ok(()), "seed={seed} {how:?}");
+        let config = RunConfig { engine, ..RunConfig::on(LINES, writeback) };
+        let trace = non_redundant(seed, config);
+        let (oracle, log) = (Oracle::new(&trace), &trace.log);
+        assert_eq!(check_log(&trace, log, Promise::AtCompletion), Ok(()), "seed={seed} {config:?}");
         let steps = numbers(log, |event| is_flush(event) || *event == Event::Fence);
         let (mut needed_flushes, mut needed_fences) = (0, 0);
         for number in steps {
@@ -109,38 +109,38 @@ fn removing_any_flush_or_fence_is_noticed() {
                 needed_fences += usize::from(is_needed);
                 is_needed
             };
-            let judged = judge_from(number, &oracle, &without(log, |lost| lost == number));
+            let verdict = check_log_from(number, &oracle, &without(log, |lost| lost == number));
             let what = &log[number];
             assert_eq!(
-                judged.is_err(),
+                verdict.is_err(),
                 is_needed,
-                "seed={seed} {how:?}: without {number} {what:?}: {judged:?}"
+                "seed={seed} {config:?}: without {number} {what:?}: {verdict:?}"
             );
         }
-        assert!(needed_flushes >= 10, "seed={seed} {how:?}: {needed_flushes}");
+        assert!(needed_flushes >= 10, "seed={seed} {config:?}: {needed_flushes}");
         // Only batches pass fences; that of a batch that stores is not redundant, whatever the cache mode.
         let storing = batches(log).into_iter().filter(|batch| has_fence_work(&log[batch.clone()])).count();
-        assert_eq!(needed_fences, storing, "seed={seed} {how:?}");
-        assert!(needed_fences > 0 || !has_fence_work(log), "seed={seed} {how:?}");
+        assert_eq!(needed_fences, storing, "seed={seed} {config:?}");
+        assert!(needed_fences > 0 || !has_fence_work(log), "seed={seed} {config:?}");
     }
 }
 
-/// Of a batch so large that its first half is shown before the second is done, neither half can do without its fence.
+/// Of a batch so large that its first half is published before the second is done, neither half can do without its fence.
 #[test]
 fn both_halves_of_a_large_batch_are_fenced() {
-    const STEPS: usize = 6;
+    const BATCHES: usize = 6;
     for (seed, writeback) in [(31, true), (32, false)] {
-        let how = Play::on(LINES, writeback);
-        let played = play(&workload::crowded(seed, STEPS), how);
-        let (oracle, log) = (Oracle::new(&played), &played.log);
-        assert_eq!(judge(&played, log, Promise::AtCompletion), Ok(()), "{how:?}");
-        assert_eq!(batches(log).len(), 2 * STEPS, "{how:?}: each batch is shown in two halves");
+        let config = RunConfig::on(LINES, writeback);
+        let trace = run(&workload::large_batches(seed, BATCHES), config);
+        let (oracle, log) = (Oracle::new(&trace), &trace.log);
+        assert_eq!(check_log(&trace, log, Promise::AtCompletion), Ok(()), "{config:?}");
+        assert_eq!(batches(log).len(), 2 * BATCHES, "{config:?}: each batch is published in two halves");
         let fences = numbers(log, |event| *event == Event::Fence);
         let needed: Vec<_> = fences.into_iter().filter(|number| is_needed_fence(log, *number)).collect();
-        assert_eq!(needed.len(), 2 * STEPS, "{how:?}");
+        assert_eq!(needed.len(), 2 * BATCHES, "{config:?}");
         for number in needed {
-            let judged = judge_from(number, &oracle, &without(log, |lost| lost == number));
-            assert!(judged.is_err(), "{how:?}: without {number}");
+            let verdict = check_log_from(number, &oracle, &without(log, |lost| lost == number));
+            assert!(verdict.is_err(), "{config:?}: without {number}");
         }
     }
 }
@@ -165,19 +165,19 @@ fn has_fence_work(log: &[Logged]) -> bool {
 /// A batch that is published first and fenced then.
 #[test]
 fn a_fence_behind_the_used_index_is_noticed() {
-    let how = Play::on(LINES, true);
-    let played = plain(SEED, how);
-    let oracle = Oracle::new(&played);
+    let config = RunConfig::on(LINES, true);
+    let trace = non_redundant(SEED, config);
+    let oracle = Oracle::new(&trace);
     let mut moved = 0;
-    for number in 1..played.log.len() {
-        let is_fence = played.log[number - 1].event == Event::Fence;
-        if !is_fence || !acknowledges(&played.log, number) || !is_needed_fence(&played.log, number - 1) {
+    for number in 1..trace.log.len() {
+        let is_fence = trace.log[number - 1].event == Event::Fence;
+        if !is_fence || !acknowledges(&trace.log, number) || !is_needed_fence(&trace.log, number - 1) {
             continue;
         }
         moved += 1;
-        let mut log = played.log.clone();
+        let mut log = trace.log.clone();
         log.swap(number - 1, number);
-        assert!(judge_from(number - 1, &oracle, &log).is_err(), "{number}");
+        assert!(check_log_from(number - 1, &oracle, &log).is_err(), "{number}");
     }
     assert!(moved >= 5, "{moved}");
 }
@@ -186,18 +186,18 @@ fn a_fence_behind_the_used_index_is_noticed() {
 /// flushes loses what was flushed.
 #[test]
 fn an_engine_that_forgets_breaks_every_promise() {
-    for (engine, forgets) in
-        engines().into_iter().flat_map(|engine| [(engine, Forgets::LineFlushes), (engine, Forgets::Fences)])
+    for (engine, omit) in
+        engines().into_iter().flat_map(|engine| [(engine, Omit::LineFlushes), (engine, Omit::Fences)])
     {
         for (writeback, promise) in
             [(true, Promise::AtFlush), (true, Promise::AtCompletion), (false, Promise::AtCompletion)]
         {
-            let how = Play { engine, forgets, ..Play::on(LINES, writeback) };
-            let played = plain(SEED, how);
-            let whole = plain(SEED, Play { forgets: Forgets::Nothing, ..how });
-            assert_eq!(judge(&whole, &whole.log, promise), Ok(()));
-            let is_needed = forgets == Forgets::LineFlushes || has_fence_work(&whole.log);
-            assert_eq!(judge(&played, &played.log, promise).is_err(), is_needed, "{how:?} {promise:?}");
+            let config = RunConfig { engine, omit, ..RunConfig::on(LINES, writeback) };
+            let trace = non_redundant(SEED, config);
+            let whole = non_redundant(SEED, RunConfig { omit: Omit::Nothing, ..config });
+            assert_eq!(check_log(&whole, &whole.log, promise), Ok(()));
+            let is_needed = omit == Omit::LineFlushes || has_fence_work(&whole.log);
+            assert_eq!(check_log(&trace, &trace.log, promise).is_err(), is_needed, "{config:?} {promise:?}");
         }
     }
 }
@@ -206,27 +206,27 @@ fn an_engine_that_forgets_breaks_every_promise() {
 /// fences of batches what a driver has flushed may be lost.
 #[test]
 fn the_fence_of_a_flush_does_not_replace_that_of_another_rings_batch() {
-    let letters = [workload::Letter::Whole, workload::Letter::FlushElsewhere];
-    let how = Play::on(LINES, true);
-    let played = play(&workload::small(&letters, 0), how);
+    let ops = [workload::Op::Whole, workload::Op::FlushElsewhere];
+    let config = RunConfig::on(LINES, true);
+    let trace = run(&workload::small(&ops, 0), config);
     let mutant =
-        without(&played.log, |lost| lost < played.log.len() / 2 && played.log[lost].event == Event::Fence);
-    assert!(mutant.len() < played.log.len());
-    let oracle = Oracle::new(&played);
-    let all = Effort::All { at_most: 64 };
-    assert!(check(&oracle, &played.log, Promise::AtFlush, all).is_ok());
+        without(&trace.log, |lost| lost < trace.log.len() / 2 && trace.log[lost].event == Event::Fence);
+    assert!(mutant.len() < trace.log.len());
+    let oracle = Oracle::new(&trace);
+    let all = Exploration::Exhaustive { at_most: 64 };
+    assert!(check(&oracle, &trace.log, Promise::AtFlush, all).is_ok());
     assert!(check(&oracle, &mutant, Promise::AtFlush, all).is_err());
 }
 
 /// The line that a cut falls into is flushed for each side of it, in whole lines.
 #[test]
 fn lines_that_are_stored_in_part_are_flushed() {
-    let how = Play::on(LINES, true);
-    let played = play(&workload::small(&[workload::Letter::Cut], 0), how);
+    let config = RunConfig::on(LINES, true);
+    let trace = run(&workload::small(&[workload::Op::Cut], 0), config);
     let flush = Event::FlushLine { at: LINE_BYTES, is_ordered: false };
-    let flushed = numbers(&played.log, is_flush);
+    let flushed = numbers(&trace.log, is_flush);
     assert!(
-        flushed.len() == 2 && flushed.iter().all(|number| played.log[*number].event == flush),
+        flushed.len() == 2 && flushed.iter().all(|number| trace.log[*number].event == flush),
         "{flushed:?}"
     );
 }

@@ -5,14 +5,14 @@ use std::ops::Range;
 
 use super::driver::{RINGS, indices_of};
 use super::media::Unit;
-use super::runner::Played;
+use super::runner::Trace;
 use super::workload::Request;
 use crate::copy::recording::{Event, LINE_BYTES, Logged, UNIT_BYTES};
 
 /// What a bad place makes unreadable.
 const BAD_BYTES: usize = 4096;
 
-/// When a write is safe.
+/// From when on a write must survive a crash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Promise {
     /// Once it is acknowledged: what `writeback` = 0 means (VIRTIO 1.2 §5.2.6.2), and what we say of media
@@ -28,16 +28,16 @@ pub(super) struct Times {
     offered: Option<usize>,
     acknowledged: Option<usize>,
     /// From here on it is promised to survive.
-    safe: Option<usize>,
+    durable: Option<usize>,
 }
 
-/// Times of all requests of a history.
-pub(super) fn times(played: &Played, log: &[Logged], promise: Promise) -> Vec<Times> {
-    let mut times = vec![Times::default(); played.requests.len()];
+/// Times of all requests of a workload.
+pub(super) fn times(trace: &Trace, log: &[Logged], promise: Promise) -> Vec<Times> {
+    let mut times = vec![Times::default(); trace.requests.len()];
     for (after, logged) in (1..).zip(log) {
         let Event::Seen(seen) = logged.event else { continue };
         let mut numbers = [0; RINGS];
-        for ((ring, _), times) in played.requests.iter().zip(&mut times) {
+        for ((ring, _), times) in trace.requests.iter().zip(&mut times) {
             let (used, available) = indices_of(seen, *ring);
             let number = numbers[*ring];
             numbers[*ring] += 1;
@@ -49,7 +49,7 @@ pub(super) fn times(played: &Played, log: &[Logged], promise: Promise) -> Vec<Ti
             }
         }
     }
-    let flushes: Vec<Times> = played
+    let flushes: Vec<Times> = trace
         .requests
         .iter()
         .zip(&times)
@@ -57,7 +57,7 @@ pub(super) fn times(played: &Played, log: &[Logged], promise: Promise) -> Vec<Ti
         .collect();
     for write in &mut times {
         let covers = |flush: &&Times| write.acknowledged.is_some_and(|at| flush.offered > Some(at));
-        write.safe = match promise {
+        write.durable = match promise {
             Promise::AtCompletion => write.acknowledged,
             Promise::AtFlush => flushes.iter().filter(covers).filter_map(|flush| flush.acknowledged).min(),
         };
@@ -90,11 +90,11 @@ impl Version {
 /// Every version of every unit.
 #[derive(Debug)]
 pub(super) struct Oracle<'a> {
-    pub(super) played: &'a Played,
+    pub(super) trace: &'a Trace,
     units: Vec<Vec<Version>>,
 }
 
-/// What the units may be at one moment.
+/// What the units may be at one crash point.
 #[derive(Debug)]
 pub(super) struct Expected<'a> {
     oracle: &'a Oracle<'a>,
@@ -103,11 +103,11 @@ pub(super) struct Expected<'a> {
 }
 
 impl<'p> Oracle<'p> {
-    pub(super) fn new(played: &'p Played) -> Self {
-        let units = played.before.as_chunks::<UNIT_BYTES>().0.iter();
-        let mut oracle = Self { played, units: units.map(|value| vec![Version::first(*value)]).collect() };
-        let mut bad = played.bad_at.map(|at| at..played.before.len().min(at + BAD_BYTES));
-        for (number, (_, request)) in played.requests.iter().enumerate() {
+    pub(super) fn new(trace: &'p Trace) -> Self {
+        let units = trace.before.as_chunks::<UNIT_BYTES>().0.iter();
+        let mut oracle = Self { trace, units: units.map(|value| vec![Version::first(*value)]).collect() };
+        let mut bad = trace.bad_at.map(|at| at..trace.before.len().min(at + BAD_BYTES));
+        for (number, (_, request)) in trace.requests.iter().enumerate() {
             let range = request.range();
             let is_discard = matches!(request, Request::Discard { .. });
             if !is_discard
@@ -139,7 +139,7 @@ impl<'p> Oracle<'p> {
         }
     }
 
-    /// What may be there after so many events.
+    /// What may be there when the crash comes after so many events.
     pub(super) const fn after<'a>(&'a self, after: usize, times: &'a [Times]) -> Expected<'a> {
         Expected { oracle: self, times, after }
     }
@@ -152,7 +152,7 @@ fn tears(request: &Request, at: usize) -> bool {
 }
 
 impl Expected<'_> {
-    /// Whether a unit may have this value: that of the last write that is safe, or of one after it that was
+    /// Whether a unit may have this value: that of the last write that is durable, or of one after it that was
     /// offered.
     pub(super) fn allows(&self, unit: usize, value: Unit) -> bool {
         for version in self.oracle.units[unit].iter().rev() {
@@ -167,7 +167,7 @@ impl Expected<'_> {
             if version.is_optional {
                 continue;
             }
-            if times.is_none_or(|times| has_come(times.safe)) {
+            if times.is_none_or(|times| has_come(times.durable)) {
                 return false;
             }
             let is_torn = |before| is_mixture(value, before, version.value);

@@ -1,4 +1,4 @@
-//! The real device over a recorded disk, in a history.
+//! Runs a workload on the real rings and device over a recorded disk; what comes of it is a trace.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -8,10 +8,10 @@ use std::task::Waker;
 
 use super::driver::{Driver, MEMORY_BYTES, RING_SIZE, RINGS, addresses};
 use super::media::Class;
-use super::scheduler::{Baton, Bell, FLUSHER, Moments, Over, Watcher};
-use super::workload::{History, Random, Request};
+use super::scheduler::{DriverWatch, FLUSHER, Preemption, ReleaseOnDrop, RingWaker, Scheduler};
+use super::workload::{Random, Request, Workload};
 use crate::copy::Segments;
-use crate::copy::recording::{self, Forgets, Logged, Recording};
+use crate::copy::recording::{self, Logged, Omit, Recording};
 use crate::disk::{
     Backing, BlockDisk, Disk, DiskError, Durability, EmulatedMedia, FileDisk, Geometry, MappedDisk,
 };
@@ -21,21 +21,21 @@ use crate::virtio::memory::{MemoryTable, RegionSpec};
 use crate::virtio::queue::{RingKind, RingLayout};
 use crate::worker::{Ring, RingKey, RingParts, Served};
 
-/// What a disk's mapping is synced by, and its holes consist of, in these tests.
+/// The granularity in which a disk's mapping is synced, and space given back, in these tests, in bytes.
 const UNIT_BYTES: u64 = 1024;
 
-/// Which disk.
+/// Which data path of `disk`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum DiskKind {
     /// Mapped, on media of this class.
     Mapped(Class),
     /// An ordinary file, behind the page cache.
     File,
-    /// A block device, past it.
+    /// A block device, past the page cache.
     Device,
 }
 
-impl Kind {
+impl DiskKind {
     pub(super) const fn class(self) -> Class {
         match self {
             Self::Mapped(class) => class,
@@ -43,7 +43,7 @@ impl Kind {
         }
     }
 
-    /// Whether it is the kernel that copies what is written: nothing waits for a fence then.
+    /// Whether the kernel copies what is written: then nothing waits for a fence of ours.
     pub(super) const fn is_written_by_kernel(self) -> bool {
         matches!(self, Self::File | Self::Device)
     }
@@ -51,54 +51,54 @@ impl Kind {
 
 /// How far the flusher gets after each batch.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Pace {
+pub(super) enum Schedule {
     /// Flushes are over before anything else is asked for.
     AtOnce,
-    /// It goes on as often after the first batch, the second, the third.
-    Steps([usize; 3]),
+    /// It is let go on so often after the first batch, the second, the third.
+    AfterBatches([usize; 3]),
     /// By chance, also in the midst of a batch.
     Random(u64),
     /// After so many events of all rings, and then at once to the end of all it has to do.
-    Between(usize),
+    AfterEvents(usize),
 }
 
-/// How a history is played.
+/// How a workload is run.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Play {
+pub(super) struct RunConfig {
     /// Which of the engines of this CPU.
     pub(super) engine: usize,
     /// The cache mode: 1, or 0, where each write persists before it is completed.
     pub(super) writeback: bool,
-    pub(super) kind: Kind,
+    pub(super) kind: DiskKind,
     /// Whether discards give space back, where that is a choice.
     pub(super) unmaps: bool,
-    pub(super) pace: Pace,
+    pub(super) schedule: Schedule,
     /// What is left out.
-    pub(super) forgets: Forgets,
-    /// What the disk does wrong.
-    pub(super) mistake: Option<Mistake>,
+    pub(super) omit: Omit,
+    /// A bug that the disk is given.
+    pub(super) bug: Option<Bug>,
 }
 
-impl Play {
+impl RunConfig {
     /// The best engine, and nothing left out.
-    pub(super) const fn on(kind: Kind, writeback: bool) -> Self {
-        let (unmaps, pace, forgets) = (true, Pace::AtOnce, Forgets::Nothing);
-        Self { engine: 0, writeback, kind, unmaps, pace, forgets, mistake: None }
+    pub(super) const fn on(kind: DiskKind, writeback: bool) -> Self {
+        let (unmaps, schedule, omit) = (true, Schedule::AtOnce, Omit::Nothing);
+        Self { engine: 0, writeback, kind, unmaps, schedule, omit, bug: None }
     }
 }
 
-/// What a disk may do wrong without any sync being left out of those that it makes.
+/// Bugs that a disk is given to see whether they are noticed. None leaves a sync out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mistake {
+pub(super) enum Bug {
     /// What was written while a sync ran is taken for clean when it is over.
     CleanAfterSync,
     /// A flush is answered while the sync that covers it still runs.
     AnswerDuringSync,
 }
 
-/// A history that was played, and what the media got.
+/// A workload that was run, and everything that happened meanwhile.
 #[derive(Debug, Clone)]
-pub(super) struct Played {
+pub(super) struct Trace {
     pub(super) class: Class,
     pub(super) before: Vec<u8>,
     pub(super) bad_at: Option<usize>,
@@ -109,20 +109,20 @@ pub(super) struct Played {
     pub(super) after: Vec<u8>,
 }
 
-/// The real disk, and who does what on it when.
+/// The real disk, under the scheduler, with a bug if one is wanted.
 #[derive(Debug)]
-struct Recorded {
+struct RecordedDisk {
     disk: Backing,
     recording: Recording,
-    baton: Arc<Baton>,
-    /// What changed bytes, in the order in which it was done: the ring, and how many. Some requests are done in slices.
+    scheduler: Arc<Scheduler>,
+    /// Changes in the order in which they were made: the ring, and how many bytes. A request done in slices makes several.
     changes: Arc<Mutex<Vec<(usize, u64)>>>,
-    mistake: Option<Mistake>,
-    /// Something was written since, as the mistaken see it.
+    bug: Option<Bug>,
+    /// Something was written since the last sync, as a disk with a bug believes.
     is_dirty: Mutex<bool>,
 }
 
-impl Recorded {
+impl RecordedDisk {
     fn changes(&self, bytes: u64) {
         self.changes.lock().unwrap().push((recording::cpu().unwrap(), bytes));
     }
@@ -133,7 +133,7 @@ impl Recorded {
     }
 }
 
-impl Disk for Recorded {
+impl Disk for RecordedDisk {
     fn geometry(&self) -> Geometry {
         self.disk.geometry()
     }
@@ -151,22 +151,22 @@ impl Disk for Recorded {
         self.disk.fence();
     }
     fn try_flush(&self) -> Option<Result<(), DiskError>> {
-        match self.mistake {
+        match self.bug {
             None => self.disk.try_flush(),
             Some(_) => (!*self.is_dirty.lock().unwrap()).then_some(Ok(())),
         }
     }
     fn flush(&self) -> Result<(), DiskError> {
         let _on_cpu = self.recording.on_cpu(FLUSHER);
-        self.baton.pause();
-        if self.mistake == Some(Mistake::AnswerDuringSync) {
+        self.scheduler.pause();
+        if self.bug == Some(Bug::AnswerDuringSync) {
             *self.is_dirty.lock().unwrap() = false;
         }
         let done = self.disk.flush();
-        if self.mistake == Some(Mistake::CleanAfterSync) {
+        if self.bug == Some(Bug::CleanAfterSync) {
             *self.is_dirty.lock().unwrap() = false;
         }
-        self.baton.pause();
+        self.scheduler.pause();
         done
     }
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
@@ -185,26 +185,27 @@ fn memfd(name: &str, len_bytes: u64) -> File {
     file
 }
 
-fn backing(file: &File, history: &History, play: Play) -> Backing {
-    let (file, capacity_bytes) = (file.try_clone().unwrap(), history.before.len() as u64);
+fn backing(file: &File, workload: &Workload, config: RunConfig) -> Backing {
+    let (file, capacity_bytes) = (file.try_clone().unwrap(), workload.before.len() as u64);
     let geometry = Geometry { capacity_bytes, block_bytes: 512, read_only: false };
-    let (durability, deep_flush) = match play.kind {
-        Kind::File => return Backing::File(FileDisk::new(file, geometry).unwrap()),
-        Kind::Device => return Backing::Block(BlockDisk::on_file(file, geometry)),
-        Kind::Mapped(Class::Lines) => (Durability::CacheLine, vec![]),
-        Kind::Mapped(Class::Queues) => (Durability::CacheLine, vec![memfd("crash-deep-flush", 1)]),
-        Kind::Mapped(Class::Pages | Class::Shared) => (Durability::Page, vec![]),
+    let (durability, deep_flush) = match config.kind {
+        DiskKind::File => return Backing::File(FileDisk::new(file, geometry).unwrap()),
+        DiskKind::Device => return Backing::Block(BlockDisk::on_file(file, geometry)),
+        DiskKind::Mapped(Class::Lines) => (Durability::CacheLine, vec![]),
+        DiskKind::Mapped(Class::Queues) => (Durability::CacheLine, vec![memfd("crash-deep-flush", 1)]),
+        DiskKind::Mapped(Class::Pages | Class::Shared) => (Durability::Page, vec![]),
     };
-    let bad_at = history.bad_at.map(|at| at as u64);
-    let how = EmulatedMedia { durability, deep_flush, unmaps: play.unmaps, unit_bytes: UNIT_BYTES, bad_at };
-    Backing::Mapped(MappedDisk::emulated(file, how))
+    let bad_at = workload.bad_at.map(|at| at as u64);
+    let media =
+        EmulatedMedia { durability, deep_flush, unmaps: config.unmaps, unit_bytes: UNIT_BYTES, bad_at };
+    Backing::Mapped(MappedDisk::emulated(file, media))
 }
 
-fn rings(guest: &File, disk: Recorded, play: Play) -> Vec<Ring<Recorded>> {
+fn rings(guest: &File, disk: RecordedDisk, config: RunConfig) -> Vec<Ring<RecordedDisk>> {
     let identity = Identity { name: "crash".into(), serial: [b'x'; 20] };
     let device = Arc::new(Device::new(disk, identity, RINGS as u16));
     let cache = Arc::new(CacheMode::write_through());
-    cache.set_writeback(play.writeback);
+    cache.set_writeback(config.writeback);
     let file = guest.try_clone().unwrap();
     let spec = RegionSpec {
         guest_start: 0,
@@ -241,27 +242,27 @@ fn rings(guest: &File, disk: Recorded, play: Play) -> Vec<Ring<Recorded>> {
     (0..RINGS).map(start).collect()
 }
 
-/// Rings, each with a CPU and a driver of its own.
-struct Scene {
-    rings: Vec<Ring<Recorded>>,
+/// The rings of a run, each with a CPU and a driver of its own.
+struct Runner {
+    rings: Vec<Ring<RecordedDisk>>,
     drivers: Vec<Driver>,
     recording: Recording,
-    baton: Arc<Baton>,
+    scheduler: Arc<Scheduler>,
 }
 
-impl Scene {
+impl Runner {
     fn serve(&mut self, ring: usize) {
         // A step of its own, though nothing is stored by a flush that has no fence.
-        self.recording.look(ring);
-        self.baton.serving(ring);
-        let waker = Waker::from(Arc::new(Bell { ring, baton: self.baton.clone() }));
+        self.recording.observe(ring);
+        self.scheduler.serving(ring);
+        let waker = Waker::from(Arc::new(RingWaker { ring, scheduler: self.scheduler.clone() }));
         let on_cpu = self.recording.on_cpu(ring);
         // A request that is done in slices takes several turns.
         let turns = || Some(self.rings[ring].serve(&waker));
         let served = std::iter::from_fn(turns).find(|served| *served != Served::More).unwrap();
         drop(on_cpu);
-        self.recording.look(ring);
-        self.baton.served(ring, served == Served::Held);
+        self.recording.observe(ring);
+        self.scheduler.served(ring, served == Served::Held);
         if served == Served::Idle {
             self.drivers[ring].reap();
         }
@@ -269,7 +270,7 @@ impl Scene {
 
     /// Serves those whose flush is done.
     fn serve_woken(&mut self) {
-        (0..RINGS).filter(|ring| self.baton.is_rung(*ring)).collect::<Vec<_>>().into_iter().for_each(
+        (0..RINGS).filter(|ring| self.scheduler.is_woken(*ring)).collect::<Vec<_>>().into_iter().for_each(
             |ring| {
                 self.serve(ring);
             },
@@ -278,79 +279,79 @@ impl Scene {
 
     /// Everything that was asked of a ring is done.
     fn finish(&mut self, ring: usize) {
-        while self.baton.is_held(ring) {
-            while !self.baton.is_rung(ring) {
-                assert!(self.baton.advance(), "ring {ring} waits for a flush that nobody does");
+        while self.scheduler.is_held(ring) {
+            while !self.scheduler.is_woken(ring) {
+                assert!(self.scheduler.advance(), "ring {ring} waits for a flush that nobody does");
             }
             self.serve(ring);
         }
     }
 }
 
-/// Plays a history: each batch is offered and then served, each ring by a CPU of its own.
-pub(super) fn play(history: &History, play: Play) -> Played {
+/// Runs a workload: each batch is offered and then served, each ring by a CPU of its own.
+pub(super) fn run(workload: &Workload, config: RunConfig) -> Trace {
     let guest = memfd("crash-guest", MEMORY_BYTES);
-    let disk = memfd("crash-media", history.before.len() as u64);
-    disk.write_all_at(&history.before, 0).unwrap();
-    let mut random = match play.pace {
-        Pace::Random(seed) => Some(Random::new(seed)),
-        Pace::AtOnce | Pace::Steps(_) | Pace::Between(_) => None,
+    let disk = memfd("crash-media", workload.before.len() as u64);
+    disk.write_all_at(&workload.before, 0).unwrap();
+    let mut random = match config.schedule {
+        Schedule::Random(seed) => Some(Random::new(seed)),
+        Schedule::AtOnce | Schedule::AfterBatches(_) | Schedule::AfterEvents(_) => None,
     };
-    let baton = Baton::new(match play.pace {
-        Pace::Random(seed) => Moments::Random(Random::new(!seed)),
-        Pace::Between(events) => Moments::After(events),
-        Pace::AtOnce | Pace::Steps(_) => Moments::Never,
+    let scheduler = Scheduler::new(match config.schedule {
+        Schedule::Random(seed) => Preemption::Random(Random::new(!seed)),
+        Schedule::AfterEvents(events) => Preemption::AfterEvents(events),
+        Schedule::AtOnce | Schedule::AfterBatches(_) => Preemption::Never,
     });
-    let watcher = Watcher { guest: guest.try_clone().unwrap(), baton: baton.clone() };
-    let recording = Recording::new(play.engine, play.forgets, Arc::new(watcher));
+    let watcher = DriverWatch { guest: guest.try_clone().unwrap(), scheduler: scheduler.clone() };
+    let recording = Recording::new(config.engine, config.omit, Arc::new(watcher));
     let changes = Arc::<Mutex<Vec<(usize, u64)>>>::default();
-    let recorded = Recorded {
-        disk: backing(&disk, history, play),
+    let recorded = RecordedDisk {
+        disk: backing(&disk, workload, config),
         recording: recording.clone(),
-        baton: baton.clone(),
+        scheduler: scheduler.clone(),
         changes: changes.clone(),
-        mistake: play.mistake,
+        bug: config.bug,
         is_dirty: Mutex::new(true),
     };
-    let rings = rings(&guest, recorded, play);
+    let rings = rings(&guest, recorded, config);
     let drivers = (0..RINGS).map(|ring| Driver::new(&guest, ring)).collect();
-    let mut scene = Scene { rings, drivers, recording, baton: baton.clone() };
+    let mut runner = Runner { rings, drivers, recording, scheduler: scheduler.clone() };
     // Dropped first: if this fails the flusher must not wait.
-    let over = Over(baton);
+    let over = ReleaseOnDrop(scheduler);
     let mut asked: [VecDeque<Request>; RINGS] = Default::default();
-    for (number, step) in history.steps.iter().enumerate() {
-        scene.finish(step.ring);
-        for request in &step.requests {
-            scene.drivers[step.ring].chain(request);
-            asked[step.ring].push_back(request.clone());
+    for (number, batch) in workload.batches.iter().enumerate() {
+        runner.finish(batch.ring);
+        for request in &batch.requests {
+            runner.drivers[batch.ring].chain(request);
+            asked[batch.ring].push_back(request.clone());
         }
-        scene.drivers[step.ring].offer();
-        scene.serve(step.ring);
-        let turns = match play.pace {
-            Pace::AtOnce => usize::MAX,
-            Pace::Steps(turns) => turns.get(number).copied().unwrap_or(0),
-            Pace::Between(_) => 0,
-            Pace::Random(_) => random.as_mut().map_or(0, |random| random.below(4)),
+        runner.drivers[batch.ring].offer();
+        runner.serve(batch.ring);
+        let turns = match config.schedule {
+            Schedule::AtOnce => usize::MAX,
+            Schedule::AfterBatches(turns) => turns.get(number).copied().unwrap_or(0),
+            Schedule::AfterEvents(_) => 0,
+            Schedule::Random(_) => random.as_mut().map_or(0, |random| random.below(4)),
         };
         for _ in 0..turns {
-            if !scene.baton.advance() {
+            if !runner.scheduler.advance() {
                 break;
             }
         }
-        scene.serve_woken();
-        if matches!(play.pace, Pace::AtOnce) {
+        runner.serve_woken();
+        if matches!(config.schedule, Schedule::AtOnce) {
             // A batch whose requests are done in slices may wait for several flushes.
-            scene.finish(step.ring);
+            runner.finish(batch.ring);
         }
     }
-    (0..RINGS).for_each(|ring| scene.finish(ring));
-    let log = scene.recording.log();
+    (0..RINGS).for_each(|ring| runner.finish(ring));
+    let log = runner.recording.log();
     drop(over);
-    let mut after = vec![0; history.before.len()];
+    let mut after = vec![0; workload.before.len()];
     disk.read_exact_at(&mut after, 0).unwrap();
     let requests = in_order(asked, &changes.lock().unwrap());
-    let (class, before, bad_at) = (play.kind.class(), history.before.clone(), history.bad_at);
-    Played { class, before, bad_at, requests, log, after }
+    let (class, before, bad_at) = (config.kind.class(), workload.before.clone(), workload.bad_at);
+    Trace { class, before, bad_at, requests, log, after }
 }
 
 /// The requests as they were done: those that change bytes in this order of rings, flushes anywhere between.

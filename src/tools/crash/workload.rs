@@ -1,4 +1,4 @@
-//! What drivers ask, one batch after the other.
+//! Workloads: what drivers ask, one batch after the other.
 
 use std::ops::Range;
 
@@ -81,23 +81,23 @@ impl Request {
 
 /// Requests that one ring is offered at once.
 #[derive(Debug, Clone)]
-pub(super) struct Step {
+pub(super) struct Batch {
     pub(super) ring: usize,
     pub(super) requests: Vec<Request>,
 }
 
 /// What is on the disk before, and what is asked.
 #[derive(Debug, Clone)]
-pub(super) struct History {
+pub(super) struct Workload {
     pub(super) before: Vec<u8>,
     /// Where a page begins that cannot be read before it is written anew.
     pub(super) bad_at: Option<usize>,
-    pub(super) steps: Vec<Step>,
+    pub(super) batches: Vec<Batch>,
 }
 
-/// Letters of which small histories are made. Each changes a few bytes only, so that all states can be made.
+/// Letters of which small workloads are made. Each changes a few bytes only, so that all states can be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Letter {
+pub(super) enum Op {
     /// One sector from one buffer.
     Whole,
     /// The same sector from two buffers, cut at an odd place.
@@ -117,7 +117,7 @@ pub(super) enum Letter {
     FlushElsewhere,
 }
 
-impl Letter {
+impl Op {
     const fn ring(self) -> usize {
         if matches!(self, Self::WholeElsewhere | Self::FlushElsewhere) { 1 } else { 0 }
     }
@@ -146,53 +146,53 @@ impl Letter {
     }
 }
 
-/// Every history of these letters; bit `i` of `joins` puts letter `i + 1` into the batch of the one before.
-pub(super) fn small(letters: &[Letter], joins: u32) -> History {
+/// Every workload of these ops; bit `i` of `joins` puts op `i + 1` into the batch of the one before.
+pub(super) fn small(ops: &[Op], joins: u32) -> Workload {
     let mut image = vec![0; 4 * SECTOR_BYTES];
     image[500..508].fill(0xee);
     let before = image.clone();
-    let mut steps: Vec<Step> = Vec::new();
-    for (index, letter) in letters.iter().enumerate() {
-        let request = letter.request(&image, index as u8 + 1);
+    let mut batches: Vec<Batch> = Vec::new();
+    for (index, op) in ops.iter().enumerate() {
+        let request = op.request(&image, index as u8 + 1);
         request.apply(&mut image);
-        match steps.last_mut() {
-            Some(step) if step.ring == letter.ring() && joins & (1 << (index - 1)) != 0 => {
-                step.requests.push(request);
+        match batches.last_mut() {
+            Some(batch) if batch.ring == op.ring() && joins & (1 << (index - 1)) != 0 => {
+                batch.requests.push(request);
             }
-            _ => steps.push(Step { ring: letter.ring(), requests: vec![request] }),
+            _ => batches.push(Batch { ring: op.ring(), requests: vec![request] }),
         }
     }
-    History { before, bad_at: None, steps }
+    Workload { before, bad_at: None, batches }
 }
 
-/// Sectors of a disk for random histories.
+/// Sectors of a disk for random workloads.
 pub(super) const SECTORS: usize = 24;
 
-/// What random histories are made of.
+/// What random workloads are made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Style {
+pub(super) enum WorkloadKind {
     /// Anything.
     Any,
     /// Anything, and a page is bad at first.
-    Mending,
+    MendsBadPage,
     /// No two requests of a batch touch the same sector, and every store changes every byte: nothing that is
     /// done for them could be left out unnoticed. Nothing is discarded, since that may be lost.
-    Plain,
+    NonRedundant,
 }
 
 /// A page of the disk, which may be bad.
 const PAGE: Range<usize> = 4096..8192;
 
-/// A random history of as many steps.
-pub(super) fn random(seed: u64, steps: usize, style: Style) -> History {
-    let is_plain = style == Style::Plain;
+/// A random workload of at most so many batches.
+pub(super) fn random(seed: u64, most: usize, style: WorkloadKind) -> Workload {
+    let is_plain = style == WorkloadKind::NonRedundant;
     let mut random = Random::new(seed);
-    let mut is_bad = style == Style::Mending;
+    let mut is_bad = style == WorkloadKind::MendsBadPage;
     let bad_at = is_bad.then_some(PAGE.start);
     let mut image: Vec<u8> = (0..SECTORS * SECTOR_BYTES).map(|_| random.below(255) as u8 + 1).collect();
     let before = image.clone();
     let mut batches = Vec::new();
-    for _ in 0..steps {
+    for _ in 0..most {
         let ring = random.below(2);
         let mut requests: Vec<Request> = Vec::new();
         for _ in 0..=random.below(4) {
@@ -220,16 +220,16 @@ pub(super) fn random(seed: u64, steps: usize, style: Style) -> History {
             requests.push(request);
         }
         if !requests.is_empty() {
-            batches.push(Step { ring, requests });
+            batches.push(Batch { ring, requests });
         }
     }
     assert!(!is_bad, "nothing has mended the page");
-    History { before, bad_at, steps: batches }
+    Workload { before, bad_at, batches }
 }
 
-/// A random history of batches so large that the driver sees the first half of each before the second one is done: writes
+/// A random workload of batches so large that the driver sees the first half of each before the second one is done: writes
 /// of a sector from one buffer, of which no two of a batch go to the same place.
-pub(super) fn crowded(seed: u64, steps: usize) -> History {
+pub(super) fn large_batches(seed: u64, count: usize) -> Workload {
     let mut random = Random::new(seed);
     let mut image: Vec<u8> = (0..SECTORS * SECTOR_BYTES).map(|_| random.below(255) as u8 + 1).collect();
     let before = image.clone();
@@ -241,10 +241,10 @@ pub(super) fn crowded(seed: u64, steps: usize) -> History {
             request.apply(&mut image);
             request
         });
-        Step { ring: 0, requests: requests.collect() }
+        Batch { ring: 0, requests: requests.collect() }
     };
-    let steps = (0..steps).map(|_| batch()).collect();
-    History { before, bad_at: None, steps }
+    let batches = (0..count).map(|_| batch()).collect();
+    Workload { before, bad_at: None, batches }
 }
 
 fn any_request(random: &mut Random, image: &[u8], is_plain: bool) -> Request {

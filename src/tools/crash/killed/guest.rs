@@ -1,4 +1,4 @@
-//! A driver with a ring of either kind, which asks for little and forgets nothing.
+//! A driver with a ring of either kind, which keeps all that it has asked for.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -30,19 +30,19 @@ const USED: u16 = 1 << 15;
 
 /// A request. Each word of 8 bytes that it writes is the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(super) enum GuestRequest {
     Read { sector: usize, count: usize },
     Write { sector: usize, count: usize, word: u64 },
     Flush,
 }
 
-pub(super) fn any(random: &mut Random) -> Asked {
+pub(super) fn any_request(random: &mut Random) -> GuestRequest {
     let sector = random.below(SECTORS - 1);
     let count = 1 + random.below(2);
     match random.below(5) {
-        0 => Asked::Flush,
-        1 | 2 => Asked::Read { sector, count },
-        _ => Asked::Write { sector, count, word: random.next() },
+        0 => GuestRequest::Flush,
+        1 | 2 => GuestRequest::Read { sector, count },
+        _ => GuestRequest::Write { sector, count, word: random.next() },
     }
 }
 
@@ -50,8 +50,8 @@ pub(super) fn any(random: &mut Random) -> Asked {
 pub(super) struct Guest {
     pub(super) file: File,
     pub(super) kind: RingKind,
-    /// All that was ever asked, in order.
-    pub(super) asked: Vec<Asked>,
+    /// All requests so far, in order.
+    pub(super) requests: Vec<GuestRequest>,
     /// How many of these were seen done.
     pub(super) seen: usize,
     /// Where each begins: its slot, counted without end, in a packed ring.
@@ -60,7 +60,7 @@ pub(super) struct Guest {
 
 impl Guest {
     pub(super) const fn new(file: File, kind: RingKind) -> Self {
-        Self { file, kind, asked: Vec::new(), seen: 0, starts: Vec::new() }
+        Self { file, kind, requests: Vec::new(), seen: 0, starts: Vec::new() }
     }
 
     /// Room for all requests; chains run over the end of the packed one.
@@ -92,14 +92,14 @@ impl Guest {
         bytes
     }
 
-    pub(super) fn offer(&mut self, asked: Asked) {
-        let number = self.asked.len();
+    pub(super) fn offer(&mut self, request: GuestRequest) {
+        let number = self.requests.len();
         assert!(number - self.seen < MOST);
         let buffer = Self::buffer(number);
-        let (kind, sector, data) = match asked {
-            Asked::Flush => (VIRTIO_BLK_T_FLUSH, 0, None),
-            Asked::Read { sector, count } => (VIRTIO_BLK_T_IN, sector, Some((count, WRITE))),
-            Asked::Write { sector, count, word } => {
+        let (kind, sector, data) = match request {
+            GuestRequest::Flush => (VIRTIO_BLK_T_FLUSH, 0, None),
+            GuestRequest::Read { sector, count } => (VIRTIO_BLK_T_IN, sector, Some((count, WRITE))),
+            GuestRequest::Write { sector, count, word } => {
                 self.write(buffer + DATA, &word.to_le_bytes().repeat(count * SECTOR_BYTES / 8));
                 (VIRTIO_BLK_T_OUT, sector, Some((count, 0)))
             }
@@ -111,7 +111,7 @@ impl Guest {
         let parts: Vec<_> = parts.into_iter().flatten().collect();
         let start = self.starts.last().copied().unwrap_or(0) + self.parts_of(number.wrapping_sub(1));
         self.starts.push(start);
-        self.asked.push(asked);
+        self.requests.push(request);
         match self.kind {
             RingKind::Split => self.offer_split(number, &parts),
             RingKind::Packed => self.offer_packed(number, start, &parts),
@@ -120,9 +120,9 @@ impl Guest {
 
     /// Descriptors of a request that was asked.
     fn parts_of(&self, number: usize) -> u64 {
-        match self.asked.get(number) {
+        match self.requests.get(number) {
             None => 0,
-            Some(Asked::Flush) => PARTS as u64 - 1,
+            Some(GuestRequest::Flush) => PARTS as u64 - 1,
             Some(_) => PARTS as u64,
         }
     }
@@ -156,17 +156,18 @@ impl Guest {
     }
 
     /// Takes what is done: in the order in which it was asked, and well.
-    pub(super) fn reap(&mut self) -> Vec<(usize, Asked)> {
+    pub(super) fn reap(&mut self) -> Vec<(usize, GuestRequest)> {
         let mut done = Vec::new();
-        while let Some(asked) = self.asked.get(self.seen).copied()
+        while let Some(request) = self.requests.get(self.seen).copied()
             && let Some((id, written)) = self.next_used()
         {
             let expected = self.seen % MOST * if self.kind == RingKind::Split { PARTS } else { 7 };
             assert_eq!(usize::from(id), expected, "request {} completes in its turn", self.seen);
-            let read_bytes = if let Asked::Read { count, .. } = asked { count * SECTOR_BYTES } else { 0 };
+            let read_bytes =
+                if let GuestRequest::Read { count, .. } = request { count * SECTOR_BYTES } else { 0 };
             assert_eq!(written as usize, read_bytes + 1);
             assert_eq!(self.read(Self::buffer(self.seen) + 16), [0], "request {} succeeds", self.seen);
-            done.push((self.seen, asked));
+            done.push((self.seen, request));
             self.seen += 1;
         }
         done
@@ -200,7 +201,7 @@ impl Guest {
 
     /// What is asked, in the same form.
     pub(super) fn available_base(&self) -> u32 {
-        self.base(self.asked.len())
+        self.base(self.requests.len())
     }
 
     fn base(&self, number: usize) -> u32 {

@@ -1,12 +1,12 @@
 //! The same for what takes a system call: a sync that is missing, too narrow, or counted too early.
 
-use super::super::check::{Effort, Violation, check};
+use super::super::check::{Exploration, Violation, check};
 use super::super::oracle::{Oracle, Promise};
-use super::super::runner::{Mistake, Pace, Play, play};
+use super::super::runner::{Bug, RunConfig, Schedule, run};
 use super::super::states::{LINES, SYNCED, promise_of};
-use super::super::workload::{self, Letter, Style};
-use super::{acknowledges, judge, judge_from, numbers, without};
-use crate::copy::recording::{Event, Forgets, Logged, Synced, Via};
+use super::super::workload::{self, Op, WorkloadKind};
+use super::{acknowledges, check_log, check_log_from, numbers, without};
+use crate::copy::recording::{Event, Logged, Omit, Synced, Via};
 
 const fn is_sync(event: &Event) -> bool {
     matches!(event, Event::SyncBegins(_))
@@ -35,12 +35,12 @@ fn removing_any_sync_is_noticed() {
     let kinds = SYNCED.into_iter().chain([LINES]);
     let (mut ranges, mut layouts, mut queues) = (0, 0, 0);
     for (seed, kind) in (21..).zip(kinds.flat_map(|kind| [kind; 4])) {
-        let how = Play::on(kind, false);
+        let config = RunConfig::on(kind, false);
         // Space is rarely given back.
-        let steps = if kind == LINES { 60 } else { 10 };
-        let played = play(&workload::random(seed, steps, Style::Plain), how);
-        let (oracle, log) = (Oracle::new(&played), &played.log);
-        assert_eq!(judge(&played, log, Promise::AtCompletion), Ok(()), "seed={seed} {how:?}");
+        let batches = if kind == LINES { 60 } else { 10 };
+        let trace = run(&workload::random(seed, batches, WorkloadKind::NonRedundant), config);
+        let (oracle, log) = (Oracle::new(&trace), &trace.log);
+        assert_eq!(check_log(&trace, log, Promise::AtCompletion), Ok(()), "seed={seed} {config:?}");
         let syncs = numbers(log, is_sync).into_iter().filter(|begin| has_work(log, *begin));
         for begin in syncs {
             let end = end_of(log, begin);
@@ -51,8 +51,8 @@ fn removing_any_sync_is_noticed() {
                 _ => {}
             }
             let mutant = without(log, |lost| lost == begin || lost == end);
-            let judged = judge_from(begin, &oracle, &mutant);
-            assert!(judged.is_err(), "seed={seed} {how:?}: without {begin} {:?}", log[begin]);
+            let verdict = check_log_from(begin, &oracle, &mutant);
+            assert!(verdict.is_err(), "seed={seed} {config:?}: without {begin} {:?}", log[begin]);
         }
     }
     assert!(ranges >= 5 && layouts >= 2 && queues >= 5, "{ranges} {layouts} {queues}");
@@ -61,14 +61,12 @@ fn removing_any_sync_is_noticed() {
 /// Without any sync, or any fence before one, nothing is kept. (What the kernel copies needs no fence.)
 #[test]
 fn forgotten_syncs_and_fences_break_every_promise() {
-    for (kind, forgets) in
-        SYNCED.into_iter().flat_map(|kind| [(kind, Forgets::Syncs), (kind, Forgets::Fences)])
-    {
+    for (kind, omit) in SYNCED.into_iter().flat_map(|kind| [(kind, Omit::Syncs), (kind, Omit::Fences)]) {
         for writeback in [false, true] {
-            let how = Play { forgets, ..Play::on(kind, writeback) };
-            let played = play(&workload::random(31, 20, Style::Plain), how);
-            let is_needed = forgets == Forgets::Syncs || !kind.is_written_by_kernel();
-            assert_eq!(judge(&played, &played.log, promise_of(how)).is_err(), is_needed, "{how:?}");
+            let config = RunConfig { omit, ..RunConfig::on(kind, writeback) };
+            let trace = run(&workload::random(31, 20, WorkloadKind::NonRedundant), config);
+            let is_needed = omit == Omit::Syncs || !kind.is_written_by_kernel();
+            assert_eq!(check_log(&trace, &trace.log, promise_of(config)).is_err(), is_needed, "{config:?}");
         }
     }
 }
@@ -79,15 +77,19 @@ fn forgotten_syncs_and_fences_break_every_promise() {
 fn the_fence_of_a_batch_does_not_replace_those_of_its_writes() {
     for kind in SYNCED.into_iter().filter(|kind| !kind.is_written_by_kernel()) {
         let is_noticed = |seed| {
-            let how = Play { pace: Pace::Random(seed), ..Play::on(kind, false) };
-            let played = play(&workload::random(seed, 40, Style::Plain), how);
-            assert_eq!(judge(&played, &played.log, Promise::AtCompletion), Ok(()), "seed={seed} {how:?}");
-            let log = &played.log;
+            let config = RunConfig { schedule: Schedule::Random(seed), ..RunConfig::on(kind, false) };
+            let trace = run(&workload::random(seed, 40, WorkloadKind::NonRedundant), config);
+            assert_eq!(
+                check_log(&trace, &trace.log, Promise::AtCompletion),
+                Ok(()),
+                "seed={seed} {config:?}"
+            );
+            let log = &trace.log;
             let is_lost = |number: usize| {
                 let is_of_batch = number + 1 == log.len() || !matches!(log[number + 1].event, Event::Fence);
                 log[number].event == Event::Fence && !is_of_batch
             };
-            judge(&played, &without(log, is_lost), Promise::AtCompletion).is_err()
+            check_log(&trace, &without(log, is_lost), Promise::AtCompletion).is_err()
         };
         assert!((1..60).any(is_noticed), "{kind:?}");
     }
@@ -97,8 +99,8 @@ fn the_fence_of_a_batch_does_not_replace_those_of_its_writes() {
 #[test]
 fn an_acknowledgement_before_the_end_of_its_sync_is_noticed() {
     for kind in SYNCED {
-        let played = play(&workload::random(41, 10, Style::Plain), Play::on(kind, false));
-        let (oracle, log) = (Oracle::new(&played), &played.log);
+        let trace = run(&workload::random(41, 10, WorkloadKind::NonRedundant), RunConfig::on(kind, false));
+        let (oracle, log) = (Oracle::new(&trace), &trace.log);
         let mut moved = 0;
         for begin in numbers(log, is_sync).into_iter().filter(|begin| has_work(log, *begin)) {
             let end = end_of(log, begin);
@@ -106,34 +108,35 @@ fn an_acknowledgement_before_the_end_of_its_sync_is_noticed() {
                 let mut log = log.clone();
                 log.swap(end, end + 1);
                 moved += 1;
-                assert!(judge_from(end, &oracle, &log).is_err(), "{kind:?} {end}");
+                assert!(check_log_from(end, &oracle, &log).is_err(), "{kind:?} {end}");
             }
         }
         assert!(moved >= 3, "{kind:?}: {moved}");
     }
 }
 
-fn play_all(letters: &[Letter], how: Play) -> Result<(), Violation> {
-    let played = play(&workload::small(letters, 0), how);
-    check(&Oracle::new(&played), &played.log, promise_of(how), Effort::All { at_most: 64 }).map(|_| ())
+fn run_all(ops: &[Op], config: RunConfig) -> Result<(), Violation> {
+    let trace = run(&workload::small(ops, 0), config);
+    check(&Oracle::new(&trace), &trace.log, promise_of(config), Exploration::Exhaustive { at_most: 64 })
+        .map(|_| ())
 }
 
 /// What goes wrong only when something happens while a sync runs.
 #[test]
 fn mistakes_about_syncs_that_run_are_noticed() {
-    use Letter::{Flush, FlushElsewhere, Whole, WholeElsewhere};
+    use Op::{Flush, FlushElsewhere, Whole, WholeElsewhere};
     let cases = [
-        (Mistake::CleanAfterSync, &[Whole, Flush, WholeElsewhere, FlushElsewhere][..], [0, 1, 9]),
-        (Mistake::AnswerDuringSync, &[Whole, Flush, FlushElsewhere][..], [0, 1, 0]),
+        (Bug::CleanAfterSync, &[Whole, Flush, WholeElsewhere, FlushElsewhere][..], [0, 1, 9]),
+        (Bug::AnswerDuringSync, &[Whole, Flush, FlushElsewhere][..], [0, 1, 0]),
     ];
     for kind in SYNCED {
-        for (mistake, letters, turns) in cases {
-            let right = Play { pace: Pace::Steps(turns), ..Play::on(kind, true) };
-            assert_eq!(play_all(letters, right), Ok(()), "{right:?}");
-            let wrong = Play { mistake: Some(mistake), ..right };
-            assert!(play_all(letters, wrong).is_err(), "{wrong:?}");
-            let in_turn = Play { pace: Pace::AtOnce, ..wrong };
-            assert_eq!(play_all(letters, in_turn), Ok(()), "one after the other all is well: {in_turn:?}");
+        for (bug, ops, turns) in cases {
+            let right = RunConfig { schedule: Schedule::AfterBatches(turns), ..RunConfig::on(kind, true) };
+            assert_eq!(run_all(ops, right), Ok(()), "{right:?}");
+            let wrong = RunConfig { bug: Some(bug), ..right };
+            assert!(run_all(ops, wrong).is_err(), "{wrong:?}");
+            let in_turn = RunConfig { schedule: Schedule::AtOnce, ..wrong };
+            assert_eq!(run_all(ops, in_turn), Ok(()), "one after the other all is well: {in_turn:?}");
         }
     }
 }

@@ -72,7 +72,7 @@ pub(super) struct Queue {
 impl Client {
     /// Connects, and sets up the queues for `work`.
     pub(super) fn connect(socket: &Path, work: &Work) -> Result<Self, BenchError> {
-        let mut transport = shake_hands(socket, work.packed)?;
+        let mut transport = negotiate_within_limit(socket, work.packed)?;
         let disk = describe(&*transport, socket)?;
         let count = usize::from(work.queues.get());
         if disk.queues < count {
@@ -100,8 +100,8 @@ impl Client {
     }
 
     /// Connects for a look at the disk, and leaves again.
-    pub(super) fn look(socket: &Path, packed: bool) -> Result<Disk, BenchError> {
-        let transport = shake_hands(socket, packed)?;
+    pub(super) fn inspect(socket: &Path, packed: bool) -> Result<Disk, BenchError> {
+        let transport = negotiate_within_limit(socket, packed)?;
         let transport: Arc<VirtioBlkTransport> = Arc::from(transport);
         describe(&*transport, socket)
     }
@@ -126,13 +126,13 @@ fn within_limit<T: Send + 'static>(
     })
 }
 
-fn shake_hands(socket: &Path, packed: bool) -> Result<Box<VirtioBlkTransport>, BenchError> {
+fn negotiate_within_limit(socket: &Path, packed: bool) -> Result<Box<VirtioBlkTransport>, BenchError> {
     let path = socket.to_owned();
-    within_limit(socket, move || handshake(&path, packed))?
+    within_limit(socket, move || negotiate(&path, packed))?
 }
 
 /// Rings are packed if it is asked for, or not at all.
-fn handshake(socket: &Path, packed: bool) -> Result<Box<VirtioBlkTransport>, BenchError> {
+fn negotiate(socket: &Path, packed: bool) -> Result<Box<VirtioBlkTransport>, BenchError> {
     let to_error = |source: io::Error| {
         let socket = socket.to_owned();
         match source.raw_os_error() {

@@ -22,7 +22,7 @@ const LONGEST_NS: u64 = 3_600_000_000_000;
 
 /// What a queue did in a round.
 #[derive(Debug, Clone)]
-pub(super) struct Tally {
+pub(super) struct Counts {
     pub(super) reads: u64,
     pub(super) writes: u64,
     /// From the first request's begin to the last one's end.
@@ -74,14 +74,14 @@ impl Shared {
 
 /// The part of the disk that belongs to a queue: so many blocks from one on.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Share {
+pub(super) struct BlockRange {
     pub(super) first: u64,
     pub(super) count: u64,
 }
 
 /// A request under way.
 #[derive(Debug, Clone, Copy)]
-struct Slot {
+struct InFlight {
     start: Instant,
     block: u64,
     is_write: bool,
@@ -92,10 +92,10 @@ pub(super) struct Load<'a> {
     queue: &'a mut Queue,
     socket: &'a Path,
     work: &'a Work,
-    share: Share,
+    range: BlockRange,
     /// Where blocks are verified.
     blocks: Option<&'a mut Blocks>,
-    slots: Vec<Option<Slot>>,
+    slots: Vec<Option<InFlight>>,
     free: Vec<u16>,
     done: Vec<(u16, i32)>,
     scratch: Vec<u8>,
@@ -110,7 +110,7 @@ impl<'a> Load<'a> {
         queue: &'a mut Queue,
         socket: &'a Path,
         work: &'a Work,
-        share: Share,
+        range: BlockRange,
         blocks: Option<&'a mut Blocks>,
     ) -> Self {
         let depth = work.depth.get();
@@ -119,23 +119,23 @@ impl<'a> Load<'a> {
             queue,
             socket,
             work,
-            share,
+            range,
             blocks,
             slots: vec![None; usize::from(depth)],
             free: (0..depth).rev().collect(),
             done: Vec::with_capacity(usize::from(depth)),
             scratch: vec![0; block_bytes],
-            random: verify::mix(share.first ^ u64::from(std::process::id())),
+            random: verify::mix(range.first ^ u64::from(std::process::id())),
             next: 0,
             reads_back: false,
         }
     }
 
     /// Begins requests for `time`, and waits until all are done.
-    pub(super) fn run(&mut self, time: Duration, shared: &Shared) -> Result<Tally, BenchError> {
+    pub(super) fn run(&mut self, time: Duration, shared: &Shared) -> Result<Counts, BenchError> {
         self.queue.drain_calls().map_err(|source| self.local("read the call's eventfd", source))?;
         (self.queue.kicks, self.queue.calls) = (0, 0);
-        let mut tally = Tally {
+        let mut counts = Counts {
             reads: 0,
             writes: 0,
             time: Duration::ZERO,
@@ -153,20 +153,20 @@ impl<'a> Load<'a> {
             if self.free.len() == self.slots.len() {
                 break;
             }
-            now = self.harvest(&mut tally, shared)?;
+            now = self.await_completions(&mut counts, shared)?;
         }
         self.queue.drain_calls().map_err(|source| self.local("read the call's eventfd", source))?;
-        tally.time = now.duration_since(begin);
-        tally.cpu = cpu::of_this_thread().saturating_sub(cpu);
-        (tally.kicks, tally.calls) = (self.queue.kicks, self.queue.calls);
-        Ok(tally)
+        counts.time = now.duration_since(begin);
+        counts.cpu = cpu::of_this_thread().saturating_sub(cpu);
+        (counts.kicks, counts.calls) = (self.queue.kicks, self.queue.calls);
+        Ok(counts)
     }
 
     /// Reads every block that was written, once, and checks it.
     pub(super) fn read_back(&mut self, shared: &Shared) -> Result<u64, BenchError> {
         (self.reads_back, self.next) = (true, 0);
-        let tally = self.run(Duration::MAX, shared)?;
-        Ok(tally.reads)
+        let counts = self.run(Duration::MAX, shared)?;
+        Ok(counts.reads)
     }
 
     /// Has a request in each free slot, and tells the back-end once.
@@ -177,7 +177,7 @@ impl<'a> Load<'a> {
                 self.free.push(slot);
                 break;
             };
-            self.submit(slot, Slot { start, block, is_write })
+            self.submit(slot, InFlight { start, block, is_write })
                 .map_err(|source| self.local("put a request into the ring", source))?;
         }
         if self.free.len() < before {
@@ -186,7 +186,7 @@ impl<'a> Load<'a> {
         Ok(())
     }
 
-    fn submit(&mut self, number: u16, slot: Slot) -> io::Result<()> {
+    fn submit(&mut self, number: u16, slot: InFlight) -> io::Result<()> {
         let offset = self.offset(slot.block);
         if let Some(blocks) = &mut self.blocks {
             let block = index(slot.block);
@@ -217,10 +217,10 @@ impl<'a> Load<'a> {
         loop {
             let block = if self.work.rw.is_random() {
                 // The high bits of a product are as even as a remainder, and cheaper.
-                ((u128::from(self.draw()) * u128::from(self.share.count)) >> 64) as u64
+                ((u128::from(self.draw()) * u128::from(self.range.count)) >> 64) as u64
             } else {
                 let next = self.next;
-                self.next = (next + 1) % self.share.count;
+                self.next = (next + 1) % self.range.count;
                 next
             };
             if !self.blocks.as_ref().is_some_and(|blocks| blocks.is_busy(index(block))) {
@@ -239,7 +239,7 @@ impl<'a> Load<'a> {
     }
 
     /// Waits for completions and counts them; when they were seen.
-    fn harvest(&mut self, tally: &mut Tally, shared: &Shared) -> Result<Instant, BenchError> {
+    fn await_completions(&mut self, counts: &mut Counts, shared: &Shared) -> Result<Instant, BenchError> {
         let mut spins = 0;
         loop {
             self.queue.completions(&mut self.done);
@@ -269,7 +269,7 @@ impl<'a> Load<'a> {
         shared.add_done(self.queue.index, self.done.len() as u64);
         let mut done = std::mem::take(&mut self.done);
         for (number, errno) in done.drain(..) {
-            self.complete(number, errno, now, tally)?;
+            self.complete(number, errno, now, counts)?;
         }
         self.done = done;
         Ok(now)
@@ -280,7 +280,7 @@ impl<'a> Load<'a> {
         number: u16,
         errno: i32,
         now: Instant,
-        tally: &mut Tally,
+        counts: &mut Counts,
     ) -> Result<(), BenchError> {
         let Some(slot) = self.slots.get_mut(usize::from(number)).and_then(Option::take) else {
             return Ok(());
@@ -296,12 +296,12 @@ impl<'a> Load<'a> {
             });
         }
         let elapsed = now.saturating_duration_since(slot.start).as_nanos();
-        tally.latency.saturating_record(u64::try_from(elapsed).unwrap_or(LONGEST_NS));
-        *(if slot.is_write { &mut tally.writes } else { &mut tally.reads }) += 1;
+        counts.latency.saturating_record(u64::try_from(elapsed).unwrap_or(LONGEST_NS));
+        *(if slot.is_write { &mut counts.writes } else { &mut counts.reads }) += 1;
         self.check(number, slot)
     }
 
-    fn check(&mut self, number: u16, slot: Slot) -> Result<(), BenchError> {
+    fn check(&mut self, number: u16, slot: InFlight) -> Result<(), BenchError> {
         let offset = self.offset(slot.block);
         let Some(blocks) = &mut self.blocks else { return Ok(()) };
         let block = index(slot.block);
@@ -326,7 +326,7 @@ impl<'a> Load<'a> {
 
     /// Where on the disk a block of the share is, in bytes.
     fn offset(&self, block: u64) -> u64 {
-        (self.share.first + block) * u64::from(self.work.block_bytes)
+        (self.range.first + block) * u64::from(self.work.block_bytes)
     }
 
     fn local(&self, step: &'static str, source: io::Error) -> BenchError {

@@ -5,7 +5,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use crate::tools::bench::client::{Client, Disk, Monitor, Queue};
-use crate::tools::bench::load::{Load, Share, Shared, Tally};
+use crate::tools::bench::load::{BlockRange, Counts, Load, Shared};
 use crate::tools::bench::verify::Blocks;
 use crate::tools::bench::{BenchError, Peer, Work, cpu};
 
@@ -29,10 +29,10 @@ const MOST_BLOCKS: u64 = 1 << 28;
 
 /// A back-end under test, from one round to the next.
 #[derive(Debug)]
-pub(super) struct Subject {
+pub(super) struct Target {
     pub(super) peer: Peer,
     pub(super) disk: Disk,
-    shares: Vec<Share>,
+    ranges: Vec<BlockRange>,
     /// What each queue has written; empty where nothing is verified.
     blocks: Vec<Blocks>,
 }
@@ -41,15 +41,15 @@ pub(super) struct Subject {
 #[derive(Debug)]
 pub(super) struct Round {
     /// One for each queue.
-    pub(super) tallies: Vec<Tally>,
+    pub(super) counts: Vec<Counts>,
     /// The back-end's CPU time, where its process is known.
     pub(super) server_cpu: Option<Duration>,
 }
 
-impl Subject {
+impl Target {
     /// Looks at the back-end, and refuses what it cannot do before anything is written.
-    pub(super) fn look(peer: &Peer, work: &Work, run: u32) -> Result<Self, BenchError> {
-        let disk = Client::look(&peer.socket, work.packed)?;
+    pub(super) fn inspect(peer: &Peer, work: &Work, run: u32) -> Result<Self, BenchError> {
+        let disk = Client::inspect(&peer.socket, work.packed)?;
         let socket = || peer.socket.clone();
         if let Some(pid) = peer.pid {
             cpu::of_process(pid)?;
@@ -72,10 +72,10 @@ impl Subject {
             return Err(BenchError::Span { socket: socket(), bytes, too_large });
         }
         let queues = u64::from(work.queues.get());
-        let shares: Vec<_> = (0..queues).map(|queue| Share { first: queue * count, count }).collect();
-        let table = |_: &Share| Blocks::new(run, usize::try_from(count).unwrap_or(usize::MAX));
-        let blocks = if work.verify { shares.iter().map(table).collect() } else { Vec::new() };
-        Ok(Self { peer: peer.clone(), disk, shares, blocks })
+        let ranges: Vec<_> = (0..queues).map(|queue| BlockRange { first: queue * count, count }).collect();
+        let table = |_: &BlockRange| Blocks::new(run, usize::try_from(count).unwrap_or(usize::MAX));
+        let blocks = if work.verify { ranges.iter().map(table).collect() } else { Vec::new() };
+        Ok(Self { peer: peer.clone(), disk, ranges, blocks })
     }
 
     /// Warms up, and measures for `runtime`; `watch` is told now and then how many requests are done and since when.
@@ -91,19 +91,19 @@ impl Subject {
         let pid = self.peer.pid;
         let mut loads = self.loads(&mut queues, work);
         let warm_up = (runtime / WARM_UP_DIVISOR).min(MOST_WARM_UP);
-        together(&mut loads, &monitor, &mut |_, _| {}, |load, shared| load.run(warm_up, shared))?;
+        run_all(&mut loads, &monitor, &mut |_, _| {}, |load, shared| load.run(warm_up, shared))?;
         let before = pid.map(cpu::of_process).transpose()?;
-        let tallies = together(&mut loads, &monitor, watch, |load, shared| load.run(runtime, shared))?;
+        let counts = run_all(&mut loads, &monitor, watch, |load, shared| load.run(runtime, shared))?;
         let after = pid.map(cpu::of_process).transpose()?;
         let server_cpu = after.zip(before).map(|(after, before)| after.saturating_sub(before));
-        Ok(Round { tallies, server_cpu })
+        Ok(Round { counts, server_cpu })
     }
 
     /// Reads back what was written; how many blocks that were.
     pub(super) fn read_back(&mut self, work: &Work) -> Result<u64, BenchError> {
         let Client { mut queues, monitor } = Client::connect(&self.peer.socket, work)?;
         let mut loads = self.loads(&mut queues, work);
-        let counts = together(&mut loads, &monitor, &mut |_, _| {}, Load::read_back)?;
+        let counts = run_all(&mut loads, &monitor, &mut |_, _| {}, Load::read_back)?;
         Ok(counts.into_iter().sum())
     }
 
@@ -111,13 +111,13 @@ impl Subject {
         self.blocks.iter_mut().for_each(Blocks::settle);
         let mut blocks = self.blocks.iter_mut();
         let socket = self.peer.socket.as_path();
-        let queues = queues.iter_mut().zip(&self.shares);
-        queues.map(|(queue, share)| Load::new(queue, socket, work, *share, blocks.next())).collect()
+        let queues = queues.iter_mut().zip(&self.ranges);
+        queues.map(|(queue, range)| Load::new(queue, socket, work, *range, blocks.next())).collect()
     }
 }
 
 /// Has every load do the same at once, each on its thread, and watches over them.
-fn together<'a, T: Send>(
+fn run_all<'a, T: Send>(
     loads: &mut [Load<'a>],
     monitor: &Monitor,
     watch: &mut dyn FnMut(u64, Duration),

@@ -6,7 +6,7 @@ use std::path::Path;
 use plotters::coord::combinators::BindKeyPoints;
 use plotters::prelude::*;
 
-use crate::tools::bench::report::{PeerReport, Point};
+use crate::tools::bench::report::{DepthReport, PeerReport};
 use crate::tools::bench::text::title;
 use crate::tools::bench::{BenchError, Report};
 
@@ -27,7 +27,7 @@ const TITLE: (&str, u32) = ("sans-serif", 22);
 const CAPTION: (&str, u32) = ("sans-serif", 18);
 const LABEL: (&str, u32) = ("sans-serif", 14);
 
-type Drawn = Result<(), Box<dyn Error>>;
+type DrawResult = Result<(), Box<dyn Error>>;
 
 /// Draws a report into an SVG file.
 ///
@@ -40,7 +40,7 @@ pub fn draw(report: &Report, path: &Path) -> Result<(), BenchError> {
     std::fs::write(path, text).map_err(|error| failed(error.to_string()))
 }
 
-fn picture(report: &Report, text: &mut String) -> Drawn {
+fn picture(report: &Report, text: &mut String) -> DrawResult {
     let root = SVGBackend::with_string(text, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
     let (head, body) = root.split_vertically(HEAD_PIXELS);
@@ -55,7 +55,7 @@ fn picture(report: &Report, text: &mut String) -> Drawn {
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 
 /// What was measured, and which line is whose.
-fn legend(report: &Report, area: &Area<'_>) -> Drawn {
+fn legend(report: &Report, area: &Area<'_>) -> DrawResult {
     area.draw(&Text::new(title(report), (20, 12), TITLE.into_font()))?;
     for ((peer, colour), y) in report.peers.iter().zip(COLOURS).zip([44, 68]) {
         area.draw(&PathElement::new([(20, y + 8), (60, y + 8)], colour.stroke_width(2)))?;
@@ -77,7 +77,7 @@ where
 }
 
 /// Nines of a percentile: 0 is the shortest latency, 1 is 90 %, 2 is 99 % …
-fn nines(point: &Point) -> Vec<(f64, f64)> {
+fn nines(point: &DepthReport) -> Vec<(f64, f64)> {
     let count = (point.histogram.len().max(1) as f64).log10();
     let steps = 0..=STEPS;
     let at = |step: u16| {
@@ -94,7 +94,7 @@ fn count_of_nines(right: f64) -> usize {
 }
 
 /// The latency that so many of a thousand, or a million, requests stay under.
-fn latencies(report: &Report, area: &Area<'_>) -> Drawn {
+fn latencies(report: &Report, area: &Area<'_>) -> DrawResult {
     let last = report.peers.iter().filter_map(|peer| peer.depths.last());
     let lines: Vec<_> = last.map(nines).collect();
     let points = || lines.iter().flatten();
@@ -146,7 +146,7 @@ fn ticks(low: f64, high: f64) -> Vec<f64> {
 }
 
 /// Requests a second at each depth, with the spread of the rounds.
-fn throughput(report: &Report, area: &Area<'_>) -> Drawn {
+fn throughput(report: &Report, area: &Area<'_>) -> DrawResult {
     let depths: Vec<u16> = report
         .peers
         .first()

@@ -5,7 +5,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use crate::tools::bench::load::{Tally, histogram};
+use crate::tools::bench::load::{Counts, histogram};
 use crate::tools::bench::measure::Round;
 use crate::tools::bench::{Plan, Waiting};
 
@@ -48,12 +48,12 @@ pub struct PeerReport {
     /// Blocks that were read back and checked after the last round.
     pub blocks_read_back: u64,
     /// One for each depth, the smallest first.
-    pub depths: Vec<Point>,
+    pub depths: Vec<DepthReport>,
 }
 
 /// What was found of a back-end at one depth: all rounds together.
 #[derive(Debug, Clone, Serialize)]
-pub struct Point {
+pub struct DepthReport {
     /// Requests under way in each queue.
     pub iodepth: u16,
     /// Requests a second, over the rounds.
@@ -161,21 +161,21 @@ impl Spread {
     }
 }
 
-impl Point {
+impl DepthReport {
     /// Adds up the rounds at one depth.
     pub(super) fn of(iodepth: u16, block_bytes: u32, rounds: &[Round]) -> Self {
         let mut histogram = histogram();
-        let tallies = || rounds.iter().flat_map(|round| &round.tallies);
-        for tally in tallies() {
+        let counts = || rounds.iter().flat_map(|round| &round.counts);
+        for counts in counts() {
             // Both have the same limits.
-            let _ = histogram.add(&tally.latency);
+            let _ = histogram.add(&counts.latency);
         }
-        let sum = |of: fn(&Tally) -> u64| tallies().map(of).sum::<u64>();
+        let sum = |of: fn(&Counts) -> u64| counts().map(of).sum::<u64>();
         let (reads, writes, kicks, calls) =
             (sum(|it| it.reads), sum(|it| it.writes), sum(|it| it.kicks), sum(|it| it.calls));
         let requests = reads + writes;
         let each = |total: f64| total / (requests.max(1) as f64);
-        let client_cpu: Duration = tallies().map(|tally| tally.cpu).sum();
+        let client_cpu: Duration = counts().map(|counts| counts.cpu).sum();
         let server_cpu: Option<Duration> = rounds.iter().map(|round| round.server_cpu).sum();
         let reports: Vec<_> = rounds.iter().map(RoundReport::of).collect();
         let iops = Spread::of(reports.iter().map(|round| round.iops));
@@ -210,11 +210,11 @@ impl RoundReport {
     fn of(round: &Round) -> Self {
         let mut latency = histogram();
         let (mut requests, mut time, mut client_cpu) = (0, Duration::ZERO, Duration::ZERO);
-        for tally in &round.tallies {
-            let _ = latency.add(&tally.latency);
-            requests += tally.reads + tally.writes;
-            time = time.max(tally.time);
-            client_cpu += tally.cpu;
+        for counts in &round.counts {
+            let _ = latency.add(&counts.latency);
+            requests += counts.reads + counts.writes;
+            time = time.max(counts.time);
+            client_cpu += counts.cpu;
         }
         let seconds = time.as_secs_f64();
         let each = |time: Duration| time.as_nanos() as f64 / (requests.max(1) as f64);
@@ -244,7 +244,7 @@ impl Latency {
 }
 
 impl Ratio {
-    fn of(a: &Point, b: &Point) -> Self {
+    fn of(a: &DepthReport, b: &DepthReport) -> Self {
         let pairs = || a.rounds.iter().zip(&b.rounds);
         let server_cpu: Option<Vec<f64>> = pairs()
             .map(|(a, b)| Some(quotient(a.server_cpu_ns_per_request?, b.server_cpu_ns_per_request?)))
@@ -296,7 +296,7 @@ mod tests {
     fn round(latencies_ns: &[u64], seconds: u64, server_cpu_ns: u64) -> Round {
         let mut latency = histogram();
         latencies_ns.iter().for_each(|ns| latency.record(*ns).unwrap());
-        let tally = Tally {
+        let counts = Counts {
             reads: latencies_ns.len() as u64 - 1,
             writes: 1,
             time: Duration::from_secs(seconds),
@@ -305,7 +305,7 @@ mod tests {
             kicks: 2,
             calls: 1,
         };
-        Round { tallies: vec![tally.clone(), tally], server_cpu: Some(Duration::from_nanos(server_cpu_ns)) }
+        Round { counts: vec![counts.clone(), counts], server_cpu: Some(Duration::from_nanos(server_cpu_ns)) }
     }
 
     #[test]
@@ -317,7 +317,8 @@ mod tests {
 
     #[test]
     fn rounds_are_added_up() {
-        let point = Point::of(4, 512, &[round(&[100, 200, 300], 2, 60), round(&[100, 200, 900], 1, 120)]);
+        let point =
+            DepthReport::of(4, 512, &[round(&[100, 200, 300], 2, 60), round(&[100, 200, 900], 1, 120)]);
         assert_eq!((point.requests, point.reads, point.writes, point.bytes), (12, 8, 4, 6144));
         assert_eq!(point.seconds, 3.0, "the queues of a round run at once");
         assert_eq!(point.iops, Spread { median: 4.5, min: 3.0, max: 6.0 });
@@ -328,8 +329,8 @@ mod tests {
 
     #[test]
     fn ratios_are_those_of_neighbours() {
-        let a = Point::of(1, 512, &[round(&[100; 8], 1, 10), round(&[400; 8], 1, 10)]);
-        let b = Point::of(1, 512, &[round(&[200; 4], 1, 20), round(&[200; 8], 1, 20)]);
+        let a = DepthReport::of(1, 512, &[round(&[100; 8], 1, 10), round(&[400; 8], 1, 10)]);
+        let b = DepthReport::of(1, 512, &[round(&[200; 4], 1, 20), round(&[200; 8], 1, 20)]);
         let ratio = Ratio::of(&a, &b);
         assert_eq!(ratio.iops, Spread { median: 1.5, min: 1.0, max: 2.0 });
         assert_eq!(ratio.latency_p50, Spread { median: 1.25, min: 0.5, max: 2.0 });

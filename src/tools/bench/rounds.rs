@@ -3,9 +3,9 @@
 use std::num::NonZeroU16;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::tools::bench::measure::{Round, Subject};
+use crate::tools::bench::measure::{Round, Target};
 use crate::tools::bench::progress::Progress;
-use crate::tools::bench::report::{PeerReport, Point};
+use crate::tools::bench::report::{DepthReport, PeerReport};
 use crate::tools::bench::verify::mix;
 use crate::tools::bench::{BenchError, Plan, Report};
 
@@ -21,32 +21,32 @@ const NAMES: [&str; 2] = ["A", "B"];
 pub fn run(plan: &Plan) -> Result<Report, BenchError> {
     plan.work.check()?;
     let run = run_number();
-    let subjects = plan.peers.iter().map(|peer| Subject::look(peer, &plan.work, run));
-    let mut subjects = subjects.collect::<Result<Vec<_>, _>>()?;
+    let targets = plan.peers.iter().map(|peer| Target::inspect(peer, &plan.work, run));
+    let mut targets = targets.collect::<Result<Vec<_>, _>>()?;
     let depths = plan.depths();
     let rounds = usize::from(plan.rounds.get());
-    let mut progress = Progress::new(depths.len() * rounds * subjects.len(), plan.progress);
-    let mut points: Vec<Vec<Point>> = subjects.iter().map(|_| Vec::new()).collect();
+    let mut progress = Progress::new(depths.len() * rounds * targets.len(), plan.progress);
+    let mut points: Vec<Vec<DepthReport>> = targets.iter().map(|_| Vec::new()).collect();
     for depth in depths {
-        let mut found: Vec<Vec<Round>> = subjects.iter().map(|_| Vec::new()).collect();
+        let mut found: Vec<Vec<Round>> = targets.iter().map(|_| Vec::new()).collect();
         for _ in 0..rounds {
-            for ((subject, found), name) in subjects.iter_mut().zip(&mut found).zip(NAMES) {
-                found.push(one_round(plan, depth, subject, name, &mut progress)?);
+            for ((target, found), name) in targets.iter_mut().zip(&mut found).zip(NAMES) {
+                found.push(one_round(plan, depth, target, name, &mut progress)?);
             }
         }
         for (points, rounds) in points.iter_mut().zip(&found) {
-            points.push(Point::of(depth.get(), plan.work.block_bytes, rounds));
+            points.push(DepthReport::of(depth.get(), plan.work.block_bytes, rounds));
         }
     }
     let mut peers = Vec::new();
-    for ((subject, depths), name) in subjects.iter_mut().zip(points).zip(NAMES) {
+    for ((target, depths), name) in targets.iter_mut().zip(points).zip(NAMES) {
         let reads_back = plan.work.verify && plan.work.rw.writes();
-        let blocks_read_back = if reads_back { subject.read_back(&plan.work)? } else { 0 };
+        let blocks_read_back = if reads_back { target.read_back(&plan.work)? } else { 0 };
         peers.push(PeerReport {
             name,
-            socket: subject.peer.socket.display().to_string(),
-            capacity_bytes: subject.disk.capacity_bytes,
-            server_pid: subject.peer.pid,
+            socket: target.peer.socket.display().to_string(),
+            capacity_bytes: target.disk.capacity_bytes,
+            server_pid: target.peer.pid,
             blocks_read_back,
             depths,
         });
@@ -57,15 +57,15 @@ pub fn run(plan: &Plan) -> Result<Report, BenchError> {
 fn one_round(
     plan: &Plan,
     depth: NonZeroU16,
-    subject: &mut Subject,
+    target: &mut Target,
     name: &str,
     progress: &mut Progress,
 ) -> Result<Round, BenchError> {
-    progress.begin(format!("{name} {} · iodepth {depth}", subject.peer.socket.display()));
+    progress.begin(format!("{name} {} · iodepth {depth}", target.peer.socket.display()));
     let mut watch = |done, time| progress.tick(done, time, plan.runtime);
-    let round = subject.measure(&plan.work.at(depth), plan.runtime, &mut watch)?;
-    let requests = round.tallies.iter().map(|tally| tally.reads + tally.writes).sum();
-    let time = round.tallies.iter().map(|tally| tally.time).max().unwrap_or_default();
+    let round = target.measure(&plan.work.at(depth), plan.runtime, &mut watch)?;
+    let requests = round.counts.iter().map(|counts| counts.reads + counts.writes).sum();
+    let time = round.counts.iter().map(|counts| counts.time).max().unwrap_or_default();
     progress.end(requests, time);
     Ok(round)
 }

@@ -3,15 +3,15 @@
 use std::fmt;
 
 use crate::tools::bench::Report;
-use crate::tools::bench::report::{Point, Ratio, Spread};
+use crate::tools::bench::report::{DepthReport, Ratio, Spread};
 
 const NAME_WIDTH: usize = 22;
 const WIDTH: usize = 18;
 
 /// A line of the table: its name, how it is taken from a point, and from a ratio.
-type Line = (&'static str, fn(&Point) -> String, fn(&Ratio) -> Option<Spread>);
+type Row = (&'static str, fn(&DepthReport) -> String, fn(&Ratio) -> Option<Spread>);
 
-const LINES: [Line; 12] = [
+const ROWS: [Row; 12] = [
     ("IOPS", |it| thousands(it.iops.median), |ratio| Some(ratio.iops)),
     ("  lowest round", |it| thousands(it.iops.min), |_| None),
     ("  highest round", |it| thousands(it.iops.max), |_| None),
@@ -55,7 +55,7 @@ impl Report {
             write!(f, "{:>WIDTH$}", peer.name)?;
         }
         writeln!(f, "{}", if self.ratios.is_empty() { "" } else { "    A / B (lowest – highest round)" })?;
-        for (name, value, ratio) in LINES {
+        for (name, value, ratio) in ROWS {
             write!(f, "{name:<NAME_WIDTH$}")?;
             for point in &points {
                 write!(f, "{:>WIDTH$}", value(point))?;

@@ -81,14 +81,14 @@ pub struct Stock<D: Disk> {
     can_flush: AtomicBool,
     /// A ring has run.
     has_run: AtomicBool,
-    lanes: Box<[Mutex<Lane>]>,
+    states: Box<[Mutex<QueueState>]>,
     log_limit: LogLimit,
 }
 
 /// What the thread of a queue works with. It holds the lock for a batch at a time, and nobody else wants it but
 /// when the memory changes.
 #[derive(Debug)]
-struct Lane {
+struct QueueState {
     /// For the ring.
     guest: Arc<GuestMemoryMmap>,
     /// For the requests: another mapping of the same memory, in which faults are contained.
@@ -100,7 +100,7 @@ struct Lane {
 
 /// Why a ring does not go on.
 #[derive(Debug, thiserror::Error)]
-enum Broken {
+enum QueueError {
     #[error(transparent)]
     Chain(#[from] RingError),
     #[error(transparent)]
@@ -114,7 +114,7 @@ impl<D: Disk> Stock<D> {
     /// As [`fault::install`], which it calls.
     pub fn new(device: Arc<Device<D>>) -> io::Result<Self> {
         fault::install()?;
-        let no_memory = || Lane {
+        let without_memory = || QueueState {
             guest: Arc::default(),
             gatherer: Gatherer::new(Arc::default()),
             counters: Counters::default(),
@@ -125,7 +125,7 @@ impl<D: Disk> Stock<D> {
             cache: CacheMode::unknown(device.disk().initial_writeback()),
             can_flush: AtomicBool::new(false),
             has_run: AtomicBool::new(false),
-            lanes: (0..queues).map(|_| Mutex::new(no_memory())).collect(),
+            states: (0..queues).map(|_| Mutex::new(without_memory())).collect(),
             log_limit: LogLimit::default(),
             device,
         })
@@ -134,7 +134,7 @@ impl<D: Disk> Stock<D> {
     /// What its rings have done so far.
     pub fn counters(&self) -> Counters {
         let mut sum = Counters::default();
-        self.lanes.iter().for_each(|lane| sum.add(&lock(lane).counters));
+        self.states.iter().for_each(|state| sum.add(&lock(state).counters));
         sum
     }
 
@@ -143,8 +143,8 @@ impl<D: Disk> Stock<D> {
     }
 
     /// Works off what is available, at most once round the ring, and says whether more has come meanwhile.
-    fn serve(&self, vring: &mut VringState, lane: &mut Lane) -> Result<bool, Broken> {
-        let Lane { guest, gatherer, counters, sliced } = lane;
+    fn serve(&self, vring: &mut VringState, state: &mut QueueState) -> Result<bool, QueueError> {
+        let QueueState { guest, gatherer, counters, sliced } = state;
         let (guest, ring) = (&**guest, vring.get_queue_mut());
         ring.disable_notification(guest)?;
         // What left this thread was finished, so the used index says where to go on, whatever base was sent.
@@ -171,7 +171,7 @@ impl<D: Disk> Stock<D> {
         gatherer: &mut Gatherer,
         counters: &mut Counters,
         sliced: &mut SlicedRequest,
-    ) -> Result<Completion, Broken> {
+    ) -> Result<Completion, QueueError> {
         let (head, mut is_cut) = (chain.head_index(), false);
         let buffers = chain.map(|descriptor| {
             // The iterator ends where it cannot go on, as if the chain ended there.
@@ -230,8 +230,8 @@ impl Wake for Unpark {
     }
 }
 
-fn lock(lane: &Mutex<Lane>) -> MutexGuard<'_, Lane> {
-    lane.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(state: &Mutex<QueueState>) -> MutexGuard<'_, QueueState> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Maps the regions once more, for the requests.
@@ -262,7 +262,7 @@ impl<D: Disk> VhostUserBackend for Stock<D> {
     type Vring = VringRwLock;
 
     fn num_queues(&self) -> usize {
-        self.lanes.len()
+        self.states.len()
     }
 
     fn max_queue_size(&self) -> usize {
@@ -289,7 +289,7 @@ impl<D: Disk> VhostUserBackend for Stock<D> {
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
         let writeback = self.cache.show_writeback(!self.has_run.load(Ordering::Acquire));
-        let queues = u16::try_from(self.lanes.len()).unwrap_or(MAX_QUEUES);
+        let queues = u16::try_from(self.states.len()).unwrap_or(MAX_QUEUES);
         let space = ConfigSpace { queues, ..self.device.config_space(writeback) };
         space.read(offset, usize::try_from(size).unwrap_or(0))
     }
@@ -299,7 +299,7 @@ impl<D: Disk> VhostUserBackend for Stock<D> {
             return Err(io::Error::other("only the writeback byte of the configuration can be written"));
         };
         // No request is under way meanwhile; and what was acknowledged before the switch persists first.
-        let _quiet: Vec<_> = self.lanes.iter().map(lock).collect();
+        let _quiet: Vec<_> = self.states.iter().map(lock).collect();
         self.cache.set_writeback(*writeback == 1);
         self.device.disk().flush().map_err(io::Error::other)
     }
@@ -307,17 +307,17 @@ impl<D: Disk> VhostUserBackend for Stock<D> {
     fn update_memory(&self, memory: GuestMemoryAtomic<GuestMemoryMmap>) -> io::Result<()> {
         let guest = memory.memory().into_inner();
         let table = Arc::new(table_of(&guest).map_err(io::Error::other)?);
-        for lane in &self.lanes {
-            let mut lane = lock(lane);
-            lane.guest = guest.clone();
-            lane.gatherer = Gatherer::new(table.clone());
+        for state in &self.states {
+            let mut state = lock(state);
+            state.guest = guest.clone();
+            state.gatherer = Gatherer::new(table.clone());
         }
         Ok(())
     }
 
     /// One queue each, so that none waits for another one's flush.
     fn queues_per_thread(&self) -> Vec<u64> {
-        (0..self.lanes.len()).map(|queue| 1 << queue).collect()
+        (0..self.states.len()).map(|queue| 1 << queue).collect()
     }
 
     fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
@@ -331,7 +331,7 @@ impl<D: Disk> VhostUserBackend for Stock<D> {
         vrings: &[VringRwLock],
         thread: usize,
     ) -> io::Result<()> {
-        let (Some(vring), Some(lane)) = (vrings.get(usize::from(event)), self.lanes.get(thread)) else {
+        let (Some(vring), Some(state)) = (vrings.get(usize::from(event)), self.states.get(thread)) else {
             return Ok(());
         };
         self.has_run.store(true, Ordering::Release);
@@ -341,14 +341,14 @@ impl<D: Disk> VhostUserBackend for Stock<D> {
             if !vring.is_enabled() || !vring.get_queue().ready() {
                 return Ok(());
             }
-            let mut lane = lock(lane);
-            match self.serve(&mut vring, &mut lane) {
+            let mut state = lock(state);
+            match self.serve(&mut vring, &mut state) {
                 Ok(true) => {}
                 Ok(false) => return Ok(()),
                 Err(broken) => {
                     // An error from here would end the thread. The front-end can start the ring anew.
                     vring.get_queue_mut().set_ready(false);
-                    lane.counters.broken_rings += 1;
+                    state.counters.broken_rings += 1;
                     self.warn(Cause::RingBroken, "a ring is broken", &broken);
                     return Ok(());
                 }

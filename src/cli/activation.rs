@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::net::SocketAddrUnix;
 
 use crate::cli::inherited::{self, InheritedError};
-use crate::cli::notify::Manager;
+use crate::cli::notify::ServiceManager;
 use crate::config::{DiskConfig, SocketSource};
 use crate::vhost_user::Listener;
 
@@ -33,7 +33,7 @@ pub(super) enum ActivationError {
 
 /// A socket that the service manager is to keep.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct StoredSocket {
     disk: String,
     socket: OwnedFd,
 }
@@ -73,29 +73,29 @@ fn bound_path(socket: &OwnedFd) -> Option<PathBuf> {
 
 /// Binds the sockets of the other disks so that their paths stay when the process ends, if the service manager
 /// keeps descriptors. What cannot be bound is left to the server, which says why.
-pub(super) fn bind_kept(disks: &mut [DiskConfig], manager: Option<&Manager>) -> Vec<Kept> {
-    let Some(manager) = manager.filter(|manager| manager.keeps_descriptors()) else { return Vec::new() };
-    let mut kept = Vec::new();
+pub(super) fn bind_stored(disks: &mut [DiskConfig], manager: Option<&ServiceManager>) -> Vec<StoredSocket> {
+    let Some(manager) = manager.filter(|manager| manager.stores_descriptors()) else { return Vec::new() };
+    let mut stored = Vec::new();
     for disk in disks.iter_mut().filter(|disk| manager.can_name(&disk.name)) {
         let bound = disk.socket.path().and_then(|path| Listener::bind(path, &disk.access).ok());
-        let Some(Ok((socket, twin))) = bound.map(twice) else { continue };
+        let Some(Ok((socket, duplicate))) = bound.map(duplicated) else { continue };
         disk.socket = SocketSource::Fd(socket);
-        kept.push(Kept { disk: disk.name.clone(), socket: twin });
+        stored.push(StoredSocket { disk: disk.name.clone(), socket: duplicate });
     }
-    kept
+    stored
 }
 
-fn twice(listener: Listener) -> io::Result<(OwnedFd, OwnedFd)> {
+fn duplicated(listener: Listener) -> io::Result<(OwnedFd, OwnedFd)> {
     let socket = listener.keep()?;
-    let twin = socket.try_clone()?;
-    Ok((socket, twin))
+    let duplicate = socket.try_clone()?;
+    Ok((socket, duplicate))
 }
 
 /// Everything listens: says so, and hands over what is to be kept.
-pub(super) fn announce(manager: Option<&Manager>, kept: Vec<Kept>) {
+pub(super) fn notify_ready(manager: Option<&ServiceManager>, stored: Vec<StoredSocket>) {
     let Some(manager) = manager else { return };
-    for Kept { disk, socket } in kept {
-        if let Err(error) = manager.keep(&disk, socket.as_fd()) {
+    for StoredSocket { disk, socket } in stored {
+        if let Err(error) = manager.store(&disk, socket.as_fd()) {
             tracing::warn!(disk, %error, "the service manager does not keep the socket");
             if error.kind() == io::ErrorKind::WouldBlock {
                 // It takes nothing at all: the others need not wait for it as well.

@@ -6,7 +6,7 @@ use crate::api::{Endpoint, Serving};
 use crate::cli::activation;
 use crate::cli::exit::Failure;
 use crate::cli::limits;
-use crate::cli::notify::Manager;
+use crate::cli::notify::ServiceManager;
 use crate::cli::signals::CaughtSignals;
 use crate::config::ServerConfig;
 use crate::disk::Symlinks;
@@ -24,8 +24,8 @@ pub(super) fn run<T>(
     let signals = CaughtSignals::catch().map_err(Failure::Signals)?;
     let endpoint = metrics.map(|(path, symlinks)| Endpoint::bind(path, symlinks)).transpose()?;
     activation::take_passed(&mut config.disks)?;
-    let manager = Manager::find();
-    let kept = activation::bind_kept(&mut config.disks, manager.as_ref());
+    let manager = ServiceManager::find();
+    let stored = activation::bind_stored(&mut config.disks, manager.as_ref());
     config.should_stop = signals.should_stop();
     let server = match Server::start(config) {
         Err(ServerError::Stopped) => {
@@ -36,8 +36,8 @@ pub(super) fn run<T>(
     };
     let metrics: Option<Serving> = endpoint.map(|endpoint| endpoint.serve(server.collector())).transpose()?;
     let forwarder = signals.forward_to(server.stopper(), server.rescan());
-    activation::announce(manager.as_ref(), kept);
-    let _announcement = announce(server.disks());
+    activation::notify_ready(manager.as_ref(), stored);
+    let _pending = announce(server.disks());
     log(server.disks());
     if forwarder.is_err() {
         server.stopper().stop();

@@ -77,9 +77,9 @@ impl LogArgs {
         };
         let queue = LogQueue::start(std::io::stderr(), tell);
         self.subscribe(queue.clone());
-        let last_words = queue.clone();
+        let last_output = queue.clone();
         // The default one would wait for whoever reads standard error.
-        std::panic::set_hook(Box::new(move |panic| log_panic(panic, &last_words)));
+        std::panic::set_hook(Box::new(move |panic| log_panic(panic, &last_output)));
         Log(queue)
     }
 

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `serve`, `backend`, `info`, `bench`, `man` | one way to call the program each; `usage` lists them |
 //! | `disk_option`, `size`, `identity`, `inherited` | what is written on the command line, checked and typed |
-//! | `daemon`, `signals`, `logging`, `hints`, `activation`, `notify` | a server's life in the foreground |
+//! | `daemon`, `signals`, `logging`, `start_message`, `activation`, `notify` | a server's life in the foreground |
 //! | `exit` | every way to end, one code a cause |
 
 use std::ffi::OsString;
@@ -20,7 +20,6 @@ mod bench;
 mod daemon;
 mod disk_option;
 mod exit;
-mod hints;
 mod identity;
 mod info;
 mod inherited;
@@ -31,6 +30,7 @@ mod notify;
 mod serve;
 mod signals;
 mod size;
+mod start_message;
 mod usage;
 
 use exit::{Exit, Failure};

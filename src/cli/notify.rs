@@ -12,12 +12,12 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 
 /// The service manager that has started this process.
 #[derive(Debug)]
-pub(super) struct Manager {
+pub(super) struct ServiceManager {
     socket: UnixDatagram,
-    keeps_descriptors: bool,
+    stores_descriptors: bool,
 }
 
-impl Manager {
+impl ServiceManager {
     /// None where nobody wants to be told.
     pub(super) fn find() -> Option<Self> {
         let address = std::env::var_os("NOTIFY_SOCKET").filter(|it| !it.is_empty())?;
@@ -36,12 +36,12 @@ impl Manager {
         socket.set_write_timeout(Some(NOTIFY_TIMEOUT))?;
         // How many, set since systemd 254 by FileDescriptorStoreMax=.
         let most = std::env::var("FDSTORE").ok().and_then(|it| it.parse::<u32>().ok());
-        Ok(Self { socket, keeps_descriptors: most.is_some_and(|most| most != 0) })
+        Ok(Self { socket, stores_descriptors: most.is_some_and(|most| most != 0) })
     }
 
     /// Whether descriptors can be given to it for the next run.
-    pub(super) const fn keeps_descriptors(&self) -> bool {
-        self.keeps_descriptors
+    pub(super) const fn stores_descriptors(&self) -> bool {
+        self.stores_descriptors
     }
 
     /// Whether a descriptor can have this name there.
@@ -56,7 +56,7 @@ impl Manager {
     }
 
     /// The descriptor is to be passed to the next run, under this name.
-    pub(super) fn keep(&self, name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
+    pub(super) fn store(&self, name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
         self.send(format!("FDSTORE=1\nFDNAME={name}\n").as_bytes(), &[fd])
     }
 

@@ -13,7 +13,7 @@ use clap::Args;
 
 use crate::cli::disk_option::{self, Defaults, DiskOption};
 use crate::cli::exit::{self, Failure};
-use crate::cli::{daemon, hints};
+use crate::cli::{daemon, start_message};
 use crate::config::{CpuChoice, DiskConfig, ServerConfig};
 use crate::disk::{DeepFlush, Durability, Symlinks};
 use crate::limits::bounds::{LAST_OUTPUT_TIMEOUT, MAX_POLL_US};
@@ -149,10 +149,10 @@ fn warn_of_equal_serials(disks: &[DiskConfig]) {
 }
 
 /// The start message, on a thread that nobody waits for: standard output may be a pipe that is not read.
-fn announce(disks: &[DiskSummary]) -> Announcement {
-    let text: String = disks.iter().map(|disk| hints::Hints(disk).to_string()).collect();
+fn announce(disks: &[DiskSummary]) -> PendingMessage {
+    let text: String = disks.iter().map(|disk| start_message::StartMessage(disk).to_string()).collect();
     let (working, done) = mpsc::channel();
-    let thread = thread::spawn("hints", move || {
+    let thread = thread::spawn("start-message", move || {
         let _working: mpsc::Sender<()> = working;
         let mut out = io::stdout().lock();
         if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -163,13 +163,13 @@ fn announce(disks: &[DiskSummary]) -> Announcement {
     if let Err(error) = thread {
         tracing::warn!(%error, "no thread for the start message: it is not written");
     }
-    Announcement(done)
+    PendingMessage(done)
 }
 
 /// The start message on its way. Dropping it waits until it is out, but not for long.
-struct Announcement(mpsc::Receiver<()>);
+struct PendingMessage(mpsc::Receiver<()>);
 
-impl Drop for Announcement {
+impl Drop for PendingMessage {
     fn drop(&mut self) {
         // It fails as soon as the thread has ended.
         let _ = self.0.recv_timeout(LAST_OUTPUT_TIMEOUT);

@@ -13,9 +13,9 @@ const EXAMPLE_CPUS: u16 = 2;
 const EXAMPLE_MEMORY: &str = "4G";
 
 /// The start message of one disk.
-pub(super) struct Hints<'a>(pub(super) &'a DiskSummary);
+pub(super) struct StartMessage<'a>(pub(super) &'a DiskSummary);
 
-impl fmt::Display for Hints<'_> {
+impl fmt::Display for StartMessage<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let disk = self.0;
         let access = if disk.read_only { "read-only" } else { "read-write" };

@@ -1,20 +1,16 @@
-//! The device: executes what a chain asks and decides status and used length, in one place.
+//! The device: its disk, how it calls itself, its limits and features, and the flushes of its disk.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
 
-use super::cache::CacheMode;
 use super::config_space::ConfigSpace;
-use super::counters::{Counters, Effect};
+use super::counters::Counters;
 use super::features;
-use super::request::{ErrorStatus, OK, Operation, parse};
-use super::sliced::{Parts, SlicedRequest, takes_long};
+use super::request::ErrorStatus;
 use super::units::{Limits, SECTOR_BYTES, SEG_MAX};
-use crate::copy;
 use crate::disk::{Disk, DiskError, Flusher, GrowError, Ticket};
 use crate::log::{Cause, LogLimit};
-use crate::virtio::queue::{Chain, Completion, Head, HeldStatus, RingError, Status};
 
 /// How a disk calls itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,52 +35,6 @@ pub struct Device<D: Disk> {
     queues: u16,
     seg_max: u16,
     log_limit: Arc<LogLimit>,
-}
-
-/// What became of a request.
-#[derive(Debug)]
-pub enum Progress {
-    /// It is finished.
-    Completed(Completion),
-    /// It is done but for a flush that takes time: the ring waits for [`Device::begin_flush`].
-    Held(HeldRequest),
-    /// It takes long: [`Device::next_slice`] does one slice of it after the other, and answers in the end.
-    Sliced,
-}
-
-/// A request that is finished as soon as everything before it persists.
-#[derive(Debug)]
-#[must_use = "a held request must be settled, or its ring started anew"]
-pub struct HeldRequest {
-    completion: Completion,
-    status: HeldStatus,
-    effect: Effect,
-}
-
-impl HeldRequest {
-    /// Whether it is a flush: nothing that comes after it in the ring needs to wait with it.
-    pub const fn is_flush(&self) -> bool {
-        matches!(self.effect, Effect::Flushed)
-    }
-}
-
-/// What was done, or why not.
-pub(super) type Outcome = Result<Done, ErrorStatus>;
-
-/// A request that has not failed.
-pub(super) enum Done {
-    /// It is done and counted, and has written so many data bytes without a gap from the start of the
-    /// device-writable part.
-    Counted(u64),
-    /// It is done when everything before it persists.
-    Unflushed(Effect),
-}
-
-/// A request that is done and has written no data to the guest.
-#[inline]
-pub(super) const fn counted(effect: Effect, counters: &mut Counters) -> Done {
-    counters.count(effect);
-    Done::Counted(0)
 }
 
 impl<D: Disk> Device<D> {
@@ -165,66 +115,6 @@ impl<D: Disk> Device<D> {
         }
     }
 
-    /// Does what a chain asks, or begins to: `sliced` has room for one request that takes long, and must not have one that
-    /// is not finished.
-    ///
-    /// # Errors
-    /// [`RingError::GuestMemoryLost`] when there is no place for the answer any more.
-    #[inline]
-    pub fn execute(
-        &self,
-        chain: Chain<'_>,
-        cache: &CacheMode,
-        counters: &mut Counters,
-        sliced: &mut SlicedRequest,
-    ) -> Result<Progress, RingError> {
-        let Chain { head, header, flaw, readable, writable, status, data_bytes } = chain;
-        let outcome = match flaw {
-            None => match parse(&header, readable, writable, &self.limits()) {
-                Ok(operation) if takes_long(&operation) => {
-                    let parts = Parts { head, status, data_bytes };
-                    return self.begin(&operation, parts, sliced, counters);
-                }
-                Ok(operation) => self.perform(&operation, cache, counters),
-                Err(error) => Err(error),
-            },
-            Some(_) => Err(ErrorStatus::IoError),
-        };
-        Self::complete(outcome, head, data_bytes, counters, status)
-    }
-
-    /// What is answered to a request of which that has become.
-    #[inline(always)]
-    pub(super) fn complete(
-        outcome: Outcome,
-        head: Head,
-        data_bytes: u64,
-        counters: &mut Counters,
-        status: impl Status,
-    ) -> Result<Progress, RingError> {
-        // The status counts only where no gap is before it (VIRTIO 1.2 §2.7.8.2).
-        let complete = |written_bytes: u64| {
-            let reaches_status = written_bytes == data_bytes;
-            head.complete(u32::try_from(written_bytes + u64::from(reaches_status)).unwrap_or(u32::MAX))
-        };
-        let (code, written_bytes) = match outcome {
-            Ok(Done::Counted(written_bytes)) => (OK, written_bytes),
-            Ok(Done::Unflushed(effect)) => {
-                return Ok(Progress::Held(HeldRequest {
-                    completion: complete(0),
-                    status: status.hold(),
-                    effect,
-                }));
-            }
-            Err(error) => {
-                counters.count(Effect::Failed);
-                (error.status(), 0)
-            }
-        };
-        status.store(code)?;
-        Ok(Progress::Completed(complete(written_bytes)))
-    }
-
     /// Orders all writes of a batch before its completions are published.
     #[inline]
     pub fn fence(&self) {
@@ -250,68 +140,6 @@ impl<D: Disk> Device<D> {
                 false
             }
         })
-    }
-
-    /// Answers a request whose flush is done.
-    ///
-    /// # Errors
-    /// [`RingError::GuestMemoryLost`] when the place for the answer is gone.
-    pub fn settle(
-        &self,
-        held: HeldRequest,
-        has_flushed: bool,
-        counters: &mut Counters,
-    ) -> Result<Completion, RingError> {
-        let HeldRequest { completion, status, effect } = held;
-        counters.count(if has_flushed { effect } else { Effect::Failed });
-        status.store(if has_flushed { OK } else { ErrorStatus::IoError.status() })?;
-        Ok(completion)
-    }
-
-    #[inline]
-    fn perform(&self, operation: &Operation<'_>, cache: &CacheMode, counters: &mut Counters) -> Outcome {
-        let name = operation.name();
-        match *operation {
-            Operation::Read { offset, into } => match self.disk.read(offset, into) {
-                Ok(()) => {
-                    let bytes = into.total_bytes() as u64;
-                    counters.count(Effect::Read(bytes));
-                    Ok(Done::Counted(bytes))
-                }
-                Err(error) => Err(self.failed(name, &error)),
-            },
-            Operation::Write { offset, from } => {
-                let bytes = from.total_bytes() as u64;
-                let media_bytes = self.disk.media_written_bytes(offset, bytes);
-                let effect = Effect::Written { bytes, media_bytes };
-                match self.disk.write(offset, from) {
-                    // In write-through mode it is not done before it persists.
-                    Ok(()) if !cache.is_write_through() => Ok(counted(effect, counters)),
-                    Ok(()) => self.flush(effect, counters).map_err(|error| self.failed(name, &error)),
-                    Err(error) => Err(self.failed(name, &error)),
-                }
-            }
-            Operation::Flush => {
-                cache.saw_flush();
-                self.flush(Effect::Flushed, counters).map_err(|error| self.failed(name, &error))
-            }
-            Operation::GetId { into } => {
-                let bytes = copy::store_slice(into, &self.identity.serial);
-                counters.count(Effect::Other);
-                Ok(Done::Counted(bytes as u64))
-            }
-            // These are done in slices.
-            Operation::Discard { .. } | Operation::WriteZeroes { .. } => Err(ErrorStatus::Unsupported),
-        }
-    }
-
-    /// At once where that is possible; else the request is held.
-    #[inline(never)]
-    pub(super) fn flush(&self, effect: Effect, counters: &mut Counters) -> Result<Done, DiskError> {
-        match self.disk.try_flush() {
-            Some(flushed) => flushed.map(|()| counted(effect, counters)),
-            None => Ok(Done::Unflushed(effect)),
-        }
     }
 
     /// The media, or guest memory, failed: the request fails, and one line in the log says so.

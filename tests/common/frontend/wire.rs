@@ -80,8 +80,9 @@ impl Wire {
         if !fds.is_empty() {
             assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
         }
-        let sent = rustix::net::sendmsg(&self.0, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL);
-        match sent {
+        let bytes_of = [IoSlice::new(bytes)];
+        let send = || rustix::net::sendmsg(&self.0, &bytes_of, &mut control, SendFlags::NOSIGNAL);
+        match rustix::io::retry_on_intr(send) {
             Ok(sent) => assert_eq!(sent, bytes.len()),
             Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => return false,
             Err(error) => panic!("sendmsg: {error}"),
@@ -140,6 +141,7 @@ impl Wire {
                 Ok(1..) => {}
                 Ok(0) => return,
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => return,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => panic!("not closed within {PATIENCE:?}: {error}"),
             }
         }

@@ -33,6 +33,7 @@ mod size;
 mod start_message;
 mod usage;
 
+use crate::config::ServerConfig;
 use exit::{Exit, Failure};
 use logging::Log;
 use usage::{NAME, usage};
@@ -92,6 +93,23 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
             let _ = error.print();
             if error.use_stderr() { Exit::Usage.into() } else { Exit::Success.into() }
         }
+    }
+}
+
+/// What `serve` with these arguments, the first of which is the program's name, would be told to do. No file is looked at:
+/// for tests of the command line.
+///
+/// # Errors
+/// What a person would be told.
+#[doc(hidden)]
+pub fn configuration_of(args: Vec<OsString>) -> Result<ServerConfig, String> {
+    match parse(args).map_err(|error| error.to_string())?.command {
+        Some(Command::Serve(args)) => {
+            let config = serve::configuration(args).map_err(|failure| failure.to_string())?;
+            config.check().map_err(|error| error.to_string())?;
+            Ok(config)
+        }
+        _ => Err("nothing is served".to_owned()),
     }
 }
 

@@ -113,7 +113,7 @@ fn symlinks(args: &ServeArgs) -> Symlinks {
     if args.no_symlinks { Symlinks::Refuse } else { Symlinks::Follow }
 }
 
-fn configuration(args: ServeArgs) -> Result<ServerConfig, Failure> {
+pub(super) fn configuration(args: ServeArgs) -> Result<ServerConfig, Failure> {
     let options = args.disks.iter().map(|text| DiskOption::parse(text)).collect::<Result<Vec<_>, _>>()?;
     let symlinks = symlinks(&args);
     let cpus = match (args.cpus, args.numa) {

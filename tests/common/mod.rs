@@ -9,6 +9,7 @@ pub mod driver;
 pub mod ext4;
 pub mod folder;
 pub mod frontend;
+pub mod guarded;
 pub mod host;
 pub mod messages;
 pub mod metrics;

@@ -1,0 +1,178 @@
+//! The command line: whatever is written, it is taken as it was meant, or refused with a reason.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::Path;
+
+use arbitrary::{Arbitrary, Unstructured};
+use vhost_user_pmem::cli::configuration_of;
+use vhost_user_pmem::config::SocketSource;
+
+use crate::common::guarded::found;
+
+#[derive(Debug, Clone, Copy, Arbitrary)]
+enum Key {
+    Name,
+    Size,
+    Serial,
+    ReadOnly,
+    BlockSize,
+    Queues,
+    SegMax,
+    Sparse,
+    Lock,
+    RequireDurable,
+    Discard,
+    DeepFlush,
+    Cpus,
+    Numa,
+    Postcopy,
+    Unknown,
+}
+
+impl Key {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Name => "name",
+            Self::Size => "size",
+            Self::Serial => "serial",
+            Self::ReadOnly => "readonly",
+            Self::BlockSize => "block-size",
+            Self::Queues => "queues",
+            Self::SegMax => "seg-max",
+            Self::Sparse => "sparse",
+            Self::Lock => "lock",
+            Self::RequireDurable => "require-durable",
+            Self::Discard => "discard",
+            Self::DeepFlush => "deep-flush",
+            Self::Cpus => "cpus",
+            Self::Numa => "numa",
+            Self::Postcopy => "postcopy",
+            Self::Unknown => "Größe",
+        }
+    }
+}
+
+#[derive(Debug, Arbitrary)]
+enum Value {
+    On,
+    Off,
+    Auto,
+    Number(u64),
+    Size(u32, u8),
+    Range(u16, u16),
+    Text(Vec<u8>),
+}
+
+impl Value {
+    fn bytes(&self) -> Vec<u8> {
+        match self {
+            Self::On => b"on".to_vec(),
+            Self::Off => b"off".to_vec(),
+            Self::Auto => b"auto".to_vec(),
+            Self::Number(number) => number.to_string().into_bytes(),
+            Self::Size(number, unit) => {
+                let units = ["", "K", "M", "G", "T", "P", "E", "KiB", "kb", "%"];
+                format!("{number}{}", units[usize::from(*unit) % units.len()]).into_bytes()
+            }
+            Self::Range(first, last) => format!("{first}-{last},{last}").into_bytes(),
+            Self::Text(text) => text.clone(),
+        }
+    }
+}
+
+#[derive(Debug, Arbitrary)]
+struct Disk {
+    path: Vec<u8>,
+    socket: Vec<u8>,
+    values: Vec<(Key, Value)>,
+    /// Put in somewhere, after everything else.
+    noise: Option<(u8, Vec<u8>)>,
+}
+
+#[derive(Debug, Arbitrary)]
+struct Input {
+    disks: Vec<Disk>,
+    options: Vec<(u8, Value)>,
+    words: Vec<Vec<u8>>,
+}
+
+/// A comma inside a value is written twice.
+fn escaped(value: &[u8]) -> Vec<u8> {
+    value.iter().flat_map(|byte| if *byte == b',' { vec![b','; 2] } else { vec![*byte] }).collect()
+}
+
+impl Disk {
+    fn text(&self) -> OsString {
+        let pair = |key: &str, value: &[u8]| [key.as_bytes(), b"=", &escaped(value)].concat();
+        let mut parts = vec![pair("path", &self.path), pair("socket", &self.socket)];
+        parts.extend(self.values.iter().take(20).map(|(key, value)| pair(key.name(), &value.bytes())));
+        let mut text = parts.join(&b","[..]);
+        if let Some((at, noise)) = &self.noise {
+            let at = usize::from(*at) % (text.len() + 1);
+            text.splice(at..at, noise.iter().copied());
+        }
+        OsString::from_vec(text)
+    }
+}
+
+/// Reads a command line.
+pub fn run(data: &[u8]) {
+    const OPTIONS: [&str; 9] = [
+        "--workers",
+        "--poll-max-us",
+        "--require-durable",
+        "--deep-flush",
+        "--cpus",
+        "--numa",
+        "--metrics",
+        "--log-level",
+        "--exit-on-disconnect",
+    ];
+    let Ok(input) = Input::arbitrary_take_rest(Unstructured::new(data)) else { return };
+    let mut args: Vec<OsString> = vec!["vhost-user-pmem".into(), "serve".into()];
+    for disk in input.disks.iter().take(4) {
+        args.extend(["--disk".into(), disk.text()]);
+    }
+    for (option, value) in input.options.iter().take(4) {
+        args.push(OPTIONS[usize::from(*option) % OPTIONS.len()].into());
+        args.push(OsString::from_vec(value.bytes()));
+    }
+    args.extend(input.words.iter().take(4).map(|word| OsString::from_vec(word.clone())));
+    match configuration_of(args) {
+        Err(reason) if reason.is_empty() => found("refused without a reason"),
+        Err(_) => {}
+        Ok(config) if input.words.is_empty() => {
+            for (disk, config) in input.disks.iter().zip(&config.disks).filter(|(it, _)| it.noise.is_none()) {
+                assert_meant(disk, config);
+            }
+        }
+        Ok(_) => {}
+    }
+}
+
+/// What is taken is what was written.
+fn assert_meant(disk: &Disk, config: &vhost_user_pmem::config::DiskConfig) {
+    let path = |bytes: &[u8]| Path::new(&OsString::from_vec(bytes.to_vec())).to_owned();
+    let is_socket = matches!(&config.socket, SocketSource::Path(socket) if *socket == path(&disk.socket));
+    if config.path != path(&disk.path) || !is_socket {
+        found(&format!("{disk:?} is taken as {config:?}"));
+    }
+    for (key, value) in &disk.values {
+        let switch = |is_on: bool| value.bytes() == if is_on { b"on".as_slice() } else { b"off" };
+        let number = |number: u64| String::from_utf8(value.bytes()).is_ok_and(|it| it.parse() == Ok(number));
+        let is_meant = match key {
+            Key::Name => value.bytes() == config.name.as_bytes(),
+            Key::ReadOnly => switch(config.read_only),
+            Key::Sparse => switch(config.sparse),
+            Key::Postcopy => switch(config.postcopy),
+            Key::BlockSize => config.block_bytes.is_some_and(|bytes| number(bytes.into())),
+            Key::Queues => number(config.queues.get().into()),
+            Key::Unknown => false,
+            _ => true,
+        };
+        if !is_meant {
+            found(&format!("{key:?} of {disk:?} is taken as {config:?}"));
+        }
+    }
+}

@@ -1,12 +1,12 @@
-//! That the configuration is another than the front-end has read.
+//! Notifies a front-end that the configuration has changed since it has read it.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::backend_channel::Channel;
 
-/// What one front-end knows of the configuration. It has a lock of its own, since the session's is held while a worker
-/// is waited for, which may wait for the media or for a page of its guest: whoever has to notify all front-ends waits
-/// for none.
+/// What one front-end has read of the configuration. It has a lock of its own: that of the session's rings is held while a
+/// worker is waited for, which may wait for the media or for a page of its guest. So to notify all front-ends of a disk is to
+/// wait for none.
 #[derive(Debug, Default)]
 pub(super) struct ConfigNotifier(Mutex<Seen>);
 
@@ -15,14 +15,14 @@ struct Seen {
     channel: Option<Channel>,
     /// The front-end has read the configuration in this connection.
     has_read: bool,
-    /// It has changed since it was read, and whoever is told while no ring runs takes no notice.
+    /// It has changed since it was read, and the front-end has to be told once a ring runs: one without takes no notice.
     is_stale: bool,
-    /// Rings that run.
+    /// How many of its rings run.
     rings: usize,
 }
 
 impl ConfigNotifier {
-    /// By which the front-end is told from now on.
+    /// Sets the channel that the front-end is notified through from now on.
     pub(super) fn set_channel(&self, channel: Channel) {
         self.lock().channel = Some(channel);
     }
@@ -34,7 +34,7 @@ impl ConfigNotifier {
         seen.is_stale = false;
     }
 
-    /// Whether it has.
+    /// Whether the front-end has read the configuration in this connection.
     pub(super) fn has_read(&self) -> bool {
         self.lock().has_read
     }
@@ -49,7 +49,7 @@ impl ConfigNotifier {
             seen.has_read = true;
             return Ok(true);
         }
-        // Once is enough.
+        // It is told once, not with each ring.
         seen.has_read = true;
         seen.is_stale = false;
         seen.notify()

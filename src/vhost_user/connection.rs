@@ -30,7 +30,7 @@ use crate::disk::Disk;
 pub struct Connection<D: Disk> {
     stream: UnixStream,
     session: Arc<Session<D>>,
-    /// A message has come.
+    /// A whole message has come.
     has_sent_message: Arc<AtomicBool>,
 }
 
@@ -51,12 +51,12 @@ impl<D: Disk> Connection<D> {
         Self { stream, session, has_sent_message }
     }
 
-    /// Whether a message has come at all: a probe of the socket is no front-end.
+    /// Whether a whole message has come: a connection that only probes the socket is no front-end.
     pub fn has_sent_message(&self) -> bool {
         self.has_sent_message.load(Ordering::Acquire)
     }
 
-    /// Drains and drops the rings, and passes the disk on.
+    /// Drains and drops the rings, and releases the disk for other front-ends.
     pub fn close(&self) {
         self.session.close();
     }
@@ -151,14 +151,14 @@ impl<D: Disk> Connection<D> {
         self.replier().acknowledge(message, Err(reason))
     }
 
-    /// Nothing is done with them, nor with the message they came with.
+    /// Refuses a message for its descriptors: nothing is done with either.
     fn refuse_descriptors(
         &self,
         request: FrontendReq,
         message: &Message,
         reason: String,
     ) -> Result<Reply, Hangup> {
-        /// That it failed, and that no descriptor comes back.
+        /// vhost-user.rst, SET_DEVICE_STATE_FD: bits 0 to 7 are the error, bit 8 is set as no descriptor comes back.
         const STATE_REFUSED: u64 = 0x101;
         match request {
             FrontendReq::SET_DEVICE_STATE_FD => {
@@ -198,7 +198,7 @@ impl<D: Disk> Dispatcher<D> {
         message.forward(&self.outside)?;
         let outcome = self.handler.handle_request();
         if outcome.is_err() {
-            // What it did not read would be taken for the next message.
+            // What `vhost` has left unread would be taken for the next message.
             self.inside.set_nonblocking(true)?;
             read_away(&self.inside, &mut Vec::new())?;
             self.inside.set_nonblocking(false)?;
@@ -228,7 +228,10 @@ fn reason(error: &Error) -> String {
     }
 }
 
-/// Whether what comes with a request may.
+/// Whether the descriptors that come with a request are of kinds that it accepts.
+///
+/// # Errors
+/// The first that is not.
 fn check_descriptors(request: FrontendReq, message: &Message) -> Result<(), String> {
     let Message { files, refused, .. } = message;
     let count = files.len().saturating_add(refused.len());

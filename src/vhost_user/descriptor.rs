@@ -1,4 +1,4 @@
-//! What a descriptor is that a front-end hands over: found out before it is used, and without asking whoever is behind it.
+//! The kind of a descriptor that a front-end hands over: found out before it is used, by calls that cannot block.
 //!
 //! A file may be anything: one of another user's FUSE mount is read, polled and even closed by asking his program, which may
 //! never answer. So only what the kernel knows by itself is asked here: whether calls that are for one kind only take it,
@@ -16,7 +16,7 @@ use vhost::vhost_user::message::FrontendReq;
 use crate::disk::KeptFile;
 use crate::worker::{is_eventfd, link};
 
-/// File systems whose files are the kernel's own business. What is not here may depend on a program, or on another machine.
+/// File systems that only the kernel implements. The others may depend on a program (FUSE), or on another machine (NFS).
 const LOCAL: [&str; 13] = [
     "bcachefs",
     "btrfs",
@@ -33,7 +33,7 @@ const LOCAL: [&str; 13] = [
     "zfs",
 ];
 
-/// Longest name of a file that is told.
+/// Longest name of a file that is shown in the log.
 const MOST_LETTERS: usize = 128;
 
 /// What a descriptor is.
@@ -47,7 +47,7 @@ pub(super) enum Kind {
     File,
     /// A device-DAX node.
     DeviceDax,
-    /// Nothing that is taken: what it is, in words.
+    /// Anything else, which is taken for no purpose: a description.
     Other(String),
 }
 
@@ -76,14 +76,14 @@ impl Kind {
                 _ => Self::Other("a socket that is no Unix socket".into()),
             };
         }
-        // These are taken for files in memory only: of tmpfs, of hugetlbfs, memfds.
+        // Only files in memory have seals: of tmpfs, of hugetlbfs, memfds.
         if rustix::fs::fcntl_get_seals(fd).is_ok() {
             return Self::File;
         }
         if is_eventfd(fd) {
             return Self::Event;
         }
-        // Its size would tell as well, but that waits for whoever reads it (`pipe_fcntl` takes the pipe's lock).
+        // F_GETPIPE_SZ would tell as well, but may block: it takes the pipe's lock, which a reader may hold.
         if link(fd).is_ok_and(|name| name.starts_with(b"pipe:[")) {
             return Self::Pipe;
         }
@@ -120,8 +120,8 @@ impl Kind {
         Self::Other(format!("{shown} ({what})"))
     }
 
-    /// Whether nothing that is done with it, not even to close it, waits for anybody. A pipe is none of these: to close it
-    /// is to wait for a reader whose own memory is not there.
+    /// Whether no call on it can block, close(2) included. A pipe is not harmless: closing it takes the pipe's lock, which a
+    /// reader holds while its own memory is being fetched (userfaultfd).
     pub(super) const fn is_harmless(&self) -> bool {
         matches!(self, Self::Event | Self::Socket | Self::File | Self::DeviceDax)
     }
@@ -152,7 +152,7 @@ fn is_device_dax(status: &Statx) -> bool {
     std::fs::read_link(class).is_ok_and(|class| class.ends_with("dax"))
 }
 
-/// What a message takes.
+/// The kinds of descriptor that a message accepts.
 #[derive(Debug, Clone, Copy)]
 struct Taken {
     /// What it is for.
@@ -162,16 +162,16 @@ struct Taken {
     words: &'static str,
 }
 
-/// What an event is signalled through.
+/// For signalling an event.
 const SIGNALLED: (&[Kind], &str) = (&[Kind::Event, Kind::Socket], "an eventfd or a Unix socket");
 
-/// What can be mapped, and is there as long as it is mapped.
+/// For mapping: what stays there as long as it is mapped.
 const MEMORY: (&[Kind], &str) = (
     &[Kind::File, Kind::DeviceDax],
     "a memfd, a file on tmpfs, hugetlbfs or a local file system, or device DAX",
 );
 
-/// What bytes go through.
+/// For a stream of bytes.
 const STREAM: (&[Kind], &str) = (
     &[Kind::Pipe, Kind::Socket, Kind::File],
     "a pipe, a Unix socket, or a file in memory or on a local file system",

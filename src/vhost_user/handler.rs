@@ -1,4 +1,5 @@
-//! What each message does: the bridge from `vhost`'s dispatch to a [`Session`].
+//! What each message does to a [`Session`], in the order of `vhost`'s trait. Messages that `vhost` does not dispatch are in
+//! `postcopy_messages.rs` and `connection.rs` (`SET_BACKEND_REQ_FD`).
 
 use std::fs::File;
 use std::io;
@@ -65,7 +66,7 @@ impl<D: Disk> MessageHandler<D> {
         }
     }
 
-    /// With its first descriptor a ring takes what all of its descriptors do.
+    /// A ring's first descriptor is charged with all that it can have: kick, call and err.
     fn take_for_ring(&self, index: u32) -> std::result::Result<(), SessionError> {
         let mut state = self.0.rings.state();
         let vring = state.vring(index)?;
@@ -75,7 +76,7 @@ impl<D: Disk> MessageHandler<D> {
         Ok(())
     }
 
-    /// Errors of these messages are answered by `vhost`, which tells nobody of them.
+    /// Logs an error of a message that is answered with a value: `vhost` puts it into that, and does not return it.
     fn tell_of(&self, outcome: std::result::Result<(), SessionError>) -> Result<()> {
         if let Err(error) = &outcome
             && let Some(suppressed) = self.0.context.log_limit.admit(Cause::Message)
@@ -181,7 +182,7 @@ impl<D: Disk> VhostUserBackendReqHandler for MessageHandler<D> {
         }
         self.0.rings.change_all(|state| {
             if state.features & !known & F_LOG_ALL != 0 {
-                // The next migration brings its own.
+                // The next migration sends a log of its own.
                 state.log = None;
             }
             state.features = known;
@@ -238,8 +239,8 @@ impl<D: Disk> VhostUserBackendReqHandler for MessageHandler<D> {
         })?)
     }
 
-    /// Kept for `GET_VRING_BASE`, and for packed rings that have no record of ours: a ring starts where it was
-    /// left (QEMU sends the used index, Cloud Hypervisor the available index; D2).
+    /// Used for `GET_VRING_BASE`, and for packed rings of which there is no record of ours. A split ring starts at its used
+    /// index, whatever was sent (QEMU sends the used index, Cloud Hypervisor the available index; D2).
     fn set_vring_base(&self, index: u32, base: u32) -> Result<()> {
         let mut state = self.0.rings.state();
         let bits = match state.ring_kind() {
@@ -267,7 +268,7 @@ impl<D: Disk> VhostUserBackendReqHandler for MessageHandler<D> {
         self.take_for_ring(u32::from(index))?;
         let first = call.clone();
         self.0.rings.change(u32::from(index), |vring| vring.call = call)?;
-        // Whatever was completed while nobody could be called is told now (QEMU's tests wait for it).
+        // Requests may have been completed while there was no call descriptor (QEMU's tests wait for this signal).
         if let Some(call) = first {
             call.signal();
         }
@@ -359,7 +360,7 @@ impl<D: Disk> VhostUserBackendReqHandler for MessageHandler<D> {
         Ok(None)
     }
 
-    /// Answered only when no worker can touch the region any more: the rings have been taken back meanwhile.
+    /// Answered once no worker can touch the region any more: the rings were taken back, and given the new table.
     fn remove_mem_region(&self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
         let (start, len, user) = (region.guest_phys_addr, region.memory_size, region.user_addr);
         let memory = self.0.rings.state().memory.without(start, len, user).map_err(SessionError::from)?;
@@ -385,7 +386,7 @@ impl<D: Disk> VhostUserBackendReqHandler for MessageHandler<D> {
         unsupported("GET_SHMEM_CONFIG")
     }
 
-    /// Answered when nobody marks the log before it any more: the front-end reads that once more, and it is gone.
+    /// Answered once no worker marks pages in the log before it any more: the front-end reads that a last time then.
     fn set_log_base(&self, log: &VhostUserLog, file: File) -> Result<()> {
         let log = DirtyLog::map(&file, log.mmap_offset, log.mmap_size).map_err(SessionError::from)?;
         self.0.rings.change_all(|state| {

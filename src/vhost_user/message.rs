@@ -1,4 +1,4 @@
-//! Whole messages on a stream socket: a header, a body, descriptors.
+//! Whole messages on a stream socket: a header, a payload, descriptors.
 
 use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
@@ -18,7 +18,7 @@ use super::checker::{DescriptorChecker, Received};
 use super::descriptor::Kind;
 use crate::limits::bounds::{MAX_MESSAGE_BYTES, MAX_MESSAGE_DESCRIPTORS, MESSAGE_TIMEOUT};
 
-/// Length of a header: request, flags, length of the body.
+/// Length of a header in bytes: request, flags, length of the payload, 32 bits each.
 pub(crate) const HEADER_BYTES: usize = 12;
 
 /// Header flags: the protocol's version, that it is a reply, that a reply is asked for.
@@ -34,7 +34,7 @@ pub(super) struct Message {
     pub(super) code: u32,
     flags: u32,
     pub(super) files: Vec<OwnedFd>,
-    /// What else came with it, and was not let in.
+    /// What the others were that came with it, and that the checker did not pass on.
     pub(super) refused: Vec<Kind>,
 }
 
@@ -73,8 +73,9 @@ impl Message {
         Ok(message)
     }
 
-    /// Receives until so many bytes are there. Descriptors never come into this process unseen. The first byte of a
-    /// message may take as long as it likes, and sets the deadline for the others.
+    /// Receives until the message has `len` bytes. Bytes that descriptors come with are received by the checker, so that no
+    /// unchecked descriptor gets into this process. The first byte of a message may come any time; the others have a deadline
+    /// from then on.
     fn fill(
         &mut self,
         stream: &UnixStream,
@@ -99,7 +100,7 @@ impl Message {
                 self.bytes.extend(bytes);
                 self.files.extend(files);
                 self.refused.extend(refused);
-                // However many pieces there are.
+                // Each piece may come with as many as a whole message may.
                 self.files.truncate(MAX_MESSAGE_DESCRIPTORS);
                 self.refused.truncate(MAX_MESSAGE_DESCRIPTORS);
             } else {
@@ -181,8 +182,8 @@ pub(super) fn send(stream: &UnixStream, bytes: &[u8], files: &[BorrowedFd<'_>]) 
     (&*stream).write_all(bytes.get(sent..).unwrap_or_default())
 }
 
-/// What comes next, which stays where it is. Without room for descriptors none is received: that there are some is told by
-/// [`ReturnFlags::CTRUNC`].
+/// Reads what comes next and leaves it in the socket. No descriptor is received, since there is no room for any:
+/// [`ReturnFlags::CTRUNC`] says whether there are some.
 fn peek(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<RecvMsg> {
     let peeked = retry_on_intr(|| {
         let mut place = [IoSliceMut::new(bytes)];
@@ -191,7 +192,7 @@ fn peek(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<RecvMsg> {
     Ok(peeked?)
 }
 
-/// Request, flags, length of the body: as much as is there, and zeroes.
+/// Request, flags, length of the payload; zeroes for what has not come yet.
 fn header(bytes: &[u8]) -> [u32; 3] {
     let mut words = [[0; 4]; 3];
     for (place, byte) in words.as_flattened_mut().iter_mut().zip(bytes) {

@@ -1,7 +1,20 @@
 //! The control plane: front-ends and their messages (QEMU's `docs/interop/vhost-user.rst`).
 //!
 //! It knows messages and never copies guest data. A [`Session`] keeps what one front-end has said and gives
-//! its rings to the workers; the messages themselves are read and answered by `vhost`'s `BackendReqHandler`.
+//! its rings to the workers; most messages are checked and dispatched by `vhost`'s `BackendReqHandler`.
+//!
+//! ```text
+//! connection.rs          receives, has each message handled, replies           ─▶ message.rs, payload.rs, checker/
+//!   handler.rs           what each message does: those that `vhost` dispatches ┐
+//!   postcopy_messages.rs and those that it does not                            ┴▶ reply.rs
+//!     session.rs         the parts of one front-end's session; they know nothing of it, nor of messages:
+//!       rings.rs         when a ring is given to a worker, and taken back      ─▶ state.rs, vring.rs, writer_lock.rs
+//!       front_end_config.rs   the configuration as the front-end knows it      ─▶ config_notifier.rs, config_record.rs
+//!       device_state/    the device's state, saved and loaded
+//!       postcopy/        memory whose pages come later
+//!     context.rs         what all sessions of one disk share
+//! listener.rs            the socket that front-ends connect to
+//! ```
 
 mod backend_channel;
 mod checker;

@@ -1,4 +1,4 @@
-//! How long the body of a message is: what `vhost` insists on, checked before it and told in numbers.
+//! The length of a message's payload: checked as `vhost` does, but before it, so that a refusal can give the numbers.
 
 use vhost::vhost_user::message::FrontendReq;
 
@@ -36,8 +36,8 @@ pub(super) enum BodyError {
     ConfigRange { offset: u32, bytes: u32 },
 }
 
-/// Takes away what a list does not count (User-Mode Linux sends room for two regions with one in it), and checks the
-/// rest as far as numbers say more than `vhost` does.
+/// Cuts off what follows the last element that a list counts (User-Mode Linux sends room for two regions and counts one),
+/// and checks the length, and the numbers that it depends on.
 pub(super) fn fit(request: FrontendReq, message: &mut Message) -> Result<(), BodyError> {
     use FrontendReq as R;
     let got = message.body().len();
@@ -75,7 +75,7 @@ pub(super) fn fit(request: FrontendReq, message: &mut Message) -> Result<(), Bod
     }
 }
 
-/// Lengths that do not depend on what is in it.
+/// The payload's length in bytes, for requests that always have the same.
 const fn fixed(request: FrontendReq) -> Option<usize> {
     use FrontendReq as R;
     match request {

@@ -1,4 +1,4 @@
-//! What the daemon has of the descriptor checker: it asks, and reads the answers.
+//! The daemon's side of the descriptor checker: it sends requests, and reads the answers.
 
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,23 +16,24 @@ use crate::limits::bounds::CHECKER_TIMEOUT;
 use crate::sandbox::process::{self, Life};
 use crate::vhost_user::descriptor::mounts;
 
-/// The checker's processes; they end when this is dropped, or this process is no more.
+/// The spawner's process and the checkers that it forks. They end when this is dropped, or when this process ends.
 #[derive(Debug)]
 pub struct DescriptorChecker(Mutex<Link>);
 
 #[derive(Debug)]
 struct Link {
-    /// To whichever process is the checker.
+    /// To the checker: whichever process has that part now reads from the other end.
     socket: OwnedFd,
     /// To the spawner, which ends when it is closed.
     control: UnixStream,
     spawner: Pid,
-    /// Of the last request.
+    /// The number of the last request.
     number: u64,
 }
 
 impl DescriptorChecker {
-    /// Starts the processes. The earlier, the less of this process's memory they keep a copy of.
+    /// Forks the spawner. To be called early: the spawner and its checkers keep a copy of the memory that is mapped by
+    /// then.
     ///
     /// # Errors
     /// No process or descriptor is left.
@@ -40,7 +41,8 @@ impl DescriptorChecker {
         Ok(Arc::new(Self(Mutex::new(Link::start()?))))
     }
 
-    /// Receives up to `most` bytes that are there, and what comes with them. `code` is that of the message, if it is known.
+    /// Has the checker receive up to `most` bytes that wait in `stream`, and the descriptors that come with them. `code` is
+    /// the message's request number, if its header is known.
     pub(in crate::vhost_user) fn receive(
         &self,
         stream: &UnixStream,
@@ -52,7 +54,7 @@ impl DescriptorChecker {
         let request = Request { number: link.number, code, most: u32::try_from(most).unwrap_or(u32::MAX) };
         let mut sent = request.send(&link.socket, stream.as_fd());
         if sent.as_ref().is_err_and(is_killed) {
-            // What memory there is by now is mapped in those that take their place.
+            // Somebody has killed the spawner. A new one is forked late, so it keeps a copy of all memory of now.
             let number = link.number;
             *link = Link::start().map_err(gone)?;
             link.number = number;
@@ -62,11 +64,11 @@ impl DescriptorChecker {
         link.await_answer(link.number)
     }
 
-    /// Closes it here, and then where nobody minds how long that takes. Answers with the process (a pidfd) that has it until
-    /// its end, if that is awaited.
+    /// Hands a copy of the socket to the checker, closes it here, and has the checker close its copy, which may take long.
+    /// If that is awaited, returns a pidfd of the process that has the copy until its end.
     pub(super) fn close<T: AsFd>(&self, socket: T, is_awaited: IsAwaited) -> Option<OwnedFd> {
         let link = self.lock();
-        // Nothing else can be done where there is no such process any more.
+        // If there is no checker any more, closing it here is all that can be done.
         let has_it = Request::close(is_awaited).send(&link.socket, socket.as_fd());
         drop(socket);
         let is_told = send(&link.socket, &Request::close(is_awaited).bytes(), &[]);
@@ -92,7 +94,7 @@ impl Link {
         Ok(Self { socket, control, spawner, number: 0 })
     }
 
-    /// That to the last request, which has this number.
+    /// Waits for the answer to the request of this number, which is the last one.
     fn await_answer(&self, number: u64) -> io::Result<Received> {
         let deadline = Instant::now() + CHECKER_TIMEOUT;
         loop {
@@ -100,7 +102,8 @@ impl Link {
             let mut waits = [PollFd::new(&self.socket, PollFlags::IN)];
             match poll(&mut waits, Some(&Timespec::try_from(left).unwrap_or_default())) {
                 Ok(0) => {
-                    // It is to make another checker.
+                    // Has the spawner kill this checker and fork another. Fails if the spawner is gone: the next request
+                    // forks a new one.
                     let _ = (&self.control).write_all(&[0]);
                     return Err(io::Error::new(
                         io::ErrorKind::TimedOut,
@@ -112,7 +115,7 @@ impl Link {
                 Err(error) => return Err(error.into()),
             }
             let answer = Answer::receive(&self.socket).map_err(gone)?;
-            // Any other is of a checker that was given up.
+            // An answer with another number is late: its request was given up.
             if answer.number == number {
                 return answer.outcome;
             }
@@ -127,7 +130,7 @@ impl Drop for Link {
     }
 }
 
-/// Whether nobody has the other end any more.
+/// Whether the error says that no process has the other end any more.
 fn is_killed(error: &io::Error) -> bool {
     use io::ErrorKind as E;
     matches!(error.kind(), E::BrokenPipe | E::ConnectionReset | E::ConnectionRefused | E::NotConnected)

@@ -1,7 +1,8 @@
-//! Sockets that this process is not the last to close.
+//! Sockets whose last copy is closed by the checker, not by the daemon.
 //!
-//! What was sent through a socket and never read is dropped with it, descriptors among it: and to drop the last reference to a
-//! TCP socket with `SO_LINGER` waits for its peer, as long as its owner has chosen. A process that ends does not.
+//! Descriptors that were sent through a socket and never received are closed with the socket's last copy. If one of them is
+//! the last reference to a TCP socket with `SO_LINGER`, close(2) blocks for as long as the sender has chosen. In a checker,
+//! which ends then, it blocks nobody.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,11 +19,11 @@ use super::packet::IsAwaited;
 use super::unread::is_empty;
 use crate::limits::bounds::CHECKER_TIMEOUT;
 
-/// A socket to be dropped after all of its copies in this process.
+/// A socket that is to be dropped after all of its copies in this process.
 #[derive(Debug)]
 pub struct ClosedByChecker<T: AsFd> {
     socket: Option<T>,
-    /// Nobody else has it, so that it can be shut down and looked into.
+    /// No other process has it: it may be shut down, and nothing is sent to it then.
     is_ours: bool,
     checker: Arc<DescriptorChecker>,
 }
@@ -31,9 +32,9 @@ impl ClosedByChecker<UnixStream> {
     /// A connection that nothing was read from.
     ///
     /// # Errors
-    /// It takes no options.
+    /// setsockopt(2) fails.
     pub fn connection(socket: UnixStream, checker: Arc<DescriptorChecker>) -> io::Result<Self> {
-        // A byte out of band would be skipped with the descriptors that come with it: they would be dropped unseen.
+        // MSG_OOB: otherwise a byte out of band is skipped, and descriptors that come with it are closed here unseen.
         let inline = sockopt::set_socket_oobinline(&socket, true);
         let guarded = Self { socket: Some(socket), is_ours: true, checker };
         inline?;
@@ -67,8 +68,8 @@ impl ClosedByChecker<UnixStream> {
 }
 
 impl ClosedByChecker<OwnedFd> {
-    /// A copy of a listening socket: in connections that nobody has accepted there may be anything. A service manager may
-    /// have it, too, and goes on listening.
+    /// A copy of a listening socket: what was sent through connections that nobody has accepted is closed with it. A service
+    /// manager may have the socket, too, and goes on listening.
     ///
     /// # Errors
     /// No descriptor is left.
@@ -76,8 +77,8 @@ impl ClosedByChecker<OwnedFd> {
         Ok(Self { socket: Some(socket.try_clone_to_owned()?), is_ours: false, checker })
     }
 
-    /// Closes these, whose other copies in this process are closed, and waits until nobody is let in through them any more.
-    /// Where Linux cannot tell that (before 5.3), or has not told it in time, it is not waited for.
+    /// Closes listeners whose other copies in this process are closed, and waits until nobody can connect through them any
+    /// more: at most [`CHECKER_TIMEOUT`] for all. Before Linux 5.3 there are no pidfds to wait with: it does not wait.
     pub fn close_all(listeners: Vec<Self>) {
         let close = |mut it: Self| it.checker.close(it.socket.take()?, IsAwaited::Yes);
         let closers: Vec<OwnedFd> = listeners.into_iter().filter_map(close).collect();
@@ -93,7 +94,7 @@ impl ClosedByChecker<OwnedFd> {
 impl<T: AsFd> Drop for ClosedByChecker<T> {
     fn drop(&mut self) {
         let Some(socket) = self.socket.take() else { return };
-        // Nothing more comes then.
+        // Once it is shut down nothing more is sent to it: an empty one may be closed here.
         let is_shut = self.is_ours && rustix::net::shutdown(&socket, Shutdown::Both).is_ok();
         if !(is_shut && is_empty(socket.as_fd())) {
             self.checker.close(socket, IsAwaited::No);

@@ -3,8 +3,9 @@
 //! Once a descriptor is in a process's table, that process has to close it, at its end if not before; and to close a file of
 //! another user's FUSE mount is to wait for his program (`FUSE_FLUSH`), which no signal ends. The like holds for a pipe
 //! whose reader is held up in the middle of a read. So whatever comes with a message is received by a process that holds
-//! nothing else: what is harmless ([`Kind::is_harmless`](super::descriptor::Kind::is_harmless)) is passed on, and with anything else it ends, and may take
-//! its time for that. Another one has taken its place by then.
+//! nothing else: what is harmless ([`Kind::is_harmless`](super::descriptor::Kind::is_harmless)) is passed on. With anything
+//! else in its table the process ends, which may take as long as closing that takes; another process has taken its place
+//! by then.
 //!
 //! ```text
 //! session ── asks ─▶ checker: receives, checks ─▶ harmless: passed on
@@ -13,7 +14,14 @@
 //!                                                               writes the state itself; spawner makes another; ends
 //! ```
 //!
-//! A message without descriptors never gets here.
+//! A message without descriptors is received by the session's thread itself.
+//!
+//! | file | runs in |
+//! | --- | --- |
+//! | `client.rs`, `closing.rs` | the daemon: requests, and sockets that the checker closes |
+//! | `packet.rs` | both: requests and answers |
+//! | `spawner.rs` | a fork of the daemon: forks checkers, one after the other |
+//! | `serve.rs`, `state_relay.rs`, `unread.rs` | a checker: a fork of the spawner |
 
 mod client;
 mod closing;

@@ -13,41 +13,41 @@ use rustix::net::{
 use crate::limits::bounds::MAX_MESSAGE_DESCRIPTORS;
 use crate::vhost_user::descriptor::Kind;
 
-/// Longer than any: a message, and what its descriptors are in words.
+/// Longer than any packet: a message of at most 4 KiB, and a description of each of its descriptors.
 const MOST_BYTES: usize = 64 << 10;
 
-/// Descriptors are received up to here; the kernel drops the others without having installed them.
+/// Room for as many descriptors as a message may have; the kernel drops further ones without having installed them.
 type Space = [MaybeUninit<u8>; rustix::cmsg_space!(ScmRights(MAX_MESSAGE_DESCRIPTORS))];
 
-/// Bytes of a message, and what came with them.
+/// Bytes of a message, and the descriptors that came with them.
 #[derive(Debug)]
 pub(in crate::vhost_user) struct Received {
     pub(in crate::vhost_user) bytes: Vec<u8>,
     pub(in crate::vhost_user) files: Vec<OwnedFd>,
-    /// What was not passed on.
+    /// What the others were that came with it, and were not passed on.
     pub(in crate::vhost_user) refused: Vec<Kind>,
 }
 
-/// Receive so many bytes of the stream that comes with this.
+/// A request to receive up to `most` bytes from the stream whose descriptor comes with it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Request {
     pub(super) number: u64,
-    /// Of the message, if it is known.
+    /// The message's request number, if its header is known.
     pub(super) code: u32,
     pub(super) most: u32,
 }
 
-/// What was received.
+/// The answer to a request.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) number: u64,
     pub(super) outcome: io::Result<Received>,
 }
 
-/// In place of a request's number, none of which is this.
+/// The number of requests to close a socket; those to receive have others.
 pub(super) const CLOSE: u64 = 0;
 
-/// Whether whoever has a socket closed waits until it is.
+/// Whether the daemon waits until the socket is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum IsAwaited {
     No,
@@ -55,7 +55,7 @@ pub(super) enum IsAwaited {
 }
 
 impl Request {
-    /// To keep the socket that comes with it, and then, without one, to close it.
+    /// Sent twice: with the socket, which the checker keeps; and without, once the daemon has closed its own copy.
     pub(super) const fn close(is_awaited: IsAwaited) -> Self {
         Self { number: CLOSE, code: matches!(is_awaited, IsAwaited::Yes) as u32, most: 0 }
     }
@@ -64,7 +64,7 @@ impl Request {
         self.number == CLOSE
     }
 
-    /// Of one to close: it has an answer, which comes with the process that does it.
+    /// Of a request to close: whether there is an answer, which comes with a pidfd of the process that closes.
     pub(super) const fn is_awaited(&self) -> bool {
         self.code != 0
     }
@@ -78,7 +78,7 @@ impl Request {
         send(to, &self.bytes(), &[stream])
     }
 
-    /// The next one; none when nobody asks any more.
+    /// The next request, and the descriptor that came with it; none when the daemon is gone.
     pub(super) fn receive(from: BorrowedFd<'_>) -> Option<(Self, Option<OwnedFd>)> {
         let (bytes, mut files) = receive(from, MOST_BYTES, RecvFlags::empty()).ok()?;
         let mut rest = bytes.as_slice();
@@ -114,7 +114,7 @@ impl Answer {
     }
 
     pub(super) fn receive(from: &OwnedFd) -> io::Result<Self> {
-        // Room for what is there, in a daemon with a thousand threads that each may have been told something.
+        // As much room as this packet takes: a thousand sessions with room for the longest would take 64 MiB.
         let look = RecvFlags::PEEK | RecvFlags::TRUNC | RecvFlags::DONTWAIT;
         let (_, most) = retry_on_intr(|| recv(from, &mut [0_u8; 0][..], look))?;
         let (bytes, files) = receive(from.as_fd(), most, RecvFlags::DONTWAIT)?;
@@ -142,7 +142,7 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
     rest.split_off(..N)?.try_into().ok()
 }
 
-/// Not longer than it takes the other side to do what was asked before.
+/// Sends a packet. Blocks while the other side has not received those before.
 pub(super) fn send(to: impl std::os::fd::AsFd, bytes: &[u8], files: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space: Space = [MaybeUninit::uninit(); _];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -153,7 +153,7 @@ pub(super) fn send(to: impl std::os::fd::AsFd, bytes: &[u8], files: &[BorrowedFd
     Ok(())
 }
 
-/// Up to so many bytes, and the descriptors that come with them.
+/// Receives up to `most` bytes, and the descriptors that come with them.
 pub(super) fn receive(
     from: BorrowedFd<'_>,
     most: usize,

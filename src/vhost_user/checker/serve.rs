@@ -1,4 +1,4 @@
-//! The process that receives what comes with messages, says what it is, and passes on what is harmless.
+//! The checker's process: it receives descriptors, says what they are, and passes on those that are harmless.
 
 use std::io;
 use std::mem::ManuallyDrop;
@@ -14,32 +14,35 @@ use super::unread::is_silenced;
 use crate::limits::bounds::MAX_KEPT_DESCRIPTORS;
 use crate::vhost_user::descriptor::Kind;
 
-/// What has come, and what is to be done with what is not passed on.
+/// What was received, and what is to be done with descriptors that are not passed on.
 #[derive(Debug)]
 struct Checked {
     received: Received,
-    /// Not to be closed while anybody waits for this process: never dropped.
+    /// Closed by the kernel when this process ends: to close them earlier might block while the daemon waits for an answer.
     rest: Vec<ManuallyDrop<OwnedFd>>,
-    /// A device's state is to be read or written: through the one, on behalf of the other.
+    /// A device's state is to be read from or written to the first, the front-end's; the second leads to the daemon.
     state: Option<(ManuallyDrop<OwnedFd>, OwnedFd)>,
 }
 
-/// Does what it is asked until it has something that it cannot get rid of, or nobody asks any more.
+/// Serves requests until it has a descriptor that may block whoever closes it, or the daemon is gone. `retires` tells the
+/// spawner to fork another. With `keeps` it goes on with up to [`MAX_KEPT_DESCRIPTORS`] of them, since too many processes
+/// are still at their end.
 pub(super) fn serve(orders: &OwnedFd, retires: &OwnedFd, keeps: bool) {
     let (mut kept, most_kept) = (0_usize, if keeps { MAX_KEPT_DESCRIPTORS } else { 0 });
     while let Some((request, stream)) = Request::receive(orders.as_fd()) {
         let Some(stream) = stream else { continue };
         if request.is_close() {
-            // It is closed there by then.
+            // The second half of the request: the daemon has closed its copy by now. Fails only when the daemon is gone.
             let _ = Request::receive(orders.as_fd());
             kept = kept.saturating_add(1);
             let _stream = ManuallyDrop::new(stream);
             if request.is_awaited() {
+                // Fails only when the daemon is gone.
                 let _ =
                     Answer { number: request.number, outcome: closer(kept > most_kept) }.send(orders.as_fd());
             }
             if kept > most_kept {
-                let _ = rustix::io::write(retires, &[0]);
+                retire(retires);
                 return;
             }
             continue;
@@ -53,11 +56,12 @@ pub(super) fn serve(orders: &OwnedFd, retires: &OwnedFd, keeps: bool) {
             Err(error) => (Err(error), Vec::new(), None),
         };
         drop(stream);
+        // Fails only when the daemon is gone.
         let _ = Answer { number: request.number, outcome }.send(orders.as_fd());
         kept = kept.saturating_add(rest.len());
         if kept > most_kept || state.is_some() {
-            // Whatever is asked from now on is for the next one.
-            let _ = rustix::io::write(retires, &[0]);
+            // Requests from now on are for the next checker.
+            retire(retires);
             if let Some((file, relay)) = state {
                 state_relay::transfer(&file, &relay);
             }
@@ -66,7 +70,13 @@ pub(super) fn serve(orders: &OwnedFd, retires: &OwnedFd, keeps: bool) {
     }
 }
 
-/// This process, which closes at its end what it keeps. If it goes on, nobody is to wait for that.
+/// Has the spawner fork another checker.
+fn retire(retires: &OwnedFd) {
+    // Fails only when the spawner is gone.
+    let _ = rustix::io::write(retires, &[0]);
+}
+
+/// A pidfd of this process, which closes at its end what it keeps; none if it goes on: nobody is to wait for it then.
 fn closer(ends: bool) -> io::Result<Received> {
     let files = if ends { vec![pidfd_open(getpid(), PidfdFlags::empty())?] } else { Vec::new() };
     Ok(Received { bytes: Vec::new(), files, refused: Vec::new() })

@@ -1,4 +1,4 @@
-//! The process that makes checkers, one after the other. It never has a descriptor of a front-end itself.
+//! The process that forks checkers, one after the other. It never has a descriptor of a front-end itself.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -11,10 +11,10 @@ use crate::limits::bounds::MAX_RETIRED_CHECKERS;
 use crate::sandbox::process::{self, Life};
 use crate::vhost_user::descriptor::mounts;
 
-/// Before a process that could not be had is tried for again.
+/// Pause before fork(2) is tried again.
 const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
 
-/// Makes a checker whenever the one before has retired, until the daemon is gone.
+/// Forks a checker whenever the one before has retired, until the daemon is gone.
 pub(super) fn run(orders: &OwnedFd, control: &UnixStream) {
     let (mut made, mut ended) = (0_usize, 0_usize);
     loop {
@@ -44,7 +44,7 @@ pub(super) fn run(orders: &OwnedFd, control: &UnixStream) {
     }
 }
 
-/// Whether the daemon is gone. Otherwise it has asked for another checker, if anything.
+/// Whether the daemon is gone (the socket's other end is closed). A byte from it asks for another checker.
 fn is_over(control: &UnixStream, patience: Option<&Timespec>) -> bool {
     let mut asked = [PollFd::new(control, PollFlags::IN)];
     match poll(&mut asked, patience) {

@@ -1,4 +1,5 @@
-//! A device's state on its way through a descriptor of the front-end, in a process that has nothing else to do.
+//! Reads or writes a device's state through the front-end's descriptor, which may block for ever: in a checker that does
+//! nothing else any more, on behalf of the daemon.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -10,11 +11,11 @@ use rustix::net::RecvFlags;
 use super::packet;
 use crate::vhost_user::device_state::STATE_BYTES;
 
-/// What is asked of it: to write what follows, or to read all there is.
+/// The daemon's orders: to write the state that follows, or to read one to its end.
 pub(in crate::vhost_user) const SAVE: u8 = b's';
 pub(in crate::vhost_user) const LOAD: u8 = b'l';
 
-/// How it went, and what was read.
+/// The state that was read, or nothing after a write; or why it failed.
 #[derive(Debug)]
 pub(in crate::vhost_user) struct StateAnswer(pub(in crate::vhost_user) io::Result<Vec<u8>>);
 
@@ -24,14 +25,14 @@ impl StateAnswer {
             Ok(bytes) => (0, bytes.as_slice()),
             Err(error) => (error.raw_os_error().unwrap_or(libc::EIO), &[][..]),
         };
-        // Nobody may want it any more.
+        // Fails when the daemon has given the transfer up.
         let _ = packet::send(to, &[&error.to_ne_bytes(), bytes].concat(), &[]);
     }
 
-    /// What has come by now.
+    /// The answer, if it has come by now.
     ///
     /// # Errors
-    /// Nothing will.
+    /// None has come, or none will: the process has ended.
     pub(in crate::vhost_user) fn receive(from: &OwnedFd) -> io::Result<Self> {
         let (bytes, _) = packet::receive(from.as_fd(), 2 * STATE_BYTES, RecvFlags::DONTWAIT)?;
         let Some((error, bytes)) = bytes.split_first_chunk() else {
@@ -44,7 +45,7 @@ impl StateAnswer {
     }
 }
 
-/// Does what is asked through `relay`. It may block for ever in `file`: then it ends with its parent.
+/// Does what the daemon orders through `relay`. It may block for ever in `file`; the process is killed with the spawner then.
 pub(super) fn transfer(file: &OwnedFd, relay: &OwnedFd) {
     let Ok((order, _)) = packet::receive(relay.as_fd(), 2 * STATE_BYTES, RecvFlags::empty()) else { return };
     let outcome = match order.split_first() {
@@ -68,7 +69,7 @@ fn save(file: &OwnedFd, relay: &OwnedFd, mut left: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// To its end, or to where it is longer than any.
+/// Reads to the end, or one byte more than a state has: longer ones are refused.
 fn load(file: &OwnedFd, relay: &OwnedFd) -> io::Result<Vec<u8>> {
     let mut state = Vec::new();
     let mut part = [0; STATE_BYTES];
@@ -90,6 +91,6 @@ fn await_ready(file: &OwnedFd, what: PollFlags, relay: &OwnedFd) -> io::Result<(
     let mut both = [PollFd::new(file, what), PollFd::new(relay, PollFlags::IN)];
     poll(&mut both, None)?;
     let [_, given_up] = both;
-    // Nothing is sent there any more.
+    // The daemon sends nothing after its order: it has closed the relay.
     if given_up.revents().is_empty() { Ok(()) } else { Err(Errno::CANCELED.into()) }
 }

@@ -16,9 +16,9 @@ const VERSION: u32 = 1;
 
 /// The channel to one front-end; closed on drop.
 #[derive(Debug)]
-pub struct Channel(OwnedFd);
+pub struct BackendChannel(OwnedFd);
 
-impl Channel {
+impl BackendChannel {
     /// Takes over the descriptor that the front-end sent.
     ///
     /// # Errors

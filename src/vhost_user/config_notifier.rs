@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::backend_channel::Channel;
+use super::backend_channel::BackendChannel;
 
 /// What one front-end has read of the configuration. It has a lock of its own: that of the session's rings is held while a
 /// worker is waited for, which may wait for the media or for a page of its guest. So to notify all front-ends of a disk is to
@@ -12,7 +12,7 @@ pub(super) struct ConfigNotifier(Mutex<Seen>);
 
 #[derive(Debug, Default)]
 struct Seen {
-    channel: Option<Channel>,
+    channel: Option<BackendChannel>,
     /// The front-end has read the configuration in this connection.
     has_read: bool,
     /// It has changed since it was read, and the front-end has to be told once a ring runs: one without takes no notice.
@@ -23,7 +23,7 @@ struct Seen {
 
 impl ConfigNotifier {
     /// Sets the channel that the front-end is notified through from now on.
-    pub(super) fn set_channel(&self, channel: Channel) {
+    pub(super) fn set_channel(&self, channel: BackendChannel) {
         self.lock().channel = Some(channel);
     }
 

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
-use super::backend_channel::Channel;
+use super::backend_channel::BackendChannel;
 use super::debug_log::{Line, ProtocolFeatures};
 use super::descriptor::{Kind, refusal};
 use super::handler::MessageHandler;
@@ -170,7 +170,7 @@ impl<D: Disk> Connection<D> {
         }
     }
 
-    /// `SET_BACKEND_REQ_FD`; see [`Channel`] for why it does not go through `vhost`.
+    /// `SET_BACKEND_REQ_FD`; see [`BackendChannel`] for why it does not go through `vhost`.
     fn take_channel(&self, files: &[OwnedFd]) -> Result<(), String> {
         if !self.session.has_protocol(VhostUserProtocolFeatures::BACKEND_REQ) {
             return Err("was not negotiated".into());
@@ -178,7 +178,7 @@ impl<D: Disk> Connection<D> {
         let [socket] = files else {
             return Err(format!("comes with {} descriptors, not with one", files.len()));
         };
-        let channel = socket.try_clone().and_then(Channel::new).map_err(|error| error.to_string())?;
+        let channel = socket.try_clone().and_then(BackendChannel::new).map_err(|error| error.to_string())?;
         self.session.config.set_channel(channel);
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::backend_channel::Channel;
+use super::backend_channel::BackendChannel;
 use super::config_notifier::ConfigNotifier;
 use super::config_record::{ConfigRecord, KnownConfig};
 use super::writer_lock::SessionId;
@@ -40,7 +40,7 @@ impl<D: Disk> FrontEndConfig<D> {
     }
 
     /// By which the front-end is notified from now on.
-    pub(super) fn set_channel(&self, channel: Channel) {
+    pub(super) fn set_channel(&self, channel: BackendChannel) {
         self.notifier.set_channel(channel);
     }
 

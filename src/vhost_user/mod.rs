@@ -41,7 +41,7 @@ mod state;
 mod vring;
 mod writer_lock;
 
-pub use backend_channel::Channel;
+pub use backend_channel::BackendChannel;
 pub use checker::{ClosedByChecker, DescriptorChecker};
 pub use config_record::{ConfigRecord, KnownConfig};
 pub use connection::Connection;

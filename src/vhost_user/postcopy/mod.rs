@@ -13,7 +13,7 @@
 //! - what a ring consists of is touched by a thread of the session before the ring is started, so that nothing which
 //!   answers messages touches guest memory. A message that takes a ring back waits for the request that the ring is
 //!   at, and so for its pages, as it does for slow media: the front-end must not bring them on the thread that asks;
-//! - the connection is watched ([`Watcher`]), and with the front-end all memory is given up: whoever waits is woken,
+//! - the connection is watched ([`ConnectionWatcher`]), and with the front-end all memory is given up: whoever waits is woken,
 //!   and fails. A request that waited for its data writes nothing then, and nothing more reaches the guest.
 
 mod connection_watcher;

@@ -117,7 +117,7 @@ impl<D: Disk> Connection<D> {
             _ if postcopy_messages::takes(&self.session, &message) => {
                 return postcopy_messages::exchange_memory(&self.replier(), message);
             }
-            Ok(request) => match payload::fit(request, &mut message) {
+            Ok(request) => match payload::check(request, &mut message) {
                 Ok(()) => request,
                 Err(error) => return self.refuse(request, &message, error.to_string()),
             },
@@ -163,7 +163,7 @@ impl<D: Disk> Connection<D> {
         match request {
             FrontendReq::SET_DEVICE_STATE_FD => {
                 self.replier().log_refusal(message, &reason);
-                self.replier().send(&message.answer(&STATE_REFUSED.to_ne_bytes()))?;
+                self.replier().send(&message.reply(&STATE_REFUSED.to_ne_bytes()))?;
                 Ok(Reply::Refused(reason))
             }
             _ => self.refuse(request, message, reason),

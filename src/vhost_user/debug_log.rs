@@ -26,7 +26,7 @@ impl Line {
         tracing::enabled!(tracing::Level::DEBUG).then(|| Self {
             request: message.request_name(),
             ring: ring(message),
-            bytes: message.body().len(),
+            bytes: message.payload().len(),
             descriptors: message.files.len().saturating_add(message.refused.len()),
             needs_reply: message.needs_reply(),
         })
@@ -43,7 +43,7 @@ impl Line {
 /// The ring that a message is about: 8 bits of it where a descriptor comes along.
 fn ring(message: &Message) -> Option<u32> {
     use FrontendReq as R;
-    let first = message.body().first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))?;
+    let first = message.payload().first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))?;
     match R::try_from(message.code).ok()? {
         R::SET_VRING_NUM
         | R::SET_VRING_ADDR

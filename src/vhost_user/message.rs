@@ -29,7 +29,7 @@ const NEED_REPLY: u32 = 0x8;
 /// A message as it came.
 #[derive(Debug)]
 pub(super) struct Message {
-    /// Header and body.
+    /// Header and payload.
     bytes: Vec<u8>,
     pub(super) code: u32,
     flags: u32,
@@ -45,7 +45,7 @@ pub(super) enum ReceiveError {
     End,
     #[error("a message was begun, and not finished within {} s", MESSAGE_TIMEOUT.as_secs())]
     Unfinished,
-    #[error("not a vhost-user request (flags {0:#x}, body of {1} bytes)")]
+    #[error("not a vhost-user request (flags {0:#x}, payload of {1} bytes)")]
     NotARequest(u32, u32),
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -59,15 +59,15 @@ impl Message {
             Self { bytes: Vec::new(), code: 0, flags: 0, files: Vec::new(), refused: Vec::new() };
         let mut deadline = None;
         message.fill(stream, checker, HEADER_BYTES, &mut deadline)?;
-        let [code, flags, body_bytes] = header(&message.bytes);
-        if flags & !NEED_REPLY != VERSION || body_bytes > MAX_MESSAGE_BYTES {
-            return Err(ReceiveError::NotARequest(flags, body_bytes));
+        let [code, flags, payload_bytes] = header(&message.bytes);
+        if flags & !NEED_REPLY != VERSION || payload_bytes > MAX_MESSAGE_BYTES {
+            return Err(ReceiveError::NotARequest(flags, payload_bytes));
         }
         (message.code, message.flags) = (code, flags);
         message.fill(
             stream,
             checker,
-            HEADER_BYTES.saturating_add(usize::try_from(body_bytes).unwrap_or(0)),
+            HEADER_BYTES.saturating_add(usize::try_from(payload_bytes).unwrap_or(0)),
             &mut deadline,
         )?;
         Ok(message)
@@ -113,10 +113,10 @@ impl Message {
     }
 
     #[cfg(test)]
-    pub(super) fn of(code: u32, body: &[u8], files: Vec<OwnedFd>) -> Self {
-        let header = [code, VERSION, u32::try_from(body.len()).unwrap()].map(u32::to_ne_bytes);
+    pub(super) fn of(code: u32, payload: &[u8], files: Vec<OwnedFd>) -> Self {
+        let header = [code, VERSION, u32::try_from(payload.len()).unwrap()].map(u32::to_ne_bytes);
         Self {
-            bytes: [header.as_flattened(), body].concat(),
+            bytes: [header.as_flattened(), payload].concat(),
             code,
             flags: VERSION,
             files,
@@ -125,17 +125,18 @@ impl Message {
     }
 
     /// What follows the header.
-    pub(super) fn body(&self) -> &[u8] {
+    pub(super) fn payload(&self) -> &[u8] {
         self.bytes.get(HEADER_BYTES..).unwrap_or_default()
     }
 
-    /// Takes away what follows the first `body_bytes` of the body.
-    pub(super) fn cut_body(&mut self, body_bytes: usize) {
-        if body_bytes >= self.body().len() {
+    /// Takes away what follows the first `payload_bytes` of the payload.
+    pub(super) fn truncate_payload(&mut self, payload_bytes: usize) {
+        if payload_bytes >= self.payload().len() {
             return;
         }
-        self.bytes.truncate(HEADER_BYTES.saturating_add(body_bytes));
-        if let (Some(field), Ok(length)) = (self.bytes.get_mut(8..HEADER_BYTES), u32::try_from(body_bytes)) {
+        self.bytes.truncate(HEADER_BYTES.saturating_add(payload_bytes));
+        if let (Some(field), Ok(length)) = (self.bytes.get_mut(8..HEADER_BYTES), u32::try_from(payload_bytes))
+        {
             field.copy_from_slice(&length.to_ne_bytes());
         }
     }
@@ -158,15 +159,15 @@ impl Message {
     }
 
     /// An answer to it.
-    pub(super) fn answer(&self, body: &[u8]) -> Vec<u8> {
-        let body_bytes = u32::try_from(body.len()).unwrap_or(u32::MAX);
-        let header = [self.code, VERSION | REPLY, body_bytes].map(u32::to_ne_bytes);
-        [header.as_flattened(), body].concat()
+    pub(super) fn reply(&self, payload: &[u8]) -> Vec<u8> {
+        let payload_bytes = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        let header = [self.code, VERSION | REPLY, payload_bytes].map(u32::to_ne_bytes);
+        [header.as_flattened(), payload].concat()
     }
 
     /// The answer to a message that has no other: done, or refused.
     pub(super) fn acknowledgement(&self, is_done: bool) -> Vec<u8> {
-        self.answer(&u64::from(!is_done).to_ne_bytes())
+        self.reply(&u64::from(!is_done).to_ne_bytes())
     }
 }
 

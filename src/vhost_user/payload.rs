@@ -12,14 +12,14 @@ const REGION_BYTES: usize = 32;
 /// Length of the head of a part of the configuration space.
 const CONFIG_HEAD_BYTES: usize = 12;
 
-/// What is wrong with a body.
+/// What is wrong with a payload.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum BodyError {
-    #[error("its body has {got} bytes, not {expected}")]
+pub(super) enum PayloadError {
+    #[error("its payload has {got} bytes, not {expected}")]
     Length { got: usize, expected: usize },
-    #[error("its body has {got} bytes, {regions} memory regions take {expected}")]
+    #[error("its payload has {got} bytes, {regions} memory regions take {expected}")]
     Regions { got: usize, regions: u32, expected: usize },
-    #[error("its body has {got} bytes, {bytes} bytes of the configuration take {expected}")]
+    #[error("its payload has {got} bytes, {bytes} bytes of the configuration take {expected}")]
     Config { got: usize, bytes: u32, expected: usize },
     #[error("a table of {0} memory regions; it has at least 1 and at most {MAX_TABLE_REGIONS}")]
     TableRegions(u32),
@@ -38,38 +38,38 @@ pub(super) enum BodyError {
 
 /// Cuts off what follows the last element that a list counts (User-Mode Linux sends room for two regions and counts one),
 /// and checks the length, and the numbers that it depends on.
-pub(super) fn fit(request: FrontendReq, message: &mut Message) -> Result<(), BodyError> {
+pub(super) fn check(request: FrontendReq, message: &mut Message) -> Result<(), PayloadError> {
     use FrontendReq as R;
-    let got = message.body().len();
+    let got = message.payload().len();
     match request {
         R::SET_MEM_TABLE => {
-            let regions = check_length(got, TABLE_HEAD_BYTES).map(|()| word(message.body(), 0))?;
+            let regions = check_length(got, TABLE_HEAD_BYTES).map(|()| word(message.payload(), 0))?;
             let expected = listed(TABLE_HEAD_BYTES, regions, REGION_BYTES);
             if got < expected {
-                return Err(BodyError::Regions { got, regions, expected });
+                return Err(PayloadError::Regions { got, regions, expected });
             }
-            message.cut_body(expected);
+            message.truncate_payload(expected);
             check_table(message, regions)
         }
         R::GET_CONFIG | R::SET_CONFIG => {
             check_length(got, CONFIG_HEAD_BYTES)?;
-            let (offset, bytes) = (word(message.body(), 0), word(message.body(), 1));
+            let (offset, bytes) = (word(message.payload(), 0), word(message.payload(), 1));
             if bytes == 0 || offset.checked_add(bytes).is_none_or(|end| end > 4096) {
-                return Err(BodyError::ConfigRange { offset, bytes });
+                return Err(PayloadError::ConfigRange { offset, bytes });
             }
             let expected = listed(CONFIG_HEAD_BYTES, bytes, 1);
             if got < expected {
-                return Err(BodyError::Config { got, bytes, expected });
+                return Err(PayloadError::Config { got, bytes, expected });
             }
-            message.cut_body(expected);
+            message.truncate_payload(expected);
             Ok(())
         }
         R::ADD_MEM_REG | R::REM_MEM_REG => {
             check_exactly(message, TABLE_HEAD_BYTES.saturating_add(REGION_BYTES))?;
             if request == R::ADD_MEM_REG && message.files.len() != 1 {
-                return Err(BodyError::Files(message.files.len()));
+                return Err(PayloadError::Files(message.files.len()));
             }
-            check_regions(message.body())
+            check_regions(message.payload())
         }
         _ => fixed(request).map_or(Ok(()), |expected| check_exactly(message, expected)),
     }
@@ -102,36 +102,36 @@ const fn fixed(request: FrontendReq) -> Option<usize> {
     }
 }
 
-fn check_table(message: &Message, regions: u32) -> Result<(), BodyError> {
+fn check_table(message: &Message, regions: u32) -> Result<(), PayloadError> {
     if !(1..=MAX_TABLE_REGIONS).contains(&regions) {
-        return Err(BodyError::TableRegions(regions));
+        return Err(PayloadError::TableRegions(regions));
     }
     if usize::try_from(regions) != Ok(message.files.len()) {
-        return Err(BodyError::RegionFiles { regions, files: message.files.len() });
+        return Err(PayloadError::RegionFiles { regions, files: message.files.len() });
     }
-    check_regions(message.body())
+    check_regions(message.payload())
 }
 
 /// Regions behind a head of [`TABLE_HEAD_BYTES`].
-fn check_regions(body: &[u8]) -> Result<(), BodyError> {
-    let (words, _) = body.get(TABLE_HEAD_BYTES..).unwrap_or_default().as_chunks::<8>();
+fn check_regions(payload: &[u8]) -> Result<(), PayloadError> {
+    let (words, _) = payload.get(TABLE_HEAD_BYTES..).unwrap_or_default().as_chunks::<8>();
     for region in words.as_chunks::<4>().0 {
         let [guest_start, len_bytes, user_start, file_offset] = region.map(u64::from_ne_bytes);
         let starts = [guest_start, user_start, file_offset];
         if len_bytes == 0 || starts.iter().any(|start| start.checked_add(len_bytes).is_none()) {
-            return Err(BodyError::Region { guest_start, len_bytes, user_start, file_offset });
+            return Err(PayloadError::Region { guest_start, len_bytes, user_start, file_offset });
         }
     }
     Ok(())
 }
 
-fn check_exactly(message: &Message, expected: usize) -> Result<(), BodyError> {
-    let got = message.body().len();
-    if got == expected { Ok(()) } else { Err(BodyError::Length { got, expected }) }
+fn check_exactly(message: &Message, expected: usize) -> Result<(), PayloadError> {
+    let got = message.payload().len();
+    if got == expected { Ok(()) } else { Err(PayloadError::Length { got, expected }) }
 }
 
-const fn check_length(got: usize, expected: usize) -> Result<(), BodyError> {
-    if got >= expected { Ok(()) } else { Err(BodyError::Length { got, expected }) }
+const fn check_length(got: usize, expected: usize) -> Result<(), PayloadError> {
+    if got >= expected { Ok(()) } else { Err(PayloadError::Length { got, expected }) }
 }
 
 fn listed(head_bytes: usize, count: u32, each_bytes: usize) -> usize {
@@ -140,8 +140,8 @@ fn listed(head_bytes: usize, count: u32, each_bytes: usize) -> usize {
 }
 
 /// The 32-bit word of this number; 0 where there is none.
-fn word(body: &[u8], number: usize) -> u32 {
-    body.as_chunks::<4>().0.get(number).map_or(0, |bytes| u32::from_ne_bytes(*bytes))
+fn word(payload: &[u8], number: usize) -> u32 {
+    payload.as_chunks::<4>().0.get(number).map_or(0, |bytes| u32::from_ne_bytes(*bytes))
 }
 
 #[cfg(test)]
@@ -151,9 +151,9 @@ mod tests {
     use super::*;
     use crate::vhost_user::message::Message;
 
-    fn message(body: &[u8], files: usize) -> Message {
+    fn message(payload: &[u8], files: usize) -> Message {
         let null = || std::fs::File::open("/dev/null").unwrap().into();
-        Message::of(5, body, (0..files).map(|_| null()).collect())
+        Message::of(5, payload, (0..files).map(|_| null()).collect())
     }
 
     fn words(words: &[u64]) -> Vec<u8> {
@@ -164,26 +164,27 @@ mod tests {
     fn room_that_a_table_does_not_count_is_cut_away() {
         let region = [0, 4096, 0, 0];
         let mut uml = message(&words(&[&[1][..], &region, &[0; 4]].concat()), 1);
-        assert_eq!(uml.body().len(), 72);
-        assert_eq!(fit(FrontendReq::SET_MEM_TABLE, &mut uml), Ok(()));
-        assert_eq!(uml.body(), words(&[&[1][..], &region].concat()));
+        assert_eq!(uml.payload().len(), 72);
+        assert_eq!(check(FrontendReq::SET_MEM_TABLE, &mut uml), Ok(()));
+        assert_eq!(uml.payload(), words(&[&[1][..], &region].concat()));
         let mut short = message(&words(&[&[2][..], &region].concat()), 2);
-        let error = BodyError::Regions { got: 40, regions: 2, expected: 72 };
-        assert_eq!(fit(FrontendReq::SET_MEM_TABLE, &mut short), Err(error));
+        let error = PayloadError::Regions { got: 40, regions: 2, expected: 72 };
+        assert_eq!(check(FrontendReq::SET_MEM_TABLE, &mut short), Err(error));
     }
 
     #[test]
     fn what_is_refused_is_told_in_numbers() {
-        let told =
-            |request, body: &[u8], files| fit(request, &mut message(body, files)).unwrap_err().to_string();
-        assert_eq!(told(FrontendReq::SET_VRING_NUM, &[0; 7], 0), "its body has 7 bytes, not 8");
+        let told = |request, payload: &[u8], files| {
+            check(request, &mut message(payload, files)).unwrap_err().to_string()
+        };
+        assert_eq!(told(FrontendReq::SET_VRING_NUM, &[0; 7], 0), "its payload has 7 bytes, not 8");
         assert_eq!(
             told(FrontendReq::SET_MEM_TABLE, &words(&[&[1][..], &[0, 1, 0, 0]].concat()), 2),
             "1 memory regions come with 2 descriptors"
         );
         assert_eq!(
             told(FrontendReq::SET_CONFIG, &[0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1], 0),
-            "its body has 13 bytes, 2 bytes of the configuration take 14"
+            "its payload has 13 bytes, 2 bytes of the configuration take 14"
         );
         let region = told(FrontendReq::ADD_MEM_REG, &words(&[0, 0x1000, 0, 7, 8]), 1);
         assert!(region.starts_with("region at 0x1000 of 0x0 bytes"), "{region}");
@@ -198,15 +199,15 @@ mod tests {
             rest in prop::collection::vec(any::<u8>(), 0..200),
             files in 0..3_usize,
         ) {
-            let body = [&count.to_ne_bytes()[..], &second.to_ne_bytes(), &rest].concat();
-            let mut table = message(&body, files);
-            if fit(FrontendReq::SET_MEM_TABLE, &mut table).is_ok() {
-                prop_assert_eq!(table.body().len(), 8 + 32 * count as usize);
+            let payload = [&count.to_ne_bytes()[..], &second.to_ne_bytes(), &rest].concat();
+            let mut table = message(&payload, files);
+            if check(FrontendReq::SET_MEM_TABLE, &mut table).is_ok() {
+                prop_assert_eq!(table.payload().len(), 8 + 32 * count as usize);
                 prop_assert_eq!(files, count as usize);
             }
-            let mut config = message(&body, 0);
-            if fit(FrontendReq::GET_CONFIG, &mut config).is_ok() {
-                prop_assert_eq!(config.body().len(), 12 + second as usize);
+            let mut config = message(&payload, 0);
+            if check(FrontendReq::GET_CONFIG, &mut config).is_ok() {
+                prop_assert_eq!(config.payload().len(), 12 + second as usize);
             }
         }
     }

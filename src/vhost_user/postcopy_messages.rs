@@ -115,7 +115,7 @@ pub(super) fn exchange_memory<D: Disk>(
     replier: &Replier<'_, D>,
     mut message: Message,
 ) -> Result<Reply, Hangup> {
-    if let Ok(ack) = <[u8; ACK_BYTES]>::try_from(message.body()) {
+    if let Ok(ack) = <[u8; ACK_BYTES]>::try_from(message.payload()) {
         let is_known = u64::from_ne_bytes(ack) == 0;
         if is_known {
             acknowledge_memory(replier.session);
@@ -123,12 +123,12 @@ pub(super) fn exchange_memory<D: Disk>(
         return replier
             .acknowledge(&message, is_known.then_some(()).ok_or("the front-end has failed".into()));
     }
-    payload::fit(FrontendReq::SET_MEM_TABLE, &mut message)
+    payload::check(FrontendReq::SET_MEM_TABLE, &mut message)
         .map_err(|error| Hangup::refused(&message, error))?;
     let files = std::mem::take(&mut message.files).into_iter().map(File::from).collect();
     let mapped = map_missing(replier.session, &message, files);
     let answer = mapped.map_err(|error| Hangup::refused(&message, error))?;
-    replier.send(&message.answer(&answer))?;
+    replier.send(&message.reply(&answer))?;
     Ok(Reply::Value(answer))
 }
 
@@ -141,13 +141,13 @@ fn acknowledge_memory<D: Disk>(session: &Session<D>) {
     session.rings.start_all(&mut state);
 }
 
-/// Maps what is announced, and puts it in force; the body of the answer is that of the message with our addresses.
+/// Maps what is announced, and puts it in force; the payload of the answer is that of the message with our addresses.
 fn map_missing<D: Disk>(
     session: &Session<D>,
     message: &Message,
     files: Vec<File>,
 ) -> Result<Vec<u8>, SessionError> {
-    let (head, regions) = regions(message.body()).ok_or(PostcopyError::Malformed)?;
+    let (head, regions) = regions(message.payload()).ok_or(PostcopyError::Malformed)?;
     let specs = regions.iter().zip(files).map(|(region, file)| missing_spec(session, region, file));
     let memory = Arc::new(MemoryTable::map(specs.collect::<Result<_, _>>()?)?);
     session.rings.change_all(|state| {
@@ -182,8 +182,8 @@ fn check_negotiated<D: Disk>(session: &Session<D>) -> Result<(), SessionError> {
 }
 
 /// What is before the first region of a message, and all of its regions.
-fn regions(body: &[u8]) -> Option<(u64, Vec<Region>)> {
-    let (words, rest) = body.as_chunks::<8>();
+fn regions(payload: &[u8]) -> Option<(u64, Vec<Region>)> {
+    let (words, rest) = payload.as_chunks::<8>();
     let (&head, words) = words.split_first()?;
     let (regions, odd) = words.as_chunks::<4>();
     let is_whole = rest.is_empty() && odd.is_empty();

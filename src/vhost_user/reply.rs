@@ -86,7 +86,7 @@ impl<D: Disk> Replier<'_, D> {
 
     /// Answers with a descriptor.
     pub(super) fn send_descriptor(&self, message: &Message, file: BorrowedFd<'_>) -> io::Result<()> {
-        message::send(self.stream, &message.answer(&[]), &[file])
+        message::send(self.stream, &message.reply(&[]), &[file])
     }
 
     /// Acknowledges or refuses a message that has no answer yet, if the front-end asked to be told.
@@ -113,7 +113,7 @@ impl<D: Disk> Replier<'_, D> {
     pub(super) fn log_refusal(&self, message: &Message, reason: &str) {
         if let Some(suppressed) = self.session.context.log_limit.admit_refusal(message.code) {
             let (disk, session, request) = (self.session.disk(), self.session.id(), message.request_name());
-            let (bytes, descriptors) = (message.body().len(), message.files.len());
+            let (bytes, descriptors) = (message.payload().len(), message.files.len());
             tracing::warn!(disk, session, request, bytes, descriptors, reason, suppressed, "message refused");
         }
     }

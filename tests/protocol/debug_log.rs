@@ -39,7 +39,12 @@ fn every_message_has_a_line_with_its_sizes_and_its_answer() {
         &["GET_CONFIG", "bytes=72", "answer=\"72 bytes\""],
         &["GET_VRING_BASE", "ring=3", "answer=\"0x100000003\""],
         &["SET_VRING_NUM", "ring=3", "answer=\"refused: ", "queue size 48 is not a power of two"],
-        &["SET_VRING_NUM", "bytes=7", "needs_reply=false", "answer=\"refused: its body has 7 bytes, not 8\""],
+        &[
+            "SET_VRING_NUM",
+            "bytes=7",
+            "needs_reply=false",
+            "answer=\"refused: its payload has 7 bytes, not 8\"",
+        ],
         &["GET_INFLIGHT_FD", "answer=\"hangs up: GET_INFLIGHT_FD: "],
     ] {
         assert_eq!(lines(&log, &[&["DEBUG message "], parts].concat()).len(), 1, "{parts:?}");

@@ -72,7 +72,7 @@ fn what_counts_more_than_its_body_has_is_refused_in_numbers() {
         (
             "two regions",
             told(SET_MEM_TABLE, &table(&session, 2, 71), &[fd, fd]),
-            "its body has 71 bytes, 2 memory regions take 72",
+            "its payload has 71 bytes, 2 memory regions take 72",
         ),
         (
             "more regions than there are",
@@ -91,7 +91,7 @@ fn what_counts_more_than_its_body_has_is_refused_in_numbers() {
     }
     let bytes = config(WRITEBACK_OFFSET, 2, 1);
     assert_eq!(session.wire.tell(SET_CONFIG, &bytes, &[]), Verdict::Nack);
-    daemon.wait_for_log("its body has 13 bytes, 2 bytes of the configuration take 14");
+    daemon.wait_for_log("its payload has 13 bytes, 2 bytes of the configuration take 14");
     session.share_memory();
     assert_works(&mut session.ring(0, 64), 0);
 }

@@ -10,13 +10,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_parent_process_death_signal, waitpid};
 
-/// Whether a child outlives the thread that it comes from.
+/// Whether a child is killed when the thread that it comes from ends (`PR_SET_PDEATHSIG`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Life {
-    /// It ends when it wants to.
-    ItsOwn,
-    /// It is killed with it.
-    OfItsParent,
+pub(crate) enum DiesWithParent {
+    /// It ends when it is done.
+    No,
+    /// It is killed then.
+    Yes,
 }
 
 /// Forks a child that does `body` and ends. No signal reaches it but SIGKILL, and of all descriptors it has only these.
@@ -26,7 +26,11 @@ pub(crate) enum Life {
 ///
 /// # Errors
 /// No process is to be had.
-pub(crate) fn fork(given: &[BorrowedFd<'_>], life: Life, body: impl FnOnce()) -> io::Result<Pid> {
+pub(crate) fn fork(
+    given: &[BorrowedFd<'_>],
+    dies_with_parent: DiesWithParent,
+    body: impl FnOnce(),
+) -> io::Result<Pid> {
     let mut given: Vec<RawFd> = given.iter().map(|fd| fd.as_raw_fd()).collect();
     given.sort_unstable();
     let parent = rustix::process::getpid();
@@ -35,7 +39,7 @@ pub(crate) fn fork(given: &[BorrowedFd<'_>], life: Life, body: impl FnOnce()) ->
     let forked = unsafe { libc::fork() };
     if forked == 0 {
         close_others(&given);
-        if life == Life::OfItsParent {
+        if dies_with_parent == DiesWithParent::Yes {
             let asked = set_parent_process_death_signal(Some(Signal::KILL));
             if asked.is_err() || rustix::process::getppid() != Some(parent) {
                 end();
@@ -120,7 +124,7 @@ mod tests {
         let (_kept_here, other) = io::pipe().unwrap();
         let other = other.as_raw_fd();
         let answered = answer.try_clone().unwrap();
-        let child = fork(&[answered.as_fd()], Life::OfItsParent, || {
+        let child = fork(&[answered.as_fd()], DiesWithParent::Yes, || {
             let fds = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
             // Of the folder that is read, there is one.
             let text = format!("{fds} {}", std::fs::exists(format!("/proc/self/fd/{other}")).unwrap_or(true));

@@ -13,7 +13,7 @@ use rustix::process::Pid;
 use super::packet::{Answer, CLOSE, IsAwaited, Received, Request, pair, send};
 use super::spawner;
 use crate::limits::bounds::CHECKER_TIMEOUT;
-use crate::sandbox::process::{self, Life};
+use crate::sandbox::process::{self, DiesWithParent};
 use crate::vhost_user::descriptor::mounts;
 
 /// The spawner's process and the checkers that it forks. They end when this is dropped, or when this process ends.
@@ -90,7 +90,7 @@ impl Link {
         let (control, controlled) = UnixStream::pair()?;
         let own = [orders.as_fd(), controlled.as_fd()];
         let given: Vec<_> = own.into_iter().chain(mounts().map(|mounts| mounts.as_fd())).collect();
-        let spawner = process::fork(&given, Life::ItsOwn, || spawner::run(&orders, &controlled))?;
+        let spawner = process::fork(&given, DiesWithParent::No, || spawner::run(&orders, &controlled))?;
         Ok(Self { socket, control, spawner, number: 0 })
     }
 

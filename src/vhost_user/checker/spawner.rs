@@ -8,7 +8,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::serve;
 use crate::limits::bounds::MAX_RETIRED_CHECKERS;
-use crate::sandbox::process::{self, Life};
+use crate::sandbox::process::{self, DiesWithParent};
 use crate::vhost_user::descriptor::mounts;
 
 /// Pause before fork(2) is tried again.
@@ -23,7 +23,8 @@ pub(super) fn run(orders: &OwnedFd, control: &UnixStream) {
         let Ok((retired, retires)) = pipe_with(PipeFlags::CLOEXEC) else { return };
         let own = [orders.as_fd(), retires.as_fd()];
         let given: Vec<_> = own.into_iter().chain(mounts().map(|mounts| mounts.as_fd())).collect();
-        let Ok(checker) = process::fork(&given, Life::OfItsParent, || serve::serve(orders, &retires, keeps))
+        let Ok(checker) =
+            process::fork(&given, DiesWithParent::Yes, || serve::serve(orders, &retires, keeps))
         else {
             if is_over(control, Some(&PAUSE)) {
                 return;

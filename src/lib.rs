@@ -50,6 +50,9 @@
 //! | held | a request that waits for a flush, or a ring that takes no other request before such a one is done |
 //! | backing | what a disk's path leads to: a file or a device, on some media |
 //! | stock engine | this disk behind the crates `vhost-user-backend` and `virtio-queue`, as other daemons build theirs |
+//! | session | one front-end's connection, from its first message until it leaves, and all that its messages have changed |
+//! | writer lock | held by the session whose rings may run on a disk that is written to; the others wait for it |
+//! | configuration record | what a disk's last front-end knows of its size and cache mode, kept as an extended attribute |
 //! | descriptor checker | a process of ours that looks at what a front-end has sent before the daemon uses it, since that may block |
 
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]

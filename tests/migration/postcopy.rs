@@ -9,6 +9,7 @@ use crate::common::frontend::pages::{PAGE, can_wait};
 use crate::common::frontend::request::{OK, Request};
 use crate::common::frontend::ring::Ring;
 use crate::common::frontend::{Options, SPANS, Session, settle};
+use crate::common::process::Process;
 use crate::common::{SECTOR_BYTES, pattern, wait_for};
 
 const GET_VRING_BASE: u32 = 11;
@@ -189,6 +190,9 @@ fn a_front_end_that_dies_writes_nothing_that_its_guest_did_not() {
                 read.data == sectors(&content(), TARGET, PAGE as usize),
                 "neither zeroes nor anything else"
             );
+            // Until it has ended nobody else may come before its memory.
+            let sessions = || Process(daemon.pid()).threads_named("session-").len();
+            wait_for("the first one's session has ended", || (sessions() == 1).then_some(()));
             drop(survivor);
         }
         daemon.stop();

@@ -1,10 +1,18 @@
-//! Memory for tests that stands for a guest's: reached through segments, never through references.
+//! For tests: memory that stands for a guest's, reached through segments, never through references; and files of memory.
 
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
+use std::fs::File;
 
 use super::{Segment, Segments};
+
+/// A file in memory of so many zero bytes.
+pub(crate) fn memfd(name: &str, len_bytes: u64) -> File {
+    let file = File::from(rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+    file.set_len(len_bytes).unwrap();
+    file
+}
 
 /// Bytes that differ from their neighbours, and from those of another seed.
 pub(crate) fn pattern(len: usize, seed: u8) -> Vec<u8> {

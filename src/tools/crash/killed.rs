@@ -10,12 +10,13 @@ use std::task::Waker;
 
 use self::guest::{Guest, GuestRequest, MEMORY_BYTES, SECTOR_BYTES, SECTORS};
 use super::workload::Random;
+use crate::copy::testing::memfd;
 use crate::copy::{self, Segments};
 use crate::disk::{Disk, DiskError, Durability, Geometry, MappedDisk};
 use crate::failpoint::{self, Point};
 use crate::log::LogLimit;
 use crate::virtio::blk::{CacheMode, Device, Identity};
-use crate::virtio::memory::{MemoryTable, RegionSpec};
+use crate::virtio::memory::testing::table_of;
 use crate::virtio::queue::{RingKind, RingLayout};
 use crate::worker::{AnyRing, Notifier, RingKey, RingParts, Served};
 
@@ -91,12 +92,6 @@ struct Machine {
     maybe_executed: usize,
 }
 
-fn memfd(name: &str, len_bytes: u64) -> File {
-    let file = File::from(rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC).unwrap());
-    file.set_len(len_bytes).unwrap();
-    file
-}
-
 impl Machine {
     fn new(kind: RingKind) -> Self {
         let guest = Guest::new(memfd("points-guest", MEMORY_BYTES), kind);
@@ -113,15 +108,6 @@ impl Machine {
         let file = self.disk.try_clone().unwrap();
         let disk = MappedDisk::new(file.try_clone().unwrap(), geometry).unwrap();
         let identity = Identity { name: "points".into(), serial: [b'x'; 20] };
-        let memory = self.guest.file.try_clone().unwrap();
-        let spec = RegionSpec {
-            guest_start: 0,
-            len_bytes: MEMORY_BYTES,
-            user_start: 0,
-            file_offset: 0,
-            file: memory,
-            charge: None,
-        };
         let parts = RingParts {
             key: RingKey { session: 0, index: 0 },
             layout: RingLayout {
@@ -132,7 +118,7 @@ impl Machine {
                 event_idx: false,
                 indirect: false,
             },
-            memory: Arc::new(MemoryTable::map(vec![spec]).unwrap()),
+            memory: table_of(&self.guest.file, MEMORY_BYTES),
             device: Arc::new(Device::new(HalfCopyDisk { disk, file }, identity, 1)),
             cache: Arc::new(CacheMode::unknown(true)),
             kick: Arc::new(File::open("/dev/null").unwrap()),

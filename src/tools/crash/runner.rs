@@ -12,12 +12,13 @@ use super::scheduler::{DriverWatch, FLUSHER, Preemption, ReleaseOnDrop, RingWake
 use super::workload::{Random, Request, Workload};
 use crate::copy::Segments;
 use crate::copy::recording::{self, Logged, Omit, Recording};
+use crate::copy::testing::memfd;
 use crate::disk::{
     Backing, BlockDisk, Disk, DiskError, Durability, EmulatedMedia, FileDisk, Geometry, MappedDisk,
 };
 use crate::log::LogLimit;
 use crate::virtio::blk::{CacheMode, Device, Identity};
-use crate::virtio::memory::{MemoryTable, RegionSpec};
+use crate::virtio::memory::testing::table_of;
 use crate::virtio::queue::{RingKind, RingLayout};
 use crate::worker::{Ring, RingKey, RingParts, Served};
 
@@ -179,12 +180,6 @@ impl Disk for RecordedDisk {
     }
 }
 
-fn memfd(name: &str, len_bytes: u64) -> File {
-    let file = File::from(rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC).unwrap());
-    file.set_len(len_bytes).unwrap();
-    file
-}
-
 fn backing(file: &File, workload: &Workload, config: RunConfig) -> Backing {
     let (file, capacity_bytes) = (file.try_clone().unwrap(), workload.before.len() as u64);
     let geometry = Geometry { capacity_bytes, block_bytes: 512, read_only: false };
@@ -206,16 +201,7 @@ fn rings(guest: &File, disk: RecordedDisk, config: RunConfig) -> Vec<Ring<Record
     let device = Arc::new(Device::new(disk, identity, RINGS as u16));
     let cache = Arc::new(CacheMode::write_through());
     cache.set_writeback(config.writeback);
-    let file = guest.try_clone().unwrap();
-    let spec = RegionSpec {
-        guest_start: 0,
-        len_bytes: MEMORY_BYTES,
-        user_start: 0,
-        file_offset: 0,
-        file,
-        charge: None,
-    };
-    let memory = Arc::new(MemoryTable::map(vec![spec]).unwrap());
+    let memory = table_of(guest, MEMORY_BYTES);
     let kick = Arc::new(File::open("/dev/null").unwrap());
     let start = |ring| {
         let (size, addresses) = (u32::from(RING_SIZE), addresses(ring));

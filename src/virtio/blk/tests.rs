@@ -8,10 +8,10 @@ use std::task::Waker;
 use proptest::prelude::*;
 
 use super::*;
-use crate::copy::testing::Memory;
+use crate::copy::testing::{Memory, memfd};
 use crate::disk::{Geometry, MappedDisk};
 use crate::log::LogLimit;
-use crate::virtio::memory::{MemoryTable, RegionSpec};
+use crate::virtio::memory::testing::table_of;
 use crate::virtio::queue::{RingAddresses, RingKind, RingLayout};
 use crate::worker::{AnyRing, RingKey, RingParts, Served};
 
@@ -62,12 +62,6 @@ fn ranges_are_refused_as_the_specification_says() {
 const MEMORY_BYTES: u64 = 1 << 16;
 const DISK_BYTES: u64 = 1 << 16;
 
-fn memfd(name: &str, len_bytes: u64) -> File {
-    let file = File::from(rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC).unwrap());
-    file.set_len(len_bytes).unwrap();
-    file
-}
-
 /// A driver's numbers: mostly such that something comes of them.
 fn number() -> impl Strategy<Value = u64> {
     prop_oneof![
@@ -109,20 +103,11 @@ fn ring(kind: RingKind, guest: &File, event_idx: bool, indirect: bool) -> (AnyRi
     let identity = Identity { name: "fuzz".into(), serial: [b'x'; 20] };
     let device = Device::new(MappedDisk::new(disk.try_clone().unwrap(), geometry).unwrap(), identity, 1);
     let kick = Arc::new(File::open("/dev/null").unwrap());
-    let file = guest.try_clone().unwrap();
-    let spec = RegionSpec {
-        guest_start: 0,
-        len_bytes: MEMORY_BYTES,
-        user_start: 0,
-        file_offset: 0,
-        file,
-        charge: None,
-    };
     let addresses = RingAddresses { descriptors: 0, available: 0x100, used: 0x200 };
     let parts = RingParts {
         key: RingKey { session: 0, index: 0 },
         layout: RingLayout { kind, size: 8, addresses, base: 0, event_idx, indirect },
-        memory: Arc::new(MemoryTable::map(vec![spec]).unwrap()),
+        memory: table_of(guest, MEMORY_BYTES),
         device: Arc::new(device),
         cache: Arc::new(CacheMode::unknown(true)),
         kick,

@@ -61,12 +61,10 @@ mod tests {
     use std::os::unix::fs::FileExt as _;
 
     use super::*;
+    use crate::copy::testing::memfd;
 
     fn file(len_bytes: u64) -> File {
-        let fd = rustix::fs::memfd_create("log", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-        let file = File::from(fd);
-        file.set_len(len_bytes).unwrap();
-        file
+        memfd("log", len_bytes)
     }
 
     fn pages(file: &File, len: usize) -> Vec<u64> {

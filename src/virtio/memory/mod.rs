@@ -8,6 +8,8 @@ mod dirty_log;
 mod extents;
 mod shared;
 mod table;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use dirty_log::{DirtyLog, LOG_PAGE_BYTES, LogError};
 pub use extents::BufferKind;

@@ -362,14 +362,12 @@ impl Translator {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::copy::testing::memfd;
 
     const PAGE: u64 = 4096;
 
     fn file(len_bytes: u64) -> File {
-        let fd = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-        let file = File::from(fd);
-        file.set_len(len_bytes).unwrap();
-        file
+        memfd("guest", len_bytes)
     }
 
     fn spec(guest_start: u64, len_bytes: u64, user_start: u64) -> RegionSpec {

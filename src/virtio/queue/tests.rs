@@ -12,7 +12,9 @@ use vm_memory::{Bytes as _, FileOffset, GuestAddress, GuestMemoryMmap};
 
 use super::*;
 use crate::copy::Segment;
-use crate::virtio::memory::{MemoryTable, RegionSpec, Translator};
+use crate::copy::testing::memfd;
+use crate::virtio::memory::testing::table_of;
+use crate::virtio::memory::{MemoryTable, Translator};
 
 const SIZE: u16 = 16;
 const MEMORY_BYTES: usize = 1 << 20;
@@ -59,9 +61,7 @@ struct Guest {
 
 impl Guest {
     fn new() -> Self {
-        let fd = rustix::fs::memfd_create("ring", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-        let file = File::from(fd);
-        file.set_len(MEMORY_BYTES as u64).unwrap();
+        let file = memfd("ring", MEMORY_BYTES as u64);
         let bytes: Vec<u8> =
             (0..MEMORY_BYTES - BUFFERS as usize).map(|at| (at * 7 + at / 256) as u8).collect();
         file.write_all_at(&bytes, BUFFERS).unwrap();
@@ -80,11 +80,7 @@ impl Guest {
     }
 
     fn table(&self) -> Arc<MemoryTable> {
-        let file = self.file.try_clone().unwrap();
-        let len_bytes = MEMORY_BYTES as u64;
-        let spec =
-            RegionSpec { guest_start: 0, len_bytes, user_start: 0, file_offset: 0, file, charge: None };
-        Arc::new(MemoryTable::map(vec![spec]).unwrap())
+        table_of(&self.file, MEMORY_BYTES as u64)
     }
 
     fn layout(&self, event_idx: bool) -> RingLayout {

@@ -3,7 +3,6 @@
 mod driver;
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
@@ -11,6 +10,7 @@ use proptest::prelude::*;
 
 use self::driver::{DEVICE_AREA, Driver, Expected, MEMORY_BYTES, Offer, Want};
 use super::*;
+use crate::copy::testing::memfd;
 use crate::failpoint::{self, Point};
 use crate::virtio::memory::DirtyLog;
 
@@ -317,8 +317,7 @@ fn a_chain_without_end_breaks_the_ring() {
 fn what_it_writes_is_marked_in_the_dirty_log() {
     let mut driver = Driver::new(1024, false);
     let table = driver.table();
-    let bits = File::from(rustix::fs::memfd_create("log", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
-    bits.set_len(4096).unwrap();
+    let bits = memfd("log", 4096);
     let marked = || {
         let mut seen = [0; 4];
         bits.read_exact_at(&mut seen, 0).unwrap();

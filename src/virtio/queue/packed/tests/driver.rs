@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use super::super::*;
 
-use crate::virtio::memory::RegionSpec;
+use crate::copy::testing::memfd;
+use crate::virtio::memory::testing::table_of;
 use crate::virtio::queue::{RingAddresses, RingKind};
 
 pub(super) const MEMORY_BYTES: u64 = 1 << 20;
@@ -58,8 +59,7 @@ pub(super) struct Driver {
 
 impl Driver {
     pub(super) fn new(size: u16, event_idx: bool) -> Self {
-        let file = File::from(rustix::fs::memfd_create("ring", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
-        file.set_len(MEMORY_BYTES).unwrap();
+        let file = memfd("ring", MEMORY_BYTES);
         // Ids need not be numbers of slots.
         let free_ids = (0..size).map(|id| id.wrapping_mul(257).wrapping_add(9)).collect();
         let (slots, expected, answers) = (HashMap::new(), VecDeque::new(), VecDeque::new());
@@ -77,11 +77,7 @@ impl Driver {
     }
 
     pub(super) fn table(&self) -> Arc<MemoryTable> {
-        let file = self.file.try_clone().unwrap();
-        let (guest_start, user_start, file_offset) = (0, 0, 0);
-        let spec =
-            RegionSpec { guest_start, len_bytes: MEMORY_BYTES, user_start, file_offset, file, charge: None };
-        Arc::new(MemoryTable::map(vec![spec]).unwrap())
+        table_of(&self.file, MEMORY_BYTES)
     }
 
     pub(super) fn layout(&self, base: u32) -> RingLayout {

@@ -45,6 +45,7 @@ pub(crate) fn fork(
                 end();
             }
         }
+        // Ignored: the name is for whoever lists processes; and a panic has been reported, and ends the process as well.
         let _ = rustix::thread::set_name(c"descriptors");
         let _ = catch_unwind(AssertUnwindSafe(body));
         end();
@@ -64,6 +65,7 @@ pub(crate) fn end() -> ! {
 
 /// Kills a child, and forgets it once it is dead.
 pub(crate) fn kill(child: Pid) {
+    // Ignored: it fails only if the child has ended already.
     let _ = kill_process(child, Signal::KILL);
 }
 

@@ -135,6 +135,7 @@ impl<D: Disk> Drop for Flusher<D> {
         self.shared.requests().is_stopping = true;
         self.shared.changed.notify_one();
         if let Some(thread) = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            // Ignored: a panic there is in the log, and nobody waits for a flush of this disk any more.
             let _ = thread.join();
         }
     }

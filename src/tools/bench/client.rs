@@ -24,9 +24,10 @@ use crate::tools::bench::slots::Relay;
 use crate::tools::bench::{BenchError, SECTOR_BYTES, Waiting, Work};
 
 /// How long a back-end may take for an answer.
-const ANSWER: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the library says of back-ends without REPLY_ACK, CONFIG or CONFIGURE_MEM_SLOTS, the last of which can be helped.
+/// The error of `virtio-driver` for back-ends without REPLY_ACK, CONFIG or CONFIGURE_MEM_SLOTS; the last can be replaced
+/// by a [`Relay`].
 const LACKS_FEATURES: &str = "Backend doesn't support required protocol features";
 
 /// What a disk is like.
@@ -99,7 +100,7 @@ impl Client {
         })?
     }
 
-    /// Connects for a look at the disk, and leaves again.
+    /// Connects to read what the disk is like, and disconnects.
     pub(super) fn inspect(socket: &Path, packed: bool) -> Result<Disk, BenchError> {
         let transport = negotiate_within_limit(socket, packed)?;
         let transport: Arc<VirtioBlkTransport> = Arc::from(transport);
@@ -107,16 +108,16 @@ impl Client {
     }
 }
 
-/// Runs `call` on a thread of its own, and waits for it no longer than [`ANSWER`].
+/// Runs `call` on a thread of its own, and waits for it no longer than [`ANSWER_TIMEOUT`].
 fn within_limit<T: Send + 'static>(
     socket: &Path,
     call: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, BenchError> {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || sender.send(call()));
-    receiver.recv_timeout(ANSWER).map_err(|error| match error {
+    receiver.recv_timeout(ANSWER_TIMEOUT).map_err(|error| match error {
         RecvTimeoutError::Timeout => {
-            BenchError::Silent { socket: socket.to_owned(), seconds: ANSWER.as_secs() }
+            BenchError::Silent { socket: socket.to_owned(), seconds: ANSWER_TIMEOUT.as_secs() }
         }
         RecvTimeoutError::Disconnected => BenchError::Protocol {
             socket: socket.to_owned(),
@@ -131,7 +132,7 @@ fn negotiate_within_limit(socket: &Path, packed: bool) -> Result<Box<VirtioBlkTr
     within_limit(socket, move || negotiate(&path, packed))?
 }
 
-/// Rings are packed if it is asked for, or not at all.
+/// Offers packed rings only if `packed`, and then fails unless the back-end has them.
 fn negotiate(socket: &Path, packed: bool) -> Result<Box<VirtioBlkTransport>, BenchError> {
     let to_error = |source: io::Error| {
         let socket = socket.to_owned();
@@ -144,7 +145,7 @@ fn negotiate(socket: &Path, packed: bool) -> Result<Box<VirtioBlkTransport>, Ben
     };
     let path =
         socket.to_str().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidFilename)).map_err(to_error)?;
-    // The library says "Connection refused" of a file that is no socket.
+    // Fails where the file is missing; to connect to a file that is no socket fails with "Connection refused".
     fs::metadata(socket).map_err(to_error)?;
     // In a packed ring the library's decision whether to kick rests on a count of descriptors in 16 bits, which wraps
     // while a busy back-end asks for no kick: with event indices a kick would be lost now and then.
@@ -196,7 +197,7 @@ fn share_buffers(transport: &mut VirtioBlkTransport, work: &Work) -> io::Result<
     let memory = MmapRegion::from_file(FileOffset::new(file, 0), length).map_err(io::Error::other)?;
     let fd = memory.file_offset().map_or(-1, |file| file.file().as_raw_fd());
     transport.map_mem_region(memory.as_ptr().addr(), length, fd, 0)?;
-    // Neither pages that are missing nor pages that are all the same one are measured.
+    // Pages that are filled: neither page faults nor a page that is in every cache are measured.
     let noise: Vec<u8> =
         (0..length as u64 / 8).flat_map(|word| super::verify::mix(word).to_le_bytes()).collect();
     memory.as_volatile_slice().write_slice(&noise, 0).map_err(io::Error::other)?;
@@ -204,14 +205,14 @@ fn share_buffers(transport: &mut VirtioBlkTransport, work: &Work) -> io::Result<
 }
 
 impl Monitor {
-    /// Asks the back-end whether it is still there: how it left, or nothing where it is.
+    /// Asks the back-end whether it is still there. The error says how it left.
     pub(super) fn probe(&self) -> Result<(), BenchError> {
         let transport = Arc::clone(&self.transport);
         let answer = within_limit(&self.socket, move || transport.get_config().map(|_| ()));
         match answer {
             Ok(Ok(())) => Ok(()),
             Ok(Err(source)) => Err(BenchError::HungUp { socket: self.socket.clone(), source }),
-            Err(_) => Err(self.stalled(ANSWER)),
+            Err(_) => Err(self.stalled(ANSWER_TIMEOUT)),
         }
     }
 
@@ -222,7 +223,7 @@ impl Monitor {
     /// Wakes whoever sleeps for a call.
     pub(super) fn wake_all(&self) {
         for call in &self.calls {
-            // It fails only if the counter is full, and then nobody sleeps.
+            // Ignored: it fails only if the counter is full, and then nobody sleeps.
             let _ = call.write(1);
         }
     }
@@ -236,7 +237,7 @@ impl Queue {
         memory: &Arc<MmapRegion>,
         work: &Work,
     ) -> Self {
-        // With event indices a client that does not say this is never called.
+        // With event indices the back-end calls nobody who has not enabled it.
         ring.set_used_notif_enabled(work.waiting == Waiting::Event);
         let slot_bytes = usize::try_from(work.slot_bytes()).unwrap_or(usize::MAX);
         Self {

@@ -11,16 +11,16 @@ use crate::tools::bench::client::Queue;
 use crate::tools::bench::verify::{self, Blocks};
 use crate::tools::bench::{BenchError, Waiting, Work, cpu};
 
-/// How often a poller looks in vain before it looks whether it should give up.
+/// Polls without a completion after which a poller checks whether it should give up.
 const SPINS: u32 = 4096;
 
 /// Digits of a latency that are kept.
 const DIGITS: u8 = 3;
 
-/// The longest latency that is told apart: an hour, in nanoseconds.
+/// The longest latency that the histogram distinguishes: an hour, in nanoseconds.
 const LONGEST_NS: u64 = 3_600_000_000_000;
 
-/// What a queue did in a round.
+/// What was counted of a queue in a round.
 #[derive(Debug, Clone)]
 pub(super) struct Counts {
     pub(super) reads: u64,
@@ -37,7 +37,7 @@ pub(super) struct Counts {
 
 /// An empty histogram of latencies.
 pub(super) fn histogram() -> Histogram<u64> {
-    // The limits are constants that are in order.
+    // It cannot fail: the bounds are valid constants.
     Histogram::new_with_bounds(1, LONGEST_NS, DIGITS)
         .unwrap_or_else(|_| Histogram::new(DIGITS).unwrap_or_else(|_| unreachable!()))
 }
@@ -45,7 +45,7 @@ pub(super) fn histogram() -> Histogram<u64> {
 /// What the threads of a round have in common.
 #[derive(Debug)]
 pub(super) struct Shared {
-    /// Set when no more completions are to be waited for.
+    /// Set when the round has failed: nobody waits for completions any longer.
     pub(super) give_up: AtomicBool,
     done: Vec<Count>,
 }
@@ -72,7 +72,7 @@ impl Shared {
     }
 }
 
-/// The part of the disk that belongs to a queue: so many blocks from one on.
+/// The part of the disk that a queue works on, in blocks.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BlockRange {
     pub(super) first: u64,
@@ -100,7 +100,7 @@ pub(super) struct Load<'a> {
     done: Vec<(u16, i32)>,
     scratch: Vec<u8>,
     random: u64,
-    /// The next block of a sequence.
+    /// The next block where they are in order.
     next: u64,
     reads_back: bool,
 }
@@ -229,7 +229,7 @@ impl<'a> Load<'a> {
         }
     }
 
-    /// A step of xorshift64*, which never is at 0.
+    /// A step of xorshift64*, whose state must not be 0.
     fn draw(&mut self) -> u64 {
         self.random |= u64::from(self.random == 0);
         self.random ^= self.random >> 12;
@@ -238,7 +238,7 @@ impl<'a> Load<'a> {
         self.random.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// Waits for completions and counts them; when they were seen.
+    /// Waits for completions and counts them. Returns when they were seen.
     fn await_completions(&mut self, counts: &mut Counts, shared: &Shared) -> Result<Instant, BenchError> {
         let mut spins = 0;
         loop {
@@ -307,7 +307,7 @@ impl<'a> Load<'a> {
         let block = index(slot.block);
         blocks.set_busy(block, false);
         let expected = blocks.stamp(block);
-        // A run that writes too does not know what was there before.
+        // What this run has not written yet is unknown if it writes at all.
         if slot.is_write || (expected.is_none() && self.work.rw.writes()) {
             return Ok(());
         }
@@ -334,7 +334,7 @@ impl<'a> Load<'a> {
     }
 }
 
-/// A block's place in the table of blocks, which is no larger than memory.
+/// A block's index in tables of blocks. (It always fits: the tables are in memory.)
 fn index(block: u64) -> usize {
     usize::try_from(block).unwrap_or(usize::MAX)
 }

@@ -14,7 +14,7 @@ use crate::tools::bench::{BenchError, Peer, Work, cpu};
 const WARM_UP_DIVISOR: u32 = 5;
 const MOST_WARM_UP: Duration = Duration::from_secs(1);
 
-/// Pause between two looks at the progress.
+/// Pause between two reports of the progress.
 const TICK: Duration = Duration::from_millis(200);
 
 /// Time without a completion after which the back-end is asked whether it is still there, and again after so
@@ -47,7 +47,7 @@ pub(super) struct Round {
 }
 
 impl Target {
-    /// Looks at the back-end, and refuses what it cannot do before anything is written.
+    /// Connects to the back-end, and refuses what it cannot do before anything is written.
     pub(super) fn inspect(peer: &Peer, work: &Work, run: u32) -> Result<Self, BenchError> {
         let disk = Client::inspect(&peer.socket, work.packed)?;
         let socket = || peer.socket.clone();
@@ -116,7 +116,7 @@ impl Target {
     }
 }
 
-/// Has every load do the same at once, each on its thread, and watches over them.
+/// Runs an action on every load at once, each on a thread, and watches whether the back-end still answers.
 fn run_all<'a, T: Send>(
     loads: &mut [Load<'a>],
     monitor: &Monitor,
@@ -131,7 +131,7 @@ fn run_all<'a, T: Send>(
         for load in loads.iter_mut() {
             let sender = sender.clone();
             scope.spawn(move || {
-                // Nobody listens any more only when the round has failed.
+                // Ignored: it fails only when the round has failed already.
                 let _ = sender.send(action(load, shared));
             });
         }

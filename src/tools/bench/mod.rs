@@ -10,7 +10,7 @@
 //! | `slots` | memory slots for back-ends that have none |
 //! | `load` | one queue's thread: submit, kick, wait, count |
 //! | `verify` | blocks that say where and when they were written |
-//! | `measure` | one round on one back-end: threads, CPU time, a back-end that went away |
+//! | `measure` | one round on one back-end: threads, CPU time, a back-end that hangs up or stalls |
 //! | `rounds` | depths × rounds × back-ends, interleaved; progress |
 //! | `report` | the numbers, for programs (JSON); `text`, `plot`: for people |
 //!

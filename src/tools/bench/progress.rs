@@ -59,7 +59,7 @@ impl Progress {
 
     fn write(&self, text: std::fmt::Arguments<'_>) {
         let mut err = io::stderr().lock();
-        // Nobody waits where it is closed.
+        // Ignored: where standard error is closed nobody waits.
         let _ = err.write_fmt(text).and_then(|()| err.flush());
     }
 }

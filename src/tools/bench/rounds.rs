@@ -13,7 +13,7 @@ const NAMES: [&str; 2] = ["A", "B"];
 
 /// Carries out the plan.
 ///
-/// Every back-end is looked at before the first request, and is written to only by a `rw` that writes.
+/// Every back-end is inspected before the first request, and is written to only by a `rw` that writes.
 ///
 /// # Errors
 /// The plan is impossible, a back-end is not there or not such a one, goes away, fails a request, or returns what was
@@ -70,7 +70,7 @@ fn one_round(
     Ok(round)
 }
 
-/// A number that another run of the tool hardly has.
+/// A number that another run of the tool is unlikely to have.
 fn run_number() -> u32 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let seed = now.as_secs() ^ (u64::from(now.subsec_nanos()) << 32) ^ u64::from(std::process::id());

@@ -1,8 +1,9 @@
 //! Memory slots for back-ends that have none (SPDK, and whatever else is built on DPDK's library), since `virtio-driver`
 //! insists on them (`CONFIGURE_MEM_SLOTS`).
 //!
-//! A thread stands between the library and the back-end. It says that there are slots, and makes a whole memory table
-//! whenever one is added. All other messages it passes on as they are; requests do not come this way.
+//! A thread relays messages between the library and the back-end. It adds the protocol feature to what the back-end offers,
+//! and sends a whole SET_MEM_TABLE whenever a region is added. All other messages pass unchanged; requests do not come
+//! this way.
 
 use std::io::{self, IoSlice, IoSliceMut, Read as _};
 use std::mem::MaybeUninit;
@@ -37,7 +38,7 @@ const MOST_REGIONS: usize = 8;
 /// Longest payload of the messages that are passed on.
 const MOST_BYTES: u32 = 4096;
 
-/// Where the library connects to: only until it has.
+/// The socket that the library connects to; it can be dropped once it has.
 #[derive(Debug)]
 pub(super) struct Relay {
     pub(super) path: PathBuf,
@@ -53,7 +54,7 @@ impl Relay {
         let path = std::env::temp_dir().join(name);
         let listener = UnixListener::bind(&path)?;
         std::thread::Builder::new().name("relay".to_owned()).spawn(move || {
-            // When one of them has left, the other one is hung up on, and says so.
+            // Ignored: when one side has left, the other is hung up on, and that is reported there.
             let _ = listener.accept().and_then(|(driver, _)| pass_on(&driver, &backend));
         })?;
         Ok(Self { path })
@@ -62,7 +63,7 @@ impl Relay {
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        // Somebody else may have cleaned up.
+        // Ignored: somebody else may have removed it.
         let _ = std::fs::remove_file(&self.path);
     }
 }

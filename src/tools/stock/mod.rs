@@ -64,13 +64,13 @@ use crate::virtio::blk::{
 use crate::virtio::memory::{MemoryError, MemoryTable, RegionSpec, SharedError};
 use crate::virtio::queue::{Buffer, Completion, Gatherer, MAX_QUEUE_SIZE, RingError};
 
-/// Most queues of a device: the crate says which thread has which in words of 64 bits.
+/// Most queues of a device: `queues_per_thread` has a bit for each in 64-bit masks.
 pub const MAX_QUEUES: u16 = 64;
 
-/// The mode of drivers that never flush.
+/// The cache mode of a driver that has not negotiated FLUSH (VIRTIO 1.2 §5.2.6.2).
 static WRITE_THROUGH: CacheMode = CacheMode::write_through();
 
-/// A device as one front-end sees it, from its first message until it leaves: the next one gets another.
+/// The back-end of one front-end, from its first message until it leaves; the next front-end gets a new one.
 ///
 /// [`VhostUserDaemon`](vhost_user_backend::VhostUserDaemon) calls it from one thread a queue and one for messages.
 #[derive(Debug)]
@@ -85,20 +85,20 @@ pub struct Stock<D: Disk> {
     log_limit: LogLimit,
 }
 
-/// What the thread of a queue works with. It holds the lock for a batch at a time, and nobody else wants it but
-/// when the memory changes.
+/// What the thread of a queue works with. It holds the lock for a batch at a time; others take it only when the guest's
+/// memory or the cache mode changes, or counters are read.
 #[derive(Debug)]
 struct QueueState {
-    /// For the ring.
+    /// The crate's mapping of guest memory, in which the ring lies.
     guest: Arc<GuestMemoryMmap>,
-    /// For the requests: another mapping of the same memory, in which faults are contained.
+    /// Our own mapping of the same memory, for the data of requests: faults in it are contained.
     gatherer: Gatherer,
     counters: Counters,
     /// Room for a request that takes long.
     sliced: SlicedRequest,
 }
 
-/// Why a ring does not go on.
+/// Why a queue cannot be served any further.
 #[derive(Debug, thiserror::Error)]
 enum QueueError {
     #[error(transparent)]
@@ -142,18 +142,19 @@ impl<D: Disk> Stock<D> {
         if self.can_flush.load(Ordering::Acquire) { &self.cache } else { &WRITE_THROUGH }
     }
 
-    /// Works off what is available, at most once round the ring, and says whether more has come meanwhile.
+    /// Executes what is available, at most as many chains as the ring has entries. Returns whether more has come meanwhile.
     fn serve(&self, vring: &mut VringState, state: &mut QueueState) -> Result<bool, QueueError> {
         let QueueState { guest, gatherer, counters, sliced } = state;
         let (guest, ring) = (&**guest, vring.get_queue_mut());
         ring.disable_notification(guest)?;
-        // What left this thread was finished, so the used index says where to go on, whatever base was sent.
+        // Every request that has left this thread is in the used ring, so its index says where to go on, whatever base the
+        // front-end has sent.
         let used = ring.next_used();
         ring.set_next_avail(used);
         for _ in 0..ring.size() {
             let Some(chain) = ring.iter(guest)?.next() else { break };
             let completion = self.execute(chain, gatherer, counters, sliced)?;
-            // The queue publishes each by itself.
+            // A fence for each: `add_used` publishes each request by itself.
             self.device.fence();
             ring.add_used(guest, completion.head(), completion.written_bytes())?;
         }
@@ -191,7 +192,7 @@ impl<D: Disk> Stock<D> {
             answer = match answer {
                 Progress::Completed(completion) => return Ok(completion),
                 Progress::Held(held) => return Ok(self.device.settle(held, self.flush(), counters)?),
-                // Nobody else waits for this thread.
+                // Slices need not end the turn here: no other ring waits for this thread.
                 Progress::Sliced => {
                     let next = self.device.next_slice(sliced, self.cache(), counters)?;
                     next.unwrap_or(Progress::Sliced)
@@ -200,7 +201,7 @@ impl<D: Disk> Stock<D> {
         }
     }
 
-    /// Waits for a flush of everything so far; whether it has succeeded.
+    /// Flushes everything so far, and waits for it. Returns whether it has succeeded.
     fn flush(&self) -> bool {
         self.device.fence();
         let waker = Waker::from(Arc::new(Unpark(thread::current())));
@@ -234,7 +235,7 @@ fn lock(state: &Mutex<QueueState>) -> MutexGuard<'_, QueueState> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Maps the regions once more, for the requests.
+/// Our own mapping of the regions, for the data of requests.
 fn table_of(guest: &GuestMemoryMmap) -> Result<MemoryTable, MemoryError> {
     let specs = guest.iter().map(|region| {
         let guest_start = region.start_addr().raw_value();
@@ -243,7 +244,7 @@ fn table_of(guest: &GuestMemoryMmap) -> Result<MemoryTable, MemoryError> {
             .file()
             .try_clone()
             .map_err(|error| MemoryError::Shared(guest_start, SharedError::Stat(error)))?;
-        // Ring addresses, the only ones in the front-end's own space, are the crate's business.
+        // Only ring addresses are in the front-end's address space, and the crate translates those.
         let user_start = 0;
         Ok(RegionSpec {
             guest_start,
@@ -284,7 +285,7 @@ impl<D: Disk> VhostUserBackend for Stock<D> {
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
     }
 
-    /// The rings know.
+    /// Nothing to do: the crate tells its queues by itself.
     fn set_event_idx(&self, _enabled: bool) {}
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
@@ -298,7 +299,7 @@ impl<D: Disk> VhostUserBackend for Stock<D> {
         let (WRITEBACK_OFFSET, [writeback @ (0 | 1)]) = (offset, bytes) else {
             return Err(io::Error::other("only the writeback byte of the configuration can be written"));
         };
-        // No request is under way meanwhile; and what was acknowledged before the switch persists first.
+        // With all locks taken no request is under way; and what was acknowledged before the switch persists first.
         let _quiet: Vec<_> = self.states.iter().map(lock).collect();
         self.cache.set_writeback(*writeback == 1);
         self.device.disk().flush().map_err(io::Error::other)
@@ -315,7 +316,7 @@ impl<D: Disk> VhostUserBackend for Stock<D> {
         Ok(())
     }
 
-    /// One queue each, so that none waits for another one's flush.
+    /// A thread for each queue, so that none waits for a flush of another.
     fn queues_per_thread(&self) -> Vec<u64> {
         (0..self.states.len()).map(|queue| 1 << queue).collect()
     }
@@ -336,7 +337,7 @@ impl<D: Disk> VhostUserBackend for Stock<D> {
         };
         self.has_run.store(true, Ordering::Release);
         loop {
-            // Messages about the ring wait for a batch, and see it whole.
+            // The lock is held for a batch: messages about the ring wait until it is finished.
             let mut vring: RwLockWriteGuard<'_, VringState> = vring.get_mut();
             if !vring.is_enabled() || !vring.get_queue().ready() {
                 return Ok(());
@@ -346,7 +347,7 @@ impl<D: Disk> VhostUserBackend for Stock<D> {
                 Ok(true) => {}
                 Ok(false) => return Ok(()),
                 Err(broken) => {
-                    // An error from here would end the thread. The front-end can start the ring anew.
+                    // The ring stops, and the front-end may start it anew; an error returned from here would end the thread.
                     vring.get_queue_mut().set_ready(false);
                     state.counters.broken_rings += 1;
                     self.warn(Cause::RingBroken, "a ring is broken", &broken);

@@ -36,6 +36,7 @@ pub(super) fn serve(orders: &OwnedFd, retires: &OwnedFd, keeps: bool) {
             let _ = Request::receive(orders.as_fd());
             kept = kept.saturating_add(1);
             let _stream = ManuallyDrop::new(stream);
+            // Ignored here and below: where the daemon is gone nobody needs an answer, and `receive` ends the loop.
             if request.is_awaited() {
                 // Fails only when the daemon is gone.
                 let _ =

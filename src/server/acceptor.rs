@@ -1,4 +1,4 @@
-//! The thread that lets front-ends in, counts who is there, and takes everything down at the end.
+//! The thread that accepts connections, begins sessions, joins those that have ended, and takes everything down at the end.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -61,11 +61,12 @@ impl<D: Disk> DiskListener<D> {
     }
 }
 
-/// A front-end that is there.
+/// A front-end whose session has begun.
 #[derive(Debug)]
 struct FrontEnd {
+    /// Which of the disks it is connected to.
     listener: usize,
-    /// Dropped when the session has dropped its own.
+    /// Dropped after the session's own copies.
     stream: ClosedByChecker<UnixStream>,
     thread: JoinHandle<()>,
     /// It has sent a whole message.
@@ -177,14 +178,14 @@ impl<D: Disk> Acceptor<D> {
             },
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => match self.handshakes.hang_up_on_oldest(&self.epoll, None) {
-                // Who waits for its turn is still there.
+                // A descriptor is free now; the connection that waits to be accepted makes epoll return again.
                 Some(listener) => self.made_room(listener),
                 None => self.exhausted(number, &error),
             },
         }
     }
 
-    /// It may have sent something already: that is dropped as anything is that a front-end has sent.
+    /// Closes the connection of a user who may not connect. What it may have sent is closed by the checker, as always.
     fn refuse(&self, number: usize, stream: UnixStream, stranger: Stranger) {
         let Some(DiskListener { context, .. }) = self.listeners.get(number) else { return };
         context.front_ends.count_refused();
@@ -312,7 +313,7 @@ impl<D: Disk> Acceptor<D> {
             let hangup = connection.serve();
             connection.close();
             farewell(id, &context, &hangup);
-            // The acceptor may be gone already: then it does not need to be told.
+            // Fails when the acceptor has ended already: it joins this thread then.
             let _ = ended.send(Ended { session: id, has_sent_message: connection.has_sent_message() });
             // Only a full counter can fail, and that wakes as well.
             let _ = wake.write(1);
@@ -358,10 +359,10 @@ impl<D: Disk> Acceptor<D> {
         let Self { listeners, pool, front_ends, handshakes, .. } = self;
         let contexts: Vec<_> = listeners.iter().map(|listener| listener.context.clone()).collect();
         let copies: Vec<_> = listeners.iter().filter_map(DiskListener::copy_of_socket).collect();
-        // 1: no new front-ends; the sockets' paths disappear. Whoever comes back when it is hung up on is refused.
+        // 1: first, so that a front-end which connects again when it is hung up on is refused.
         drop(listeners);
         ClosedByChecker::close_all(copies);
-        // 2
+        // 2: dropping them hangs up.
         drop(handshakes);
         // 3: all are told before any is waited for.
         for front_end in front_ends.values() {
@@ -372,9 +373,9 @@ impl<D: Disk> Acceptor<D> {
             let _ = thread.join();
             drop(stream);
         }
-        // 4
+        // 4: they have no rings any more.
         pool.stop();
-        // 5
+        // 5: what guests were told to be durable is; this is for what they have not flushed.
         for context in contexts {
             if let Err(error) = context.device.disk().flush() {
                 tracing::error!(disk = context.device.identity().name, %error, "the last flush failed");

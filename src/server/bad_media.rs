@@ -1,7 +1,7 @@
-//! The thread that hears of bad media while disks are served, before a request meets it.
+//! The thread that learns of bad media while disks are served, before a request reads it.
 //!
-//! Linux tells in two ways. It adds to the `badblocks` of a device or region, which can be polled; and it
-//! announces the page to whoever has it mapped ([`action_optional`]), also where there is no such list.
+//! Linux reports it in two ways. It adds to the `badblocks` of a device or region, which can be polled; and it
+//! signals the page to whoever has it mapped (`SIGBUS`, `BUS_MCEERR_AO`) ([`action_optional`]), also where there is no such list.
 
 use std::io;
 use std::os::fd::AsRawFd as _;
@@ -28,7 +28,7 @@ pub(super) struct MediaWatcher {
 }
 
 impl MediaWatcher {
-    /// Watches what there is of persistent memory among the disks; none where there is nothing of it.
+    /// Watches those disks that are persistent memory; none where no disk is.
     ///
     /// # Errors
     /// No descriptor or thread is left.
@@ -57,13 +57,13 @@ impl Drop for MediaWatcher {
         // Only a full counter can fail, and that wakes as well.
         let _ = self.wake.write(1);
         if let Some(thread) = self.thread.take() {
-            // A panic there has hurt nobody.
+            // If it has panicked, that is in the log; bad media is only noticed later then.
             let _ = thread.join();
         }
     }
 }
 
-/// Until it should stop. It is this thread that the kernel announces bad pages to.
+/// Runs until it is to stop. The kernel signals bad pages to this thread.
 fn watch(devices: &[Arc<Device<Backing>>], epoll: &Epoll, is_stopping: &AtomicBool) -> io::Result<()> {
     let event = action_optional::listen()?;
     let news = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, 0);
@@ -71,11 +71,11 @@ fn watch(devices: &[Arc<Device<Backing>>], epoll: &Epoll, is_stopping: &AtomicBo
     let lists: Vec<_> = devices.iter().filter_map(|device| device.disk().bad_block_list()).collect();
     for list in &lists {
         let news = EpollEvent::new(EventSet::PRIORITY | EventSet::EDGE_TRIGGERED, 0);
-        // A kernel that cannot say it announces the pages all the same.
+        // Fails on kernels whose list cannot be polled; they signal the pages all the same.
         let _ = epoll.ctl(ControlOperation::Add, list.as_raw_fd(), news);
     }
     while !is_stopping.load(Ordering::Acquire) {
-        // It is news only to who has read what was there before.
+        // sysfs(5): a change is reported once the list has been read since the change before.
         for list in &lists {
             // Where it cannot be read, `look_for_bad` says so.
             let _ = list.read_at(&mut [0; 64], 0);
@@ -87,7 +87,7 @@ fn watch(devices: &[Arc<Device<Backing>>], epoll: &Epoll, is_stopping: &AtomicBo
     Ok(())
 }
 
-/// Has a disk learn what is bad of it by now; the log says what was news.
+/// Has a disk find out which of its media is bad by now; logs the ranges that were not known before.
 pub(super) fn update_bad_blocks(device: &Device<Backing>) {
     let ranges = device.disk().update_bad_blocks();
     if !ranges.is_empty()

@@ -1,4 +1,4 @@
-//! The thread that sees files grow.
+//! The thread that notices that a disk's file has grown.
 //!
 //! It waits until a program that had one of the files open for writing has closed it (`IN_CLOSE_WRITE`), as
 //! `truncate`, `fallocate` and `dd` do when they are done (`qemu-img resize` respects the lock of a served file). Each
@@ -36,7 +36,7 @@ struct Requests {
 }
 
 impl Rescan {
-    /// Has every disk grow whose backing has, as often as it is called; the log says what became of it.
+    /// Has the sizes of all disks read again, as often as it is called; the log says what became of each.
     pub fn request(&self) {
         self.0.wants_rescan.store(true, Ordering::Release);
         self.0.wake();
@@ -109,14 +109,14 @@ impl Drop for GrowthWatcher {
         self.requests.is_stopping.store(true, Ordering::Release);
         self.requests.wake();
         if let Some(thread) = self.thread.take() {
-            // A panic there has hurt nobody.
+            // If it has panicked, that is in the log; disks only do not grow any more then.
             let _ = thread.join();
         }
         self.resizer.stop_populating();
     }
 }
 
-/// Who has refused: what inotify says of its own limits reads as if it were of descriptors, or of space.
+/// The limit behind an error of inotify: its text reads as if descriptors or space were missing.
 fn cause(error: &io::Error) -> Option<&'static str> {
     match error.raw_os_error()? {
         libc::EMFILE => Some(
@@ -133,7 +133,7 @@ fn cause(error: &io::Error) -> Option<&'static str> {
 #[derive(Debug)]
 pub(super) struct Files {
     inotify: OwnedFd,
-    /// As the kernel calls them, in the order of the disks; two disks may share a file.
+    /// Watch descriptors (inotify(7)), in the order of the disks; two disks may share a file.
     names: Vec<Option<i32>>,
 }
 
@@ -163,7 +163,7 @@ impl Files {
         Ok(Self { inotify, names })
     }
 
-    /// The disks whose files were written to and closed since this was asked last.
+    /// The disks whose files were written to and closed since the last call.
     fn changed<'a>(&self, disks: &'a [Resizable]) -> Vec<&'a Resizable> {
         let mut buffer = [MaybeUninit::uninit(); EVENTS_BYTES];
         let mut reader = Reader::new(&self.inotify, &mut buffer);
@@ -171,7 +171,7 @@ impl Files {
         loop {
             match reader.next() {
                 Ok(event) => {
-                    // -1: so many that some were lost.
+                    // -1: the queue has overflowed (IN_Q_OVERFLOW), any file may have changed.
                     let is_meant = |name: &Option<i32>| *name == Some(event.wd()) || event.wd() == -1;
                     for (changed, name) in changed.iter_mut().zip(&self.names) {
                         *changed |= is_meant(name);

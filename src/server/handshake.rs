@@ -20,14 +20,14 @@ struct Waiting {
     stream: ClosedByChecker<UnixStream>,
 }
 
-/// All of them, by the order in which they came.
+/// All such connections, in the order in which they came.
 #[derive(Debug, Default)]
 pub(super) struct Handshakes {
     waiting: BTreeMap<u64, Waiting>,
     came: u64,
 }
 
-/// How far one has come.
+/// How far a connection has come.
 #[derive(Debug)]
 pub(super) enum Progress {
     /// No whole header yet.
@@ -50,7 +50,7 @@ impl Handshakes {
         stream: ClosedByChecker<UnixStream>,
     ) -> io::Result<()> {
         let number = FIRST_EVENT + self.came;
-        // Once for each piece that comes: half a header must not be looked at all the time.
+        // Edge-triggered: one event for each piece that comes, not a busy loop while half a header waits.
         let events = EventSet::IN | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
         let socket = stream.socket()?.as_raw_fd();
         epoll.ctl(ControlOperation::Add, socket, EpollEvent::new(events, number))?;
@@ -68,7 +68,7 @@ impl Handshakes {
         self.waiting.is_empty()
     }
 
-    /// How far a connection has come that there is an event of.
+    /// How far the connection has come that an event is about.
     pub(super) fn progress(&mut self, epoll: &Epoll, event: &EpollEvent) -> Progress {
         let number = event.data();
         let Some(Waiting { stream, .. }) = self.waiting.get(&number) else { return Progress::Incomplete };
@@ -86,7 +86,7 @@ impl Handshakes {
         }
     }
 
-    /// Hangs up on the oldest that came through this listener, or through any; answers through which.
+    /// Hangs up on the oldest connection of this listener, or of any; returns of which.
     pub(super) fn hang_up_on_oldest(&mut self, epoll: &Epoll, listener: Option<usize>) -> Option<usize> {
         let mut candidates =
             self.waiting.iter().filter(|(_, it)| listener.is_none_or(|listener| it.listener == listener));
@@ -96,7 +96,7 @@ impl Handshakes {
 
     fn take(&mut self, epoll: &Epoll, number: u64) -> Option<Waiting> {
         let waiting = self.waiting.remove(&number)?;
-        // Not by closing it: one that was inherited has another descriptor.
+        // To close it would not be enough: an inherited connection has another descriptor.
         if let Ok(socket) = waiting.stream.socket() {
             // Fails only if it is not there.
             let _ = epoll.ctl(ControlOperation::Delete, socket.as_raw_fd(), EpollEvent::default());

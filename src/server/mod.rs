@@ -101,7 +101,7 @@ impl Server<Backing> {
             }
             let opened = open(disk, &mut created, &should_stop);
             let (service, summary) = opened.map_err(|error| match should_stop_now() {
-                // That was why, or it does not matter any more.
+                // Opening failed as it was asked to stop; or for a reason that does not matter any more.
                 true => ServerError::Stopped,
                 false => error,
             })?;

@@ -1,4 +1,4 @@
-//! One disk of the configuration: opened, described, and its socket with it.
+//! Opens one disk of the configuration and its socket, and describes it.
 
 use std::num::NonZeroU16;
 use std::path::PathBuf;
@@ -116,7 +116,7 @@ pub(super) fn open(
     Ok((Service { device, lock, socket, cpus, postcopy, config_record }, summary))
 }
 
-/// Says what a disk is worth, and what is wrong with its media.
+/// Logs what a disk promises, and what is wrong with its media.
 fn log_media(disk: &str, media: &Media) {
     let Media { kind, durability, why, .. } = media;
     let domains: Vec<_> =

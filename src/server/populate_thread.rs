@@ -1,4 +1,4 @@
-//! The thread that enters mappings into the page tables while the disks are served already.
+//! The thread that populates mappings (enters them into the page tables) while the disks are served already.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +14,7 @@ use crate::virtio::blk::Device;
 #[derive(Debug)]
 pub(super) struct PopulateThread {
     is_stopping: Arc<AtomicBool>,
-    /// Dropped when it may begin.
+    /// Dropped when it may begin: it waits for the end of this channel.
     waits: Option<Sender<()>>,
     has_ended: Receiver<()>,
 }
@@ -30,9 +30,9 @@ impl PopulateThread {
         let (ending, has_ended) = channel::<()>();
         let run = move || {
             let _ending = ending;
-            // Let go of before the end is told.
+            // Dropped before `_ending`: whoever waits for the end may rely on it.
             let devices = devices;
-            // Nothing is ever sent.
+            // Returns an error when `waits` is dropped; nothing is ever sent.
             let _ = may_begin.recv();
             let should_stop = || stop.load(Ordering::Relaxed);
             for device in &devices {
@@ -60,7 +60,7 @@ impl PopulateThread {
 }
 
 impl PopulateThread {
-    /// Lets it begin: whatever else is to be done first is done.
+    /// Lets it begin.
     pub(super) fn begin(&mut self) {
         self.waits = None;
     }
@@ -79,7 +79,7 @@ impl Drop for PopulateThread {
     }
 }
 
-/// A file that grows again and again is populated as often.
+/// Limited: a file that grows again and again is populated as often.
 fn report(device: &Device<Backing>, populated: Populated) {
     let Populated { bytes, failed_bytes, full_bytes } = populated;
     let Some(suppressed) = device.log_limit().admit(Cause::Populate) else { return };
@@ -103,7 +103,7 @@ fn report(device: &Device<Backing>, populated: Populated) {
     }
 }
 
-/// Where they are fewer than the disk is large, it is slower: that is all.
+/// A disk of which less is mapped in huge pages is only slower.
 fn report_huge_pages(devices: &[Arc<Device<Backing>>]) {
     disk::count_huge_pages(devices.iter().map(|device| device.disk()));
     for device in devices {

@@ -15,7 +15,7 @@ pub struct Resizer(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     disks: Vec<Resizable>,
-    /// What enters new parts into the page tables.
+    /// The threads that populate new parts.
     populating: Mutex<Vec<PopulateThread>>,
 }
 
@@ -36,7 +36,7 @@ pub struct Resized {
     pub to_bytes: u64,
 }
 
-/// Why a disk has the size it had.
+/// Why a disk keeps the size it had.
 #[derive(Debug, thiserror::Error)]
 pub enum ResizeError {
     /// No disk has this name.
@@ -73,7 +73,7 @@ impl Resizer {
         self.rescan(found.ok_or_else(|| ResizeError::NoSuchDisk(disk.to_owned()))?)
     }
 
-    /// [Resizes](Self::resize) every disk whose backing has grown, and has each look which of its media is bad by
+    /// [Resizes](Self::resize) every disk whose backing has grown, and has each find out which of its media is bad by
     /// now; the log says what became of each.
     pub fn resize_all(&self) {
         for disk in &self.0.disks {
@@ -118,8 +118,8 @@ impl Resizer {
         Ok(Resized { from_bytes, to_bytes })
     }
 
-    /// Enters a new part into the page tables, on a thread that ends when it is done. What is before it was so, or others
-    /// have come to share it (a clone): that would have to be copied.
+    /// Populates a new part, on a thread that ends when it is done. Not what is before it: that was populated, or is shared
+    /// with a clone by now, and would be copied.
     fn populate(&self, context: &SessionContext<Backing>, from_bytes: u64) {
         let mut populating = self.0.populating.lock().unwrap_or_else(PoisonError::into_inner);
         populating.retain(|it| !it.is_finished());
@@ -128,7 +128,7 @@ impl Resizer {
         populating.extend(thread);
     }
 
-    /// It would only delay the end.
+    /// Ends the threads that populate: at the end of the server they would only delay it.
     pub(super) fn stop_populating(&self) {
         let populating =
             std::mem::take(&mut *self.0.populating.lock().unwrap_or_else(PoisonError::into_inner));

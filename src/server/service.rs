@@ -18,7 +18,7 @@ pub struct Service<D: Disk> {
     pub device: Device<D>,
     /// The lock on its backing; [`FileLock::none`] if there is nothing to lock.
     pub lock: FileLock,
-    /// Where front-ends come from.
+    /// The socket.
     pub socket: DiskSocket,
     /// Where its workers run; none for anywhere.
     pub cpus: Option<Cpus>,
@@ -76,7 +76,7 @@ pub struct ServeOptions {
     pub exit_on_disconnect: bool,
 }
 
-/// What disks are served with, as far as this process was asked for it.
+/// What all disks are served with: the descriptor checker, the workers, and what the process has to share among them.
 pub(super) struct Means<D: Disk> {
     pub(super) checker: Arc<DescriptorChecker>,
     pub(super) pool: Arc<Pool<D>>,

@@ -1,10 +1,10 @@
-//! What the front-end of a disk knows of its configuration, kept while the daemon is away.
+//! What the front-end of a disk knows of its configuration, recorded for when the daemon is started anew.
 //!
 //! A front-end that comes back does not read the configuration again, and does not repeat that its guest has switched to
-//! write-through (QEMU 10). To have it read what has not changed is not harmless: its guest logs a new size, and is shown
-//! a cache mode that it has not chosen. So what it knows is kept beside the disk, as an attribute of the file. A guest that
-//! only reads has nothing written to the media: the attribute waits until it has written as well. Until then a
-//! daemon that is killed is forgotten, and the front-end is told to read the configuration anew.
+//! write-through (QEMU 10). To notify it though nothing has changed is not harmless: its guest logs a new size, and is shown
+//! a cache mode that it has not chosen. So what the front-end knows is kept as an extended attribute of the file (xattr(7)).
+//! The attribute is written once the guest has written to the media itself: a disk that is only read stays untouched. If the
+//! daemon is killed before that, the next one knows nothing, and has the front-end read the configuration anew.
 
 use std::sync::Arc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,13 +13,13 @@ use rustix::fs::{XattrFlags, fgetxattr, fremovexattr, fsetxattr};
 
 use crate::disk::{BackingFile, Durability};
 
-/// The attribute: of files, and of devices, which have none for users.
+/// The attribute's name, for files and for devices: xattr(7) allows `user.` on files only.
 const NAMES: [&str; 2] = ["user.vhost-user-pmem", "trusted.vhost-user-pmem"];
 
-/// Longer than any value of ours.
+/// Room for the longest value in bytes: a 64-bit number, a space, a word.
 const MAX_BYTES: usize = 64;
 
-/// What a front-end knows.
+/// What a front-end knows of the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KnownConfig {
     /// Size of the disk in sectors; 0 where that is not known.
@@ -28,10 +28,10 @@ pub struct KnownConfig {
     pub writeback: Option<bool>,
 }
 
-/// What the front-end whose rings ran last knows, if that is known.
+/// What the front-end whose rings ran last knows of the configuration, as far as it is recorded.
 #[derive(Debug, Default)]
 pub struct ConfigRecord {
-    /// Whose attribute it is; none for as long as this process lives only.
+    /// Whose attribute it is; if none, the record lasts as long as this process.
     file: Option<Arc<BackingFile>>,
     contents: Mutex<Contents>,
 }
@@ -41,7 +41,7 @@ struct Contents {
     known: Option<KnownConfig>,
     /// What the attribute says.
     stored: Option<KnownConfig>,
-    /// The media is written to anyway, or there is none.
+    /// The guest has written to the media, or the media is memory: writing the attribute is no harm.
     may_store: bool,
 }
 

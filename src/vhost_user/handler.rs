@@ -240,7 +240,7 @@ impl<D: Disk> VhostUserBackendReqHandler for MessageHandler<D> {
     }
 
     /// Used for `GET_VRING_BASE`, and for packed rings of which there is no record of ours. A split ring starts at its used
-    /// index, whatever was sent (QEMU sends the used index, Cloud Hypervisor the available index; D2).
+    /// index, whatever was sent (QEMU sends the used index, Cloud Hypervisor the available index).
     fn set_vring_base(&self, index: u32, base: u32) -> Result<()> {
         let mut state = self.0.rings.state();
         let bits = match state.ring_kind() {

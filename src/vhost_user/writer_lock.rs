@@ -1,4 +1,4 @@
-//! One writer at a time (`architecture.md`, D4).
+//! One writer at a time: no two guests write to one disk.
 //!
 //! Any number of front-ends may connect to a read-write disk and negotiate, but the rings of only one run.
 //! The others wait until its last ring has stopped, which is how a live migration hands the disk over.
@@ -10,8 +10,8 @@ use std::time::Duration;
 use crate::disk::{FileLock, LockError};
 use crate::log::{Cause, LogLimit};
 
-/// A front-end's session: unique in the process, however many come. At 24,500 a second 32 bits would begin anew after two
-/// days, and the message of one would take the ring of another.
+/// A front-end's session: unique in the process, however many come. 32 bits would not do: at 24,500 sessions a second, as
+/// measured, they wrap after two days, and a message of one session could take the ring of another.
 pub type SessionId = u64;
 
 /// How often the lock of another process is tried: the kernel does not tell when it is free.
@@ -28,11 +28,11 @@ pub struct WriterLock {
     log_limit: LogLimit,
 }
 
-/// Who has it, and what is done with it.
+/// The session that holds the lock, and how many of its rings run.
 #[derive(Debug, Default)]
 struct Holder {
     session: Option<SessionId>,
-    /// Rings that workers drive: all of the holder's.
+    /// Rings that workers drive, all of them the holder's.
     rings: u32,
 }
 

@@ -1,7 +1,8 @@
 //! The state of a device between a snapshot and its restoration, or on both sides of a migration.
 //!
-//! All that a ring is, is in guest memory (D2). So the state's only content is the cache mode that the guest has
-//! chosen; the rest says which disk it was, so that no guest wakes up on another one.
+//! The state of the rings is in guest memory: requests are done in order, and the used index says up to which. So the only
+//! content here is the cache mode that the guest has chosen; the rest says which disk it was, so that no guest wakes up on
+//! another one.
 //!
 //! ```text
 //! magic 8 bytes · version u32 · block size u32 · capacity in bytes u64 · features u64 · serial 20 bytes ·

@@ -10,11 +10,12 @@
 //!
 //! From LISTEN to END whoever touches a page that is missing sleeps until the front-end has brought it. So
 //! - each ring has a worker of its own ([`Pool::beside`]): it holds no other up, least of all another guest's;
-//! - what a ring consists of is touched by a thread of the session before the ring is started, so that nothing which
-//!   answers messages touches guest memory. A message that takes a ring back waits for the request that the ring is
-//!   at, and so for its pages, as it does for slow media: the front-end must not bring them on the thread that asks;
-//! - the connection is watched ([`ConnectionWatcher`]), and with the front-end all memory is given up: whoever waits is woken,
-//!   and fails. A request that waited for its data writes nothing then, and nothing more reaches the guest.
+//! - the pages that a ring itself lies in are prefaulted by a thread of the session before the ring is started, so that the
+//!   thread which answers messages never touches guest memory. A message that takes a ring back waits for the request that
+//!   the ring is at, and so for its pages, as it does for slow media: the front-end must not bring pages on the thread that
+//!   sends such a message;
+//! - the connection is watched ([`ConnectionWatcher`]). When the front-end leaves, all memory is given up: whoever waits for a
+//!   page is woken, and fails. A request that waited for its data writes nothing then, and nothing more reaches the guest.
 
 mod connection_watcher;
 mod missing_pages;

@@ -16,8 +16,6 @@ use common::frontend::ring::Ring;
 use common::metrics::{self, Samples};
 use common::{PATIENCE, wait_for};
 
-const README: &str = include_str!("../README.md");
-
 /// What one disk has counted.
 const COUNTERS: [&str; 11] = [
     "reads_total",
@@ -160,21 +158,6 @@ fn gauges_follow_what_is_there() {
     assert_eq!((front_ends("disk0"), front_ends("disk1")), (0.0, 2.0));
     drop((one, two));
     wait_for("both have left", || (front_ends("disk1") == 0.0).then_some(()));
-    daemon.stop();
-}
-
-#[test]
-fn the_readme_lists_every_metric() {
-    let daemon = Setup::new(Place::Tmpfs).disk("size=1M").with_metrics().start();
-    let text = metrics::read_text(&daemon.metrics_socket());
-    let described =
-        text.lines().filter_map(|line| line.strip_prefix("# HELP vhost_user_pmem_")?.split_once(' '));
-    let mut count = 0;
-    for (name, _) in described {
-        assert!(README.contains(&format!("| `{name}` |")), "README.md has no row for {name}");
-        count += 1;
-    }
-    assert_eq!(count, 25, "{text}");
     daemon.stop();
 }
 

@@ -94,7 +94,7 @@ pub(crate) const FAMILIES: [Family; 26] = [
     }),
     labelled(
         "bad_block_bytes",
-        "Length of each bad range; its offset in the disk in bytes is the label `offset`. At most 256 ranges a disk.",
+        "Length of each range of bad blocks; its offset in the disk in bytes is the label `offset`. At most 256 ranges a disk.",
         |disk, out| {
             for range in disk.bad_blocks.iter().take(MAX_LISTED_BAD_BLOCKS) {
                 let labels: [(_, &dyn Display); 2] = [("disk", &disk.name), ("offset", &range.start)];

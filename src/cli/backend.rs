@@ -31,7 +31,7 @@ pub(super) struct BackendArgs {
     #[arg(long, value_name = "PATH", group = "endpoint", requires = "blk_file")]
     socket_path: Option<PathBuf>,
 
-    /// Serve the inherited Unix socket FDNUM, which listens or is connected already
+    /// Serve the inherited Unix socket FDNUM (3 or higher), which listens or is already connected; needs Linux 5.6
     #[arg(
         long,
         value_name = "FDNUM",
@@ -41,15 +41,15 @@ pub(super) struct BackendArgs {
     )]
     fd: Option<RawFd>,
 
-    /// The file whose bytes are the disk
+    /// File whose bytes are the disk
     #[arg(long, value_name = "PATH", requires = "endpoint")]
     blk_file: Option<PathBuf>,
 
-    /// Open the file for reading only and refuse writes
+    /// Open the file read-only and refuse writes
     #[arg(long, requires = "blk_file")]
     read_only: bool,
 
-    /// Print what this program can do as JSON; every other argument is ignored
+    /// Print what this program can do, as JSON; every other argument is ignored
     #[arg(long)]
     print_capabilities: bool,
 }

@@ -19,26 +19,32 @@ const MOST_SECONDS: f64 = 86_400.0;
 
 /// Measure any vhost-user-blk back-end, or two against each other
 ///
-/// It is a front-end without a guest, which connects to the socket and keeps requests under way. Options that
-/// fio has are named and written as there. With a writing --rw it overwrites the disk!
+/// It connects as a front-end, without a guest, and keeps a number of requests in flight. Options that fio has too
+/// have the same names and values. An --rw that writes OVERWRITES THE DISK; a read-only disk is refused before anything
+/// is sent.
 ///
-/// For steady numbers give this program and the back-end a CPU each (taskset).
+/// For steady numbers give this program and the back-end a CPU each (taskset). Progress goes to standard error.
+///
+/// Every request of a round is counted, from the start of the first to the end of the last. Kicks are counted as they are
+/// written and calls by the counter of the eventfd: both are exact, except for a call that comes after its round. CPU time
+/// of this side is that of the threads of its queues; that of the back-end is the sum over its living threads
+/// (/proc/PID/task/*/schedstat). Latency runs from before a request is put into the ring until its completion is seen.
 #[derive(Debug, Args)]
 #[command(after_long_help = exit::help())]
 pub(super) struct BenchArgs {
-    /// Unix socket that the back-end listens on
+    /// Unix socket of the back-end, which must offer REPLY_ACK and CONFIG
     #[arg(long, value_name = "SOCKET")]
     socket: PathBuf,
 
-    /// Socket of a second back-end: rounds take turns, and the ratio of both is shown
+    /// Socket of a second back-end: rounds alternate, and the ratio of both is shown
     #[arg(long, value_name = "SOCKET")]
     against: Option<PathBuf>,
 
-    /// Requests: at random places or in order, reads, writes, or both (randrw). The writing ones overwrite the disk
+    /// Requests at random offsets or in order; reads, writes or both (randrw). Writes overwrite the disk
     #[arg(long, value_name = "randread|randwrite|randrw|read|write", default_value = "randread")]
     rw: Rw,
 
-    /// Reads in a hundred requests of randrw
+    /// Percentage of reads in randrw
     #[arg(long, value_name = "PERCENT", default_value = "50", value_parser = clap::value_parser!(u8).range(..=100))]
     rwmixread: u8,
 
@@ -46,29 +52,29 @@ pub(super) struct BenchArgs {
     #[arg(long, value_name = "SIZE", default_value = "4k", value_parser = block_size)]
     bs: u32,
 
-    /// Requests under way in each queue, at most 341
+    /// Requests in flight in each queue, at most 341
     #[arg(long, value_name = "N", default_value = "32")]
     iodepth: NonZeroU16,
 
-    /// Queues, each driven by a thread with a part of the disk of its own
+    /// Queues; each has a thread and a part of the disk of its own
     #[arg(long, value_name = "N", default_value = "1")]
     numqueues: NonZeroU16,
 
-    /// Use only so many bytes from the start of the disk [default: all]
+    /// Use only this many bytes at the start of the disk [default: all]
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     size: Option<u64>,
 
-    /// How long a round takes: seconds, or a number with ms, s or m
+    /// Length of a round: seconds, or a number with ms, s or m
     ///
-    /// A fifth of it, and at most a second, goes before each round to warm up.
+    /// Each round is preceded by a warm-up of a fifth of it, at most a second.
     #[arg(long, value_name = "TIME", default_value = "5", value_parser = runtime)]
     runtime: Duration,
 
-    /// Rounds on each back-end [default: 1, or 5 with --against]
+    /// Rounds on each back-end and at each depth [default: 1, or 5 with --against]
     #[arg(long, value_name = "N")]
     rounds: Option<NonZeroU16>,
 
-    /// Look for completions without a pause, with notifications switched off: this is the default
+    /// Poll for completions, with notifications switched off; this is the default
     #[arg(long, conflicts_with = "event")]
     poll: bool,
 
@@ -80,12 +86,12 @@ pub(super) struct BenchArgs {
     #[arg(long)]
     packed: bool,
 
-    /// Write blocks that say where and when they were written, check all that is read, and read everything back
-    /// in the end; with read and randread, check what an earlier run of write left
+    /// Write blocks that contain their place and time, check everything that is read, and read everything back at
+    /// the end; with read and randread, check what an earlier `--rw write --verify` left
     #[arg(long)]
     verify: bool,
 
-    /// Process of the back-end, for its CPU time per request
+    /// Process of the back-end, to measure its CPU time per request
     #[arg(long, value_name = "PID")]
     server_pid: Option<u32>,
 
@@ -97,14 +103,14 @@ pub(super) struct BenchArgs {
     #[arg(long)]
     json: bool,
 
-    /// Measure at the depths 1, 2, 4 … up to --iodepth, and draw latencies and throughput into this SVG file
+    /// Measure at the depths 1, 2, 4 … up to --iodepth, and draw latency and throughput into this SVG file
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
 }
 
 fn block_size(text: &str) -> Result<u32, String> {
     let bytes = size::parse(text).map_err(|error| error.to_string())?;
-    u32::try_from(bytes).map_err(|_| "a request has less than 4 GiB".to_owned())
+    u32::try_from(bytes).map_err(|_| "a request must be shorter than 4 GiB".to_owned())
 }
 
 fn runtime(text: &str) -> Result<Duration, String> {

@@ -56,22 +56,22 @@ impl Exit {
 
     pub(super) const fn meaning(self) -> &'static str {
         match self {
-            Self::Success => "success; SIGTERM and SIGINT end a server with it too",
-            Self::Other => "anything that has no code of its own",
+            Self::Success => "success, also of a server that was ended by SIGTERM or SIGINT",
+            Self::Other => "any other failure",
             Self::Usage => "the command line is wrong",
-            Self::Missing => "the path does not exist, and no size= says to create it",
-            Self::NotRegular => "the path is neither a file nor a device that can be a disk",
+            Self::Missing => "the path does not exist, and there is no size= to create it with",
+            Self::NotRegular => "the path is not a file or device that can be served",
             Self::BadSize => {
-                "the size is zero, no multiple of the block size, or too large for the file system"
+                "the size is zero, not a multiple of the block size, or too large for the file system"
             }
             Self::TooSmall => "the file is smaller than size= says",
-            Self::NoSpace => "no space for the file on its file system",
+            Self::NoSpace => "the file system has no space for the file",
             Self::SocketInUse => "another daemon listens on the socket path",
-            Self::Locked => "another process serves the file or uses the device already",
-            Self::Permission => "permission to use the file or the socket path is denied",
-            Self::UnknownKey => "--disk has a key that does not exist",
-            Self::Socket => "any other error of a socket or an inherited descriptor",
-            Self::NotDurable => "the disk is less durable than --require-durable says",
+            Self::Locked => "another process serves the file or uses the device",
+            Self::Permission => "permission to use the file or the socket is denied",
+            Self::UnknownKey => "--disk has an unknown key",
+            Self::Socket => "any other failure of a socket or an inherited descriptor",
+            Self::NotDurable => "the disk is less durable than --require-durable asks for",
         }
     }
 }

@@ -11,14 +11,14 @@ use crate::cli::exit::{self, Failure};
 use crate::cli::size::Size;
 use crate::disk::{self, Description, Durability, Media, Region};
 
-/// Say what a path is, its size, and how it would be served; nothing is changed
+/// Show what a path is and how it would be served, and change nothing
 #[derive(Debug, Args)]
 #[command(after_long_help = exit::help())]
 pub(super) struct InfoArgs {
-    /// The file to look at
+    /// File or device to examine
     path: PathBuf,
 
-    /// Print one JSON object instead of lines for people
+    /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
 }

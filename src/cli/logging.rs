@@ -16,7 +16,7 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Logging")]
 pub(super) struct LogArgs {
-    /// What is logged: off, error, warn, info, debug, trace, or a filter such as warn,vhost=debug
+    /// What to log to standard error: off, error, warn, info, debug, trace, or a filter such as warn,vhost=debug
     #[arg(
         long = "log",
         value_name = "LEVEL",
@@ -27,16 +27,16 @@ pub(super) struct LogArgs {
     )]
     filter: String,
 
-    /// How the log on standard error is written
+    /// Format of the log: lines for people (text), or one JSON object a line (json)
     #[arg(long = "log-format", value_name = "FORMAT", default_value = "text", global = true)]
     format: Format,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// For people: a line an event
+    /// For people: one line for each event
     Text,
-    /// For log collectors: a JSON object a line
+    /// For log collectors: one JSON object a line
     Json,
 }
 

@@ -1,4 +1,6 @@
-//! `vhost-user-pmem man`: the manual page, made of the same texts as help.
+//! `vhost-user-pmem man`: the manual page, made of the same texts as help and the README, and of `man/manual.md`.
+
+mod chapters;
 
 use std::io::Write;
 
@@ -6,36 +8,38 @@ use clap::{Arg, Command};
 use clap_mangen::Man;
 use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 
+use crate::api::metrics::FAMILIES;
 use crate::cli::disk_option::Key;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::usage::{NAME, USAGE};
+use crate::limits::table;
 
 const SIGNALS: [(&str, &str); 3] = [
     (
         "SIGTERM",
-        "Ends the server: requests that were fetched are finished, sockets are removed, exit code 0.",
+        "Ends the server: it finishes the requests that it has begun, removes the sockets and exits with code 0.",
     ),
-    ("SIGINT", "The same; a second one ends the process at once."),
+    ("SIGINT", "The same. A second one ends the process at once."),
     (
         "SIGHUP",
-        "Looks how long the files and devices are by now: disks without size= grow with them, and guests are told. Looks \
-         which of their media Linux lists as bad, too.",
+        "Reads the sizes of files and devices again: disks without size= grow with them, and guests are told. Reads Linux's \
+         lists of bad media again, too.",
     ),
 ];
 
 const ENVIRONMENT: [(&str, &str); 6] = [
-    ("VHOST_USER_PMEM_LOG", "What is logged where --log is not given."),
+    ("VHOST_USER_PMEM_LOG", "What to log when there is no --log."),
     (
         "VHOST_USER_PMEM_COPY",
-        "How bytes are stored: nt64, nt32, nt16 or portable, where the CPU has it; by default what suits the CPU.",
+        "How bytes are copied: nt64, nt32 or nt16 (non-temporal stores of that many bytes) or portable. By default what suits the CPU.",
     ),
     (
         "LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES",
-        "Sockets that the service manager passes: each is for the disk of its name, or whose socket= it is bound to.",
+        "Sockets that the service manager passes. Each belongs to the disk that has its name, or whose socket= is its path.",
     ),
-    ("NOTIFY_SOCKET", "Where the service manager is told that everything listens (READY=1)."),
-    ("FDSTORE", "Where it is not 0 the service manager is given the sockets to keep for the next run."),
-    ("NO_COLOR", "Keeps colours out of the log on a terminal when it is set and not empty."),
+    ("NOTIFY_SOCKET", "Where to tell the service manager that every socket listens (READY=1)."),
+    ("FDSTORE", "If it is set and not 0, the service manager is given the sockets to keep for the next run."),
+    ("NO_COLOR", "If it is set and not empty, the log on a terminal has no colours."),
 ];
 
 const EXAMPLES: &[(&str, &str)] = &[
@@ -54,12 +58,12 @@ const EXAMPLES: &[(&str, &str)] = &[
          curl --unix-socket /run/metrics.sock http://localhost/metrics",
     ),
     (
-        "As management software starts a back-end program:",
+        "The way that management software starts a back-end program:",
         "vhost-user-pmem --socket-path=/run/a.sock --blk-file=/srv/a.img --read-only",
     ),
     #[cfg(feature = "bench")]
     (
-        "Compare two back-ends that serve disks without anything of value on them:",
+        "Compare two back-ends whose disks may be overwritten:",
         "vhost-user-pmem bench --socket /run/a.sock --against /run/other.sock --rw randwrite --plot plot.svg",
     ),
 ];
@@ -110,7 +114,7 @@ fn commands_options(roff: &mut Roff, command: &Command) {
         roff.control("SS", ["Keys of --disk"]);
         for key in Key::ALL {
             let head = vec![bold(key.name()), roman("="), italic(key.value())];
-            entry(roff, head, &key.meaning().join(" "));
+            entry(roff, head, &key.sentence());
         }
     }
 }
@@ -150,12 +154,24 @@ fn endings(roff: &mut Roff) {
     for exit in Exit::ALL {
         entry(roff, vec![bold(exit.code().to_string())], exit.meaning());
     }
+    roff.control("SH", ["METRICS"]);
+    paragraphs(roff, "PP", "Each name begins with vhost_user_pmem_, and the label \"disk\" names the disk.");
+    for family in &FAMILIES {
+        entry(roff, vec![bold(family.name)], &family.help.replace('`', ""));
+    }
+    roff.control("SH", ["LIMITS"]);
+    for bound in table::all() {
+        let counted = bound.metric.map(|name| format!(" (counted by {name})")).unwrap_or_default();
+        let text = format!("{}. Beyond it: {}{counted}.", bound.limit, bound.beyond);
+        entry(roff, vec![bold(bound.what.replace('`', ""))], &text.replace('`', ""));
+    }
     for (title, rows) in [("SIGNALS", &SIGNALS[..]), ("ENVIRONMENT", &ENVIRONMENT[..])] {
         roff.control("SH", [title]);
         for (name, meaning) in rows {
             entry(roff, vec![bold(*name)], meaning);
         }
     }
+    chapters::write(roff);
     roff.control("SH", ["EXAMPLES"]);
     for (what, line) in EXAMPLES {
         entry(roff, vec![roman(*what)], line);

@@ -2,7 +2,7 @@
 //!
 //! | module | subject |
 //! | --- | --- |
-//! | `serve`, `backend`, `info`, `bench`, `man` | one way to call the program each; `usage` lists them |
+//! | `serve`, `backend`, `info`, `bench`, `man`, `reference` | one way to call the program each; `usage` lists them |
 //! | `disk_option`, `size`, `identity`, `inherited` | what is written on the command line, checked and typed |
 //! | `daemon`, `signals`, `logging`, `start_message`, `activation`, `notify` | a server's life in the foreground |
 //! | `exit` | every way to end, one code a cause |
@@ -27,6 +27,7 @@ mod limits;
 mod logging;
 mod man;
 mod notify;
+mod reference;
 mod serve;
 mod signals;
 mod size;
@@ -44,9 +45,9 @@ use usage::{NAME, usage};
 /// its guest's memory and queues over the vhost-user protocol, and its guest sees an ordinary
 /// virtio-blk disk whose bytes are those of the file.
 ///
-/// `serve` is the way to start it by hand or from a service manager; `serve --help` lists what can be said
-/// about a disk. The options of the section "Back-end program" are the conventions of QEMU's vhost-user
-/// specification, for management software that starts one process a disk.
+/// Use `serve` to start it by hand or from a service manager; `serve --help` lists the properties of a disk.
+/// The options of the section "Back-end program" follow the conventions of QEMU's vhost-user specification,
+/// for management software that starts one process for each disk. `vhost-user-pmem man` prints the manual page.
 #[derive(Debug, Parser)]
 #[command(
     name = NAME,
@@ -76,6 +77,9 @@ enum Command {
     /// Print the manual page vhost-user-pmem(1) in roff
     #[command(hide = true)]
     Man,
+    /// Print the tables of the README in Markdown
+    #[command(hide = true)]
+    Reference,
 }
 
 /// Runs the program with its arguments, the first of which is its name, and says how it ended.
@@ -119,13 +123,13 @@ fn parse(args: Vec<OsString>) -> Result<Cli, clap::Error> {
     if cli.command.is_some() && cli.backend.is_used() {
         return Err(command.error(
             ErrorKind::ArgumentConflict,
-            "the back-end program's options cannot be used with a subcommand; serve has them as keys of --disk",
+            "options of the back-end program cannot be used with a subcommand; use the keys of serve --disk",
         ));
     }
     if cli.command.is_none() && !cli.backend.is_used() {
         return Err(command.error(
             ErrorKind::MissingSubcommand,
-            "nothing to do; say serve, info, or --socket-path with --blk-file",
+            "nothing to do; use serve, info, or --socket-path with --blk-file",
         ));
     }
     Ok(cli)
@@ -140,6 +144,7 @@ fn execute(cli: Cli) -> Exit {
         #[cfg(feature = "bench")]
         Some(Command::Bench(args)) => bench::run(args),
         Some(Command::Man) => man::print(Cli::command()),
+        Some(Command::Reference) => reference::print(),
         None => backend::run(cli.backend),
     };
     match outcome {

@@ -24,62 +24,62 @@ use crate::worker::Polling;
 
 /// Serve files as disks, each on its own socket, until SIGTERM or SIGINT
 ///
-/// Prints what it serves and how to attach it, then stays in the foreground. A socket listens again
-/// after its front-end left.
+/// Prints what it serves and how to attach it to a guest, and stays in the foreground. When a front-end has
+/// left, its socket listens for the next one.
 #[derive(Debug, Args)]
 #[command(after_long_help = help())]
 pub(super) struct ServeArgs {
-    /// A disk: its file, its socket, and what else is to be said about it
+    /// A disk, described by the keys below; may be repeated
     ///
-    /// A list of KEY=VALUE with the keys below, separated by commas; a comma inside a value is written
-    /// twice. May be repeated.
+    /// The keys are separated by commas, and a comma inside a value is written twice (,,). Switches take on, off, yes,
+    /// no, true and false, and a bare `readonly` is `readonly=on`.
     #[arg(long = "disk", value_name = "KEY=VALUE,...", required = true)]
     disks: Vec<OsString>,
 
-    /// Threads that carry the requests [default: one per CPU]
+    /// Worker threads, which process the requests [default: one per CPU]
     ///
-    /// Disks with cpus= or numa= of their own have as many besides.
+    /// Disks with cpus= or numa= of their own get as many workers of their own.
     #[arg(long, value_name = "N")]
     workers: Option<NonZeroU16>,
 
-    /// Longest time in microseconds that a worker without requests waits for the next one awake, which saves
-    /// the guest a kick and the worker a wake-up: 0 is not at all, `busy` is always
+    /// Longest time in microseconds that a worker polls empty queues before it sleeps: 0 is never, `busy` is always, at the
+    /// price of a CPU for each worker
     ///
-    /// Up to this limit it waits for as long as pays, which it learns from the pauses between requests; an idle
-    /// worker sleeps.
+    /// Polling saves the guest a kick and the worker a wake-up. How long it pays is learnt from the pauses between
+    /// requests. An idle worker sleeps.
     #[arg(long, value_name = "N|busy", default_value = "50", value_parser = polling)]
     poll_max_us: Polling,
 
-    /// CPUs that workers run on, such as 2-5 or 2-5,8 [default: any]
+    /// CPUs that workers run on, for example 2-5 or 2-5,8 [default: any]
     #[arg(long, value_name = "LIST", conflicts_with = "numa")]
     cpus: Option<Cpus>,
 
-    /// Run the workers of a disk on the CPUs of the NUMA node that its backing belongs to (auto), or on any
+    /// Run the workers of a disk on the NUMA node that its backing belongs to (`auto`), or anywhere [default: off]
     #[arg(long, value_name = "auto|off")]
     numa: Option<Numa>,
 
-    /// Answer GET /metrics, in the text format of Prometheus, on this Unix socket
+    /// Serve metrics for Prometheus on this Unix socket (GET /metrics)
     ///
-    /// A stale socket is replaced, one of a living process is not. `curl --unix-socket SOCKET
+    /// A stale socket is replaced; one on which another process listens is not. `curl --unix-socket SOCKET
     /// http://localhost/metrics` reads them.
     #[arg(long, value_name = "SOCKET")]
     metrics: Option<PathBuf>,
 
-    /// Refuse paths of disks and sockets in which any part is a symbolic link
+    /// Refuse paths of disks and sockets that contain a symbolic link anywhere; needs Linux 5.6
     #[arg(long)]
     no_symlinks: bool,
 
-    /// End when the first front-end has left, instead of listening again
+    /// Exit when the first front-end has left, instead of listening again
     #[arg(long)]
     exit_on_disconnect: bool,
 
-    /// Refuse to start unless every disk is that durable: after a flush (page, also without a value), once a
-    /// write is completed (cacheline), or also without flushing caches (byte)
+    /// Refuse to start unless a write to every disk is safe: after a flush (`page`, also without a value), as soon as it
+    /// has completed (`cacheline`), or even before the CPU's caches are flushed (`byte`)
     #[arg(long, value_name = "CLASS", num_args = 0..=1, require_equals = true, default_missing_value = "page")]
     require_durable: Option<Durability>,
 
-    /// Whether a flush also empties the memory controller's queues (deep_flush of the region): where the
-    /// platform does not say that it saves them, never, or wherever possible
+    /// Whether a flush also empties the queues of the memory controller (deep_flush of the region): `auto` does so where
+    /// the platform does not promise to save them when the power fails
     #[arg(long, value_name = "auto|never|always", default_value = "auto")]
     deep_flush: DeepFlush,
 }

@@ -182,3 +182,6 @@ pub const NOTIFY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Longest name of a descriptor that the service manager keeps, in bytes.
 pub const MAX_KEPT_NAME_BYTES: usize = 255;
+
+/// How long a start waits for another process that is at work on sockets of the same folder.
+pub const SOCKET_FOLDER_TIMEOUT: Duration = Duration::from_secs(10);

@@ -75,23 +75,24 @@ const fn row(what: &'static str, limit: String, beyond: &'static str, metric: Op
     Bound { what, limit, beyond, metric }
 }
 
-/// The bounds, in the order in which the README lists them.
-pub fn all() -> Vec<Bound> {
-    [of_guests(), of_connections(), of_resources(), of_the_log(), of_waiting()]
-        .into_iter()
-        .flatten()
-        .collect()
+/// The bounds of peers, as the README lists them.
+pub fn of_peers() -> Vec<Bound> {
+    [of_guests(), of_connections(), of_resources(), of_the_log()].into_iter().flatten().collect()
 }
 
-/// What a guest's driver can ask for, and what a disk can be told to offer.
+/// All bounds, as the manual page lists them.
+pub fn all() -> Vec<Bound> {
+    of_peers().into_iter().chain(of_operators()).collect()
+}
+
+/// What a guest's driver can ask for.
 fn of_guests() -> Vec<Bound> {
     const FAILURES: Option<&str> = Some("failures_total");
     let sectors = |number: u32| bytes(u64::from(number) << 9);
     vec![
-        row("queues of a disk (`queues=`)", count(MAX_QUEUES), "exit code 2", None),
-        row("entries of a queue", count(MAX_QUEUE_SIZE), "NACK, and a line in the log", None),
+        row("queues of a disk", count(MAX_QUEUES), "exit code 2 (`queues=`)", None),
+        row("entries of a queue", count(MAX_QUEUE_SIZE), "NACK", None),
         row("descriptors of a request", count(MAX_CHAIN), "the request fails (IOERR)", FAILURES),
-        row("data segments that can be announced (`seg-max=`)", count(MAX_SEG_MAX), "exit code 2", None),
         row(
             "data of a request",
             bytes(MAX_REQUEST_BYTES + 1) + " less one byte",
@@ -99,13 +100,13 @@ fn of_guests() -> Vec<Bound> {
             FAILURES,
         ),
         row(
-            "requests of a queue that are done at a time",
-            format!("{}, or {}", count(MAX_TURN_REQUESTS), bytes(MAX_TURN_BYTES)),
+            "what a queue does at a time",
+            format!("{} requests, or {}", count(MAX_TURN_REQUESTS), bytes(MAX_TURN_BYTES)),
             "the worker's other queues have their turn first",
             None,
         ),
         row(
-            "bytes of a request that are done at a time",
+            "what is done of a request at a time",
             format!(
                 "{}; {} of space that is given back",
                 bytes(MAX_SLICE_BYTES),
@@ -121,13 +122,14 @@ fn of_guests() -> Vec<Bound> {
             "it is done all the same",
             None,
         ),
-        row("serial number (`serial=`)", bytes(SERIAL_BYTES), "exit code 2", None),
-        row("path of a socket", bytes(MAX_SOCKET_PATH_BYTES), "exit code 12", None),
-        row("`--poll-max-us`", time(Duration::from_micros(MAX_POLL_US)), "exit code 2", None),
         row(
-            "bad ranges of a disk that are remembered",
-            count(MAX_BAD_BLOCKS),
-            "the others are found when they are read",
+            "ranges of bad blocks of a disk",
+            format!(
+                "{} are remembered, {} are in the metrics",
+                count(MAX_BAD_BLOCKS),
+                count(MAX_LISTED_BAD_BLOCKS)
+            ),
+            "others are found when they are read; the sum has all that are remembered",
             Some("bad_bytes"),
         ),
     ]
@@ -138,26 +140,36 @@ fn of_connections() -> Vec<Bound> {
     vec![
         row(
             "front-ends of a disk",
-            count(MAX_FRONT_ENDS),
-            "the oldest connection that has not completed a message is closed; if there is none, the new one is",
+            format!(
+                "{}, and until {} those that are being closed",
+                count(MAX_FRONT_ENDS),
+                count(MAX_CONNECTIONS)
+            ),
+            "the oldest connection that has not completed a message is closed, or if there is none, the new one",
             None,
         ),
         row(
-            "connections of a disk, with those that are being closed",
-            count(MAX_CONNECTIONS),
-            "the new connection is closed",
+            "a message",
+            format!(
+                "{} besides its header, {} descriptors",
+                bytes(MAX_MESSAGE_BYTES),
+                count(MAX_MESSAGE_DESCRIPTORS)
+            ),
+            "the connection is closed; further descriptors are closed",
             None,
         ),
-        row("body of a message", bytes(MAX_MESSAGE_BYTES), "the connection is closed", None),
         row(
             "time from the first byte of a message to its last",
             time(MESSAGE_TIMEOUT),
             "the connection is closed",
             None,
         ),
-        row("descriptors with a message", count(MAX_MESSAGE_DESCRIPTORS), "the others are closed", None),
-        row("memory regions in one SET_MEM_TABLE", count(MAX_TABLE_REGIONS), "NACK", None),
-        row("memory regions (slots) of a front-end", count(MAX_REGIONS), "NACK", None),
+        row(
+            "memory regions of a front-end",
+            format!("{}; {} in one SET_MEM_TABLE", count(MAX_REGIONS), count(MAX_TABLE_REGIONS)),
+            "NACK",
+            None,
+        ),
         row(
             "time that the end of a device's state may take",
             time(STATE_TIMEOUT),
@@ -165,21 +177,14 @@ fn of_connections() -> Vec<Bound> {
             None,
         ),
         row(
-            "time that the descriptor checker may take",
-            time(CHECKER_TIMEOUT),
-            "the connection is closed",
-            None,
-        ),
-        row(
-            "checker processes that wait for a descriptor to close",
-            count(MAX_RETIRED_CHECKERS),
-            "the next one keeps such descriptors open",
-            None,
-        ),
-        row(
-            "descriptors that such a process keeps open",
-            count(MAX_KEPT_DESCRIPTORS),
-            "it is replaced, and closes them at its end",
+            "the processes that check descriptors",
+            format!(
+                "{}; {} of them, with {} descriptors that cannot be closed",
+                time(CHECKER_TIMEOUT),
+                count(MAX_RETIRED_CHECKERS),
+                count(MAX_KEPT_DESCRIPTORS)
+            ),
+            "the connection is closed; the process is replaced, and closes them at its end",
             None,
         ),
     ]
@@ -190,7 +195,7 @@ fn of_resources() -> Vec<Bound> {
     const REFUSALS: Option<&str> = Some("budget_refusals_total");
     let (memory, threads) = (quarters(MEMORY_MAPPING_QUARTERS), quarters(THREAD_MAPPING_QUARTERS));
     vec![
-        row("guest memory that is mapped", bytes(MAX_GUEST_MEMORY_BYTES), "NACK", REFUSALS),
+        row("guest memory of all front-ends", bytes(MAX_GUEST_MEMORY_BYTES), "NACK", REFUSALS),
         row(
             "memory regions of all front-ends",
             format!("`vm.max_map_count` / {}", count(MAPPINGS_PER_REGION)),
@@ -198,7 +203,7 @@ fn of_resources() -> Vec<Bound> {
             REFUSALS,
         ),
         row(
-            "descriptors",
+            "descriptors of all front-ends",
             format!(
                 "the limit of open files less {} and {} for each disk; a connection counts as {}, a ring as {}",
                 count(PROCESS_DESCRIPTORS),
@@ -210,9 +215,9 @@ fn of_resources() -> Vec<Bound> {
             REFUSALS,
         ),
         row(
-            "threads of front-ends",
+            "threads of all front-ends",
             format!(
-                "{}, or {} for each disk where that is more; a connection counts as {}",
+                "{}, or {} for each disk if that is more; a connection counts as {}",
                 count(MAX_THREADS),
                 count(MAX_THREADS_PER_DISK),
                 count(CONNECTION_THREADS)
@@ -227,7 +232,7 @@ fn of_resources() -> Vec<Bound> {
             None,
         ),
         row(
-            "address space that is left free (`ulimit -v`)",
+            "address space that stays free (`ulimit -v`)",
             format!(
                 "{}; {} when a thread starts",
                 bytes(MIN_FREE_ADDRESS_SPACE_BYTES),
@@ -244,37 +249,43 @@ fn of_resources() -> Vec<Bound> {
 fn of_the_log() -> Vec<Bound> {
     vec![
         row(
-            "lines of the log that a peer can cause, for each cause and disk",
-            format!("{} a second", count(MAX_LOG_LINES_PER_SECOND)),
+            "lines of the log that peers cause",
+            format!("{} a second for each cause and disk", count(MAX_LOG_LINES_PER_SECOND)),
             "the next such line says in `suppressed=` how many were left out",
             None,
         ),
         row(
-            "lines of the log that nobody has read yet",
+            "lines of the log that nobody has read",
             format!("{}, or {}", count(MAX_WAITING_LOG_LINES), bytes(MAX_WAITING_LOG_BYTES)),
             "further lines are dropped, and the log says how many",
             Some("dropped_log_lines_total"),
         ),
         row(
-            "time for a request for metrics and its answer",
-            time(METRICS_TIMEOUT),
-            "the connection is closed",
+            "a request for metrics",
+            format!("{}; {} with its answer", bytes(MAX_HTTP_HEAD_BYTES), time(METRICS_TIMEOUT)),
+            "HTTP status 431; the connection is closed",
             None,
-        ),
-        row("head of a request for metrics", bytes(MAX_HTTP_HEAD_BYTES), "HTTP status 431", None),
-        row(
-            "bad ranges of a disk in the metrics",
-            count(MAX_LISTED_BAD_BLOCKS),
-            "the others are in the sum only",
-            Some("bad_bytes"),
         ),
     ]
 }
 
-/// For whom the process waits, and how long.
-fn of_waiting() -> Vec<Bound> {
+/// What whoever starts the daemon can ask for, and for whom it waits.
+fn of_operators() -> Vec<Bound> {
     vec![
-        row("a start waits for a lease on the file (NFS, Samba)", time(LEASE_TIMEOUT), "exit code 1", None),
+        row(
+            "data segments of a request that are announced",
+            count(MAX_SEG_MAX),
+            "exit code 2 (`seg-max=`)",
+            None,
+        ),
+        row("serial number", bytes(SERIAL_BYTES), "exit code 2 (`serial=`)", None),
+        row("path of a socket", bytes(MAX_SOCKET_PATH_BYTES), "exit code 12", None),
+        row(
+            "time to poll empty queues",
+            time(Duration::from_micros(MAX_POLL_US)),
+            "exit code 2 (`--poll-max-us`)",
+            None,
+        ),
         row(
             "metrics wait for a busy worker",
             time(COLLECT_TIMEOUT),
@@ -282,27 +293,22 @@ fn of_waiting() -> Vec<Bound> {
             None,
         ),
         row(
-            "the end waits for whoever reads the log and the start message",
-            time(LAST_OUTPUT_TIMEOUT),
-            "the last lines are lost",
+            "a start waits for another that changes sockets in the same folder",
+            time(SOCKET_FOLDER_TIMEOUT),
+            "exit code 12",
+            None,
+        ),
+        row("a start waits for a lease on the file (NFS, Samba)", time(LEASE_TIMEOUT), "exit code 1", None),
+        row(
+            "the end waits for the log and for populating",
+            format!("{}; {}", time(LAST_OUTPUT_TIMEOUT), time(POPULATE_STOP_TIMEOUT)),
+            "the last lines are lost; the process ends all the same",
             None,
         ),
         row(
-            "the end waits for the mapping to be populated",
-            time(POPULATE_STOP_TIMEOUT),
-            "the process ends all the same",
-            None,
-        ),
-        row(
-            "the service manager takes a message",
-            time(NOTIFY_TIMEOUT),
-            "a warning; the disks are served",
-            None,
-        ),
-        row(
-            "name of a socket that the service manager keeps",
-            bytes(MAX_KEPT_NAME_BYTES),
-            "that socket is not kept",
+            "the service manager takes a message, and the name of a socket",
+            format!("{}; {}", time(NOTIFY_TIMEOUT), bytes(MAX_KEPT_NAME_BYTES)),
+            "a warning; that socket is not kept",
             None,
         ),
     ]

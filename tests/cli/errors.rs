@@ -23,7 +23,7 @@ fn serve(folder: &Path, path: &Path, keys: &str) -> Output {
 fn a_wrong_command_line_is_2() {
     for (args, part) in [
         (&["nonsense"][..], "unrecognized subcommand 'nonsense'"),
-        (&["--log", "debug"], "nothing to do; say serve, info, or --socket-path"),
+        (&["--log", "debug"], "nothing to do; use serve, info, or --socket-path"),
         (&["serve"], "required arguments"),
         (&["serve", "--disk", "path=/a"], "--disk path=/a: socket is missing; add socket=SOCKET"),
         (&["serve", "--disk", "socket=/a"], "--disk socket=/a: path is missing; add path=FILE"),

@@ -2,6 +2,12 @@
 
 use std::fmt::Write;
 
+use crate::config::{BLOCK_SIZES, DEFAULT_QUEUES, MAX_QUEUES, MAX_SEG_MAX, SERIAL_BYTES};
+use crate::virtio::blk::SEG_MAX;
+
+/// In place of a default.
+const REQUIRED: &str = "required";
+
 /// A key, in the order in which help lists them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(in crate::cli) enum Key {
@@ -103,54 +109,101 @@ impl Key {
         }
     }
 
-    /// Lines for people, short enough to stand beside the key.
-    pub(in crate::cli) const fn meaning(self) -> &'static [&'static str] {
-        match self {
-            Self::Path => &["File whose bytes are the disk (required)"],
-            Self::Socket => &["Unix socket to listen on (required); a stale one is replaced"],
-            Self::Name => &["What logs and errors call it [default: the file name without extension]"],
-            Self::Size => &[
-                "Bytes to serve, also with K, M, G, T, P: a file that is missing or empty",
-                "is made that long, a shorter one is refused [default: the file's size, with which",
-                "the disk grows]",
-            ],
-            Self::Serial => &["Serial number for the guest, up to 20 bytes [default: from the name]"],
-            Self::ReadOnly => &["Open the file for reading only and refuse writes [default: off]"],
-            Self::BlockSize => &["Logical block size in bytes [default: a block device's own, else 512]"],
-            Self::Queues => &["Queues offered, 1 to 256 [default: 64]"],
+    /// What it is for, in a sentence.
+    pub(in crate::cli) fn meaning(self) -> String {
+        let text = match self {
+            Self::Path => "File or device whose bytes are the disk",
+            Self::Socket => {
+                "Unix socket to listen on. A stale one is replaced; one on which another process listens is not"
+            }
+            Self::Name => "Name of the disk in logs and errors",
+            Self::Size => {
+                "Bytes to serve, also with K, M, G, T or P (powers of 1024). A file that is missing or empty is made that long, \
+                 and its space is allocated; a shorter file is refused"
+            }
+            Self::Serial => {
+                return format!(
+                    "Serial number that the guest sees: up to {SERIAL_BYTES} printable ASCII characters"
+                );
+            }
+            Self::ReadOnly => "Open the file read-only and refuse writes",
+            Self::BlockSize => "Logical block size in bytes",
+            Self::Queues => {
+                return format!(
+                    "Queues offered, 1 to {MAX_QUEUES}; a queue costs something only once the guest starts it"
+                );
+            }
             Self::SegMax => {
-                &["Most data segments of a request that drivers are told, 1 to 1022 [default: 126]"]
+                return format!(
+                    "Most data segments in a request that drivers are told, 1 to {MAX_SEG_MAX}. A driver without indirect \
+                     descriptors needs rings with two entries more; with smaller ones it stalls, and the log warns"
+                );
             }
-            Self::Sparse => &["Leave holes of the file unallocated at the start [default: off]"],
-            Self::Lock => &[
-                "When another process serves the file: refuse to start, wait for it with",
-                "the first queue, or do not look [default: on]",
-            ],
-            Self::RequireDurable => &[
-                "As --require-durable, for this disk: page (also without =CLASS), cacheline,",
-                "byte, or off",
-            ],
-            Self::Discard => &[
-                "Space the guest no longer needs: keep it, or give it back; auto keeps it on",
-                "DAX only [default: auto]",
-            ],
-            Self::DeepFlush => &["As --deep-flush, for this disk"],
-            Self::Cpus => &["As --cpus, for this disk: 2-5, or 2-5,,8"],
-            Self::Numa => &["As --numa, for this disk"],
-            Self::Postcopy => &[
-                "Offer postcopy migration: whoever connects is trusted with all memory of this",
-                "process, which serves no other disk [default: off]",
-            ],
-            Self::SocketMode => &["Permissions of the socket, octal, whatever the umask is [default: 0660]"],
-            Self::SocketOwner => {
-                &["User that the socket belongs to, name or number [default: who starts it]"]
+            Self::Sparse => "Leave holes in the file unallocated at the start",
+            Self::Lock => {
+                "If another process serves the file: `on` refuses to start, `wait` waits for it when the first queue starts (for \
+                 the destination of a migration), `off` does not check (for file systems without locks)"
             }
-            Self::SocketGroup => &["Its group, name or number [default: that of who starts it]"],
-            Self::AllowUid => &[
-                "Only processes of these users may connect, whatever the permissions are:",
-                "names or numbers, as 107 or libvirt-qemu,,1000",
-            ],
+            Self::RequireDurable => {
+                "Refuse to start unless a write is safe after a flush (`page`, also without a value), as soon as it has \
+                 completed (`cacheline`), or even before the CPU's caches are flushed (`byte`). `off` overrides \
+                 `--require-durable`"
+            }
+            Self::Discard => {
+                "Space that the guest discards: `ignore` keeps it, `unmap` gives it back, `auto` keeps it on DAX only"
+            }
+            Self::DeepFlush => "As `--deep-flush`, for this disk",
+            Self::Cpus => "CPUs that the workers of this disk run on: `2-5`, or `2-5,,8`",
+            Self::Numa => "`auto`: the workers of this disk run on the NUMA node of its backing",
+            Self::Postcopy => {
+                "Offer postcopy migration. Whoever connects to this disk is then trusted with all memory of the process, which \
+                 must not serve another disk (exit code 2)"
+            }
+            Self::SocketMode => {
+                "Permissions of the socket in octal, whatever the umask is; to connect is to write to it"
+            }
+            Self::SocketOwner => "User that the socket belongs to, by name or number",
+            Self::SocketGroup => "Group that the socket belongs to, by name or number",
+            Self::AllowUid => {
+                "Users whose processes may connect, by name or number, whatever the permissions are: `107`, or \
+                 `libvirt-qemu,,1000`"
+            }
+        };
+        text.to_owned()
+    }
+
+    /// What holds without it.
+    pub(in crate::cli) fn default(self) -> String {
+        match self {
+            Self::Path | Self::Socket => REQUIRED.to_owned(),
+            Self::Name => "the file's name without extension, made unique".to_owned(),
+            Self::Size => "the file's size; the disk grows with it".to_owned(),
+            Self::Serial => "the name, or if it is too long, its start and a hash of it".to_owned(),
+            Self::ReadOnly | Self::Sparse | Self::Postcopy => "`off`".to_owned(),
+            Self::BlockSize => format!("a block device's own, else `{}`", BLOCK_SIZES[0]),
+            Self::Queues => format!("`{DEFAULT_QUEUES}`"),
+            Self::SegMax => format!("`{SEG_MAX}`"),
+            Self::Lock => "`on`".to_owned(),
+            Self::RequireDurable => "as `--require-durable`".to_owned(),
+            Self::Discard => "`auto`".to_owned(),
+            Self::DeepFlush => "as `--deep-flush`".to_owned(),
+            Self::Cpus => "as `--cpus`".to_owned(),
+            Self::Numa => "as `--numa`".to_owned(),
+            Self::SocketMode => "`0660`".to_owned(),
+            Self::SocketOwner => "whoever starts the daemon".to_owned(),
+            Self::SocketGroup => {
+                "the group of whoever starts the daemon, or of the folder (setgid)".to_owned()
+            }
+            Self::AllowUid => "everybody who may write to the socket".to_owned(),
         }
+    }
+
+    /// Both, for texts without marks.
+    pub(in crate::cli) fn sentence(self) -> String {
+        let (meaning, default) = (self.meaning(), self.default());
+        let default =
+            if default == REQUIRED { format!("({REQUIRED})") } else { format!("[default: {default}]") };
+        format!("{meaning} {default}").replace('`', "")
     }
 
     /// What the bare key means, where that is allowed.
@@ -177,16 +230,28 @@ pub(in crate::cli) fn help() -> String {
     let (header, literal) = (style.get_header(), style.get_literal());
     let mut text = format!("{header}Keys of --disk:{header:#}\n");
     for key in Key::ALL {
-        let pad = 25_usize.saturating_sub(key.name().len() + key.value().len() + 1);
-        for (number, line) in key.meaning().iter().enumerate() {
-            // Writing to a string cannot fail.
-            let _ = match number {
-                0 => {
-                    writeln!(text, "  {literal}{}{literal:#}={}{:pad$}  {line}", key.name(), key.value(), "")
-                }
-                _ => writeln!(text, "  {:25}  {line}", ""),
-            };
-        }
+        let pad = KEY_COLUMNS.saturating_sub(key.name().len() + key.value().len() + 1);
+        let lines = wrapped(&key.sentence());
+        // Writing to a string cannot fail.
+        let _ = write!(text, "  {literal}{}{literal:#}={}{:pad$}  ", key.name(), key.value(), "");
+        let _ = writeln!(text, "{}", lines.join(&format!("\n  {:KEY_COLUMNS$}  ", "")));
     }
     text
+}
+
+/// Columns of a key with its value, and of what is said of it: help has 100 of them.
+const KEY_COLUMNS: usize = 25;
+const MEANING_COLUMNS: usize = 71;
+
+/// Lines that are not longer than [`MEANING_COLUMNS`], as far as words allow.
+fn wrapped(text: &str) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) if line.len() + 1 + word.len() <= MEANING_COLUMNS => *line += &format!(" {word}"),
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }

@@ -43,6 +43,27 @@ fn what_is_not_said_has_its_default() {
     assert_eq!((disk.require_durable, disk.discard), (None, DiscardPolicy::Auto));
 }
 
+/// Of keys whose default is a value that they take.
+#[test]
+fn the_defaults_that_help_shows_are_those_that_hold() {
+    let config = |text: &str| {
+        let mut disk = into_configs(vec![parse(text).unwrap()], Defaults::default()).remove(0);
+        disk.socket = SocketSource::Path("/b".into());
+        format!("{disk:?}")
+    };
+    let mut values = 0;
+    for key in Key::ALL {
+        let Some(value) = key.default().strip_prefix('`').map(|value| value.trim_end_matches('`').to_owned())
+        else {
+            continue;
+        };
+        values += 1;
+        let text = format!("path=/a,socket=/b,{}={value}", key.name());
+        assert_eq!(config(&text), config("path=/a,socket=/b"), "{text}");
+    }
+    assert_eq!(values, 8, "readonly, queues, seg-max, sparse, lock, discard, postcopy, socket-mode");
+}
+
 #[test]
 fn a_disk_goes_before_what_holds_for_all() {
     let defaults = Defaults {

@@ -20,12 +20,10 @@ use rustix::net::{
 
 use super::error::ListenerError;
 use crate::disk::Symlinks;
+use crate::limits::bounds::SOCKET_FOLDER_TIMEOUT;
 
 /// As many connections may wait to be let in as the machine allows (`net.core.somaxconn`).
 const BACKLOG: i32 = i32::MAX;
-
-/// How long another process may be at work on sockets of the same folder.
-const FOLDER_LIMIT: Duration = Duration::from_secs(10);
 
 /// How often it is looked whether it is done.
 const FOLDER_POLL: Duration = Duration::from_millis(5);
@@ -155,9 +153,9 @@ fn lock_folder(path: &Path) -> io::Result<Option<File>> {
     loop {
         match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(Some(folder)),
-            Err(Errno::WOULDBLOCK) if started.elapsed() < FOLDER_LIMIT => sleep(FOLDER_POLL),
+            Err(Errno::WOULDBLOCK) if started.elapsed() < SOCKET_FOLDER_TIMEOUT => sleep(FOLDER_POLL),
             Err(Errno::WOULDBLOCK) => {
-                let text = format!("another process has locked its folder for {FOLDER_LIMIT:?}");
+                let text = format!("another process has locked its folder for {SOCKET_FOLDER_TIMEOUT:?}");
                 return Err(io::Error::new(io::ErrorKind::TimedOut, text));
             }
             Err(_) => return Ok(None),

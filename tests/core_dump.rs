@@ -13,12 +13,11 @@ use std::path::PathBuf;
 
 use vhost::{VhostBackend as _, VhostUserDirtyLogRegion};
 
+use common::MIB;
 use common::daemon::{Place, Setup};
 use common::frontend::Session;
 use common::frontend::request::{OK, Request};
 use common::process::Process;
-
-const MIB: u64 = 1 << 20;
 
 /// Bytes that are nowhere else: they are not in this program as they are in memory.
 fn marker(of: u8) -> Vec<u8> {

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use common::MIB;
 use common::daemon::{Daemon, Place, Setup};
 use common::frontend::memory::Memory;
 use common::frontend::request::{
@@ -17,8 +18,6 @@ use common::frontend::request::{
 use common::frontend::ring::{NO_STATUS, Part, Ring, Used, WRITE};
 use common::frontend::{Options, SPANS, Session};
 use common::metrics;
-
-const MIB: u64 = 1 << 20;
 
 /// Size of the disk of the guest that asks for much.
 const DISK_BYTES: u64 = 504 * MIB;

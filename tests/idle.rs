@@ -7,6 +7,7 @@ mod common;
 
 use std::time::Duration;
 
+use common::MIB;
 use common::daemon::{Daemon, Place, Setup};
 use common::frontend::request::{OK, Request};
 use common::frontend::ring::Ring;
@@ -14,8 +15,6 @@ use common::frontend::wire::Wire;
 use common::frontend::{EVENT_IDX, Options, Session};
 use common::process::Process;
 use common::{pattern, wait_for};
-
-const MIB: u64 = 1 << 20;
 
 /// Most memory besides the disk's and the guest's own.
 const LIMIT_BYTES: u64 = 16 * MIB;

@@ -9,8 +9,7 @@ use std::time::Duration;
 use super::common::daemon::{Place, Setup};
 use super::common::wait_for;
 use super::{assert_error, image, run, stderr, stdout};
-
-const MIB: u64 = 1 << 20;
+use crate::common::MIB;
 
 /// Longest life of a daemon that is to end by itself at once.
 const LIFETIME: Duration = Duration::from_secs(60);

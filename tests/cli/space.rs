@@ -8,8 +8,7 @@ use super::common::daemon::{Place, Setup};
 use super::common::host::{Made, MemoryGroup, script};
 use super::common::wait_for;
 use super::{assert_error, image};
-
-const MIB: u64 = 1 << 20;
+use crate::common::MIB;
 
 fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_vhost-user-pmem"))

@@ -151,15 +151,7 @@ impl Messages {
     }
 
     fn table(&mut self) -> Vec<u8> {
-        let mut words = vec![SPANS.len() as u64];
-        for region in self.memory.announcement() {
-            words.extend([
-                region.guest_phys_addr,
-                region.memory_size,
-                region.userspace_addr,
-                region.mmap_offset,
-            ]);
-        }
+        let words = self.memory.table();
         self.words(&words)
     }
 

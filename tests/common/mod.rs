@@ -28,6 +28,9 @@ use vm_memory::{FileOffset, MmapRegion};
 pub use random::{Random, pattern};
 pub use wait::{PATIENCE, is_readable, wait_for, wait_long_for, wait_readable};
 
+/// Bytes of a mebibyte.
+pub const MIB: u64 = 1 << 20;
+
 /// The unit of the `sector` field of requests, whatever the block size.
 pub const SECTOR_BYTES: usize = 512;
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use rustix::fs::OFlags;
 
-use super::message::{SET_VRING_CALL, SET_VRING_ERR};
 use super::{blocking_event, bystander, fill, often_called, two_disks};
+use crate::common::frontend::message::{SET_VRING_CALL, SET_VRING_ERR};
 use crate::common::frontend::request::{OK, Request};
 use crate::common::frontend::ring::Ring;
 use crate::common::frontend::settle;

@@ -13,16 +13,15 @@ use rustix::process::{Pid, Signal, kill_process};
 use vm_memory::{FileOffset, MmapRegion};
 
 use super::kinds::{ALL, Outcome, connect, tell};
-use super::message::{SET_DEVICE_STATE_FD, SET_VRING_CALL};
 use super::state::{Direction, begin, check};
 use super::{bystander, two_disks, with_own_table};
+use crate::common::MIB;
 use crate::common::daemon::Daemon;
 use crate::common::frontend::Session;
+use crate::common::frontend::message::{SET_DEVICE_STATE_FD, SET_VRING_CALL};
 use crate::common::frontend::request::Request;
 use crate::common::process::{Process, ends_with_us};
 use crate::common::wait_for;
-
-const MIB: u64 = 1 << 20;
 
 /// A FUSE mount, and a file of it that nobody has closed yet: a server that answers to the first FUSE_FLUSH that it does not
 /// know it is never sent another.

@@ -10,13 +10,13 @@ use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
-use super::message::{
-    ADD_MEM_REG, SET_BACKEND_REQ_FD, SET_DEVICE_STATE_FD, SET_LOG_BASE, SET_MEM_TABLE, SET_VRING_CALL,
-    SET_VRING_ERR, SET_VRING_KICK,
-};
 use super::{blocking_event, bystander, two_disks};
 use crate::common::daemon::Daemon;
 use crate::common::frontend::memory::Span;
+use crate::common::frontend::message::{
+    ADD_MEM_REG, SET_BACKEND_REQ_FD, SET_DEVICE_STATE_FD, SET_LOG_BASE, SET_MEM_TABLE, SET_VRING_CALL,
+    SET_VRING_ERR, SET_VRING_KICK,
+};
 use crate::common::frontend::wire::{HEADER_BYTES, NEED_REPLY, VERSION, Wire};
 use crate::common::frontend::{Options, Session};
 use crate::common::process::Process;

@@ -10,9 +10,9 @@ use std::time::Duration;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sockopt};
 
 use super::kinds::{Outcome, connect, tell};
-use super::message::SET_VRING_CALL;
 use super::{bystander, two_disks, with_own_table};
 use crate::common::frontend::Session;
+use crate::common::frontend::message::SET_VRING_CALL;
 use crate::common::frontend::request::Request;
 use crate::common::frontend::settle;
 

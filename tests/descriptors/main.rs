@@ -20,19 +20,6 @@ use common::daemon::{Daemon, Place, Setup};
 use common::frontend::load::Load;
 use common::frontend::{EVENT_IDX, Options, Session};
 
-/// Messages that come with descriptors.
-mod message {
-    pub(crate) const SET_MEM_TABLE: u32 = 5;
-    pub(crate) const SET_LOG_BASE: u32 = 6;
-    pub(crate) const SET_VRING_KICK: u32 = 12;
-    pub(crate) const SET_VRING_CALL: u32 = 13;
-    pub(crate) const SET_VRING_ERR: u32 = 14;
-    pub(crate) const SET_BACKEND_REQ_FD: u32 = 21;
-    pub(crate) const ADD_MEM_REG: u32 = 37;
-    pub(crate) const SET_DEVICE_STATE_FD: u32 = 42;
-    pub(crate) const CHECK_DEVICE_STATE: u32 = 43;
-}
-
 /// Two disks, and one worker for both: whatever holds it up holds up both.
 fn two_disks() -> Daemon {
     Setup::new(Place::Tmpfs).disk("size=16M").disk("size=16M").arg("--workers=1").start()

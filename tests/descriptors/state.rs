@@ -5,9 +5,9 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use super::kinds::{Outcome, connect};
-use super::message::{CHECK_DEVICE_STATE, SET_DEVICE_STATE_FD};
 use super::{bystander, two_disks};
 use crate::common::frontend::Session;
+use crate::common::frontend::message::{CHECK_DEVICE_STATE, SET_DEVICE_STATE_FD};
 use crate::common::frontend::wire::{NEED_REPLY, VERSION};
 use crate::common::full_pipe;
 

@@ -1,7 +1,7 @@
 //! Bad media, by the lists that Linux lets a test write to: who fails, and what a write mends.
 
-use super::linux::MIB;
 use super::pmem::Pmem;
+use crate::common::MIB;
 
 /// Where the client looks for the metrics of the disk named `disk`.
 pub(super) const METRICS: &str = "--metrics /tmp/metrics.sock";

@@ -5,7 +5,8 @@ use std::process::{Command, Stdio};
 
 use super::common::SECTOR_BYTES;
 use super::guest::Guest;
-use super::linux::{Drive, Linux, MIB};
+use super::linux::{Drive, Linux};
+use crate::common::MIB;
 
 /// SHA-256 in hexadecimal, as the guest's `sha256sum` prints it.
 pub fn sha256(bytes: &[u8]) -> String {

@@ -2,7 +2,8 @@
 
 use super::bytes::sha256;
 use super::guest::Guest;
-use super::linux::{Drive, Linux, MIB};
+use super::linux::{Drive, Linux};
+use crate::common::MIB;
 
 /// First two bytes of each block that `fio --verify` has written, little-endian.
 const FIO_MAGIC: [u8; 2] = 0xacca_u16.to_le_bytes();

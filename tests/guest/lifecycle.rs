@@ -3,7 +3,8 @@
 use super::bytes::sha256;
 use super::common::daemon::Daemon;
 use super::filesystems;
-use super::linux::{Linux, MIB};
+use super::linux::Linux;
+use crate::common::MIB;
 
 /// Switches the disk to write-through and back. That the daemon follows shows on the host: writes of a guest
 /// that does not flush are on the medium when they are completed, or are not.

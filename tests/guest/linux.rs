@@ -11,9 +11,7 @@ use super::image::Image;
 use super::machine::disk_arguments;
 use super::report::Report;
 use super::{bytes, filesystems, folder, identity, lifecycle};
-
-/// One mebibyte in bytes.
-pub const MIB: u64 = 1 << 20;
+use crate::common::MIB;
 
 /// A disk, as it was ordered and as the host sees it.
 #[derive(Debug)]
@@ -26,6 +24,20 @@ pub struct Drive {
     pub queues: u64,
     pub is_read_only: bool,
     pub image: Image,
+}
+
+impl Drive {
+    /// One of 512-byte blocks with one queue, that can be written to: the disk of this index of a daemon.
+    pub fn new(
+        device: &'static str,
+        serial: &'static str,
+        size_bytes: u64,
+        daemon: &Daemon,
+        index: usize,
+    ) -> Self {
+        let image = Image::open(daemon.image(index));
+        Self { device, serial, size_bytes, block_bytes: 512, queues: 1, is_read_only: false, image }
+    }
 }
 
 /// The running guest, its disks and what was written beforehand.
@@ -145,19 +157,10 @@ impl Linux {
         ];
         let paths: Vec<&Path> = files.iter().map(AsRef::as_ref).collect();
         let guest = Guest::boot(folder.path(), &paths, disks.concat());
-        let drive = |device, serial, size_bytes, daemon: &Daemon, index| Drive {
-            device,
-            serial,
-            size_bytes,
-            block_bytes: 512,
-            queues: 1,
-            is_read_only: false,
-            image: Image::open(daemon.image(index)),
-        };
-        let memory = drive("vda", "lab-memory-012345678", 512 * MIB + 3 * 512, &on_tmpfs, 0);
-        let second = drive("vdb", "lab-second", 64 * MIB, &on_tmpfs, 1);
-        let frozen = drive("vdc", "lab-frozen", 16 * MIB, &on_tmpfs, 2);
-        let ordinary = drive("vdd", "lab-ordinary", 512 * MIB + 5 * 4096, &on_files, 0);
+        let memory = Drive::new("vda", "lab-memory-012345678", 512 * MIB + 3 * 512, &on_tmpfs, 0);
+        let second = Drive::new("vdb", "lab-second", 64 * MIB, &on_tmpfs, 1);
+        let frozen = Drive::new("vdc", "lab-frozen", 16 * MIB, &on_tmpfs, 2);
+        let ordinary = Drive::new("vdd", "lab-ordinary", 512 * MIB + 5 * 4096, &on_files, 0);
         let linux = Self {
             guest,
             memory: Drive { queues: 2, ..memory },

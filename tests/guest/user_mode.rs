@@ -8,11 +8,11 @@ use super::bytes::sha256;
 use super::common::daemon::{Daemon, Place, Setup};
 use super::common::pattern;
 use super::guest::Guest;
-use super::image::Image;
-use super::linux::{Drive, MIB};
+use super::linux::Drive;
 use super::machine::Kernel;
 use super::report::Report;
 use super::{filesystems, folder, lifecycle};
+use crate::common::MIB;
 
 /// The longest that it may take to come up, of about two seconds.
 const BOOT: Duration = Duration::from_secs(60);
@@ -88,15 +88,8 @@ impl UserMode {
         let daemon = setup.start();
         let sockets: Vec<PathBuf> = (0..4).map(|index| daemon.socket(index)).collect();
         let guest = Guest::boot_user_mode(initramfs, folder, &sockets, BOOT);
-        let drive = |index: usize, device, serial, size_bytes| Drive {
-            device,
-            serial,
-            size_bytes,
-            block_bytes: 512,
-            queues: 1,
-            is_read_only: false,
-            image: Image::open(daemon.image(index)),
-        };
+        let drive =
+            |index, device, serial, size_bytes| Drive::new(device, serial, size_bytes, &daemon, index);
         let disks = [
             drive(0, "vda", "user-plain", 512 * MIB + 512),
             Drive { block_bytes: 4096, ..drive(1, "vdb", "user-blocks", 512 * MIB) },

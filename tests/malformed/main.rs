@@ -17,6 +17,7 @@ use std::path::Path;
 
 use case::{Case, DISK_BYTES, Expected, KEPT_BYTES, Row, Rows, SERIAL};
 use common::daemon::{Place, Setup};
+use common::frontend::features::BLK_SIZE;
 use common::frontend::request::{OK, Request};
 use common::frontend::ring::Ring;
 use common::frontend::{INDIRECT_DESC, Options, Session, VERSION_1};
@@ -24,9 +25,6 @@ use common::pattern;
 
 /// Where the requests between the rows go: behind what the rows must not change.
 const WITNESS_SECTOR: u64 = KEPT_BYTES / 512;
-
-/// Feature bit: the configuration has a block size.
-const BLK_SIZE: u64 = 1 << 6;
 
 /// A daemon's disk with a pattern in the part that no row may change, and the rows tried on it with rings of each kind.
 fn try_rows(place: Place, disk: &str, features: u64, rows: &Rows) {

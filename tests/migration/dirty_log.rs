@@ -7,6 +7,7 @@ use crate::common::daemon::{Daemon, Place, Setup};
 use crate::common::frontend::chains::{self, SECTORS, SPANS, Tables};
 use crate::common::frontend::load::Load;
 use crate::common::frontend::memory::{Memory, Span};
+use crate::common::frontend::message::SET_LOG_BASE;
 use crate::common::frontend::request::{OK, Request};
 use crate::common::frontend::ring::{DESCRIPTOR_BYTES, Ring, WRITE};
 use crate::common::frontend::wire::{Verdict, Wire};
@@ -16,8 +17,6 @@ use crate::common::{Random, pattern, wait_for};
 
 /// The used ring has several pages.
 const SIZE: u16 = 1024;
-
-const SET_LOG_BASE: u32 = 6;
 
 /// A daemon with one disk full of random bytes, a little smaller than what is asked for.
 pub(super) fn daemon(place: Place) -> Daemon {

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use super::moved::{DISK_BYTES, Moved, content, daemon, sectors, with_options};
-use crate::common::daemon::Place;
+use crate::common::daemon::{Daemon, Place};
+use crate::common::frontend::message::GET_VRING_BASE;
 use crate::common::frontend::pages::{PAGE, can_wait};
 use crate::common::frontend::request::{OK, Request};
 use crate::common::frontend::ring::Ring;
@@ -12,10 +13,17 @@ use crate::common::frontend::{Options, SPANS, Session, settle};
 use crate::common::process::Process;
 use crate::common::{SECTOR_BYTES, pattern, wait_for};
 
-const GET_VRING_BASE: u32 = 11;
-
 /// The sector that requests of these tests write to.
 const TARGET: u64 = 4096;
+
+/// A guest that has moved to a daemon of its own; none where nobody may wait for pages.
+fn moved() -> Option<(Daemon, Moved)> {
+    can_wait().then(|| {
+        let daemon = daemon(Place::Tmpfs).start();
+        let moved = Moved::new(&daemon, 0);
+        (daemon, moved)
+    })
+}
 
 /// A write that waits for its data, which is in a page of its own.
 fn waiting_write(moved: &mut Moved, ring: &mut Ring) {
@@ -71,11 +79,7 @@ fn requests_are_done_when_the_pages_they_need_have_come() {
 /// The front-end serves pages and says something at the same time, and has its answer however many are missing.
 #[test]
 fn what_rings_consist_of_is_waited_for_by_nobody_who_answers() {
-    if !can_wait() {
-        return;
-    }
-    let daemon = daemon(Place::Tmpfs).start();
-    let mut moved = Moved::new(&daemon, 0);
+    let Some((_daemon, mut moved)) = moved() else { return };
     let mut rings = [moved.ring(0), moved.ring(1)];
     for ring in &mut rings {
         ring.submit(&Request::write(TARGET, &[3; 512]));
@@ -127,11 +131,7 @@ fn a_ring_that_waits_holds_no_other_up() {
 /// Whoever tells all front-ends that a disk has grown does not wait for one whose guest waits.
 #[test]
 fn disks_grow_while_a_guest_waits() {
-    if !can_wait() {
-        return;
-    }
-    let daemon = daemon(Place::Tmpfs).start();
-    let mut moved = Moved::new(&daemon, 0);
+    let Some((daemon, mut moved)) = moved() else { return };
     let mut ring = moved.ring(0);
     waiting_write(&mut moved, &mut ring);
     assert!(moved.session.wire.send(GET_VRING_BASE, 1, &[0; 8], &[]));
@@ -201,11 +201,7 @@ fn a_front_end_that_dies_writes_nothing_that_its_guest_did_not() {
 
 #[test]
 fn a_daemon_that_is_told_to_stop_does_not_wait_for_pages() {
-    if !can_wait() {
-        return;
-    }
-    let daemon = daemon(Place::Tmpfs).start();
-    let mut moved = Moved::new(&daemon, 0);
+    let Some((daemon, mut moved)) = moved() else { return };
     let mut ring = moved.ring(0);
     waiting_write(&mut moved, &mut ring);
     let setup = daemon.stop();

@@ -5,8 +5,12 @@ use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
 use super::moved::{Moved, content, daemon, sectors};
+use crate::common::MIB;
 use crate::common::daemon::Place;
 use crate::common::frontend::memory::{Memory, Span, USER_BASE};
+use crate::common::frontend::message::{
+    ADD_MEM_REG, POSTCOPY_ADVISE, POSTCOPY_END, POSTCOPY_LISTEN, SET_MEM_TABLE,
+};
 use crate::common::frontend::pages::{PAGE, can_wait};
 use crate::common::frontend::request::{OK, Request};
 use crate::common::frontend::ring::Ring;
@@ -14,16 +18,8 @@ use crate::common::frontend::wire::{REPLY, VERSION, Verdict};
 use crate::common::frontend::{Options, SPANS, Session, assert_refused, settle};
 use crate::common::wait_for;
 
-const SET_MEM_TABLE: u32 = 5;
-const ADVISE: u32 = 28;
-const LISTEN: u32 = 29;
-const END: u32 = 30;
-const ADD_MEM_REG: u32 = 37;
-
 /// Where a region is added.
 const FREE: u64 = 0x10_0000_0000;
-
-const MIB: u64 = 1 << 20;
 
 fn ordinary_disk_works(session: &Session) {
     assert_eq!(session.ring(0, 64).run(&Request::read(0, 512)).status, OK);
@@ -38,32 +34,36 @@ fn each_message_has_its_time() {
     let mut session = Session::open(&daemon.socket(0), &SPANS);
     session.negotiate(&Options::default());
     let wire = &session.wire;
-    assert_eq!(wire.tell(LISTEN, &[], &[]), Verdict::Nack, "not advised");
-    assert_eq!(wire.tell(END, &[], &[]), Verdict::Nack, "not advised");
+    assert_eq!(wire.tell(POSTCOPY_LISTEN, &[], &[]), Verdict::Nack, "not advised");
+    assert_eq!(wire.tell(POSTCOPY_END, &[], &[]), Verdict::Nack, "not advised");
 
     // The migration may come to nothing, begin anew, or end before it needs any of this.
     for _ in 0..2 {
         session.ask(|control| control.postcopy_advise()).unwrap();
     }
     // An end is always answered.
-    assert!(wire.send(END, VERSION, &[], &[]));
+    assert!(wire.send(POSTCOPY_END, VERSION, &[], &[]));
     let answer = wire.receive().unwrap();
-    assert_eq!((answer.code, answer.flags, answer.value()), (END, VERSION | REPLY, 0));
-    assert_eq!(wire.tell(END, &[], &[]), Verdict::Nack, "it has ended");
-    assert_eq!(wire.tell(LISTEN, &[], &[]), Verdict::Nack, "it has ended");
+    assert_eq!((answer.code, answer.flags, answer.value()), (POSTCOPY_END, VERSION | REPLY, 0));
+    assert_eq!(wire.tell(POSTCOPY_END, &[], &[]), Verdict::Nack, "it has ended");
+    assert_eq!(wire.tell(POSTCOPY_LISTEN, &[], &[]), Verdict::Nack, "it has ended");
 
     session.share_memory();
     session.ask(|control| control.postcopy_advise()).unwrap();
-    assert_eq!(wire.tell(LISTEN, &[], &[]), Verdict::Nack, "memory is there that may have been used");
+    assert_eq!(
+        wire.tell(POSTCOPY_LISTEN, &[], &[]),
+        Verdict::Nack,
+        "memory is there that may have been used"
+    );
     ordinary_disk_works(&session);
     let fd = session.memory.fd();
-    assert_eq!(wire.tell(LISTEN, &[], &[fd]), Verdict::Nack, "a descriptor");
+    assert_eq!(wire.tell(POSTCOPY_LISTEN, &[], &[fd]), Verdict::Nack, "a descriptor");
     session.wire.hang_up();
 
     let moved = Moved::announced(&daemon, 0);
-    assert_eq!(moved.session.wire.tell(LISTEN, &[], &[]), Verdict::Nack, "twice");
+    assert_eq!(moved.session.wire.tell(POSTCOPY_LISTEN, &[], &[]), Verdict::Nack, "twice");
     assert!(
-        moved.session.wire.ask(ADVISE, &[], &[]).is_none(),
+        moved.session.wire.ask(POSTCOPY_ADVISE, &[], &[]).is_none(),
         "it is under way, and there is no way to say so"
     );
 }
@@ -78,7 +78,7 @@ fn nobody_is_handed_a_userfaultfd_who_was_not_meant_to() {
     assert!(!offered.contains(VhostUserProtocolFeatures::PAGEFAULT));
     // It claims to have negotiated it all the same.
     session.ask(|control| control.set_protocol_features(VhostUserProtocolFeatures::all())).unwrap();
-    assert!(session.wire.ask(ADVISE, &[], &[]).is_none(), "a userfaultfd");
+    assert!(session.wire.ask(POSTCOPY_ADVISE, &[], &[]).is_none(), "a userfaultfd");
     daemon.wait_for_log("was not negotiated");
     ordinary_disk_works(&Session::connect(&daemon.socket(0)));
 }
@@ -88,10 +88,10 @@ fn nothing_of_it_is_to_be_had_unless_it_is_negotiated() {
     let daemon = daemon(Place::Tmpfs).start();
     let protocol = VhostUserProtocolFeatures::all().difference(VhostUserProtocolFeatures::PAGEFAULT);
     let session = Session::connect_with(&daemon.socket(0), &Options { protocol, ..Options::default() });
-    assert_eq!(session.wire.tell(LISTEN, &[], &[]), Verdict::Nack);
-    assert_eq!(session.wire.tell(END, &[], &[]), Verdict::Nack);
+    assert_eq!(session.wire.tell(POSTCOPY_LISTEN, &[], &[]), Verdict::Nack);
+    assert_eq!(session.wire.tell(POSTCOPY_END, &[], &[]), Verdict::Nack);
     ordinary_disk_works(&session);
-    assert!(session.wire.ask(ADVISE, &[], &[]).is_none());
+    assert!(session.wire.ask(POSTCOPY_ADVISE, &[], &[]).is_none());
 }
 
 /// Its rings have threads of their own, so long as pages are missing: that is for one at a time.
@@ -105,10 +105,12 @@ fn one_front_end_at_a_time_comes_before_its_memory() {
     let _before = Moved::advised(&daemon, 0);
     let first = Moved::new(&daemon, 0);
     let other = Moved::advised(&daemon, 0);
-    assert_eq!(other.session.wire.tell(LISTEN, &[], &[]), Verdict::Nack);
+    assert_eq!(other.session.wire.tell(POSTCOPY_LISTEN, &[], &[]), Verdict::Nack);
     daemon.wait_for_log("another front-end of the disk is in one");
     drop(first);
-    wait_for("its turn", || (other.session.wire.tell(LISTEN, &[], &[]) == Verdict::Ack).then_some(()));
+    wait_for("its turn", || {
+        (other.session.wire.tell(POSTCOPY_LISTEN, &[], &[]) == Verdict::Ack).then_some(())
+    });
 }
 
 /// QEMU sends the advice with every migration that may become postcopy; most come to their end before.
@@ -127,7 +129,7 @@ fn a_migration_that_ends_before_it_becomes_postcopy_is_an_ordinary_one() {
     let Moved { session, pages, .. } = moved;
     drop(pages);
     assert_eq!(ring.run(&Request::read(8, 4096)).status, OK);
-    assert_eq!(session.wire.tell(END, &[], &[]), Verdict::Ack);
+    assert_eq!(session.wire.tell(POSTCOPY_END, &[], &[]), Verdict::Ack);
     assert_eq!(ring.run(&Request::read(8, 4096)).status, OK);
 }
 

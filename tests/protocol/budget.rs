@@ -8,15 +8,11 @@ use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::{assert_works, with_disks};
 use crate::common::daemon::{Daemon, Setup};
+use crate::common::frontend::message::{SET_MEM_TABLE, SET_VRING_CALL, SET_VRING_ERR, SET_VRING_KICK};
 use crate::common::frontend::wire::Verdict;
 use crate::common::frontend::{Options, Session};
 use crate::common::metrics;
 use crate::common::wait_for;
-
-const SET_MEM_TABLE: u32 = 5;
-const SET_VRING_KICK: u32 = 12;
-const SET_VRING_CALL: u32 = 13;
-const SET_VRING_ERR: u32 = 14;
 
 const TIB: u64 = 1 << 40;
 

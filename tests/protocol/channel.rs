@@ -9,11 +9,10 @@ use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
 use super::{assert_works, daemon};
+use crate::common::frontend::message::SET_BACKEND_REQ_FD;
 use crate::common::frontend::request::{OK, Request};
 use crate::common::frontend::wire::{Message, VERSION, Verdict, Wire};
 use crate::common::frontend::{Options, Session, settle};
-
-const SET_BACKEND_REQ_FD: u32 = 21;
 
 /// The back-end asks the front-end to read the configuration again, and does not wait until it has.
 pub(super) const CONFIG_CHANGE: Message = Message { code: 2, flags: VERSION, payload: Vec::new() };

@@ -4,11 +4,10 @@ use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
 
 use super::{DISK_BYTES, assert_works, daemon};
+use crate::common::frontend::message::GET_CONFIG;
 use crate::common::frontend::request::{OK, Request};
 use crate::common::frontend::wire::Verdict;
 use crate::common::frontend::{INDIRECT_DESC, Options, Session, assert_refused};
-
-const GET_CONFIG: u32 = 24;
 
 const WRITEBACK_OFFSET: u32 = 32;
 

@@ -6,30 +6,18 @@ use std::time::Duration;
 
 use super::{assert_works, daemon, with_disks};
 use crate::common::frontend::load::Load;
+use crate::common::frontend::message::{
+    GET_CONFIG, GET_FEATURES, SET_MEM_TABLE, SET_VRING_ADDR, SET_VRING_NUM,
+};
 use crate::common::frontend::request::Request;
 use crate::common::frontend::wire::{HEADER_BYTES, NEED_REPLY, VERSION, Verdict, Wire};
 use crate::common::frontend::{Options, SPANS, Session};
 use crate::common::process::Process;
 use crate::common::wait_for;
 
-const GET_FEATURES: u32 = 1;
-const SET_MEM_TABLE: u32 = 5;
-const SET_VRING_NUM: u32 = 8;
-const SET_VRING_ADDR: u32 = 9;
-const GET_CONFIG: u32 = 24;
-
 /// The message that announces a session's memory.
 fn table_message(session: &Session) -> Vec<u8> {
-    let mut fields = vec![SPANS.len() as u64];
-    for region in session.memory.announcement() {
-        fields.extend([
-            region.guest_phys_addr,
-            region.memory_size,
-            region.userspace_addr,
-            region.mmap_offset,
-        ]);
-    }
-    let payload: Vec<u8> = fields.into_iter().flat_map(u64::to_le_bytes).collect();
+    let payload: Vec<u8> = session.memory.table().into_iter().flat_map(u64::to_le_bytes).collect();
     Wire::encode(SET_MEM_TABLE, VERSION | NEED_REPLY, &payload)
 }
 

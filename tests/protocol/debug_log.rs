@@ -2,11 +2,9 @@
 
 use super::with_disks;
 use crate::common::frontend::Session;
+use crate::common::frontend::message::{GET_INFLIGHT_FD, SET_VRING_NUM};
 use crate::common::frontend::request::{OK, Request};
 use crate::common::frontend::wire::{VERSION, Verdict};
-
-const SET_VRING_NUM: u32 = 8;
-const GET_INFLIGHT_FD: u32 = 31;
 
 /// The lines of the log with all of these parts.
 fn lines<'a>(log: &'a str, parts: &[&str]) -> Vec<&'a str> {

@@ -7,16 +7,13 @@ use rustix::event::EventfdFlags;
 use super::{assert_works, with_disks};
 use crate::common::daemon::Daemon;
 use crate::common::frontend::load::Load;
+use crate::common::frontend::message::{SET_VRING_CALL, SET_VRING_ERR, SET_VRING_KICK};
 use crate::common::frontend::request::{OK, Request};
 use crate::common::frontend::ring::Ring;
 use crate::common::frontend::wire::Verdict;
 use crate::common::frontend::{Session, settle};
 use crate::common::process::Process;
 use crate::common::{full_pipe, wait_for};
-
-const SET_VRING_KICK: u32 = 12;
-const SET_VRING_CALL: u32 = 13;
-const SET_VRING_ERR: u32 = 14;
 
 /// An eventfd whose counter is full: the next write to it waits until somebody reads it.
 fn full_event() -> OwnedFd {

@@ -5,25 +5,16 @@ use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
 use super::{assert_works, daemon};
+use crate::common::frontend::features::{
+    BLK_SIZE, CONFIG_WCE, DISCARD, FLUSH, IN_ORDER, MQ, RO, SEG_MAX, TOPOLOGY, WRITE_ZEROES,
+};
+use crate::common::frontend::message::{GET_FEATURES, GET_PROTOCOL_FEATURES};
 use crate::common::frontend::request::Request;
 use crate::common::frontend::wire::Wire;
 use crate::common::frontend::{
     EVENT_IDX, INDIRECT_DESC, Options, PROTOCOL_FEATURES, RING_PACKED, SPANS, Session, VERSION_1, settle,
 };
 
-const GET_FEATURES: u32 = 1;
-const GET_PROTOCOL_FEATURES: u32 = 15;
-
-const SEG_MAX: u64 = 1 << 2;
-const RO: u64 = 1 << 5;
-const BLK_SIZE: u64 = 1 << 6;
-const FLUSH: u64 = 1 << 9;
-const TOPOLOGY: u64 = 1 << 10;
-const CONFIG_WCE: u64 = 1 << 11;
-const MQ: u64 = 1 << 12;
-const DISCARD: u64 = 1 << 13;
-const WRITE_ZEROES: u64 = 1 << 14;
-const IN_ORDER: u64 = 1 << 35;
 const LOG_ALL: u64 = 1 << 26;
 
 /// Offered by every disk, beside packed rings.

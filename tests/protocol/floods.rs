@@ -7,11 +7,9 @@ use std::time::Instant;
 use super::{DISK_BYTES, assert_works, with_disks};
 use crate::common::daemon::Daemon;
 use crate::common::frontend::Session;
+use crate::common::frontend::message::{SET_VRING_BASE, SET_VRING_NUM};
 use crate::common::frontend::wire::{VERSION, Verdict, Wire};
 use crate::common::wait_for;
-
-const SET_VRING_NUM: u32 = 8;
-const SET_VRING_BASE: u32 = 10;
 
 /// A ring that does not exist.
 const NO_RING: [u8; 8] = [255, 255, 0, 0, 64, 0, 0, 0];

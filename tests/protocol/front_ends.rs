@@ -8,34 +8,18 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::SendFlags;
 
 use super::{DISK_BYTES, assert_works, daemon, with_disks};
+use crate::common::frontend::features::{FLUSH, IN_ORDER, RO};
 use crate::common::frontend::memory::{Memory, Span};
+use crate::common::frontend::message::{
+    GET_CONFIG, GET_FEATURES, GET_PROTOCOL_FEATURES, GET_QUEUE_NUM, GET_VRING_BASE, SET_BACKEND_REQ_FD,
+    SET_CONFIG, SET_FEATURES, SET_MEM_TABLE, SET_OWNER, SET_PROTOCOL_FEATURES, SET_VRING_ADDR,
+    SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_KICK, SET_VRING_NUM,
+};
 use crate::common::frontend::request::{OK, Request};
 use crate::common::frontend::ring::{Place, Ring};
 use crate::common::frontend::wire::{Message, VERSION, Verdict, Wire};
 use crate::common::frontend::{EVENT_IDX, INDIRECT_DESC, PROTOCOL_FEATURES, SPANS, VERSION_1, fd_of};
 use crate::common::{PATIENCE, is_readable, pattern, wait_for, wait_readable};
-
-const GET_FEATURES: u32 = 1;
-const SET_FEATURES: u32 = 2;
-const SET_OWNER: u32 = 3;
-const SET_MEM_TABLE: u32 = 5;
-const SET_VRING_NUM: u32 = 8;
-const SET_VRING_ADDR: u32 = 9;
-const SET_VRING_BASE: u32 = 10;
-const GET_VRING_BASE: u32 = 11;
-const SET_VRING_KICK: u32 = 12;
-const SET_VRING_CALL: u32 = 13;
-const GET_PROTOCOL_FEATURES: u32 = 15;
-const SET_PROTOCOL_FEATURES: u32 = 16;
-const GET_QUEUE_NUM: u32 = 17;
-const SET_VRING_ENABLE: u32 = 18;
-const SET_BACKEND_REQ_FD: u32 = 21;
-const GET_CONFIG: u32 = 24;
-const SET_CONFIG: u32 = 25;
-
-const RO: u64 = 1 << 5;
-const FLUSH: u64 = 1 << 9;
-const IN_ORDER: u64 = 1 << 35;
 
 /// Protocol features.
 const MQ: u64 = 1 << 0;

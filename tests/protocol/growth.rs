@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use super::channel::{CONFIG_CHANGE, with_channel};
-use super::resize::{MIB, assert_ends_at, capacity_bytes, set_len, wait_for_capacity};
+use super::resize::{assert_ends_at, capacity_bytes, set_len, wait_for_capacity};
 use crate::common::daemon::{Place, Setup};
 use crate::common::folder;
 use crate::common::frontend::load::Load;
@@ -14,7 +14,7 @@ use crate::common::frontend::ring::Ring;
 use crate::common::frontend::wire::Wire;
 use crate::common::frontend::{Options, Session, settle};
 use crate::common::host::{HugePages, Loop, Mounted, remount, succeeds};
-use crate::common::pattern;
+use crate::common::{MIB, pattern};
 
 fn create(path: &Path, bytes: u64) {
     File::create(path).unwrap().set_len(bytes).unwrap();

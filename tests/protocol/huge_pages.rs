@@ -8,6 +8,7 @@ use vhost::vhost_user::VhostUserFrontend;
 use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo};
 
 use super::daemon;
+use crate::common::MIB;
 use crate::common::daemon::Daemon;
 use crate::common::frontend::Session;
 use crate::common::frontend::memory::USER_BASE;
@@ -16,8 +17,6 @@ use crate::common::process::Process;
 use crate::common::wait_for;
 
 const KIB: u64 = 1 << 10;
-const MIB: u64 = 1 << 20;
-
 /// Where regions are added: behind everything that is there from the start.
 const FREE: u64 = 0x10_0000_0000;
 

@@ -7,11 +7,10 @@ use std::thread::JoinHandle;
 
 use super::with_disks;
 use crate::common::frontend::Session;
+use crate::common::frontend::message::GET_FEATURES;
 use crate::common::frontend::request::Request;
 use crate::common::frontend::wire::{VERSION, Wire};
 use crate::common::pattern;
-
-const GET_FEATURES: u32 = 1;
 
 /// A front-end with a session that connects again, once, when that has ended. Cloud Hypervisor 53 does so, and gives
 /// the disk up when it is let in by a process that does not live to answer.

@@ -5,19 +5,14 @@ use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures};
 
 use super::{assert_works, daemon, with_disks};
+use crate::common::frontend::features::DISCARD;
 use crate::common::frontend::load::{LOAD_SECTORS, Load};
 use crate::common::frontend::memory::{Memory, Span};
+use crate::common::frontend::message::{RESET_OWNER, SET_LOG_BASE, SET_VRING_ENABLE};
 use crate::common::frontend::request::Request;
 use crate::common::frontend::ring::Ring;
 use crate::common::frontend::wire::{VERSION, Verdict};
 use crate::common::frontend::{LOG_ALL, Options, RING_PACKED, Session, settle};
-
-/// Feature bit: sectors can be discarded.
-const DISCARD: u64 = 1 << 13;
-
-const RESET_OWNER: u32 = 4;
-const SET_LOG_BASE: u32 = 6;
-const SET_VRING_ENABLE: u32 = 18;
 
 /// A busy ring 0, and a busy ring 1.
 fn two_loads(session: &Session) -> [Load; 2] {

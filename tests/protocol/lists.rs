@@ -3,12 +3,9 @@
 
 use super::{assert_works, daemon};
 use crate::common::frontend::memory::Span;
+use crate::common::frontend::message::{GET_CONFIG, SET_CONFIG, SET_MEM_TABLE};
 use crate::common::frontend::wire::Verdict;
 use crate::common::frontend::{Options, Session};
-
-const SET_MEM_TABLE: u32 = 5;
-const GET_CONFIG: u32 = 24;
-const SET_CONFIG: u32 = 25;
 
 const SPAN: Span = Span { guest_start: 0x10_0000, bytes: 64 << 20 };
 

@@ -9,8 +9,10 @@ use vhost::vhost_user::VhostUserFrontend;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 
 use super::{assert_works, daemon};
+use crate::common::MIB;
 use crate::common::frontend::load::{LOAD_SECTORS, Load};
 use crate::common::frontend::memory::{Memory, Span, USER_BASE};
+use crate::common::frontend::message::{ADD_MEM_REG, SET_MEM_TABLE};
 use crate::common::frontend::request::{IOERR, OK, Request};
 use crate::common::frontend::ring::{NO_STATUS, Ring, WRITE};
 use crate::common::frontend::wire::Verdict;
@@ -19,16 +21,11 @@ use crate::common::host::HugePages;
 use crate::common::pattern;
 
 const PAGE: u64 = 4096;
-const MIB: u64 = 1 << 20;
-
 /// Where regions are added: behind everything that is there from the start.
 const FREE: u64 = 0x10_0000_0000;
 
 /// Most regions.
 const SLOTS: u64 = 509;
-
-const ADD_MEM_REG: u32 = 37;
-const SET_MEM_TABLE: u32 = 5;
 
 /// One region in memory of its own.
 fn region(guest_start: u64, bytes: u64) -> Memory {

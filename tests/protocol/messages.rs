@@ -4,12 +4,11 @@ use std::os::fd::AsFd;
 
 use super::{assert_works, daemon, with_disks};
 use crate::common::frontend::load::Load;
+use crate::common::frontend::message::SET_PROTOCOL_FEATURES;
 use crate::common::frontend::wire::{NEED_REPLY, REPLY, VERSION, Verdict, Wire};
 use crate::common::frontend::{SPANS, Session};
 use crate::common::process::Process;
 use crate::common::wait_for;
-
-const SET_PROTOCOL_FEATURES: u32 = 16;
 
 /// Largest number of a message that the specification knows of.
 const LAST_CODE: u32 = 44;

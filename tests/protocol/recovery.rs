@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::common::MIB;
 use crate::common::daemon::{Daemon, Place as Backing, Setup};
 use crate::common::frontend::load::{LOAD_SECTORS, Load};
 use crate::common::frontend::memory::Memory;
@@ -10,8 +11,6 @@ use crate::common::frontend::ring::packed::{AVAILABLE, USED};
 use crate::common::frontend::ring::{Place, Ring};
 use crate::common::frontend::{EVENT_IDX, Options, Session, assert_refused};
 use crate::common::{Random, pattern};
-
-const MIB: u64 = 1 << 20;
 
 fn daemon(backing: Backing) -> Daemon {
     Setup::new(backing).disk("size=16M").start()

@@ -9,14 +9,13 @@ use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
 use super::channel::{CONFIG_CHANGE, with_channel};
 use super::{assert_works, with_disks};
+use crate::common::MIB;
 use crate::common::daemon::{Daemon, Place, Setup};
 use crate::common::frontend::load::{LOAD_SECTORS, Load};
 use crate::common::frontend::request::{IOERR, OK, Request};
 use crate::common::frontend::ring::Ring;
 use crate::common::frontend::{Options, Session, settle};
 use crate::common::{SECTOR_BYTES, pattern, wait_for};
-
-pub(super) const MIB: u64 = 1 << 20;
 
 /// Each size of a disk, from the start on: inside of the address space kept for it, and beyond that.
 const SIZES: [u64; 6] = [4 * MIB, 5 * MIB, 8 * MIB, 30 * MIB, 31 * MIB + 4096, 200 * MIB];

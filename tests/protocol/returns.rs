@@ -10,6 +10,7 @@ use vhost::vhost_user::message::VhostUserConfigFlags;
 use super::channel::CONFIG_CHANGE;
 use super::{DISK_BYTES, assert_works};
 use crate::common::daemon::{Daemon, Place, Setup};
+use crate::common::frontend::features::{CONFIG_WCE, FLUSH};
 use crate::common::frontend::memory::Memory;
 use crate::common::frontend::request::{OK, Request};
 use crate::common::frontend::ring::Ring;
@@ -18,9 +19,6 @@ use crate::common::frontend::{Options, SPANS, Session, assert_refused, settle};
 use crate::common::host::Loop;
 
 const WRITEBACK_OFFSET: u32 = 32;
-
-const FLUSH: u64 = 1 << 9;
-const CONFIG_WCE: u64 = 1 << 11;
 
 fn daemon(place: Place) -> Daemon {
     let setup = Setup::new(place).disk("");

@@ -4,21 +4,16 @@ use vhost::VhostBackend;
 
 use super::{assert_works, daemon};
 use crate::common::frontend::memory::Span;
+use crate::common::frontend::message::{
+    GET_VRING_BASE, SET_VRING_ADDR, SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_ERR,
+    SET_VRING_KICK, SET_VRING_NUM,
+};
 use crate::common::frontend::request::{IOERR, OK, Request};
 use crate::common::frontend::ring::{NO_STATUS, Ring, WRITE};
 use crate::common::frontend::wire::{Verdict, Wire};
 use crate::common::frontend::{Options, RING_PACKED, SPANS, Session, assert_refused, settle};
 use crate::common::process::Process;
 use crate::common::wait_for;
-
-const SET_VRING_NUM: u32 = 8;
-const SET_VRING_ADDR: u32 = 9;
-const SET_VRING_BASE: u32 = 10;
-const GET_VRING_BASE: u32 = 11;
-const SET_VRING_KICK: u32 = 12;
-const SET_VRING_CALL: u32 = 13;
-const SET_VRING_ERR: u32 = 14;
-const SET_VRING_ENABLE: u32 = 18;
 
 fn state(index: u32, number: u32) -> Vec<u8> {
     [index, number].map(u32::to_le_bytes).as_flattened().to_vec()

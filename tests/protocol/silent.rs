@@ -4,11 +4,9 @@ use std::time::{Duration, Instant};
 
 use super::{assert_works, with_disks};
 use crate::common::frontend::Session;
+use crate::common::frontend::message::{GET_FEATURES, SET_VRING_NUM};
 use crate::common::frontend::wire::{HEADER_BYTES, VERSION, Wire};
 use crate::common::process::Process;
-
-const GET_FEATURES: u32 = 1;
-const SET_VRING_NUM: u32 = 8;
 
 /// Front-ends of one disk at the same time.
 const PLACES: usize = 16;

@@ -83,6 +83,15 @@ impl Memory {
         self.0.list.iter().map(announce).collect()
     }
 
+    /// The same as words of a message: their number, and the fields of each.
+    pub fn table(&self) -> Vec<u64> {
+        let regions = self.announcement();
+        let fields = regions.iter().flat_map(|region| {
+            [region.guest_phys_addr, region.memory_size, region.userspace_addr, region.mmap_offset]
+        });
+        std::iter::once(regions.len() as u64).chain(fields).collect()
+    }
+
     /// The memfd behind the regions.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.0.list[0].mapping.file_offset().unwrap().file().as_fd()

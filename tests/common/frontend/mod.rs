@@ -5,8 +5,10 @@
 
 pub mod bell;
 pub mod chains;
+pub mod features;
 pub mod load;
 pub mod memory;
+pub mod message;
 pub mod pages;
 pub mod request;
 pub mod ring;
@@ -26,6 +28,7 @@ use vhost::{Error, VhostBackend, VringConfigData};
 
 use super::PATIENCE;
 use memory::{Memory, Span};
+use message::SET_VRING_BASE;
 use ring::{Place, Ring};
 use wire::{Verdict, Wire};
 
@@ -189,7 +192,6 @@ impl Session {
 
     /// Says where a ring goes on. `vhost`'s front-end has 16 bits for it, which is too few for a packed ring.
     fn set_base(&self, index: u16, base: u32) -> vhost::Result<()> {
-        const SET_VRING_BASE: u32 = 10;
         if let Ok(base) = u16::try_from(base) {
             return self.ask(|control| control.set_vring_base(index.into(), base));
         }

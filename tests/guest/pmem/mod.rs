@@ -19,9 +19,9 @@ use super::bad_media::{self, METRICS};
 use super::common::pattern;
 use super::folder;
 use super::guest::{Guest, Reply};
-use super::linux::MIB;
 use super::machine::Kernel;
 use super::report::Report;
+use crate::common::MIB;
 
 /// The exit code of a disk that is less durable than required.
 const NOT_DURABLE: i32 = 13;

@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use super::super::common::daemon::{Daemon, Place, Setup};
 use super::super::common::pattern;
-use super::super::linux::MIB;
 use super::super::machine::{script, with_newer};
 use super::table::Row;
 use super::{Order, postcopy, recovery};
+use crate::common::MIB;
 
 /// Large enough for single requests that are longer than what is announced (WRITE_ZEROES 16 MiB, DISCARD 1 GiB).
 const DISK_BYTES: u64 = 3 << 30;

@@ -9,10 +9,10 @@ use super::super::common::daemon::{Place, Setup};
 use super::super::common::pattern;
 use super::super::image::Image;
 use super::super::lifecycle;
-use super::super::linux::MIB;
 use super::super::machine::{Machine, disk_arguments, script};
 use super::Order;
 use super::table::Row;
+use crate::common::MIB;
 
 /// A kind of machine.
 struct Cpu {

@@ -7,10 +7,10 @@ use super::super::bytes::sha256;
 use super::super::common::daemon::{Place, Setup};
 use super::super::guest::Guest;
 use super::super::image::Image;
-use super::super::linux::MIB;
 use super::Order;
 use super::rig::{self, await_pulse, pulse};
 use super::table::Row;
+use crate::common::MIB;
 
 /// Before anything grows.
 const FIRST_BYTES: u64 = 64 * MIB;

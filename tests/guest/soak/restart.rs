@@ -13,12 +13,12 @@ use super::super::common::daemon::{Place, Setup};
 use super::super::folder;
 use super::super::guest::Guest;
 use super::super::image::Image;
-use super::super::linux::MIB;
 use super::super::machine::Kernel;
 use super::Order;
 use super::monitor::Monitor;
 use super::rig::{self, moment};
 use super::table::Row;
+use crate::common::MIB;
 
 /// What kexec starts is on the disk, behind what the load writes.
 const KERNEL_MIB: u64 = 64;

@@ -3,12 +3,18 @@
 
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-#![allow(clippy::cast_possible_truncation, clippy::print_stderr, clippy::single_range_in_vec_init)]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::single_range_in_vec_init
+)]
 
 mod common;
 
 use std::fs::File;
 use std::path::Path;
+use std::time::Duration;
 
 use common::daemon::{Daemon, Place, Setup};
 use common::ext4::Ext4;
@@ -18,7 +24,8 @@ use common::frontend::request::{IN, IOERR, OK, OUT, Request, WRITE_ZEROES, heade
 use common::frontend::ring::{Ring, WRITE};
 use common::frontend::{Options, Session};
 use common::host::{HugePages, Mounted};
-use common::{SECTOR_BYTES, pattern, wait_for};
+use common::process::Process;
+use common::{Random, SECTOR_BYTES, pattern, wait_for};
 
 const DISK_BYTES: u64 = 16 << 20;
 
@@ -230,18 +237,91 @@ fn lose_ring(pair: &mut Pair, ring: &Ring) {
 /// Without its ring a session cannot go on. The next front-end of the same disk can.
 #[test]
 fn a_lost_ring_ends_its_session_only() {
-    let mut pair = Pair::start(two_disks(Place::Tmpfs));
-    let mut ring = pair.suffering.ring(0, 16);
-    assert_eq!(ring.run(&Request::read(0, 512)).status, OK);
-    lose_ring(&mut pair, &ring);
+    for packed in [false, true] {
+        let mut pair = Pair::start(two_disks(Place::Tmpfs));
+        // Zeroes are an empty packed ring: that it is lost shows in nothing that it says.
+        let options = Options { packed, ..Options::default() };
+        let mut session = Session::open(&pair.daemon.socket(0), &SPANS);
+        session.negotiate(&options);
+        session.share_memory();
+        pair.suffering = session;
+        let mut ring = pair.suffering.ring(0, 16);
+        assert_eq!(ring.run(&Request::read(0, 512)).status, OK);
+        lose_ring(&mut pair, &ring);
 
-    let next = Session::connect(&pair.daemon.socket(0));
-    let mut ring = next.ring(0, 16);
-    assert_eq!(ring.run(&Request::read(0, 512)).status, OK);
-    drop(next);
-    let log = pair.finish();
-    let lines: Vec<&str> = log.lines().filter(|line| line.contains("guest memory is lost")).collect();
-    assert!(lines.len() == 1 && lines[0].contains("disk=\"disk0\""), "{lines:#?}");
+        let next = Session::connect(&pair.daemon.socket(0));
+        let mut ring = next.ring(0, 16);
+        assert_eq!(ring.run(&Request::read(0, 512)).status, OK);
+        drop(next);
+        let log = pair.finish();
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains("guest memory is lost")).collect();
+        assert!(lines.len() == 1 && lines[0].contains("disk=\"disk0\""), "{lines:#?}");
+    }
+}
+
+/// Requests of 16 buffers in the second region are under way while the file shrinks, wherever that is: a session whose ring is
+/// gone ends, one whose data is gone is answered; nobody else notices.
+#[test]
+fn memory_that_shrinks_at_any_moment_costs_its_own_session_only() {
+    const ROUNDS: u64 = 60;
+    const CHAINS: u64 = 16;
+    let seed = std::env::var("SEED").map_or(1, |seed| seed.parse().unwrap());
+    let mut random = Random::new(seed);
+    let pair = Pair::start(two_disks(Place::Tmpfs));
+    let process = Process(pair.daemon.pid());
+    let mut last = pair.suffering.ring(0, 16);
+    assert_eq!(last.run(&Request::read(0, 4096)).status, OK);
+    pair.suffering.stop(&last);
+    let (fds, mappings) = (process.fds(), process.all_mappings());
+    for round in 0..ROUNDS {
+        let memory = Memory::new(&SPANS);
+        let mut session = Session::open(&pair.daemon.socket(0), &SPANS);
+        session.memory = memory.clone();
+        session.negotiate(&Options { packed: random.one_in(2), ..Options::default() });
+        session.share_memory();
+        let mut ring = session.ring(0, 64);
+        let bytes = SPANS[1].bytes / CHAINS;
+        for chain in 0..CHAINS {
+            let frame = ring.frame(chain as usize);
+            memory.write(frame.header, &header(if random.one_in(2) { IN } else { OUT }, 0));
+            let writable = memory.read(frame.header, 1) == [IN as u8];
+            let data = (SPANS[1].guest_start + chain * bytes, bytes as u32, if writable { WRITE } else { 0 });
+            ring.prepare(chain as u16 * 3, &[(frame.header, 16, 0), data, (frame.status, 1, WRITE)]);
+        }
+        ring.show();
+        ring.kick.ring();
+        std::thread::sleep(Duration::from_micros(random.below(400)));
+        // This process reads no more of what is cut off.
+        let all = SPANS[0].bytes + SPANS[1].bytes;
+        let left = match round % 3 {
+            0 => 0,
+            1 => random.below(SPANS[0].bytes / 8),
+            _ => all - random.below(SPANS[1].bytes),
+        };
+        rustix::fs::ftruncate(memory.fd(), left).unwrap();
+        ring.kick.ring();
+        if left == 0 {
+            wait_for(&format!("SEED={seed}, round {round}: the session ends"), || {
+                ring.kick.ring();
+                session.wire.receive().is_none().then_some(())
+            });
+        } else if left >= SPANS[0].bytes {
+            for _ in 0..CHAINS {
+                ring.wait();
+            }
+            session.stop(&ring);
+        }
+        pair.load.wait_for_progress();
+    }
+    wait_for("what the sessions had is gone", || {
+        let (fds_now, mappings_now) = (process.fds(), process.all_mappings());
+        // The allocator takes some for each thread that has ever been.
+        (fds_now <= fds + 4 && mappings_now <= mappings + 16).then_some(())
+    });
+    last.reset();
+    pair.suffering.start(&last, 0).unwrap();
+    assert_eq!(last.run(&Request::read(0, 4096)).status, OK);
+    pair.finish();
 }
 
 /// The same two losses on hugetlbfs, whose pages can only be replaced as a whole: data, then the ring itself.

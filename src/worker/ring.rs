@@ -198,7 +198,9 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         if let Some(log) = &self.log {
             self.queue.log(log);
         }
-        has_more
+        // Zeroes in place of lost memory are an empty ring: nothing else would ever look at it again.
+        self.check_memory();
+        has_more && self.broken.is_none()
     }
 
     /// Looks at the ring once: does up to a batch of requests, shows them and calls the driver if it wants that, all at

@@ -5,10 +5,12 @@
 
 use std::fs::File;
 use std::io::Write as _;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use super::frontend::memory::{CANARY, CANARY_BYTES};
 use rustix::fs::MemfdFlags;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous};
 use vhost_user_pmem::copy::{self, Persist, PrefetchHint, Segments};
@@ -16,12 +18,6 @@ use vhost_user_pmem::disk::{Disk, DiskError, Durability, Geometry};
 
 /// Nobody may touch so many bytes on either side.
 const GUARD_BYTES: usize = 1 << 20;
-
-/// What is around guest memory in its file.
-const CANARY: u8 = 0xc5;
-
-/// Bytes of canaries before, between and behind the regions of guest memory.
-const CANARY_BYTES: u64 = 4096;
 
 /// What is tried, for the message that something was found.
 pub static TRIED: Mutex<String> = Mutex::new(String::new());
@@ -202,6 +198,11 @@ impl GuardedMemory {
         &self.file
     }
 
+    /// Where this view of it begins.
+    pub fn view(&self) -> usize {
+        self.view.addr()
+    }
+
     /// The regions.
     pub fn parts(&self) -> &[Part] {
         &self.parts
@@ -273,11 +274,11 @@ impl GuardedMemory {
     }
 }
 
-/// Puts guards before and behind what somebody else has mapped of guest memory, as `/proc/self/maps` has it, wherever nothing
-/// is mapped there. Returns how many mappings of it have a guard, or nothing accessible, on both sides.
-pub fn guard_mappings(memory: &GuardedMemory) -> usize {
-    let (inode, view) = (memory.file().metadata().unwrap().ino(), memory.view.addr());
-    let is_ours = |it: &&Mapping| it.inode == inode && it.start != view;
+/// Puts guards before and behind what somebody else in this process has mapped of guest memory, wherever nothing is mapped there;
+/// `own` are the starts of other mappings. Returns how many have a guard, or nothing accessible, on both sides.
+pub fn guard_mappings(file: impl AsFd, own: &[usize]) -> usize {
+    let inode = rustix::fs::fstat(file).unwrap().st_ino;
+    let is_ours = |it: &&Mapping| it.inode == inode && !own.contains(&it.start);
     let place = |at: usize| {
         let flags = MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE;
         // SAFETY: it fails where something is mapped.

@@ -8,6 +8,11 @@ use rustix::fs::MemfdFlags;
 use vhost::VhostUserMemoryRegionInfo;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 
+/// What canaries around guest memory are made of, and how much of it there is.
+pub const CANARY: u8 = 0xc5;
+/// Bytes before, between and behind the regions.
+pub const CANARY_BYTES: u64 = 4096;
+
 /// What distinguishes the monitor's own addresses, in which rings are announced, from guest addresses.
 pub const USER_BASE: u64 = 0x6000_0000_0000;
 
@@ -40,21 +45,52 @@ struct Region {
 impl Memory {
     /// Regions one behind the other in a memfd, so all but the first have an offset in it.
     pub fn new(spans: &[Span]) -> Self {
-        Self::with_flags(spans, MemfdFlags::CLOEXEC).unwrap()
+        Self::with_flags(spans, MemfdFlags::CLOEXEC, 0).unwrap()
+    }
+
+    /// The same with canaries around each region.
+    pub fn between_canaries(spans: &[Span]) -> Self {
+        let memory = Self::with_flags(spans, MemfdFlags::CLOEXEC, CANARY_BYTES).unwrap();
+        for gap in memory.gaps() {
+            rustix::io::pwrite(memory.fd(), &[CANARY; CANARY_BYTES as usize], gap).unwrap();
+        }
+        memory
+    }
+
+    /// Insists that nobody has written between the regions of a memory with canaries.
+    pub fn assert_canaries(&self) {
+        for gap in self.gaps() {
+            let mut bytes = [0; CANARY_BYTES as usize];
+            assert_eq!(rustix::io::pread(self.fd(), &mut bytes, gap), Ok(bytes.len()));
+            assert!(bytes.iter().all(|byte| *byte == CANARY), "bytes beyond guest memory are written to");
+        }
+    }
+
+    /// Where the canaries are in the file.
+    fn gaps(&self) -> impl Iterator<Item = u64> {
+        let place = |region: &Region| region.mapping.file_offset().unwrap().start();
+        let first = self.0.list.iter().map(move |it| place(it) - CANARY_BYTES);
+        let last = self.0.list.last().map(move |it| place(it) + it.span.bytes);
+        first.chain(last)
+    }
+
+    /// Where this process has mapped the regions itself.
+    pub fn own_mappings(&self) -> Vec<usize> {
+        self.0.list.iter().map(|region| region.mapping.as_ptr().addr()).collect()
     }
 
     /// The same on huge pages of 2 MiB; an error if there are none left.
     pub fn on_huge_pages(spans: &[Span]) -> std::io::Result<Self> {
-        Self::with_flags(spans, MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB)
+        Self::with_flags(spans, MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB, 0)
     }
 
-    fn with_flags(spans: &[Span], flags: MemfdFlags) -> std::io::Result<Self> {
+    fn with_flags(spans: &[Span], flags: MemfdFlags, gap_bytes: u64) -> std::io::Result<Self> {
         let file = std::fs::File::from(rustix::fs::memfd_create("guest", flags)?);
-        file.set_len(spans.iter().map(|span| span.bytes).sum())?;
-        let mut offset = 0;
+        file.set_len(gap_bytes + spans.iter().map(|span| span.bytes + gap_bytes).sum::<u64>())?;
+        let mut offset = gap_bytes;
         let list = spans.iter().map(|&span| {
             let place = FileOffset::new(file.try_clone().unwrap(), offset);
-            offset += span.bytes;
+            offset += span.bytes + gap_bytes;
             let mapping = MmapRegion::from_file(place, span.bytes as usize);
             Ok(Region { span, mapping: mapping.map_err(std::io::Error::other)? })
         });

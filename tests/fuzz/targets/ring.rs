@@ -60,7 +60,11 @@ impl World {
             charge: None,
         };
         let table = Arc::new(MemoryTable::map(memory.parts().iter().map(spec).collect()).unwrap());
-        assert_eq!(guard_mappings(&memory), SPANS.len(), "no guards around guest memory");
+        assert_eq!(
+            guard_mappings(memory.file(), &[memory.view()]),
+            SPANS.len(),
+            "no guards around guest memory"
+        );
         let device = |read_only| {
             let disk = GuardedDisk::new(DISK_SECTORS * 512, read_only);
             let identity = Identity { name: "fuzz".into(), serial: *b"fuzz0123456789abcdef" };

@@ -1,7 +1,7 @@
 //! A server in this process with two disks: what the messages are sent to, and a bystander's.
 
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use vhost_user_pmem::disk::{Durability, FileLock};
 use vhost_user_pmem::server::{ServeOptions, Server, Service};
@@ -51,6 +51,8 @@ impl World {
         };
         let services = sockets.iter().map(service).collect();
         let options = ServeOptions { workers: std::num::NonZeroU16::new(1), ..ServeOptions::default() };
+        // As the daemon has it: who reads no more of a pipe ends nobody.
+        ignore_sigpipe();
         let server = Server::serve(services, options).unwrap();
         let session = Session::connect(&sockets[1]);
         let ring = session.ring(0, 64);
@@ -69,6 +71,11 @@ impl World {
         UnixStream::connect(&self.sockets[0]).unwrap()
     }
 
+    /// The socket of the disk under test.
+    pub fn socket(&self) -> &Path {
+        &self.sockets[0]
+    }
+
     /// An input is over: every so often, all is as before.
     pub fn input_is_over(&mut self) {
         self.inputs += 1;
@@ -83,7 +90,7 @@ impl World {
     }
 
     /// Both disks are served.
-    fn assert_serves(&mut self) {
+    pub fn assert_serves(&mut self) {
         let session = Session::connect(&self.sockets[0]);
         let mut ring = session.ring(0, 64);
         for ring in [&mut ring, &mut self.bystander.1] {
@@ -98,6 +105,13 @@ impl Drop for World {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.folder);
     }
+}
+
+/// Rust's own start does that, which libFuzzer's does not.
+#[allow(unsafe_code)]
+fn ignore_sigpipe() {
+    // SAFETY: nothing else here handles the signal.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }
 
 /// Descriptors and threads of this process.

@@ -38,6 +38,21 @@
 //!
 //! Programs that walk virtqueues of their own use [`virtio::queue::Gatherer`], as `stock` does.
 //!
+//! # Decisions
+//!
+//! | | what is kept to | so that |
+//! | --- | --- | --- |
+//! | D1 | rings, workers and sessions are our own, on `vhost`'s messages; the stock engine is the reference | a request costs some ten nanoseconds besides its copy, and all of the protocol can be answered |
+//! | D2 | a ring is processed in order by one thread, and a request is finished when it leaves that thread | the used index alone says after a crash what was done |
+//! | D3 | one fence a batch, before its completions are published | a guest that sees a completion sees the bytes, also those that were stored past the caches |
+//! | D4 | one writer at a time | two front-ends, as in a migration, cannot both write |
+//! | D5 | durability is probed, stated and enforced | nobody takes a page cache for persistent memory |
+//! | D6 | faults are contained: a guest's cost a request or a ring, a front-end's its connection, a media error its request | one tenant does not hurt another |
+//! | D7 | everything is bounded, and made at the start or with a ring | nothing is allocated for a request |
+//! | D8 | a worker waits for nobody: no peer's descriptor, no reader of the log, and no request for longer than a slice | one ring does not hold up another; media may still |
+//! | D9 | what a peer hands over is checked before it is used, and what it is handed reaches its own memory only | a descriptor is no weapon |
+//! | D10 | promises about power failure are tried on real kernels with the power cut | a model is not believed |
+//!
 //! # Words
 //!
 //! Most words are those of the VIRTIO and vhost-user specifications, Linux's manual pages and libpmem2. These are ours:

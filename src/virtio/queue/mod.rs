@@ -2,7 +2,7 @@
 //!
 //! A ring is driven by one thread, in order, and a request is finished when it leaves that thread: the ring
 //! alone says what has been done, by its used index or by its used descriptors, and a ring started anew begins
-//! there (`architecture.md`, D2).
+//! there ([decision D2](crate#decisions)).
 //!
 //! The life of a batch:
 //!

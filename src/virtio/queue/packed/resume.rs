@@ -1,6 +1,6 @@
 //! Where a packed ring that is started anew goes on.
 //!
-//! There is no used index in memory; a ring started anew finds its place all the same (`architecture.md`, D2):
+//! There is no used index in memory; a ring started anew finds its place all the same ([decision D2](crate#decisions)):
 //!
 //! - A chain's used descriptor is one store of 8 bytes at its head, and chains are published in order. What is
 //!   published at any instant is a prefix of what was fetched.

@@ -16,7 +16,7 @@ use common::driver::{Driver, Options, Queue, Request};
 use common::frontend::Session;
 use common::frontend::request::{OK, Request as RawRequest};
 use common::{PATIENCE, pattern, wait_for};
-use vhost_user_pmem::copy::Segments;
+use vhost_user_pmem::copy::{PrefetchHint, Segments};
 use vhost_user_pmem::disk::{Disk, DiskError, Durability, FileLock, Geometry, MappedDisk};
 use vhost_user_pmem::server::{ServeOptions, Server, Service};
 use vhost_user_pmem::vhost_user::{ConfigRecord, DiskSocket, Listener, SocketAccess};
@@ -41,11 +41,11 @@ impl Disk for GatedDisk {
     fn durability(&self) -> Durability {
         Durability::Page
     }
-    fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
-        self.bytes.read(offset, into)
+    fn read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
+        self.bytes.read(offset, into, next)
     }
-    fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
-        self.bytes.write(offset, from)
+    fn write(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
+        self.bytes.write(offset, from, next)
     }
     fn fence(&self) {
         self.bytes.fence();

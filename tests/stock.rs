@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use tempfile::TempDir;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
-use vhost_user_pmem::copy::Segments;
+use vhost_user_pmem::copy::{PrefetchHint, Segments};
 use vhost_user_pmem::disk::{self, Backing, Disk, DiskError, Durability, Geometry, OpenOptions};
 use vhost_user_pmem::stock::Stock;
 use vhost_user_pmem::virtio::blk::{Device, Identity};
@@ -52,12 +52,12 @@ impl Disk for Counted {
         self.disk.durability()
     }
 
-    fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
-        self.disk.read(offset, into)
+    fn read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
+        self.disk.read(offset, into, next)
     }
 
-    fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
-        self.disk.write(offset, from)
+    fn write(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
+        self.disk.write(offset, from, next)
     }
 
     /// Each flush takes a system call.

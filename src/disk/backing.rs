@@ -141,23 +141,13 @@ impl Disk for Backing {
     }
 
     #[inline]
-    fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
-        either!(self, disk => disk.read(offset, into))
+    fn read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
+        either!(self, disk => disk.read(offset, into, next))
     }
 
     #[inline]
-    fn read_then(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
-        either!(self, disk => disk.read_then(offset, into, next))
-    }
-
-    #[inline]
-    fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
-        either!(self, disk => disk.write(offset, from))
-    }
-
-    #[inline]
-    fn write_then(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
-        either!(self, disk => disk.write_then(offset, from, next))
+    fn write(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
+        either!(self, disk => disk.write(offset, from, next))
     }
 
     #[inline]

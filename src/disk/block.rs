@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::SeekFrom;
 
-use crate::copy::{self, Segments};
+use crate::copy::{self, PrefetchHint, Segments};
 use crate::disk::durability::dirty_extents;
 use crate::disk::durability::syncs::Syncs;
 use crate::disk::failure::IoFailure;
@@ -22,6 +22,9 @@ use crate::disk::space::growth::{GrowthPolicy, cannot};
 use crate::disk::space::{self, fallocate};
 use crate::disk::sys::{self, Cursor};
 use crate::disk::{Disk, DiskError, Durability, Geometry, GrowError, Media, failed};
+use bounce::BounceBuffer;
+
+mod bounce;
 
 /// Buffers for guest memory that the device cannot reach by itself, and so requests of that kind at a time.
 const BOUNCES: usize = 4;
@@ -49,7 +52,7 @@ pub struct BlockDisk {
     bad: BadBlocks,
     /// What offsets, lengths and addresses must be multiples of.
     unit_bytes: usize,
-    bounces: [Mutex<Bounce>; BOUNCES],
+    bounces: [Mutex<BounceBuffer>; BOUNCES],
     next_bounce: AtomicUsize,
 }
 
@@ -69,7 +72,7 @@ impl BlockDisk {
             bad_block_list: media.bad_block_list.clone(),
             bad: BadBlocks::default(),
             unit_bytes,
-            bounces: std::array::from_fn(|_| Mutex::new(Bounce::new(unit_bytes))),
+            bounces: std::array::from_fn(|_| Mutex::new(BounceBuffer::new(BOUNCE_BYTES, unit_bytes))),
             next_bounce: AtomicUsize::new(0),
         }
     }
@@ -138,7 +141,7 @@ impl BlockDisk {
     }
 
     /// A buffer: a free one, or the next in turn.
-    fn bounce(&self) -> Option<MutexGuard<'_, Bounce>> {
+    fn bounce(&self) -> Option<MutexGuard<'_, BounceBuffer>> {
         let turn = self.next_bounce.fetch_add(1, Ordering::Relaxed) % BOUNCES;
         let free = self.bounces.iter().find_map(|bounce| bounce.try_lock().ok());
         free.or_else(|| Some(self.bounces.get(turn)?.lock().unwrap_or_else(PoisonError::into_inner)))
@@ -236,7 +239,7 @@ impl Disk for BlockDisk {
         self.durability
     }
 
-    fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
+    fn read(&self, offset: u64, into: Segments<'_>, _next: PrefetchHint) -> Result<(), DiskError> {
         let len = into.total_bytes() as u64;
         self.check(offset, len)?;
         copy::touch(into);
@@ -252,7 +255,7 @@ impl Disk for BlockDisk {
         read.map_err(|error| IoFailure::explain(&self.file, offset, error))
     }
 
-    fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
+    fn write(&self, offset: u64, from: Segments<'_>, _next: PrefetchHint) -> Result<(), DiskError> {
         let len = from.total_bytes() as u64;
         self.check_write(offset, len)?;
         copy::touch(from);
@@ -304,27 +307,6 @@ impl Disk for BlockDisk {
     }
 }
 
-/// A buffer that the device can reach.
-#[derive(Debug)]
-struct Bounce {
-    bytes: Vec<u8>,
-    unit_bytes: usize,
-}
-
-impl Bounce {
-    fn new(unit_bytes: usize) -> Self {
-        Self { bytes: vec![0; BOUNCE_BYTES.next_multiple_of(unit_bytes) + unit_bytes], unit_bytes }
-    }
-
-    /// The first bytes of it, as many as there are or `len`.
-    fn part(&mut self, len: u64) -> &mut [u8] {
-        let start = self.bytes.as_ptr().addr().next_multiple_of(self.unit_bytes) - self.bytes.as_ptr().addr();
-        let most = self.bytes.len() - self.unit_bytes;
-        let len = usize::try_from(len).unwrap_or(most).min(most);
-        self.bytes.get_mut(start..start + len).unwrap_or_default()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::OpenOptionsExt;
@@ -357,7 +339,7 @@ mod tests {
     }
 
     fn image(disk: &BlockDisk) -> Vec<u8> {
-        let mut bounce = Bounce { bytes: vec![0; LEN + 512], unit_bytes: 512 };
+        let mut bounce = BounceBuffer::new(LEN, 512);
         let part = bounce.part(LEN as u64);
         disk.file.read_exact_at(part, 0).unwrap();
         part.to_vec()
@@ -385,7 +367,7 @@ mod tests {
             let bytes = pattern(LEN + 8192, index as u8 + 2);
             let guest = Memory::new(&bytes).cut(start, &lens, gap);
             let offset = if total > LEN / 2 { 0 } else { 8192 * index + 512 };
-            disk.write(offset as u64, guest.segments()).unwrap();
+            disk.write(offset as u64, guest.segments(), PrefetchHint::NONE).unwrap();
             let mut at = start;
             let mut wrote = Vec::new();
             for len in &lens {
@@ -395,7 +377,7 @@ mod tests {
             expected[offset..offset + total].copy_from_slice(&wrote);
             assert!(image(&disk) == expected, "{index}");
             let back = Memory::new(&vec![0; LEN + 8192]).cut(start, &lens, gap);
-            disk.read(offset as u64, back.segments()).unwrap();
+            disk.read(offset as u64, back.segments(), PrefetchHint::NONE).unwrap();
             let mut at = start;
             for len in &lens {
                 assert!(back.bytes()[at..at + len] == bytes[at..at + len], "{index}");
@@ -442,21 +424,21 @@ mod tests {
         let piece = |len| Memory::new(&pattern(8192, 3)).cut(0, &[len], 0);
         let pages = Memory::new(&pattern(4 * 4096, 1));
         let good = (pages.ptr().addr() as u64).next_multiple_of(4096);
-        disk.read(good, piece(8192).segments()).unwrap();
+        disk.read(good, piece(8192).segments(), PrefetchHint::NONE).unwrap();
         assert!(disk.bad_blocks().is_empty());
         for len in [512, 8192] {
-            let error = disk.read(8192 + 512, piece(len).segments()).unwrap_err();
+            let error = disk.read(8192 + 512, piece(len).segments(), PrefetchHint::NONE).unwrap_err();
             assert!(error.to_string().contains("or the way to it, failed at byte 8704 "), "{error}");
             assert_eq!(disk.bad_blocks(), [8192..12_288], "the page of the first byte, all of it");
         }
         disk.bad.add(good + 4096..good + 8192);
         let both = [8192..12_288, good + 4096..good + 8192];
-        disk.read(good, piece(4096 + 512).segments()).unwrap();
+        disk.read(good, piece(4096 + 512).segments(), PrefetchHint::NONE).unwrap();
         assert_eq!(disk.bad_blocks(), both, "only a part of it was read");
-        disk.read(good, piece(8192).segments()).unwrap();
+        disk.read(good, piece(8192).segments(), PrefetchHint::NONE).unwrap();
         assert_eq!(disk.bad_blocks(), both[..1]);
         disk.bad.add(good + 4096..good + 8192);
-        disk.write(good + 4096, piece(4096).segments()).unwrap();
+        disk.write(good + 4096, piece(4096).segments(), PrefetchHint::NONE).unwrap();
         assert_eq!(disk.bad_blocks(), both[..1]);
         assert_eq!(
             pages.bytes()[(good as usize - pages.ptr().addr()) + 4096..][..4096],
@@ -470,10 +452,13 @@ mod tests {
         let guest = Memory::new(&[0; 4096]);
         let device = disk.file().try_clone().unwrap();
         device.set_len(2 * LEN as u64 + 100).unwrap();
-        assert!(matches!(disk.read(LEN as u64, guest.segments()), Err(DiskError::OutOfRange)));
+        assert!(matches!(
+            disk.read(LEN as u64, guest.segments(), PrefetchHint::NONE),
+            Err(DiskError::OutOfRange)
+        ));
         assert_eq!(disk.rescan_size().unwrap(), 2 * LEN as u64);
         assert_eq!(disk.geometry().capacity_bytes, 2 * LEN as u64);
-        disk.read(2 * LEN as u64 - 4096, guest.segments()).unwrap();
+        disk.read(2 * LEN as u64 - 4096, guest.segments(), PrefetchHint::NONE).unwrap();
         device.set_len(LEN as u64).unwrap();
         assert!(matches!(disk.rescan_size(), Err(GrowError::Shrunk { .. })));
         assert_eq!(disk.geometry().capacity_bytes, 2 * LEN as u64);
@@ -484,14 +469,20 @@ mod tests {
         let Some(disk) = disk(&pattern(LEN, 1), true) else { return };
         let guest = Memory::new(&[0; 512]);
         for offset in [LEN as u64, u64::MAX - 511] {
-            assert!(matches!(disk.read(offset, guest.segments()), Err(DiskError::OutOfRange)));
-            assert!(matches!(disk.write(offset, guest.segments()), Err(DiskError::OutOfRange)));
+            assert!(matches!(
+                disk.read(offset, guest.segments(), PrefetchHint::NONE),
+                Err(DiskError::OutOfRange)
+            ));
+            assert!(matches!(
+                disk.write(offset, guest.segments(), PrefetchHint::NONE),
+                Err(DiskError::OutOfRange)
+            ));
             assert!(matches!(disk.write_zeroes(offset, 512, false), Err(DiskError::OutOfRange)));
             assert!(matches!(disk.discard(offset, 512), Err(DiskError::OutOfRange)));
         }
-        assert!(matches!(disk.write(1, guest.segments()), Err(DiskError::Io { .. })));
+        assert!(matches!(disk.write(1, guest.segments(), PrefetchHint::NONE), Err(DiskError::Io { .. })));
         let read_only = BlockDisk { geometry: Geometry { read_only: true, ..disk.geometry }, ..disk };
-        assert!(matches!(read_only.write(0, guest.segments()), Err(DiskError::ReadOnly)));
+        assert!(matches!(read_only.write(0, guest.segments(), PrefetchHint::NONE), Err(DiskError::ReadOnly)));
         assert!(matches!(read_only.discard(0, 512), Err(DiskError::ReadOnly)));
         assert!(image(&read_only) == pattern(LEN, 1));
     }

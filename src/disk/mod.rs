@@ -209,37 +209,18 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
         PrefetchHint::NONE
     }
 
-    /// Fills `into` with the bytes at `offset`.
+    /// Fills `into` with the bytes at `offset`. What lies at `next` is likely to be needed after it: an implementation that
+    /// copies memory prefetches it, others ignore it.
     ///
     /// # Errors
     /// As [`DiskError`]; `into` may have been filled in part.
-    fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError>;
+    fn read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError>;
 
-    /// As [`read`](Disk::read), and what lies at `next` is likely to be needed next.
-    ///
-    /// # Errors
-    /// As there.
-    #[inline]
-    fn read_then(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
-        let _ = next;
-        self.read(offset, into)
-    }
-
-    /// Stores `from` at `offset`.
+    /// Stores `from` at `offset`; `next` is as in [`read`](Self::read).
     ///
     /// # Errors
     /// As [`DiskError`]; the range may have been written in part.
-    fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError>;
-
-    /// As [`write`](Disk::write), and what lies at `next` is likely to be needed next.
-    ///
-    /// # Errors
-    /// As there.
-    #[inline]
-    fn write_then(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
-        let _ = next;
-        self.write(offset, from)
-    }
+    fn write(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError>;
 
     /// Orders every write so far before whatever is stored next: called once a batch, before its
     /// completions are published. A disk that needs more than the CPU's fence says so.

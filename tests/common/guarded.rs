@@ -119,16 +119,16 @@ impl Disk for GuardedDisk {
         }
     }
 
-    fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
+    fn read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
         let from = self.place(offset, into.total_bytes());
         // SAFETY: it is inside of the mapping, which is there for good.
-        Self::outcome(unsafe { copy::copy_to_segments(from, into, PrefetchHint::NONE) })
+        Self::outcome(unsafe { copy::copy_to_segments(from, into, next) })
     }
 
-    fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
+    fn write(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
         let into = self.change(offset, from.total_bytes());
         // SAFETY: as above.
-        Self::outcome(unsafe { copy::copy_from_segments(into, from, Persist::FenceOnly, PrefetchHint::NONE) })
+        Self::outcome(unsafe { copy::copy_from_segments(into, from, Persist::FenceOnly, next) })
     }
 
     fn try_flush(&self) -> Option<Result<(), DiskError>> {

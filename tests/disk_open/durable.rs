@@ -1,7 +1,7 @@
 //! What is promised, what is required, and what becomes of discards.
 
 use super::*;
-use vhost_user_pmem::copy::{Segment, Segments};
+use vhost_user_pmem::copy::{PrefetchHint, Segment, Segments};
 use vhost_user_pmem::disk::{DiscardPolicy, DiskError};
 
 fn requiring(class: Durability, options: OpenOptions) -> OpenOptions {
@@ -153,9 +153,9 @@ pub(crate) fn segments<R>(bytes: &mut [u8], with: impl FnOnce(Segments<'_>) -> R
 }
 
 pub(crate) fn write(opened: &Opened, offset: u64, bytes: &mut [u8]) -> Result<(), DiskError> {
-    segments(bytes, |from| opened.disk.write(offset, from))
+    segments(bytes, |from| opened.disk.write(offset, from, PrefetchHint::NONE))
 }
 
 pub(crate) fn read(opened: &Opened, offset: u64, bytes: &mut [u8]) -> Result<(), DiskError> {
-    segments(bytes, |into| opened.disk.read(offset, into))
+    segments(bytes, |into| opened.disk.read(offset, into, PrefetchHint::NONE))
 }

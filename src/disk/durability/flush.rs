@@ -193,7 +193,7 @@ impl<D: Disk> Shared<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::copy::Segments;
+    use crate::copy::{PrefetchHint, Segments};
     use crate::disk::{Durability, Geometry};
     use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -211,10 +211,10 @@ mod tests {
         fn durability(&self) -> Durability {
             Durability::Page
         }
-        fn read(&self, _: u64, _: Segments<'_>) -> Result<(), DiskError> {
+        fn read(&self, _: u64, _: Segments<'_>, _: PrefetchHint) -> Result<(), DiskError> {
             Err(DiskError::Unsupported)
         }
-        fn write(&self, _: u64, _: Segments<'_>) -> Result<(), DiskError> {
+        fn write(&self, _: u64, _: Segments<'_>, _: PrefetchHint) -> Result<(), DiskError> {
             Err(DiskError::Unsupported)
         }
         fn fence(&self) {}

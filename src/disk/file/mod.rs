@@ -121,12 +121,7 @@ impl Disk for FileDisk {
     }
 
     #[inline]
-    fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
-        self.read_then(offset, into, PrefetchHint::NONE)
-    }
-
-    #[inline]
-    fn read_then(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
+    fn read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
         self.reader.read(&self.file, offset, into, next).inspect_err(|error| {
             if let Some(at) = IoFailure::of_media(error) {
                 self.bad.add(at..at.saturating_add(1));
@@ -136,7 +131,7 @@ impl Disk for FileDisk {
         Ok(())
     }
 
-    fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
+    fn write(&self, offset: u64, from: Segments<'_>, _next: PrefetchHint) -> Result<(), DiskError> {
         let len = from.total_bytes() as u64;
         self.geometry().check_write(offset, len)?;
         self.reader.check_end(&self.file, offset, len)?;
@@ -225,11 +220,11 @@ mod tests {
     fn writes_reach_the_file_and_reads_of_the_mapping() {
         let disk = disk(&pattern(LEN, 0));
         let before = Memory::new(&[0; 5000]);
-        disk.read(777, before.segments()).unwrap();
+        disk.read(777, before.segments(), PrefetchHint::NONE).unwrap();
         assert_eq!(before.bytes(), pattern(LEN, 0)[777..5777]);
         let guest = Memory::new(&pattern(5000, 9)).cut(0, &[1000, 0, 4000], 0);
-        disk.write(777, guest.segments()).unwrap();
-        disk.read(777, before.segments()).unwrap();
+        disk.write(777, guest.segments(), PrefetchHint::NONE).unwrap();
+        disk.read(777, before.segments(), PrefetchHint::NONE).unwrap();
         assert_eq!(before.bytes(), guest.bytes());
         disk.fence();
         disk.flush().unwrap();
@@ -257,7 +252,7 @@ mod tests {
                     expected[start..start + len].fill(0);
                     assert!(image(&disk) == expected, "{start}+{len} unmap {unmap} tmpfs {on_tmpfs}");
                     let back = Memory::new(&[9; 512]);
-                    disk.read(start.min(LEN - 512) as u64, back.segments()).unwrap();
+                    disk.read(start.min(LEN - 512) as u64, back.segments(), PrefetchHint::NONE).unwrap();
                     let at = start.min(LEN - 512);
                     assert_eq!(back.bytes(), expected[at..at + 512], "through the mapping");
                     assert_eq!(disk.file.metadata().unwrap().len(), LEN as u64);
@@ -285,8 +280,8 @@ mod tests {
         let guest = Memory::new(&[0; 512]);
         for offset in [LEN as u64 - 511, LEN as u64, u64::MAX - 511, u64::MAX] {
             let refused = [
-                disk.read(offset, guest.segments()),
-                disk.write(offset, guest.segments()),
+                disk.read(offset, guest.segments(), PrefetchHint::NONE),
+                disk.write(offset, guest.segments(), PrefetchHint::NONE),
                 disk.discard(offset, 512),
                 disk.write_zeroes(offset, 512, false).map(drop),
                 disk.write_zeroes(offset, 512, true).map(drop),
@@ -306,7 +301,7 @@ mod tests {
         let disk = FileDisk::new(file, Geometry { read_only: true, ..geometry() }).unwrap();
         let guest = Memory::new(&[0; 512]);
         let refused = [
-            disk.write(0, guest.segments()),
+            disk.write(0, guest.segments(), PrefetchHint::NONE),
             disk.discard(0, 4096),
             disk.write_zeroes(0, 4096, false).map(drop),
             disk.write_zeroes(0, 4096, true).map(drop),
@@ -323,7 +318,7 @@ mod tests {
         let disk = disk(&pattern(LEN, 1));
         let named = tempfile::NamedTempFile::new().unwrap();
         let disk = FileDisk { file: Arc::new(File::open(named.path()).unwrap().into()), ..disk };
-        let error = disk.write(0, Memory::new(&[0; 512]).segments()).unwrap_err();
+        let error = disk.write(0, Memory::new(&[0; 512]).segments(), PrefetchHint::NONE).unwrap_err();
         assert_eq!(error.to_string(), "pwritev: Bad file descriptor (os error 9)");
     }
 
@@ -334,7 +329,7 @@ mod tests {
         assert!(disk.try_flush().is_none(), "a process before may have left something");
         let guest = Memory::new(&pattern(512, 2));
         let changes: [&dyn Fn() -> Result<(), DiskError>; 4] = [
-            &|| disk.write(0, guest.segments()),
+            &|| disk.write(0, guest.segments(), PrefetchHint::NONE),
             &|| disk.discard(0, 4096),
             &|| disk.write_zeroes(0, 512, false).map(drop),
             &|| disk.write_zeroes(0, 4096, true).map(drop),
@@ -342,7 +337,7 @@ mod tests {
         for (index, change) in changes.into_iter().enumerate() {
             disk.flush().unwrap();
             assert!(matches!(disk.try_flush(), Some(Ok(()))), "{index}");
-            disk.read(0, guest.segments()).unwrap();
+            disk.read(0, guest.segments(), PrefetchHint::NONE).unwrap();
             assert!(matches!(disk.try_flush(), Some(Ok(()))), "a read changes nothing");
             change().unwrap();
             assert!(disk.try_flush().is_none(), "{index}");

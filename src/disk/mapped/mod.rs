@@ -323,26 +323,16 @@ impl Disk for MappedDisk {
         if self.bad.is_empty() { self.mapping.prefetch_hint(offset) } else { PrefetchHint::NONE }
     }
 
-    #[inline(always)] // the other caller does slices
-    fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
-        self.read_then(offset, into, PrefetchHint::NONE)
-    }
-
     #[inline(always)]
-    fn read_then(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
+    fn read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
         if !self.bad.is_empty() && self.bad.touch(offset, into.total_bytes() as u64) {
             return Err(bad_media("reading bad media"));
         }
         self.mapping.read(offset, into, next).inspect_err(|error| self.note_failure(error))
     }
 
-    #[inline(always)] // as above
-    fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
-        self.write_then(offset, from, PrefetchHint::NONE)
-    }
-
     #[inline(always)]
-    fn write_then(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
+    fn write(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
         let len = from.total_bytes() as u64;
         if !self.bad.is_empty() {
             self.geometry().check_write(offset, len)?;

@@ -32,11 +32,11 @@ fn allocated_bytes(disk: &MappedDisk) -> u64 {
 fn reads_see_writes() {
     let disk = disk(&pattern(LEN, 0));
     let guest = Memory::new(&pattern(5000, 9)).cut(0, &[1000, 4000], 0);
-    disk.write(777, guest.segments()).unwrap();
+    disk.write(777, guest.segments(), PrefetchHint::NONE).unwrap();
     disk.fence();
     disk.flush().unwrap();
     let back = Memory::new(&[0; 5000]);
-    disk.read(777, back.segments()).unwrap();
+    disk.read(777, back.segments(), PrefetchHint::NONE).unwrap();
     assert_eq!(back.bytes(), guest.bytes());
     let mut expected = pattern(LEN, 0);
     expected[777..5777].copy_from_slice(&guest.bytes());
@@ -90,8 +90,8 @@ fn nothing_outside_is_touched() {
     let len = LEN as u64;
     for offset in [len - 511, len, u64::MAX - 511, u64::MAX] {
         let refused = [
-            disk.read(offset, guest.segments()),
-            disk.write(offset, guest.segments()),
+            disk.read(offset, guest.segments(), PrefetchHint::NONE),
+            disk.write(offset, guest.segments(), PrefetchHint::NONE),
             disk.discard(offset, 512),
             disk.write_zeroes(offset, 512, false).map(drop),
             disk.write_zeroes(offset, 512, true).map(drop),
@@ -100,7 +100,7 @@ fn nothing_outside_is_touched() {
             assert!(matches!(result, Err(DiskError::OutOfRange)), "{offset}: {result:?}");
         }
     }
-    disk.read(len, Segments::empty()).unwrap();
+    disk.read(len, Segments::empty(), PrefetchHint::NONE).unwrap();
     assert!(image(&disk) == pattern(LEN, 1));
 }
 
@@ -112,7 +112,7 @@ fn a_read_only_disk_refuses_every_change() {
     let disk = MappedDisk::new(file, Geometry { read_only: true, ..geometry() }).unwrap();
     let guest = Memory::new(&[0; 512]);
     let refused = [
-        disk.write(0, guest.segments()),
+        disk.write(0, guest.segments(), PrefetchHint::NONE),
         disk.discard(0, 4096),
         disk.write_zeroes(0, 4096, false).map(drop),
         disk.write_zeroes(0, 4096, true).map(drop),
@@ -120,7 +120,7 @@ fn a_read_only_disk_refuses_every_change() {
     for result in refused {
         assert!(matches!(result, Err(DiskError::ReadOnly)), "{result:?}");
     }
-    disk.read(0, guest.segments()).unwrap();
+    disk.read(0, guest.segments(), PrefetchHint::NONE).unwrap();
     assert_eq!(guest.bytes(), pattern(512, 1));
     disk.flush().unwrap();
 }
@@ -160,10 +160,10 @@ fn pages_are_synced_where_they_were_written() {
     disk.flush().unwrap();
     assert!(matches!(disk.try_flush(), Some(Ok(()))));
     let guest = Memory::new(&pattern(512, 9));
-    disk.write(512, guest.segments()).unwrap();
+    disk.write(512, guest.segments(), PrefetchHint::NONE).unwrap();
     disk.write_zeroes(20_480, 512, false).unwrap();
     assert_eq!(dirty(&disk), Dirty::Runs(vec![0..4096, 20_480..24_576]));
-    disk.write(512, guest.segments()).unwrap();
+    disk.write(512, guest.segments(), PrefetchHint::NONE).unwrap();
     assert!(disk.try_flush().is_none());
     disk.flush().unwrap();
     assert!(matches!(disk.try_flush(), Some(Ok(()))));
@@ -208,17 +208,17 @@ fn known_bad_pages_are_mended_by_a_write_that_covers_them() {
     assert_eq!(disk.bad_blocks(), bad);
     let guest = Memory::new(&pattern(512, 5));
     for offset in [4096, 7680, end - 512] {
-        assert!(disk.read(offset, guest.segments()).is_err(), "{offset}");
+        assert!(disk.read(offset, guest.segments(), PrefetchHint::NONE).is_err(), "{offset}");
     }
-    disk.read(0, guest.segments()).unwrap();
-    assert!(disk.write(4096, guest.segments()).is_err());
-    disk.write(end - 512, guest.segments()).unwrap();
-    disk.write(3584, Memory::new(&pattern(5120, 6)).segments()).unwrap();
+    disk.read(0, guest.segments(), PrefetchHint::NONE).unwrap();
+    assert!(disk.write(4096, guest.segments(), PrefetchHint::NONE).is_err());
+    disk.write(end - 512, guest.segments(), PrefetchHint::NONE).unwrap();
+    disk.write(3584, Memory::new(&pattern(5120, 6)).segments(), PrefetchHint::NONE).unwrap();
     assert!(disk.bad_blocks().is_empty());
     let mut expected = pattern(LEN, 1);
     expected[3584..8704].copy_from_slice(&pattern(5120, 6));
     let back = Memory::new(&vec![0; LEN]);
-    disk.read(0, back.segments()).unwrap();
+    disk.read(0, back.segments(), PrefetchHint::NONE).unwrap();
     expected[LEN - 512..].copy_from_slice(&guest.bytes());
     assert!(back.bytes() == expected);
 }
@@ -229,18 +229,18 @@ fn an_announced_page_fails_until_it_is_written_as_a_whole() {
     crate::copy::fault::install().unwrap();
     let disk = disk(&pattern(LEN, 1));
     let guest = Memory::new(&pattern(512, 5));
-    disk.read(8192, guest.segments()).unwrap();
+    disk.read(8192, guest.segments(), PrefetchHint::NONE).unwrap();
     announce_bad_page(disk.mapping.address() + 8192 + 100);
     // Behind the disk's end, where there is nothing.
     announce_bad_page(disk.mapping.address() + LEN + 4096);
     assert_eq!(disk.update_bad_blocks(), [8192..12_288]);
     assert!(disk.update_bad_blocks().is_empty(), "no news");
     for (offset, is_good) in [(7680, true), (8192, false), (11_776, false), (12_288, true)] {
-        assert_eq!(disk.read(offset, guest.segments()).is_ok(), is_good, "{offset}");
+        assert_eq!(disk.read(offset, guest.segments(), PrefetchHint::NONE).is_ok(), is_good, "{offset}");
     }
-    assert!(disk.write(8192, guest.segments()).is_err());
-    disk.write(8192, Memory::new(&pattern(4096, 6)).segments()).unwrap();
-    disk.read(8192, guest.segments()).unwrap();
+    assert!(disk.write(8192, guest.segments(), PrefetchHint::NONE).is_err());
+    disk.write(8192, Memory::new(&pattern(4096, 6)).segments(), PrefetchHint::NONE).unwrap();
+    disk.read(8192, guest.segments(), PrefetchHint::NONE).unwrap();
     assert_eq!(guest.bytes(), pattern(4096, 6)[..512]);
     announce_bad_page(disk.mapping.address() + 8192);
     assert_eq!(disk.update_bad_blocks(), [8192..12_288], "a second time");
@@ -265,12 +265,12 @@ fn a_list_that_grows_is_believed_and_a_repair_that_it_does_not_know_is_not() {
     tree.file(&format!("{region}/badblocks"), "16 8\n");
     assert_eq!(disk.update_bad_blocks(), [8192..12_288]);
     let page = Memory::new(&pattern(4096, 5));
-    assert!(disk.read(8192, page.segments()).is_err());
-    assert!(disk.write(8192, page.segments()).is_err(), "still listed");
-    assert!(disk.read(8192, page.segments()).is_err());
+    assert!(disk.read(8192, page.segments(), PrefetchHint::NONE).is_err());
+    assert!(disk.write(8192, page.segments(), PrefetchHint::NONE).is_err(), "still listed");
+    assert!(disk.read(8192, page.segments(), PrefetchHint::NONE).is_err());
     tree.file(&format!("{region}/badblocks"), "");
-    disk.write(8192, page.segments()).unwrap();
-    disk.read(8192, page.segments()).unwrap();
+    disk.write(8192, page.segments(), PrefetchHint::NONE).unwrap();
+    disk.read(8192, page.segments(), PrefetchHint::NONE).unwrap();
 }
 
 /// There is nothing to punch on device DAX: only the operator can repair it.
@@ -279,8 +279,8 @@ fn a_device_is_not_mended() {
     let disk = MappedDisk { kind: BackingKind::DeviceDax, ..disk(&pattern(LEN, 1)) };
     disk.add_bad_page(5000);
     let page = Memory::new(&pattern(4096, 5));
-    assert!(disk.write(4096, page.segments()).is_err());
-    disk.write(8192, page.segments()).unwrap();
+    assert!(disk.write(4096, page.segments(), PrefetchHint::NONE).is_err());
+    disk.write(8192, page.segments(), PrefetchHint::NONE).unwrap();
     assert_eq!(disk.bad_blocks(), [4096..8192]);
 }
 
@@ -293,7 +293,7 @@ fn a_deep_flush_writes_to_the_region() {
     assert!(disk.initial_writeback(), "guests shall send FLUSH");
     disk.flush().unwrap();
     assert_eq!(std::fs::read(attribute.path()).unwrap(), b"", "nothing was written");
-    disk.write(0, Memory::new(&[1; 512]).segments()).unwrap();
+    disk.write(0, Memory::new(&[1; 512]).segments(), PrefetchHint::NONE).unwrap();
     assert!(disk.try_flush().is_none());
     disk.flush().unwrap();
     assert_eq!(std::fs::read(attribute.path()).unwrap(), b"1");

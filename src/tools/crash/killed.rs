@@ -11,7 +11,7 @@ use std::task::Waker;
 use self::guest::{Guest, GuestRequest, MEMORY_BYTES, SECTOR_BYTES, SECTORS};
 use super::workload::Random;
 use crate::copy::testing::memfd;
-use crate::copy::{self, Segments};
+use crate::copy::{self, PrefetchHint, Segments};
 use crate::disk::{Disk, DiskError, Durability, Geometry, MappedDisk};
 use crate::failpoint::{self, Point};
 use crate::log::LogLimit;
@@ -34,21 +34,21 @@ impl Disk for HalfCopyDisk {
     fn durability(&self) -> Durability {
         self.disk.durability()
     }
-    fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
+    fn read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
         failpoint::reached(Point::BeforeCopy);
         let mut half = vec![0; into.total_bytes() / 2];
         self.file.read_exact_at(&mut half, offset).unwrap();
         assert_eq!(copy::store_slice(into, &half), half.len());
         failpoint::reached(Point::MidCopy);
-        self.disk.read(offset, into)
+        self.disk.read(offset, into, next)
     }
-    fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
+    fn write(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
         failpoint::reached(Point::BeforeCopy);
         let mut half = vec![0; from.total_bytes() / 2];
         assert_eq!(copy::load_slice(from, &mut half), half.len());
         self.file.write_all_at(&half, offset).unwrap();
         failpoint::reached(Point::MidCopy);
-        self.disk.write(offset, from)
+        self.disk.write(offset, from, next)
     }
     fn fence(&self) {
         self.disk.fence();

@@ -10,9 +10,9 @@ use super::driver::{Driver, MEMORY_BYTES, RING_SIZE, RINGS, addresses};
 use super::media::Class;
 use super::scheduler::{DriverWatch, FLUSHER, Preemption, ReleaseOnDrop, RingWaker, Scheduler};
 use super::workload::{Random, Request, Workload};
-use crate::copy::Segments;
 use crate::copy::recording::{self, Logged, Omit, Recording};
 use crate::copy::testing::memfd;
+use crate::copy::{PrefetchHint, Segments};
 use crate::disk::{
     Backing, BlockDisk, Disk, DiskError, Durability, EmulatedMedia, FileDisk, Geometry, MappedDisk,
 };
@@ -141,12 +141,12 @@ impl Disk for RecordedDisk {
     fn durability(&self) -> Durability {
         self.disk.durability()
     }
-    fn read(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
-        self.disk.read(offset, into)
+    fn read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
+        self.disk.read(offset, into, next)
     }
-    fn write(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
+    fn write(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
         self.changes(from.total_bytes() as u64);
-        self.changed(self.disk.write(offset, from))
+        self.changed(self.disk.write(offset, from, next))
     }
     fn fence(&self) {
         self.disk.fence();

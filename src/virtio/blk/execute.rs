@@ -5,7 +5,7 @@ use super::counters::{Counters, Effect};
 use super::device::Device;
 use super::request::{ErrorStatus, OK, Operation, parse};
 use super::sliced::{Finished, SlicedRequest, takes_long};
-use crate::copy;
+use crate::copy::{self, PrefetchHint};
 use crate::disk::{Disk, DiskError};
 use crate::virtio::queue::{Chain, Completion, Head, HeldStatus, RingError, Status, StatusByte};
 
@@ -184,7 +184,7 @@ impl<D: Disk> Device<D> {
     fn perform(&self, operation: &Operation<'_>, cache: &CacheMode, counters: &mut Counters) -> Outcome {
         let name = operation.name();
         match *operation {
-            Operation::Read { offset, into } => match self.disk().read(offset, into) {
+            Operation::Read { offset, into } => match self.disk().read(offset, into, PrefetchHint::NONE) {
                 Ok(()) => {
                     let bytes = into.total_bytes() as u64;
                     counters.count(Effect::Read(bytes));
@@ -196,7 +196,7 @@ impl<D: Disk> Device<D> {
                 let bytes = from.total_bytes() as u64;
                 let media_bytes = self.disk().media_written_bytes(offset, bytes);
                 let effect = Effect::Written { bytes, media_bytes };
-                match self.disk().write(offset, from) {
+                match self.disk().write(offset, from, PrefetchHint::NONE) {
                     // In write-through mode it is not done before it persists.
                     Ok(()) if !cache.is_write_through() => Ok(counted(effect, counters)),
                     Ok(()) => self.flush(effect, counters).map_err(|error| self.failed(name, &error)),

@@ -7,7 +7,7 @@
 use super::counters::Effect;
 use super::request::{ErrorStatus, Operation, Range, Ranges, parse_ranges};
 use super::units::Limits;
-use crate::copy::Segments;
+use crate::copy::{PrefetchHint, Segments};
 use crate::disk::{Disk, DiskError};
 use crate::limits::bounds::{MAX_SLICE_BYTES, MAX_UNMAP_SLICE_BYTES};
 use crate::virtio::queue::{Head, HeldSegments, HeldStatus, StatusByte};
@@ -186,8 +186,8 @@ impl SlicedRequest {
         };
         let (offset, bytes) = (slices.offset, slice_bytes(slices.offset, slices.left_bytes, most_bytes));
         match slices.operation {
-            SlicedOperation::Read(_) => disk.read(offset, data.slice())?,
-            SlicedOperation::Write(_) => disk.write(offset, data.slice())?,
+            SlicedOperation::Read(_) => disk.read(offset, data.slice(), PrefetchHint::NONE)?,
+            SlicedOperation::Write(_) => disk.write(offset, data.slice(), PrefetchHint::NONE)?,
             SlicedOperation::Discard => disk.discard(offset, bytes)?,
             SlicedOperation::WriteZeroes => {
                 let taken = disk.write_zeroes(offset, bytes, unmap)?;

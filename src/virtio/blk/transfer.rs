@@ -74,7 +74,7 @@ impl<D: Disk> Device<D> {
     #[inline(always)]
     fn read<'a>(&self, chain: ContiguousChain<'a>, offset: u64, counters: &mut Counters) -> Transfer<'a> {
         let data = chain.data();
-        let finished = match self.disk().read_then(offset, data, chain.next_source()) {
+        let finished = match self.disk().read(offset, data, chain.next_source()) {
             Ok(()) => {
                 counters.count(Effect::Read(data.total_bytes() as u64));
                 // Whole sectors and the status: that does not wrap.
@@ -90,7 +90,7 @@ impl<D: Disk> Device<D> {
     #[inline(always)]
     fn write<'a>(&self, chain: ContiguousChain<'a>, offset: u64, counters: &mut Counters) -> Transfer<'a> {
         let data = chain.data();
-        let finished = match self.disk().write_then(offset, data, chain.next_source()) {
+        let finished = match self.disk().write(offset, data, chain.next_source()) {
             Ok(()) => {
                 let bytes = data.total_bytes() as u64;
                 let media_bytes = self.disk().media_written_bytes(offset, bytes);

@@ -301,7 +301,7 @@ fn device(disk: &File, disk_bytes: usize, media: *mut u8) -> Arc<Device<MappedDi
     // With what is there, so that every page is in the page tables.
     let all = [Segment::new(media, disk_bytes)];
     // SAFETY: the caller's mapping of the same file stays.
-    disk.write(0, unsafe { Segments::new(&all) }).unwrap();
+    disk.write(0, unsafe { Segments::new(&all) }, PrefetchHint::NONE).unwrap();
     Arc::new(Device::new(disk, Identity { name: "bench".into(), serial: [b'x'; 20] }, 1))
 }
 

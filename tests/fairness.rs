@@ -89,8 +89,8 @@ impl Greedy {
             self.ring.put_table(table, &all);
             self.ring.prepare(number, &[(table, all.len() as u32 * 16, 4)]);
         }
-        self.ring.show();
-        self.ring.kick.ring();
+        self.ring.make_available();
+        self.ring.kick.signal();
     }
 
     /// The whole disk, to or from the same few megabytes of memory over and over.
@@ -277,7 +277,7 @@ fn control_messages_are_answered_during_a_long_request() {
             waits.push(start.elapsed());
             // What was not answered is the driver's still, and done when the ring goes on.
             assert_eq!(base, greedy.ring.used_base());
-            let done = 16 - greedy.ring.offered().wrapping_sub(greedy.ring.used_index());
+            let done = 16 - greedy.ring.available_index().wrapping_sub(greedy.ring.used_index());
             for number in 0..16 {
                 let expected = if number < done { OK } else { NO_STATUS };
                 assert_eq!(greedy.status(number), expected, "request {number}, {done} done");
@@ -356,18 +356,18 @@ fn long_requests_are_answered_as_whole_ones() {
                 (OUT, cut(source, &odd, 0), 1),
                 (IN, cut(target, &[4096, 2 << 20, 3], WRITE), BYTES as u32 + 1),
             ] {
-                let frame = ring.frame(0);
+                let frame = ring.buffers(0);
                 memory.write(frame.header, &header(kind, FIRST));
                 let all = [&[(frame.header, 16, 0)], parts.as_slice(), &[(frame.status, 1, WRITE)]].concat();
                 memory.write(frame.status, &[NO_STATUS]);
                 ring.prepare(0, &all);
                 // A small one behind it waits for its turn.
-                let small = ring.frame(3);
+                let small = ring.buffers(3);
                 memory.write(small.header, &header(IN, 0));
                 let status = (small.status, 1, WRITE);
                 ring.prepare(12, &[(small.header, 16, 0), (small.data, 512, WRITE), status]);
-                ring.show();
-                ring.kick.ring();
+                ring.make_available();
+                ring.kick.signal();
                 assert_eq!(ring.wait(), Used { head: 0, bytes: used });
                 assert_eq!(memory.read(frame.status, 1), [OK]);
                 assert_eq!(ring.wait(), Used { head: 12, bytes: 513 });

@@ -191,13 +191,13 @@ fn a_file_truncated_inside_its_last_page_fails_the_requests_behind_its_end() {
 
 /// A request whose data is in the second region, at `offset` of it.
 fn far_request(ring: &mut Ring, kind: u32, offset: u64) -> u8 {
-    let frame = ring.frame(0);
+    let frame = ring.buffers(0);
     ring.memory.write(frame.header, &header(kind, 0));
     ring.memory.fill(frame.status, 1, 0xee);
     let data = SPANS[1].guest_start + offset;
     let direction = if kind == IN { WRITE } else { 0 };
     ring.chain(0, &[(frame.header, 16, 0), (data, 4096, direction), (frame.status, 1, WRITE)]);
-    ring.kick.ring();
+    ring.kick.signal();
     assert_eq!(ring.wait().head, 0);
     ring.memory.read(frame.status, 1)[0]
 }
@@ -227,7 +227,7 @@ fn truncated_guest_memory_fails_the_requests_that_need_it() {
 fn lose_ring(pair: &mut Pair, ring: &Ring) {
     rustix::fs::ftruncate(pair.suffering.memory.fd(), 0).unwrap();
     // From here on, this process must not look at its ring either.
-    ring.kick.ring();
+    ring.kick.signal();
     ring.err.wait("the ring is broken");
     wait_for("the daemon hangs up", || pair.suffering.wire.receive().is_none().then_some(()));
     pair.daemon.wait_for_log("guest memory is lost");
@@ -282,14 +282,14 @@ fn memory_that_shrinks_at_any_moment_costs_its_own_session_only() {
         let mut ring = session.ring(0, 64);
         let bytes = SPANS[1].bytes / CHAINS;
         for chain in 0..CHAINS {
-            let frame = ring.frame(chain as usize);
+            let frame = ring.buffers(chain as usize);
             memory.write(frame.header, &header(if random.one_in(2) { IN } else { OUT }, 0));
             let writable = memory.read(frame.header, 1) == [IN as u8];
             let data = (SPANS[1].guest_start + chain * bytes, bytes as u32, if writable { WRITE } else { 0 });
             ring.prepare(chain as u16 * 3, &[(frame.header, 16, 0), data, (frame.status, 1, WRITE)]);
         }
-        ring.show();
-        ring.kick.ring();
+        ring.make_available();
+        ring.kick.signal();
         std::thread::sleep(Duration::from_micros(random.below(400)));
         // This process reads no more of what is cut off.
         let all = SPANS[0].bytes + SPANS[1].bytes;
@@ -299,10 +299,10 @@ fn memory_that_shrinks_at_any_moment_costs_its_own_session_only() {
             _ => all - random.below(SPANS[1].bytes),
         };
         rustix::fs::ftruncate(memory.fd(), left).unwrap();
-        ring.kick.ring();
+        ring.kick.signal();
         if left == 0 {
             wait_for(&format!("SEED={seed}, round {round}: the session ends"), || {
-                ring.kick.ring();
+                ring.kick.signal();
                 session.wire.receive().is_none().then_some(())
             });
         } else if left >= SPANS[0].bytes {

@@ -212,7 +212,7 @@ fn a_flush_in_the_shape_of_a_write_holds_what_comes_behind_it_in_its_ring() {
     let mut ring = session.ring(0, 64);
     let flush = RawRequest { payload: vec![0; 512], ..RawRequest::flush() };
     ring.submit(&flush);
-    ring.kick.ring();
+    ring.kick.signal();
     bench.sync_begins();
     bench.sync_ends(Ok(()));
     ring.wait();
@@ -220,7 +220,7 @@ fn a_flush_in_the_shape_of_a_write_holds_what_comes_behind_it_in_its_ring() {
     let fill = |byte| RawRequest::write(8, &[byte; 512]);
     let requests = [&fill(1), &flush, &fill(2), &RawRequest::read(8, 512)];
     let heads = requests.map(|request| ring.submit(request));
-    ring.kick.ring();
+    ring.kick.signal();
     bench.sync_begins();
     let before = ring.wait();
     assert_eq!(before.head, heads[0]);
@@ -242,7 +242,7 @@ fn a_front_end_that_has_not_read_the_configuration_gets_every_write_persisted_un
     let write = RawRequest::write(8, &[7; 512]);
     for request in [&write, &RawRequest::flush()] {
         ring.submit(request);
-        ring.kick.ring();
+        ring.kick.signal();
         bench.sync_begins();
         assert_eq!(ring.next_used(), None, "it is not answered before it persists");
         bench.sync_ends(Ok(()));

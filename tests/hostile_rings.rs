@@ -44,7 +44,7 @@ struct Area {
 fn lay_out(ring: &mut Ring, indirect: bool) -> Vec<Area> {
     let mut areas = Vec::new();
     for chain in 0..CHAINS {
-        let frame = ring.frame(usize::from(chain) % ring.slots());
+        let frame = ring.buffers(usize::from(chain) % ring.slots());
         let is_read = chain % 2 == 0;
         ring.memory.write(frame.header, &header(u32::from(!is_read), u64::from(chain) * 8));
         ring.memory.fill(frame.status, 1, NO_STATUS);
@@ -61,7 +61,7 @@ fn lay_out(ring: &mut Ring, indirect: bool) -> Vec<Area> {
             ring.prepare(chain * 3, &parts);
         }
     }
-    ring.show();
+    ring.make_available();
     let [available, used] = if ring.is_packed() { [4, 4] } else { [6 + 2 * 64, 6 + 8 * 64] };
     areas.extend([(ring.descriptors, 16 * 64), (ring.available, available), (ring.used, used)]);
     let area = |(start, bytes)| Area { start, good: ring.memory.read(start, bytes) };
@@ -70,7 +70,7 @@ fn lay_out(ring: &mut Ring, indirect: bool) -> Vec<Area> {
 
 /// Whether a request has been answered.
 fn has_run(ring: &Ring) -> bool {
-    (0..ring.slots()).any(|slot| ring.memory.read(ring.frame(slot).status, 1) != [NO_STATUS])
+    (0..ring.slots()).any(|slot| ring.memory.read(ring.buffers(slot).status, 1) != [NO_STATUS])
 }
 
 /// One store: something hostile, something random, or what was there.
@@ -123,19 +123,19 @@ fn race(packed: bool, indirect: bool) {
                 if rounds > 0 {
                     session.stop(&ring);
                     ran += u64::from(has_run(&ring));
-                    broken += u64::from(ring.err.is_rung());
+                    broken += u64::from(ring.err.is_signalled());
                 }
                 ring.reset();
                 *areas = lay_out(&mut ring, indirect);
                 session.start(&ring, 0).unwrap();
             }
             wait_for("a request is answered, or the ring broken", || {
-                ring.kick.ring();
-                (has_run(&ring) || ring.err.is_rung()).then_some(())
+                ring.kick.signal();
+                (has_run(&ring) || ring.err.is_signalled()).then_some(())
             });
             let round = Instant::now();
             while round.elapsed() < ROUND {
-                ring.kick.ring();
+                ring.kick.signal();
                 std::thread::yield_now();
             }
             rounds += 1;

@@ -63,7 +63,7 @@ fn fill_ring(ring: &mut Ring, rounds: usize) {
     for _ in 0..rounds {
         let count = ring.slots();
         (0..count).for_each(|_| _ = ring.submit(&request));
-        ring.kick.ring();
+        ring.kick.signal();
         for _ in 0..count {
             let used = ring.wait();
             assert_eq!(ring.answer(&request, used).status, OK);
@@ -102,20 +102,20 @@ fn nothing_happens_while_somebody_waits() {
     let mut broken = session.ring(1, 64);
     broken.break_it();
     broken.err.wait("the ring breaks");
-    broken.kick.ring();
+    broken.kick.signal();
     let mut paused = session.ring(2, 64);
     session.enable(&paused, false).unwrap();
     let mut stopped = session.ring(3, 64);
     session.stop(&stopped);
     for ring in [&mut paused, &mut stopped] {
         ring.submit(&Request::read(0, 512));
-        ring.kick.ring();
+        ring.kick.signal();
     }
     // A second front-end that waits for the disk, one that has said half a message, one that is silent.
     let second = Session::connect(&daemon.socket(0));
     let mut waiting = second.ring(0, 64);
     waiting.submit(&Request::read(0, 512));
-    waiting.kick.ring();
+    waiting.kick.signal();
     let half = Wire::connect(&daemon.socket(0));
     half.send_bytes(&[1, 0, 0, 0, 1, 0], &[]);
     let _silent = Wire::connect(&daemon.socket(0));

@@ -236,7 +236,7 @@ fn a_ring_goes_on_where_its_used_index_stands() {
     frontend.negotiate(&frontend::Options::default());
     frontend.share_memory();
     // Cloud Hypervisor's base: what the guest has made available.
-    frontend.start_base_last(&ring, ring.offered().into()).unwrap();
+    frontend.start_base_last(&ring, ring.available_index().into()).unwrap();
     for (write, head) in writes.iter().zip(heads) {
         let used = ring.wait();
         assert_eq!(used.head, head);
@@ -255,7 +255,7 @@ fn a_broken_ring_breaks_alone_and_can_be_started_anew() {
     let frontend = Session::connect(&socket);
     let load = Load::start(frontend.ring(0, 256), LOAD_SECTORS);
     let mut ring = frontend.ring(1, 64);
-    let frame = ring.frame(0);
+    let frame = ring.buffers(0);
     type Part = (u64, u32, u16, u16);
     let chains: [(&str, &[Part]); 3] = [
         ("a loop behind the status", &[(frame.header, 16, NEXT, 1), (frame.status, 1, WRITE | NEXT, 1)]),
@@ -268,7 +268,7 @@ fn a_broken_ring_breaks_alone_and_can_be_started_anew() {
             ring.put(index as u16, Descriptor { address, len, flags, next });
         }
         ring.offer(0);
-        ring.kick.ring();
+        ring.kick.signal();
         let broken = || (stock.counters().broken_rings == number as u64 + 1).then_some(());
         wait_for(&format!("{what} has broken the ring"), broken);
         load.wait_for_progress();

@@ -185,7 +185,7 @@ impl Messages {
             if self.random.one_in(3) && self.ring.next_used().is_none() {
                 // The guest goes on meanwhile, whatever its ring is like by now.
                 self.ring.submit(&Request::read(0, 512));
-                self.ring.kick.ring();
+                self.ring.kick.signal();
             }
             let (bytes, files) = self.message();
             let files: Vec<BorrowedFd<'_>> =

@@ -21,7 +21,7 @@ const RING: [u8; 8] = [0; 8];
 fn run_untold(ring: &mut Ring) {
     let request = Request::read(0, 4096);
     ring.submit(&request);
-    ring.kick.ring();
+    ring.kick.signal();
     let used = wait_for("a read is done", || ring.next_used());
     assert_eq!(ring.answer(&request, used).status, OK);
 }

@@ -30,8 +30,8 @@ fn packed_rings_do_what_split_ones_do() {
             let count = 1 + sizes.below(u64::from(Tables::chains(&rings[0]))) as u16;
             for (ring, tables) in rings.iter_mut().zip(&tables) {
                 chains::lay_out(ring, &mut Random::new(round), count, tables);
-                ring.show();
-                ring.kick.ring();
+                ring.make_available();
+                ring.kick.signal();
             }
             let [split, packed] =
                 rings.each_mut().map(|ring| (0..count).map(|_| ring.wait()).collect::<Vec<Used>>());

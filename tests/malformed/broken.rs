@@ -102,16 +102,16 @@ fn outside() -> Vec<Row> {
         row("the head is 65535", Broken, |case| case.offer(u16::MAX)),
         row("the available index is one too far ahead", Broken, |case| {
             case.bare(IN, 0);
-            let last = case.ring.offered().wrapping_sub(1);
-            case.ring.set_offered(last.wrapping_add(QUEUE_SIZE + 1));
+            let last = case.ring.available_index().wrapping_sub(1);
+            case.ring.set_available_index(last.wrapping_add(QUEUE_SIZE + 1));
         }),
         row("the available index is behind", Broken, |case| {
-            let last = case.ring.offered();
-            case.ring.set_offered(last.wrapping_sub(1));
+            let last = case.ring.available_index();
+            case.ring.set_available_index(last.wrapping_sub(1));
         }),
         row("the available index is half the way round", Broken, |case| {
-            let last = case.ring.offered();
-            case.ring.set_offered(last.wrapping_add(0x8000));
+            let last = case.ring.available_index();
+            case.ring.set_available_index(last.wrapping_add(0x8000));
         }),
         row("next is behind the end of an indirect table", Broken, |case| {
             good_table(case);

@@ -2,7 +2,7 @@
 
 use crate::common::frontend::SPANS;
 use crate::common::frontend::request::header;
-use crate::common::frontend::ring::{Descriptor, Frame, NO_DATA, NO_STATUS, Part, Ring};
+use crate::common::frontend::ring::{Descriptor, NO_DATA, NO_STATUS, Part, RequestBuffers, Ring};
 
 /// Descriptors in the ring under test: fewer than an indirect table may have.
 pub(crate) const QUEUE_SIZE: u16 = 64;
@@ -83,7 +83,7 @@ pub(crate) struct Case<'a> {
     /// The ring under test, quiet.
     pub(crate) ring: &'a mut Ring,
     /// Memory of a request.
-    pub(crate) frame: Frame,
+    pub(crate) frame: RequestBuffers,
     /// Memory of an indirect table.
     pub(crate) table: u64,
     /// Memory of another one.
@@ -97,7 +97,7 @@ pub(crate) struct Case<'a> {
 impl<'a> Case<'a> {
     /// Clean memory.
     pub(crate) fn new(ring: &'a mut Ring) -> Self {
-        let (frame, tables) = (ring.frame(0), ring.frame(1));
+        let (frame, tables) = (ring.buffers(0), ring.buffers(1));
         ring.memory.fill(frame.header, 2048, 0);
         ring.memory.fill(frame.status, 64, NO_STATUS);
         ring.memory.fill(frame.data, 16 << 10, NO_DATA);

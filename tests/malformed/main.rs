@@ -53,13 +53,13 @@ fn try_row(row: &Row, session: &Session, ring: &mut Ring, witness: &mut Ring) {
     let mut case = Case::new(ring);
     (row.build)(&mut case);
     let (status, head) = (case.status, case.head);
-    ring.kick.ring();
+    ring.kick.signal();
     match row.expected {
         Expected::Status(expected, used_bytes) => {
             let used = ring.wait();
             let found = ring.memory.read(status, 1)[0];
             assert_eq!((used.head, found, used.bytes), (head, expected, used_bytes), "{}", row.name);
-            assert!(!ring.err.is_rung(), "{}: the ring is broken", row.name);
+            assert!(!ring.err.is_signalled(), "{}: the ring is broken", row.name);
         }
         Expected::Broken => {
             ring.err.wait(&format!("the ring breaks: {}", row.name));

@@ -13,14 +13,14 @@ const QUEUE_SIZE: u16 = 16;
 fn offer(ring: &mut Ring, random: &mut Random) -> u16 {
     let table: Vec<Descriptor> = (0..QUEUE_SIZE).map(|_| descriptor(ring, random, 40)).collect();
     let part = |it: &Descriptor| (it.address, it.len, it.flags);
-    let inner = ring.frame(1).header;
+    let inner = ring.buffers(1).header;
     if ring.is_packed() {
         ring.put_table(inner, &table.iter().map(part).collect::<Vec<_>>());
     } else {
         ring.memory.write(inner, &table.iter().flat_map(|it| it.to_bytes()).collect::<Vec<u8>>());
     }
     // Sometimes a request that could be meant.
-    let frame = ring.frame(0);
+    let frame = ring.buffers(0);
     let kind = random.pick(&[0, 1, 4, 8, 11, 13, 99]);
     let sector = if random.one_in(4) { random.next() } else { random.below(64) };
     ring.memory.write(frame.header, &super::common::frontend::request::header(kind, sector));
@@ -48,17 +48,17 @@ fn offer(ring: &mut Ring, random: &mut Random) -> u16 {
 
 /// Neither the rings nor the tables are ever written to by the device, so its answer can be believed.
 fn descriptor(ring: &Ring, random: &mut Random, oddness: u64) -> Descriptor {
-    let frame = ring.frame(0);
+    let frame = ring.buffers(0);
     let address = match random.below(oddness) {
         0 => random.next(),
         1 => 0,
         2 => u64::MAX - random.below(4096),
-        3..=8 => ring.frame(1).header,
+        3..=8 => ring.buffers(1).header,
         9..=14 => frame.header,
         15..=20 => frame.status,
         _ => frame.data + random.below(1024),
     };
-    let is_table = address == ring.frame(1).header;
+    let is_table = address == ring.buffers(1).header;
     let len = match random.below(12) {
         0 => 0,
         1 => 1,
@@ -88,12 +88,12 @@ fn random_chains_are_answered_or_break_their_ring() {
         let (mut answered, mut broken) = (0, 0);
         for case in 0..CASES {
             let mut random = Random::new(seed ^ case << 20);
-            ring.memory.fill(ring.frame(0).status, 64, NO_STATUS);
+            ring.memory.fill(ring.buffers(0).status, 64, NO_STATUS);
             let head = offer(&mut ring, &mut random);
-            ring.kick.ring();
+            ring.kick.signal();
             let what = format!("SEED={seed}, case {case}: the chain is answered or the ring broken");
             let used = wait_for(&what, || match ring.next_used() {
-                None if ring.err.is_rung() => Some(None),
+                None if ring.err.is_signalled() => Some(None),
                 None => None,
                 used => Some(used),
             });

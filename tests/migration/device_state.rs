@@ -119,12 +119,12 @@ fn snapshots_with(options: &Options, place: Place, restart: bool) {
         let requests = requests(round);
         let (early, late) = requests.split_at(requests.len() - 10);
         let mut heads: Vec<u16> = early.iter().map(|request| ring.submit(request)).collect();
-        ring.kick.ring();
+        ring.kick.signal();
         session.enable(&ring, false).unwrap();
         heads.extend(late.iter().map(|request| ring.submit(request)));
-        ring.kick.ring();
+        ring.kick.signal();
         assert_eq!(session.stop(&ring), ring.used_base(), "the base is how far it came");
-        left_undone += ring.offered().wrapping_sub(ring.used_index());
+        left_undone += ring.available_index().wrapping_sub(ring.used_index());
         let state = save(&session);
         drop(session);
         if restart {

@@ -88,13 +88,13 @@ fn random_rounds_of(place: Place, features: u64, packed: bool) {
         let may_change: Pages = writable.iter().flat_map(|(address, len)| pages_of(*address, *len)).collect();
         logs[0].take();
         let before = Snapshot::of(&session.memory);
-        ring.show();
-        ring.kick.ring();
+        ring.make_available();
+        ring.kick.signal();
         for _ in 0..random.below(3) {
             logs.push(Log::of(&session.memory));
             logs.last().unwrap().announce(&session);
         }
-        wait_for("all are done", || (ring.used_index() == ring.offered()).then_some(()));
+        wait_for("all are done", || (ring.used_index() == ring.available_index()).then_some(()));
         session.enable(&ring, false).unwrap();
         while ring.next_used().is_some() {}
         let changed = before.changes(&Snapshot::of(&session.memory));
@@ -133,9 +133,9 @@ fn copy_under_load_of(place: Place, packed: bool) {
         chains::lay_out(&mut ring, &mut random, count, &tables);
         // What this side writes is marked by whoever runs the guest.
         copy.update(&session.memory, &used_pages(&ring));
-        ring.show();
-        ring.kick.ring();
-        while ring.used_index() != ring.offered() {
+        ring.make_available();
+        ring.kick.signal();
+        while ring.used_index() != ring.available_index() {
             let pages = log.take();
             copies += pages.len();
             copy.update(&session.memory, &pages);
@@ -214,7 +214,7 @@ fn it_can_be_replaced_under_load() {
         marked.extend(logs.iter().flat_map(Log::pages));
         // The load writes from the first eight slots and reads to the others.
         for slot in 0..16 {
-            let frame = first.frame(slot);
+            let frame = first.buffers(slot);
             let data = if slot < 8 { frame.status } else { frame.data };
             for (part, address) in [("data", data), ("status", frame.status)] {
                 let missed = missing(&pages_of(address, 1).collect(), &marked);
@@ -235,11 +235,11 @@ fn memory_that_is_added_is_logged() {
         switch_on(&mut session, &log, &[&ring]);
         let extra = Memory::new(&[Span { guest_start: far, bytes: 1 << 20 }]);
         session.ask(|control| control.add_mem_region(&extra.announcement()[0])).unwrap();
-        let frame = ring.frame(0);
+        let frame = ring.buffers(0);
         ring.memory.write(frame.header, &Request::read(0, 4096).header());
         let data = (far + 8 * PAGE + 100, 4096, WRITE);
         ring.chain(0, &[(frame.header, 16, 0), data, (frame.status, 1, WRITE)]);
-        ring.kick.ring();
+        ring.kick.signal();
         ring.wait();
         session.stop(&ring);
         let added: Vec<u64> = log.pages().into_iter().filter(|page| *page >= far / PAGE).collect();
@@ -266,7 +266,7 @@ fn nothing_is_marked_while_it_is_off() {
         assert_eq!(ring.run(&read).status, OK);
         session.set_features(session.features & !LOG_ALL);
         let marked = log.pages();
-        let frame = ring.frame(1);
+        let frame = ring.buffers(1);
         for page in [frame.data, frame.status, ring.used].map(|address| address / PAGE) {
             assert!(marked.contains(&page), "{:#x} is not marked", page * PAGE);
         }
@@ -311,7 +311,7 @@ fn a_log_that_is_too_short_does_no_harm() {
     let daemon = daemon(Place::Tmpfs);
     let mut session = connect(&daemon, u64::MAX);
     let mut ring = session.ring(0, 64);
-    let frame = ring.frame(0);
+    let frame = ring.buffers(0);
     // It ends right behind the page of the status byte; the data is in the page after that.
     let end = (frame.status / PAGE + 1).next_multiple_of(8);
     let log = Log::new(end / 8);
@@ -353,14 +353,14 @@ fn a_log_that_is_truncated_ends_its_session_only() {
         assert_eq!(ring.run(&Request::read(0, 4096)).status, OK);
         let before = Process(daemon.pid()).all_mappings();
         log.truncate();
-        let frame = ring.frame(0);
+        let frame = ring.buffers(0);
         ring.memory.write(frame.header, &Request::read(0, 4096).header());
         for (head, region) in (0..).step_by(4).zip(&regions) {
             let data = (region.spans()[0].guest_start, 4096, WRITE);
             ring.prepare(head, &[(frame.header, 16, 0), data, (frame.status, 1, WRITE)]);
         }
-        ring.show();
-        ring.kick.ring();
+        ring.make_available();
+        ring.kick.signal();
         ring.err.wait("the ring is broken");
         let after = Process(daemon.pid()).all_mappings();
         assert!(after <= before + 4, "packed {packed}: {before} mappings before, {after} after");

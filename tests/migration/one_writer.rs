@@ -73,7 +73,7 @@ fn leave(session: &Session, mut ring: Ring, other: &Ring, author: u64, random: &
             for repeat in 0..ring.slots() as u64 {
                 ring.submit(&Request::write(0, &mark(author << 8 | repeat | 0x80)));
             }
-            ring.kick.ring();
+            ring.kick.signal();
         }
     }
 }
@@ -124,7 +124,7 @@ fn the_second_daemon_takes_over_when_the_first_is_killed_under_load() {
         let other = connect(&second.socket(0), packed);
         let mut waiting = other.ring(0, 64);
         waiting.submit(&Request::read(4096, 4096));
-        waiting.kick.ring();
+        waiting.kick.signal();
         for _ in 0..200 {
             assert_eq!(busy.run(&Request::write(0, &mark(8))).status, OK);
             assert_eq!(waiting.used_index(), 0, "both run");
@@ -132,7 +132,7 @@ fn the_second_daemon_takes_over_when_the_first_is_killed_under_load() {
         for _ in 0..busy.slots() {
             busy.submit(&Request::write(0, &mark(9)));
         }
-        busy.kick.ring();
+        busy.kick.signal();
         first.kill();
         let used = waiting.wait();
         let answer = waiting.answer(&Request::read(4096, 4096), used);

@@ -40,11 +40,11 @@ fn log_up_to(place: u64) -> Log {
 fn assert_logged(ring: &mut Ring, log: &Log, region: &Memory, random: &mut Random) {
     let bytes = 512 * (1 + random.below(32));
     let data = region.spans()[0].guest_start + random.below(REGION_BYTES - bytes);
-    let frame = ring.frame(0);
+    let frame = ring.buffers(0);
     ring.memory.write(frame.header, &Request::read(LOAD_SECTORS, bytes as u32).header());
     let parts = [(frame.header, 16, 0), (data, bytes as u32, WRITE), (frame.status, 1, WRITE)];
     ring.chain(0, &parts);
-    ring.kick.ring();
+    ring.kick.signal();
     ring.wait();
     assert_eq!(ring.memory.read(frame.status, 1), [OK]);
     let marked: Pages = log.take().into_iter().filter(|page| *page >= FAR / PAGE).collect();

@@ -33,7 +33,7 @@ fn waiting_write(moved: &mut Moved, ring: &mut Ring) {
 fn waiting(moved: &mut Moved, ring: &mut Ring, request: &Request) {
     ring.submit(request);
     moved.session.start(ring, 0).unwrap();
-    let data = ring.frame(0).data;
+    let data = ring.buffers(0).data;
     moved.serve_until_wanted(data);
 }
 
@@ -54,7 +54,7 @@ fn requests_are_done_when_the_pages_they_need_have_come() {
         }
         moved.session.start(&ring, 0).unwrap();
         moved.serve(&mut ring, 3);
-        for address in [ring.descriptors, ring.frame(0).header, ring.frame(0).data + 2 * PAGE] {
+        for address in [ring.descriptors, ring.buffers(0).header, ring.buffers(0).data + 2 * PAGE] {
             assert!(moved.has(address), "{address:#x} was not missing: {:x?}", moved.pages.brought());
         }
 
@@ -94,7 +94,7 @@ fn what_rings_consist_of_is_waited_for_by_nobody_who_answers() {
     moved.pages.bring(wanted);
     moved.serve(&mut rings[0], 1);
     // The other one was stopped before anything of it had come.
-    assert!(!moved.has(rings[1].frame(0).data));
+    assert!(!moved.has(rings[1].buffers(0).data));
     moved.pages.bring(rings[1].used / PAGE * PAGE);
     assert_eq!(moved.session.memory.load_u16(rings[1].used + 2), 0);
 }
@@ -118,8 +118,8 @@ fn a_ring_that_waits_holds_no_other_up() {
     for sector in 0..8 {
         assert_eq!(ring.run(&Request::read(sector, 512)).status, OK, "another guest");
     }
-    assert!(!moved.has(first.frame(0).data));
-    moved.pages.bring(first.frame(0).data);
+    assert!(!moved.has(first.buffers(0).data));
+    moved.pages.bring(first.buffers(0).data);
     moved.serve(&mut first, 1);
     // They are other workers' again, all of them one's.
     moved.end(&mut first);
@@ -142,7 +142,7 @@ fn disks_grow_while_a_guest_waits() {
     daemon.wait_for_log("the disk has grown");
     let grown = (2 * DISK_BYTES / SECTOR_BYTES as u64).to_le_bytes();
     wait_for("the other front-end sees it", || (other.config(0, 8).unwrap() == grown).then_some(()));
-    let data = ring.frame(0).data;
+    let data = ring.buffers(0).data;
     moved.pages.bring(data);
     assert_eq!(
         moved.session.wire.receive().unwrap().payload,

@@ -155,7 +155,7 @@ fn no_ring_runs_before_the_front_end_knows_where_memory_is() {
 
 /// The status of the first request, which has been done.
 fn ring_status(moved: &Moved, ring: &Ring) -> u8 {
-    moved.session.memory.read(ring.frame(0).status, 1)[0]
+    moved.session.memory.read(ring.buffers(0).status, 1)[0]
 }
 
 /// Memory that is plugged in comes with a whole table anew: there are no memory slots beside postcopy.
@@ -182,13 +182,13 @@ fn memory_may_be_announced_anew() {
     ring.memory = here.clone();
     ring.next_used().unwrap();
     ring.memory = moved.source.clone();
-    let frame = ring.frame(1);
+    let frame = ring.buffers(1);
     for page in [frame.header, frame.data] {
         moved.pages.bring(page);
     }
     ring.memory = here.clone();
     ring.submit(&Request::read(16, 4096));
-    ring.kick.ring();
+    ring.kick.signal();
     settle();
     assert_eq!(here.load_u16(used + 2), 1, "it runs before the acknowledgement");
     moved.acknowledge();

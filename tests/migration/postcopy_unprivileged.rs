@@ -63,9 +63,9 @@ fn no_privilege_is_needed() {
         moved.serve(&mut ring, 2);
         moved.end(&mut ring);
         for slot in 0..2 {
-            assert_eq!(ring.memory.read(ring.frame(slot).status, 1), [OK], "{place:?}");
+            assert_eq!(ring.memory.read(ring.buffers(slot).status, 1), [OK], "{place:?}");
         }
-        let read = ring.memory.read(ring.frame(1).data, PAGE as usize);
+        let read = ring.memory.read(ring.buffers(1).data, PAGE as usize);
         assert!(read == sectors(&content(), 64, PAGE as usize));
         let image = std::fs::read(daemon.image(0)).unwrap();
         assert!(image[..PAGE as usize] == [9; PAGE as usize] && image.len() as u64 == DISK_BYTES);

@@ -45,7 +45,7 @@ fn visit(socket: &Path, sector: u64) {
     for ring in &mut rings {
         assert_works(ring, sector);
         ring.submit(&Request::read(0, 4096));
-        ring.kick.ring();
+        ring.kick.signal();
     }
 }
 
@@ -85,7 +85,7 @@ fn hanging_up_in_the_middle_of_a_message_harms_nobody() {
         let mut ring = session.ring(0, 64);
         assert_works(&mut ring, 0);
         ring.submit(&Request::read(0, 4096));
-        ring.kick.ring();
+        ring.kick.signal();
         let fd = session.memory.fd();
         session.wire.send_bytes(&table_message(&session)[..length], &[fd, fd][..2.min(length)]);
     }
@@ -161,7 +161,7 @@ fn messages_with_and_without_descriptors_may_follow_each_other_at_once() {
     const SET_VRING_ERR: u32 = 14;
     let daemon = daemon("");
     let session = Session::connect(&daemon.socket(0));
-    let event = crate::common::frontend::bell::event();
+    let event = crate::common::frontend::event_fd::event();
     let files = [crate::common::frontend::fd_of(&event)];
     let size: &[u8] = &[1, 0, 0, 0, 64, 0, 0, 0];
     let index: &[u8] = &[1, 0, 0, 0, 0, 0, 0, 0];
@@ -253,7 +253,7 @@ fn stopping_the_daemon_while_rings_are_busy_drains_them() {
     for sector in 0..ring.slots() as u64 {
         ring.submit(&Request::write(sector * 8, &bytes));
     }
-    ring.kick.ring();
+    ring.kick.signal();
     let image = daemon.image(0);
     let setup = daemon.stop();
     // Whatever was taken was finished, and what was finished is in the file.
@@ -261,7 +261,7 @@ fn stopping_the_daemon_while_rings_are_busy_drains_them() {
     let file = std::fs::read(&image).unwrap();
     assert!(file[..done * 4096].chunks(4096).all(|chunk| chunk == bytes));
     for slot in 0..ring.slots() {
-        let status = ring.memory.read(ring.frame(slot).status, 1)[0];
+        let status = ring.memory.read(ring.buffers(slot).status, 1)[0];
         let expected = if slot < done { 0 } else { crate::common::frontend::ring::NO_STATUS };
         assert_eq!(status, expected, "request {slot} of {done} done");
     }

@@ -59,7 +59,7 @@ fn message(index: u16) -> [u8; 8] {
 fn assert_done_unnoticed(what: &str, ring: &mut Ring) {
     let request = Request::read(0, 512);
     ring.submit(&request);
-    ring.kick.ring();
+    ring.kick.signal();
     let used = wait_for(&format!("a read is done: {what}"), || ring.next_used());
     assert_eq!(ring.answer(&request, used).status, OK);
 }

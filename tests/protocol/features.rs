@@ -133,7 +133,7 @@ fn a_reset_device_waits_for_its_rings_and_keeps_memory_and_protocol_features() {
                 // The memory is not the device's any more.
                 let used = ring.used_index();
                 ring.submit(&Request::flush());
-                ring.kick.ring();
+                ring.kick.signal();
                 settle();
                 assert_eq!(ring.used_index(), used, "a ring runs on after a reset");
                 ring.reset();

@@ -16,7 +16,7 @@ use crate::common::frontend::message::{
     SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_KICK, SET_VRING_NUM,
 };
 use crate::common::frontend::request::{OK, Request};
-use crate::common::frontend::ring::{Place, Ring};
+use crate::common::frontend::ring::{Ring, Vring};
 use crate::common::frontend::wire::{Message, VERSION, Verdict, Wire};
 use crate::common::frontend::{EVENT_IDX, INDIRECT_DESC, PROTOCOL_FEATURES, SPANS, VERSION_1, fd_of};
 use crate::common::{PATIENCE, is_readable, pattern, wait_for, wait_readable};
@@ -76,29 +76,29 @@ impl FrontEnd {
         self.say(SET_MEM_TABLE, &table, &vec![memory.fd(); regions.len()]);
     }
 
-    fn size(&self, ring: &Place) {
+    fn size(&self, ring: &Vring) {
         self.say(SET_VRING_NUM, &state(ring, ring.size.into()), &[]);
     }
 
-    fn base(&self, ring: &Place, base: u32) {
+    fn base(&self, ring: &Vring, base: u32) {
         self.say(SET_VRING_BASE, &state(ring, base), &[]);
     }
 
-    fn addresses(&self, ring: &Place, log: u64) {
+    fn addresses(&self, ring: &Vring, log: u64) {
         let fields = [Ring::user(ring.descriptors), Ring::user(ring.used), Ring::user(ring.available), log];
         let fields = fields.map(u64::to_le_bytes);
         self.say(SET_VRING_ADDR, &[state(ring, 0).as_slice(), fields.as_flattened()].concat(), &[]);
     }
 
-    fn call(&self, ring: &Place) {
+    fn call(&self, ring: &Vring) {
         self.say(SET_VRING_CALL, &number(ring), &[fd_of(&*ring.call.current())]);
     }
 
-    fn kick(&self, ring: &Place) {
+    fn kick(&self, ring: &Vring) {
         self.say(SET_VRING_KICK, &number(ring), &[fd_of(&*ring.kick.current())]);
     }
 
-    fn enable(&self, ring: &Place, enable: bool) {
+    fn enable(&self, ring: &Vring, enable: bool) {
         self.say(SET_VRING_ENABLE, &state(ring, enable.into()), &[]);
     }
 
@@ -122,11 +122,11 @@ fn connect(path: &std::path::Path, features: u64, protocol: u64) -> FrontEnd {
     front_end
 }
 
-fn state(ring: &Place, number: u32) -> Vec<u8> {
+fn state(ring: &Vring, number: u32) -> Vec<u8> {
     [u32::from(ring.index), number].map(u32::to_le_bytes).as_flattened().to_vec()
 }
 
-fn number(ring: &Place) -> [u8; 8] {
+fn number(ring: &Vring) -> [u8; 8] {
     u64::from(ring.index).to_le_bytes()
 }
 
@@ -209,7 +209,7 @@ fn a_call_socket_that_is_full_holds_nobody_up() {
     // A stream socket holds some hundred signals.
     for _ in 0..100 {
         let heads: Vec<u16> = (0..ring.slots()).map(|_| ring.submit(&Request::read(0, 512))).collect();
-        ring.kick.ring();
+        ring.kick.signal();
         for head in heads {
             assert_eq!(wait_for("the request is done", || ring.next_used()).head, head);
         }
@@ -296,7 +296,7 @@ fn crosvm_asks_for_rings_of_32768() {
         for ring in &mut rings {
             let read = Request::read(0, 512);
             let heads: Vec<u16> = (0..ring.slots().min(3000)).map(|_| ring.submit(&read)).collect();
-            ring.kick.ring();
+            ring.kick.signal();
             for head in heads {
                 let used = ring.wait();
                 assert_eq!((used.head, ring.answer(&read, used).status), (head, OK));
@@ -350,7 +350,7 @@ fn cloud_hypervisor_resumes_on_a_live_connection() {
                 for _ in 0..ring.slots() {
                     ring.submit(&read);
                 }
-                ring.kick.ring();
+                ring.kick.signal();
             }
         }
     }

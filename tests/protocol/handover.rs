@@ -9,7 +9,7 @@ use crate::common::pattern;
 /// Makes a read of the first sectors available; the ring must not do it yet.
 fn submit_and_wait_in_vain(ring: &mut Ring) {
     ring.submit(&Request::read(0, 4096));
-    ring.kick.ring();
+    ring.kick.signal();
     settle();
     assert_eq!(ring.used_index(), 0, "two front-ends write at once");
 }
@@ -117,7 +117,7 @@ fn the_disk_passes_through_many_hands() {
     }
     for (_, ring) in &mut waiting {
         ring.submit(&Request::read(0, 512));
-        ring.kick.ring();
+        ring.kick.signal();
     }
     while !waiting.is_empty() {
         let running = crate::common::wait_for("one of them runs", || {

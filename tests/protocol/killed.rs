@@ -40,7 +40,7 @@ fn who_comes_back_at_once_is_refused_by_a_daemon_that_was_killed() {
         }
         let come_back: Vec<_> =
             [0, 0, 1, 1].map(|disk| daemon.socket(disk)).iter().map(|it| comes_back_at_once(it)).collect();
-        ring.kick.ring();
+        ring.kick.signal();
         setup = daemon.kill();
         let came: Vec<_> = come_back.into_iter().map(|thread| thread.join().unwrap()).collect();
         let is_refused = |came: &std::io::Result<()>| {

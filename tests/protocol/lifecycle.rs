@@ -26,7 +26,7 @@ fn a_ring_is_paused_and_goes_on_under_load() {
         let [paused, other] = two_loads(&session);
         for round in 0..40 {
             paused.wait_for_progress();
-            session.enable(&paused.place, false).unwrap();
+            session.enable(&paused.vring, false).unwrap();
             if round % 10 == 0 {
                 // What was done before is counted by now.
                 settle();
@@ -35,7 +35,7 @@ fn a_ring_is_paused_and_goes_on_under_load() {
                 assert_eq!(paused.done(), before, "a paused ring goes on");
             }
             other.wait_for_progress();
-            session.enable(&paused.place, true).unwrap();
+            session.enable(&paused.vring, true).unwrap();
         }
         paused.stop();
         other.stop();
@@ -52,11 +52,11 @@ fn a_storm_of_enabling_and_disabling_loses_nothing() {
             let state = [round / 2 % 2, u32::from(round % 5 < 2)].map(u32::to_le_bytes);
             assert!(session.wire.send(SET_VRING_ENABLE, VERSION, state.as_flattened(), &[]));
             if round % 200 == 0 {
-                loads.iter().for_each(|load| session.enable(&load.place, true).unwrap());
+                loads.iter().for_each(|load| session.enable(&load.vring, true).unwrap());
                 loads.iter().for_each(Load::wait_for_progress);
             }
         }
-        loads.iter().for_each(|load| session.enable(&load.place, true).unwrap());
+        loads.iter().for_each(|load| session.enable(&load.vring, true).unwrap());
         for load in loads {
             load.stop();
         }
@@ -94,7 +94,7 @@ fn reset_under_load(reset: fn(&Session)) {
                 settle();
                 assert_eq!(loads.each_ref().map(Load::done), before, "a ring goes on after a reset");
             }
-            loads.iter().for_each(|load| session.start(&load.place, 0).unwrap());
+            loads.iter().for_each(|load| session.start(&load.vring, 0).unwrap());
         }
         for load in loads {
             load.stop();
@@ -127,7 +127,7 @@ fn the_kind_of_the_rings_is_negotiated_anew_under_load() {
         for ring in &mut rings {
             assert_works(ring, u64::from(ring.index) * 8);
             (0..ring.slots()).for_each(|_| _ = ring.submit(&Request::read(0, 32 << 10)));
-            ring.kick.ring();
+            ring.kick.signal();
         }
         match round % 3 {
             0 => session.ask(|control| control.reset_device()).unwrap(),
@@ -170,7 +170,7 @@ const LIFE: [Step; 25] = [
     |session, ring| session.ask(|control| control.set_vring_kick(0, &ring.kick.current())),
     |session, ring| {
         ring.submit(&Request::read(0, 4096));
-        ring.kick.ring();
+        ring.kick.signal();
         session.enable(ring, true)
     },
     |session, _| {

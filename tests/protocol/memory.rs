@@ -83,7 +83,7 @@ fn a_slot_that_was_removed_is_not_touched_any_more() {
             let info = extra.announcement().remove(0);
             add(&session, &info).unwrap();
             for ring in &mut rings {
-                let frame = ring.frame(0);
+                let frame = ring.buffers(0);
                 ring.memory.write(frame.header, &Request::read(0, 32 << 10).header());
                 let chains = ring.size / 4;
                 for number in 0..chains {
@@ -95,8 +95,8 @@ fn a_slot_that_was_removed_is_not_touched_any_more() {
                         &[(frame.header, 16, 0), (data, 32 << 10, WRITE), (status, 1, WRITE)],
                     );
                 }
-                ring.show();
-                ring.kick.ring();
+                ring.make_available();
+                ring.kick.signal();
             }
             (0..round * 300).for_each(|_| std::hint::spin_loop());
             remove(&session, &info).unwrap();
@@ -104,7 +104,7 @@ fn a_slot_that_was_removed_is_not_touched_any_more() {
             rustix::fs::ftruncate(extra.fd(), 0).unwrap();
             rustix::fs::ftruncate(extra.fd(), 2 * MIB).unwrap();
             for ring in &mut rings {
-                let statuses = ring.frame(0).data;
+                let statuses = ring.buffers(0).data;
                 for number in 0..ring.size / 4 {
                     assert_eq!(ring.wait().head, number * 4);
                     let status = ring.memory.read(statuses + u64::from(number), 1)[0];
@@ -136,7 +136,7 @@ fn rings_can_live_in_a_slot_that_was_added() {
         let removed = remove(&session, &extra.announcement()[0]);
         println!("removal: {removed:?}");
         ring.submit(&Request::read(0, 512));
-        ring.kick.ring();
+        ring.kick.signal();
         assert_works(&mut other, 0);
         session.stop(&ring);
         if removed.is_ok() {
@@ -335,7 +335,7 @@ fn slots_of_strange_descriptors_are_refused() {
     let read_only = File::open(path).unwrap();
     let folder = File::open("/").unwrap();
     let (pipe, _writer) = std::io::pipe().unwrap();
-    let event = crate::common::frontend::bell::event();
+    let event = crate::common::frontend::event_fd::event();
     let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
     let handles =
         [read_only.as_raw_fd(), folder.as_raw_fd(), pipe.as_raw_fd(), event.as_raw_fd(), socket.as_raw_fd()];

@@ -4,7 +4,7 @@ use vhost::VhostBackend;
 
 use super::{assert_works, daemon};
 use crate::common::Random;
-use crate::common::frontend::bell::{Bell, event};
+use crate::common::frontend::event_fd::{SharedEventFd, event};
 use crate::common::frontend::load::{LOAD_SECTORS, Load};
 use crate::common::frontend::request::{OK, Request};
 use crate::common::frontend::{EVENT_IDX, Options, RING_PACKED, Session, settle};
@@ -15,11 +15,11 @@ fn all() -> impl Iterator<Item = Options> {
     [u64::MAX, !EVENT_IDX].into_iter().flat_map(both)
 }
 
-fn renew_kick(session: &Session, kick: &Bell) {
+fn renew_kick(session: &Session, kick: &SharedEventFd) {
     kick.replace(|kick| session.ask(|control| control.set_vring_kick(0, kick)).unwrap());
 }
 
-fn renew_call(session: &Session, call: &Bell) {
+fn renew_call(session: &Session, call: &SharedEventFd) {
     call.replace(|call| session.ask(|control| control.set_vring_call(0, call)).unwrap());
 }
 
@@ -30,13 +30,13 @@ fn setting_the_call_event_notifies_once() {
         let mut ring = session.ring(0, 64);
         ring.call.wait("the first call event was set");
         settle();
-        assert!(!ring.call.is_rung(), "and once only");
+        assert!(!ring.call.is_signalled(), "and once only");
         assert_works(&mut ring, 0);
         ring.call.take();
         renew_call(&session, &ring.call);
         ring.call.wait("another call event was set");
         settle();
-        assert!(!ring.call.is_rung(), "and once only");
+        assert!(!ring.call.is_signalled(), "and once only");
         assert_works(&mut ring, 0);
     }
 }
@@ -53,7 +53,7 @@ fn setting_the_kick_event_is_a_kick() {
             let head = ring.submit(&Request::read(0, 512));
             renew_kick(&session, &ring.kick);
             assert_eq!(ring.wait().head, head);
-            assert!(!ring.kick.is_rung());
+            assert!(!ring.kick.is_signalled());
             assert_works(&mut ring, 0);
         }
     }
@@ -66,7 +66,7 @@ fn a_kick_that_was_not_taken_yet_survives_a_new_event() {
         let mut ring = session.ring(0, 64);
         for _ in 0..500 {
             let head = ring.submit(&Request::read(0, 512));
-            ring.kick.ring();
+            ring.kick.signal();
             renew_kick(&session, &ring.kick);
             assert_eq!(ring.wait().head, head);
         }
@@ -82,8 +82,8 @@ fn events_are_replaced_under_load_without_losing_a_notification() {
         let witness = Load::start(session.ring(1, 128), LOAD_SECTORS);
         for round in 0..400 {
             match round % 3 {
-                0 => renew_kick(&session, &load.place.kick),
-                1 => renew_call(&session, &load.place.call),
+                0 => renew_kick(&session, &load.vring.kick),
+                1 => renew_call(&session, &load.vring.call),
                 _ => session.ask(|control| control.set_vring_err(0, &event())).unwrap(),
             }
             if round % 20 == 0 {
@@ -102,20 +102,20 @@ fn the_error_event_in_force_is_notified() {
         let mut ring = session.ring(0, 64);
         let mut other = session.ring(1, 64);
         assert_works(&mut ring, 0);
-        assert!(!ring.err.is_rung());
+        assert!(!ring.err.is_signalled());
         let before = ring.err.current();
         ring.err.replace(|err| session.ask(|control| control.set_vring_err(0, err)).unwrap());
         ring.break_it();
         ring.err.wait("the ring breaks");
         assert!(before.read().is_err(), "the event before was notified");
-        assert!(!other.err.is_rung());
+        assert!(!other.err.is_signalled());
         assert_works(&mut other, 0);
 
         ring.reset();
         session.stop(&ring);
         session.start(&ring, 0).unwrap();
         assert_works(&mut ring, 0);
-        assert!(!ring.err.is_rung());
+        assert!(!ring.err.is_signalled());
     }
 }
 
@@ -134,11 +134,11 @@ fn a_driver_that_wants_no_notification_gets_none() {
         ring.call.take();
         let request = Request::read(0, 512);
         ring.submit(&request);
-        ring.kick.ring();
+        ring.kick.signal();
         let used = crate::common::wait_for("the read is done", || ring.next_used());
         assert_eq!(ring.answer(&request, used).status, OK);
         settle();
-        assert!(!ring.call.is_rung());
+        assert!(!ring.call.is_signalled());
         ring.set_calls(true);
         assert_works(&mut ring, 0);
     }
@@ -157,11 +157,11 @@ fn with_event_indices_the_driver_is_notified_at_the_entry_it_names() {
             ring.call.take();
             for done in 1..=3_u16 {
                 ring.submit(&Request::read(0, 512));
-                ring.kick.ring();
+                ring.kick.signal();
                 crate::common::wait_for("the read is done", || ring.next_used());
                 if done < 3 {
                     settle();
-                    assert!(!ring.call.is_rung(), "notified at completion {done}");
+                    assert!(!ring.call.is_signalled(), "notified at completion {done}");
                 }
             }
             ring.call.wait("the third completion");
@@ -210,7 +210,7 @@ fn rings_run_without_call_and_error_events() {
         let request = Request::read(0, 512);
         for _ in 0..3 {
             ring.submit(&request);
-            ring.kick.ring();
+            ring.kick.signal();
             let used = crate::common::wait_for("the read is done", || ring.next_used());
             assert_eq!(ring.answer(&request, used).status, OK);
         }
@@ -223,7 +223,7 @@ fn rings_run_without_call_and_error_events() {
             assert_eq!(verdict, crate::common::frontend::wire::Verdict::Ack);
         }
         ring.submit(&request);
-        ring.kick.ring();
+        ring.kick.signal();
         crate::common::wait_for("the read is done", || ring.next_used());
     }
 }

@@ -8,7 +8,7 @@ use crate::common::frontend::load::{LOAD_SECTORS, Load};
 use crate::common::frontend::memory::Memory;
 use crate::common::frontend::request::{OK, Request};
 use crate::common::frontend::ring::packed::{AVAILABLE, USED};
-use crate::common::frontend::ring::{Place, Ring};
+use crate::common::frontend::ring::{Ring, Vring};
 use crate::common::frontend::{EVENT_IDX, Options, Session, assert_refused};
 use crate::common::{Random, pattern};
 
@@ -86,11 +86,11 @@ fn kill_at_any_moment(backing: Backing, base: Base, options: &Options) {
     for round in 0..6 {
         let requests = requests(&mut random);
         let heads: Vec<u16> = requests.iter().map(|request| ring.submit(request)).collect();
-        ring.kick.ring();
+        ring.kick.signal();
         std::thread::sleep(Duration::from_micros(random.below(1000)));
         let setup = daemon.kill();
         drop(session);
-        let left = ring.offered().wrapping_sub(ring.used_index());
+        let left = ring.available_index().wrapping_sub(ring.used_index());
         halfway += usize::from(left > 0 && usize::from(left) < requests.len());
         daemon = setup.start();
         session = come_back(&daemon, options, &memory);
@@ -135,7 +135,7 @@ fn a_daemon_is_killed_under_load() {
             std::thread::sleep(Duration::from_micros(random.below(2000)));
             daemon = daemon.kill().start();
             session = come_back(&daemon, &options, &memory);
-            loads.iter().for_each(|load| session.start(&load.place, 0).unwrap());
+            loads.iter().for_each(|load| session.start(&load.vring, 0).unwrap());
         }
         for load in loads {
             load.stop();
@@ -144,7 +144,7 @@ fn a_daemon_is_killed_under_load() {
 }
 
 /// What a back-end does that writes to the first descriptor of a chain only (as DPDK): uses one that begins here.
-fn use_elsewhere(place: &Place, slot: u16, wrap: bool, id: u16, bytes: u32) {
+fn use_elsewhere(place: &Vring, slot: u16, wrap: bool, id: u16, bytes: u32) {
     let at = place.descriptors + u64::from(slot) * 16;
     place.memory.write(at + 8, &bytes.to_le_bytes());
     place.memory.write(at + 12, &id.to_le_bytes());

@@ -26,7 +26,7 @@ fn addresses(index: u32, descriptors: u64, used: u64, available: u64) -> Vec<u8>
 
 /// The status byte of the request in this slot of a ring.
 fn status(ring: &Ring, slot: usize) -> u8 {
-    ring.memory.read(ring.frame(slot).status, 1)[0]
+    ring.memory.read(ring.buffers(slot).status, 1)[0]
 }
 
 /// Which base a front-end sends when it starts a ring again.
@@ -50,7 +50,7 @@ fn a_stopped_ring_has_published_what_it_took_and_goes_on_there() {
         let mut stopped_halfway = 0;
         for round in 0..60_u32 {
             let heads: Vec<u16> = (0..slots).map(|_| ring.submit(&read)).collect();
-            ring.kick.ring();
+            ring.kick.signal();
             for _ in 0..round * 200 {
                 std::hint::spin_loop();
             }
@@ -58,7 +58,7 @@ fn a_stopped_ring_has_published_what_it_took_and_goes_on_there() {
             let base = session.stop(&ring);
             let used = ring.used_index();
             assert_eq!(ring.used_base(), base, "round {round}: the reply came before the ring was at rest");
-            let done = slots - usize::from(ring.offered().wrapping_sub(used));
+            let done = slots - usize::from(ring.available_index().wrapping_sub(used));
             stopped_halfway += usize::from(done > 0 && done < slots);
             for slot in 0..slots {
                 let expected = if slot < done { OK } else { NO_STATUS };
@@ -70,7 +70,7 @@ fn a_stopped_ring_has_published_what_it_took_and_goes_on_there() {
                 );
             }
             if round % 16 == 0 {
-                ring.kick.ring();
+                ring.kick.signal();
                 settle();
                 assert_eq!(ring.used_index(), used, "round {round}: the ring runs on");
             }
@@ -105,7 +105,7 @@ fn indices_wrap_around() {
         }
         let base = session.stop(&ring);
         assert_eq!(base, ring.available_base());
-        assert!(ring.offered() < 1024);
+        assert!(ring.available_index() < 1024);
     }
 }
 
@@ -140,7 +140,7 @@ fn a_ring_of_32768_takes_as_many_chains_and_no_memory_before() {
         let ring = &mut rings[0];
         for round in 0..3 {
             let heads: Vec<u16> = (0..ring.slots()).map(|_| ring.submit(&Request::get_id())).collect();
-            ring.kick.ring();
+            ring.kick.signal();
             for head in heads {
                 let used = ring.wait();
                 assert_eq!((used.head, used.bytes), (head, 21), "round {round}");
@@ -160,13 +160,13 @@ fn a_chain_of_more_than_1024_descriptors_fails_alone() {
     for session in Session::of_each_kind(&daemon.socket(0)) {
         let mut ring = session.ring(0, 2048);
         for (data, expected) in [(1022, OK), (1023, IOERR), (1500, IOERR)] {
-            let frame = ring.frame(0);
+            let frame = ring.buffers(0);
             ring.memory.write(frame.header, &Request::read(0, 512).header());
             ring.memory.fill(frame.status, 1, NO_STATUS);
             let data = vec![(frame.data, 512, WRITE); data];
             let parts = [vec![(frame.header, 16, 0)], data, vec![(frame.status, 1, WRITE)]].concat();
             ring.chain(0, &parts);
-            ring.kick.ring();
+            ring.kick.signal();
             ring.wait();
             assert_eq!(ring.memory.read(frame.status, 1), [expected], "{} descriptors", parts.len());
             assert_works(&mut ring, 8);
@@ -182,7 +182,7 @@ fn all_64_rings_work_at_once() {
         for ring in &mut rings {
             ring.submit(&Request::read(0, 4096));
         }
-        rings.iter().for_each(|ring| ring.kick.ring());
+        rings.iter().for_each(|ring| ring.kick.signal());
         for ring in &mut rings {
             assert_eq!(ring.wait().bytes, 4097);
         }
@@ -202,7 +202,7 @@ fn a_disabled_ring_waits() {
             session.enable(&ring, false).unwrap();
             let used = ring.used_index();
             let head = ring.submit(&Request::read(0, 512));
-            ring.kick.ring();
+            ring.kick.signal();
             settle();
             assert_eq!(ring.used_index(), used, "round {round}: a disabled ring runs");
             session.enable(&ring, true).unwrap();
@@ -221,7 +221,7 @@ fn a_ring_that_was_never_enabled_waits() {
         session.set_addresses(&ring).unwrap();
         session.ask(|control| control.set_vring_base(0, 0)).unwrap();
         session.set_events(&ring).unwrap();
-        ring.kick.ring();
+        ring.kick.signal();
         settle();
         assert_eq!(ring.used_index(), 0);
         session.enable(&ring, true).unwrap();
@@ -297,7 +297,7 @@ fn bad_ring_addresses_are_refused_or_break_that_ring() {
                     verdicts.push(if result.is_ok() { Verdict::Ack } else { Verdict::Nack });
                 }
             }
-            ring.kick.ring();
+            ring.kick.signal();
             if !verdicts.contains(&Verdict::Nack) {
                 ring.err.wait(&format!("{what}: not refused, so the ring must break"));
             }
@@ -317,7 +317,7 @@ fn rings_that_do_not_exist_are_refused() {
     let daemon = daemon("queues=4");
     let session = Session::connect(&daemon.socket(0));
     let mut other = session.ring(3, 64);
-    let event = crate::common::frontend::bell::event();
+    let event = crate::common::frontend::event_fd::event();
     let fd = crate::common::frontend::fd_of(&event);
     for index in [4_u64, 5, 200, 255] {
         let number = index.to_le_bytes();
@@ -387,11 +387,11 @@ fn requests_complete_that_were_available_before_the_ring_started() {
         let mut ring = session.new_ring(0, 64);
         let heads: Vec<u16> = (0..ring.slots()).map(|_| ring.submit(&Request::read(0, 512))).collect();
         session.start(&ring, 0).unwrap();
-        wait_for("all of them are done", || (ring.used_index() == ring.offered()).then_some(()));
+        wait_for("all of them are done", || (ring.used_index() == ring.available_index()).then_some(()));
         for head in heads {
             assert_eq!(ring.wait().head, head);
         }
-        assert!(!ring.kick.is_rung(), "nobody has kicked");
+        assert!(!ring.kick.is_signalled(), "nobody has kicked");
     }
 }
 

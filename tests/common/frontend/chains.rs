@@ -22,7 +22,7 @@ pub const SECTORS: u64 = 4096;
 /// Descriptors of one chain at most.
 const CHAIN: u16 = 8;
 
-/// Lays out random chains in the ring, to be made available by `ring.show()`. Returns what may be written to: addresses
+/// Lays out random chains in the ring, to be made available by `ring.make_available()`. Returns what may be written to: addresses
 /// and lengths in bytes.
 pub fn lay_out(ring: &mut Ring, random: &mut Random, count: u16, tables: &Tables) -> Vec<(u64, u64)> {
     let mut writable = Vec::new();

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use super::request::{OK, Request};
-use super::ring::{Place, Ring};
+use super::ring::{Ring, Vring};
 use crate::common::{Random, SECTOR_BYTES, pattern, wait_for};
 
 /// Sectors that one load writes to, from the given one on.
@@ -21,7 +21,7 @@ const DEPTH: usize = 8;
 #[derive(Debug)]
 pub struct Load {
     /// Where its ring is; eventfds may be replaced under way.
-    pub place: Place,
+    pub vring: Vring,
     stop: Arc<AtomicBool>,
     done: Arc<AtomicU64>,
     thread: JoinHandle<Ring>,
@@ -31,7 +31,7 @@ impl Load {
     /// Uses [`LOAD_SECTORS`] from `first_sector` on.
     pub fn start(ring: Ring, first_sector: u64) -> Self {
         let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let place = ring.place();
+        let vring = ring.vring();
         let (is_stopped, counter) = (Arc::clone(&stop), Arc::clone(&done));
         let thread = std::thread::spawn(move || {
             let mut ring = ring;
@@ -42,7 +42,7 @@ impl Load {
             }
             ring
         });
-        Self { place, stop, done, thread }
+        Self { vring, stop, done, thread }
     }
 
     /// Requests finished so far, all without an error.

@@ -3,8 +3,8 @@
 
 #![allow(unsafe_code)]
 
-pub mod bell;
 pub mod chains;
+pub mod event_fd;
 pub mod features;
 pub mod load;
 pub mod memory;
@@ -29,7 +29,7 @@ use vhost::{Error, VhostBackend, VringConfigData};
 use super::PATIENCE;
 use memory::{Memory, Span};
 use message::SET_VRING_BASE;
-use ring::{Place, Ring};
+use ring::{Ring, Vring};
 use wire::{Verdict, Wire};
 
 /// Feature bit: entries of the rings say when to notify.
@@ -171,7 +171,7 @@ impl Session {
     }
 
     /// Starts a ring in QEMU's order.
-    pub fn start(&self, ring: &Place, base: u32) -> vhost::Result<()> {
+    pub fn start(&self, ring: &Vring, base: u32) -> vhost::Result<()> {
         let index = usize::from(ring.index);
         self.ask(|control| control.set_vring_num(index, ring.size))?;
         self.set_base(ring.index, base)?;
@@ -181,7 +181,7 @@ impl Session {
     }
 
     /// Starts a ring in Cloud Hypervisor's order: the base after the addresses.
-    pub fn start_base_last(&self, ring: &Place, base: u32) -> vhost::Result<()> {
+    pub fn start_base_last(&self, ring: &Vring, base: u32) -> vhost::Result<()> {
         let index = usize::from(ring.index);
         self.ask(|control| control.set_vring_num(index, ring.size))?;
         self.set_addresses(ring)?;
@@ -204,12 +204,12 @@ impl Session {
     }
 
     /// Announces where a ring is.
-    pub fn set_addresses(&self, ring: &Place) -> vhost::Result<()> {
+    pub fn set_addresses(&self, ring: &Vring) -> vhost::Result<()> {
         self.set_addresses_and_log(ring, None)
     }
 
     /// As [`Self::set_addresses`]; the used ring is logged as if it were at this guest address, if any.
-    pub fn set_addresses_and_log(&self, ring: &Place, log_addr: Option<u64>) -> vhost::Result<()> {
+    pub fn set_addresses_and_log(&self, ring: &Vring, log_addr: Option<u64>) -> vhost::Result<()> {
         const F_LOG: u32 = 1;
         let addresses = VringConfigData {
             queue_max_size: ring.size,
@@ -230,7 +230,7 @@ impl Session {
     }
 
     /// Hands over a ring's eventfds; the kick starts it.
-    pub fn set_events(&self, ring: &Place) -> vhost::Result<()> {
+    pub fn set_events(&self, ring: &Vring) -> vhost::Result<()> {
         let index = usize::from(ring.index);
         self.ask(|control| control.set_vring_err(index, &ring.err.current()))?;
         self.ask(|control| control.set_vring_call(index, &ring.call.current()))?;
@@ -238,7 +238,7 @@ impl Session {
     }
 
     /// Enables or disables a ring, where that is negotiated.
-    pub fn enable(&self, ring: &Place, enable: bool) -> vhost::Result<()> {
+    pub fn enable(&self, ring: &Vring, enable: bool) -> vhost::Result<()> {
         if self.features & PROTOCOL_FEATURES == 0 {
             return Ok(());
         }
@@ -246,7 +246,7 @@ impl Session {
     }
 
     /// Stops a ring; returns its base.
-    pub fn stop(&self, ring: &Place) -> u32 {
+    pub fn stop(&self, ring: &Vring) -> u32 {
         self.ask(|control| control.get_vring_base(usize::from(ring.index))).unwrap()
     }
 

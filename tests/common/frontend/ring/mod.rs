@@ -8,7 +8,7 @@ use std::ops::{Deref, DerefMut};
 
 use self::packed::Packed;
 use self::split::Split;
-use super::bell::Bell;
+use super::event_fd::SharedEventFd;
 use super::memory::{Memory, USER_BASE};
 use super::request::{Answer, Request};
 use super::{EVENT_IDX, RING_PACKED};
@@ -72,7 +72,7 @@ fn bytes_of(address: u64, len: u32, word: u16, last: u16) -> [u8; DESCRIPTOR_BYT
 
 /// Guest addresses of one request's parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Frame {
+pub struct RequestBuffers {
     /// 16 bytes.
     pub header: u64,
     /// One byte.
@@ -92,7 +92,7 @@ pub struct Used {
 
 /// Where a ring is, and how both sides notify each other: all that a back-end is told of it. Clones share it.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct Vring {
     /// Number of the queue.
     pub index: u16,
     /// Descriptors.
@@ -108,42 +108,42 @@ pub struct Place {
     /// EVENT_IDX is negotiated.
     pub event_idx: bool,
     /// New requests are notified here.
-    pub kick: Bell,
+    pub kick: SharedEventFd,
     /// Completions are notified here.
-    pub call: Bell,
+    pub call: SharedEventFd,
     /// A broken ring is notified here.
-    pub err: Bell,
+    pub err: SharedEventFd,
 }
 
 /// What a driver does with a ring of either kind. Chains are counted from the ring's start on, modulo 2^16.
-trait Side: Debug + Send {
-    /// Bytes of the three areas, in the order of [`Place`], each with its alignment.
+trait DriverSide: Debug + Send {
+    /// Bytes of the three areas, in the order of [`Vring`], each with its alignment.
     fn bytes(&self, size: u16) -> [(u64, u64); 3];
     /// Begins anew; the areas are empty.
     fn reset(&mut self);
     /// Makes a ring that was not used yet look as if so many chains were done.
-    fn begin_at(&mut self, at: &Place, chains: u16);
+    fn begin_at(&mut self, at: &Vring, chains: u16);
     /// Lays out a chain that is not available yet, with this head or buffer id. All parts but the last lead on.
-    fn prepare(&mut self, at: &Place, head: u16, parts: &[Part]);
+    fn prepare(&mut self, at: &Vring, head: u16, parts: &[Part]);
     /// Makes all chains available that were laid out, with one store.
-    fn show(&mut self, at: &Place);
+    fn make_available(&mut self, at: &Vring);
     /// Chains made available.
-    fn offered(&self) -> u16;
+    fn available_index(&self) -> u16;
     /// Chains used by the device.
-    fn done(&self, at: &Place) -> u16;
+    fn done(&self, at: &Vring) -> u16;
     /// Takes the next chain that was used.
-    fn next_used(&mut self, at: &Place) -> Option<Used>;
+    fn next_used(&mut self, at: &Vring) -> Option<Used>;
     /// Whether the device wants to hear of the chains made available since this was asked last.
-    fn wants_kick(&mut self, at: &Place) -> bool;
+    fn wants_kick(&mut self, at: &Vring) -> bool;
     /// With event indices: asks for a call once so many more chains, each of so many descriptors, are used than were
     /// taken so far, and one more.
-    fn name_event(&mut self, at: &Place, chains: u16, descriptors: u16);
+    fn name_event(&mut self, at: &Vring, chains: u16, descriptors: u16);
     /// Asks for calls, or for none.
-    fn set_calls(&mut self, at: &Place, wanted: bool);
+    fn set_calls(&mut self, at: &Vring, wanted: bool);
     /// How `GET_VRING_BASE` says it that everything used was taken.
-    fn used_base(&self, at: &Place) -> u32;
+    fn used_base(&self, at: &Vring) -> u32;
     /// The same for everything that was made available.
-    fn available_base(&self, at: &Place) -> u32;
+    fn available_base(&self, at: &Vring) -> u32;
     /// An indirect table of these parts, as it lies in memory.
     fn table(&self, parts: &[Part]) -> Vec<u8>;
 }
@@ -158,7 +158,7 @@ enum Kind {
 /// The driver's side of a queue.
 #[derive(Debug)]
 pub struct Ring {
-    place: Place,
+    vring: Vring,
     kind: Kind,
     frames: u64,
     /// Requests submitted by [`Ring::submit`], modulo the number of slots the next one's place.
@@ -166,16 +166,16 @@ pub struct Ring {
 }
 
 impl Deref for Ring {
-    type Target = Place;
+    type Target = Vring;
 
-    fn deref(&self) -> &Place {
-        &self.place
+    fn deref(&self) -> &Vring {
+        &self.vring
     }
 }
 
 impl DerefMut for Ring {
-    fn deref_mut(&mut self) -> &mut Place {
-        &mut self.place
+    fn deref_mut(&mut self) -> &mut Vring {
+        &mut self.vring
     }
 }
 
@@ -201,7 +201,7 @@ impl Ring {
             .map(|(bytes, alignment)| memory.allocate(bytes.next_multiple_of(least), alignment.max(least)));
         let frames = u64::from(size / SLOT_DESCRIPTORS).max(1) * FRAME_BYTES;
         let frames = memory.allocate(frames, 4096);
-        let place = Place {
+        let vring = Vring {
             index,
             size,
             memory: memory.clone(),
@@ -209,30 +209,30 @@ impl Ring {
             available,
             used,
             event_idx: features & EVENT_IDX != 0,
-            kick: Bell::new(),
-            call: Bell::new(),
-            err: Bell::new(),
+            kick: SharedEventFd::new(),
+            call: SharedEventFd::new(),
+            err: SharedEventFd::new(),
         };
-        Self { place, kind, frames, submitted: 0 }
+        Self { vring, kind, frames, submitted: 0 }
     }
 
-    fn side(&mut self) -> (&mut dyn Side, &Place) {
+    fn side(&mut self) -> (&mut dyn DriverSide, &Vring) {
         match &mut self.kind {
-            Kind::Split(split) => (split, &self.place),
-            Kind::Packed(packed) => (packed, &self.place),
+            Kind::Split(split) => (split, &self.vring),
+            Kind::Packed(packed) => (packed, &self.vring),
         }
     }
 
-    fn split(&mut self) -> (&mut Split, &Place) {
+    fn split(&mut self) -> (&mut Split, &Vring) {
         match &mut self.kind {
-            Kind::Split(split) => (split, &self.place),
+            Kind::Split(split) => (split, &self.vring),
             Kind::Packed(_) => panic!("that is for a split ring"),
         }
     }
 
     /// All that a back-end is told of it.
-    pub fn place(&self) -> Place {
-        self.place.clone()
+    pub fn vring(&self) -> Vring {
+        self.vring.clone()
     }
 
     /// Whether it is a packed one.
@@ -269,9 +269,9 @@ impl Ring {
     }
 
     /// Memory of the request in this slot.
-    pub fn frame(&self, slot: usize) -> Frame {
+    pub fn buffers(&self, slot: usize) -> RequestBuffers {
         let start = self.frames + slot as u64 * FRAME_BYTES;
-        Frame { header: start, status: start + 2048, data: start + 4096 }
+        RequestBuffers { header: start, status: start + 2048, data: start + 4096 }
     }
 
     /// Writes one entry of a split ring's descriptor table.
@@ -283,13 +283,13 @@ impl Ring {
     pub fn offer(&mut self, head: u16) {
         let (split, at) = self.split();
         split.announce(at, head);
-        split.show(at);
+        split.make_available(at);
     }
 
     /// Writes a split ring's available index.
-    pub fn set_offered(&mut self, index: u16) {
+    pub fn set_available_index(&mut self, index: u16) {
         let (split, at) = self.split();
-        split.set_offered(at, index);
+        split.set_available_index(at, index);
     }
 
     /// Lays out a chain that is not available yet: it has this head, and its descriptors are those from there on; in
@@ -300,15 +300,15 @@ impl Ring {
     }
 
     /// Makes all chains available that were laid out, with one store.
-    pub fn show(&mut self) {
+    pub fn make_available(&mut self) {
         let (side, at) = self.side();
-        side.show(at);
+        side.make_available(at);
     }
 
     /// Lays out a chain and makes it available.
     pub fn chain(&mut self, head: u16, parts: &[Part]) {
         self.prepare(head, parts);
-        self.show();
+        self.make_available();
     }
 
     /// Writes an indirect table of these parts.
@@ -318,42 +318,42 @@ impl Ring {
 
     /// A chain that never ends breaks the ring.
     pub fn break_it(&mut self) {
-        let header = self.frame(0).header;
+        let header = self.buffers(0).header;
         if self.is_packed() {
             self.chain(0, &vec![(header, 16, NEXT); usize::from(self.size)]);
         } else {
             self.put(0, Descriptor { address: header, len: 16, flags: NEXT, next: 0 });
             self.offer(0);
         }
-        self.kick.ring();
+        self.kick.signal();
     }
 
     /// How many chains this side has made available, modulo 2^16.
-    pub fn offered(&self) -> u16 {
-        self.kind.side().offered()
+    pub fn available_index(&self) -> u16 {
+        self.kind.side().available_index()
     }
 
     /// Kicks as a driver does that has made chains available: only if the device wants it (§2.7.10, §2.8.21.3.1).
     pub fn notify(&mut self) {
         let (side, at) = self.side();
         if side.wants_kick(at) {
-            self.kick.ring();
+            self.kick.signal();
         }
     }
 
     /// How many chains the device has used: a split ring's used index.
     pub fn used_index(&self) -> u16 {
-        self.kind.side().done(&self.place)
+        self.kind.side().done(&self.vring)
     }
 
     /// Where the device stands that has used [`Self::used_index`] chains, as `GET_VRING_BASE` says it.
     pub fn used_base(&self) -> u32 {
-        self.kind.side().used_base(&self.place)
+        self.kind.side().used_base(&self.vring)
     }
 
     /// Where it will stand that has used all chains that are available.
     pub fn available_base(&self) -> u32 {
-        self.kind.side().available_base(&self.place)
+        self.kind.side().available_base(&self.vring)
     }
 
     /// Takes the next chain that was used, if there is one.
@@ -400,18 +400,18 @@ impl Ring {
 
     /// What became of a request made by [`Ring::submit`].
     pub fn answer(&self, request: &Request, used: Used) -> Answer {
-        let frame = self.frame(usize::from(used.head / SLOT_DESCRIPTORS));
+        let frame = self.buffers(usize::from(used.head / SLOT_DESCRIPTORS));
         let data = self.memory.read(frame.data, request.writable_bytes as usize);
         Answer { status: self.memory.read(frame.status, 1)[0], used_bytes: used.bytes, data }
     }
 
     /// Reads `bytes` from `sector` on to `data`, a guest address that need not be the ring's memory; returns the status.
     pub fn read_to(&mut self, sector: u64, data: u64, bytes: u32) -> u8 {
-        let frame = self.frame(0);
+        let frame = self.buffers(0);
         self.memory.write(frame.header, &Request::read(sector, bytes).header());
         self.memory.fill(frame.status, 1, NO_STATUS);
         self.chain(0, &[(frame.header, 16, 0), (data, bytes, WRITE), (frame.status, 1, WRITE)]);
-        self.kick.ring();
+        self.kick.signal();
         assert_eq!(self.wait().head, 0);
         self.memory.read(frame.status, 1)[0]
     }
@@ -427,10 +427,10 @@ impl Ring {
 
     /// Addresses, lengths and directions of a request's parts.
     fn fill_frame(&self, slot: usize, request: &Request) -> Vec<Part> {
-        let frame = self.frame(slot);
+        let frame = self.buffers(slot);
         let readable = request.payload.len() as u32;
         assert!(u64::from(readable.max(request.writable_bytes)) <= DATA_BYTES);
-        assert!(readable == 0 || request.writable_bytes == 0, "the frame has one place for data");
+        assert!(readable == 0 || request.writable_bytes == 0, "a request has one place for data");
         self.memory.write(frame.header, &request.header());
         self.memory.fill(frame.status, 1, NO_STATUS);
         self.memory.write(frame.data, &request.payload);
@@ -448,7 +448,7 @@ impl Ring {
 }
 
 impl Kind {
-    fn side(&self) -> &dyn Side {
+    fn side(&self) -> &dyn DriverSide {
         match self {
             Self::Split(split) => split,
             Self::Packed(packed) => packed,

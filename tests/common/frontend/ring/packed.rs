@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{DESCRIPTOR_BYTES, NEXT, Part, Place, Side, Used, bytes_of};
+use super::{DESCRIPTOR_BYTES, DriverSide, NEXT, Part, Used, Vring, bytes_of};
 
 /// Descriptor flags: with both as the wrap counter a descriptor is used, with the second one inverted available.
 pub const AVAILABLE: u16 = 1 << 7;
@@ -17,7 +17,7 @@ const ENABLE: u16 = 0;
 const DISABLE: u16 = 1;
 const ONE_DESCRIPTOR: u16 = 2;
 
-/// Place of a descriptor's flags in it.
+/// Vring of a descriptor's flags in it.
 const FLAGS: u64 = 14;
 
 /// A descriptor of the ring, and the pass over the ring.
@@ -30,7 +30,7 @@ struct Position {
 impl Position {
     const START: Self = Self { slot: 0, wrap: true };
 
-    fn next(self, at: &Place) -> Self {
+    fn next(self, at: &Vring) -> Self {
         if self.slot + 1 < at.size {
             Self { slot: self.slot + 1, ..self }
         } else {
@@ -38,7 +38,7 @@ impl Position {
         }
     }
 
-    fn advance(self, by: u16, at: &Place) -> Self {
+    fn advance(self, by: u16, at: &Vring) -> Self {
         (0..by).fold(self, |position, _| position.next(at))
     }
 
@@ -51,12 +51,12 @@ impl Position {
         u32::from(self.bits()) * 0x1_0001
     }
 
-    fn descriptor(self, at: &Place) -> u64 {
+    fn descriptor(self, at: &Vring) -> u64 {
         at.descriptors + u64::from(self.slot) * DESCRIPTOR_BYTES
     }
 
     /// Whether the device has used the chain whose first descriptor is here.
-    fn is_used(self, at: &Place) -> bool {
+    fn is_used(self, at: &Vring) -> bool {
         let flags = at.memory.load_u16(self.descriptor(at) + FLAGS);
         [AVAILABLE, USED].iter().all(|bit| (flags & bit != 0) == self.wrap)
     }
@@ -79,7 +79,7 @@ pub(super) struct Packed {
     hidden: Option<(u64, u16)>,
     /// Chains not available yet.
     prepared: u16,
-    offered: u16,
+    available_index: u16,
     seen: u16,
     /// What was available at the last notification, or when none was wanted.
     notified: Position,
@@ -93,7 +93,7 @@ impl Default for Packed {
             under_way: VecDeque::new(),
             hidden: None,
             prepared: 0,
-            offered: 0,
+            available_index: 0,
             seen: 0,
             notified: Position::START,
         }
@@ -102,9 +102,9 @@ impl Default for Packed {
 
 impl Packed {
     /// Where the chains begin that are not used yet, and how many were used before them that were not taken.
-    fn end_of_used(&self, at: &Place) -> (Position, u16) {
+    fn end_of_used(&self, at: &Vring) -> (Position, u16) {
         let (mut position, mut count) = (self.used, 0);
-        let under_way = self.under_way.iter().take(usize::from(self.offered.wrapping_sub(self.seen)));
+        let under_way = self.under_way.iter().take(usize::from(self.available_index.wrapping_sub(self.seen)));
         for descriptors in under_way {
             if !position.is_used(at) {
                 break;
@@ -115,7 +115,7 @@ impl Packed {
     }
 }
 
-impl Side for Packed {
+impl DriverSide for Packed {
     fn bytes(&self, size: u16) -> [(u64, u64); 3] {
         [(u64::from(size) * DESCRIPTOR_BYTES, 16), (4, 4), (4, 4)]
     }
@@ -124,13 +124,13 @@ impl Side for Packed {
         *self = Self::default();
     }
 
-    fn begin_at(&mut self, at: &Place, chains: u16) {
+    fn begin_at(&mut self, at: &Vring, chains: u16) {
         let start = (0..chains).fold(Position::START, |position, _| position.next(at));
         *self = Self {
             next: start,
             used: start,
             notified: start,
-            offered: chains,
+            available_index: chains,
             seen: chains,
             ..Self::default()
         };
@@ -143,7 +143,7 @@ impl Side for Packed {
     }
 
     /// Only the last descriptor says the buffer id (§2.8.5).
-    fn prepare(&mut self, at: &Place, head: u16, parts: &[Part]) {
+    fn prepare(&mut self, at: &Vring, head: u16, parts: &[Part]) {
         let last = parts.len() - 1;
         for (number, &(address, len, flags)) in parts.iter().enumerate() {
             let place = self.next.descriptor(at);
@@ -161,23 +161,23 @@ impl Side for Packed {
         self.prepared += 1;
     }
 
-    fn show(&mut self, at: &Place) {
+    fn make_available(&mut self, at: &Vring) {
         if let Some((place, flags)) = self.hidden.take() {
             at.memory.store_u16(place, flags);
         }
-        self.offered = self.offered.wrapping_add(self.prepared);
+        self.available_index = self.available_index.wrapping_add(self.prepared);
         self.prepared = 0;
     }
 
-    fn offered(&self) -> u16 {
-        self.offered
+    fn available_index(&self) -> u16 {
+        self.available_index
     }
 
-    fn done(&self, at: &Place) -> u16 {
+    fn done(&self, at: &Vring) -> u16 {
         self.seen.wrapping_add(self.end_of_used(at).1)
     }
 
-    fn next_used(&mut self, at: &Place) -> Option<Used> {
+    fn next_used(&mut self, at: &Vring) -> Option<Used> {
         if self.end_of_used(at).1 == 0 {
             return None;
         }
@@ -191,7 +191,7 @@ impl Side for Packed {
         })
     }
 
-    fn wants_kick(&mut self, at: &Place) -> bool {
+    fn wants_kick(&mut self, at: &Vring) -> bool {
         let mut position = std::mem::replace(&mut self.notified, self.next);
         match at.memory.load_u16(at.used + 2) & 3 {
             DISABLE => false,
@@ -206,21 +206,21 @@ impl Side for Packed {
         }
     }
 
-    fn name_event(&mut self, at: &Place, chains: u16, descriptors: u16) {
+    fn name_event(&mut self, at: &Vring, chains: u16, descriptors: u16) {
         let event = self.used.advance(chains * descriptors, at);
         at.memory.store_u16(at.available, event.bits());
         at.memory.store_u16(at.available + 2, ONE_DESCRIPTOR);
     }
 
-    fn set_calls(&mut self, at: &Place, wanted: bool) {
+    fn set_calls(&mut self, at: &Vring, wanted: bool) {
         at.memory.store_u16(at.available + 2, if wanted { ENABLE } else { DISABLE });
     }
 
-    fn used_base(&self, at: &Place) -> u32 {
+    fn used_base(&self, at: &Vring) -> u32 {
         self.end_of_used(at).0.base()
     }
 
-    fn available_base(&self, _at: &Place) -> u32 {
+    fn available_base(&self, _at: &Vring) -> u32 {
         self.next.base()
     }
 

@@ -1,6 +1,6 @@
 //! The driver's side of a split ring (VIRTIO 1.2 §2.7).
 
-use super::{DESCRIPTOR_BYTES, Descriptor, NEXT, Part, Place, Side, Used};
+use super::{DESCRIPTOR_BYTES, Descriptor, DriverSide, NEXT, Part, Used, Vring};
 
 /// Flag of the available ring: the driver does not want to be called.
 const NO_INTERRUPT: u16 = 1;
@@ -11,7 +11,7 @@ const NO_NOTIFY: u16 = 1;
 #[derive(Debug, Default)]
 pub(super) struct Split {
     /// What this side has written to the available index.
-    offered: u16,
+    available_index: u16,
     /// Entries of the available ring behind that.
     prepared: u16,
     /// What this side has taken from the used ring.
@@ -22,15 +22,15 @@ pub(super) struct Split {
 
 impl Split {
     /// Writes the next entry of the available ring, which the device does not see yet.
-    pub(super) fn announce(&mut self, at: &Place, head: u16) {
-        let slot = self.offered.wrapping_add(self.prepared) % at.size;
+    pub(super) fn announce(&mut self, at: &Vring, head: u16) {
+        let slot = self.available_index.wrapping_add(self.prepared) % at.size;
         at.memory.store_u16(at.available + 4 + u64::from(slot) * 2, head);
         self.prepared += 1;
     }
 
     /// Writes the available index.
-    pub(super) fn set_offered(&mut self, at: &Place, index: u16) {
-        (self.offered, self.prepared) = (index, 0);
+    pub(super) fn set_available_index(&mut self, at: &Vring, index: u16) {
+        (self.available_index, self.prepared) = (index, 0);
         at.memory.store_u16(at.available + 2, index);
     }
 }
@@ -44,7 +44,7 @@ fn linked(head: u16, parts: &[Part], size: u16) -> impl Iterator<Item = Descript
     })
 }
 
-impl Side for Split {
+impl DriverSide for Split {
     fn bytes(&self, size: u16) -> [(u64, u64); 3] {
         let slots = u64::from(size);
         [(slots * DESCRIPTOR_BYTES, 16), (6 + slots * 2, 2), (6 + slots * 8, 4)]
@@ -54,13 +54,13 @@ impl Side for Split {
         *self = Self::default();
     }
 
-    fn begin_at(&mut self, at: &Place, chains: u16) {
+    fn begin_at(&mut self, at: &Vring, chains: u16) {
         at.memory.store_u16(at.available + 2, chains);
         at.memory.store_u16(at.used + 2, chains);
-        *self = Self { offered: chains, prepared: 0, seen: chains, notified: chains };
+        *self = Self { available_index: chains, prepared: 0, seen: chains, notified: chains };
     }
 
-    fn prepare(&mut self, at: &Place, head: u16, parts: &[Part]) {
+    fn prepare(&mut self, at: &Vring, head: u16, parts: &[Part]) {
         for (number, descriptor) in linked(head, parts, at.size).enumerate() {
             let index = u64::from((head + number as u16) % at.size);
             at.memory.write(at.descriptors + index * DESCRIPTOR_BYTES, &descriptor.to_bytes());
@@ -68,19 +68,19 @@ impl Side for Split {
         self.announce(at, head);
     }
 
-    fn show(&mut self, at: &Place) {
-        self.set_offered(at, self.offered.wrapping_add(self.prepared));
+    fn make_available(&mut self, at: &Vring) {
+        self.set_available_index(at, self.available_index.wrapping_add(self.prepared));
     }
 
-    fn offered(&self) -> u16 {
-        self.offered
+    fn available_index(&self) -> u16 {
+        self.available_index
     }
 
-    fn done(&self, at: &Place) -> u16 {
+    fn done(&self, at: &Vring) -> u16 {
         at.memory.load_u16(at.used + 2)
     }
 
-    fn next_used(&mut self, at: &Place) -> Option<Used> {
+    fn next_used(&mut self, at: &Vring) -> Option<Used> {
         if self.done(at) == self.seen {
             return None;
         }
@@ -91,8 +91,8 @@ impl Side for Split {
         Some(Used { head: u16::try_from(field(0)).unwrap(), bytes: field(4) })
     }
 
-    fn wants_kick(&mut self, at: &Place) -> bool {
-        let (old, new) = (self.notified, self.offered);
+    fn wants_kick(&mut self, at: &Vring) -> bool {
+        let (old, new) = (self.notified, self.available_index);
         self.notified = new;
         if at.event_idx {
             let event = at.memory.load_u16(at.used + 4 + u64::from(at.size) * 8);
@@ -102,21 +102,21 @@ impl Side for Split {
         }
     }
 
-    fn name_event(&mut self, at: &Place, chains: u16, _descriptors: u16) {
+    fn name_event(&mut self, at: &Vring, chains: u16, _descriptors: u16) {
         let event = at.available + 4 + u64::from(at.size) * 2;
         at.memory.store_u16(event, self.seen.wrapping_add(chains));
     }
 
-    fn set_calls(&mut self, at: &Place, wanted: bool) {
+    fn set_calls(&mut self, at: &Vring, wanted: bool) {
         at.memory.store_u16(at.available, if wanted { 0 } else { NO_INTERRUPT });
     }
 
-    fn used_base(&self, at: &Place) -> u32 {
+    fn used_base(&self, at: &Vring) -> u32 {
         self.done(at).into()
     }
 
-    fn available_base(&self, _at: &Place) -> u32 {
-        self.offered.into()
+    fn available_base(&self, _at: &Vring) -> u32 {
+        self.available_index.into()
     }
 
     fn table(&self, parts: &[Part]) -> Vec<u8> {

@@ -9,9 +9,9 @@ use crate::common::{PATIENCE, is_readable};
 
 /// The eventfd in force; clones share it.
 #[derive(Debug, Clone)]
-pub struct Bell(Arc<Mutex<Arc<EventFd>>>);
+pub struct SharedEventFd(Arc<Mutex<Arc<EventFd>>>);
 
-impl Bell {
+impl SharedEventFd {
     /// An eventfd that nobody has written to.
     pub fn new() -> Self {
         Self(Arc::new(Mutex::new(Arc::new(event()))))
@@ -23,12 +23,12 @@ impl Bell {
     }
 
     /// Notifies once.
-    pub fn ring(&self) {
+    pub fn signal(&self) {
         self.0.lock().unwrap().write(1).unwrap();
     }
 
-    /// Puts another eventfd in force, which `announce` tells the back-end. Nobody rings meanwhile: what was
-    /// rung before went to the old one, and what comes later goes to the new one.
+    /// Puts another eventfd in force, which `announce` tells the back-end. Nobody signals meanwhile: what was
+    /// signalled before went to the old one, and what comes later goes to the new one.
     pub fn replace(&self, announce: impl FnOnce(&EventFd)) {
         let mut current = self.0.lock().unwrap();
         let event = event();
@@ -37,7 +37,7 @@ impl Bell {
     }
 
     /// Whether a notification has come that was not taken.
-    pub fn is_rung(&self) -> bool {
+    pub fn is_signalled(&self) -> bool {
         is_readable(&*self.current(), Duration::ZERO)
     }
 

@@ -1,4 +1,9 @@
 //! Taking over the socket that a parent process left open: `--fd=FDNUM`.
+//!
+//! What its `unsafe` relies on:
+//!
+//! - **I1**: an open descriptor that is not closed on exec is nobody's in this process: its parent has left it open, nothing here opens
+//!   one so, and one that was taken is closed on exec from then on. [`take`] sees to that, by itself.
 
 #![allow(unsafe_code)]
 
@@ -26,16 +31,13 @@ pub(super) fn take(fd: RawFd) -> Result<OwnedFd, InheritedError> {
     if (0..=2).contains(&fd) {
         return Err(InheritedError::Standard(fd));
     }
-    // SAFETY: the call has no memory operands; for a number that is not open it fails.
+    // SAFETY: I1: the call has no memory operands; for a number that is not open it fails.
     let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
     // What this process has opened itself is closed on exec; what was inherited is not, or it would not be here.
     if flags == -1 || flags & libc::FD_CLOEXEC != 0 {
         return Err(InheritedError::NotOpen(fd));
     }
-    // SAFETY:
-    // - it is open, as was seen just now;
-    // - nobody owns it: the process that started this one has left it open, nothing here opens one without
-    //   close-on-exec, and from the next line on it cannot be taken again.
+    // SAFETY: I1: it is open and not closed on exec, as was seen just now; the next line takes it out of that state.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)
         .map_err(|errno| InheritedError::Flags { fd, source: errno.into() })?;

@@ -13,6 +13,19 @@
 //! memory, where the bytes are wanted next. Lines of the media that are written in part are stored
 //! ordinarily and written back at once ([`Persist`]), so that one [`store_fence`] a batch makes all of it
 //! durable.
+//!
+//! What `unsafe` here, and in those who call it, relies on:
+//!
+//! - **C1**: the bytes of [`Segments`] are mapped, readable and writable for its lifetime, and no Rust reference leads to
+//!   them. Whoever calls [`Segments::new`] vouches for it; all routines rely on it.
+//! - **C2**: a range that is handed to an unsafe routine is mapped for its whole length, no Rust reference claims that others
+//!   leave it alone, and it does not overlap the other one. The caller vouches for it (`# Safety` says which ranges); the
+//!   routine hands on the same range or a part of it. A file behind it may have been truncated: see [`fault`].
+//! - **C3**: a routine in assembler touches the bytes of its ranges and the registers of its declaration, and no stack; its
+//!   table of fix-ups consists of constants. `x86_64::kernels` sees to that.
+//! - **C4**: an instruction runs only on a CPU that has it: every x86_64 has SSE2 and CPUID, the rest is asked for
+//!   (`x86_64::cpu`) before an [`Engine`] is made of it.
+//! - **C5**: a list of [`Segment`] is a list of `struct iovec`: `syscall` asserts it when it is compiled.
 
 mod engine;
 pub mod fault;

@@ -11,8 +11,8 @@
 /// - `src` must be valid for reads and `dst` for writes of `len` bytes.
 /// - The two ranges must not overlap.
 pub(super) unsafe extern "C" fn copy(dst: *mut u8, src: *const u8, len: usize, _next: *const u8) -> usize {
-    // SAFETY: exactly the caller's obligations. Others may change these bytes meanwhile: the copy is then
-    // some mixture of old and new, which is what a disk promises for a buffer in use.
+    // SAFETY: C2: passed on as it is. Others may change these bytes meanwhile: the copy is then some mixture of old and
+    // new, which is what a disk promises for a buffer in use.
     unsafe { dst.copy_from_nonoverlapping(src, len) };
     0
 }
@@ -22,7 +22,7 @@ pub(super) unsafe extern "C" fn copy(dst: *mut u8, src: *const u8, len: usize, _
 /// # Safety
 /// `dst` must be valid for writes of `len` bytes.
 pub(super) unsafe extern "C" fn zero(dst: *mut u8, _src: *const u8, len: usize, _next: *const u8) -> usize {
-    // SAFETY: exactly the caller's obligation.
+    // SAFETY: C2: passed on as it is.
     unsafe { dst.write_bytes(0, len) };
     0
 }

@@ -260,7 +260,7 @@ fn stored(dst: *mut u8, len: usize, via: impl Fn(&Recorder) -> Via) {
     let Some((recorder, cpu)) = recorder() else { return };
     let Some(at) = fault::offset_in_media(dst.addr()).filter(|_| len != 0) else { return };
     let mut bytes = vec![0; len];
-    // SAFETY: they were just stored by the caller, which is the only one that uses this media.
+    // SAFETY: C2: they were just stored by the caller, which is the only one that uses this media.
     unsafe { bytes.as_mut_ptr().copy_from_nonoverlapping(dst, len) };
     recorder.note(cpu, Event::Store { at, bytes, via: via(&recorder) });
 }
@@ -277,28 +277,28 @@ fn twin_of(engine: &Engine) -> Engine {
 }
 
 unsafe extern "C" fn copy(dst: *mut u8, src: *const u8, len: usize, next: *const u8) -> usize {
-    // SAFETY: the caller's obligations.
+    // SAFETY: C2: passed on as it is, to the engine that is recorded.
     let left = unsafe { (recorded().copy)(dst, src, len, next) };
     stored(dst, len - left, |_| Via::Cache);
     left
 }
 
 unsafe extern "C" fn stream(dst: *mut u8, src: *const u8, len: usize, next: *const u8) -> usize {
-    // SAFETY: the caller's obligations.
+    // SAFETY: C2: passed on as it is, to the engine that is recorded.
     let left = unsafe { (recorded().stream)(dst, src, len, next) };
     stored(dst, len - left, Recorder::via);
     left
 }
 
 unsafe extern "C" fn zero(dst: *mut u8, src: *const u8, len: usize, next: *const u8) -> usize {
-    // SAFETY: the caller's obligations.
+    // SAFETY: C2: passed on as it is, to the engine that is recorded.
     let left = unsafe { (recorded().zero)(dst, src, len, next) };
     stored(dst, len - left, Recorder::via);
     left
 }
 
 unsafe extern "C" fn flush(dst: *mut u8, src: *const u8, len: usize) -> usize {
-    // SAFETY: the caller's obligations.
+    // SAFETY: C2: passed on as it is, to the engine that is recorded.
     let left = unsafe { (recorded().flush)(dst, src, len) };
     let recorder = recorder().filter(|(recorder, _)| recorder.omit != Omit::LineFlushes);
     let (Some((recorder, cpu)), Some(start)) = (recorder, fault::offset_in_media(dst.addr())) else {

@@ -41,8 +41,7 @@ impl Engine {
     #[inline(always)]
     pub unsafe fn copy_to_segments(&self, src: *const u8, into: Segments<'_>, next: PrefetchHint) -> usize {
         if let [segment] = into.as_slice() {
-            // SAFETY: the caller vouches for `src`, which is as long; `Segments` vouches for the segment; the
-            // caller for the two not overlapping.
+            // SAFETY: C2: `src`, which is as long as the segment. C1: the segment. They do not overlap, as the caller says.
             return unsafe { self.load(segment.ptr(), src, segment.len(), next) };
         }
         let (start, end) = (src, src.wrapping_add(into.total_bytes()));
@@ -50,8 +49,7 @@ impl Engine {
         for segment in into.as_slice() {
             let behind = src.wrapping_add(segment.len());
             let next = if behind == end { next } else { PrefetchHint::new(behind) };
-            // SAFETY: the caller vouches for `src`, the segments before this one used up exactly what it was
-            // advanced by; `Segments` vouches for the segment; the caller for the two not overlapping.
+            // SAFETY: C2: `src`: the segments before this one used up exactly what it was advanced by. C1: the segment.
             let left = unsafe { self.load(segment.ptr(), src, segment.len(), next) };
             if left != 0 {
                 return left + bytes_after(into, src.addr() - start.addr() + segment.len());
@@ -77,8 +75,7 @@ impl Engine {
         next: PrefetchHint,
     ) -> usize {
         if let [segment] = from.as_slice() {
-            // SAFETY: the caller vouches for `dst`, which is as long; `Segments` vouches for the segment; the
-            // caller for the two not overlapping.
+            // SAFETY: C2: `dst`, which is as long as the segment. C1: the segment. They do not overlap, as the caller says.
             return unsafe {
                 self.by_lines(dst, segment.ptr(), segment.len(), persist, Payload::Source, next)
             };
@@ -88,8 +85,7 @@ impl Engine {
         for (number, segment) in from.as_slice().iter().enumerate() {
             let next =
                 from.as_slice().get(number + 1).map_or(next, |segment| PrefetchHint::new(segment.ptr()));
-            // SAFETY: the caller vouches for `dst`, the segments before this one used up exactly what it was
-            // advanced by; `Segments` vouches for the segment; the caller for the two not overlapping.
+            // SAFETY: C2: `dst`: the segments before this one used up exactly what it was advanced by. C1: the segment.
             let left =
                 unsafe { self.by_lines(dst, segment.ptr(), segment.len(), persist, Payload::Source, next) };
             if left != 0 {
@@ -107,7 +103,7 @@ impl Engine {
     #[must_use = "bytes that were not stored are an I/O error"]
     #[inline]
     pub unsafe fn zero(&self, dst: *mut u8, len: usize, persist: Persist) -> usize {
-        // SAFETY: the caller vouches for `dst`; neither routine reads a source.
+        // SAFETY: C2: `dst`; neither routine reads a source.
         unsafe { self.by_lines(dst, std::ptr::null(), len, persist, Payload::Zeroes, PrefetchHint::NONE) }
     }
 
@@ -115,10 +111,10 @@ impl Engine {
     #[inline]
     unsafe fn load(&self, dst: *mut u8, src: *const u8, len: usize, next: PrefetchHint) -> usize {
         if len.is_multiple_of(LINE_BYTES) {
-            // SAFETY: the caller vouches for `len` bytes on both sides.
+            // SAFETY: C2: `len` bytes on both sides, whole lines.
             return unsafe { (self.copy)(dst, src, len, next.0) };
         }
-        // SAFETY: as above.
+        // SAFETY: C2: passed on as it is.
         unsafe { self.load_odd(dst, src, len, next) }
     }
 
@@ -128,12 +124,12 @@ impl Engine {
     unsafe fn load_odd(&self, dst: *mut u8, src: *const u8, len: usize, next: PrefetchHint) -> usize {
         let odd = len % LINE_BYTES;
         let body = len - odd;
-        // SAFETY: the caller vouches for `len` bytes on both sides, of which `body` are the first.
+        // SAFETY: C2: the first `body` of `len` bytes.
         let left = unsafe { (self.copy)(dst, src, body, next.0) };
         if left != 0 {
             return left + odd;
         }
-        // SAFETY: as above, and these are the last.
+        // SAFETY: C2: the last `odd` of `len` bytes.
         unsafe { copy_small(dst.wrapping_add(body), src.wrapping_add(body), odd) }
     }
 
@@ -149,10 +145,10 @@ impl Engine {
         next: PrefetchHint,
     ) -> usize {
         if (dst.addr() | len) & self.odd_mask == 0 {
-            // SAFETY: the caller vouches for `len` bytes, which are whole lines of `dst`.
+            // SAFETY: C2: `len` bytes, which are whole lines of `dst`.
             return unsafe { self.lines(payload)(dst, src, len, next.0) };
         }
-        // SAFETY: the caller's obligations.
+        // SAFETY: C2: passed on as it is.
         unsafe { self.by_parts(dst, src, len, persist, payload, next) }
     }
 
@@ -179,18 +175,18 @@ impl Engine {
             }
             let (to, from) = (dst.wrapping_add(at), src.wrapping_add(at));
             let left = match (is_lines, payload) {
-                // SAFETY: the parts lie within the caller's range, and the body is whole lines of `dst`.
+                // SAFETY: C2: a part of the range, which is whole lines of `dst`.
                 (true, _) => unsafe { self.lines(payload)(to, from, part, next.0) },
-                // SAFETY: as above; head and tail are shorter than a line.
+                // SAFETY: C2: a part of the range, shorter than a line.
                 (false, Payload::Source) => unsafe { copy_small(to, from, part) },
-                // SAFETY: as above.
+                // SAFETY: C2: a part of the range, shorter than a line.
                 (false, Payload::Zeroes) => unsafe { fill_small(to, from, part) },
             };
             if left != 0 {
                 return left + (len - at - part);
             }
             let unflushed = persist == Persist::Lines && (flush_body || !is_lines);
-            // SAFETY: within the caller's range, as above.
+            // SAFETY: C2: a part of the range.
             if unflushed && unsafe { self.flush_lines(to, part) } != 0 {
                 return len - at;
             }
@@ -213,7 +209,7 @@ impl Engine {
     unsafe fn flush_lines(&self, dst: *mut u8, len: usize) -> usize {
         let before = dst.addr() % LINE_BYTES;
         let bytes = (before + len).next_multiple_of(LINE_BYTES);
-        // SAFETY: the lines hold bytes that the caller vouches for; the rest of a line is in the same page.
+        // SAFETY: C2: the lines hold bytes of the range; the rest of a line is in the same page.
         unsafe { (self.flush)(dst.wrapping_sub(before), std::ptr::null(), bytes) }
     }
 }
@@ -225,7 +221,7 @@ impl Engine {
 #[must_use = "bytes that were not copied are an I/O error"]
 #[inline]
 pub unsafe fn copy_to_segments(src: *const u8, into: Segments<'_>, next: PrefetchHint) -> usize {
-    // SAFETY: the caller's obligations.
+    // SAFETY: C2: passed on as it is.
     unsafe { Engine::get().copy_to_segments(src, into, next) }
 }
 
@@ -241,7 +237,7 @@ pub unsafe fn copy_from_segments(
     persist: Persist,
     next: PrefetchHint,
 ) -> usize {
-    // SAFETY: the caller's obligations.
+    // SAFETY: C2: passed on as it is.
     unsafe { Engine::get().copy_from_segments(dst, from, persist, next) }
 }
 
@@ -252,7 +248,7 @@ pub unsafe fn copy_from_segments(
 #[must_use = "bytes that were not stored are an I/O error"]
 #[inline]
 pub unsafe fn zero(dst: *mut u8, len: usize, persist: Persist) -> usize {
-    // SAFETY: the caller's obligations.
+    // SAFETY: C2: passed on as it is.
     unsafe { Engine::get().zero(dst, len, persist) }
 }
 
@@ -264,7 +260,7 @@ pub unsafe fn zero(dst: *mut u8, len: usize, persist: Persist) -> usize {
 #[inline]
 pub unsafe fn can_read(address: *const u8) -> bool {
     let mut byte = 0;
-    // SAFETY: the caller vouches for one byte; `byte` is one.
+    // SAFETY: C2: one byte; `byte` is one.
     unsafe { copy_small(&raw mut byte, address, 1) == 0 }
 }
 
@@ -278,7 +274,7 @@ pub fn touch(segments: Segments<'_>) {
         let mut at = 0;
         while at < segment.len() {
             let address = segment.ptr().wrapping_add(at);
-            // SAFETY: `Segments` vouches for the segment, of which this is a byte.
+            // SAFETY: C1: a byte of the segment.
             if !unsafe { can_read(address) } {
                 // Whoever needs it will be told.
                 return;
@@ -295,8 +291,8 @@ pub fn store_slice(into: Segments<'_>, bytes: &[u8]) -> usize {
     let mut rest = bytes;
     for segment in into.as_slice() {
         let (now, later) = rest.split_at(segment.len().min(rest.len()));
-        // SAFETY: `Segments` vouches for the segment, of which `now` is at most as long; no reference to
-        // its bytes exists, so `now` is elsewhere.
+        // SAFETY: C1: the segment, of which `now` is at most as long; no reference leads to its bytes, so `now` is
+        // elsewhere.
         let left = unsafe { copy_any(segment.ptr(), now.as_ptr(), now.len()) };
         if left != 0 {
             return bytes.len() - later.len() - left;
@@ -315,8 +311,8 @@ pub fn load_slice(from: Segments<'_>, bytes: &mut [u8]) -> usize {
     for segment in from.as_slice() {
         let split = segment.len().min(rest.len());
         let (now, later) = rest.split_at_mut(split);
-        // SAFETY: `Segments` vouches for the segment, of which `now` is at most as long; no reference to
-        // its bytes exists, so `now` is elsewhere.
+        // SAFETY: C1: the segment, of which `now` is at most as long; no reference leads to its bytes, so `now` is
+        // elsewhere.
         let left = unsafe { copy_any(now.as_mut_ptr(), segment.ptr(), now.len()) };
         if left != 0 {
             return len - later.len() - left;
@@ -334,12 +330,12 @@ pub fn load_slice(from: Segments<'_>, bytes: &mut [u8]) -> usize {
 #[inline]
 pub unsafe fn load_words(src: *const u8) -> Option<[u64; 2]> {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: the caller's obligations.
+    // SAFETY: C2: passed on as it is.
     return unsafe { kernels::load16(src) };
     #[cfg(not(target_arch = "x86_64"))]
     {
         let mut words = [0_u64; 2];
-        // SAFETY: as above, and there is room for 16 bytes.
+        // SAFETY: C2: 16 bytes, and there is room for them.
         let left = unsafe { copy_small(words.as_mut_ptr().cast(), src, 16) };
         (left == 0).then_some(words)
     }
@@ -354,10 +350,10 @@ pub unsafe fn load_words(src: *const u8) -> Option<[u64; 2]> {
 #[inline]
 pub unsafe fn store_byte(dst: *mut u8, byte: u8) -> bool {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: the caller's obligations.
+    // SAFETY: C2: passed on as it is.
     return unsafe { kernels::store1(dst, byte) };
     #[cfg(not(target_arch = "x86_64"))]
-    // SAFETY: as above.
+    // SAFETY: C2: one byte.
     return unsafe { copy_small(dst, &raw const byte, 1) } == 0;
 }
 
@@ -386,7 +382,7 @@ impl PrefetchHint {
     #[inline]
     pub fn prefetch(self) {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: SSE is part of x86_64, and a prefetch of an address that is not there does nothing.
+        // SAFETY: C4: SSE is part of x86_64, and a prefetch of an address that is not there does nothing.
         unsafe {
             std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(self.0.cast());
         }
@@ -397,7 +393,7 @@ impl PrefetchHint {
 #[inline]
 pub fn store_fence() {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: SSE is part of x86_64.
+    // SAFETY: C4: SSE is part of x86_64.
     unsafe {
         std::arch::x86_64::_mm_sfence();
     }
@@ -422,20 +418,20 @@ pub fn full_fence() {
 unsafe fn copy_any(dst: *mut u8, src: *const u8, len: usize) -> usize {
     #[cfg(target_arch = "x86_64")]
     if len > LINE_BYTES {
-        // SAFETY: the caller vouches for `len` bytes on both sides.
+        // SAFETY: C2: passed on as it is.
         return unsafe { kernels::copy_rep(dst, src, len) };
     }
-    // SAFETY: as above.
+    // SAFETY: C2: passed on as it is, at most a line.
     unsafe { copy_small(dst, src, len) }
 }
 
 /// Copies at most a line.
 #[inline]
 unsafe fn copy_small(dst: *mut u8, src: *const u8, len: usize) -> usize {
-    // SAFETY: the caller vouches for `len` bytes on both sides.
+    // SAFETY: C2: passed on as it is.
     #[cfg(target_arch = "x86_64")]
     let left = unsafe { kernels::copy_small(dst, src, len) };
-    // SAFETY: as above.
+    // SAFETY: C2: passed on as it is.
     #[cfg(not(target_arch = "x86_64"))]
     let left = unsafe { portable::copy(dst, src, len, src) };
     #[cfg(test)]
@@ -446,10 +442,10 @@ unsafe fn copy_small(dst: *mut u8, src: *const u8, len: usize) -> usize {
 /// Zeroes at most a line; the source is ignored.
 #[inline]
 unsafe fn fill_small(dst: *mut u8, src: *const u8, len: usize) -> usize {
-    // SAFETY: the caller vouches for `len` bytes at `dst`.
+    // SAFETY: C2: passed on as it is.
     #[cfg(target_arch = "x86_64")]
     let left = unsafe { kernels::fill(dst, src, len) };
-    // SAFETY: as above.
+    // SAFETY: C2: passed on as it is.
     #[cfg(not(target_arch = "x86_64"))]
     let left = unsafe { portable::zero(dst, src, len, src) };
     #[cfg(test)]

@@ -32,7 +32,7 @@ const _: () = {
 /// part of the bytes may have been written.
 pub fn pwritev_all(fd: BorrowedFd<'_>, offset: u64, from: Segments<'_>) -> io::Result<()> {
     write_all_with(offset, from.as_slice(), |offset, list| {
-        // SAFETY: the list is a part of `from`, whose segments are mapped and readable.
+        // SAFETY: C1: the list is a part of `from`.
         unsafe { pwritev(fd, offset, list) }
     })?;
     #[cfg(test)]
@@ -56,7 +56,7 @@ pub fn pwritev_zeroes(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<(
             room -= page.len();
         }
         write_all_with(at, &pages, |offset, list| {
-            // SAFETY: every segment is within the static page; it is only read.
+            // SAFETY: C2: every segment is within the static page; it is only read.
             unsafe { pwritev(fd, offset, list) }
         })?;
         at += pages.iter().map(|page| page.len() as u64).sum::<u64>();
@@ -123,8 +123,7 @@ fn skip_empty(list: &[Segment]) -> &[Segment] {
 unsafe fn pwritev(fd: BorrowedFd<'_>, offset: u64, list: &[Segment]) -> io::Result<usize> {
     let offset = libc::off_t::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
     let count = libc::c_int::try_from(list.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    // SAFETY: `list` is `count` structures of iovec's layout (asserted above); the caller vouches for the
-    // bytes they name, which are only read; `fd` is open while it is borrowed.
+    // SAFETY: C2: the bytes, which are only read. C5: `list` is `count` structures. `fd` is open while it is borrowed.
     let written = unsafe { libc::pwritev(fd.as_raw_fd(), list.as_ptr().cast(), count, offset) };
     usize::try_from(written).map_err(|_| io::Error::last_os_error())
 }

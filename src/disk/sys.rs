@@ -1,5 +1,11 @@
 //! System calls that no crate wraps safely: reads into guest memory, and what block devices and file systems
 //! are asked by ioctl.
+//!
+//! What `unsafe` here relies on, besides what [`copy`](crate::copy) states:
+//!
+//! - **K1**: what the kernel reads or writes is as large as the number of the call says, is ours alone, and lives until the
+//!   call returns. Each function sees to that.
+//! - **K2**: a descriptor is open while it, or its `File`, is borrowed.
 
 #![allow(unsafe_code)]
 
@@ -37,7 +43,7 @@ pub(super) fn preadv_all(fd: BorrowedFd<'_>, offset: u64, into: Segments<'_>) ->
         let mut rest = left.as_mut_slice();
         while let Some(first) = rest.iter().position(|segment| !segment.is_empty()) {
             rest = rest.get_mut(first..).unwrap_or_default();
-            // SAFETY: the list is made of parts of `into`, whose segments are mapped and writable.
+            // SAFETY: C1: the list is made of parts of `into`.
             let mut read = match unsafe { preadv(fd, offset, rest) } {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(read) => read,
@@ -63,8 +69,7 @@ pub(super) fn preadv_all(fd: BorrowedFd<'_>, offset: u64, into: Segments<'_>) ->
 unsafe fn preadv(fd: BorrowedFd<'_>, offset: u64, list: &[Segment]) -> io::Result<usize> {
     let offset = libc::off_t::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
     let count = libc::c_int::try_from(list.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    // SAFETY: `list` is `count` structures of iovec's layout (asserted in `copy::syscall`); the caller vouches
-    // for the bytes they name; `fd` is open while it is borrowed.
+    // SAFETY: C2: the bytes. C5: `list` is `count` structures. K2: `fd` is borrowed.
     let read = unsafe { libc::preadv(fd.as_raw_fd(), list.as_ptr().cast(), count, offset) };
     usize::try_from(read).map_err(|_| io::Error::last_os_error())
 }
@@ -115,7 +120,7 @@ impl<'a> Cursor<'a> {
         }
         let mut piece = self.begun;
         piece.truncate(max_bytes);
-        // SAFETY: the piece is a part of a segment of what this was made of, which is mapped for `'a`.
+        // SAFETY: C1: the piece is a part of a segment of what this was made of.
         let done = with(unsafe { Segments::new(std::slice::from_ref(&piece)) });
         self.begun.advance(done);
         done
@@ -128,7 +133,7 @@ impl<'a> Cursor<'a> {
 /// The error of the ioctl.
 pub(super) fn discard(device: &File, offset: u64, len: u64) -> io::Result<bool> {
     let range = [offset, len];
-    // SAFETY: the kernel reads two 64-bit numbers there, which live until the call returns.
+    // SAFETY: K1: two 64-bit numbers, which are only read. K2: the device is borrowed.
     let done = unsafe { libc::ioctl(device.as_raw_fd(), BLKDISCARD, range.as_ptr()) };
     if done == 0 {
         return Ok(true);
@@ -207,8 +212,7 @@ fn lock_request(bytes: Range<u64>, kind: libc::c_int) -> io::Result<libc::flock>
 
 fn fcntl_lock(file: &File, command: libc::c_int, request: &mut libc::flock) -> io::Result<()> {
     loop {
-        // SAFETY: both commands read and write one `struct flock`, which is borrowed for the call; the file is open
-        // while it is borrowed.
+        // SAFETY: K1: one `struct flock`. K2: the file is borrowed.
         if unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut *request) } == 0 {
             return Ok(());
         }
@@ -297,8 +301,8 @@ fn for_each_extent(file: &File, part: Range<u64>, mut with: impl FnMut(&FiemapEx
             reserved: 0,
             extents: [none; FIEMAP_EXTENTS],
         };
-        // SAFETY: the kernel reads and writes a `struct fiemap` and as many extents as `extent_count` says,
-        // all inside of `map`, which nothing else refers to.
+        // SAFETY: K1: a `struct fiemap` and as many extents as `extent_count` says, all inside of `map`. K2: the file is
+        // borrowed.
         if unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP, &raw mut map) } != 0 {
             return Err(io::Error::last_os_error());
         }
@@ -356,8 +360,7 @@ pub(super) fn xfs_features(file: &File) -> io::Result<XfsFeatures> {
         flags: 0,
         rest: [0; 20],
     };
-    // SAFETY: the kernel writes as many bytes there as the number of the ioctl says, which is the size of `geometry`, and
-    // nothing else refers to it.
+    // SAFETY: K1: as many bytes as the number of the ioctl says, which is the size of `geometry`. K2: the file is borrowed.
     if unsafe { libc::ioctl(file.as_raw_fd(), XFS_IOC_FSGEOMETRY, &raw mut geometry) } != 0 {
         return Err(io::Error::last_os_error());
     }

@@ -1,5 +1,11 @@
 //! A child process that goes on with this program's code, and has nothing else of it: a copy of the memory as it is then, and
 //! the few descriptors that it is given.
+//!
+//! What `unsafe` here relies on:
+//!
+//! - **P1**: the child does its `body` and ends; it never returns to whoever called [`fork`], whose values it has copies of.
+//! - **P2**: a set of signals is a place of ours, and filled before it is read.
+//! - **P3**: the child has a table of descriptors of its own, and does not use what owned those that it closes.
 
 #![allow(unsafe_code)]
 
@@ -35,7 +41,7 @@ pub(crate) fn fork(
     given.sort_unstable();
     let parent = rustix::process::getpid();
     let before = block_signals();
-    // SAFETY: the child does only what is said above, and never returns from here.
+    // SAFETY: P1: `forked == 0` never leaves the branch below.
     let forked = unsafe { libc::fork() };
     if forked == 0 {
         close_others(&given);
@@ -51,7 +57,7 @@ pub(crate) fn fork(
         end();
     }
     let forked = if forked < 0 { Err(io::Error::last_os_error()) } else { Ok(forked) };
-    // SAFETY: the set is the one that was in force.
+    // SAFETY: P2: the set is the one that was in force.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut()) };
     Pid::from_raw(forked?).ok_or_else(|| io::ErrorKind::Other.into())
 }
@@ -59,7 +65,7 @@ pub(crate) fn fork(
 /// Ends the process at once. The kernel closes its descriptors, and whoever has something to say to that is waited for by
 /// this process alone, which has given its memory back by then.
 pub(crate) fn end() -> ! {
-    // SAFETY: it has no precondition, and runs nothing of this program.
+    // SAFETY: P1: it has no precondition, and runs nothing of this program.
     unsafe { libc::_exit(0) }
 }
 
@@ -82,9 +88,9 @@ pub(crate) fn wait(child: Pid) {
 /// Returns what was blocked before.
 fn block_signals() -> MaybeUninit<libc::sigset_t> {
     let (mut all, mut before) = (MaybeUninit::uninit(), MaybeUninit::zeroed());
-    // SAFETY: the set is a place of ours.
+    // SAFETY: P2: a place for a set.
     unsafe { libc::sigfillset(all.as_mut_ptr()) };
-    // SAFETY: one set is initialised, the other is written to; both are ours.
+    // SAFETY: P2: one set is initialised just now, the other is a place for one.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) };
     before
 }
@@ -101,13 +107,13 @@ fn close_others(given: &[RawFd]) {
 }
 
 fn close_range(first: RawFd, last: RawFd) {
-    // SAFETY: the child has a table of its own, and what owned these descriptors is not used in it.
+    // SAFETY: P3: a range of numbers, of the child's table.
     let closed = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
     if closed != 0 {
         // Before Linux 5.9.
         let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1 << 20);
         for fd in first..=last.min(RawFd::try_from(most).unwrap_or(RawFd::MAX)) {
-            // SAFETY: as above.
+            // SAFETY: P3: a number of the child's table.
             unsafe { libc::close(fd) };
         }
     }

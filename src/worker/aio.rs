@@ -60,6 +60,9 @@ struct Completions {
 static HAS_WORKED: AtomicBool = AtomicBool::new(false);
 
 /// An AIO context, used by one thread at a time.
+///
+/// - **A1**: its number, and the ring of completions that is mapped there, are good from `io_setup` until `io_destroy` in the drop.
+/// - **A2**: an operation is done with when `io_submit` returns, as such a read has ended by then; it has no buffer.
 #[derive(Debug)]
 struct Context {
     /// Its number, which is also where its ring of completions is.
@@ -76,7 +79,7 @@ impl Context {
         let own = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let operation = Box::new(Operation { opcode: PREAD, flags: RESFD, ..Operation::default() });
         let mut id: usize = 0;
-        // SAFETY: the kernel writes the number to a place that is ours.
+        // SAFETY: A1: the kernel writes the number to a place that is ours.
         if unsafe { libc::syscall(libc::SYS_io_setup, DEPTH, &raw mut id) } != 0 {
             return Err(io::Error::last_os_error());
         }
@@ -106,8 +109,7 @@ impl Context {
 
     fn completions(&self) -> &Completions {
         let place: *const Completions = std::ptr::with_exposed_provenance(self.id);
-        // SAFETY: `io_setup` has mapped it there, page-aligned and longer than that, until `io_destroy` in `drop`. What
-        // the kernel changes in it is atomic.
+        // SAFETY: A1: page-aligned and longer than that. What the kernel changes in it is atomic.
         unsafe { &*place }
     }
 
@@ -116,8 +118,7 @@ impl Context {
         self.operation.fd = self.own.as_raw_fd();
         self.operation.signalled = event;
         let mut operation: *mut Operation = &raw mut *self.operation;
-        // SAFETY: one operation is there, which the kernel has done with when it returns: such a read has ended by then.
-        // It has no buffer.
+        // SAFETY: A2: one operation, which is borrowed.
         let done = unsafe { libc::syscall(libc::SYS_io_submit, self.id, 1_usize, &raw mut operation) };
         if done != 1 {
             return Err(io::Error::last_os_error());
@@ -131,7 +132,7 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: the number is that of `io_setup`, and nothing uses its ring any more.
+        // SAFETY: A1: nothing uses its ring any more.
         unsafe { libc::syscall(libc::SYS_io_destroy, self.id) };
     }
 }

@@ -98,7 +98,7 @@ fn engine_writes(name: String, engine: Engine) -> Candidate<'static> {
         let segment = [Segment::new(guest, len)];
         // SAFETY: the measuring loop gives ranges inside of the two mappings.
         let segments = unsafe { Segments::new(&segment) };
-        // SAFETY: as above.
+        // SAFETY: the measuring loop gives ranges inside of the two mappings.
         let left = unsafe { engine.copy_from_segments(media, segments, Persist::Lines, PrefetchHint::NONE) };
         assert_eq!(left, 0);
         store_fence();
@@ -112,7 +112,7 @@ fn reads() -> Vec<Candidate<'static>> {
     })];
     #[cfg(target_arch = "x86_64")]
     all.push(Candidate::new("rep movsb", |media, guest, len, _| {
-        // SAFETY: as above.
+        // SAFETY: the measuring loop gives ranges inside of the two mappings.
         unsafe {
             std::arch::asm!("rep movsb", inout("rcx") len => _, inout("rdi") guest => _, inout("rsi") media => _);
         }
@@ -132,7 +132,7 @@ fn engine_reads(name: String, engine: Engine, is_told: bool) -> Candidate<'stati
         let segment = [Segment::new(guest, len)];
         // SAFETY: the measuring loop gives ranges inside of the two mappings.
         let segments = unsafe { Segments::new(&segment) };
-        // SAFETY: as above.
+        // SAFETY: the measuring loop gives ranges inside of the two mappings.
         assert_eq!(unsafe { engine.copy_to_segments(media, segments, next) }, 0);
     })
 }

@@ -173,7 +173,7 @@ impl Queue {
             }
             Request::Write { offset, from } => {
                 let iov = self.iovecs(from);
-                // SAFETY: as above.
+                // SAFETY: the segments were checked to lie in the data memory, which outlives the ring.
                 unsafe { self.ring.writev(*offset, iov.as_ptr(), iov.len(), tag) }
             }
             Request::Flush => self.ring.flush(tag),

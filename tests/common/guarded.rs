@@ -57,7 +57,7 @@ pub struct GuardedDisk {
 
 // SAFETY: it is memory that stays mapped, of which no Rust reference is ever made.
 unsafe impl Send for GuardedDisk {}
-// SAFETY: as above; what several do at once are raw copies.
+// SAFETY: what several do at once are raw copies of mapped memory.
 unsafe impl Sync for GuardedDisk {}
 
 impl GuardedDisk {
@@ -127,7 +127,7 @@ impl Disk for GuardedDisk {
 
     fn write(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
         let into = self.change(offset, from.total_bytes());
-        // SAFETY: as above.
+        // SAFETY: it is inside of the mapping, which is there for good.
         Self::outcome(unsafe { copy::copy_from_segments(into, from, Persist::FenceOnly, next) })
     }
 
@@ -145,7 +145,7 @@ impl Disk for GuardedDisk {
 
     fn write_zeroes(&self, offset: u64, len: u64, _unmap: bool) -> Result<u64, DiskError> {
         let into = self.change(offset, usize::try_from(len).unwrap_or(usize::MAX));
-        // SAFETY: as above.
+        // SAFETY: it is inside of the mapping, which is there for good.
         Self::outcome(unsafe { copy::zero(into, len as usize, Persist::FenceOnly) }).map(|()| len)
     }
 }
@@ -172,7 +172,7 @@ pub struct GuardedMemory {
 
 // SAFETY: as of the disk.
 unsafe impl Send for GuardedMemory {}
-// SAFETY: as above.
+// SAFETY: what several do at once are raw copies of mapped memory.
 unsafe impl Sync for GuardedMemory {}
 
 impl GuardedMemory {
@@ -238,7 +238,7 @@ impl GuardedMemory {
     pub fn read(&self, address: u64, bytes: usize) -> Vec<u8> {
         let mut loaded = vec![0; bytes];
         if let Some(at) = self.host(address, bytes as u64) {
-            // SAFETY: as above.
+            // SAFETY: inside of the view; `loaded` is elsewhere.
             unsafe { std::ptr::copy_nonoverlapping(at, loaded.as_mut_ptr(), bytes) };
         }
         loaded

@@ -60,13 +60,13 @@ pub(super) fn record(address: usize) {
         |note: &&AtomicUsize| note.compare_exchange(0, address, Ordering::Release, Ordering::Relaxed).is_ok();
     let (Some(_), Some(event)) = (PENDING.iter().find(take), EVENT.get()) else { return };
     let one = 1_u64.to_ne_bytes();
-    // SAFETY: always valid, and the handler must not change what the interrupted code finds in it.
+    // SAFETY: F2: the place of this thread.
     let errno = unsafe { libc::__errno_location() };
-    // SAFETY: as above.
+    // SAFETY: F2: read, to be put back.
     let before = unsafe { *errno };
-    // SAFETY: eight bytes that live until the call returns; it may be called in a handler (signal-safety(7)).
+    // SAFETY: F2: eight bytes that live until the call returns; it may be called in a handler (signal-safety(7)).
     unsafe { libc::write(event.as_raw_fd(), one.as_ptr().cast(), one.len()) };
-    // SAFETY: as above.
+    // SAFETY: F2: put back.
     unsafe { *errno = before };
 }
 

@@ -29,26 +29,26 @@ impl AltStack {
     /// then runs on the stack of the thread, which does as well unless that has overflowed.
     pub fn on_this_thread() -> Option<Self> {
         let mut current = MaybeUninit::<libc::stack_t>::zeroed();
-        // SAFETY: there is no new stack, and room for what the kernel says of the present one.
+        // SAFETY: F4: there is no new stack, and room for what the kernel says of the present one.
         let asked = unsafe { libc::sigaltstack(std::ptr::null(), current.as_mut_ptr()) };
-        // SAFETY: all zeroes are a stack_t already.
+        // SAFETY: F4: all zeroes are a stack_t already.
         let current = unsafe { current.assume_init() };
         if asked != 0 || current.ss_flags & libc::SS_DISABLE == 0 {
             return None;
         }
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK | libc::MAP_NORESERVE;
         let total = GUARD_BYTES + STACK_BYTES;
-        // SAFETY: the kernel chooses an address that is free.
+        // SAFETY: F5: the kernel chooses an address that is free.
         let base = unsafe { libc::mmap(null_mut(), total, libc::PROT_NONE, flags, -1, 0) };
         if base == libc::MAP_FAILED {
             return None;
         }
         let this = Self { base, not_send: PhantomData };
         let stack = base.wrapping_byte_add(GUARD_BYTES);
-        // SAFETY: this part of our own mapping, which nobody uses yet.
+        // SAFETY: F5: this part of our own mapping, which nobody uses yet.
         let opened = unsafe { libc::mprotect(stack, STACK_BYTES, libc::PROT_READ | libc::PROT_WRITE) };
         let new = libc::stack_t { ss_sp: stack, ss_flags: 0, ss_size: STACK_BYTES };
-        // SAFETY: the memory is ours, and stays until the guard is dropped, which takes it back first.
+        // SAFETY: F5: the memory stays until the guard is dropped, which takes it back first.
         let set = opened == 0 && unsafe { libc::sigaltstack(&raw const new, null_mut()) } == 0;
         set.then_some(this)
     }
@@ -57,9 +57,9 @@ impl AltStack {
 impl Drop for AltStack {
     fn drop(&mut self) {
         let none = libc::stack_t { ss_sp: null_mut(), ss_flags: libc::SS_DISABLE, ss_size: STACK_BYTES };
-        // SAFETY: no memory is given; if another stack was set since, it was not by us and goes as well.
+        // SAFETY: F4: no memory is given; if another stack was set since, it was not by us and goes as well.
         unsafe { libc::sigaltstack(&raw const none, null_mut()) };
-        // SAFETY: our own mapping, which is no signal stack any more.
+        // SAFETY: F5: it is no signal stack any more.
         unsafe { libc::munmap(self.base, GUARD_BYTES + STACK_BYTES) };
     }
 }

@@ -15,6 +15,19 @@
 //! ([`AltStack`]), with the signal blocked: a fault in the handler itself ends the process.
 //!
 //! Guest memory that is not there *yet* is another matter: who touches it waits ([`Userfault`]).
+//!
+//! What `unsafe` here relies on:
+//!
+//! - **F1**: what the handler is called with is the kernel's, good until it returns, and this call's alone: it is installed
+//!   with `SA_SIGINFO`, and nobody else calls it (`signal_chaining`).
+//! - **F2**: `errno` has a place in every thread, and the handler leaves it as it has found it.
+//! - **F3**: a range that is registered as guest memory consists of whole pages that stay mapped until it is dropped; no Rust
+//!   reference leads there but to atomics; what is spare before it is used by nobody. Whoever registers it vouches for it
+//!   ([`WatchedRange::guest`]).
+//! - **F4**: `sigaction` and `stack_t` of all zeroes are valid ones, and each call reads or writes one of them, or none.
+//! - **F5**: the mapping of an [`AltStack`] is its own from when it is made until it is dropped.
+//! - **F6**: an ioctl of userfaultfd(2) reads and writes the structure that its opcode names, and changes when memory
+//!   answers, not what.
 
 #![allow(unsafe_code)]
 
@@ -59,14 +72,14 @@ pub fn install() -> io::Result<()> {
 
 /// The handler.
 extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    // SAFETY: the handler is installed with SA_SIGINFO, so the kernel hands it over for this call.
+    // SAFETY: F1: what the kernel says of the signal.
     let what = unsafe { &*info };
-    // SAFETY: some bytes are always there; they are an address where the code says that it is a fault.
+    // SAFETY: F1: some bytes are always there; they are an address where the code says that it is a fault.
     let (code, address) = (what.si_code, unsafe { what.si_addr() }.addr());
     let is_about_bad_page = signal == libc::SIGBUS && code == BUS_MCEERR_AO;
     // What somebody has sent says nothing about the instruction that it happened to interrupt.
     let is_of_instruction = code > 0 && !is_about_bad_page;
-    // SAFETY: as above.
+    // SAFETY: F1: the context is passed on.
     if is_of_instruction && unsafe { mend(context) } {
         return;
     }
@@ -78,7 +91,7 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
         action_optional::record(address);
         return;
     }
-    // SAFETY: as above.
+    // SAFETY: F1: all three are passed on.
     let was_handled = unsafe { signal_chaining::pass_on(signal, info, context, is_of_instruction) };
     if was_handled && !is_of_instruction {
         signal_chaining::stay(signal, on_fault);
@@ -93,7 +106,7 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
 unsafe fn mend(context: *mut c_void) -> bool {
     const RIP: usize = libc::REG_RIP as usize;
     let context = context.cast::<libc::ucontext_t>();
-    // SAFETY: the kernel made it, and it is this handler's alone.
+    // SAFETY: F1: the registers, which the kernel loads when the handler returns.
     let registers = unsafe { &mut (*context).uc_mcontext.gregs };
     let Some(ip) = registers.get_mut(RIP) else { return false };
     let address = usize::try_from(ip.cast_unsigned()).ok();

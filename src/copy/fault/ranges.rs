@@ -154,7 +154,7 @@ impl Slot {
             len => {
                 let at =
                     std::ptr::without_provenance_mut(self.start.load(Ordering::Relaxed).wrapping_sub(len));
-                // SAFETY: nobody uses it, as who registered the range has said, and it is unmapped once only.
+                // SAFETY: F3: the spare mapping, which is unmapped once only: `swap` has answered it to nobody else.
                 let _ = unsafe { libc::munmap(at, len) };
                 SpareMapping::GoneNow
             }
@@ -201,9 +201,9 @@ pub(super) fn replace_lost(address: usize) -> bool {
     // First: whoever finds zeroes there can know that they are not the guest's.
     slot.has_faulted.store(true, Ordering::Relaxed);
     LOSSES.fetch_add(1, Ordering::SeqCst);
-    // SAFETY: always valid, and the handler must not change what the interrupted code finds in it.
+    // SAFETY: F2: the place of this thread.
     let errno = unsafe { libc::__errno_location() };
-    // SAFETY: as above.
+    // SAFETY: F2: read, to be put back.
     let before = unsafe { *errno };
     let start = slot.start.load(Ordering::Relaxed);
     let whole = slot.len.load(Ordering::Relaxed).next_multiple_of(page_bytes);
@@ -215,7 +215,7 @@ pub(super) fn replace_lost(address: usize) -> bool {
             // Another thread makes use of it just now: look again.
             || spare == SpareMapping::GoneBefore
     };
-    // SAFETY: as above.
+    // SAFETY: F2: put back.
     unsafe { *errno = before };
     is_replaced
 }
@@ -227,13 +227,12 @@ fn put_zeroes(start: usize, len: usize) -> bool {
         libc::PROT_READ | libc::PROT_WRITE,
         libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
     );
-    // SAFETY: all of it belongs to a range of guest memory that is mapped as long as it is registered; no Rust
-    // reference leads there but to atomics, for which any bytes will do. Several threads may do this at once: the last
-    // pages stay.
+    // SAFETY: F3: whole pages of a registered range; for atomics any bytes will do. Several threads may do this at once:
+    // the last pages stay.
     if unsafe { libc::mmap(at, len, access, flags, -1, 0) } == libc::MAP_FAILED {
         return false;
     }
-    // SAFETY: the advice changes no byte of what was just mapped.
+    // SAFETY: F3: the advice changes no byte of what was just mapped.
     unsafe { libc::madvise(at, len, libc::MADV_DONTDUMP) };
     true
 }

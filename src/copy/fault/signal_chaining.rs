@@ -32,7 +32,7 @@ pub(super) fn install(handler: Handler) -> io::Result<()> {
 }
 
 fn action_of(handler: Handler) -> libc::sigaction {
-    // SAFETY: all zeroes is a sigaction: the default action, no flags, no mask.
+    // SAFETY: F4: all zeroes is a sigaction: the default action, no flags, no mask.
     let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
     action.sa_sigaction = handler as *const () as usize;
     // Not SA_NODEFER: a fault in the handler is a mistake of ours, and the kernel ends the process then.
@@ -96,13 +96,13 @@ pub(super) unsafe fn pass_on(
             false
         }
         function if former.sa_flags & libc::SA_SIGINFO != 0 => {
-            // SAFETY: whoever installed it said by the flag that it takes three arguments.
+            // SAFETY: F1: whoever installed it said by the flag that it takes three arguments, and gets ours.
             let function = unsafe { std::mem::transmute::<usize, Handler>(function) };
             function(signal, info, context);
             true
         }
         function => {
-            // SAFETY: whoever installed it said by the missing flag that it takes one argument.
+            // SAFETY: F1: whoever installed it said by the missing flag that it takes one argument.
             let function = unsafe { std::mem::transmute::<usize, PlainHandler>(function) };
             function(signal);
             true
@@ -113,12 +113,12 @@ pub(super) unsafe fn pass_on(
 /// Restores the default action, which then happens: by the same fault, or sent again. It is blocked until the
 /// handler returns.
 fn default_action(signal: c_int, is_of_instruction: bool) {
-    // SAFETY: all zeroes is a sigaction: the default action, no flags, no mask.
+    // SAFETY: F4: all zeroes is a sigaction: the default action, no flags, no mask.
     let action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
-    // SAFETY: a valid action; the former one is not asked for.
+    // SAFETY: F4: a valid action; the former one is not asked for.
     unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
     if !is_of_instruction {
-        // SAFETY: no memory is involved.
+        // SAFETY: F4: no memory is involved.
         unsafe { libc::raise(signal) };
     }
 }
@@ -127,10 +127,10 @@ fn default_action(signal: c_int, is_of_instruction: bool) {
 fn change(signal: c_int, new: Option<&libc::sigaction>) -> io::Result<libc::sigaction> {
     let mut former = MaybeUninit::zeroed();
     let new = new.map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: `new` is null or an action; `former` has room for one.
+    // SAFETY: F4: `new` is null or an action; `former` has room for one.
     if unsafe { libc::sigaction(signal, new, former.as_mut_ptr()) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: all zeroes was an action already, and the call has filled it.
+    // SAFETY: F4: all zeroes was an action already, and the call has filled it.
     Ok(unsafe { former.assume_init() })
 }

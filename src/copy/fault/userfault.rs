@@ -78,9 +78,9 @@ impl Userfault {
     pub fn open() -> io::Result<Self> {
         let fd = create()?;
         let mut api = Api { api: UFFD_API, features: 0, ioctls: 0 };
-        // SAFETY: the opcode's structure.
+        // SAFETY: F6: the opcode's structure.
         let update = unsafe { Updater::<API, _>::new(&mut api) };
-        // SAFETY: it writes to that structure and nowhere else.
+        // SAFETY: F6: it writes to that structure and nowhere else.
         unsafe { ioctl(&fd, update) }?;
         let needed = MISSING_SHMEM | MISSING_HUGETLBFS;
         if api.features & needed != needed {
@@ -93,9 +93,9 @@ impl Userfault {
     }
 
     fn wake(&self, range: Range) -> io::Result<()> {
-        // SAFETY: the opcode's structure.
+        // SAFETY: F6: the opcode's structure.
         let set = unsafe { Setter::<WAKE, _>::new(range) };
-        // SAFETY: whoever sleeps looks again: at most he goes on sleeping.
+        // SAFETY: F6: whoever sleeps looks again: at most he goes on sleeping.
         Ok(unsafe { ioctl(&self.fd, set) }?)
     }
 }
@@ -110,9 +110,9 @@ impl AsFd for Userfault {
 /// the file locked. Kernels before 5.11 make no difference.
 fn create() -> io::Result<OwnedFd> {
     let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
-    // SAFETY: a descriptor alone has no effect on memory; see `WatchedRange::wait_for_pages`.
+    // SAFETY: F6: a descriptor alone has no effect on memory; see `WatchedRange::wait_for_pages`.
     match unsafe { rustix::mm::userfaultfd(flags | USER_MODE_ONLY) } {
-        // SAFETY: as above.
+        // SAFETY: F6: a descriptor alone has no effect on memory.
         Err(Errno::INVAL) => Ok(unsafe { rustix::mm::userfaultfd(flags) }?),
         made => Ok(made?),
     }
@@ -126,9 +126,9 @@ impl WatchedRange {
     /// The memory is of a kind that cannot be waited for: neither shared memory nor huge pages.
     pub fn wait_for_pages(&self, userfault: &Userfault) -> io::Result<()> {
         let mut register = Register { range: self.pages(), mode: MODE_MISSING, ioctls: 0 };
-        // SAFETY: the opcode's structure.
+        // SAFETY: F6: the opcode's structure.
         let update = unsafe { Updater::<REGISTER, _>::new(&mut register) };
-        // SAFETY: accesses to the range take longer then; what they find is as good as without.
+        // SAFETY: F6: accesses to the range take longer then; what they find is as good as without.
         Ok(unsafe { ioctl(&userfault.fd, update) }?)
     }
 
@@ -137,9 +137,9 @@ impl WatchedRange {
     /// # Errors
     /// It was not waited for.
     pub fn cease_waiting(&self, userfault: &Userfault) -> io::Result<()> {
-        // SAFETY: the opcode's structure.
+        // SAFETY: F6: the opcode's structure.
         let set = unsafe { Setter::<UNREGISTER, _>::new(self.pages()) };
-        // SAFETY: pages that are missing are filled as in any mapping of the file.
+        // SAFETY: F6: pages that are missing are filled as in any mapping of the file.
         Ok(unsafe { ioctl(&userfault.fd, set) }?)
     }
 
@@ -154,9 +154,8 @@ impl WatchedRange {
         let access = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE;
         let nothing = userfault.nothing.as_raw_fd();
-        // SAFETY: whole pages of guest memory that are mapped as long as they are registered; no Rust reference leads
-        // there. Behind the new mapping is nothing: an access is a SIGBUS, as after its file was truncated, and is
-        // contained as that is.
+        // SAFETY: F3: whole pages of a registered range. Behind the new mapping is nothing: an access is a SIGBUS, as after
+        // its file was truncated, and is contained as that is.
         let mapped =
             unsafe { libc::mmap(std::ptr::without_provenance_mut(start), len, access, flags, nothing, 0) };
         if mapped == libc::MAP_FAILED {
@@ -173,7 +172,7 @@ impl WatchedRange {
         let mut at = offset;
         while at < end {
             let address = std::ptr::without_provenance(start.saturating_add(at));
-            // SAFETY: in the range, which is mapped as long as it is registered.
+            // SAFETY: F3: in the registered range.
             if !unsafe { can_read(address) } {
                 return false;
             }

@@ -32,13 +32,13 @@ fn copy(engine: &Engine, way: Way, media: *mut u8, guest: *mut u8, len: usize) -
     // SAFETY: the callers give ranges that are mapped; what is behind them may be gone.
     let segments = unsafe { Segments::new(&segment) };
     match way {
-        // SAFETY: as above.
+        // SAFETY: the range and the segment are mapped, or were, and apart.
         Way::Write(persist) => unsafe {
             engine.copy_from_segments(media, segments, persist, PrefetchHint::NONE)
         },
-        // SAFETY: as above.
+        // SAFETY: the range and the segment are mapped, or were, and apart.
         Way::Read => unsafe { engine.copy_to_segments(media, segments, PrefetchHint::NONE) },
-        // SAFETY: as above.
+        // SAFETY: the range and the segment are mapped, or were, and apart.
         Way::Zero(persist) => unsafe { engine.zero(media, len, persist) },
     }
 }
@@ -141,11 +141,11 @@ fn later_segments_are_reported_with_the_one_that_failed() {
     // SAFETY: all of it is mapped.
     let segments = unsafe { Segments::new(&list) };
     for engine in mending() {
-        // SAFETY: as above, and `media` is elsewhere.
+        // SAFETY: all of it is mapped, and `media` is elsewhere.
         let left =
             unsafe { engine.copy_from_segments(media.at(7), segments, Persist::Lines, PrefetchHint::NONE) };
         assert_eq!(left, 1010);
-        // SAFETY: as above.
+        // SAFETY: all of it is mapped, and `media` is elsewhere.
         assert_eq!(unsafe { engine.copy_to_segments(media.at(7), segments, PrefetchHint::NONE) }, 1010);
     }
     let mut slice = [0; 300];

@@ -65,13 +65,13 @@ proptest! {
                 prop_assert!(media.bytes() == to_media, "write {:?} {:?}", engine, persist);
                 prop_assert!(guest.bytes() == guest_bytes);
                 media.fill(&media_bytes);
-                // SAFETY: as above.
+                // SAFETY: `len` bytes are mapped there, and no reference leads to them.
                 let left = unsafe { engine.zero(media.at(at), len, persist) };
                 prop_assert_eq!(left, 0);
                 prop_assert!(media.bytes() == zeroed, "zero {:?} {:?}", engine, persist);
             }
             media.fill(&media_bytes);
-            // SAFETY: as above.
+            // SAFETY: `len` bytes are mapped there, not those of `guest`, and no reference leads to them.
             let left = unsafe { engine.copy_to_segments(media.at(at), segments, next) };
             prop_assert_eq!(left, 0);
             prop_assert!(guest.bytes() == to_guest, "read {:?}", engine);
@@ -109,7 +109,7 @@ proptest! {
                 prop_assert!(guest.bytes() == guest_bytes);
 
                 let media = Memory::new(&media_bytes);
-                // SAFETY: as above.
+                // SAFETY: `start + len` bytes are inside `media`, which is not `guest`; no reference to either is alive.
                 let left = unsafe { engine.copy_to_segments(media.ptr().wrapping_add(start), guest.segments(), next) };
                 prop_assert_eq!(left, 0);
                 prop_assert!(guest.bytes() == to_guest, "{engine:?}");

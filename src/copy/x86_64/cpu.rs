@@ -28,11 +28,11 @@ impl Cpu {
     // Not unsafe any more since Rust 1.92; every x86_64 has the instruction.
     #[allow(unused_unsafe, unsafe_code)]
     pub(in crate::copy) fn detect() -> Self {
-        // SAFETY: every x86_64 has CPUID.
+        // SAFETY: C4: every x86_64 has CPUID, and leaf 0 of it.
         let most = unsafe { __cpuid(0) }.eax;
-        // SAFETY: as above.
+        // SAFETY: C4: every x86_64 has leaf 1.
         let basic = unsafe { __cpuid(1) };
-        // SAFETY: as above; a leaf that is not there is not asked for.
+        // SAFETY: C4: a leaf that is not there is not asked for.
         let extended = (most >= 7).then(|| unsafe { __cpuid_count(7, 0) });
         let ebx = extended.map_or(0, |leaf| leaf.ebx);
         Self {

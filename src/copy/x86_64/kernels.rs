@@ -328,7 +328,7 @@ unsafe extern "C" {
 #[inline(always)]
 pub(in crate::copy) unsafe fn load16(src: *const u8) -> Option<[u64; 2]> {
     let (first, second, is_lost): (u64, u64, u32);
-    // SAFETY: the routine reads what the caller vouches for, writes these registers and nothing else.
+    // SAFETY: C2: 16 bytes. C3: the routine reads them, writes these registers and nothing else.
     unsafe {
         asm!(
             "call {routine}", routine = sym vhost_user_pmem_load16, in("rsi") src,
@@ -345,7 +345,7 @@ pub(in crate::copy) unsafe fn load16(src: *const u8) -> Option<[u64; 2]> {
 #[inline(always)]
 pub(in crate::copy) unsafe fn store1(dst: *mut u8, byte: u8) -> bool {
     let is_lost: u32;
-    // SAFETY: the routine writes the byte that the caller vouches for and one register.
+    // SAFETY: C2: one byte. C3: the routine writes it and one register.
     unsafe {
         asm!(
             "call {routine}", routine = sym vhost_user_pmem_store1, in("rdi") dst, in("al") byte,
@@ -362,7 +362,7 @@ pub(in crate::copy) fn fixup_of(address: usize) -> Option<usize> {
     let (first, end) = (&raw const vhost_user_pmem_fixups, &raw const vhost_user_pmem_fixups_end);
     let mut entry = first;
     while entry < end {
-        // SAFETY: the assembler put whole entries between the two symbols; they are constants.
+        // SAFETY: C3: whole entries between the two symbols, which are constants.
         let fixup = unsafe { &*entry };
         let target = |field: &i32| (&raw const *field).addr().wrapping_add_signed(*field as isize);
         if (target(&fixup.from)..target(&fixup.to)).contains(&address) {

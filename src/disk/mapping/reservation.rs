@@ -10,6 +10,9 @@ use super::{MapOptions, too_large};
 use crate::copy::fault::WatchedRange;
 
 /// Address space of this process that a file is mapped in. It is given back when this value is dropped.
+///
+/// - **R1**: from `exactly` until the drop the range is this value's alone: nothing else of the process is mapped or unmapped there.
+/// - **R2**: what is mapped in it is shared with its file: advice, populating and syncing change no byte.
 #[derive(Debug)]
 pub(super) struct Reservation {
     /// Dropped before the memory is unmapped; none when too many are watched, which only costs comfort.
@@ -18,10 +21,10 @@ pub(super) struct Reservation {
     len: usize,
 }
 
-// SAFETY: address space belongs to the process, not to the thread that reserved it.
+// SAFETY: R1: address space belongs to the process, not to the thread that reserved it.
 unsafe impl Send for Reservation {}
 
-// SAFETY: a shared reference only tells where it is.
+// SAFETY: R1: a shared reference only tells where it is.
 unsafe impl Sync for Reservation {}
 
 impl Reservation {
@@ -41,7 +44,7 @@ impl Reservation {
         let whole = len.checked_add(align).ok_or_else(too_large)?;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         let anywhere = std::ptr::null_mut();
-        // SAFETY: the kernel chooses an address that is free, so that nothing of this process is replaced.
+        // SAFETY: R1: the kernel chooses an address that is free, so that nothing of this process is replaced.
         let base = unsafe { rustix::mm::mmap_anonymous(anywhere, whole, ProtFlags::empty(), flags) }?;
         let base: *mut u8 = base.cast();
         let before = base.addr().next_multiple_of(align) - base.addr();
@@ -82,8 +85,7 @@ impl Reservation {
                 false => MapFlags::SHARED,
             };
         let start = self.base.wrapping_add(range.start).cast();
-        // SAFETY: the range was checked to be inside of the address space that this process has reserved here,
-        // and nobody uses what is not mapped yet.
+        // SAFETY: R1: the range was checked to be inside, and nobody uses what is not mapped yet.
         let mapped = unsafe { rustix::mm::mmap(start, len, access, flags, file, range.start as u64) };
         if mapped.is_err() {
             // The kernel may have taken it out of the reservation already, and somebody else moved in: it and
@@ -92,7 +94,7 @@ impl Reservation {
         }
         mapped?;
         // A core dump would hold the disk, and what of it was deleted. That is all there is to it.
-        // SAFETY: the advice changes no byte of what was just mapped.
+        // SAFETY: R2: the advice changes no byte of what was just mapped.
         let _ = unsafe { rustix::mm::madvise(start, len, Advice::LinuxDontDump) };
         Ok(())
     }
@@ -100,8 +102,7 @@ impl Reservation {
     /// Gives back the page tables of the first `len` bytes, which nobody needs any more. Who touches them all
     /// the same finds the same bytes.
     pub(super) fn dont_need(&self, len: usize) {
-        // SAFETY: it is not more than the address space of this reservation; what is mapped there is shared, so that
-        // what was stored is in the file and not lost.
+        // SAFETY: R1: not more than the reservation. R2: what was stored is in the file and not lost.
         let _ = unsafe { rustix::mm::madvise(self.base.cast(), len.min(self.len), Advice::LinuxDontNeed) };
     }
 }
@@ -112,8 +113,7 @@ impl Drop for Reservation {
         if self.len == 0 {
             return;
         }
-        // SAFETY: `exactly` has reserved this range, nothing else unmaps it, and whoever used what was mapped
-        // there had borrowed the mapping that owns this reservation.
+        // SAFETY: R1: whoever used what was mapped there had borrowed the mapping that owns this reservation.
         let unmapped = unsafe { rustix::mm::munmap(self.base.cast(), self.len) };
         debug_assert!(unmapped.is_ok(), "munmap: {unmapped:?}");
     }

@@ -54,6 +54,8 @@ pub(super) struct Monitor {
 }
 
 /// One queue and its buffers, one for each slot.
+///
+/// - **B1**: buffers lie in the shared mapping, which lives as long as the queue, and no Rust reference leads to their bytes.
 pub(super) struct Queue {
     /// Before the transport, whose memory it lies in.
     ring: VirtioBlkQueue<'static, u16>,
@@ -263,11 +265,10 @@ impl Queue {
             self.memory.as_volatile_slice().subslice(start, self.block_bytes).map_err(io::Error::other)?;
         let (pointer, length) = (buffer.ptr_guard_mut().as_ptr(), buffer.len());
         if is_write {
-            // SAFETY: the buffer lies in the shared mapping, which lives as long as the queue; no reference to
-            // its bytes is ever made.
+            // SAFETY: B1: the buffer is a slice of the mapping, checked by `subslice`.
             unsafe { self.ring.write_raw(offset, pointer, length, slot) }
         } else {
-            // SAFETY: as above.
+            // SAFETY: B1: the buffer is a slice of the mapping, checked by `subslice`.
             unsafe { self.ring.read_raw(offset, pointer, length, slot) }
         }
     }

@@ -61,6 +61,9 @@ pub(super) struct SharedMapping {
 /// Whole pages of address space, and a little before them.
 ///
 /// That keeps neighbours of the same file apart: all of them can be replaced, or unmapped, without another mapping.
+///
+/// - **M4**: from `reserve` until the drop the range is this value's alone: nothing else of the process is mapped or unmapped
+///   there (but by the handler of faults, which puts pages in place of pages).
 #[derive(Debug)]
 struct Pages {
     start: *mut u8,
@@ -69,10 +72,10 @@ struct Pages {
     spare: usize,
 }
 
-// SAFETY: address space belongs to the process, not to the thread that reserved it.
+// SAFETY: M4: address space belongs to the process, not to the thread that reserved it.
 unsafe impl Send for Pages {}
 
-// SAFETY: a shared reference only tells where it is.
+// SAFETY: M4: a shared reference only tells where it is.
 unsafe impl Sync for Pages {}
 
 impl SharedMapping {
@@ -119,7 +122,7 @@ impl SharedMapping {
         if offset >= self.len {
             return None;
         }
-        // SAFETY: inside of what is mapped until `self` is dropped, and what shares it with others is used as atomics only.
+        // SAFETY: M4: inside, and mapped until `self` is dropped. M2: an atomic.
         Some(unsafe { AtomicU8::from_ptr(self.pages.start.wrapping_add(offset)) })
     }
 }
@@ -132,14 +135,14 @@ impl Pages {
         let total = len.checked_add(page).and_then(|sum| sum.checked_add(page)).ok_or_else(too_large)?;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         let anywhere = std::ptr::null_mut();
-        // SAFETY: the kernel chooses an address that is free, so that nothing of this process is replaced.
+        // SAFETY: M4: the kernel chooses an address that is free, so that nothing of this process is replaced.
         let base = unsafe { rustix::mm::mmap_anonymous(anywhere, total, ProtFlags::empty(), flags) }?;
         let spare = base.addr().wrapping_add(small).next_multiple_of(page).wrapping_sub(base.addr());
         let start = base.cast::<u8>().wrapping_add(spare);
         let behind = total.wrapping_sub(spare).wrapping_sub(len);
         let pages = Self { start, len, spare };
         if behind != 0 {
-            // SAFETY: the end of what was just reserved, which nobody uses.
+            // SAFETY: M4: the end of what was just reserved, which nobody uses.
             unsafe { rustix::mm::munmap(start.wrapping_add(len).cast(), behind) }?;
         }
         Ok(pages)
@@ -149,11 +152,11 @@ impl Pages {
     fn open(&mut self, file: &File, offset: u64) -> io::Result<()> {
         let (access, start) = (ProtFlags::READ | ProtFlags::WRITE, self.start.cast::<c_void>());
         let flags = MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED;
-        // SAFETY: address space that this value has reserved, and nobody uses it yet.
+        // SAFETY: M4: it was reserved, and nobody uses it yet.
         unsafe { rustix::mm::mmap(start, self.len, access, flags, file, offset) }?;
         let base = start.wrapping_byte_sub(self.spare);
         // The advice makes what is spare differ from reservations of others beside it: it stays a mapping by itself.
-        // SAFETY: the advice changes no byte of what was just mapped.
+        // SAFETY: M4: the advice changes no byte of what was just mapped.
         unsafe { rustix::mm::madvise(base, self.spare.wrapping_add(self.len), Advice::LinuxDontDump) }?;
         Ok(())
     }
@@ -162,8 +165,7 @@ impl Pages {
 impl Drop for Pages {
     fn drop(&mut self) {
         let total = self.spare.wrapping_add(self.len);
-        // SAFETY: `reserve` has reserved this range, nothing else unmaps it, and whoever used what was mapped there had
-        // borrowed the value that owns this, or kept it alive.
+        // SAFETY: M4: whoever used what was mapped there had borrowed the value that owns this, or kept it alive.
         let unmapped = unsafe { rustix::mm::munmap(self.start.wrapping_sub(self.spare).cast(), total) };
         // It is mappings as a whole, so that none more is needed for it.
         debug_assert!(unmapped.is_ok(), "munmap: {unmapped:?}");

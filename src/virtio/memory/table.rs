@@ -92,6 +92,12 @@ impl Region {
 }
 
 /// All of a front-end's memory: an immutable snapshot, sorted by guest address.
+///
+/// - **M1**: an address that the table, or a [`Translator`] over it, answers lies in one of its regions for the whole length
+///   asked for, and stays mapped, readable and writable until the table is dropped. `Region::map` sees to that, as the table
+///   keeps its regions; rings, chains and copies rely on it. (A file may be truncated: see `copy::fault`.)
+/// - **M2**: no Rust reference leads to guest memory but to atomics. Everybody who has an address keeps to it.
+/// - **M3**: a table never changes, and follows none of its pointers.
 #[derive(Debug, Default)]
 pub struct MemoryTable {
     regions: Vec<Arc<Region>>,
@@ -99,10 +105,9 @@ pub struct MemoryTable {
     by_user: Box<[Extent]>,
 }
 
-// SAFETY: the raw pointers lead into `regions`, which live as long as the table, and are only read here.
-// Whoever dereferences them answers for that (`copy`, `virtio::queue`).
+// SAFETY: M3: the pointers are read here, and lead nowhere of this thread's own. M1: they are good on any.
 unsafe impl Send for MemoryTable {}
-// SAFETY: as above; the table itself never changes.
+// SAFETY: M3: what several threads read never changes.
 unsafe impl Sync for MemoryTable {}
 
 impl MemoryTable {
@@ -268,7 +273,7 @@ pub struct Translator {
     losses: u64,
 }
 
-// SAFETY: the cache holds copies of the table's extents, see `MemoryTable`.
+// SAFETY: M3: the cache is made of copies of the table's extents, and used through `&mut` where it changes.
 unsafe impl Send for Translator {}
 
 impl Translator {

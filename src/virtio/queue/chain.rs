@@ -124,7 +124,7 @@ pub trait Status {
 impl Status for StatusByte<'_> {
     #[inline]
     fn store(self, status: u8) -> Result<(), RingError> {
-        // SAFETY: the byte was vouched for, and its table is borrowed.
+        // SAFETY: Q4: the byte was vouched for, and its table is borrowed.
         if unsafe { copy::store_byte(self.byte, status) } { Ok(()) } else { Err(RingError::GuestMemoryLost) }
     }
 
@@ -140,7 +140,7 @@ pub struct HeldStatus {
     table: Arc<MemoryTable>,
 }
 
-// SAFETY: the byte lies in the table that is held with it, and only the owner of this value writes it.
+// SAFETY: Q4: the byte lies in the table that is held with it. Q2: only the owner of this value writes it.
 unsafe impl Send for HeldStatus {}
 
 impl HeldStatus {
@@ -152,7 +152,7 @@ impl HeldStatus {
 
 impl Status for HeldStatus {
     fn store(self, status: u8) -> Result<(), RingError> {
-        // SAFETY: it is the byte that a status byte was made with, and its table is still held.
+        // SAFETY: Q4: the byte that a status byte was made with, and its table is still held.
         unsafe { StatusByte::new(self.byte, &self.table) }.store(status)
     }
 

@@ -21,7 +21,7 @@ const USUAL_CHAIN_SEGMENTS: usize = 192;
 #[inline]
 pub(super) fn peek_buffer(address: u64, memory: &mut Translator) -> Option<Header> {
     let header = memory.resolve(BufferKind::Request, address, u64::from(HEADER_BYTES))?;
-    // SAFETY: the translator found the 16 bytes in its table, which it keeps mapped.
+    // SAFETY: M1: the translator found the 16 bytes in its table.
     unsafe { copy::load_words(header) }.map(|words| words.map(u64::from_le))
 }
 
@@ -128,7 +128,7 @@ impl ChainBuilder {
         let last = writable.last_mut().filter(|_| self.is_writable && self.unmapped_at != Some(count));
         let Some(last) = last else { return Err(RingError::NoStatus) };
         let before = last.len().saturating_sub(1);
-        // SAFETY: the translator found this byte in its table, which `memory` borrows.
+        // SAFETY: M1: the translator found this byte in its table, which `memory` borrows.
         let status = unsafe { StatusByte::new(last.ptr().wrapping_add(before), memory.table()) };
         last.truncate(before);
         let flaw = if count > usize::from(MAX_CHAIN) { Some(Flaw::TooMany) } else { self.flaw };
@@ -140,8 +140,8 @@ impl ChainBuilder {
         let header = match flaw {
             _ if readable_bytes.max(writable_bytes) > MAX_REQUEST_BYTES => Err(Flaw::TooLong),
             Some(flaw) => Err(flaw),
-            // SAFETY: the translator found the segments in its table, which it keeps mapped for 'a. Guest
-            // memory is never the target of a Rust reference.
+            // SAFETY: M1: the translator found the segments in its table, which is borrowed for 'a. M2: no reference leads
+            // there.
             None => header_of(unsafe { Segments::new(readable) }).ok_or(Flaw::NoHeader),
         };
         let header = match header {
@@ -152,10 +152,10 @@ impl ChainBuilder {
                 return Ok(Chain { head, header, flaw, readable, writable, status, data_bytes });
             }
         };
-        // SAFETY: as above; the segments are borrowed for 'a.
+        // SAFETY: M1: a part of what the translator found, borrowed for 'a. M2: no reference leads there.
         let readable = unsafe { Segments::new(without_front(readable, HEADER_BYTES as usize)) };
         let data_count = writable.len() - usize::from(before == 0);
-        // SAFETY: as above.
+        // SAFETY: M1: a part of what the translator found, borrowed for 'a. M2: no reference leads there.
         let writable = unsafe { Segments::new(writable.get(..data_count).unwrap_or_default()) };
         Ok(Chain { head, header, flaw: None, readable, writable, status, data_bytes })
     }

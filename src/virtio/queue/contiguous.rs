@@ -66,7 +66,7 @@ impl MappedChain {
         let header = memory.translate(fills_cache, BufferKind::Request, header, u64::from(HEADER_BYTES))?;
         let data = memory.translate(fills_cache, BufferKind::Data, data, u64::from(data_bytes))?;
         let status = memory.translate(fills_cache, BufferKind::Request, status, 1)?;
-        // SAFETY: the translator found the 16 bytes in its table, which it keeps mapped.
+        // SAFETY: M1: the translator found the 16 bytes in its table.
         self.header = unsafe { copy::load_words(header) }?.map(u64::from_le);
         self.data = Segment::new(data, data_bytes as usize);
         (self.status, self.head, self.flags) = (status, head, flags);
@@ -108,7 +108,7 @@ pub struct Batch {
     left_bytes: i64,
 }
 
-// SAFETY: the pointers lead into the table of `memory`, and only the owner of this value uses them.
+// SAFETY: Q2: only the owner of this value uses the pointers. Q4: they lead into the table of `memory`.
 unsafe impl Send for Batch {}
 
 impl Batch {
@@ -241,8 +241,7 @@ impl<'a> ContiguousChain<'a> {
     #[inline]
     pub const fn data(&self) -> Segments<'a> {
         let data = &self.mapped.data;
-        // SAFETY: the batch's translator has found the bytes, and keeps its table mapped for 'a. Guest memory is never
-        // the target of a Rust reference.
+        // SAFETY: Q4: the batch's translator has found the bytes, and is borrowed for 'a. M2: no reference leads there.
         unsafe { Segments::with_total(slice::from_ref(data), data.len()) }
     }
 
@@ -263,7 +262,7 @@ impl<'a> ContiguousChain<'a> {
     /// gap, the status included if there is none before it. `None`: the status has no place any more.
     #[inline(always)]
     pub fn finish(self, status: u8, written_bytes: u32) -> Option<Completion> {
-        // SAFETY: the batch's translator has found the byte in its table, and keeps it mapped for 'a.
+        // SAFETY: Q4: the batch's translator has found the byte, and is borrowed for 'a.
         let is_stored = unsafe { copy::store_byte(self.mapped.status, status) };
         is_stored.then(|| Head::new(self.mapped.head).complete(written_bytes))
     }
@@ -273,7 +272,7 @@ impl<'a> ContiguousChain<'a> {
     pub fn into_chain(self) -> Chain<'a> {
         let (head, header) = (Head::new(self.mapped.head), self.mapped.header);
         let data = self.data();
-        // SAFETY: the batch's translator has found the byte in its table.
+        // SAFETY: Q4: the batch's translator has found the byte in this table.
         let status = unsafe { StatusByte::new(self.mapped.status, self.memory.table()) };
         let (readable, writable) =
             if self.is_writable() { (Segments::empty(), data) } else { (data, Segments::empty()) };

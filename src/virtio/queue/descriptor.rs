@@ -36,9 +36,9 @@ struct Unaligned<T>(T);
 #[inline]
 pub(super) unsafe fn read_halves(at: *const u8) -> [u64; 2] {
     let half = at.cast::<Unaligned<u64>>();
-    // SAFETY: mapped, as the caller says. Volatile: read exactly once.
+    // SAFETY: Q3: mapped, as the caller says, and read exactly once.
     let first = unsafe { half.read_volatile() };
-    // SAFETY: as above.
+    // SAFETY: Q3: mapped, as the caller says, and read exactly once.
     let second = unsafe { half.wrapping_add(1).read_volatile() };
     [u64::from_le(first.0), u64::from_le(second.0)]
 }
@@ -49,12 +49,12 @@ pub(super) unsafe fn read_halves(at: *const u8) -> [u64; 2] {
 /// As [`read_halves`].
 #[inline(always)]
 pub(super) unsafe fn read_split(at: *const u8) -> (u64, u32, [u16; 2]) {
-    // SAFETY: mapped, as the caller says. Volatile: read exactly once.
+    // SAFETY: Q3: mapped, as the caller says, and read exactly once.
     let address = unsafe { at.cast::<Unaligned<u64>>().read_volatile() };
     let words = at.wrapping_add(8).cast::<Unaligned<u32>>();
-    // SAFETY: as above.
+    // SAFETY: Q3: mapped, as the caller says, and read exactly once.
     let len_bytes = unsafe { words.read_volatile() };
-    // SAFETY: as above.
+    // SAFETY: Q3: mapped, as the caller says, and read exactly once.
     let rest = unsafe { words.wrapping_add(1).read_volatile() };
     let [f0, f1, n0, n1] = u32::from_le(rest.0).to_le_bytes();
     let flags_next = [u16::from_le_bytes([f0, f1]), u16::from_le_bytes([n0, n1])];

@@ -28,7 +28,7 @@ pub struct Gatherer {
     segments: Vec<Segment>,
 }
 
-// SAFETY: the segments are what is left of the last chain; nobody reads them before the next one has been written.
+// SAFETY: Q5: the segments are what is left of the last chain.
 unsafe impl Send for Gatherer {}
 
 impl Gatherer {
@@ -52,7 +52,7 @@ impl Gatherer {
         for Buffer { address, len_bytes, is_writable } in buffers {
             builder.push(address, len_bytes, is_writable, memory, segments);
         }
-        // SAFETY: the walk was given these segments and this memory, and nothing else.
+        // SAFETY: Q4: `push` was given these segments and this memory, and nothing else.
         unsafe { builder.build(Head::new(head), segments, memory) }
     }
 }

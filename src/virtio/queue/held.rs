@@ -22,7 +22,7 @@ pub struct HeldSegments {
     rest: Segment,
 }
 
-// SAFETY: the segments lie in the table that is held with them, and only the owner of this value uses them.
+// SAFETY: Q4: the segments lie in the table that is held with them. Q2: only the owner of this value uses them.
 unsafe impl Send for HeldSegments {}
 
 impl Default for HeldSegments {
@@ -79,8 +79,8 @@ impl HeldSegments {
 
     /// The slice.
     pub fn slice(&self) -> Segments<'_> {
-        // SAFETY: the table has all segments, and is held with them. Guest memory is never the target of a Rust
-        // reference.
+        // SAFETY: Q4: the table has all segments, as `hold` has checked, and is held with them. M2: no reference leads
+        // there.
         unsafe { Segments::new(self.list.get(self.slice.clone()).unwrap_or_default()) }
     }
 }

@@ -13,6 +13,16 @@
 //! ```
 //!
 //! Everything a guest writes is read once and checked where it is read.
+//!
+//! What `unsafe` here relies on, besides what `MemoryTable` states:
+//!
+//! - **Q1**: the three areas of a ring are mapped, aligned and as long as its size needs, from `start` until it is dropped:
+//!   `layout::area` has found them, and the ring's owner drops it before its table ([`Virtqueue::start`]).
+//! - **Q2**: a ring, a batch and what is held of a chain are used by one thread at a time: each has one owner, and none is `Sync`.
+//! - **Q3**: what a driver may change at the same time is accessed atomically, or read or written once, volatile.
+//! - **Q4**: what a chain names, its segments and its status byte, was found by the ring's translator, whose table is
+//!   borrowed or held as long as the chain is there.
+//! - **Q5**: segments of a chain that is gone are not read: the next one overwrites them.
 
 mod chain;
 mod chain_builder;

@@ -56,7 +56,7 @@ impl Table {
             return None;
         }
         let at = self.base.wrapping_add(usize::from(index) * DESCRIPTOR_BYTES as usize);
-        // SAFETY: the table's `len` descriptors are mapped (checked when it was made) and index < len.
+        // SAFETY: Q1, M1: the table's `len` descriptors are mapped, and index < len.
         let (address, len_bytes, [flags, next]) = unsafe { read_split(at) };
         Some(Descriptor { address, len_bytes, flags, next })
     }
@@ -103,8 +103,7 @@ pub struct SplitQueue {
     segments: Vec<Segment>,
 }
 
-// SAFETY: the pointers lead into guest memory that the ring's owner keeps mapped, and only the one thread
-// that owns the ring uses them.
+// SAFETY: Q2: only the one thread that owns the ring uses the pointers. Q1: they are good on any.
 unsafe impl Send for SplitQueue {}
 
 impl SplitQueue {
@@ -112,8 +111,7 @@ impl SplitQueue {
     #[inline]
     fn available_word(&self, offset: usize) -> &AtomicU16 {
         let at = self.available.wrapping_add(offset);
-        // SAFETY: `offset` is even and inside the area checked in `start`, which stays mapped while the ring
-        // lives; the word is only ever accessed atomically.
+        // SAFETY: Q1: `offset` is even and inside of the available ring. Q3: an atomic.
         unsafe { AtomicU16::from_ptr(at.cast_mut().cast()) }
     }
 
@@ -121,7 +119,7 @@ impl SplitQueue {
     #[inline]
     fn used_word(&self, offset: usize) -> &AtomicU16 {
         let at = self.used.wrapping_add(offset);
-        // SAFETY: as above.
+        // SAFETY: Q1: `offset` is even and inside of the used ring. Q3: an atomic.
         unsafe { AtomicU16::from_ptr(at.cast()) }
     }
 
@@ -300,7 +298,7 @@ impl Virtqueue for SplitQueue {
             return Err(RingError::GuestMemoryLost);
         }
         self.next_avail = self.next_avail.wrapping_add(1);
-        // SAFETY: the walk has filled `segments` by this translator.
+        // SAFETY: Q4: `read_chain` has filled `segments` by this translator.
         unsafe { builder?.build(Head::new(head), &mut self.segments, memory) }.map(Some)
     }
 
@@ -332,9 +330,9 @@ impl Virtqueue for SplitQueue {
         failpoint::reached(Point::RingStore);
         let slot = usize::from(self.next_used & self.mask);
         let at = self.used.wrapping_add(4 + slot * 8).cast::<u32>();
-        // SAFETY: the slot is inside the used ring checked in `start`, which is aligned to 4 bytes.
+        // SAFETY: Q1: the first half of a slot of the used ring, aligned to 4 bytes. Q3: volatile.
         unsafe { at.write_volatile(u32::from(completion.head()).to_le()) };
-        // SAFETY: as above.
+        // SAFETY: Q1: the second half of the slot. Q3: volatile.
         unsafe { at.wrapping_add(1).write_volatile(completion.written_bytes().to_le()) };
         self.next_used = self.next_used.wrapping_add(1);
     }

@@ -255,7 +255,7 @@ impl Guest {
             let left = match self.shape.kind {
                 // SAFETY: the caller's places are inside of the disk, which is mapped for good.
                 Kind::Read => unsafe { self.engine.copy_to_segments(media, data, PrefetchHint::NONE) },
-                // SAFETY: as above.
+                // SAFETY: the caller's places are inside of the disk, which is mapped for good.
                 Kind::Write => unsafe {
                     self.engine.copy_from_segments(media, data, Persist::FenceOnly, PrefetchHint::NONE)
                 },

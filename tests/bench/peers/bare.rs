@@ -101,7 +101,7 @@ impl Bare {
             // SAFETY: both ranges lie in mappings that stay.
             unsafe { self.engine.copy_from_segments(media, segments, Persist::FenceOnly, PrefetchHint::NONE) }
         } else {
-            // SAFETY: as above.
+            // SAFETY: both ranges lie in mappings that stay.
             unsafe { self.engine.copy_to_segments(media, segments, PrefetchHint::NONE) }
         };
         assert_eq!(left, 0);

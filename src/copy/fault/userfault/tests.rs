@@ -138,7 +138,7 @@ fn memory_of_other_kinds_is_refused() {
     let file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
     file.set_len(PAGE as u64).unwrap();
     let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
-    // SAFETY: as in `Memory::new`.
+    // SAFETY: a new mapping where the kernel chooses.
     let start = unsafe { rustix::mm::mmap(std::ptr::null_mut(), PAGE, access, flags, &file, 0) }.unwrap();
     let range = WatchedRange::guest(start.cast(), PAGE, PAGE, 0).unwrap();
     assert!(range.wait_for_pages(&memory.userfault).is_err());

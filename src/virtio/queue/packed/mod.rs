@@ -64,7 +64,7 @@ pub struct PackedQueue {
     segments: Vec<Segment>,
 }
 
-// SAFETY: the segments are what is left of the last chain; nobody reads them before the next one has been written.
+// SAFETY: Q5: the segments are what is left of the last chain.
 unsafe impl Send for PackedQueue {}
 
 impl PackedQueue {
@@ -108,7 +108,7 @@ impl PackedQueue {
                     first.len_bytes.into(),
                 )?;
                 let descriptors = [0, 1, 2].map(|index| {
-                    // SAFETY: the table's three descriptors are mapped, as the translator says.
+                    // SAFETY: M1: the translator found the table's three descriptors.
                     let halves =
                         unsafe { read_halves(table.wrapping_add(index * DESCRIPTOR_BYTES as usize)) };
                     Descriptor::of(halves)
@@ -173,7 +173,7 @@ impl PackedQueue {
             builder.set_flaw(Flaw::TooMany);
         }
         for index in first..len {
-            // SAFETY: the table's `len` descriptors are mapped, as the translator says.
+            // SAFETY: M1: the translator found the table's `len` descriptors, and index < len.
             let halves = unsafe { read_halves(table.wrapping_add(index * DESCRIPTOR_BYTES as usize)) };
             let Descriptor { address, len_bytes, flags, .. } = Descriptor::of(halves);
             builder.push(address, len_bytes, flags & WRITE != 0, memory, &mut self.segments);
@@ -276,7 +276,7 @@ impl Virtqueue for PackedQueue {
         }
         let (builder, id, length) = builder?;
         self.note_taken(length);
-        // SAFETY: the walk has filled `segments` by this translator.
+        // SAFETY: Q4: `read_chain` has filled `segments` by this translator.
         unsafe { builder.build(Head::new(id), &mut self.segments, memory) }.map(Some)
     }
 
@@ -291,7 +291,7 @@ impl Virtqueue for PackedQueue {
         let mut first = self.slots.read(at.slot);
         if first.flags & INDIRECT != 0 {
             let table = memory.resolve(BufferKind::Request, first.address, u64::from(DESCRIPTOR_BYTES))?;
-            // SAFETY: mapped, as the translator says.
+            // SAFETY: M1: the translator found the table's first descriptor.
             first = Descriptor::of(unsafe { read_halves(table) });
         }
         peek_buffer(first.address, memory)

@@ -46,8 +46,7 @@ pub(super) struct Slots {
     size: u16,
 }
 
-// SAFETY: the pointers lead into guest memory that the ring's owner keeps mapped, and only the one thread
-// that owns the ring uses them.
+// SAFETY: Q2: only the one thread that owns the ring uses the pointers. Q1: they are good on any.
 unsafe impl Send for Slots {}
 
 impl Slots {
@@ -85,8 +84,7 @@ impl Slots {
     #[inline]
     pub(super) fn flags(&self, slot: u16) -> &AtomicU16 {
         let at = self.slot(slot).wrapping_add(14);
-        // SAFETY: the slot is inside the ring checked in `new`, which stays mapped while this lives, and is
-        // aligned to 16 bytes; the driver's side of it is another processor.
+        // SAFETY: Q1: two bytes of a slot of the ring, aligned. Q3: an atomic.
         unsafe { AtomicU16::from_ptr(at.cast()) }
     }
 
@@ -94,7 +92,7 @@ impl Slots {
     #[inline]
     pub(super) fn second_half(&self, slot: u16) -> &AtomicU64 {
         let at = self.slot(slot).wrapping_add(8);
-        // SAFETY: as above.
+        // SAFETY: Q1: the second half of a slot of the ring, aligned. Q3: an atomic.
         unsafe { AtomicU64::from_ptr(at.cast()) }
     }
 
@@ -102,7 +100,7 @@ impl Slots {
     #[inline]
     pub(super) fn read(&self, slot: u16) -> Descriptor {
         let second = u64::from_le(self.second_half(slot).load(Ordering::Acquire));
-        // SAFETY: as in `flags`.
+        // SAFETY: Q1: the first half of a slot of the ring, aligned. Q3: an atomic.
         let first = unsafe { AtomicU64::from_ptr(self.slot(slot).cast()) };
         Descriptor::of([u64::from_le(first.load(Ordering::Relaxed)), second])
     }
@@ -110,7 +108,7 @@ impl Slots {
     /// Both words of the driver's area, of one moment.
     #[inline]
     pub(super) fn driver_event(&self) -> [u16; 2] {
-        // SAFETY: 4 bytes, aligned to 4, checked in `new`.
+        // SAFETY: Q1: the driver's area, 4 bytes, aligned to 4. Q3: an atomic.
         let both = unsafe { AtomicU32::from_ptr(self.driver.cast()) };
         let [o0, o1, f0, f1] = u32::from_le(both.load(Ordering::Relaxed)).to_le_bytes();
         [u16::from_le_bytes([o0, o1]), u16::from_le_bytes([f0, f1])]
@@ -120,7 +118,7 @@ impl Slots {
     #[inline]
     pub(super) fn device_word(&self, offset: usize) -> &AtomicU16 {
         let at = self.device.wrapping_add(offset);
-        // SAFETY: 4 bytes, aligned to 4, checked in `new`; `offset` is 0 or 2.
+        // SAFETY: Q1: the device's area, 4 bytes, aligned to 4; `offset` is 0 or 2. Q3: an atomic.
         unsafe { AtomicU16::from_ptr(at.cast()) }
     }
 

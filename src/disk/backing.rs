@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use crate::copy::{PrefetchHint, Segments};
 use crate::disk::lock::BackingFile;
+use crate::disk::mapped::huge_pages;
+use crate::disk::mapped::populate::{Populated, populate};
 use crate::disk::space::growth::GrowthPolicy;
 use crate::disk::{
     BackingKind, BlockDisk, Disk, DiskError, Durability, FileDisk, Geometry, GrowError, MappedDisk,
@@ -72,6 +74,18 @@ impl Backing {
         }
     }
 
+    /// Enters the disk's mapping from this byte on into the page tables, until `should_stop`. None where that is no use:
+    /// page cache and block devices.
+    ///
+    /// No hole is filled that the disk was to leave: call it only for disks that are not sparse. Bytes that a
+    /// guest discards meanwhile may be given space again.
+    pub fn populate(&self, from_bytes: u64, should_stop: impl Fn() -> bool) -> Option<Populated> {
+        match self {
+            Self::Mapped(disk) => Some(populate(disk, from_bytes, should_stop)),
+            Self::File(_) | Self::Block(_) => None,
+        }
+    }
+
     /// Bytes of persistent memory without data that Linux has zeroed to [populate](Backing::populate) the mapping: they cost
     /// endurance as writes do.
     pub fn populated_zero_bytes(&self) -> u64 {
@@ -101,6 +115,16 @@ impl Backing {
     pub(super) const fn set_growth(&mut self, growth: GrowthPolicy) {
         either!(self, disk => disk.set_growth(growth));
     }
+}
+
+/// Counts for each disk how much of its mapping is in huge pages by now; [`Backing::huge_bytes`] says it from then on.
+///
+/// It may walk through the page tables of everything that is mapped: not to be asked for one disk after the other.
+pub fn count_huge_pages<'a>(disks: impl IntoIterator<Item = &'a Backing>) {
+    huge_pages::count(disks.into_iter().filter_map(|disk| match disk {
+        Backing::Mapped(disk) => Some(disk),
+        Backing::File(_) | Backing::Block(_) => None,
+    }));
 }
 
 impl Disk for Backing {

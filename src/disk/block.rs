@@ -13,11 +13,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::fs::SeekFrom;
 
 use crate::copy::{self, PrefetchHint, Segments};
-use crate::disk::durability::dirty_extents;
 use crate::disk::durability::syncs::Syncs;
 use crate::disk::failure::IoFailure;
 use crate::disk::lock::BackingFile;
-use crate::disk::media::bad_blocks::{self, BadBlockList, BadBlocks, PAGE_BYTES};
+use crate::disk::media::bad_blocks::{BadBlockList, BadBlocks, PAGE_BYTES};
+use crate::disk::ranges;
 use crate::disk::space::growth::{GrowthPolicy, cannot};
 use crate::disk::space::{self, fallocate};
 use crate::disk::sys::{self, Cursor};
@@ -82,8 +82,8 @@ impl BlockDisk {
     pub(super) fn bad_blocks(&self) -> Vec<Range<u64>> {
         let listed = self.bad_block_list.as_ref().map(BadBlockList::of_device).unwrap_or_default();
         let mut ranges = self.bad.list();
-        let listed = bad_blocks::clipped(&listed, &(0..self.geometry().capacity_bytes));
-        listed.into_iter().for_each(|range| dirty_extents::add(&mut ranges, range));
+        let listed = ranges::clip(&listed, &(0..self.geometry().capacity_bytes));
+        listed.into_iter().for_each(|range| ranges::insert(&mut ranges, range));
         ranges
     }
 

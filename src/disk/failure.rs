@@ -7,8 +7,10 @@ use std::path::PathBuf;
 
 use crate::disk::DiskError;
 use crate::disk::FileSystem;
-use crate::disk::mapping::HUGE_PAGE_BYTES;
 use crate::disk::space::{self, SpaceNeed};
+
+/// A file system with less free space than a huge page is full: some is set aside, so that what is free is not all to be had.
+const FULL_BELOW_BYTES: u64 = 2 << 20;
 
 /// What was not there when it was to be copied.
 #[derive(Debug, thiserror::Error)]
@@ -182,8 +184,7 @@ fn needed_for(need: SpaceNeed, offset: u64) -> String {
 /// What a byte that is not there lacks because its file system has no space for it: it is in a hole, or shared, and what
 /// could be had is less than a huge page. (Of what has its space, the media is to blame, however full the file system is.)
 pub(in crate::disk) fn missing_space(file: &File, offset: u64) -> Option<SpaceNeed> {
-    // Some is set aside: what is free is not all to be had.
-    let is_full = space::free_bytes(file).is_some_and(|bytes| bytes < HUGE_PAGE_BYTES as u64);
+    let is_full = space::free_bytes(file).is_some_and(|bytes| bytes < FULL_BELOW_BYTES);
     is_full.then(|| SpaceNeed::at(file, offset))?
 }
 

@@ -6,6 +6,7 @@
 //! - **K1**: what the kernel reads or writes is as large as the number of the call says, is ours alone, and lives until the
 //!   call returns. Each function sees to that.
 //! - **K2**: a descriptor is open while it, or its `File`, is borrowed.
+//! - **K3**: a mapping that is made where the kernel finds room replaces nothing, and is ours alone until it is unmapped.
 
 #![allow(unsafe_code)]
 
@@ -14,8 +15,9 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use rustix::mm::{MapFlags, ProtFlags};
+
 use crate::copy::{self, Segment, Segments};
-use crate::disk::media::bad_blocks::FileExtent;
 
 /// Segments given to one `preadv`: as many as an ordinary request has, fewer than `IOV_MAX` of Linux.
 const MAX_SEGMENTS: usize = 128;
@@ -257,6 +259,17 @@ const FIEMAP_EXTENT_ELSEWHERE: u32 = 0x2 | 0x4 | 0x8 | 0x100;
 const _: () = assert!(size_of::<FiemapExtent>() == 56);
 const _: () = assert!(std::mem::offset_of!(Fiemap, extents) == 32);
 
+/// A part of a file and where it lies on the file system's device, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct FileExtent {
+    /// Offset in the file.
+    pub(super) logical: u64,
+    /// Offset on the device.
+    pub(super) physical: u64,
+    /// Length.
+    pub(super) len: u64,
+}
+
 /// Where the parts of a file lie on its file system's device.
 ///
 /// # Errors
@@ -370,6 +383,18 @@ pub(super) fn xfs_features(file: &File) -> io::Result<XfsFeatures> {
     })
 }
 
+/// Whether this file can be mapped with `MAP_SYNC`. Nothing of it is touched.
+pub(super) fn can_map_sync(file: &File) -> bool {
+    let len = rustix::param::page_size();
+    let flags = MapFlags::SHARED_VALIDATE | MapFlags::SYNC;
+    // SAFETY: K3: the address is left to the kernel. K2: the file is borrowed.
+    let mapped = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, ProtFlags::READ, flags, file, 0) };
+    mapped.is_ok_and(|address| {
+        // SAFETY: K3: this range was mapped just now.
+        unsafe { rustix::mm::munmap(address, len) }.is_ok()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
@@ -414,6 +439,13 @@ mod tests {
             assert_eq!((stored, cursor.store(&[1])), (1000, 0));
             assert_eq!(blank.bytes(), bytes, "{step}");
         }
+    }
+
+    #[test]
+    fn memory_cannot_be_mapped_with_map_sync() {
+        let file = tempfile::tempfile_in("/dev/shm").unwrap();
+        file.set_len(1 << 20).unwrap();
+        assert!(!can_map_sync(&file));
     }
 
     /// Where the file system knows, the extents of a file with a hole are its data and nothing else.

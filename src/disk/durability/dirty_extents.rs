@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Mutex, PoisonError};
 
 use crate::copy;
+use crate::disk::ranges;
 
 /// Runs that are told apart.
 const MAX_RUNS: usize = 2;
@@ -48,7 +49,7 @@ impl DirtyExtents {
         let end = range.end.checked_next_multiple_of(self.page_bytes).unwrap_or(u64::MAX);
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         if let Dirty::Runs(runs) = &mut *written {
-            add(runs, start..end);
+            ranges::insert(runs, start..end);
             if runs.len() > MAX_RUNS {
                 *written = Dirty::Many;
                 self.many.store(true, Ordering::SeqCst);
@@ -71,20 +72,6 @@ impl DirtyExtents {
         fence(Ordering::SeqCst);
         taken
     }
-}
-
-/// Adds a run to others that are in order and do not touch; so are they afterwards.
-pub(in crate::disk) fn add(runs: &mut Vec<Range<u64>>, new: Range<u64>) {
-    let mut new = new;
-    runs.retain(|run| {
-        let touches = run.start <= new.end && new.start <= run.end;
-        if touches {
-            new = new.start.min(run.start)..new.end.max(run.end);
-        }
-        !touches
-    });
-    let place = runs.partition_point(|run| run.start < new.start);
-    runs.insert(place, new);
 }
 
 #[cfg(test)]

@@ -420,6 +420,7 @@ fn whole_units(range: Range<u64>, unit: u64) -> Option<Range<u64>> {
 
 #[cfg(test)]
 pub(crate) mod emulated;
+pub(super) mod huge_pages;
 pub(super) mod populate;
 mod repair;
 #[cfg(test)]

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::SeekFrom;
 
+use super::MappedDisk;
 use crate::disk::failure::missing_space;
 use crate::disk::mapping::HUGE_PAGE_BYTES;
-use crate::disk::{Backing, BackingKind, Disk, MappedDisk, space};
+use crate::disk::{BackingKind, Disk, space};
 
 /// Most bytes populated at a time. The kernel holds the lock of all mappings meanwhile, and a front-end that comes needs
 /// it: with 64 MiB it waited up to 75 ms for its first answer, with these half as long.
@@ -36,21 +37,12 @@ pub struct Populated {
     pub full_bytes: u64,
 }
 
-impl Backing {
-    /// Enters the disk's mapping from this byte on into the page tables, until `should_stop`. None where that is no use:
-    /// page cache and block devices.
-    ///
-    /// No hole is filled that the disk was to leave: call it only for disks that are not sparse. Bytes that a
-    /// guest discards meanwhile may be given space again.
-    pub fn populate(&self, from_bytes: u64, should_stop: impl Fn() -> bool) -> Option<Populated> {
-        match self {
-            Self::Mapped(disk) => Some(populate(disk, from_bytes, should_stop)),
-            Self::File(_) | Self::Block(_) => None,
-        }
-    }
-}
-
-fn populate(disk: &MappedDisk, from_bytes: u64, should_stop: impl Fn() -> bool) -> Populated {
+/// As [`Backing::populate`](crate::disk::Backing::populate).
+pub(in crate::disk) fn populate(
+    disk: &MappedDisk,
+    from_bytes: u64,
+    should_stop: impl Fn() -> bool,
+) -> Populated {
     let mut populated = Populated::default();
     let capacity_bytes = disk.geometry().capacity_bytes;
     let (mut at, mut gathered, mut step) = (from_bytes, from_bytes, StepLen(FIRST_STEP_BYTES));
@@ -172,6 +164,7 @@ mod tests {
     use std::os::unix::fs::{FileExt, MetadataExt};
 
     use super::*;
+    use crate::disk::Backing;
     use crate::disk::{Geometry, LockMode, OpenOptions, count_huge_pages, open};
 
     #[test]

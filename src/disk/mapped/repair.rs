@@ -8,7 +8,8 @@ use std::sync::PoisonError;
 use super::{BackingKind, DiskError, MappedDisk, failed};
 use crate::copy::{self, PrefetchHint, Segments};
 use crate::disk::failure::IoFailure;
-use crate::disk::media::bad_blocks::{self, BadBlockList, PAGE_BYTES};
+use crate::disk::media::bad_blocks::{BadBlockList, PAGE_BYTES};
+use crate::disk::ranges;
 use crate::disk::space::{self, fallocate};
 use crate::log::Cause;
 
@@ -43,7 +44,7 @@ impl MappedDisk {
     pub(in crate::disk) fn update_bad_blocks(&self) -> Vec<Range<u64>> {
         let _repairing = self.repairing.lock().unwrap_or_else(PoisonError::into_inner);
         let capacity_bytes = self.mapping.len_bytes();
-        let mut found = bad_blocks::clipped(&self.listed(), &(0..capacity_bytes));
+        let mut found = ranges::clip(&self.listed(), &(0..capacity_bytes));
         // A page of device DAX may be announced by the address of the huge one that it is in.
         if self.kind != BackingKind::DeviceDax {
             let page = |at: u64| at - at % PAGE_BYTES..(at - at % PAGE_BYTES).saturating_add(PAGE_BYTES);
@@ -140,7 +141,7 @@ impl MappedDisk {
     /// taken for granted: the list must agree.
     fn rewrite(&self, range: &Range<u64>) -> Result<(), DiskError> {
         let len = range.end - range.start;
-        let is_listed = || !bad_blocks::clipped(&self.listed(), range).is_empty();
+        let is_listed = || !ranges::clip(&self.listed(), range).is_empty();
         if copy::pwritev_zeroes(self.file.as_fd(), range.start, len).is_ok() && !is_listed() {
             return Ok(());
         }

@@ -5,56 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, Metadata};
-use std::io::{BufRead, BufReader, Seek as _};
+use std::io::{BufRead, BufReader};
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt as _;
-use std::sync::PoisonError;
 
-use crate::disk::mapping::HUGE_PAGE_BYTES;
-use crate::disk::mapping::smaps;
+use crate::disk::mapping::options::HUGE_PAGE_BYTES;
 use crate::disk::media::address::dax_base;
-use crate::disk::media::bad_blocks::FileExtent;
 use crate::disk::media::sysfs::Sysfs;
-use crate::disk::{Backing, BackingKind, Disk as _, sys};
-
-/// Counts for each disk how much of its mapping is in huge pages by now; [`Backing::huge_bytes`] says it from then on.
-///
-/// It may walk through the page tables of everything that is mapped: not to be asked for one disk after the other.
-pub fn count_huge_pages<'a>(disks: impl IntoIterator<Item = &'a Backing>) {
-    let mut told = Vec::new();
-    for disk in disks {
-        let Backing::Mapped(mapped) = disk else { continue };
-        let unit_bytes = mapped.discard_alignment_bytes();
-        match mapped.kind() {
-            BackingKind::DaxFile { .. } => {
-                let bytes = mapped
-                    .dax_base()
-                    .and_then(|base| Some(of_extents(&sys::extents(mapped.file()).ok()?, base)));
-                mapped.set_huge_bytes(bytes);
-            }
-            BackingKind::DeviceDax => {
-                mapped.set_huge_bytes(Some(of_device_dax(mapped.geometry().capacity_bytes, unit_bytes)));
-            }
-            _ => {
-                let start = mapped.mapping().address();
-                let len = usize::try_from(mapped.geometry().capacity_bytes).unwrap_or(0);
-                told.push((start..start.saturating_add(len), mapped));
-            }
-        }
-    }
-    if told.is_empty() {
-        return;
-    }
-    let Some(smaps) = smaps::own() else { return };
-    let mut smaps = smaps.lock().unwrap_or_else(PoisonError::into_inner);
-    if smaps.rewind().is_err() {
-        return;
-    }
-    let ranges: Vec<_> = told.iter().map(|(range, _)| range.clone()).collect();
-    for ((_, disk), bytes) in told.iter().zip(in_ranges(BufReader::new(&mut *smaps), &ranges)) {
-        disk.set_huge_bytes(Some(bytes));
-    }
-}
+use crate::disk::sys::{self, FileExtent};
 
 /// Device DAX is mapped in pages of its alignment, and no others.
 pub(in crate::disk) const fn of_device_dax(device_bytes: u64, unit_bytes: u64) -> u64 {
@@ -68,7 +26,7 @@ pub(in crate::disk) fn of_dax_file(file: &File, sysfs: &Sysfs) -> Option<u64> {
 }
 
 /// Bytes of whole huge pages in extents whose addresses count from `base`.
-fn of_extents(extents: &[FileExtent], base: u64) -> u64 {
+pub(in crate::disk) fn of_extents(extents: &[FileExtent], base: u64) -> u64 {
     const HUGE: u64 = HUGE_PAGE_BYTES as u64;
     let mut pieces: Vec<FileExtent> = Vec::new();
     for extent in extents {
@@ -114,7 +72,7 @@ fn of_file(smaps: impl BufRead, dev: u64, ino: u64) -> Option<u64> {
 }
 
 /// Sums the huge pages of the mappings that begin in each of the ranges, which do not overlap.
-fn in_ranges(smaps: impl BufRead, ranges: &[Range<usize>]) -> Vec<u64> {
+pub(in crate::disk) fn in_ranges(smaps: impl BufRead, ranges: &[Range<usize>]) -> Vec<u64> {
     let mut by_start: BTreeMap<usize, (usize, u64)> =
         ranges.iter().map(|range| (range.start, (range.end, 0))).collect();
     visit(smaps, |mapping, bytes| {

@@ -20,55 +20,20 @@ use crate::disk::media::is_gone;
 use crate::disk::media::sysfs::Sysfs;
 use crate::disk::{DiskError, Durability};
 use crate::failpoint::{self, Point};
+use options::too_large;
+pub(super) use options::{HUGE_PAGE_BYTES, MapOptions};
 use reservation::Reservation;
 
 pub(super) mod huge_pages;
+mod options;
 mod reservation;
 pub(super) mod smaps;
-
-/// Mappings begin at a multiple of this: a page table entry can then stand for as much.
-pub(super) const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// `madvise(2)`: gather pages into huge ones now (Linux 6.1).
 const MADV_COLLAPSE: libc::c_int = 25;
 
 /// The operation of [`Mapping::read`] in errors.
 const READING: &str = "reading the mapping";
-
-/// How a file is mapped.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct MapOptions {
-    /// Bytes that are used.
-    pub(super) len_bytes: u64,
-    /// Bytes that the mapping must be a multiple of.
-    pub(super) unit_bytes: u64,
-    /// Nothing is stored.
-    pub(super) read_only: bool,
-    /// With `MAP_SYNC`: a page that can be written to is there to stay.
-    pub(super) synchronous: bool,
-    /// How far a write must get by itself.
-    pub(super) persist: Persist,
-}
-
-impl MapOptions {
-    /// What a mapping of `len` bytes takes: whole pages, on hugetlbfs huge ones.
-    fn whole_units(&self, len: usize) -> io::Result<usize> {
-        len.checked_next_multiple_of(self.unit()?).ok_or_else(too_large)
-    }
-
-    /// What the address of the first byte is a multiple of.
-    fn align(&self) -> io::Result<usize> {
-        Ok(self.unit()?.max(HUGE_PAGE_BYTES))
-    }
-
-    fn unit(&self) -> io::Result<usize> {
-        Ok(usize::try_from(self.unit_bytes).map_err(|_| too_large())?.max(rustix::param::page_size()))
-    }
-}
-
-fn too_large() -> io::Error {
-    io::ErrorKind::FileTooLarge.into()
-}
 
 /// What a write into a mapping of this class needs besides the fence of its batch.
 pub(super) const fn persist_of(durability: Durability) -> Persist {
@@ -185,18 +150,6 @@ impl Mapping {
     pub(crate) const fn persisting(mut self, persist: Persist) -> Self {
         self.options.persist = persist;
         self
-    }
-
-    /// Whether a mapping of this file can be had with `MAP_SYNC`. Nothing of it is touched.
-    pub(super) fn can_be_synchronous(file: &File) -> bool {
-        let options = MapOptions {
-            len_bytes: 1,
-            unit_bytes: 4096,
-            read_only: true,
-            synchronous: true,
-            persist: Persist::FenceOnly,
-        };
-        Self::with(file, options).is_ok()
     }
 
     /// Has a part of the mapping entered into the page tables before it is needed: for writing (which gives

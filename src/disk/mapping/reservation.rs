@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
-use super::{MapOptions, too_large};
+use super::options::{MapOptions, too_large};
 use crate::copy::fault::WatchedRange;
 
 /// Address space of this process that a file is mapped in. It is given back when this value is dropped.

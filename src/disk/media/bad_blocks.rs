@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::disk::KeptFile;
-use crate::disk::durability::dirty_extents::add;
 use crate::disk::media::sysfs::Node;
-use crate::disk::sys;
+use crate::disk::ranges;
+use crate::disk::sys::{self, FileExtent};
 use crate::limits::bounds::MAX_BAD_BLOCKS;
 
 /// Unit of `badblocks` and of partition tables in sysfs.
@@ -76,7 +76,7 @@ impl BadBlocks {
         let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
         let is_news = !ranges.iter().any(|it| it.start <= start && end <= it.end);
         if ranges.len() < MAX_BAD_BLOCKS {
-            add(&mut ranges, start..end);
+            ranges::insert(&mut ranges, start..end);
         }
         self.any.store(true, Ordering::Release);
         is_news
@@ -123,13 +123,6 @@ fn parse(text: &str) -> Vec<Range<u64>> {
         Some(sector.checked_mul(SECTOR_BYTES)?..sector.checked_add(count)?.checked_mul(SECTOR_BYTES)?)
     });
     ranges.collect()
-}
-
-/// What of `ranges` is inside of `window`, counted from its start.
-pub(in crate::disk) fn clipped(ranges: &[Range<u64>], window: &Range<u64>) -> Vec<Range<u64>> {
-    let cut = ranges.iter().map(|it| it.start.max(window.start)..it.end.min(window.end));
-    let inside = cut.filter(|range| range.start < range.end);
-    inside.map(|range| range.start - window.start..range.end - window.start).collect()
 }
 
 /// Where Linux lists what is bad of a disk: opened with it, and read as often as somebody asks.
@@ -190,7 +183,7 @@ impl BadBlockList {
         let listed = self.list.as_ref().and_then(|list| list.text().ok());
         let listed = listed.map(|text| parse(&text)).unwrap_or_default();
         match &self.part {
-            Some(part) => clipped(&listed, part),
+            Some(part) => ranges::clip(&listed, part),
             None => listed,
         }
     }
@@ -201,26 +194,15 @@ impl BadBlockList {
     }
 }
 
-/// A part of a file and where it lies on the file system's device, in bytes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::disk) struct FileExtent {
-    /// Offset in the file.
-    pub(in crate::disk) logical: u64,
-    /// Offset on the device.
-    pub(in crate::disk) physical: u64,
-    /// Length.
-    pub(in crate::disk) len: u64,
-}
-
 /// The bad ranges of a file, from those of the device that its file system is on.
 fn of_file(device_ranges: &[Range<u64>], extents: &[FileExtent]) -> Vec<Range<u64>> {
     let parts = extents.iter().flat_map(|extent| {
         let window = extent.physical..extent.physical.saturating_add(extent.len);
-        let parts = clipped(device_ranges, &window).into_iter();
+        let parts = ranges::clip(device_ranges, &window).into_iter();
         parts.map(|it| it.start.saturating_add(extent.logical)..it.end.saturating_add(extent.logical))
     });
     let mut ranges = Vec::new();
-    parts.for_each(|part| add(&mut ranges, part));
+    parts.for_each(|part| ranges::insert(&mut ranges, part));
     ranges
 }
 

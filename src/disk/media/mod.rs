@@ -11,7 +11,8 @@ use crate::copy::Engine;
 use crate::disk::media::bad_blocks::BadBlockList;
 use crate::disk::media::region::Region;
 use crate::disk::media::sysfs::{Node, Sysfs};
-use crate::disk::{BackingKind, Durability, FileKind, FileSystem, Mapping};
+use crate::disk::sys::can_map_sync;
+use crate::disk::{BackingKind, Durability, FileKind, FileSystem};
 
 pub(in crate::disk) mod address;
 pub(in crate::disk) mod bad_blocks;
@@ -273,7 +274,7 @@ impl Dax {
         if !is_dax(file) {
             return Self::No;
         }
-        if !Mapping::can_be_synchronous(file) {
+        if !can_map_sync(file) {
             return Self::Pages("MAP_SYNC is refused".to_owned());
         }
         if !Engine::get().flushes_lines() {

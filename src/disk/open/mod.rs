@@ -34,7 +34,7 @@ pub struct OpenOptions {
     pub block_bytes: Option<u32>,
     /// Open for reading only; nothing is created, grown or allocated then.
     pub read_only: bool,
-    /// InFlight holes as they are. On tmpfs, hugetlbfs and DAX a write into a hole that cannot be filled any more
+    /// Leave holes as they are. On tmpfs, hugetlbfs and DAX a write into a hole that cannot be filled any more
     /// is fatal.
     pub sparse: bool,
     /// When the file is locked.

@@ -19,7 +19,7 @@ pub(super) mod growth;
 /// Make sure that every byte has its space.
 pub(in crate::disk) const ALLOCATE: FallocateFlags = FallocateFlags::empty();
 
-/// InFlight the length of the file as it is.
+/// Leave the length of the file as it is.
 pub(in crate::disk) const KEEP_SIZE: FallocateFlags = FallocateFlags::KEEP_SIZE;
 
 /// Give the space back; the bytes read as zeroes.

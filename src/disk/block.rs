@@ -14,14 +14,15 @@ use rustix::fs::SeekFrom;
 
 use crate::copy::{self, PrefetchHint, Segments};
 use crate::disk::durability::syncs::Syncs;
+use crate::disk::error::{cannot, failed};
 use crate::disk::failure::IoFailure;
 use crate::disk::lock::BackingFile;
 use crate::disk::media::bad_blocks::{BadBlockList, BadBlocks, PAGE_BYTES};
 use crate::disk::ranges;
-use crate::disk::space::growth::{GrowthPolicy, cannot};
+use crate::disk::space::growth::GrowthPolicy;
 use crate::disk::space::{self, fallocate};
 use crate::disk::sys::{self, Cursor};
-use crate::disk::{Disk, DiskError, Durability, Geometry, GrowError, Media, failed};
+use crate::disk::{Disk, DiskError, Durability, Geometry, GrowError, Media};
 use bounce::BounceBuffer;
 
 mod bounce;

@@ -11,8 +11,10 @@ use std::fmt;
 use crate::copy::{self, PrefetchHint, Segments};
 
 mod backing;
+mod backing_path;
 mod block;
 mod durability;
+mod error;
 mod failure;
 mod file;
 mod kept_file;
@@ -27,8 +29,10 @@ mod symlinks;
 mod sys;
 
 pub use backing::{Backing, count_huge_pages};
+pub use backing_path::BackingPath;
 pub use block::BlockDisk;
 pub use durability::flush::{Flusher, Ticket};
+pub use error::{DiskError, GrowError};
 pub use file::FileDisk;
 pub(crate) use kept_file::KeptFile;
 pub use lock::holder::Holder;
@@ -42,10 +46,10 @@ pub use media::Media;
 pub use media::kind::{BackingKind, FileKind, FileSystem};
 pub use media::region::Region;
 pub use open::describe::{Description, describe};
-pub use open::error::{BackingPath, OpenError};
+pub use open::error::OpenError;
+pub use open::open;
+pub use open::options::{OpenOptions, Opened};
 pub use open::policy::{DeepFlush, DiscardPolicy, UnknownWord};
-pub use open::{OpenOptions, Opened, open};
-pub use space::growth::GrowError;
 pub use symlinks::Symlinks;
 
 /// What a disk is made of: fixed while it is served, but that it may grow.
@@ -101,43 +105,6 @@ impl fmt::Display for Durability {
             Self::Byte => "byte (safe once completed, caches are protected)",
         })
     }
-}
-
-/// Why a disk could not do what was asked of it. The request fails, nothing else.
-#[derive(Debug, thiserror::Error)]
-pub enum DiskError {
-    /// The range is not inside the disk.
-    #[error("the range is outside the disk")]
-    OutOfRange,
-    /// The disk was opened read-only.
-    #[error("the disk is read-only")]
-    ReadOnly,
-    /// The operation does not exist on this backing.
-    #[error("not supported by this backing")]
-    Unsupported,
-    /// The backing, or guest memory, refused.
-    #[error("{operation}: {source}")]
-    Io {
-        /// The system call or step that failed.
-        operation: &'static str,
-        /// Its error.
-        source: std::io::Error,
-    },
-}
-
-impl DiskError {
-    /// Whether it says that the media could not be read.
-    fn is_media_error(&self) -> bool {
-        // A device says ENODATA where it knows more than that something went wrong.
-        let is_media =
-            |source: &std::io::Error| matches!(source.raw_os_error(), Some(libc::EIO | libc::ENODATA));
-        matches!(self, Self::Io { source, .. } if is_media(source))
-    }
-}
-
-/// For `map_err`: the system call or step that failed.
-fn failed(operation: &'static str) -> impl Fn(std::io::Error) -> DiskError {
-    move |source| DiskError::Io { operation, source }
 }
 
 /// Bytes that can be read, written and persisted.

@@ -8,12 +8,13 @@ use std::sync::Arc;
 
 use crate::copy::{self, PrefetchHint, Segments};
 use crate::disk::durability::syncs::Syncs;
+use crate::disk::error::{cannot, failed};
 use crate::disk::failure::IoFailure;
 use crate::disk::lock::BackingFile;
 use crate::disk::media::bad_blocks::BadBlocks;
-use crate::disk::space::growth::{GrowthPolicy, cannot, file_bytes};
+use crate::disk::space::growth::{GrowthPolicy, file_bytes};
 use crate::disk::space::{self, fallocate};
-use crate::disk::{Disk, DiskError, Durability, FileSystem, Geometry, GrowError, failed};
+use crate::disk::{Disk, DiskError, Durability, FileSystem, Geometry, GrowError};
 use reader::Reader;
 
 mod reader;

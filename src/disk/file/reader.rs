@@ -6,8 +6,9 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::copy::{self, PrefetchHint, Segments};
+use crate::disk::error::failed;
 use crate::disk::failure::{IoFailure, truncated_before};
-use crate::disk::{DiskError, Mapping, failed, sys};
+use crate::disk::{DiskError, Mapping, sys};
 
 /// How the bytes are reached.
 #[derive(Debug)]

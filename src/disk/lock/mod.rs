@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::{Errno, retry_on_intr};
 
-use crate::disk::{BackingPath, Holder, OpenError};
+use self::holder::Holder;
+use crate::disk::backing_path::BackingPath;
 
 pub(in crate::disk) mod holder;
 mod image_lock;
@@ -68,7 +69,9 @@ pub struct LockError {
     source: io::Error,
 }
 
-const REMEDY: &str = "if its file system has no locks, make sure that nobody else serves it and use lock=off";
+/// What to do where the file system cannot lock.
+pub(in crate::disk) const REMEDY: &str =
+    "if its file system has no locks, make sure that nobody else serves it and use lock=off";
 
 /// A backing's open file, shared by its disk and its lock; whoever drops it last unlocks it.
 ///
@@ -122,29 +125,27 @@ pub struct FileLock {
 }
 
 impl FileLock {
-    /// Of `file`, taken at once when the mode is [`LockMode::On`].
-    pub(in crate::disk) fn open(
+    /// Of `file`; nothing is taken yet.
+    pub(in crate::disk) fn new(
         file: Arc<BackingFile>,
         backing: &BackingPath,
         mode: LockMode,
         read_only: bool,
-    ) -> Result<Self, OpenError> {
+    ) -> Self {
         if mode != LockMode::Off && !image_lock::is_supported(&file) {
             tracing::warn!("{backing}: its file system has no locks that QEMU could see");
         }
         let is_held = AtomicBool::new(false);
-        let lock = Self { file: Some(file), backing: backing.clone(), mode, read_only, is_held };
-        if mode == LockMode::On || (mode == LockMode::Wait && read_only) {
-            match lock.try_both() {
-                Ok(true) => {}
-                Ok(false) => {
-                    let holder = lock.holder().unwrap_or(Holder::unknown());
-                    return Err(OpenError::Locked { backing: backing.clone(), holder });
-                }
-                Err(error) => return Err(OpenError::system(backing, "lock", REMEDY, error)),
-            }
-        }
-        Ok(lock)
+        Self { file: Some(file), backing: backing.clone(), mode, read_only, is_held }
+    }
+
+    /// Takes what the mode says is taken when the disk is opened; `false` when somebody else has it.
+    ///
+    /// # Errors
+    /// The file system cannot lock; [`REMEDY`] says what to do.
+    pub(in crate::disk) fn acquire_when_opened(&self) -> io::Result<bool> {
+        let is_due = self.mode == LockMode::On || (self.mode == LockMode::Wait && self.read_only);
+        if is_due { self.try_both() } else { Ok(true) }
     }
 
     /// Of a disk that is no file: there is nothing to lock.
@@ -242,9 +243,12 @@ fn unlock(file: &File) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn lock(path: &Path, mode: LockMode, read_only: bool) -> Result<FileLock, OpenError> {
+    /// None where somebody else has what is due when a disk is opened.
+    fn lock(path: &Path, mode: LockMode, read_only: bool) -> Option<FileLock> {
         let file = File::options().read(true).write(!read_only).open(path).unwrap();
-        FileLock::open(Arc::new(file.into()), &BackingPath::of_disk("db0", path), mode, read_only)
+        let backing = BackingPath::of_disk("db0", path);
+        let lock = FileLock::new(Arc::new(file.into()), &backing, mode, read_only);
+        lock.acquire_when_opened().unwrap().then_some(lock)
     }
 
     #[test]
@@ -262,14 +266,12 @@ mod tests {
         let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
         let writer = lock(file.path(), LockMode::On, false).unwrap();
         for read_only in [false, true] {
-            let error = lock(file.path(), LockMode::On, read_only).unwrap_err();
-            let OpenError::Locked { holder, .. } = &error else { panic!("{error}") };
-            assert_eq!(holder.pid, Some(std::process::id()));
-            assert!(error.to_string().contains("(another disk of this process uses it already)"), "{error}");
+            assert!(lock(file.path(), LockMode::On, read_only).is_none());
         }
+        assert_eq!(writer.holder().unwrap().pid, Some(std::process::id()));
         drop(writer);
         let readers = [true, true].map(|read_only| lock(file.path(), LockMode::On, read_only).unwrap());
-        assert!(matches!(lock(file.path(), LockMode::On, false), Err(OpenError::Locked { .. })));
+        assert!(lock(file.path(), LockMode::On, false).is_none());
         drop(readers);
         lock(file.path(), LockMode::On, false).unwrap();
     }
@@ -296,7 +298,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
         let writer = lock(file.path(), LockMode::On, false).unwrap();
         writer.release().unwrap();
-        assert!(matches!(lock(file.path(), LockMode::On, false), Err(OpenError::Locked { .. })));
+        assert!(lock(file.path(), LockMode::On, false).is_none());
     }
 
     #[test]
@@ -322,7 +324,7 @@ mod tests {
         let writer = lock(file.path(), LockMode::On, false).unwrap();
         let disk = writer.file.clone();
         drop(writer);
-        assert!(matches!(lock(file.path(), LockMode::On, false), Err(OpenError::Locked { .. })));
+        assert!(lock(file.path(), LockMode::On, false).is_none());
         drop(disk);
         lock(file.path(), LockMode::On, false).unwrap();
     }

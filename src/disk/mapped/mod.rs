@@ -12,16 +12,15 @@ use crate::copy::recording::{Synced, Syncing};
 use crate::copy::{PrefetchHint, Segments};
 use crate::disk::durability::dirty_extents::{Dirty, DirtyExtents};
 use crate::disk::durability::syncs::Syncs;
+use crate::disk::error::{cannot, failed};
 use crate::disk::lock::BackingFile;
 use crate::disk::mapping::{HUGE_PAGE_BYTES, MapOptions, persist_of, smaps};
 use crate::disk::media::address;
 use crate::disk::media::bad_blocks::{BadBlockList, BadBlocks, PAGE_BYTES};
 use crate::disk::media::sysfs::Sysfs;
-use crate::disk::space::growth::{GrowthPolicy, cannot, file_bytes};
+use crate::disk::space::growth::{GrowthPolicy, file_bytes};
 use crate::disk::space::{self, fallocate};
-use crate::disk::{
-    BackingKind, DiscardPolicy, Disk, DiskError, Durability, Geometry, GrowError, Mapping, Media, failed,
-};
+use crate::disk::{BackingKind, Disk, DiskError, Durability, Geometry, GrowError, Mapping, Media};
 use crate::log::LogLimit;
 use repair::bad_media;
 
@@ -127,7 +126,7 @@ impl MappedDisk {
         file: Arc<BackingFile>,
         geometry: Geometry,
         media: &Media,
-        discard: DiscardPolicy,
+        unmaps: bool,
         deep_flush: Vec<File>,
     ) -> io::Result<Self> {
         let page_bytes = match media.kind {
@@ -164,7 +163,7 @@ impl MappedDisk {
             kind: media.kind,
             durability: media.durability,
             persistence,
-            unmaps: discard.unmaps(media.kind),
+            unmaps,
             punch_bytes: if is_dax { HUGE_PAGE_BYTES as u64 } else { page_bytes },
             bad: BadBlocks::new(&media.bad_blocks),
             bad_block_list: media.bad_block_list.clone(),

@@ -5,8 +5,9 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::PoisonError;
 
-use super::{BackingKind, DiskError, MappedDisk, failed};
+use super::{BackingKind, DiskError, MappedDisk};
 use crate::copy::{self, PrefetchHint, Segments};
+use crate::disk::error::failed;
 use crate::disk::failure::IoFailure;
 use crate::disk::media::bad_blocks::{BadBlockList, PAGE_BYTES};
 use crate::disk::ranges;

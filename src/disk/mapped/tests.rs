@@ -135,7 +135,7 @@ fn whole_units_lie_inside() {
 }
 
 /// A disk like one on a DAX file system, whose files can be punched and written down.
-fn dax_disk(bytes: &[u8], folder: &str, discard: DiscardPolicy, bad: &[Range<u64>]) -> MappedDisk {
+fn dax_disk(bytes: &[u8], folder: &str, unmaps: bool, bad: &[Range<u64>]) -> MappedDisk {
     let file_system = crate::disk::FileSystem::of(&rustix::fs::statfs(folder).unwrap());
     let kind = BackingKind::DaxFile { file_system };
     let mut media = Media::testing(kind, Durability::Page, vec![]);
@@ -143,7 +143,7 @@ fn dax_disk(bytes: &[u8], folder: &str, discard: DiscardPolicy, bad: &[Range<u64
     let file = tempfile::tempfile_in(folder).unwrap();
     file.write_all_at(bytes, 0).unwrap();
     let geometry = Geometry { capacity_bytes: bytes.len() as u64, block_bytes: 512, read_only: false };
-    MappedDisk::over(Arc::new(file.into()), geometry, &media, discard, vec![]).unwrap()
+    MappedDisk::over(Arc::new(file.into()), geometry, &media, unmaps, vec![]).unwrap()
 }
 
 fn dirty(disk: &MappedDisk) -> Dirty {
@@ -154,7 +154,7 @@ fn dirty(disk: &MappedDisk) -> Dirty {
 /// DAX without MAP_SYNC: what was written is known until it is synced.
 #[test]
 fn pages_are_synced_where_they_were_written() {
-    let disk = dax_disk(&pattern(LEN, 1), env!("CARGO_MANIFEST_DIR"), DiscardPolicy::Auto, &[]);
+    let disk = dax_disk(&pattern(LEN, 1), env!("CARGO_MANIFEST_DIR"), false, &[]);
     assert!(disk.initial_writeback() && disk.durability() == Durability::Page);
     assert!(disk.try_flush().is_none(), "a process before may have left something");
     disk.flush().unwrap();
@@ -177,8 +177,8 @@ fn pages_are_synced_where_they_were_written() {
 fn dax_keeps_its_huge_pages() {
     const MIB: u64 = 1 << 20;
     let before = vec![7; 9 << 20];
-    for (discard, freed) in [(DiscardPolicy::Auto, 0), (DiscardPolicy::Unmap, 4 * MIB)] {
-        let disk = dax_disk(&before, "/dev/shm", discard, &[]);
+    for (unmaps, freed) in [(false, 0), (true, 4 * MIB)] {
+        let disk = dax_disk(&before, "/dev/shm", unmaps, &[]);
         assert_eq!(disk.discard_alignment_bytes(), 2 * MIB);
         let allocated = allocated_bytes(&disk);
         disk.discard(MIB, 6 * MIB).unwrap();
@@ -195,7 +195,7 @@ fn dax_keeps_its_huge_pages() {
         expected[(1 << 20) - 512..4 << 20].fill(0);
         let mut bytes = vec![0; before.len()];
         disk.file.read_exact_at(&mut bytes, 0).unwrap();
-        assert!(bytes == expected, "{discard}");
+        assert!(bytes == expected, "{unmaps}");
     }
 }
 
@@ -204,7 +204,7 @@ fn dax_keeps_its_huge_pages() {
 fn known_bad_pages_are_mended_by_a_write_that_covers_them() {
     let end = LEN as u64;
     let bad = [4096..8192, end - 512..end + 3584];
-    let disk = dax_disk(&pattern(LEN, 1), "/dev/shm", DiscardPolicy::Auto, &bad);
+    let disk = dax_disk(&pattern(LEN, 1), "/dev/shm", false, &bad);
     assert_eq!(disk.bad_blocks(), bad);
     let guest = Memory::new(&pattern(512, 5));
     for offset in [4096, 7680, end - 512] {
@@ -307,7 +307,7 @@ fn durable_media_are_synchronous() {
         let media = Media::testing(BackingKind::DeviceDax, durability, vec![]);
         let file = tempfile::tempfile_in("/dev/shm").unwrap();
         file.set_len(LEN as u64).unwrap();
-        let error = MappedDisk::over(Arc::new(file.into()), geometry(), &media, DiscardPolicy::Auto, vec![]);
+        let error = MappedDisk::over(Arc::new(file.into()), geometry(), &media, false, vec![]);
         assert_eq!(error.unwrap_err().raw_os_error(), Some(libc::EOPNOTSUPP), "tmpfs has no MAP_SYNC");
         let disk = MappedDisk { durability, ..disk(&pattern(LEN, 1)) };
         assert!(!disk.initial_writeback() && matches!(disk.try_flush(), Some(Ok(()))));

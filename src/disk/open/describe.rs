@@ -7,11 +7,12 @@ use std::path::Path;
 
 use rustix::fs::Access;
 
+use super::checks::{check_usable, whole_blocks};
+use super::options::DEFAULT_BLOCK_BYTES;
 use crate::disk::mapping::huge_pages;
 use crate::disk::media::is_dax_path;
 use crate::disk::media::sysfs::Sysfs;
 use crate::disk::open::device::Unwritable;
-use crate::disk::open::{DEFAULT_BLOCK_BYTES, check_usable, whole_blocks};
 use crate::disk::{
     BackingKind, BackingPath, DeepFlush, DiscardPolicy, Durability, FileKind, Holder, Media, OpenError,
 };

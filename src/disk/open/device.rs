@@ -7,15 +7,13 @@ use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags, SeekFrom};
 
-use crate::disk::media::sysfs::{Node, Sysfs};
-use crate::disk::open::{
-    DEFAULT_BLOCK_BYTES, access, check_durability, check_size, check_usable, deep_flush_files,
-    serve_whole_blocks,
+use super::checks::{
+    access, check_durability, check_size, check_usable, deep_flush_files, lock, serve_whole_blocks,
 };
-use crate::disk::space::growth::GrowthPolicy;
+use super::options::{DEFAULT_BLOCK_BYTES, OpenOptions, Opened};
+use crate::disk::media::sysfs::{Node, Sysfs};
 use crate::disk::{
-    Backing, BackingKind, BackingPath, BlockDisk, FileKind, FileLock, Geometry, LockMode, MappedDisk, Media,
-    OpenError, OpenOptions, Opened,
+    Backing, BackingKind, BackingPath, BlockDisk, FileKind, Geometry, LockMode, MappedDisk, Media, OpenError,
 };
 
 /// Opens the device that `metadata` is of.
@@ -44,20 +42,22 @@ pub(in crate::disk) fn open(
     let file = open_node(&backing, &media, options)?;
     let capacity_bytes = capacity_bytes(&backing, &file, &media, (block_bytes, options.size_bytes))?;
     let file = Arc::new(file.into());
-    let lock = FileLock::open(Arc::clone(&file), &backing, options.lock, options.read_only)?;
+    let lock = lock(&backing, &file, options)?;
     let OpenOptions { read_only, discard, .. } = *options;
     let geometry = Geometry { capacity_bytes, block_bytes, read_only };
     let deep_flush = deep_flush_files(&backing, &media, options)?;
     let mut disk = match media.kind {
-        BackingKind::DeviceDax => MappedDisk::over(file, geometry, &media, discard, deep_flush)
-            .map(Backing::Mapped)
-            .map_err(|source| {
-                let remedy = "check with `daxctl list` that it is in devdax mode";
-                OpenError::system(&backing, "map", remedy, source)
-            })?,
+        BackingKind::DeviceDax => {
+            MappedDisk::over(file, geometry, &media, discard.unmaps(media.kind), deep_flush)
+                .map(Backing::Mapped)
+                .map_err(|source| {
+                    let remedy = "check with `daxctl list` that it is in devdax mode";
+                    OpenError::system(&backing, "map", remedy, source)
+                })?
+        }
         kind => Backing::Block(BlockDisk::over(file, geometry, &media, discard.unmaps(kind))),
     };
-    disk.set_growth(GrowthPolicy::of(options));
+    disk.set_growth(options.growth());
     Ok(Opened { disk, lock, media, created: false })
 }
 

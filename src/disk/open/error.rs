@@ -2,43 +2,10 @@
 
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
 
+use crate::disk::backing_path::BackingPath;
 use crate::disk::failure::is_server_error;
 use crate::disk::{Durability, FileKind, Holder};
-
-/// What an error is about: a path, and the disk that is made of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BackingPath {
-    disk: Option<String>,
-    path: PathBuf,
-}
-
-impl BackingPath {
-    /// The backing `path` of the disk called `name`.
-    pub fn of_disk(name: &str, path: &Path) -> Self {
-        Self { disk: Some(name.to_owned()), path: path.to_owned() }
-    }
-
-    /// A path that no disk is made of.
-    pub fn of_path(path: &Path) -> Self {
-        Self { disk: None, path: path.to_owned() }
-    }
-
-    /// The path.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl fmt::Display for BackingPath {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(disk) = &self.disk {
-            write!(f, "disk \"{disk}\": ")?;
-        }
-        write!(f, "{}", self.path.display())
-    }
-}
 
 /// Why a path cannot be served as a disk. Nothing was changed, and nothing is left behind.
 #[derive(Debug, thiserror::Error)]
@@ -257,6 +224,8 @@ impl fmt::Display for Free {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]

@@ -8,9 +8,11 @@ use std::sync::atomic::Ordering;
 use rustix::fs::{FallocateFlags, IFlags, ioctl_getflags, ioctl_setflags};
 use rustix::process::{Resource, getrlimit};
 
-use super::regular::RegularFile;
+use super::error::OpenError;
+use super::options::OpenOptions;
+use crate::disk::backing_path::BackingPath;
 use crate::disk::space;
-use crate::disk::{BackingKind, FileSystem, OpenError};
+use crate::disk::{BackingKind, FileSystem, Media};
 
 /// Bytes of a file in memory that are allocated at a time, in some tenths of a second.
 const IN_MEMORY_PART_BYTES: u64 = 256 << 20;
@@ -18,7 +20,16 @@ const IN_MEMORY_PART_BYTES: u64 = 256 << 20;
 /// Bytes that are copied at a time where others share them.
 const COPY_PART_BYTES: u64 = 64 << 20;
 
-impl RegularFile<'_> {
+/// A regular file whose bytes are to have their space.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FileSpace<'a> {
+    pub(super) backing: &'a BackingPath,
+    pub(super) options: &'a OpenOptions,
+    pub(super) file: &'a File,
+    pub(super) media: &'a Media,
+}
+
+impl FileSpace<'_> {
     pub(super) fn not_grown(&self, size_bytes: u64, source: io::Error) -> OpenError {
         match source.kind() {
             io::ErrorKind::FileTooLarge if getrlimit(Resource::Fsize).current.is_some() => {
@@ -37,9 +48,9 @@ impl RegularFile<'_> {
                 remedy: "choose a smaller size=".to_owned(),
             },
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                self.no_space(size_bytes, space::free_bytes(&self.file), source)
+                self.no_space(size_bytes, space::free_bytes(self.file), source)
             }
-            _ => OpenError::system(&self.backing, "grow", "check the file system", source),
+            _ => OpenError::system(self.backing, "grow", "check the file system", source),
         }
     }
 
@@ -64,11 +75,11 @@ impl RegularFile<'_> {
     /// mapping must not fail for that, and so it is copied now; others must at least have the space.
     fn unshare(&self, size_bytes: u64) -> Result<(), OpenError> {
         let is_mapped = self.media.kind.is_written_through_mapping();
-        let free_bytes = space::free_bytes(&self.file);
+        let free_bytes = space::free_bytes(self.file);
         if !is_mapped && free_bytes.is_none_or(|free_bytes| free_bytes >= size_bytes) {
             return Ok(());
         }
-        let shared_bytes = space::shared_bytes(&self.file, 0..size_bytes);
+        let shared_bytes = space::shared_bytes(self.file, 0..size_bytes);
         if shared_bytes == 0 {
             return Ok(());
         }
@@ -82,15 +93,12 @@ impl RegularFile<'_> {
         if is_mapped {
             let copied = self.fallocate_parts(space::UNSHARE, size_bytes, COPY_PART_BYTES);
             let synced =
-                copied.and_then(|is_done| if is_done { space::sync_data(&self.file) } else { Ok(()) });
+                copied.and_then(|is_done| if is_done { space::sync_data(self.file) } else { Ok(()) });
             synced.map_err(|source| match source.raw_os_error() {
                 Some(libc::ENOSPC | libc::EDQUOT) => no_space(source),
-                _ => OpenError::system(
-                    &self.backing,
-                    "copy what other files share of",
-                    "use sparse=on",
-                    source,
-                ),
+                _ => {
+                    OpenError::system(self.backing, "copy what other files share of", "use sparse=on", source)
+                }
             })?;
         }
         Ok(())
@@ -100,7 +108,7 @@ impl RegularFile<'_> {
     /// it was told otherwise while the file was empty.
     fn is_copied_on_write(&self) -> bool {
         let is_btrfs = self.media.kind == BackingKind::OrdinaryFile { file_system: FileSystem::BTRFS };
-        is_btrfs && !ioctl_getflags(&**self.file).is_ok_and(|flags| flags.contains(IFlags::NOCOW))
+        is_btrfs && !ioctl_getflags(self.file).is_ok_and(|flags| flags.contains(IFlags::NOCOW))
     }
 
     /// Has a file that is still empty written where it lies.
@@ -108,7 +116,7 @@ impl RegularFile<'_> {
         if !self.is_copied_on_write() {
             return Ok(());
         }
-        let file: &File = &self.file;
+        let file = self.file;
         Ok(ioctl_setflags(file, ioctl_getflags(file)? | IFlags::NOCOW)?)
     }
 
@@ -131,17 +139,17 @@ impl RegularFile<'_> {
             return Ok(());
         }
         let missing_bytes = match short_bytes {
-            0 => space::hole_bytes(&self.file, 0..size_bytes),
+            0 => space::hole_bytes(self.file, 0..size_bytes),
             _ => short_bytes,
         };
         if missing_bytes == 0 {
             return Ok(());
         }
         self.check_memory(short_bytes)?;
-        if space::unused_bytes(&self.file).is_some_and(|unused_bytes| unused_bytes < short_bytes) {
+        if space::unused_bytes(self.file).is_some_and(|unused_bytes| unused_bytes < short_bytes) {
             // It would take what there is, and not every file system would give it back.
             let source = io::Error::from_raw_os_error(libc::ENOSPC);
-            return Err(self.no_space(short_bytes, space::free_bytes(&self.file), source));
+            return Err(self.no_space(short_bytes, space::free_bytes(self.file), source));
         }
         self.allocate(size_bytes, missing_bytes)
     }
@@ -165,7 +173,7 @@ impl RegularFile<'_> {
         missing_bytes: u64,
     ) -> Result<bool, OpenError> {
         // Asked before: not every file system gives back at once what a failed allocation took.
-        let free_bytes = space::free_bytes(&self.file);
+        let free_bytes = space::free_bytes(self.file);
         let part_bytes = match self.media.kind {
             // It takes long there. With too little space nothing of it is taken.
             BackingKind::Tmpfs | BackingKind::Hugetlbfs
@@ -182,18 +190,18 @@ impl RegularFile<'_> {
                 self.no_space(missing_bytes, free_bytes, source)
             }
             Some(libc::EFBIG) => self.not_grown(size_bytes, source),
-            _ => OpenError::system(&self.backing, "allocate", "use sparse=on", source),
+            _ => OpenError::system(self.backing, "allocate", "use sparse=on", source),
         })
     }
 
     fn fallocate_parts(&self, how: FallocateFlags, size_bytes: u64, part_bytes: u64) -> io::Result<bool> {
         let should_stop = || self.options.should_stop.load(Ordering::Relaxed);
-        space::fallocate_parts(&self.file, how, size_bytes, part_bytes, should_stop)
+        space::fallocate_parts(self.file, how, size_bytes, part_bytes, should_stop)
     }
 
     /// Refuses what the limits of memory have no room for: the kernel would end this process.
     pub(super) fn check_memory(&self, bytes: u64) -> Result<(), OpenError> {
-        let Some(limit) = space::memory_limit(&self.file, bytes) else { return Ok(()) };
+        let Some(limit) = space::memory_limit(self.file, bytes) else { return Ok(()) };
         let remedy = "raise that limit (MemoryMax= of the service), or choose a smaller size=";
         let source = io::Error::other(limit.to_string());
         Err(self.no_space_with(remedy, bytes, Some(limit.room_bytes), source))
@@ -201,7 +209,7 @@ impl RegularFile<'_> {
 
     /// The kernel ends who goes beyond a limit of memory, in the middle of a guest's write.
     pub(super) fn warn_of_memory(&self, missing_bytes: u64) {
-        if let Some(limit) = space::memory_limit(&self.file, missing_bytes) {
+        if let Some(limit) = space::memory_limit(self.file, missing_bytes) {
             let (disk, room_bytes) = (&self.options.name, limit.room_bytes);
             tracing::warn!(
                 disk,

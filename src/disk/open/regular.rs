@@ -10,17 +10,15 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 
+use super::checks::{access, check_durability, check_regular, deep_flush_files, lock, serve_whole_blocks};
+use super::fill::FileSpace;
+use super::options::{DEFAULT_BLOCK_BYTES, OpenOptions, Opened};
 use crate::disk::lock::BackingFile;
 use crate::disk::media::sysfs::Sysfs;
-use crate::disk::open::{
-    DEFAULT_BLOCK_BYTES, access, check_durability, check_regular, deep_flush_files, serve_whole_blocks,
-};
 use crate::disk::space;
 use crate::disk::space::cgroup::find_groups;
-use crate::disk::space::growth::GrowthPolicy;
 use crate::disk::{
-    Backing, BackingKind, BackingPath, Durability, FileDisk, FileLock, Geometry, MappedDisk, Media,
-    OpenError, OpenOptions, Opened,
+    Backing, BackingKind, BackingPath, Durability, FileDisk, FileLock, Geometry, MappedDisk, Media, OpenError,
 };
 use crate::limits::bounds::LEASE_TIMEOUT;
 
@@ -49,11 +47,11 @@ fn recognise(backing: &BackingPath, file: &File, sysfs: &Sysfs) -> Result<Media,
 }
 
 /// A regular file that was opened or created.
-pub(super) struct RegularFile<'a> {
-    pub(super) backing: BackingPath,
-    pub(super) options: &'a OpenOptions,
-    pub(super) file: Arc<BackingFile>,
-    pub(super) media: Media,
+struct RegularFile<'a> {
+    backing: BackingPath,
+    options: &'a OpenOptions,
+    file: Arc<BackingFile>,
+    media: Media,
     created: bool,
 }
 
@@ -83,8 +81,7 @@ impl<'a> RegularFile<'a> {
     }
 
     fn lock(&self) -> Result<FileLock, OpenError> {
-        let OpenOptions { lock, read_only, .. } = *self.options;
-        FileLock::open(Arc::clone(&self.file), &self.backing, lock, read_only).inspect_err(|error| {
+        lock(&self.backing, &self.file, self.options).inspect_err(|error| {
             // Whoever was faster than we with the lock serves the file that we have created.
             if self.created && !matches!(error, OpenError::Locked { .. }) {
                 remove(&self.backing);
@@ -123,7 +120,7 @@ impl<'a> RegularFile<'a> {
         match options.size_bytes {
             None => {
                 let whole_bytes = serve_whole_blocks(backing, "the file", file_bytes, self.block_bytes())?;
-                self.ensure_space(metadata, whole_bytes)?;
+                self.space().ensure_space(metadata, whole_bytes)?;
                 Ok(whole_bytes)
             }
             Some(size_bytes) if file_bytes == 0 && !options.read_only => {
@@ -134,7 +131,7 @@ impl<'a> RegularFile<'a> {
                 Err(OpenError::TooSmall { backing: backing.clone(), size_bytes, file_bytes })
             }
             Some(size_bytes) => {
-                self.ensure_space(metadata, size_bytes)?;
+                self.space().ensure_space(metadata, size_bytes)?;
                 Ok(size_bytes)
             }
         }
@@ -151,19 +148,19 @@ impl<'a> RegularFile<'a> {
             });
         }
         if !self.options.sparse {
-            self.check_memory(size_bytes)?;
+            self.space().check_memory(size_bytes)?;
         }
-        if let Err(error) = self.write_in_place() {
-            self.warn_of_copies(Some(&error));
+        if let Err(error) = self.space().write_in_place() {
+            self.space().warn_of_copies(Some(&error));
         }
         // Its length last: whoever is killed meanwhile leaves no disk behind that has no space.
         let is_allocated =
-            !self.options.sparse && self.try_allocate(space::KEEP_SIZE, size_bytes, size_bytes)?;
-        self.file.set_len(size_bytes).map_err(|source| self.not_grown(size_bytes, source))?;
+            !self.options.sparse && self.space().try_allocate(space::KEEP_SIZE, size_bytes, size_bytes)?;
+        self.file.set_len(size_bytes).map_err(|source| self.space().not_grown(size_bytes, source))?;
         match (self.options.sparse, is_allocated) {
-            (true, _) => self.warn_of_memory(size_bytes),
+            (true, _) => self.space().warn_of_memory(size_bytes),
             (false, true) => {}
-            (false, false) => self.allocate(size_bytes, size_bytes)?,
+            (false, false) => self.space().allocate(size_bytes, size_bytes)?,
         }
         if self.created && self.media.durability > Durability::Volatile {
             self.file.sync_all().map_err(|source| {
@@ -203,15 +200,21 @@ impl<'a> RegularFile<'a> {
         let geometry = Geometry { capacity_bytes, block_bytes: self.block_bytes(), read_only };
         let (file, kind) = (Arc::clone(&self.file), self.media.kind);
         let mut disk = match kind.is_written_through_mapping() {
-            true => MappedDisk::over(file, geometry, &self.media, discard, deep_flush).map(Backing::Mapped),
+            true => MappedDisk::over(file, geometry, &self.media, discard.unmaps(kind), deep_flush)
+                .map(Backing::Mapped),
             false => FileDisk::over(file, geometry, discard.unmaps(kind)).map(Backing::File),
         }
         .map_err(|source| {
             let remedy = "use a file system whose files can be mapped, and allow as much address space";
             OpenError::system(&self.backing, "map", remedy, source)
         })?;
-        disk.set_growth(GrowthPolicy::of(self.options));
+        disk.set_growth(self.options.growth());
         Ok(disk)
+    }
+
+    fn space(&self) -> FileSpace<'_> {
+        let Self { backing, options, file, media, .. } = self;
+        FileSpace { backing, options, file, media }
     }
 
     fn block_bytes(&self) -> u32 {

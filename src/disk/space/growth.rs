@@ -8,62 +8,9 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt as _;
 
+use crate::disk::error::cannot;
 use crate::disk::space;
-use crate::disk::{DiskError, Geometry, OpenOptions};
-
-/// Why a disk goes on with the size it has.
-#[derive(Debug, thiserror::Error)]
-pub enum GrowError {
-    /// There is less of the backing than is served.
-    #[error(
-        "the backing has {backing_bytes} bytes only while {served_bytes} are served, and a disk does not shrink \
-         while it is served; make it as long again"
-    )]
-    Shrunk {
-        /// What is there.
-        backing_bytes: u64,
-        /// What is served, and goes on being so.
-        served_bytes: u64,
-    },
-    /// The new part has no space on its file system.
-    #[error("no space for {missing_bytes} more bytes ({source}); free some, or use sparse=on")]
-    NoSpace {
-        /// By how much the disk would grow.
-        missing_bytes: u64,
-        /// What the file system said.
-        source: io::Error,
-    },
-    /// The new part has no memory.
-    #[error("no memory for {missing_bytes} more bytes ({limit}); raise that limit, then send SIGHUP")]
-    NoMemory {
-        /// By how much the disk would grow.
-        missing_bytes: u64,
-        /// Which limit it is, in words.
-        limit: String,
-    },
-    /// A file of an overlay that is only read.
-    #[error(
-        "the file is read on overlayfs, where what is open may not be what is longer now (it is copied up for whoever \
-         writes it); start anew to serve all of it"
-    )]
-    Overlay,
-    /// A step that the kernel refused.
-    #[error("cannot {operation} ({source}); repair that, then send SIGHUP")]
-    Io {
-        /// The step.
-        operation: &'static str,
-        /// Why.
-        source: io::Error,
-    },
-    /// What was written could not be persisted.
-    #[error("cannot persist the new size: {0}")]
-    Sync(DiskError),
-}
-
-/// For `map_err`: the step that failed.
-pub(in crate::disk) fn cannot(operation: &'static str) -> impl Fn(io::Error) -> GrowError {
-    move |source| GrowError::Io { operation, source }
-}
+use crate::disk::{Geometry, GrowError};
 
 /// Whether a disk grows with its backing, and how.
 #[derive(Debug, Clone, Copy)]
@@ -75,11 +22,6 @@ pub(in crate::disk) struct GrowthPolicy {
 }
 
 impl GrowthPolicy {
-    /// What was asked for when the disk was opened.
-    pub(in crate::disk) const fn of(options: &OpenOptions) -> Self {
-        Self { follows: options.size_bytes.is_none(), sparse: options.sparse }
-    }
-
     /// How many bytes are to be served of a backing of this length, if more than now: whole blocks.
     pub(in crate::disk) fn target(
         self,

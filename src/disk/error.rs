@@ -1,0 +1,93 @@
+//! Why a disk could not do what was asked of it.
+
+use std::io;
+
+/// Why a disk could not do what was asked of it. The request fails, nothing else.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// The range is not inside the disk.
+    #[error("the range is outside the disk")]
+    OutOfRange,
+    /// The disk was opened read-only.
+    #[error("the disk is read-only")]
+    ReadOnly,
+    /// The operation does not exist on this backing.
+    #[error("not supported by this backing")]
+    Unsupported,
+    /// The backing, or guest memory, refused.
+    #[error("{operation}: {source}")]
+    Io {
+        /// The system call or step that failed.
+        operation: &'static str,
+        /// Its error.
+        source: io::Error,
+    },
+}
+
+impl DiskError {
+    /// Whether it says that the media could not be read.
+    pub(super) fn is_media_error(&self) -> bool {
+        // A device says ENODATA where it knows more than that something went wrong.
+        let is_media = |source: &io::Error| matches!(source.raw_os_error(), Some(libc::EIO | libc::ENODATA));
+        matches!(self, Self::Io { source, .. } if is_media(source))
+    }
+}
+
+/// For `map_err`: the system call or step that failed.
+pub(super) fn failed(operation: &'static str) -> impl Fn(io::Error) -> DiskError {
+    move |source| DiskError::Io { operation, source }
+}
+
+/// Why a disk goes on with the size it has.
+#[derive(Debug, thiserror::Error)]
+pub enum GrowError {
+    /// There is less of the backing than is served.
+    #[error(
+        "the backing has {backing_bytes} bytes only while {served_bytes} are served, and a disk does not shrink \
+         while it is served; make it as long again"
+    )]
+    Shrunk {
+        /// What is there.
+        backing_bytes: u64,
+        /// What is served, and goes on being so.
+        served_bytes: u64,
+    },
+    /// The new part has no space on its file system.
+    #[error("no space for {missing_bytes} more bytes ({source}); free some, or use sparse=on")]
+    NoSpace {
+        /// By how much the disk would grow.
+        missing_bytes: u64,
+        /// What the file system said.
+        source: io::Error,
+    },
+    /// The new part has no memory.
+    #[error("no memory for {missing_bytes} more bytes ({limit}); raise that limit, then send SIGHUP")]
+    NoMemory {
+        /// By how much the disk would grow.
+        missing_bytes: u64,
+        /// Which limit it is, in words.
+        limit: String,
+    },
+    /// A file of an overlay that is only read.
+    #[error(
+        "the file is read on overlayfs, where what is open may not be what is longer now (it is copied up for whoever \
+         writes it); start anew to serve all of it"
+    )]
+    Overlay,
+    /// A step that the kernel refused.
+    #[error("cannot {operation} ({source}); repair that, then send SIGHUP")]
+    Io {
+        /// The step.
+        operation: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// What was written could not be persisted.
+    #[error("cannot persist the new size: {0}")]
+    Sync(DiskError),
+}
+
+/// For `map_err`: the step that failed.
+pub(in crate::disk) fn cannot(operation: &'static str) -> impl Fn(io::Error) -> GrowError {
+    move |source| GrowError::Io { operation, source }
+}

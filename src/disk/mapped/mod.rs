@@ -13,16 +13,16 @@ use crate::copy::{PrefetchHint, Segments};
 use crate::disk::durability::dirty_extents::{Dirty, DirtyExtents};
 use crate::disk::durability::syncs::Syncs;
 use crate::disk::error::{cannot, failed};
+use crate::disk::failure::IoFailure;
 use crate::disk::lock::BackingFile;
 use crate::disk::mapping::{HUGE_PAGE_BYTES, MapOptions, persist_of, smaps};
 use crate::disk::media::address;
-use crate::disk::media::bad_blocks::{BadBlockList, BadBlocks, PAGE_BYTES};
+use crate::disk::media::bad_blocks::{BadBlockList, PAGE_BYTES};
 use crate::disk::media::sysfs::Sysfs;
 use crate::disk::space::growth::{GrowthPolicy, file_bytes};
 use crate::disk::space::{self, fallocate};
 use crate::disk::{BackingKind, Disk, DiskError, Durability, Geometry, GrowError, Mapping, Media};
-use crate::log::LogLimit;
-use repair::bad_media;
+use repair::{BadMedia, MappedFile, bad_media};
 
 /// What the media takes a write in, at least: a cache line.
 const LINE_BYTES: u64 = 64;
@@ -44,19 +44,13 @@ pub struct MappedDisk {
     unmaps: bool,
     /// Bytes that a hole is made of: a page of the file system, 2 MiB on DAX, to keep its huge mappings.
     punch_bytes: u64,
-    bad: BadBlocks,
-    /// Where Linux lists what is bad by now.
-    bad_block_list: Option<BadBlockList>,
-    /// Held while pages are repaired, and while it is looked which are bad.
-    repairing: Mutex<()>,
+    bad: BadMedia,
     /// Bytes in huge pages when they were last counted.
     huge_bytes: Mutex<Option<u64>>,
     /// Of a file on DAX: where the device that it lies on begins in memory.
     dax_base: Option<u64>,
     /// Bytes without data that the kernel has zeroed to enter them into the page tables.
     populated_zero_bytes: AtomicU64,
-    namespace: Option<String>,
-    log_limit: LogLimit,
 }
 
 /// What makes finished writes persist.
@@ -109,14 +103,10 @@ impl MappedDisk {
             durability: Durability::Volatile,
             persistence: Persistence::Fence,
             unmaps: true,
-            bad: BadBlocks::default(),
-            bad_block_list: None,
-            repairing: Mutex::default(),
+            bad: BadMedia::default(),
             huge_bytes: Mutex::default(),
             dax_base: None,
             populated_zero_bytes: AtomicU64::new(0),
-            namespace: None,
-            log_limit: LogLimit::default(),
         })
     }
 
@@ -165,14 +155,10 @@ impl MappedDisk {
             persistence,
             unmaps,
             punch_bytes: if is_dax { HUGE_PAGE_BYTES as u64 } else { page_bytes },
-            bad: BadBlocks::new(&media.bad_blocks),
-            bad_block_list: media.bad_block_list.clone(),
-            repairing: Mutex::default(),
+            bad: BadMedia::new(media),
             huge_bytes: Mutex::default(),
             dax_base,
             populated_zero_bytes: AtomicU64::new(0),
-            namespace: media.namespace.clone(),
-            log_limit: LogLimit::default(),
         })
     }
 
@@ -218,6 +204,75 @@ impl MappedDisk {
     /// What it lies on.
     pub(super) const fn kind(&self) -> BackingKind {
         self.kind
+    }
+
+    /// A load from the page at `offset` has failed: from now on reads of it fail without touching it.
+    ///
+    /// Call it only if the mapping failed, not guest memory, and the file is still as long as the disk.
+    #[cold]
+    pub fn add_bad_page(&self, offset: u64) {
+        self.bad.add_page(offset);
+    }
+
+    /// The ranges in bytes that are known to be bad.
+    pub fn bad_blocks(&self) -> Vec<Range<u64>> {
+        self.bad.blocks()
+    }
+
+    /// Learns what the kernel has listed or announced to be bad by now; reads of it fail from then on, without
+    /// touching it. Returns what was news, in bytes of the disk.
+    pub(super) fn update_bad_blocks(&self) -> Vec<Range<u64>> {
+        self.bad.update(self.mapped_file())
+    }
+
+    pub(super) const fn bad_block_list(&self) -> Option<&BadBlockList> {
+        self.bad.list()
+    }
+
+    fn mapped_file(&self) -> MappedFile<'_> {
+        MappedFile { file: &self.file, mapping: &self.mapping, kind: self.kind }
+    }
+
+    /// Makes the bad pages that a range touches good again, if it covers them.
+    #[cold]
+    fn repair(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        self.bad.repair(self.mapped_file(), offset, len, || self.changed_layout())
+    }
+
+    /// As [`retry_store`](Self::retry_store), of a write.
+    #[cold]
+    #[inline(never)]
+    fn retry_write(&self, offset: u64, from: &Segments<'_>, error: DiskError) -> Result<(), DiskError> {
+        self.retry_store(offset, from.total_bytes() as u64, error, &|| {
+            self.mapping.write(offset, *from, PrefetchHint::NONE)
+        })
+    }
+
+    /// A store has met bad media that was not known: it is repaired first if the range covers it, page by page.
+    #[cold]
+    #[inline(never)]
+    fn retry_store(
+        &self,
+        offset: u64,
+        len: u64,
+        error: DiskError,
+        store: &dyn Fn() -> Result<(), DiskError>,
+    ) -> Result<(), DiskError> {
+        let mut error = error;
+        // One that is bad again at once is bad.
+        for _ in 0..=len / PAGE_BYTES {
+            if IoFailure::of_media(&error).is_none() {
+                break;
+            }
+            self.bad.note_failure(&error);
+            self.repair(offset, len)?;
+            match store() {
+                Ok(()) => return Ok(()),
+                Err(next) => error = next,
+            }
+        }
+        self.bad.note_failure(&error);
+        Err(error)
     }
 
     /// A write to `len` bytes at `offset` has finished.
@@ -327,7 +382,7 @@ impl Disk for MappedDisk {
         if !self.bad.is_empty() && self.bad.touch(offset, into.total_bytes() as u64) {
             return Err(bad_media("reading bad media"));
         }
-        self.mapping.read(offset, into, next).inspect_err(|error| self.note_failure(error))
+        self.mapping.read(offset, into, next).inspect_err(|error| self.bad.note_failure(error))
     }
 
     #[inline(always)]

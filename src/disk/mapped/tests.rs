@@ -259,8 +259,8 @@ fn a_list_that_grows_is_believed_and_a_repair_that_it_does_not_know_is_not() {
     let device = tree.sysfs().character(rustix::fs::makedev(252, 0)).unwrap();
     let region_node = device.child("..").unwrap();
     // Its offsets are those of the file, which cannot be put elsewhere: whatever is tried, it stays listed.
-    let bad_block_list = Some(BadBlockList::of_device_dax(&device, &region_node));
-    let disk = MappedDisk { bad_block_list, ..disk(&pattern(LEN, 1)) };
+    let bad = BadMedia::with_list(BadBlockList::of_device_dax(&device, &region_node));
+    let disk = MappedDisk { bad, ..disk(&pattern(LEN, 1)) };
     assert!(disk.update_bad_blocks().is_empty());
     tree.file(&format!("{region}/badblocks"), "16 8\n");
     assert_eq!(disk.update_bad_blocks(), [8192..12_288]);

@@ -5,6 +5,21 @@
 //! - *persist*: a write has reached what the backing promises to keep ([`Durability`]);
 //! - *flush*: the request of a guest that everything acknowledged before it must persist;
 //! - *drain*: requests already fetched from a ring are finished and published.
+//!
+//! Its parts, the lowest first: each may import what is in the lines above it, and nothing else (`ci/borders` reads this).
+//!
+//! ```text
+//! error
+//! mod
+//! sys ranges kept_file symlinks backing_path
+//! lock durability media
+//! space
+//! failure
+//! mapping
+//! mapped file block
+//! backing
+//! open
+//! ```
 
 use std::fmt;
 

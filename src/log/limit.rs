@@ -57,9 +57,9 @@ pub enum Cause {
     OtherRequest,
     /// Media that is bad.
     Media,
-    /// Media that was mended.
+    /// Bad media that was repaired.
     Repaired,
-    /// The size of the file is of no use.
+    /// The disk cannot have the size of its file.
     Size,
     /// The file has grown.
     Grown,
@@ -67,14 +67,15 @@ pub enum Cause {
     Lock,
     /// Memory that is entered into the page tables.
     Populate,
-    /// How much of it stands in huge pages.
+    /// How much of a mapping is in huge pages.
     HugePages,
 }
 
 /// One for each [`Cause`].
 const CAUSES: usize = Cause::HugePages as usize + 1;
 
-/// Lines of a cause that were left out since the last one; none at all is not worth a word.
+/// Lines of a cause that were left out since the last one that was written. `None` stands for zero: the log does not
+/// mention it.
 pub(crate) type Suppressed = Option<NonZeroU64>;
 
 /// The limits of one disk. Each admits a few lines a second and counts the rest. Cheap enough for a failing request,
@@ -82,7 +83,7 @@ pub(crate) type Suppressed = Option<NonZeroU64>;
 #[derive(Debug)]
 pub struct LogLimit {
     start: Instant,
-    /// Made with the first line, as there are many disks that say nothing; so is the next.
+    /// Allocated with the first line, as most of many disks never log one; `requests` likewise.
     causes: OnceLock<Box<[Limit]>>,
     /// Refused messages, by their request's number.
     requests: OnceLock<Box<[Limit]>>,
@@ -119,21 +120,23 @@ impl LogLimit {
     }
 }
 
-/// So many of them, once somebody asks.
+/// The limits, allocated when the first is asked for.
 fn limits(made: &OnceLock<Box<[Limit]>>, count: usize) -> &[Limit] {
     made.get_or_init(|| (0..count).map(|_| Limit::default()).collect())
 }
 
 impl Limit {
+    /// A thread that was interrupted after it had read the clock may come with a second that is over for others: its
+    /// line counts in the window that runs.
     fn admit_at(&self, second: u64) -> Option<Suppressed> {
         const LINES: u64 = (1 << 24) - 1;
         let step = |window: u64| {
             let (running, lines) = (window >> 24, window & LINES);
-            let lines = if running == second { (lines + 1).min(LINES) } else { 1 };
-            Some(second << 24 | lines)
+            let lines = if second <= running { (lines + 1).min(LINES) } else { 1 };
+            Some(second.max(running) << 24 | lines)
         };
         let before = self.window.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step).unwrap_or(0);
-        if before >> 24 == second && before & LINES >= MAX_LOG_LINES_PER_SECOND {
+        if second <= before >> 24 && before & LINES >= MAX_LOG_LINES_PER_SECOND {
             self.suppressed.fetch_add(1, Ordering::Relaxed);
             return None;
         }
@@ -163,6 +166,13 @@ mod tests {
         let admitted = |second| (0..100).filter_map(|_| limit.admit_at(second)).collect::<Vec<_>>();
         assert_eq!(admitted(7), [None; MAX_LOG_LINES_PER_SECOND as usize]);
         assert_eq!(admitted(8), [NonZeroU64::new(100 - MAX_LOG_LINES_PER_SECOND), None, None, None, None]);
+    }
+
+    #[test]
+    fn a_thread_that_comes_late_opens_no_second_anew() {
+        let limit = Limit::default();
+        let admitted = (0..100).filter_map(|line| limit.admit_at(8 - line % 2)).count();
+        assert_eq!(admitted, MAX_LOG_LINES_PER_SECOND as usize);
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl Drop for Serving {
         // Only a full counter can fail, and that stops it as well.
         let _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
         if let Some(thread) = self.thread.take() {
-            // A panic there has hurt nobody.
+            // An error is a panic there, which the panic hook has logged.
             let _ = thread.join();
         }
     }
@@ -123,7 +123,7 @@ fn answer_clients(listener: &Listener, mut collector: Collector, stop: &OwnedFd)
     }
 }
 
-/// One who asks, and how long it may take.
+/// A client, and until when it must have its answer.
 struct Client<'a> {
     stream: UnixStream,
     stop: &'a OwnedFd,

@@ -199,7 +199,7 @@ fn amplification(counters: &Counters) -> Value {
 pub fn text(disks: &[DiskStats]) -> String {
     let mut text = String::new();
     for Family { name, help, kind, samples } in &FAMILIES {
-        // Writing to a string cannot fail, here and below.
+        // Writing to a string cannot fail.
         let _ = writeln!(text, "# HELP vhost_user_pmem_{name} {help}\n# TYPE vhost_user_pmem_{name} {kind}");
         let mut out = Writer { text: &mut text, name };
         match samples {
@@ -226,6 +226,7 @@ impl Writer<'_> {
         let label =
             |(name, value): &(&str, &dyn Display)| format!("{name}=\"{}\"", escaped(&value.to_string()));
         let labels = labels.iter().map(label).collect::<Vec<_>>().join(",");
+        // Writing to a string cannot fail.
         let _ = writeln!(self.text, "vhost_user_pmem_{}{{{labels}}} {value}", self.name);
     }
 }

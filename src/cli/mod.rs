@@ -93,7 +93,7 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     match parse(args) {
         Ok(cli) => execute(cli).into(),
         Err(error) => {
-            // Help that nobody reads is no failure.
+            // Ignored: the exit code says the rest, also where standard output or error is closed.
             let _ = error.print();
             if error.use_stderr() { Exit::Usage.into() } else { Exit::Success.into() }
         }

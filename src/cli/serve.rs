@@ -171,7 +171,7 @@ struct PendingMessage(mpsc::Receiver<()>);
 
 impl Drop for PendingMessage {
     fn drop(&mut self) {
-        // It fails as soon as the thread has ended.
+        // It fails as soon as the thread has ended, which is what is waited for.
         let _ = self.0.recv_timeout(LAST_OUTPUT_TIMEOUT);
     }
 }

@@ -35,12 +35,12 @@ pub(super) struct Forwarder {
 impl CaughtSignals {
     pub(super) fn catch() -> io::Result<Self> {
         // Whoever presses Ctrl-C again wants out now. The order matters: the flag that the first SIGINT
-        // sets is looked at before it is set. Managers repeat SIGTERM and mean no harm by it.
+        // sets is read before it is set. Managers repeat SIGTERM and mean no harm by it.
         let interrupted = Arc::new(AtomicBool::new(false));
         flag::register_conditional_default(SIGINT, Arc::clone(&interrupted))?;
         flag::register(SIGINT, interrupted)?;
         let signals = Signals::new(CAUGHT)?;
-        // Who started us may have blocked them for himself, and masks are inherited.
+        // The parent may have blocked them, and masks are inherited.
         for signal in CAUGHT {
             unblock_signal(signal).map_err(|error| io::Error::other(error.to_string()))?;
         }

@@ -1,4 +1,4 @@
-//! The log: lines that a peer can cause are limited, and nobody who logs waits for who reads it.
+//! The log: a limit on the lines that peers can cause, and a queue, so that logging never waits for a slow reader.
 
 mod limit;
 #[cfg(feature = "daemon")]

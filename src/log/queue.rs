@@ -1,6 +1,6 @@
-//! The log's way out. A thread of its own writes it: who logs never waits for whoever reads the log, or does not.
+//! The queue of lines of the log. A thread of its own writes them: logging never waits for whoever reads the log.
 //!
-//! Lines that find no place are dropped and counted; where they are missing, the log says how many. (The crate
+//! Lines that do not fit are dropped and counted; where they are missing, the log says how many. (The crate
 //! `tracing-appender` drops them too, but says nothing, and panics where its thread cannot be started.)
 
 use std::cell::Cell;
@@ -36,9 +36,9 @@ pub(crate) struct LogQueue {
 #[derive(Debug)]
 struct Shared {
     waiting: Mutex<Waiting>,
-    /// There are lines.
+    /// Signalled when a line is pushed.
     came: Condvar,
-    /// There are none any more.
+    /// Signalled when a line is written.
     written: Condvar,
 }
 

@@ -1,5 +1,5 @@
-//! Pages that the kernel says have gone bad before anybody has met them, on their way from the handler to a
-//! thread that wants to know.
+//! Pages that the kernel reports as bad before anybody has touched them (`BUS_MCEERR_AO`, "action optional"), on their
+//! way from the signal handler to a thread that listens.
 
 use std::io;
 use std::ops::Range;
@@ -12,18 +12,18 @@ use rustix::process::{
     MachineCheckMemoryCorruptionKillPolicy, set_machine_check_memory_corruption_kill_policy,
 };
 
-/// Most that wait to be fetched. One more is met when it is touched, as without all this.
+/// Most addresses that wait to be fetched. Further ones are dropped: their pages are found bad when they are touched.
 const MAX_PENDING: usize = 64;
 
-/// An address in each, or 0.
+/// Each holds an address, or 0 when it is free.
 static PENDING: [AtomicUsize; MAX_PENDING] = [const { AtomicUsize::new(0) }; MAX_PENDING];
 
-/// Written to with each note; nobody reads it.
+/// Written to with each address that is recorded; never read.
 static EVENT: OnceLock<OwnedFd> = OnceLock::new();
 
 /// Makes the calling thread the one of this process that hears of bad pages before they are touched. What it
 /// gets is an eventfd that all listeners share: watch it edge-triggered, never read it, and [`fetch`] the
-/// news. What was announced before is not told again.
+/// addresses. What was announced before is not told again.
 ///
 /// There should be such a thread wherever persistent memory is mapped. Linux takes a page of it that has gone bad
 /// out of the page tables of those processes only that have asked to be told (`PR_MCE_KILL_EARLY`): in any other
@@ -54,7 +54,7 @@ pub fn fetch(range: &Range<usize>) -> Vec<usize> {
     fetched.collect()
 }
 
-/// Notes an address. For the handler.
+/// Records an address. Called by the signal handler.
 pub(super) fn record(address: usize) {
     let take =
         |note: &&AtomicUsize| note.compare_exchange(0, address, Ordering::Release, Ordering::Relaxed).is_ok();

@@ -87,7 +87,7 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
         return;
     }
     if is_about_bad_page && ranges::is_watched(address) {
-        // Whoever touches it will be told; whoever listens can know before.
+        // A touch of the page is a fault of its own; who listens can know before.
         action_optional::record(address);
         return;
     }

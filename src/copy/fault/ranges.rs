@@ -10,12 +10,12 @@ const MEDIA: usize = 0;
 /// [`Slot::spare`] of a range that has given it up.
 const GIVEN_UP: usize = usize::MAX;
 
-/// What was to be had of what was reserved for the worst.
+/// Whether a range's spare mapping could be unmapped, so that the process may make another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SpareMapping {
     Never,
     GoneBefore,
-    /// There is a mapping more now.
+    /// The process may make one mapping more now.
     GoneNow,
 }
 
@@ -113,6 +113,7 @@ impl WatchedRange {
 impl Drop for WatchedRange {
     fn drop(&mut self) {
         let _changes = changes();
+        // Ignored: it does not matter here whether the handler has unmapped it before.
         let _ = self.slot.give_up_spare();
         self.slot.change(0, 0, MEDIA, 0);
     }
@@ -143,7 +144,7 @@ impl Slot {
         self.version.store(version.wrapping_add(2), Ordering::Release);
     }
 
-    /// Unmaps what was reserved for the worst. For the handler, and at the end.
+    /// Unmaps the spare mapping. Called by the signal handler, and when the range is dropped.
     fn give_up_spare(&self) -> SpareMapping {
         match self.spare.swap(GIVEN_UP, Ordering::Relaxed) {
             0 => {
@@ -154,6 +155,7 @@ impl Slot {
             len => {
                 let at =
                     std::ptr::without_provenance_mut(self.start.load(Ordering::Relaxed).wrapping_sub(len));
+                // Ignored: a whole mapping of ours can always be unmapped.
                 // SAFETY: F3: the spare mapping, which is unmapped once only: `swap` has answered it to nobody else.
                 let _ = unsafe { libc::munmap(at, len) };
                 SpareMapping::GoneNow

@@ -97,6 +97,7 @@ fn collapse(disk: &MappedDisk, part: Range<u64>, capacity_bytes: u64) -> u64 {
     if part.end < capacity_bytes && end < part.start.saturating_add(STEP_BYTES) {
         return part.start;
     }
+    // Ignored: Linux before 6.1 cannot do it, nor can any other when no huge page is free.
     let _ = disk.mapping().collapse(part.start..end.max(part.start));
     end.max(part.start)
 }

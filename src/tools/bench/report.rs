@@ -211,6 +211,7 @@ impl RoundReport {
         let mut latency = histogram();
         let (mut requests, mut time, mut client_cpu) = (0, Duration::ZERO, Duration::ZERO);
         for counts in &round.counts {
+            // It fails only for values out of range, and all histograms have the same.
             let _ = latency.add(&counts.latency);
             requests += counts.reads + counts.writes;
             time = time.max(counts.time);

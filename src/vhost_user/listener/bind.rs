@@ -71,6 +71,7 @@ pub(super) fn listening(path: &Path, access: &SocketAccess) -> Result<UnixListen
         .map_err(failed("set the owner and the mode of"))
         .and_then(|()| listen(&socket, BACKLOG).map_err(|errno| failed("listen on")(errno.into())));
     if let Err(error) = listens {
+        // Ignored: the first error is the one to be told.
         let _ = std::fs::remove_file(path);
         return Err(error);
     }

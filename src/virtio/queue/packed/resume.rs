@@ -47,6 +47,7 @@ fn adopt(slots: &Slots, mut at: Position) {
         let bits = u16::from_le(before);
         if (bits & AVAIL != 0) != at.wrap && (bits & USED != 0) == at.wrap {
             let marked = (bits ^ USED).to_le();
+            // It fails where the driver has made the slot available anew: then its flags stay.
             let _ = flags.compare_exchange(before, marked, Ordering::AcqRel, Ordering::Relaxed);
         }
         at = at.advance(1, slots.size());

@@ -237,7 +237,7 @@ struct Fiemap {
     extents: [FiemapExtent; FIEMAP_EXTENTS],
 }
 
-/// DirtyExtents asked for with one call.
+/// Extents asked for with one call.
 const FIEMAP_EXTENTS: usize = 128;
 
 #[repr(C)]

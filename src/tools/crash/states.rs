@@ -122,7 +122,7 @@ fn every_state_of_a_sliced_write_keeps_the_promise() {
         changes.iter().for_each(|at| data[at - range.start..at - range.start + 8].fill(7));
         Request::Write { at: range.start, data, cuts: [cuts, &[range.len()]].concat() }
     };
-    // ReleaseOnDrop the end of a slice, with buffers that meet before it, at it, and inside of eight bytes behind it.
+    // Over the end of a slice, with buffers that meet before it, at it, and inside of eight bytes behind it.
     let edges = [512, SLICE - 8, SLICE, SLICE + 1016];
     let sliced = [
         write(512..SLICE + 1024, &[], &edges),

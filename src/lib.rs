@@ -53,6 +53,9 @@
 //! | D9 | what a peer hands over is checked before it is used, and what it is handed reaches its own memory only | a descriptor is no weapon |
 //! | D10 | promises about power failure are tried on real kernels with the power cut | a model is not believed |
 //!
+//! `SAFETY` comments name invariants in the same manner, with other letters (M1, Q3): each is stated once, in the
+//! documentation of the type or module that keeps it, and `ci/safety` checks that.
+//!
 //! # Words
 //!
 //! Most words are those of the VIRTIO and vhost-user specifications, Linux's manual pages and libpmem2. These are ours:

@@ -48,9 +48,9 @@ pub(super) const fn persist_of(durability: Durability) -> Persist {
 /// It begins at a multiple of 2 MiB, so that huge pages fit. Its memory is reached through the methods only,
 /// by offset and checked: no pointer leaves. It can [grow](Self::grow) while it is used.
 ///
-/// - **D1**: what `at`, `writable_at` and `pages` answer lies in what is mapped (for writing), and stays so until the value is
+/// - **V1**: what `at`, `writable_at` and `pages` answer lies in what is mapped (for writing), and stays so until the value is
 ///   dropped: it grows, and the reservations of before stay. All methods rely on it.
-/// - **D2**: no Rust reference leads to its bytes, and no pointer leaves but as a hint that is only prefetched: guest memory is elsewhere.
+/// - **V2**: no Rust reference leads to its bytes, and no pointer leaves but as a hint that is only prefetched: guest memory is elsewhere.
 #[derive(Debug)]
 pub struct Mapping {
     /// Asked when a copy fell short: why?
@@ -161,7 +161,7 @@ impl Mapping {
         let advice =
             if self.options.read_only { Advice::LinuxPopulateRead } else { Advice::LinuxPopulateWrite };
         let Some((start, len)) = self.pages(&range) else { return Ok(()) };
-        // SAFETY: D1: `pages` has checked the range. R2: populating changes no byte.
+        // SAFETY: V1: `pages` has checked the range. R2: populating changes no byte.
         unsafe { rustix::mm::madvise(start, len, advice) }.map_err(Into::into)
     }
 
@@ -171,7 +171,7 @@ impl Mapping {
     /// The error of `madvise(2)`; `EINVAL` in a kernel without them.
     pub(super) fn advise_huge_pages(&self) -> io::Result<()> {
         let Some((start, len)) = self.pages(&(0..u64::MAX)) else { return Ok(()) };
-        // SAFETY: D1: `pages` has checked the range. R2: the advice changes no byte.
+        // SAFETY: V1: `pages` has checked the range. R2: the advice changes no byte.
         unsafe { rustix::mm::madvise(start, len, Advice::LinuxHugepage) }.map_err(Into::into)
     }
 
@@ -182,7 +182,7 @@ impl Mapping {
     /// The error of `madvise(2)`: no huge page is free, or Linux is older than 6.1.
     pub(super) fn collapse(&self, range: Range<u64>) -> io::Result<()> {
         let Some((start, len)) = self.pages(&range) else { return Ok(()) };
-        // SAFETY: D1: `pages` has checked the range. R2: collapsing changes no byte.
+        // SAFETY: V1: `pages` has checked the range. R2: collapsing changes no byte.
         match unsafe { libc::madvise(start, len, MADV_COLLAPSE) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
@@ -197,7 +197,7 @@ impl Mapping {
         let Some((start, len)) = self.pages(&range) else { return Ok(()) };
         #[cfg(test)]
         let _recorded = Syncing::start(Synced::Range { start: range.start, end: range.end });
-        // SAFETY: D1: `pages` has checked the range. R2: writing it down changes no byte.
+        // SAFETY: V1: `pages` has checked the range. R2: writing it down changes no byte.
         unsafe { rustix::mm::msync(start, len, MsyncFlags::SYNC) }.map_err(Into::into)
     }
 
@@ -207,7 +207,7 @@ impl Mapping {
     /// The error of `madvise(2)`.
     pub(super) fn dont_need(&self, range: Range<u64>) -> io::Result<()> {
         let Some((start, len)) = self.pages(&range) else { return Ok(()) };
-        // SAFETY: D1: `pages` has checked the range. R2: what was stored there is in the file and not lost.
+        // SAFETY: V1: `pages` has checked the range. R2: what was stored there is in the file and not lost.
         unsafe { rustix::mm::madvise(start, len, Advice::LinuxDontNeed) }.map_err(Into::into)
     }
 
@@ -251,7 +251,7 @@ impl Mapping {
     #[inline(always)]
     pub fn read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
         let src = self.at(offset, into.total_bytes(), READING)?;
-        // SAFETY: D1: `at` has answered this address for as many bytes. D2: so `into` is elsewhere.
+        // SAFETY: V1: `at` has answered this address for as many bytes. V2: so `into` is elsewhere.
         let left = unsafe { copy::copy_to_segments(src, into, next) };
         self.complete(READING, (offset, src), into.total_bytes(), left)
     }
@@ -269,7 +269,7 @@ impl Mapping {
     #[inline(always)]
     pub fn write(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
         let dst = self.writable_at(offset, from.total_bytes(), "writing the mapping")?;
-        // SAFETY: D1: `writable_at` has answered this address for as many bytes. D2: so `from` is elsewhere.
+        // SAFETY: V1: `writable_at` has answered this address for as many bytes. V2: so `from` is elsewhere.
         let left = unsafe { copy::copy_from_segments(dst, from, self.options.persist, next) };
         self.complete("writing the mapping", (offset, dst), from.total_bytes(), left)
     }
@@ -282,7 +282,7 @@ impl Mapping {
     pub fn zero(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         let len = usize::try_from(len).map_err(|_| DiskError::OutOfRange)?;
         let dst = self.writable_at(offset, len, "zeroing the mapping")?;
-        // SAFETY: D1: `writable_at` has answered this address for `len` bytes. D2: no reference leads there.
+        // SAFETY: V1: `writable_at` has answered this address for `len` bytes. V2: no reference leads there.
         let left = unsafe { copy::zero(dst, len, self.options.persist) };
         self.complete("zeroing the mapping", (offset, dst), len, left)
     }
@@ -314,7 +314,7 @@ impl Mapping {
         let end = self.len_bytes().saturating_sub(1);
         let last = usize::try_from(end).map_err(|_| DiskError::OutOfRange)?;
         let last = self.base.load(Ordering::Relaxed).wrapping_add(last);
-        // SAFETY: D1: the last byte that is mapped.
+        // SAFETY: V1: the last byte that is mapped.
         if unsafe { copy::can_read(last) } {
             return Ok(());
         }
@@ -373,7 +373,7 @@ impl Mapping {
     #[cold]
     fn failure(&self, offset: u64, address: *const u8) -> IoFailure {
         let file = path_of(&self.file);
-        // SAFETY: D1: the caller took the address from a range that `at` had checked.
+        // SAFETY: V1: the caller took the address from a range that `at` had checked.
         if unsafe { copy::can_read(address) } {
             return IoFailure::GuestMemory;
         }

@@ -2,7 +2,7 @@
 //!
 //! A sync covers only what had finished *before it began*. So flushes are numbered as they are asked for; a
 //! sync answers those up to the number it saw when it started, and none that came later, although its result
-//! may be there when they look (`pmem.md` §1: reusing it would lose data).
+//! may be there when they are polled: what was written after the sync began may not have persisted.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

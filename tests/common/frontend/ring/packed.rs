@@ -17,7 +17,7 @@ const ENABLE: u16 = 0;
 const DISABLE: u16 = 1;
 const ONE_DESCRIPTOR: u16 = 2;
 
-/// Vring of a descriptor's flags in it.
+/// Offset of a descriptor's flags in it, in bytes.
 const FLAGS: u64 = 14;
 
 /// A descriptor of the ring, and the pass over the ring.

@@ -95,7 +95,7 @@ impl BlockDisk {
         let mut at = offset;
         while at < end {
             let page_end = (at - at % PAGE_BYTES).saturating_add(PAGE_BYTES).min(end);
-            let read = |at, part: &mut [u8]| self.file.read_exact_at(part, at).map_err(failed("pread"));
+            let read = |at, part: &mut [u8]| self.pread(at, part);
             if self.in_parts(at, page_end - at, read).is_err() {
                 self.bad.add(at..page_end);
                 return;
@@ -119,18 +119,22 @@ impl BlockDisk {
 
     /// Nothing but whole blocks inside of the disk.
     fn check(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        let unit_bytes = self.unit_bytes as u64;
+        let (unit_bytes, capacity_bytes) =
+            (self.unit_bytes as u64, self.capacity_bytes.load(Ordering::Relaxed));
         match offset.checked_add(len) {
-            Some(end) if end > self.capacity_bytes.load(Ordering::Relaxed) => Err(DiskError::OutOfRange),
-            Some(end) if offset.is_multiple_of(unit_bytes) && end.is_multiple_of(unit_bytes) => Ok(()),
-            Some(_) => Err(failed("direct I/O")(io::ErrorKind::InvalidInput.into())),
-            None => Err(DiskError::OutOfRange),
+            Some(end) if end <= capacity_bytes => {
+                match offset.is_multiple_of(unit_bytes) && end.is_multiple_of(unit_bytes) {
+                    true => Ok(()),
+                    false => Err(failed("direct I/O", offset, len)(io::ErrorKind::InvalidInput.into())),
+                }
+            }
+            _ => Err(DiskError::OutOfRange { offset, len, capacity_bytes }),
         }
     }
 
     fn check_write(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         if self.geometry.read_only {
-            return Err(DiskError::ReadOnly);
+            return Err(DiskError::ReadOnly { offset, len });
         }
         self.check(offset, len)
     }
@@ -168,21 +172,26 @@ impl BlockDisk {
     fn read_through_buffer(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
         let mut cursor = Cursor::new(into);
         self.in_parts(offset, into.total_bytes() as u64, |at, part| {
-            self.file.read_exact_at(part, at).map_err(failed("pread"))?;
-            check_copied(cursor.store(part), part.len())
+            self.pread(at, part)?;
+            check_copied(at, cursor.store(part), part.len())
         })
     }
 
     fn write_through_buffer(&self, offset: u64, from: Segments<'_>) -> Result<(), DiskError> {
         let mut cursor = Cursor::new(from);
         self.in_parts(offset, from.total_bytes() as u64, |at, part| {
-            check_copied(cursor.load(part), part.len())?;
+            check_copied(at, cursor.load(part), part.len())?;
             self.write_part(at, part)
         })
     }
 
+    fn pread(&self, offset: u64, part: &mut [u8]) -> Result<(), DiskError> {
+        let len = part.len() as u64;
+        self.file.read_exact_at(part, offset).map_err(failed("pread", offset, len))
+    }
+
     fn write_part(&self, offset: u64, part: &[u8]) -> Result<(), DiskError> {
-        self.file.write_all_at(part, offset).map_err(write_failed("pwrite"))?;
+        self.file.write_all_at(part, offset).map_err(write_failed("pwrite", offset, part.len() as u64))?;
         #[cfg(test)]
         copy::recording::filed(offset, part);
         Ok(())
@@ -197,20 +206,24 @@ impl BlockDisk {
 }
 
 /// For `map_err` of what changes a device: what the system says of one that was made read-only is about permissions.
-fn write_failed(operation: &'static str) -> impl Fn(io::Error) -> DiskError {
+fn write_failed(operation: &'static str, offset: u64, len: u64) -> impl Fn(io::Error) -> DiskError {
     const READ_ONLY: &str =
         "the device has been made read-only since it was opened; make it writable, or use readonly=on";
     move |source| match source.raw_os_error() {
-        Some(libc::EPERM | libc::EROFS | libc::EACCES) => failed(operation)(io::Error::other(READ_ONLY)),
-        _ => failed(operation)(source),
+        Some(libc::EPERM | libc::EROFS | libc::EACCES) => {
+            failed(operation, offset, len)(io::Error::other(READ_ONLY))
+        }
+        _ => failed(operation, offset, len)(source),
     }
 }
 
 /// Guest memory that is gone ends a copy early.
-fn check_copied(copied: usize, len: usize) -> Result<(), DiskError> {
+fn check_copied(offset: u64, copied: usize, len: usize) -> Result<(), DiskError> {
     match copied == len {
         true => Ok(()),
-        false => Err(failed("copying guest memory")(io::Error::from_raw_os_error(libc::EFAULT))),
+        false => Err(failed("copying guest memory", offset, len as u64)(io::Error::from_raw_os_error(
+            libc::EFAULT,
+        ))),
     }
 }
 
@@ -245,7 +258,7 @@ impl Disk for BlockDisk {
         self.check(offset, len)?;
         copy::touch(into);
         let read = match self.is_aligned(into) {
-            true => sys::preadv_all(self.file.as_fd(), offset, into).map_err(failed("preadv")),
+            true => sys::preadv_all(self.file.as_fd(), offset, into).map_err(failed("preadv", offset, len)),
             false => self.read_through_buffer(offset, into),
         };
         match &read {
@@ -261,7 +274,8 @@ impl Disk for BlockDisk {
         self.check_write(offset, len)?;
         copy::touch(from);
         match self.is_aligned(from) {
-            true => copy::pwritev_all(self.file.as_fd(), offset, from).map_err(write_failed("pwritev")),
+            true => copy::pwritev_all(self.file.as_fd(), offset, from)
+                .map_err(write_failed("pwritev", offset, len)),
             false => self.write_through_buffer(offset, from),
         }
         .map_err(|error| IoFailure::explain(&self.file, offset, error))?;
@@ -285,7 +299,7 @@ impl Disk for BlockDisk {
         self.check_write(offset, len)?;
         if self.unmaps && len != 0 {
             // Only advice: a device that cannot give space back keeps the bytes.
-            sys::discard(&self.file, offset, len).map_err(write_failed("discarding"))?;
+            sys::discard(&self.file, offset, len).map_err(write_failed("discarding", offset, len))?;
             self.syncs.wrote();
         }
         Ok(())
@@ -294,7 +308,9 @@ impl Disk for BlockDisk {
     /// The device zeroes them itself if it can (`fallocate(2)` on a device is `BLKZEROOUT`).
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<u64, DiskError> {
         self.check_write(offset, len)?;
-        let zero = |what| fallocate(&self.file, what, offset, len).map_err(write_failed("zeroing a range"));
+        let zero = |what| {
+            fallocate(&self.file, what, offset, len).map_err(write_failed("zeroing a range", offset, len))
+        };
         let is_noted = unmap && self.unmaps && zero(space::PUNCH)? || zero(space::ZERO)?;
         if !is_noted {
             self.in_parts(offset, len, |at, part| {
@@ -309,182 +325,4 @@ impl Disk for BlockDisk {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::OpenOptionsExt;
-
-    use super::*;
-    use crate::copy::testing::{Memory, pattern};
-    use crate::disk::BackingKind;
-
-    const LEN: usize = 2 << 20;
-
-    /// A file that takes direct I/O only stands for the device; a real one is in the tests of `disk_open`.
-    #[allow(clippy::print_stderr)]
-    fn disk(bytes: &[u8], unmaps: bool) -> Option<BlockDisk> {
-        let named = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
-        named.as_file().write_all_at(bytes, 0).unwrap();
-        named.as_file().sync_all().unwrap();
-        let mut options = File::options();
-        let file = match options.read(true).write(true).custom_flags(libc::O_DIRECT).open(named.path()) {
-            Ok(file) => file,
-            Err(error) => {
-                eprintln!("skipped: no direct I/O on this file system: {error}");
-                return None;
-            }
-        };
-        let geometry = Geometry { capacity_bytes: LEN as u64, block_bytes: 512, read_only: false };
-        let media = Media::testing(BackingKind::BlockDevice, Durability::Page, vec![]);
-        let disk =
-            BlockDisk::over(Arc::new(file.into()), geometry, &Media { unit_bytes: 512, ..media }, unmaps);
-        Some(disk)
-    }
-
-    fn image(disk: &BlockDisk) -> Vec<u8> {
-        let mut bounce = BounceBuffer::new(LEN, 512);
-        let part = bounce.part(LEN as u64);
-        disk.file.read_exact_at(part, 0).unwrap();
-        part.to_vec()
-    }
-
-    /// Wherever the segments begin and end, by way of the buffer or straight.
-    #[test]
-    fn any_segments_are_read_and_written() {
-        let Some(disk) = disk(&pattern(LEN, 1), true) else { return };
-        let mut expected = pattern(LEN, 1);
-        let room = Memory::new(&vec![0; LEN + 4096]);
-        let start = room.ptr().addr().next_multiple_of(4096) - room.ptr().addr();
-        drop(room);
-        for (index, (start, lens, gap)) in [
-            (start, vec![4096], 0),
-            (start, vec![512, 1024, 512], 512),
-            (start + 1, vec![4096], 0),
-            (start, vec![700, 324], 3),
-            (start + 7, vec![LEN - 512, 512], 11),
-        ]
-        .into_iter()
-        .enumerate()
-        {
-            let total: usize = lens.iter().sum();
-            let bytes = pattern(LEN + 8192, index as u8 + 2);
-            let guest = Memory::new(&bytes).cut(start, &lens, gap);
-            let offset = if total > LEN / 2 { 0 } else { 8192 * index + 512 };
-            disk.write(offset as u64, guest.segments(), PrefetchHint::NONE).unwrap();
-            let mut at = start;
-            let mut wrote = Vec::new();
-            for len in &lens {
-                wrote.extend_from_slice(&bytes[at..at + len]);
-                at += len + gap;
-            }
-            expected[offset..offset + total].copy_from_slice(&wrote);
-            assert!(image(&disk) == expected, "{index}");
-            let back = Memory::new(&vec![0; LEN + 8192]).cut(start, &lens, gap);
-            disk.read(offset as u64, back.segments(), PrefetchHint::NONE).unwrap();
-            let mut at = start;
-            for len in &lens {
-                assert!(back.bytes()[at..at + len] == bytes[at..at + len], "{index}");
-                at += len + gap;
-            }
-            assert!(disk.try_flush().is_none());
-            disk.flush().unwrap();
-            assert!(matches!(disk.try_flush(), Some(Ok(()))));
-        }
-    }
-
-    #[test]
-    fn zeroes_are_exact_and_discards_are_advice() {
-        for unmaps in [true, false] {
-            let before: Vec<u8> = pattern(LEN, 1).into_iter().map(|byte| byte | 1).collect();
-            let Some(disk) = disk(&before, unmaps) else { return };
-            let mut expected = before;
-            for (start, len, unmap) in [(512, 512, false), (4096, 1 << 20, true), (LEN - 512, 512, true)] {
-                disk.write_zeroes(start as u64, len as u64, unmap).unwrap();
-                expected[start..start + len].fill(0);
-                assert!(image(&disk) == expected, "{start}+{len}");
-            }
-            disk.discard(0, 512).unwrap();
-            assert!(image(&disk)[512..] == expected[512..]);
-        }
-    }
-
-    /// This process's memory as a device: nothing is at its first addresses, which cannot be read.
-    #[test]
-    fn a_page_that_cannot_be_read_is_known_until_it_is_read_or_written() {
-        let memory = File::options().read(true).write(true).open("/proc/self/mem").unwrap();
-        let geometry = Geometry { capacity_bytes: 1 << 47, block_bytes: 512, read_only: false };
-        let media = Media::testing(BackingKind::BlockDevice, Durability::Page, vec![]);
-        let large = BlockDisk::over(
-            Arc::new(memory.try_clone().unwrap().into()),
-            Geometry { block_bytes: 4096, ..geometry },
-            &Media { unit_bytes: 4096, ..media.clone() },
-            false,
-        );
-        assert_eq!(large.unit_bytes(), 4096, "a device takes nothing but its own blocks");
-        let media = Media { unit_bytes: 512, ..media };
-        let disk = BlockDisk::over(Arc::new(memory.into()), geometry, &media, false);
-        assert_eq!(disk.unit_bytes(), 512);
-        let piece = |len| Memory::new(&pattern(8192, 3)).cut(0, &[len], 0);
-        let pages = Memory::new(&pattern(4 * 4096, 1));
-        let good = (pages.ptr().addr() as u64).next_multiple_of(4096);
-        disk.read(good, piece(8192).segments(), PrefetchHint::NONE).unwrap();
-        assert!(disk.bad_blocks().is_empty());
-        for len in [512, 8192] {
-            let error = disk.read(8192 + 512, piece(len).segments(), PrefetchHint::NONE).unwrap_err();
-            assert!(error.to_string().contains("or the way to it, failed at byte 8704 "), "{error}");
-            assert_eq!(disk.bad_blocks(), [8192..12_288], "the page of the first byte, all of it");
-        }
-        disk.bad.add(good + 4096..good + 8192);
-        let both = [8192..12_288, good + 4096..good + 8192];
-        disk.read(good, piece(4096 + 512).segments(), PrefetchHint::NONE).unwrap();
-        assert_eq!(disk.bad_blocks(), both, "only a part of it was read");
-        disk.read(good, piece(8192).segments(), PrefetchHint::NONE).unwrap();
-        assert_eq!(disk.bad_blocks(), both[..1]);
-        disk.bad.add(good + 4096..good + 8192);
-        disk.write(good + 4096, piece(4096).segments(), PrefetchHint::NONE).unwrap();
-        assert_eq!(disk.bad_blocks(), both[..1]);
-        assert_eq!(
-            pages.bytes()[(good as usize - pages.ptr().addr()) + 4096..][..4096],
-            pattern(8192, 3)[..4096]
-        );
-    }
-
-    #[test]
-    fn a_longer_device_is_served_in_full() {
-        let Some(disk) = disk(&pattern(LEN, 1), true) else { return };
-        let guest = Memory::new(&[0; 4096]);
-        let device = disk.file().try_clone().unwrap();
-        device.set_len(2 * LEN as u64 + 100).unwrap();
-        assert!(matches!(
-            disk.read(LEN as u64, guest.segments(), PrefetchHint::NONE),
-            Err(DiskError::OutOfRange)
-        ));
-        assert_eq!(disk.rescan_size().unwrap(), 2 * LEN as u64);
-        assert_eq!(disk.geometry().capacity_bytes, 2 * LEN as u64);
-        disk.read(2 * LEN as u64 - 4096, guest.segments(), PrefetchHint::NONE).unwrap();
-        device.set_len(LEN as u64).unwrap();
-        assert!(matches!(disk.rescan_size(), Err(GrowError::Shrunk { .. })));
-        assert_eq!(disk.geometry().capacity_bytes, 2 * LEN as u64);
-    }
-
-    #[test]
-    fn nothing_but_whole_blocks_inside() {
-        let Some(disk) = disk(&pattern(LEN, 1), true) else { return };
-        let guest = Memory::new(&[0; 512]);
-        for offset in [LEN as u64, u64::MAX - 511] {
-            assert!(matches!(
-                disk.read(offset, guest.segments(), PrefetchHint::NONE),
-                Err(DiskError::OutOfRange)
-            ));
-            assert!(matches!(
-                disk.write(offset, guest.segments(), PrefetchHint::NONE),
-                Err(DiskError::OutOfRange)
-            ));
-            assert!(matches!(disk.write_zeroes(offset, 512, false), Err(DiskError::OutOfRange)));
-            assert!(matches!(disk.discard(offset, 512), Err(DiskError::OutOfRange)));
-        }
-        assert!(matches!(disk.write(1, guest.segments(), PrefetchHint::NONE), Err(DiskError::Io { .. })));
-        let read_only = BlockDisk { geometry: Geometry { read_only: true, ..disk.geometry }, ..disk };
-        assert!(matches!(read_only.write(0, guest.segments(), PrefetchHint::NONE), Err(DiskError::ReadOnly)));
-        assert!(matches!(read_only.discard(0, 512), Err(DiskError::ReadOnly)));
-        assert!(image(&read_only) == pattern(LEN, 1));
-    }
-}
+mod tests;

@@ -2,21 +2,45 @@
 
 use std::io;
 
-/// Why a disk could not do what was asked of it. The request fails, nothing else.
+/// Why a disk could not do what was asked of it. The request fails, nothing else. Offsets and lengths are bytes.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     /// The range is not inside the disk.
-    #[error("the range is outside the disk")]
-    OutOfRange,
+    #[error("{len} bytes at offset {offset} are not inside the disk, which has {capacity_bytes}")]
+    OutOfRange {
+        /// Where the range begins.
+        offset: u64,
+        /// Its length.
+        len: u64,
+        /// The size of the disk.
+        capacity_bytes: u64,
+    },
     /// The disk was opened read-only.
-    #[error("the disk is read-only")]
-    ReadOnly,
+    #[error("the disk is read-only: {len} bytes at offset {offset} cannot be changed")]
+    ReadOnly {
+        /// Where the range begins.
+        offset: u64,
+        /// Its length.
+        len: u64,
+    },
     /// The operation does not exist on this backing.
     #[error("not supported by this backing")]
     Unsupported,
     /// The backing, or guest memory, refused.
-    #[error("{operation}: {source}")]
+    #[error("{operation} of {len} bytes at offset {offset}: {source}")]
     Io {
+        /// The system call or step that failed.
+        operation: &'static str,
+        /// Where the range begins.
+        offset: u64,
+        /// Its length.
+        len: u64,
+        /// The error of the step.
+        source: io::Error,
+    },
+    /// What was written before could not be persisted.
+    #[error("{operation}: {source}")]
+    Sync {
         /// The system call or step that failed.
         operation: &'static str,
         /// Its error.
@@ -33,9 +57,9 @@ impl DiskError {
     }
 }
 
-/// For `map_err`: the system call or step that failed.
-pub(super) fn failed(operation: &'static str) -> impl Fn(io::Error) -> DiskError {
-    move |source| DiskError::Io { operation, source }
+/// For `map_err`: the system call or step that failed, and the range that it was for.
+pub(super) fn failed(operation: &'static str, offset: u64, len: u64) -> impl Fn(io::Error) -> DiskError {
+    move |source| DiskError::Io { operation, offset, len, source }
 }
 
 /// Why a disk goes on with the size it has.

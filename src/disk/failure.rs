@@ -88,8 +88,9 @@ impl IoFailure {
     /// The same of what has failed at an offset of a disk.
     pub(in crate::disk) fn explain(file: &File, offset: u64, error: DiskError) -> DiskError {
         match error {
-            DiskError::Io { operation, source } => {
-                DiskError::Io { operation, source: Self::of_error(file, Some(offset), source) }
+            DiskError::Io { operation, offset: start, len, source } => {
+                let source = Self::of_error(file, Some(offset), source);
+                DiskError::Io { operation, offset: start, len, source }
             }
             other => other,
         }

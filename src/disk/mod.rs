@@ -83,9 +83,9 @@ impl Geometry {
     #[inline]
     fn check_write(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         match offset.checked_add(len) {
-            _ if self.read_only => Err(DiskError::ReadOnly),
+            _ if self.read_only => Err(DiskError::ReadOnly { offset, len }),
             Some(end) if end <= self.capacity_bytes => Ok(()),
-            _ => Err(DiskError::OutOfRange),
+            _ => Err(DiskError::OutOfRange { offset, len, capacity_bytes: self.capacity_bytes }),
         }
     }
 }

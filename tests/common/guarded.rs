@@ -91,9 +91,12 @@ impl GuardedDisk {
     }
 
     /// The copies end early only where guest memory is gone.
-    fn outcome(left: usize) -> Result<(), DiskError> {
-        let gone = |_| DiskError::Io { operation: "copy", source: std::io::Error::from_raw_os_error(14) };
-        u8::try_from(left).ok().filter(|left| *left == 0).map(drop).ok_or(left).map_err(gone)
+    fn outcome(offset: u64, len: u64, left: usize) -> Result<(), DiskError> {
+        if left == 0 {
+            return Ok(());
+        }
+        let source = std::io::Error::from_raw_os_error(14); // EFAULT
+        Err(DiskError::Io { operation: "copy", offset, len, source })
     }
 }
 
@@ -122,13 +125,14 @@ impl Disk for GuardedDisk {
     fn read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
         let from = self.place(offset, into.total_bytes());
         // SAFETY: it is inside of the mapping, which is there for good.
-        Self::outcome(unsafe { copy::copy_to_segments(from, into, next) })
+        Self::outcome(offset, into.total_bytes() as u64, unsafe { copy::copy_to_segments(from, into, next) })
     }
 
     fn write(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
         let into = self.change(offset, from.total_bytes());
         // SAFETY: it is inside of the mapping, which is there for good.
-        Self::outcome(unsafe { copy::copy_from_segments(into, from, Persist::FenceOnly, next) })
+        let left = unsafe { copy::copy_from_segments(into, from, Persist::FenceOnly, next) };
+        Self::outcome(offset, from.total_bytes() as u64, left)
     }
 
     fn try_flush(&self) -> Option<Result<(), DiskError>> {
@@ -146,7 +150,8 @@ impl Disk for GuardedDisk {
     fn write_zeroes(&self, offset: u64, len: u64, _unmap: bool) -> Result<u64, DiskError> {
         let into = self.change(offset, usize::try_from(len).unwrap_or(usize::MAX));
         // SAFETY: it is inside of the mapping, which is there for good.
-        Self::outcome(unsafe { copy::zero(into, len as usize, Persist::FenceOnly) }).map(|()| len)
+        Self::outcome(offset, len, unsafe { copy::zero(into, len as usize, Persist::FenceOnly) })
+            .map(|()| len)
     }
 }
 

@@ -73,8 +73,8 @@ fn a_file_that_cannot_be_mapped_is_read_by_system_calls() {
         read(&opened, 512, &mut back).unwrap();
         assert!(back[..512] == bytes[..512] && back[512..1024] == [0; 512] && back[1024..] == bytes[1024..]);
         for offset in [8 * MIB - 8999, 8 * MIB, u64::MAX] {
-            assert!(matches!(read(&opened, offset, &mut back), Err(DiskError::OutOfRange)));
-            assert!(matches!(write(&opened, offset, &mut back), Err(DiskError::OutOfRange)));
+            assert!(matches!(read(&opened, offset, &mut back), Err(DiskError::OutOfRange { .. })));
+            assert!(matches!(write(&opened, offset, &mut back), Err(DiskError::OutOfRange { .. })));
         }
         let file = File::options().write(true).open(&path).unwrap();
         file.set_len(9 * MIB).unwrap();

@@ -107,7 +107,7 @@ impl<D: Disk> Flusher<D> {
             false => Ok(()),
             true => {
                 let source = std::io::Error::other("a sync of this disk has failed");
-                Err(DiskError::Io { operation: "flush", source })
+                Err(DiskError::Sync { operation: "flush", source })
             }
         })
     }

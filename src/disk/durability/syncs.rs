@@ -82,7 +82,7 @@ impl Syncs {
             fence(Ordering::SeqCst);
             sync()
                 .inspect_err(|_| self.failed.store(true, Ordering::Release))
-                .map_err(|source| DiskError::Io { operation: self.operation, source })?;
+                .map_err(|source| DiskError::Sync { operation: self.operation, source })?;
         }
         // A sync at the same time may have been given the error about our pages: wait for its outcome.
         drop(self.syncing.write());
@@ -92,7 +92,7 @@ impl Syncs {
     #[cold]
     fn lost(&self) -> DiskError {
         let cause = format!("an earlier {} failed, data may be lost; restart the disk", self.operation);
-        DiskError::Io { operation: self.operation, source: io::Error::other(cause) }
+        DiskError::Sync { operation: self.operation, source: io::Error::other(cause) }
     }
 }
 

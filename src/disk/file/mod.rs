@@ -60,9 +60,14 @@ impl FileDisk {
         self.bad.list()
     }
 
-    /// For `map_err` of a change at this offset.
-    fn change_failed(&self, operation: &'static str, offset: u64) -> impl Fn(io::Error) -> DiskError {
-        move |error| failed(operation)(IoFailure::of_error(&self.file, Some(offset), error))
+    /// For `map_err` of a change of this range.
+    fn change_failed(
+        &self,
+        operation: &'static str,
+        offset: u64,
+        len: u64,
+    ) -> impl Fn(io::Error) -> DiskError {
+        move |error| failed(operation, offset, len)(IoFailure::of_error(&self.file, Some(offset), error))
     }
 
     /// Bad pages of the page cache are not the media's.
@@ -137,7 +142,8 @@ impl Disk for FileDisk {
         self.geometry().check_write(offset, len)?;
         self.reader.check_end(&self.file, offset, len)?;
         copy::touch(from);
-        copy::pwritev_all(self.file.as_fd(), offset, from).map_err(self.change_failed("pwritev", offset))?;
+        copy::pwritev_all(self.file.as_fd(), offset, from)
+            .map_err(self.change_failed("pwritev", offset, len))?;
         self.bad.remove_good(offset, len);
         self.syncs.wrote();
         Ok(())
@@ -158,8 +164,11 @@ impl Disk for FileDisk {
         self.geometry().check_write(offset, len)?;
         if self.unmaps {
             // Only advice: a file system that has no holes keeps the bytes.
-            fallocate(&self.file, space::PUNCH, offset, len)
-                .map_err(self.change_failed("punching a hole", offset))?;
+            fallocate(&self.file, space::PUNCH, offset, len).map_err(self.change_failed(
+                "punching a hole",
+                offset,
+                len,
+            ))?;
             self.syncs.wrote();
         }
         Ok(())
@@ -169,11 +178,14 @@ impl Disk for FileDisk {
         self.geometry().check_write(offset, len)?;
         self.reader.check_end(&self.file, offset, len)?;
         let what = if unmap && self.unmaps { space::PUNCH } else { space::ZERO };
-        let is_noted = fallocate(&self.file, what, offset, len)
-            .map_err(self.change_failed("zeroing a range", offset))?;
+        let is_noted = fallocate(&self.file, what, offset, len).map_err(self.change_failed(
+            "zeroing a range",
+            offset,
+            len,
+        ))?;
         if !is_noted {
             copy::pwritev_zeroes(self.file.as_fd(), offset, len)
-                .map_err(self.change_failed("pwritev", offset))?;
+                .map_err(self.change_failed("pwritev", offset, len))?;
         }
         self.bad.remove_good(offset, len);
         self.syncs.wrote();
@@ -288,7 +300,7 @@ mod tests {
                 disk.write_zeroes(offset, 512, true).map(drop),
             ];
             for result in refused {
-                assert!(matches!(result, Err(DiskError::OutOfRange)), "{offset}: {result:?}");
+                assert!(matches!(result, Err(DiskError::OutOfRange { .. })), "{offset}: {result:?}");
             }
         }
         assert!(image(&disk) == pattern(LEN, 1));
@@ -308,19 +320,19 @@ mod tests {
             disk.write_zeroes(0, 4096, true).map(drop),
         ];
         for result in refused {
-            assert!(matches!(result, Err(DiskError::ReadOnly)), "{result:?}");
+            assert!(matches!(result, Err(DiskError::ReadOnly { .. })), "{result:?}");
         }
         assert!(image(&disk) == pattern(LEN, 1));
         disk.flush().unwrap();
     }
 
     #[test]
-    fn a_failed_write_names_its_call() {
+    fn a_failed_write_names_its_call_and_range() {
         let disk = disk(&pattern(LEN, 1));
         let named = tempfile::NamedTempFile::new().unwrap();
         let disk = FileDisk { file: Arc::new(File::open(named.path()).unwrap().into()), ..disk };
         let error = disk.write(0, Memory::new(&[0; 512]).segments(), PrefetchHint::NONE).unwrap_err();
-        assert_eq!(error.to_string(), "pwritev: Bad file descriptor (os error 9)");
+        assert_eq!(error.to_string(), "pwritev of 512 bytes at offset 0: Bad file descriptor (os error 9)");
     }
 
     #[test]

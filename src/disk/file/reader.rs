@@ -76,7 +76,7 @@ impl Reader {
         self.check_end(file, offset, len)?;
         copy::touch(into);
         sys::preadv_all(file.as_fd(), offset, into)
-            .map_err(|error| failed("preadv")(IoFailure::of_error(file, Some(offset), error)))
+            .map_err(|error| failed("preadv", offset, len)(IoFailure::of_error(file, Some(offset), error)))
     }
 
     /// As [`Mapping::check_end`], and that they are inside.
@@ -88,10 +88,12 @@ impl Reader {
         };
         match offset.checked_add(len) {
             Some(end) if end <= len_bytes => match truncated_before(file, end, len_bytes) {
-                Some(failure) if len != 0 => Err(failed("using the file")(io::Error::other(failure))),
+                Some(failure) if len != 0 => {
+                    Err(failed("using the file", offset, len)(io::Error::other(failure)))
+                }
                 _ => Ok(()),
             },
-            _ => Err(DiskError::OutOfRange),
+            _ => Err(DiskError::OutOfRange { offset, len, capacity_bytes: len_bytes }),
         }
     }
 

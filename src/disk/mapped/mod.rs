@@ -298,13 +298,14 @@ impl MappedDisk {
                 Ok(())
             }
             _ if self.durability == Durability::Volatile => Ok(()),
-            _ => space::sync_data(&self.file).map_err(failed("fdatasync")),
+            _ => space::sync_data(&self.file)
+                .map_err(|source| DiskError::Sync { operation: "fdatasync", source }),
         }
     }
 
     fn punch(&self, range: Range<u64>) -> Result<bool, DiskError> {
-        fallocate(&self.file, space::PUNCH, range.start, range.end - range.start)
-            .map_err(failed("punching a hole"))
+        let (offset, len) = (range.start, range.end - range.start);
+        fallocate(&self.file, space::PUNCH, offset, len).map_err(failed("punching a hole", offset, len))
     }
 
     /// Zeroes in place. Returns what the media takes.
@@ -380,7 +381,7 @@ impl Disk for MappedDisk {
     #[inline(always)]
     fn read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
         if !self.bad.is_empty() && self.bad.touch(offset, into.total_bytes() as u64) {
-            return Err(bad_media("reading bad media"));
+            return Err(bad_media("reading bad media", offset, into.total_bytes() as u64));
         }
         self.mapping.read(offset, into, next).inspect_err(|error| self.bad.note_failure(error))
     }

@@ -140,7 +140,7 @@ impl BadMedia {
             let (page, page_bytes) = (page.start..page.end.min(capacity_bytes), page.end - page.start);
             self.rewrite(at, &page)?;
             // The page table may still say that there is no memory.
-            at.mapping.dont_need(page.clone()).map_err(failed("madvise"))?;
+            at.mapping.dont_need(page.clone()).map_err(failed("madvise", page.start, page_bytes))?;
             self.blocks.remove(&(page.start..page.start + page_bytes));
             if let Some(suppressed) = self.log_limit.admit(Cause::Repaired) {
                 let (offset, len) = (page.start, page_bytes);
@@ -158,8 +158,12 @@ impl BadMedia {
         if copy::pwritev_zeroes(file.as_fd(), range.start, len).is_ok() && !is_listed() {
             return Ok(());
         }
-        fallocate(file, space::PUNCH, range.start, len).map_err(failed("punching a hole"))?;
-        fallocate(file, space::ALLOCATE, range.start, len).map_err(failed("allocating"))?;
+        fallocate(file, space::PUNCH, range.start, len).map_err(failed(
+            "punching a hole",
+            range.start,
+            len,
+        ))?;
+        fallocate(file, space::ALLOCATE, range.start, len).map_err(failed("allocating", range.start, len))?;
         match is_listed() {
             false => Ok(()),
             true => Err(self.beyond_repair(at.kind, std::slice::from_ref(range))),
@@ -178,11 +182,12 @@ impl BadMedia {
                 "bad media: end this disk, then run `ndctl clear-errors {namespace}`"
             );
         }
-        bad_media("writing")
+        let first = pages.first().cloned().unwrap_or_default();
+        bad_media("writing bad media", first.start, first.end - first.start)
     }
 }
 
 #[cold]
-pub(super) fn bad_media(operation: &'static str) -> DiskError {
-    DiskError::Io { operation, source: io::Error::from_raw_os_error(libc::EIO) }
+pub(super) fn bad_media(operation: &'static str, offset: u64, len: u64) -> DiskError {
+    failed(operation, offset, len)(io::Error::from_raw_os_error(libc::EIO))
 }

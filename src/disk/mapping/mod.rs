@@ -15,6 +15,7 @@ use crate::copy::fault::action_optional;
 #[cfg(test)]
 use crate::copy::recording::{Synced, Syncing};
 use crate::copy::{self, Persist, PrefetchHint, Segments};
+use crate::disk::error::failed;
 use crate::disk::failure::{IoFailure, missing_space, path_of, truncated_before};
 use crate::disk::media::is_gone;
 use crate::disk::media::sysfs::Sysfs;
@@ -280,7 +281,7 @@ impl Mapping {
     /// As [`write`](Self::write).
     #[inline]
     pub fn zero(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        let len = usize::try_from(len).map_err(|_| DiskError::OutOfRange)?;
+        let Ok(len) = usize::try_from(len) else { return Err(self.out_of_range(offset, len)) };
         let dst = self.writable_at(offset, len, "zeroing the mapping")?;
         // SAFETY: V1: `writable_at` has answered this address for `len` bytes. V2: no reference leads there.
         let left = unsafe { copy::zero(dst, len, self.options.persist) };
@@ -295,8 +296,13 @@ impl Mapping {
     pub fn check(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         match self.len_bytes().checked_sub(len) {
             Some(last) if offset <= last => Ok(()),
-            _ => Err(DiskError::OutOfRange),
+            _ => Err(self.out_of_range(offset, len)),
         }
+    }
+
+    #[cold]
+    fn out_of_range(&self, offset: u64, len: u64) -> DiskError {
+        DiskError::OutOfRange { offset, len, capacity_bytes: self.len_bytes() }
     }
 
     /// An error if a write of `len` bytes at `offset`, which are inside, would make a file long again that has been
@@ -312,7 +318,7 @@ impl Mapping {
             return self.check_truncated(offset, len, WRITING);
         }
         let end = self.len_bytes().saturating_sub(1);
-        let last = usize::try_from(end).map_err(|_| DiskError::OutOfRange)?;
+        let Ok(last) = usize::try_from(end) else { return Err(self.out_of_range(offset, len)) };
         let last = self.base.load(Ordering::Relaxed).wrapping_add(last);
         // SAFETY: V1: the last byte that is mapped.
         if unsafe { copy::can_read(last) } {
@@ -320,7 +326,7 @@ impl Mapping {
         }
         match self.failure(end, last) {
             failure @ IoFailure::Truncated { .. } => {
-                Err(DiskError::Io { operation: WRITING, source: io::Error::other(failure) })
+                Err(failed(WRITING, offset, len)(io::Error::other(failure)))
             }
             // A page that cannot be read is no reason not to write others.
             _ => Ok(()),
@@ -335,7 +341,7 @@ impl Mapping {
         self.check(offset, len)?;
         let end = offset.saturating_add(len);
         match truncated_before(&self.file, end, self.len_bytes()) {
-            Some(failure) if len != 0 => Err(DiskError::Io { operation, source: io::Error::other(failure) }),
+            Some(failure) if len != 0 => Err(failed(operation, offset, len)(io::Error::other(failure))),
             _ => Ok(()),
         }
     }
@@ -352,21 +358,28 @@ impl Mapping {
         if bytes_left == 0 {
             Ok(())
         } else {
-            Err(self.fell_short(operation, offset, start, len.saturating_sub(bytes_left)))
+            Err(self.fell_short(operation, (offset, start), len, bytes_left))
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn fell_short(&self, operation: &'static str, offset: u64, start: *const u8, copied: usize) -> DiskError {
-        let (offset, start) = (offset.saturating_add(copied as u64), start.wrapping_add(copied));
+    fn fell_short(
+        &self,
+        operation: &'static str,
+        (offset, start): (u64, *const u8),
+        len: usize,
+        bytes_left: usize,
+    ) -> DiskError {
+        let copied = len.saturating_sub(bytes_left);
+        let (end, address) = (offset.saturating_add(copied as u64), start.wrapping_add(copied));
         // On DAX a hole, or what is shared, can be read and not be stored into.
-        let need = (operation != READING).then(|| missing_space(&self.file, offset)).flatten();
+        let need = (operation != READING).then(|| missing_space(&self.file, end)).flatten();
         let failure = match need {
-            Some(need) => IoFailure::Full { file: path_of(&self.file), offset, need },
-            None => self.failure(offset, start),
+            Some(need) => IoFailure::Full { file: path_of(&self.file), offset: end, need },
+            None => self.failure(end, address),
         };
-        DiskError::Io { operation, source: io::Error::other(failure) }
+        failed(operation, offset, len as u64)(io::Error::other(failure))
     }
 
     /// Why a copy ended before the byte at `offset`, which is inside and was found at `address`.
@@ -411,7 +424,9 @@ impl Mapping {
     #[inline(never)]
     fn at_end(&self, offset: u64, len: usize, operation: &'static str) -> Result<*mut u8, DiskError> {
         self.check_truncated(offset, len as u64, operation)?;
-        let offset = usize::try_from(offset).map_err(|_| DiskError::OutOfRange)?;
+        let Ok(offset) = usize::try_from(offset) else {
+            return Err(self.out_of_range(offset, len as u64));
+        };
         // `check_truncated` has read the length: as above.
         Ok(self.base.load(Ordering::Relaxed).wrapping_add(offset))
     }
@@ -420,7 +435,7 @@ impl Mapping {
     #[inline]
     fn writable_at(&self, offset: u64, len: usize, operation: &'static str) -> Result<*mut u8, DiskError> {
         if self.options.read_only {
-            return Err(DiskError::ReadOnly);
+            return Err(DiskError::ReadOnly { offset, len: len as u64 });
         }
         self.at(offset, len, operation)
     }

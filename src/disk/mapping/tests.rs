@@ -49,7 +49,8 @@ proptest! {
                 zeroed = Ok(());
             }
             None => {
-                prop_assert!(matches!(wrote, Err(DiskError::OutOfRange)));
+                let is_refused = matches!(wrote, Err(DiskError::OutOfRange { .. }));
+                prop_assert!(is_refused);
                 read_into = guest_bytes;
                 zeroed = Err(());
             }
@@ -74,8 +75,15 @@ fn a_read_only_mapping_refuses_writes() {
     let file = file(&pattern(4096, 1));
     let mapping = Mapping::new(&file, 4096, true).unwrap();
     let guest = Memory::new(&[0; 512]);
-    assert!(matches!(mapping.write(0, guest.segments(), PrefetchHint::NONE), Err(DiskError::ReadOnly)));
-    assert!(matches!(mapping.zero(0, 512), Err(DiskError::ReadOnly)));
+    assert!(matches!(
+        mapping.write(0, guest.segments(), PrefetchHint::NONE),
+        Err(DiskError::ReadOnly { .. })
+    ));
+    assert!(matches!(mapping.zero(0, 512), Err(DiskError::ReadOnly { .. })));
+    let outside = mapping.check(mapping.len_bytes() - 1, 2).unwrap_err().to_string();
+    let len = mapping.len_bytes();
+    let words = format!("2 bytes at offset {} are not inside the disk, which has {len}", len - 1);
+    assert_eq!(outside, words);
     mapping.read(0, guest.segments(), PrefetchHint::NONE).unwrap();
     assert_eq!(guest.bytes(), pattern(512, 1));
 }
@@ -167,7 +175,7 @@ fn what_it_grows_by_is_not_there_before_it_is_mapped() {
     assert!(guest.bytes() == content[(3 << 20) - 8192..3 << 20]);
     assert!(matches!(
         mapping.read((3 << 20) - 4096, guest.segments(), PrefetchHint::NONE),
-        Err(DiskError::OutOfRange)
+        Err(DiskError::OutOfRange { .. })
     ));
 }
 
@@ -209,7 +217,7 @@ fn it_grows_in_place_and_elsewhere_while_it_is_read() {
     assert_eq!(stored, pattern(512, 77));
     assert!(matches!(
         mapping.read(32 << 20, guest.segments(), PrefetchHint::NONE),
-        Err(DiskError::OutOfRange)
+        Err(DiskError::OutOfRange { .. })
     ));
 }
 
@@ -238,7 +246,10 @@ fn a_file_cut_inside_its_last_page_has_lost_that_part() {
         mapping.read(offset, piece(len).segments(), PrefetchHint::NONE).unwrap();
         mapping.check_end(offset, len as u64).unwrap();
     }
-    assert!(matches!(mapping.read(end, piece(1).segments(), PrefetchHint::NONE), Err(DiskError::OutOfRange)));
+    assert!(matches!(
+        mapping.read(end, piece(1).segments(), PrefetchHint::NONE),
+        Err(DiskError::OutOfRange { .. })
+    ));
     file.set_len(end).unwrap();
     mapping.write(cut, piece(512).segments(), PrefetchHint::NONE).unwrap();
     let back = piece(512);

@@ -148,7 +148,10 @@ impl<D: Disk> Device<D> {
         self.log_failure(operation, error);
         match error {
             DiskError::Unsupported => ErrorStatus::Unsupported,
-            DiskError::OutOfRange | DiskError::ReadOnly | DiskError::Io { .. } => ErrorStatus::IoError,
+            DiskError::OutOfRange { .. }
+            | DiskError::ReadOnly { .. }
+            | DiskError::Io { .. }
+            | DiskError::Sync { .. } => ErrorStatus::IoError,
         }
     }
 

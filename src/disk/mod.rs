@@ -67,7 +67,7 @@ pub use open::options::{OpenOptions, Opened};
 pub use open::policy::{DeepFlush, DiscardPolicy, UnknownWord};
 pub use symlinks::Symlinks;
 
-/// What a disk is made of: fixed while it is served, but that it may grow.
+/// Size, block size and access of a disk: fixed while it is served, but the size may grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
     /// Size in bytes, a multiple of `block_bytes`.
@@ -90,7 +90,7 @@ impl Geometry {
     }
 }
 
-/// How far a completed and flushed write is safe; the model is libpmem2's granularity.
+/// What a completed and flushed write survives; the last three are libpmem2's granularities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Durability {
     /// Lost with the machine (tmpfs, memfd, hugetlbfs).
@@ -124,27 +124,36 @@ impl fmt::Display for Durability {
 
 /// Bytes that can be read, written and persisted.
 ///
-/// Every method may be called by several workers at once. Offsets and lengths are bytes and multiples of
-/// nothing: block rules are the caller's. An implementation checks its own bounds again, since a mistake
-/// there would be a memory error.
+/// # Who calls
+/// Several workers at once, any method but [`rescan_size`](Disk::rescan_size), which the control plane calls. Offsets and
+/// lengths are bytes, multiples of [`unit_bytes`](Disk::unit_bytes): larger blocks are the caller's rule. An implementation
+/// checks bounds again, since a mistake there would be a memory error.
 ///
 /// Pages of guest memory may be missing until they are touched, for as long as a front-end likes. An implementation that
 /// takes a lock, or has the kernel copy, [touches](copy::touch) them first.
 ///
-/// A write is visible to every later read once it returns. It persists when a [`flush`](Disk::flush) that
-/// began after its [`fence`](Disk::fence) has returned, or at that fence where
-/// [`durability`](Disk::durability) is at least [`Durability::CacheLine`].
+/// # Visibility
+/// A write, and zeroes, are visible to every read that begins after the call has returned. Calls that overlap in time and
+/// in bytes may see and leave a mix of both.
 ///
-/// A write that the power failed before may be there in part, also inside of a sector: mapped persistent
-/// media takes 8 aligned bytes as a whole, and where two segments meet at a place that is no multiple of 8,
-/// in the cache line around it, not even these (`crash` shows such states). Whole sectors take a layer above.
+/// # Persistence
+/// What a write has stored persists, as far as [`durability`](Disk::durability) promises,
+/// - where that is [`Durability::CacheLine`] or [`Durability::Byte`]: when the [`fence`](Disk::fence) after it has returned;
+/// - otherwise: when a [`flush`](Disk::flush) that began after it had returned has returned `Ok`, or a
+///   [`try_flush`](Disk::try_flush) after it has answered `Ok`. After a flush that failed nothing is known.
+///
+/// The same holds for zeroes; a discard promises nothing.
+///
+/// # Power failure
+/// A write that had not persisted may be there in part, also inside of a sector: mapped persistent media takes 8 aligned
+/// bytes as a whole; in the cache line around a place where two segments meet at no multiple of 8, not even these. (The
+/// tests of `tools::crash` make such states.) A file system or a database above must expect torn sectors.
 pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// Size, block size, access.
     fn geometry(&self) -> Geometry;
 
-    /// Looks how long the backing is by now, and serves the new part of one that has grown; answers how many
-    /// bytes are served. What was served before is so all the while. It may take long (space is allocated),
-    /// and no worker calls it.
+    /// Reads the length of the backing again, and serves the new part of one that has grown; returns how many bytes are
+    /// served. What was served before is so all the while. It may take long (space is allocated).
     ///
     /// # Errors
     /// [`GrowError`]; the size is the same as before then.
@@ -152,8 +161,8 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
         Ok(self.geometry().capacity_bytes)
     }
 
-    /// What offset and length of everything that is asked of it must be multiples of, in bytes: at most a block. Firmware
-    /// and small drivers read single sectors whatever they are told of blocks.
+    /// Offsets and lengths must be multiples of this, in bytes. It may be less than a block: firmware and small drivers read
+    /// single sectors, whatever block size they are told.
     fn unit_bytes(&self) -> u32 {
         self.geometry().block_bytes
     }
@@ -161,30 +170,30 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// What the backing promises.
     fn durability(&self) -> Durability;
 
-    /// What a guest is told at first of the cache: that it must flush (`writeback` is 1, VIRTIO 1.2 §5.2.4),
-    /// or that each completed write persists.
+    /// The first value of `writeback` in the configuration space (VIRTIO 1.2 §5.2.4): `true`, the guest must flush;
+    /// `false`, each completed write persists.
     fn initial_writeback(&self) -> bool {
         self.durability().needs_flush()
     }
 
-    /// What offset and length of a discard should be multiples of, in bytes.
+    /// Offset and length of a discard should be multiples of this, in bytes: the rest keeps its space.
     fn discard_alignment_bytes(&self) -> u64 {
         4096
     }
 
-    /// Bytes that the media takes when `len` bytes are written at `offset`, where that is known: whole cache
-    /// lines of mapped media, otherwise as many as are handed over.
+    /// Bytes that are written to the media when `len` bytes are written at `offset`: whole cache lines of mapped media,
+    /// otherwise `len`.
     ///
-    /// It depends on its arguments only, so that a worker can add it up for its own rings: a counter here
-    /// would be a cache line that all of them write.
+    /// It depends on its arguments only, so that each worker can add it up for its own rings: a counter here would be a
+    /// cache line that all of them write.
     #[inline]
     fn media_written_bytes(&self, offset: u64, len: u64) -> u64 {
         let _ = offset;
         len
     }
 
-    /// Where the byte at `offset`, which need not be inside the disk, is read from or written to, as far as that is known
-    /// and may be touched.
+    /// The address of the byte at `offset`, to be prefetched; none where `offset` is outside, there is no mapping, or media is
+    /// bad, which not even a prefetch may touch.
     #[inline]
     fn prefetch_hint(&self, offset: u64) -> PrefetchHint {
         let _ = offset;
@@ -204,18 +213,20 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// As [`DiskError`]; the range may have been written in part.
     fn write(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError>;
 
-    /// Orders every write so far before whatever is stored next: called once a batch, before its
-    /// completions are published. A disk that needs more than the CPU's fence says so.
+    /// Orders every write so far before whatever is stored next: called once a batch, before its completions are published.
+    /// The CPU's store fence, unless an implementation needs more.
     #[inline]
     fn fence(&self) {
         copy::store_fence();
     }
 
-    /// Answers a flush if that takes no system call: nothing was written since the last one that is over, and
-    /// none is under way, or a fence is all that is needed. `None` when it takes a [`flush`](Self::flush).
+    /// Answers a flush where that takes no system call: a fence is all that is needed, or nothing was written since a flush
+    /// that is over, and none runs. `None` when it takes a [`flush`](Self::flush).
     ///
-    /// The answer holds for what was [fenced](Self::fence) when it is passed on: a ring does that once for all
-    /// answers of a batch.
+    /// The caller [fences](Self::fence) before it passes the answer on: a ring does so once a batch.
+    ///
+    /// # Errors
+    /// As [`flush`](Self::flush).
     fn try_flush(&self) -> Option<Result<(), DiskError>>;
 
     /// Makes every write that finished before the call persist, and waits for it.
@@ -230,13 +241,14 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// As [`DiskError`].
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError>;
 
-    /// Whether zeroes whose space may be given back take little time, however many: they are only noted down.
+    /// Whether [`write_zeroes`](Self::write_zeroes) with `unmap` takes little time, however many bytes: the file system only
+    /// notes them down ("fast zero" of NBD).
     fn has_fast_zero(&self) -> bool {
         false
     }
 
-    /// The bytes shall read as zeroes; with `unmap` their space may be given back. Returns how many bytes the
-    /// media takes for it: none where the file system only notes that they are zero.
+    /// Makes the bytes read as zeroes; with `unmap` their space may be given back. Returns how many bytes are written to the
+    /// media for it: none where the file system only notes them down.
     ///
     /// # Errors
     /// As [`DiskError`].

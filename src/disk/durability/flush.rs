@@ -136,6 +136,7 @@ impl<D: Disk> Drop for Flusher<D> {
         self.shared.changed.notify_one();
         if let Some(thread) = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
             // Ignored: a panic there is in the log, and nobody waits for a flush of this disk any more.
+            // A flusher that has panicked has said so itself; there is nobody left to answer.
             let _ = thread.join();
         }
     }

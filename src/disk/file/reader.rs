@@ -100,6 +100,7 @@ impl Reader {
     /// Forgets what the kernel has announced of pages of the page cache.
     pub(super) fn forget_announced(&self) {
         if let Self::Mapped(mapping) = self {
+            // Of no use here: a read of such a page fails by itself.
             drop(mapping.announced());
         }
     }

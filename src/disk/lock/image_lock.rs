@@ -43,7 +43,7 @@ const fn used(read_only: bool) -> &'static [u64] {
 pub(in crate::disk) fn try_acquire(file: &File, read_only: bool) -> io::Result<bool> {
     let acquired = lock(file, read_only).and_then(|locked| Ok(locked && is_compatible(file, read_only)?));
     if !matches!(acquired, Ok(true)) {
-        // What there is to report has happened before.
+        // Ignored: the error to report, or the refusal, came before.
         let _ = release(file);
     }
     acquired

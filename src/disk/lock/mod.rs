@@ -184,7 +184,7 @@ impl FileLock {
         match &self.file {
             Some(file) if self.mode == LockMode::Wait && !self.read_only => {
                 if self.is_held.swap(false, Ordering::AcqRel) {
-                    // In the order that whoever waits takes them in.
+                    // First those that a waiter takes last. What fails here is given back when the file is closed.
                     let _ = image_lock::release(file);
                 }
                 unlock(file).map_err(|source| self.error("unlock", source))

@@ -93,14 +93,15 @@ impl Reservation {
             self.len = range.start;
         }
         mapped?;
-        // A core dump would hold the disk, and what of it was deleted. That is all there is to it.
+        // Keeps the disk, and what guests have deleted of it, out of core dumps. A kernel that refuses the advice serves it
+        // all the same.
         // SAFETY: R2: the advice changes no byte of what was just mapped.
         let _ = unsafe { rustix::mm::madvise(start, len, Advice::LinuxDontDump) };
         Ok(())
     }
 
-    /// Gives back the page tables of the first `len` bytes, which nobody needs any more. Who touches them all
-    /// the same finds the same bytes.
+    /// Gives back the page tables of the first `len` bytes, which nobody needs any more: whoever touches them all the same
+    /// finds the same bytes. Where the kernel refuses, they stay until the drop.
     pub(super) fn dont_need(&self, len: usize) {
         // SAFETY: R1: not more than the reservation. R2: what was stored is in the file and not lost.
         let _ = unsafe { rustix::mm::madvise(self.base.cast(), len.min(self.len), Advice::LinuxDontNeed) };

@@ -282,7 +282,7 @@ fn create(backing: &BackingPath, options: &OpenOptions) -> Result<File, OpenErro
     })
 }
 
-/// Removes what was created; the error that made it useless is the one to report.
+/// Removes what was created. An error is ignored: the one that made the file useless is to be reported.
 fn remove(backing: &BackingPath) {
     let _ = std::fs::remove_file(backing.path());
 }

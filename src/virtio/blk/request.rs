@@ -9,6 +9,7 @@ use virtio_bindings::bindings::virtio_blk as spec;
 use super::units::{Limits, MAX_RANGES, SECTOR_BYTES};
 use crate::copy::{self, Segments};
 use crate::limits::bounds::MAX_SLICE_BYTES;
+use crate::virtio::memory::speculation::below;
 use crate::virtio::queue::{ContiguousChain, Header};
 
 /// Length of one range of a DISCARD or WRITE_ZEROES: sector, number of sectors, flags.
@@ -22,6 +23,10 @@ const BARRIER: u32 = spec::VIRTIO_BLK_T_BARRIER;
 
 /// What drivers older than VIRTIO 1.0 may call a flush (VIRTIO 1.2 §5.2.6.3): both types mean the same.
 const FLUSH_OUT: u32 = spec::VIRTIO_BLK_T_FLUSH | spec::VIRTIO_BLK_T_OUT;
+
+/// The types of requests are all lower (VIRTIO 1.2 §5.2.6).
+const TYPES_END: u64 = 16;
+const _: () = assert!((spec::VIRTIO_BLK_T_WRITE_ZEROES as u64) < TYPES_END);
 
 /// Why a request is answered without being tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,7 +142,8 @@ fn parse_other<'a>(
     writable: Segments<'a>,
     limits: &Limits,
 ) -> Result<Operation<'a>, ErrorStatus> {
-    match code {
+    // The compiler makes a table of jumps of this, into which a type that is none must not lead either.
+    match u32::try_from(below(code.into(), TYPES_END)).unwrap_or(0) {
         spec::VIRTIO_BLK_T_FLUSH | FLUSH_OUT => Ok(Operation::Flush),
         spec::VIRTIO_BLK_T_GET_ID => Ok(Operation::GetId { into: writable }),
         spec::VIRTIO_BLK_T_DISCARD if !limits.read_only => Ok(Operation::Discard { payload: readable }),

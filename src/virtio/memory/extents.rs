@@ -1,5 +1,7 @@
 //! Where the bytes of a guest address are, with a cache, so that it costs the same however many regions there are.
 
+use super::speculation::below;
+
 /// Entries of the cache for each kind of buffer.
 const BUCKETS: usize = 128;
 
@@ -25,7 +27,8 @@ impl Extent {
         let offset = address.wrapping_sub(self.start);
         // A wrapped offset is larger than any length, so one comparison checks both ends.
         let left = self.len_bytes.checked_sub(offset).filter(|left| *left > 0)?;
-        let host = self.host.wrapping_add(usize::try_from(offset).ok()?);
+        // Masked: a search among all regions is not so hot that it would count.
+        let host = self.host.wrapping_add(usize::try_from(below(offset, self.len_bytes)).ok()?);
         Some((host, left))
     }
 
@@ -155,7 +158,7 @@ impl ExtentCache {
         if let Some(place) = known.get_mut(bucket) {
             *place = found;
         }
-        found.whole(address, len_bytes)
+        found.at(address).and_then(|(host, left)| (1..=left).contains(&len_bytes).then_some(host))
     }
 }
 

@@ -7,6 +7,7 @@
 mod dirty_log;
 mod extents;
 mod shared;
+pub(in crate::virtio) mod speculation;
 mod table;
 #[cfg(test)]
 pub(crate) mod testing;

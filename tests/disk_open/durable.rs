@@ -95,7 +95,8 @@ fn a_bad_page_costs_the_requests_that_touch_it() {
         let result = read(&opened, offset, &mut bytes);
         assert_eq!(result.is_ok(), good, "{offset}+{len}");
         if let Err(error) = result {
-            assert_eq!(error.to_string(), "reading bad media: Input/output error (os error 5)");
+            let what = format!("reading bad media of {len} bytes at offset {offset}");
+            assert_eq!(error.to_string(), format!("{what}: Input/output error (os error 5)"));
         }
     }
     assert!(write(&opened, 8192, &mut vec![1; 512]).is_err(), "a part does not repair");

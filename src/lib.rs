@@ -10,7 +10,8 @@
 //!
 //! # The path of a request
 //!
-//! The folders follow that path, and each knows only its own subject:
+//! The call stack of that is in [`worker`], function by function. The folders follow the path, and each knows only its own
+//! subject:
 //!
 //! | module | knows | does not know |
 //! | --- | --- | --- |
@@ -66,6 +67,10 @@
 //! | turn | what a worker does for one ring before it goes on to the next: at most a batch, or a slice |
 //! | slice | a part of a long request that is done in one turn, so that other rings need not wait for the whole |
 //! | held | a request that waits for a flush, or a ring that takes no other request before such a one is done |
+//! | contiguous chain | a descriptor chain of three buffers, each in one memory region: header, data, status; nearly all are |
+//! | flaw | what is wrong with a chain that has a place for its status: its request fails, its ring goes on |
+//! | lost | said of guest memory or a dirty log whose file was truncated, or of which a page has gone bad |
+//! | engine | the routines that copy, chosen for the CPU at the start |
 //! | backing | what a disk's path leads to: a file or a device, on some media |
 //! | stock engine | this disk behind the crates `vhost-user-backend` and `virtio-queue`, as other daemons build theirs |
 //! | session | one front-end's connection, from its first message until it leaves, and all that its messages have changed |

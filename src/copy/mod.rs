@@ -40,14 +40,16 @@ mod syscall;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod transfer;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 mod x86_64;
 
 pub use engine::{Engine, EngineError, LineFlush, OVERRIDE, Stores};
 pub use routines::{
-    Persist, PrefetchHint, can_read, copy_from_segments, copy_to_segments, full_fence, load_slice,
-    load_words, store_byte, store_fence, store_slice, touch, zero,
+    PrefetchHint, can_read, full_fence, load_slice, load_words, store_byte, store_fence, store_slice, touch,
+    zero,
 };
 pub use segments::{Segment, Segments};
 pub use syscall::{pwritev_all, pwritev_zeroes};
+pub use transfer::{Load, Persist, Store};

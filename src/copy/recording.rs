@@ -81,6 +81,9 @@ pub(crate) trait Watch: Send + Sync {
 
     /// This has happened on that CPU; other threads may be let go on now.
     fn happened(&self, cpu: usize, event: &Event);
+
+    /// Whole lines are about to be copied, in either direction.
+    fn copies(&self) {}
 }
 
 struct Recorder {
@@ -269,6 +272,12 @@ fn recorded() -> &'static Engine {
     RECORDER.with_borrow(|recorder| recorder.as_ref().unwrap().0.engine)
 }
 
+fn watched(ask: impl FnOnce(&dyn Watch)) {
+    if let Some((recorder, _)) = recorder() {
+        ask(&*recorder.watch);
+    }
+}
+
 /// The same engine, recorded.
 fn twin_of(engine: &Engine) -> Engine {
     let mut twin = *engine;
@@ -277,6 +286,7 @@ fn twin_of(engine: &Engine) -> Engine {
 }
 
 unsafe extern "C" fn copy(dst: *mut u8, src: *const u8, len: usize, next: *const u8) -> usize {
+    watched(|watch| watch.copies());
     // SAFETY: C2: passed on as it is, to the engine that is recorded.
     let left = unsafe { (recorded().copy)(dst, src, len, next) };
     stored(dst, len - left, |_| Via::Cache);
@@ -284,6 +294,7 @@ unsafe extern "C" fn copy(dst: *mut u8, src: *const u8, len: usize, next: *const
 }
 
 unsafe extern "C" fn stream(dst: *mut u8, src: *const u8, len: usize, next: *const u8) -> usize {
+    watched(|watch| watch.copies());
     // SAFETY: C2: passed on as it is, to the engine that is recorded.
     let left = unsafe { (recorded().stream)(dst, src, len, next) };
     stored(dst, len - left, Recorder::via);

@@ -7,19 +7,9 @@ use super::engine::{Engine, Stores};
 use super::line::{LINE_BYTES, LineKernel};
 #[cfg(not(target_arch = "x86_64"))]
 use super::portable;
+use super::transfer::{Load, Persist, Store};
 #[cfg(target_arch = "x86_64")]
 use super::x86_64::kernels;
-
-/// What a write into the media has to do beyond the fence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Persist {
-    /// Every line is on its way to the media when the routine returns, and there after the next
-    /// [`store_fence`]: for media whose durability is that of the cache line.
-    Lines,
-    /// Lines may stay in the cache: for media whose caches survive, that are synchronised by system calls,
-    /// or that keep nothing.
-    FenceOnly,
-}
 
 /// What is stored into the media.
 #[derive(Clone, Copy)]
@@ -29,20 +19,16 @@ enum Payload {
 }
 
 impl Engine {
-    /// Fills `into` with the bytes at `src`; returns how many were not copied, from where the first fault was.
+    /// Fills guest memory from the media; returns how many bytes were not copied, from where the first fault was.
     ///
-    /// Meanwhile it prefetches what is needed next: further bytes of `src`, and then as many at `next`.
-    ///
-    /// # Safety
-    /// - `src` must be mapped for reads of `into.total_bytes()` bytes, and no Rust reference may claim that
-    ///   others leave them alone. (The file behind the mapping may have been truncated: then the result says so.)
-    /// - These bytes must not overlap `into`.
+    /// Meanwhile it prefetches what is needed next: further bytes of the media, and then as many at `next`.
     #[must_use = "bytes that were not copied are an I/O error"]
     #[inline(always)]
-    pub unsafe fn copy_to_segments(&self, src: *const u8, into: Segments<'_>, next: PrefetchHint) -> usize {
+    pub fn load(&self, load: Load<'_>, next: PrefetchHint) -> usize {
+        let Load { src, into } = load;
         if let [segment] = into.as_slice() {
-            // SAFETY: C2: `src`, which is as long as the segment. C1: the segment. They do not overlap, as the caller says.
-            return unsafe { self.load(segment.ptr(), src, segment.len(), next) };
+            // SAFETY: C2: `src`, which is as long as the segment. C1: the segment. They do not overlap.
+            return unsafe { self.move_bytes(segment.ptr(), src, segment.len(), next) };
         }
         let (start, end) = (src, src.wrapping_add(into.total_bytes()));
         let mut src = src;
@@ -50,7 +36,7 @@ impl Engine {
             let behind = src.wrapping_add(segment.len());
             let next = if behind == end { next } else { PrefetchHint::new(behind) };
             // SAFETY: C2: `src`: the segments before this one used up exactly what it was advanced by. C1: the segment.
-            let left = unsafe { self.load(segment.ptr(), src, segment.len(), next) };
+            let left = unsafe { self.move_bytes(segment.ptr(), src, segment.len(), next) };
             if left != 0 {
                 return left + bytes_after(into, src.addr() - start.addr() + segment.len());
             }
@@ -59,23 +45,15 @@ impl Engine {
         0
     }
 
-    /// Stores the bytes of `from` at `dst`; returns how many were not copied, from where the first fault was.
+    /// Stores guest memory into the media; returns how many bytes were not copied, from where the first fault was.
     ///
-    /// # Safety
-    /// - `dst` must be mapped for writes of `from.total_bytes()` bytes, and no Rust reference to them may
-    ///   exist. (The file behind the mapping may have been truncated: then the result says so.)
-    /// - These bytes must not overlap `from`.
+    /// Meanwhile it prefetches what is needed next, as [`load`](Self::load) does.
     #[must_use = "bytes that were not copied are an I/O error"]
     #[inline(always)]
-    pub unsafe fn copy_from_segments(
-        &self,
-        dst: *mut u8,
-        from: Segments<'_>,
-        persist: Persist,
-        next: PrefetchHint,
-    ) -> usize {
+    pub fn store(&self, store: Store<'_>, persist: Persist, next: PrefetchHint) -> usize {
+        let Store { dst, from } = store;
         if let [segment] = from.as_slice() {
-            // SAFETY: C2: `dst`, which is as long as the segment. C1: the segment. They do not overlap, as the caller says.
+            // SAFETY: C2: `dst`, which is as long as the segment. C1: the segment. They do not overlap.
             return unsafe {
                 self.by_lines(dst, segment.ptr(), segment.len(), persist, Payload::Source, next)
             };
@@ -109,19 +87,19 @@ impl Engine {
 
     /// Copies by ordinary moves.
     #[inline]
-    unsafe fn load(&self, dst: *mut u8, src: *const u8, len: usize, next: PrefetchHint) -> usize {
+    unsafe fn move_bytes(&self, dst: *mut u8, src: *const u8, len: usize, next: PrefetchHint) -> usize {
         if len.is_multiple_of(LINE_BYTES) {
             // SAFETY: C2: `len` bytes on both sides, whole lines.
             return unsafe { (self.copy)(dst, src, len, next.0) };
         }
         // SAFETY: C2: passed on as it is.
-        unsafe { self.load_odd(dst, src, len, next) }
+        unsafe { self.move_odd(dst, src, len, next) }
     }
 
-    /// As [`load`](Self::load), of a length that is no multiple of a line's.
+    /// As [`move_bytes`](Self::move_bytes), of a length that is no multiple of a line's.
     #[cold]
     #[inline(never)]
-    unsafe fn load_odd(&self, dst: *mut u8, src: *const u8, len: usize, next: PrefetchHint) -> usize {
+    unsafe fn move_odd(&self, dst: *mut u8, src: *const u8, len: usize, next: PrefetchHint) -> usize {
         let odd = len % LINE_BYTES;
         let body = len - odd;
         // SAFETY: C2: the first `body` of `len` bytes.
@@ -212,33 +190,6 @@ impl Engine {
         // SAFETY: C2: the lines hold bytes of the range; the rest of a line is in the same page.
         unsafe { (self.flush)(dst.wrapping_sub(before), std::ptr::null(), bytes) }
     }
-}
-
-/// Fills `into` with the bytes at `src`, by the engine of the process; see [`Engine::copy_to_segments`].
-///
-/// # Safety
-/// As there.
-#[must_use = "bytes that were not copied are an I/O error"]
-#[inline]
-pub unsafe fn copy_to_segments(src: *const u8, into: Segments<'_>, next: PrefetchHint) -> usize {
-    // SAFETY: C2: passed on as it is.
-    unsafe { Engine::get().copy_to_segments(src, into, next) }
-}
-
-/// Stores the bytes of `from` at `dst`, by the engine of the process; see [`Engine::copy_from_segments`].
-///
-/// # Safety
-/// As there.
-#[must_use = "bytes that were not copied are an I/O error"]
-#[inline]
-pub unsafe fn copy_from_segments(
-    dst: *mut u8,
-    from: Segments<'_>,
-    persist: Persist,
-    next: PrefetchHint,
-) -> usize {
-    // SAFETY: C2: passed on as it is.
-    unsafe { Engine::get().copy_from_segments(dst, from, persist, next) }
 }
 
 /// Stores `len` zero bytes at `dst`, by the engine of the process; see [`Engine::zero`].

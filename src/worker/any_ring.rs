@@ -2,9 +2,8 @@
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::task::Waker;
 
-use super::ring::{Ring, RingKey, RingParts, Served};
+use super::ring::{Ring, RingKey, RingParts};
 use crate::disk::Disk;
 use crate::log::LogLimit;
 use crate::virtio::blk::{Counters, Device};
@@ -19,14 +18,16 @@ pub enum AnyRing<D: Disk> {
     Packed(Box<Ring<D, PackedQueue>>),
 }
 
-macro_rules! either {
-    ($any:expr, $ring:ident => $answer:expr) => {
+/// The same of a ring of either format.
+macro_rules! with_ring {
+    ($any:expr, $ring:ident => $result:expr) => {
         match $any {
-            Self::Split($ring) => $answer,
-            Self::Packed($ring) => $answer,
+            AnyRing::Split($ring) => $result,
+            AnyRing::Packed($ring) => $result,
         }
     };
 }
+pub(super) use with_ring;
 
 impl<D: Disk> AnyRing<D> {
     /// Starts a ring as its layout says.
@@ -42,56 +43,56 @@ impl<D: Disk> AnyRing<D> {
 
     /// As [`Ring::key`].
     pub fn key(&self) -> RingKey {
-        either!(self, ring => ring.key())
+        with_ring!(self, ring => ring.key())
     }
 
     /// As [`Ring::kick`].
     pub fn kick(&self) -> BorrowedFd<'_> {
-        either!(self, ring => ring.kick())
+        with_ring!(self, ring => ring.kick())
     }
 
     /// As [`Ring::is_broken`].
     #[inline]
     pub fn is_broken(&self) -> bool {
-        either!(self, ring => ring.is_broken())
+        with_ring!(self, ring => ring.is_broken())
     }
 
     /// As [`Ring::base`].
     pub fn base(&self) -> u32 {
-        either!(self, ring => ring.base())
+        with_ring!(self, ring => ring.base())
     }
 
     /// As [`Ring::log_to`].
     pub fn log_to(&mut self, log: RingLog) {
-        either!(self, ring => ring.log_to(log));
+        with_ring!(self, ring => ring.log_to(log));
     }
 
     /// As [`Ring::device`].
     pub fn device(&self) -> &Arc<Device<D>> {
-        either!(self, ring => ring.device())
+        with_ring!(self, ring => ring.device())
     }
 
     /// As [`Ring::counters`].
     pub fn counters(&self) -> &Counters {
-        either!(self, ring => ring.counters())
+        with_ring!(self, ring => ring.counters())
     }
 
     /// As [`Ring::has_work`].
     #[inline]
     pub fn has_work(&self) -> bool {
-        either!(self, ring => ring.has_work())
+        with_ring!(self, ring => ring.has_work())
     }
 
     /// As [`Ring::arm`].
     #[inline]
     pub fn arm(&mut self) -> bool {
-        either!(self, ring => ring.arm())
+        with_ring!(self, ring => ring.arm())
     }
 
-    /// As [`Ring::serve`].
-    #[inline]
-    pub fn serve(&mut self, waker: &Waker) -> Served {
-        either!(self, ring => ring.serve(waker))
+    /// As [`Ring::serve`], for tests without a worker, which does this itself.
+    #[cfg(test)]
+    pub(crate) fn serve(&mut self, waker: &std::task::Waker) -> super::ring::Served {
+        with_ring!(self, ring => ring.serve(waker))
     }
 }
 

@@ -3,10 +3,46 @@
 //! A worker *owns* its rings: nothing of the data path is shared or locked. The control plane changes a
 //! ring by taking it back ([`Pool::detach`]), changing it at leisure, and handing it over again
 //! ([`Pool::attach`]): the ring is quiet meanwhile, everything fetched from it is published, and it is
-//! looked at once when it comes back, so no notification can be lost. Other rings never wait for that.
+//! polled once when it comes back, so no notification can be lost. Other rings never wait for that.
 //!
-//! A worker whose rings are empty goes on looking at them for as long as pays ([`Polling`]) before it has their
-//! drivers kick and sleeps.
+//! A worker whose rings are empty goes on polling them for as long as that pays ([`Polling`]); then it asks their drivers to
+//! kick, and sleeps.
+//!
+//! # The way of a request
+//!
+//! The call stack when 4 KiB are read from a mapped file, from the worker's loop to the copy. A test compares it with the
+//! stack that there is (`worker/tests.rs`); a write differs in the names of the last three functions.
+//!
+//! 1. `Runner::run` (`worker/run.rs`): a driver's kick ends its `epoll_wait`, or the ring is polled anyway.
+//! 2. `Runner::serve_polled` (`worker/run.rs`): each ring that has work gets one turn.
+//! 3. `Ring::serve` (`worker/ring.rs`): one turn. It asks the driver not to kick ([`Virtqueue::park_kicks`]), and at its end
+//!    orders the stores to the media ([`Disk::fence`]), shows the driver what is done ([`Virtqueue::publish`]: one store of
+//!    the used index), and calls it if it wants that ([`Notifier::signal`]).
+//! 4. `Ring::batch` (`worker/ring.rs`): takes up to 16 chains at once ([`Virtqueue::take_contiguous`]), which reads their
+//!    descriptors and headers, translates their addresses ([`Translator`]), and prefetches their media.
+//! 5. `Ring::transfer` (`worker/ring.rs`): one chain after the other, each of which becomes a [`Completion`] for the used
+//!    ring ([`Virtqueue::complete`]).
+//! 6. `Device::transfer` (`virtio/blk/transfer.rs`): checks the request against the disk's limits; stores its status after
+//!    the copy.
+//! 7. `Backing::read` (`disk/backing.rs`): which kind of disk it is.
+//! 8. `MappedDisk::read` (`disk/mapped/mod.rs`): keeps away from bad blocks, has the range checked ([`Mapping`]), and says
+//!    what is wrong if not all was copied.
+//! 9. `Engine::load` (`copy/routines.rs`): one buffer of guest memory, or one after the other.
+//! 10. `Engine::move_bytes` (`copy/routines.rs`): calls the routine of this CPU, in assembler, which needs no frame of its own
+//!     (`copy/x86_64/kernels.rs`).
+//!
+//! What is not a read or a write in one piece takes another way from 4 on: `Ring::pop` (`worker/ring.rs`) and
+//! [`Device::execute`] (`virtio/blk/execute.rs`).
+//!
+//! [`Virtqueue::park_kicks`]: crate::virtio::queue::Virtqueue::park_kicks
+//! [`Virtqueue::publish`]: crate::virtio::queue::Virtqueue::publish
+//! [`Virtqueue::take_contiguous`]: crate::virtio::queue::Virtqueue::take_contiguous
+//! [`Virtqueue::complete`]: crate::virtio::queue::Virtqueue::complete
+//! [`Disk::fence`]: crate::disk::Disk::fence
+//! [`Mapping`]: crate::disk::Mapping
+//! [`Translator`]: crate::virtio::memory::Translator
+//! [`Completion`]: crate::virtio::queue::Completion
+//! [`Device::execute`]: crate::virtio::blk::Device::execute
 
 mod aio;
 mod answer;
@@ -18,6 +54,8 @@ mod poll;
 mod pool;
 mod ring;
 mod run;
+#[cfg(test)]
+mod tests;
 
 pub use any_ring::AnyRing;
 pub use cpus::{Cpus, NotCpus};

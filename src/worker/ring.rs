@@ -254,8 +254,17 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
                     if self.transfer_logged()? {
                         break;
                     }
-                } else if self.transfer_by_halves()? {
-                    break;
+                } else {
+                    // Where few more wait, the driver is called after half of them: it wakes up while the rest is done.
+                    if taken >= MANY_REQUESTS && !self.queue.has_more_than(WAKE_UP_REQUESTS) {
+                        if self.transfer(taken / 2)? {
+                            break;
+                        }
+                        self.fence_and_publish();
+                    }
+                    if self.transfer(taken)? {
+                        break;
+                    }
                 }
                 if taken >= MANY_REQUESTS && next == Next::Any && left > 0 {
                     self.fence_and_publish();
@@ -320,19 +329,6 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             note(queue, held, answer);
         }
         Ok(true)
-    }
-
-    /// Executes them, and perhaps shows the first ones on the way. Returns whether the last one is a flush that takes time.
-    #[inline]
-    fn transfer_by_halves(&mut self) -> Result<bool, RingError> {
-        let taken = self.batch.len();
-        if taken >= MANY_REQUESTS && !self.queue.has_more_than(WAKE_UP_REQUESTS) {
-            if self.transfer(taken / 2)? {
-                return Ok(true);
-            }
-            self.fence_and_publish();
-        }
-        self.transfer(taken)
     }
 
     /// Executes up to so many of them. Returns whether the last one is a flush that takes time.

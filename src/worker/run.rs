@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::any_ring::AnyRing;
+use super::any_ring::{AnyRing, with_ring};
 use super::mailbox::{Command, Inbox, RingCount};
 use super::poll::{PollWindow, Polling};
 use super::ring::{RingKey, Served};
@@ -120,7 +120,7 @@ impl<D: Disk> Runner<D> {
             if slot.ring.has_work() {
                 has_served = true;
                 slot.state = State::Polled { idle_checks: 0 };
-                let rests = match slot.ring.serve(&self.waker) {
+                let rests = match with_ring!(&mut slot.ring, ring => ring.serve(&self.waker)) {
                     Served::Held => Some(State::Held),
                     _ if slot.ring.is_broken() => Some(State::Broken),
                     Served::Idle | Served::More => None,

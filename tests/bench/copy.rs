@@ -15,7 +15,9 @@ mod common;
 use std::hint::black_box;
 use std::time::Instant;
 
-use vhost_user_pmem::copy::{Engine, Persist, PrefetchHint, Segment, Segments, Stores, store_fence};
+use vhost_user_pmem::copy::{
+    Engine, Load, Persist, PrefetchHint, Segment, Segments, Store, Stores, store_fence,
+};
 
 use common::{Random, map, memfd, noise, quartiles};
 
@@ -99,7 +101,7 @@ fn engine_writes(name: String, engine: Engine) -> Candidate<'static> {
         // SAFETY: the measuring loop gives ranges inside of the two mappings.
         let segments = unsafe { Segments::new(&segment) };
         // SAFETY: the measuring loop gives ranges inside of the two mappings.
-        let left = unsafe { engine.copy_from_segments(media, segments, Persist::Lines, PrefetchHint::NONE) };
+        let left = engine.store(unsafe { Store::new(media, segments) }, Persist::Lines, PrefetchHint::NONE);
         assert_eq!(left, 0);
         store_fence();
     })
@@ -133,7 +135,7 @@ fn engine_reads(name: String, engine: Engine, is_told: bool) -> Candidate<'stati
         // SAFETY: the measuring loop gives ranges inside of the two mappings.
         let segments = unsafe { Segments::new(&segment) };
         // SAFETY: the measuring loop gives ranges inside of the two mappings.
-        assert_eq!(unsafe { engine.copy_to_segments(media, segments, next) }, 0);
+        assert_eq!(engine.load(unsafe { Load::new(media, segments) }, next), 0);
     })
 }
 

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use super::frontend::memory::{CANARY, CANARY_BYTES};
 use rustix::fs::MemfdFlags;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous};
-use vhost_user_pmem::copy::{self, Persist, PrefetchHint, Segments};
+use vhost_user_pmem::copy::{self, Engine, Load, Persist, PrefetchHint, Segments, Store};
 use vhost_user_pmem::disk::{Disk, DiskError, Durability, Geometry};
 
 /// Nobody may touch so many bytes on either side.
@@ -125,14 +125,19 @@ impl Disk for GuardedDisk {
     fn read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
         let from = self.place(offset, into.total_bytes());
         // SAFETY: it is inside of the mapping, which is there for good.
-        Self::outcome(offset, into.total_bytes() as u64, unsafe { copy::copy_to_segments(from, into, next) })
+        let load = unsafe { Load::new(from, into) };
+        Self::outcome(offset, load.total_bytes() as u64, Engine::get().load(load, next))
     }
 
     fn write(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
         let into = self.change(offset, from.total_bytes());
         // SAFETY: it is inside of the mapping, which is there for good.
-        let left = unsafe { copy::copy_from_segments(into, from, Persist::FenceOnly, next) };
-        Self::outcome(offset, from.total_bytes() as u64, left)
+        let store = unsafe { Store::new(into, from) };
+        Self::outcome(
+            offset,
+            store.total_bytes() as u64,
+            Engine::get().store(store, Persist::FenceOnly, next),
+        )
     }
 
     fn try_flush(&self) -> Option<Result<(), DiskError>> {

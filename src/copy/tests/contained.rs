@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::super::fault::{self, WatchedRange};
 use super::super::testing::pattern;
-use super::super::{Engine, Persist, PrefetchHint, Segment, Segments, can_read, load_slice, store_slice};
+use super::super::{
+    Engine, Load, Persist, PrefetchHint, Segment, Segments, Store, can_read, load_slice, store_slice,
+};
 use super::guarded::{Guarded, PAGE};
 use super::mending;
 
@@ -32,12 +34,16 @@ fn copy(engine: &Engine, way: Way, media: *mut u8, guest: *mut u8, len: usize) -
     // SAFETY: the callers give ranges that are mapped; what is behind them may be gone.
     let segments = unsafe { Segments::new(&segment) };
     match way {
-        // SAFETY: the range and the segment are mapped, or were, and apart.
-        Way::Write(persist) => unsafe {
-            engine.copy_from_segments(media, segments, persist, PrefetchHint::NONE)
-        },
-        // SAFETY: the range and the segment are mapped, or were, and apart.
-        Way::Read => unsafe { engine.copy_to_segments(media, segments, PrefetchHint::NONE) },
+        Way::Write(persist) => {
+            // SAFETY: the range and the segment are mapped, or were, and apart.
+            let store = unsafe { Store::new(media, segments) };
+            engine.store(store, persist, PrefetchHint::NONE)
+        }
+        Way::Read => {
+            // SAFETY: the range and the segment are mapped, or were, and apart.
+            let load = unsafe { Load::new(media, segments) };
+            engine.load(load, PrefetchHint::NONE)
+        }
         // SAFETY: the range and the segment are mapped, or were, and apart.
         Way::Zero(persist) => unsafe { engine.zero(media, len, persist) },
     }
@@ -143,10 +149,10 @@ fn later_segments_are_reported_with_the_one_that_failed() {
     for engine in mending() {
         // SAFETY: all of it is mapped, and `media` is elsewhere.
         let left =
-            unsafe { engine.copy_from_segments(media.at(7), segments, Persist::Lines, PrefetchHint::NONE) };
+            engine.store(unsafe { Store::new(media.at(7), segments) }, Persist::Lines, PrefetchHint::NONE);
         assert_eq!(left, 1010);
         // SAFETY: all of it is mapped, and `media` is elsewhere.
-        assert_eq!(unsafe { engine.copy_to_segments(media.at(7), segments, PrefetchHint::NONE) }, 1010);
+        assert_eq!(engine.load(unsafe { Load::new(media.at(7), segments) }, PrefetchHint::NONE), 1010);
     }
     let mut slice = [0; 300];
     assert_eq!(load_slice(segments, &mut slice), 150);

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::super::line::LineKernel;
 use super::super::testing::pattern;
-use super::super::{Engine, LineFlush, Persist, PrefetchHint, Segment, Segments, Stores, portable};
+use super::super::{Engine, LineFlush, Persist, PrefetchHint, Segment, Segments, Store, Stores, portable};
 use super::guarded::{Guarded, PAGE};
 
 const LINE: usize = 64;
@@ -68,7 +68,7 @@ proptest! {
         let touched: BTreeSet<usize> = lines(base + at, lens.iter().sum()).collect();
         for persist in [Persist::Lines, Persist::FenceOnly] {
             // SAFETY: inside of `media`.
-            let left = unsafe { engine.copy_from_segments(media.at(at), segments, persist, PrefetchHint::NONE) };
+            let left = engine.store(unsafe { Store::new(media.at(at), segments) }, persist, PrefetchHint::NONE);
             prop_assert_eq!(left, 0);
             let (streamed, flushed, seen) = (STREAMED.take(), FLUSHED.take(), SEEN.take());
             match persist {

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::super::testing::{Memory, pattern};
-use super::super::{Engine, Persist, PrefetchHint, Segment, Segments, load_slice, store_slice};
+use super::super::{Engine, Load, Persist, PrefetchHint, Segment, Segments, Store, load_slice, store_slice};
 use super::guarded::{Guarded, PAGE};
 
 const PERSIST: [Persist; 2] = [Persist::Lines, Persist::FenceOnly];
@@ -60,7 +60,7 @@ proptest! {
                 media.fill(&media_bytes);
                 guest.fill(&guest_bytes);
                 // SAFETY: `len` bytes are mapped there, not those of `guest`, and no reference leads to them.
-                let left = unsafe { engine.copy_from_segments(media.at(at), segments, persist, next) };
+                let left = engine.store(unsafe { Store::new(media.at(at), segments) }, persist, next);
                 prop_assert_eq!(left, 0);
                 prop_assert!(media.bytes() == to_media, "write {:?} {:?}", engine, persist);
                 prop_assert!(guest.bytes() == guest_bytes);
@@ -72,7 +72,7 @@ proptest! {
             }
             media.fill(&media_bytes);
             // SAFETY: `len` bytes are mapped there, not those of `guest`, and no reference leads to them.
-            let left = unsafe { engine.copy_to_segments(media.at(at), segments, next) };
+            let left = engine.load(unsafe { Load::new(media.at(at), segments) }, next);
             prop_assert_eq!(left, 0);
             prop_assert!(guest.bytes() == to_guest, "read {:?}", engine);
             prop_assert!(media.bytes() == media_bytes);
@@ -103,14 +103,14 @@ proptest! {
                 let media = Memory::new(&media_bytes);
                 // SAFETY: `start + len` bytes are inside `media`, which is not `guest`; no reference to either
                 // is alive.
-                let left = unsafe { engine.copy_from_segments(media.ptr().wrapping_add(start), guest.segments(), persist, next) };
+                let left = engine.store(unsafe { Store::new(media.ptr().wrapping_add(start), guest.segments()) }, persist, next);
                 prop_assert_eq!(left, 0);
                 prop_assert!(media.bytes() == to_media, "{engine:?} {persist:?}");
                 prop_assert!(guest.bytes() == guest_bytes);
 
                 let media = Memory::new(&media_bytes);
                 // SAFETY: `start + len` bytes are inside `media`, which is not `guest`; no reference to either is alive.
-                let left = unsafe { engine.copy_to_segments(media.ptr().wrapping_add(start), guest.segments(), next) };
+                let left = engine.load(unsafe { Load::new(media.ptr().wrapping_add(start), guest.segments()) }, next);
                 prop_assert_eq!(left, 0);
                 prop_assert!(guest.bytes() == to_guest, "{engine:?}");
                 prop_assert!(media.bytes() == media_bytes);
@@ -189,10 +189,10 @@ fn no_segments_and_empty_segments_move_nothing() {
         assert_eq!(slice, [7; 3]);
         let memory = Memory::new(&[9; 4]);
         // SAFETY: no bytes are touched.
-        assert_eq!(unsafe { engine.copy_to_segments(memory.ptr(), segments, PrefetchHint::NONE) }, 0);
+        assert_eq!(engine.load(unsafe { Load::new(memory.ptr(), segments) }, PrefetchHint::NONE), 0);
         // SAFETY: no bytes are touched.
         let left =
-            unsafe { engine.copy_from_segments(memory.ptr(), segments, Persist::Lines, PrefetchHint::NONE) };
+            engine.store(unsafe { Store::new(memory.ptr(), segments) }, Persist::Lines, PrefetchHint::NONE);
         assert_eq!(left, 0);
         assert_eq!(memory.bytes(), [9; 4]);
     }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 #[cfg(test)]
 use crate::copy::recording::{Synced, Syncing};
-use crate::copy::{PrefetchHint, Segments};
+use crate::copy::{Engine, PrefetchHint, Segments};
 use crate::disk::durability::dirty_extents::{Dirty, DirtyExtents};
 use crate::disk::durability::syncs::Syncs;
 use crate::disk::error::{cannot, failed};
@@ -383,7 +383,9 @@ impl Disk for MappedDisk {
         if !self.bad.is_empty() && self.bad.touch(offset, into.total_bytes() as u64) {
             return Err(bad_media("reading bad media", offset, into.total_bytes() as u64));
         }
-        self.mapping.read(offset, into, next).inspect_err(|error| self.bad.note_failure(error))
+        let load = self.mapping.load(offset, into)?;
+        let left = Engine::get().load(load, next);
+        self.mapping.loaded(offset, &load, left).inspect_err(|error| self.bad.note_failure(error))
     }
 
     #[inline(always)]
@@ -393,7 +395,9 @@ impl Disk for MappedDisk {
             self.geometry().check_write(offset, len)?;
             self.repair(offset, len)?;
         }
-        if let Err(error) = self.mapping.write(offset, from, next) {
+        let store = self.mapping.store(offset, from)?;
+        let left = Engine::get().store(store, self.mapping.persist(), next);
+        if let Err(error) = self.mapping.stored(offset, &store, left) {
             // A copy for the rare case, so that the common one has it in registers.
             let again = from;
             self.retry_write(offset, &again, error)?;

@@ -14,7 +14,7 @@ use rustix::mm::{Advice, MsyncFlags};
 use crate::copy::fault::action_optional;
 #[cfg(test)]
 use crate::copy::recording::{Synced, Syncing};
-use crate::copy::{self, Persist, PrefetchHint, Segments};
+use crate::copy::{self, Engine, Load, Persist, PrefetchHint, Segments, Store};
 use crate::disk::error::failed;
 use crate::disk::failure::{IoFailure, missing_space, path_of, truncated_before};
 use crate::disk::media::is_gone;
@@ -33,8 +33,9 @@ pub(super) mod smaps;
 /// `madvise(2)`: gather pages into huge ones now (Linux 6.1).
 const MADV_COLLAPSE: libc::c_int = 25;
 
-/// The operation of [`Mapping::read`] in errors.
+/// Operations as errors call them.
 const READING: &str = "reading the mapping";
+const WRITING: &str = "writing the mapping";
 
 /// What a write into a mapping of this class needs besides the fence of its batch.
 pub(super) const fn persist_of(durability: Durability) -> Persist {
@@ -245,16 +246,61 @@ impl Mapping {
         self.len.load(Ordering::Acquire) as u64
     }
 
+    /// A copy of the bytes at `offset` into `into`.
+    ///
+    /// # Errors
+    /// [`DiskError::OutOfRange`], or [`DiskError::Io`] when the file is known to have lost them.
+    #[inline(always)]
+    pub(super) fn load<'a>(&'a self, offset: u64, into: Segments<'a>) -> Result<Load<'a>, DiskError> {
+        let src = self.at(offset, into.total_bytes(), READING)?;
+        // SAFETY: V1: `at` has answered this address for as many bytes. V2: no reference leads there, and `into` is elsewhere.
+        Ok(unsafe { Load::new(src, into) })
+    }
+
+    /// An error unless a load from `offset` has left no bytes.
+    ///
+    /// # Errors
+    /// [`DiskError::Io`]: the memory could not be read.
+    #[inline(always)]
+    pub(super) fn loaded(&self, offset: u64, load: &Load<'_>, left: usize) -> Result<(), DiskError> {
+        self.complete(READING, (offset, load.address()), load.total_bytes(), left)
+    }
+
+    /// A copy of `from` to the bytes at `offset`.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), and [`DiskError::ReadOnly`].
+    #[inline(always)]
+    pub(super) fn store<'a>(&'a self, offset: u64, from: Segments<'a>) -> Result<Store<'a>, DiskError> {
+        let dst = self.writable_at(offset, from.total_bytes(), WRITING)?;
+        // SAFETY: V1: `writable_at` has answered this address for as many bytes. V2: no reference leads there, and `from` is
+        // elsewhere.
+        Ok(unsafe { Store::new(dst, from) })
+    }
+
+    /// An error unless a store to `offset` has left no bytes.
+    ///
+    /// # Errors
+    /// [`DiskError::Io`]: the memory could not be written.
+    #[inline(always)]
+    pub(super) fn stored(&self, offset: u64, store: &Store<'_>, left: usize) -> Result<(), DiskError> {
+        self.complete(WRITING, (offset, store.address()), store.total_bytes(), left)
+    }
+
+    /// How far a store must get by itself.
+    #[inline]
+    pub(super) const fn persist(&self) -> Persist {
+        self.options.persist
+    }
+
     /// Fills `into` with the bytes at `offset`, and prefetches what is needed next.
     ///
     /// # Errors
     /// [`DiskError::OutOfRange`], or [`DiskError::Io`] when the memory could not be read.
     #[inline(always)]
     pub fn read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
-        let src = self.at(offset, into.total_bytes(), READING)?;
-        // SAFETY: V1: `at` has answered this address for as many bytes. V2: so `into` is elsewhere.
-        let left = unsafe { copy::copy_to_segments(src, into, next) };
-        self.complete(READING, (offset, src), into.total_bytes(), left)
+        let load = self.load(offset, into)?;
+        self.loaded(offset, &load, Engine::get().load(load, next))
     }
 
     /// The byte at `offset`, if it is inside.
@@ -269,10 +315,8 @@ impl Mapping {
     /// As [`read`](Self::read), and [`DiskError::ReadOnly`].
     #[inline(always)]
     pub fn write(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
-        let dst = self.writable_at(offset, from.total_bytes(), "writing the mapping")?;
-        // SAFETY: V1: `writable_at` has answered this address for as many bytes. V2: so `from` is elsewhere.
-        let left = unsafe { copy::copy_from_segments(dst, from, self.options.persist, next) };
-        self.complete("writing the mapping", (offset, dst), from.total_bytes(), left)
+        let store = self.store(offset, from)?;
+        self.stored(offset, &store, Engine::get().store(store, self.persist(), next))
     }
 
     /// Stores `len` zero bytes at `offset`.

@@ -58,48 +58,36 @@ impl<D: Disk> Device<D> {
         rules: &Rules,
         counters: &mut Counters,
     ) -> Transfer<'a> {
+        let (disk, data) = (self.disk(), chain.data());
+        let transfer = |finished: Option<Completion>| finished.map_or(Transfer::Lost, Transfer::Done);
         match direction(&chain) {
-            Some(Direction::Read) => match offset_of(&chain, &rules.limits) {
-                Some(offset) => self.read(chain, offset, counters),
-                None => Transfer::Other(chain),
-            },
-            Some(Direction::Write) if rules.writes_are_copies => match offset_of(&chain, &rules.limits) {
-                Some(offset) => self.write(chain, offset, counters),
-                None => Transfer::Other(chain),
-            },
+            Some(Direction::Read) => {
+                let Some(offset) = offset_of(&chain, &rules.limits) else { return Transfer::Other(chain) };
+                match disk.read(offset, data, chain.next_source()) {
+                    Ok(()) => {
+                        counters.count(Effect::Read(data.total_bytes() as u64));
+                        // Whole sectors and the status: that does not wrap.
+                        let written_bytes = chain.data_bytes().wrapping_add(1);
+                        transfer(chain.finish(OK, written_bytes))
+                    }
+                    // The status counts only where no gap is before it (VIRTIO 1.2 §2.7.8.2).
+                    Err(error) => transfer(self.refuse(chain, 0, "read", &error, counters)),
+                }
+            }
+            Some(Direction::Write) if rules.writes_are_copies => {
+                let Some(offset) = offset_of(&chain, &rules.limits) else { return Transfer::Other(chain) };
+                match disk.write(offset, data, chain.next_source()) {
+                    Ok(()) => {
+                        let bytes = data.total_bytes() as u64;
+                        let media_bytes = disk.media_written_bytes(offset, bytes);
+                        counters.count(Effect::Written { bytes, media_bytes });
+                        transfer(chain.finish(OK, 1))
+                    }
+                    Err(error) => transfer(self.refuse(chain, 1, "write", &error, counters)),
+                }
+            }
             _ => Transfer::Other(chain),
         }
-    }
-
-    #[inline(always)]
-    fn read<'a>(&self, chain: ContiguousChain<'a>, offset: u64, counters: &mut Counters) -> Transfer<'a> {
-        let data = chain.data();
-        let finished = match self.disk().read(offset, data, chain.next_source()) {
-            Ok(()) => {
-                counters.count(Effect::Read(data.total_bytes() as u64));
-                // Whole sectors and the status: that does not wrap.
-                let written_bytes = chain.data_bytes().wrapping_add(1);
-                chain.finish(OK, written_bytes)
-            }
-            // The status counts only where no gap is before it (VIRTIO 1.2 §2.7.8.2).
-            Err(error) => self.refuse(chain, 0, "read", &error, counters),
-        };
-        finished.map_or(Transfer::Lost, Transfer::Done)
-    }
-
-    #[inline(always)]
-    fn write<'a>(&self, chain: ContiguousChain<'a>, offset: u64, counters: &mut Counters) -> Transfer<'a> {
-        let data = chain.data();
-        let finished = match self.disk().write(offset, data, chain.next_source()) {
-            Ok(()) => {
-                let bytes = data.total_bytes() as u64;
-                let media_bytes = self.disk().media_written_bytes(offset, bytes);
-                counters.count(Effect::Written { bytes, media_bytes });
-                chain.finish(OK, 1)
-            }
-            Err(error) => self.refuse(chain, 1, "write", &error, counters),
-        };
-        finished.map_or(Transfer::Lost, Transfer::Done)
     }
 
     #[cold]

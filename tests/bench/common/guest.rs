@@ -13,7 +13,7 @@ use std::task::Waker;
 
 use virtio_bindings::bindings::virtio_blk as blk;
 
-use vhost_user_pmem::copy::{Engine, Persist, PrefetchHint, Segment, Segments, store_fence};
+use vhost_user_pmem::copy::{Engine, Load, Persist, PrefetchHint, Segment, Segments, Store, store_fence};
 use vhost_user_pmem::disk::{Disk as _, Geometry, MappedDisk};
 use vhost_user_pmem::virtio::blk::{CacheMode, Device, Identity};
 use vhost_user_pmem::virtio::memory::{MemoryTable, RegionSpec};
@@ -254,11 +254,13 @@ impl Guest {
             let data = unsafe { Segments::new(black_box(&chain.data)) };
             let left = match self.shape.kind {
                 // SAFETY: the caller's places are inside of the disk, which is mapped for good.
-                Kind::Read => unsafe { self.engine.copy_to_segments(media, data, PrefetchHint::NONE) },
+                Kind::Read => self.engine.load(unsafe { Load::new(media, data) }, PrefetchHint::NONE),
                 // SAFETY: the caller's places are inside of the disk, which is mapped for good.
-                Kind::Write => unsafe {
-                    self.engine.copy_from_segments(media, data, Persist::FenceOnly, PrefetchHint::NONE)
-                },
+                Kind::Write => self.engine.store(
+                    unsafe { Store::new(media, data) },
+                    Persist::FenceOnly,
+                    PrefetchHint::NONE,
+                ),
                 _ => 0,
             };
             assert_eq!(left, 0);

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
-use vhost_user_pmem::copy::{Engine, Persist, PrefetchHint, Segment, Segments, store_fence};
+use vhost_user_pmem::copy::{Engine, Load, Persist, PrefetchHint, Segment, Segments, Store, store_fence};
 use vhost_user_pmem::worker::Cpus;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -99,10 +99,10 @@ impl Bare {
         let segments = unsafe { Segments::new(&segment) };
         let left = if is_write {
             // SAFETY: both ranges lie in mappings that stay.
-            unsafe { self.engine.copy_from_segments(media, segments, Persist::FenceOnly, PrefetchHint::NONE) }
+            self.engine.store(unsafe { Store::new(media, segments) }, Persist::FenceOnly, PrefetchHint::NONE)
         } else {
             // SAFETY: both ranges lie in mappings that stay.
-            unsafe { self.engine.copy_to_segments(media, segments, PrefetchHint::NONE) }
+            self.engine.load(unsafe { Load::new(media, segments) }, PrefetchHint::NONE)
         };
         assert_eq!(left, 0);
     }

@@ -1,9 +1,9 @@
 //! A signal to an eventfd that cannot block, whatever its other end has done to it.
 //!
-//! A write to an eventfd blocks while its counter is full. That is up to whoever shares it: a front-end fills the counter
-//! and takes `O_NONBLOCK` off again, which belongs to the open file and not to us; and to look first whether there is room
-//! is to be too late. What the kernel itself signals never blocks, and a full counter stays full. So a signal is a read by
-//! Linux AIO which fails at once, and is asked to signal its end there (`IOCB_FLAG_RESFD`, which takes nothing but eventfds).
+//! A write to an eventfd blocks while its counter is full (eventfd(2)), and a front-end that shares it decides that: it can
+//! fill the counter and clear `O_NONBLOCK`, which is a flag of the open file that both share. To ask poll(2) first leaves a
+//! gap. A signal that the kernel itself makes never blocks, and a full counter stays full. So we submit a read by Linux AIO
+//! that fails at once, and have its end signalled to the eventfd (`IOCB_FLAG_RESFD`, which takes nothing but eventfds).
 
 #![allow(unsafe_code)]
 
@@ -56,7 +56,7 @@ struct Completions {
     header_bytes: u32,
 }
 
-/// The kernel has done what is asked of it here: what is true of one context is true of all.
+/// A context was tried out and works: then others need not be tried.
 static HAS_WORKED: AtomicBool = AtomicBool::new(false);
 
 /// An AIO context, used by one thread at a time.
@@ -67,7 +67,7 @@ static HAS_WORKED: AtomicBool = AtomicBool::new(false);
 struct Context {
     /// Its number, which is also where its ring of completions is.
     id: usize,
-    /// What is read: never anything, since no count fits into no bytes.
+    /// What is read: an eventfd, into no bytes, which is refused at once (EINVAL).
     own: EventFd,
     operation: Box<Operation>,
 }
@@ -99,7 +99,7 @@ impl Context {
     /// A signal does not arrive.
     fn try_out(&mut self) -> io::Result<()> {
         let tried = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        // More often than there is room: none may be left behind.
+        // More often than completions fit into the ring: each must be consumed.
         for _ in 0..DEPTH.saturating_mul(1000) {
             self.signal(tried.as_raw_fd())?;
             tried.read()?;
@@ -123,7 +123,7 @@ impl Context {
         if done != 1 {
             return Err(io::Error::last_os_error());
         }
-        // Nobody asks how it ended.
+        // Consumes the completion; how the read ended does not matter.
         let ring = self.completions();
         ring.head.store(ring.tail.load(Ordering::Acquire), Ordering::Release);
         Ok(())
@@ -138,11 +138,11 @@ impl Drop for Context {
 }
 
 thread_local! {
-    /// Of a thread that signals often.
+    /// The context of a thread that signals often.
     static OWN: RefCell<Option<Context>> = const { RefCell::new(None) };
 }
 
-/// Of all others; none where the kernel has none for us.
+/// The context of all other threads; none where the kernel has none for us.
 static SHARED: LazyLock<Mutex<Option<Context>>> = LazyLock::new(|| Mutex::new(open()));
 
 fn open() -> Option<Context> {

@@ -4,7 +4,7 @@ use crate::disk::Disk;
 use crate::virtio::blk::{CacheMode, Counters, Device, HeldRequest, Progress, SlicedRequest};
 use crate::virtio::queue::{Chain, Completion, RingError, RingLog, Virtqueue};
 
-/// A request behind, or at, a flush.
+/// A request that waits for a flush, or is behind one that does.
 #[derive(Debug)]
 pub(super) enum Waiting {
     Finished(Completion),
@@ -39,18 +39,18 @@ fn execute_logged<D: Disk>(
 ) -> Result<Progress, RingError> {
     log.note(&chain);
     let answer = device.execute(chain, cache, counters, sliced);
-    // What has only begun has written nothing.
+    // A request that has only begun has written nothing.
     if !matches!(answer, Ok(Progress::Sliced)) {
-        // What was copied past the caches is stored when it can be seen, and not before.
+        // Non-temporal stores are visible after the fence, and not before: a page is marked after it was written.
         device.fence();
         log.executed(matches!(answer, Ok(Progress::Held(_))));
     }
     answer
 }
 
-/// Notes what became of a request. Returns whether the ring goes no further before it is done: it is a flush that takes time,
+/// Completes a request, or holds it. Returns whether the ring goes no further before it is done: it is a flush that takes time,
 /// or done in slices.
-#[inline(always)] // of its four callers one is of a batch
+#[inline(always)] // one of its four callers is on the way of each request
 pub(super) fn note(queue: &mut impl Virtqueue, held: &mut Vec<Waiting>, answer: Progress) -> bool {
     match answer {
         Progress::Completed(completion) if held.is_empty() => queue.complete(completion),

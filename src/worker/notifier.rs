@@ -36,7 +36,7 @@ impl Notifier {
 
     /// Wakes the other side. A full counter or socket means that it has been woken already, and a closed socket that
     /// nobody is there: neither is our concern.
-    #[inline(never)] // a system call that few rings make in a turn: its frame would be that of all turns
+    #[inline(never)] // a system call that few turns make: inlined, all turns would save its registers
     pub fn signal(&self) {
         match self {
             Self::Event(event) => {
@@ -53,7 +53,7 @@ impl Notifier {
     }
 }
 
-/// Where the kernel has no AIO for us. Whoever fills the counter between the two calls has us wait.
+/// Where the kernel has no AIO for us. A peer that fills the counter between the two calls makes us wait.
 #[cold]
 fn write_if_there_is_room(event: &File) {
     let mut room = [PollFd::new(event, PollFlags::OUT)];
@@ -63,12 +63,12 @@ fn write_if_there_is_room(event: &File) {
     }
 }
 
-/// Whether this is an eventfd. Nobody is asked but the kernel's own table.
+/// Whether this is an eventfd, by the kernel's own table of open files.
 pub(crate) fn is_eventfd(fd: BorrowedFd<'_>) -> bool {
     link(fd).is_ok_and(|link| link == b"anon_inode:[eventfd]")
 }
 
-/// What the kernel calls an open file. Nobody is asked for it, neither a server nor a device.
+/// What the kernel calls an open file: reading the link asks neither a server nor a device.
 pub(crate) fn link(fd: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     use std::os::fd::AsRawFd as _;
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());

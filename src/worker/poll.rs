@@ -1,18 +1,18 @@
-//! How long a worker looks at its rings before it sleeps.
+//! How long a worker polls its empty rings before it sleeps.
 
 use std::time::Duration;
 
-/// Whether a worker whose rings are empty goes on looking at them.
+/// Whether a worker whose rings are empty polls them.
 ///
-/// Looking costs CPU time, sleeping costs the driver a kick and the worker a wake-up: some 5 to 30 µs.
+/// Polling costs CPU time, sleeping costs the driver a kick and the worker a wake-up: some 5 to 30 µs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Polling {
     /// It sleeps at once.
     Never,
-    /// It looks for as long as pays, but for no longer than this. What pays is learnt from the pauses between
-    /// requests: where they are longer it soon does not look at all.
+    /// It polls for as long as that pays, but for no longer than this. What pays follows from the pauses between requests so
+    /// far: where they are longer it soon does not poll at all.
     UpTo(Duration),
-    /// It looks for ever, as long as it has a ring.
+    /// It polls for ever, as long as it has a ring.
     Always,
 }
 
@@ -28,10 +28,10 @@ impl Default for Polling {
     }
 }
 
-/// Where a window that has been closed begins again.
+/// Length of the window after it was zero.
 const FIRST: Duration = Duration::from_micros(4);
 
-/// How long it pays to look, learnt from how long the rings were empty.
+/// How long it pays to poll, adapted to how long the rings were empty (as Linux's `halt_poll_ns` for KVM).
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PollWindow {
     polling: Polling,
@@ -47,16 +47,16 @@ impl PollWindow {
         Self { polling, length }
     }
 
-    /// How long to look. Zero: not at all.
+    /// How long to poll. Zero: not at all.
     pub(super) const fn length(&self) -> Duration {
         self.length
     }
 
-    /// The rings were empty for `pause`, of which the worker has looked at them for as long as the window is.
+    /// The rings were empty for `pause`, of which the worker has polled for as long as the window is.
     ///
-    /// A pause that a longer window would have met makes it longer; one that no allowed window meets makes it
-    /// shorter, down to nothing.
-    pub(super) fn learn(&mut self, pause: Duration) {
+    /// A pause that a longer window would have covered doubles the window; one that is longer than any allowed window
+    /// halves it, down to nothing.
+    pub(super) fn adapt(&mut self, pause: Duration) {
         let Polling::UpTo(most) = self.polling else { return };
         if pause <= self.length {
             return;
@@ -85,27 +85,27 @@ mod tests {
         let mut window = PollWindow::new(Polling::UpTo(MOST));
         let lengths: Vec<_> = (0..6)
             .map(|_| {
-                window.learn(micros(20));
+                window.adapt(micros(20));
                 window.length()
             })
             .collect();
         assert_eq!(lengths, [4, 8, 16, 32, 32, 32].map(micros));
-        window.learn(micros(45));
+        window.adapt(micros(45));
         assert_eq!(window.length(), MOST, "and not beyond what is allowed");
     }
 
     #[test]
     fn long_pauses_close_it() {
         let mut window = PollWindow::new(Polling::UpTo(MOST));
-        (0..6).for_each(|_| window.learn(micros(40)));
+        (0..6).for_each(|_| window.adapt(micros(40)));
         assert_eq!(window.length(), MOST);
         let mut looked = Duration::ZERO;
         while !window.length().is_zero() {
             looked += window.length();
-            window.learn(micros(51));
+            window.adapt(micros(51));
         }
         assert!(looked < 2 * MOST);
-        window.learn(Duration::MAX);
+        window.adapt(Duration::MAX);
         assert_eq!(window.length(), Duration::ZERO);
     }
 
@@ -113,11 +113,11 @@ mod tests {
     fn never_and_always_learn_nothing() {
         for (polling, length) in [(Polling::Never, Duration::ZERO), (Polling::Always, Duration::MAX)] {
             let mut window = PollWindow::new(polling);
-            [1, 30, 1000].into_iter().for_each(|pause| window.learn(micros(pause)));
+            [1, 30, 1000].into_iter().for_each(|pause| window.adapt(micros(pause)));
             assert_eq!(window.length(), length);
         }
         let mut off = PollWindow::new(Polling::UpTo(Duration::ZERO));
-        off.learn(micros(1));
+        off.adapt(micros(1));
         assert_eq!(off.length(), Duration::ZERO, "nothing is allowed");
     }
 }

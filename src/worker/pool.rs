@@ -39,7 +39,7 @@ pub enum PoolError {
 struct Worker<D: Disk> {
     mailbox: Mailbox<D>,
     thread: JoinHandle<()>,
-    /// Where it runs, if not anywhere.
+    /// The CPUs that it is pinned to, if it is.
     cpus: Option<Arc<Cpus>>,
     /// Rings it owns.
     load: usize,
@@ -52,7 +52,7 @@ struct Worker<D: Disk> {
 pub struct Pool<D: Disk> {
     /// Only the control plane takes this lock; workers do not know of it.
     workers: Mutex<Vec<Worker<D>>>,
-    /// Of each choice of CPUs; none for one a CPU.
+    /// Most workers for each choice of CPUs; none: one for each CPU.
     most: Option<NonZeroU16>,
     /// CPUs that this process may use, as they were at the start.
     cpus: NonZeroU16,
@@ -79,7 +79,7 @@ impl<D: Disk> Pool<D> {
         pool
     }
 
-    /// Hands a ring to the worker with the fewest on these CPUs (or on any), which looks at it at once.
+    /// Hands a ring to the worker that has the fewest rings on these CPUs (or on any), which polls it at once.
     ///
     /// # Errors
     /// [`PoolError`]; the ring is stopped then.

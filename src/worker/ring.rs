@@ -17,13 +17,12 @@ use crate::virtio::blk::{CacheMode, Counters, Device, Progress, SlicedRequest, T
 use crate::virtio::memory::{MemoryTable, Translator};
 use crate::virtio::queue::{Batch, Bounds, Next, RingError, RingLayout, RingLog, SplitQueue, Virtqueue};
 
-/// So many that were taken at once are shown to the driver before others are taken. It would have nothing to do while all of
-/// them are done, and the worker nothing while it makes new ones: at depth 32, a third of the time of both. Fewer are not
-/// worth another call.
+/// So many requests that were taken at once are published before others are taken, so that driver and worker work at the
+/// same time: at depth 32 each would else wait for the other a third of the time. Fewer are not worth another call.
 const MANY_REQUESTS: u16 = 8;
 
-/// As many as keep a worker busy while a driver wakes up. Where no more wait behind those that were taken, it is called when
-/// half of these are done.
+/// As many requests as keep a worker busy while a driver wakes up. Where no more wait behind those that were taken, the
+/// driver is called when half of these are done.
 const WAKE_UP_REQUESTS: u16 = 16;
 
 /// Requests whose media is prefetched at once.
@@ -89,7 +88,7 @@ pub struct Ring<D: Disk, Q: Virtqueue = SplitQueue> {
     log_limit: Arc<LogLimit>,
 }
 
-/// What became of the next request.
+/// What became of the next chain.
 enum Popped {
     /// There is none.
     Nothing,
@@ -99,14 +98,14 @@ enum Popped {
     Waits,
 }
 
-/// How a look at a ring ended.
+/// How a turn of a ring ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Served {
     /// It is empty, or broken. Before it is left alone, [`arm`](Ring::arm) it.
     Idle,
     /// There may be more to do.
     More,
-    /// It waits for a flush; the waker will say when to look again.
+    /// It waits for a flush; the waker will say when to serve it again.
     Held,
 }
 
@@ -142,7 +141,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         })
     }
 
-    /// Marks what it writes to guest memory from now on: a migration copies it.
+    /// Marks in the dirty log what it writes to guest memory from now on: a live migration copies that.
     pub fn log_to(&mut self, log: RingLog) {
         self.batch.memory().log_to(Arc::clone(log.dirty_log()));
         self.queue.log_all(&log);
@@ -180,7 +179,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         &self.counters
     }
 
-    /// Whether a look at it would find something to do. Costs one load.
+    /// Whether there is something to do. Costs one load.
     #[inline]
     pub fn has_work(&self) -> bool {
         self.broken.is_none()
@@ -203,9 +202,9 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         has_more && self.broken.is_none()
     }
 
-    /// Looks at the ring once: does up to a batch of requests, shows them and calls the driver if it wants that, all at
-    /// once or in a few parts. `waker` is woken when a flush that the ring waits for is done. The driver does not kick
-    /// from then on, unless the ring is [armed](Self::arm).
+    /// One turn: does up to a batch of requests, publishes them and calls the driver if it wants that, all at once or in a
+    /// few parts. `waker` is woken when a flush that the ring waits for is done. The driver does not kick from then on,
+    /// unless the ring is [armed](Self::arm).
     #[inline]
     pub fn serve(&mut self, waker: &Waker) -> Served {
         match self.settle() {
@@ -221,7 +220,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         self.fence_and_publish();
         self.check_memory();
         if !self.held.is_empty() {
-            // Writes that finished before this are covered, and no others need to be.
+            // It covers the writes that have finished; others need not be covered (VIRTIO 1.2 §5.2.6.2).
             self.flush = Some(self.device.begin_flush(waker, &self.counters));
         }
         match has_more {
@@ -292,7 +291,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         self.queue.take_contiguous(&mut self.batch, bounds, self.device.prefetcher())
     }
 
-    /// Does the next request, of any shape; `number` of this batch were done so before it.
+    /// Does the next request, of any shape; `number` of this batch were done by this function before it.
     #[cold]
     #[inline(never)]
     fn pop(&mut self, number: u16) -> Result<Popped, RingError> {
@@ -303,7 +302,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         self.is_contiguous = chain.readable.as_slice().len() + chain.writable.as_slice().len() <= 1;
         let bytes = match chain.flaw {
             None => chain.readable.total_bytes().saturating_add(chain.writable.total_bytes()) as u64,
-            // It may have taken long to find that out.
+            // To find the flaw may have taken as long.
             Some(_) => u64::from(MAX_TURN_BYTES),
         };
         let Self { device, cache, counters, sliced, log, .. } = self;
@@ -321,7 +320,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         }
         let answer = device.next_slice(sliced, cache, counters);
         if let Some(log) = log {
-            // As of whole requests.
+            // As in `execute_logged`.
             device.fence();
             log.executed(matches!(answer, Ok(Some(Progress::Held(_)))));
         }
@@ -331,7 +330,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         Ok(true)
     }
 
-    /// Executes up to so many of them. Returns whether the last one is a flush that takes time.
+    /// Executes up to so many of the chains taken. Returns whether the last one is a flush that takes time.
     #[inline(never)]
     fn transfer(&mut self, most: u16) -> Result<bool, RingError> {
         let Self { queue, batch, device, cache, counters, held, sliced, log, .. } = self;
@@ -406,15 +405,16 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         Ok(true)
     }
 
-    /// Shows the driver what is done.
+    /// Orders the stores to the media, then publishes what is done.
     #[inline]
     fn fence_and_publish(&mut self) {
         self.device.fence();
         self.publish();
     }
 
-    /// What was written to the media meanwhile may be zeroes in place of lost memory: it is not called done then.
-    #[inline(always)] // its frame would be another of each turn
+    /// Publishes what is done, and calls the driver. Not if guest memory is lost: what was copied from it meanwhile may have
+    /// been the zeroes in its place.
+    #[inline(always)] // else each turn would save its registers once more
     fn publish(&mut self) {
         if self.batch.memory().is_lost() {
             return self.break_ring(RingError::GuestMemoryLost);
@@ -434,8 +434,8 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         }
     }
 
-    /// The ring's own words are read and written without a look at what became of them, and so they are looked at after
-    /// that, once in each turn: what is lost between two parts of a turn is seen before the second is shown.
+    /// Breaks the ring if guest memory is lost. Index, flags and events of the ring are read and written without a check, so
+    /// it is made after them, once in each turn; `publish` makes it between two parts of a turn.
     #[inline]
     fn check_memory(&mut self) {
         if self.batch.memory().is_lost() {
@@ -462,13 +462,13 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         if matches!(error, RingError::GuestMemoryLost | RingError::DirtyLogLost)
             && let Some(connection) = &self.connection
         {
-            // It may be closed already. The session's thread takes its rings back then.
+            // It fails if the connection is closed already. Either way the session's thread takes its rings back.
             let _ = connection.shutdown(Shutdown::Both);
         }
     }
 }
 
-/// Requests that the driver may form and has no room for: it cannot place them, and nobody else hears of that.
+/// Says that the driver may form requests that its ring has no room for: it would wait for ever, without a word.
 #[cold]
 fn warn_of_small_ring<D: Disk>(device: &Device<D>, key: &RingKey, layout: &RingLayout) {
     if let Some(suppressed) = device.log_limit().admit(Cause::RingSmall) {

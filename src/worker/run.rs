@@ -1,8 +1,8 @@
 //! The loop of a worker's thread.
 //!
-//! A ring is *hot* while the worker looks at it: its driver has been asked not to kick. A hot ring that stays
-//! empty is armed and left to its kick; when no ring is hot the worker sleeps. How long "stays" is, is the
-//! [`PollWindow`]'s to say.
+//! A ring is *polled* or *armed*. The driver of a polled ring has been asked not to kick: the worker reads the ring again and
+//! again. A polled ring that has been empty for as long as the [`PollWindow`] says is armed: its driver is asked to kick,
+//! and its kick descriptor wakes the worker, which sleeps in `epoll_wait` when no ring is polled.
 
 use std::io;
 use std::os::fd::AsRawFd as _;
@@ -24,28 +24,28 @@ const EVENTS: usize = 64;
 /// The mailbox's event; no ring has this number.
 const MAILBOX: u64 = u64::MAX;
 
-/// Looks at empty rings before the clock is read for the first time: 1 to 3 µs, which cost less than to sleep.
+/// How often empty rings are polled before the clock is read for the first time: 1 to 3 µs, less than it takes to sleep.
 const UNTIMED_POLLS: u32 = 32;
 
-/// Looks between two readings of the clock.
+/// How often they are polled between two readings of the clock.
 const POLLS: u32 = 16;
 
-/// How long kicks of other rings may wait while some are hot.
+/// How long kicks of armed rings may wait while others are polled.
 const KICK_CHECK_INTERVAL: Duration = Duration::from_micros(20);
 
-/// A ring that is hot and has had nothing to do for so many glances, while others had, goes back to its kick.
+/// A polled ring that was empty at so many checks for kicks, one after the other, while others were not, is armed.
 const MAX_IDLE_CHECKS: u8 = 100;
 
-/// Where a ring stands.
+/// What the worker does with a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Its driver kicks.
+    /// Waits for its driver's kick.
     Armed,
-    /// It is looked at; glances since it had something to do.
+    /// Polls it. How many checks for kicks there were since it had something to do.
     Polled { idle_checks: u8 },
-    /// It waits for a flush.
+    /// Waits for a flush that it has asked for.
     Held,
-    /// Nothing is to be had of it any more.
+    /// Nothing: its driver broke it.
     Broken,
 }
 
@@ -55,20 +55,20 @@ struct Slot<D: Disk> {
     state: State,
 }
 
-/// A worker's thread: its rings, and which of them are looked at.
+/// A worker's thread: its rings, and which of them are polled.
 #[derive(Debug)]
 pub(super) struct Runner<D: Disk> {
     inbox: Inbox<D>,
     epoll: Epoll,
-    /// A ring's place here is its number for the kernel. A stale number costs a look at another ring.
+    /// A ring's index is what epoll reports of it. The event of a ring that is gone may poll the one that has its place.
     slots: Vec<Option<Slot<D>>>,
-    /// The rings that are hot; each gets a batch in its turn.
+    /// The rings that are polled; each gets a batch in its turn.
     polled: Vec<usize>,
-    /// How many are armed: only for these the kernel must be asked.
+    /// How many are armed: if none is, epoll need not be asked.
     armed: usize,
     window: PollWindow,
     last_kick_check: Instant,
-    /// It has been woken, and so has just seen who kicks.
+    /// It has just been woken, and so knows who has kicked.
     has_just_woken: bool,
     waker: Waker,
 }
@@ -110,7 +110,7 @@ impl<D: Disk> Runner<D> {
         }
     }
 
-    /// One batch for each hot ring that has something to do. Returns whether any had.
+    /// One batch for each polled ring that has something to do. Returns whether any had.
     #[inline]
     fn serve_polled(&mut self) -> bool {
         let mut has_served = false;
@@ -136,7 +136,7 @@ impl<D: Disk> Runner<D> {
         has_served
     }
 
-    /// Nothing is to be done: waits until there is, looking or sleeping.
+    /// Nothing is to be done: waits until there is, polling or sleeping.
     fn wait(&mut self) {
         if !self.window.length().is_zero() && !self.polled.is_empty() && self.poll(UNTIMED_POLLS) {
             return;
@@ -148,7 +148,7 @@ impl<D: Disk> Runner<D> {
             let has_work = self.poll(POLLS);
             now = Instant::now();
             if has_work {
-                return self.window.learn(now.saturating_duration_since(start));
+                return self.window.adapt(now.saturating_duration_since(start));
             }
         }
         if self.arm_polled() {
@@ -156,10 +156,10 @@ impl<D: Disk> Runner<D> {
         }
         self.wait_for_events(-1);
         self.has_just_woken = true;
-        self.window.learn(start.elapsed());
+        self.window.adapt(start.elapsed());
     }
 
-    /// Looks at the hot rings, and for mail, so many times. Returns whether there is something to do.
+    /// Polls the rings and the mailbox so many times. Returns whether there is something to do.
     #[inline]
     fn poll(&self, times: u32) -> bool {
         let has_work = |number: &usize| {
@@ -174,7 +174,7 @@ impl<D: Disk> Runner<D> {
         false
     }
 
-    /// Leaves the hot rings to their kicks. Returns whether one has got something to do meanwhile.
+    /// Arms the polled rings. Returns whether one has got something to do meanwhile.
     fn arm_polled(&mut self) -> bool {
         let Self { slots, polled, armed, .. } = self;
         polled.retain(|number| {
@@ -189,8 +189,8 @@ impl<D: Disk> Runner<D> {
         !polled.is_empty()
     }
 
-    /// Now and then: looks after kicks of other rings while some are polled, and lets go of those that have had
-    /// nothing to do for long.
+    /// Every [`KICK_CHECK_INTERVAL`]: asks epoll for kicks of armed rings while others are polled, and arms those that have
+    /// been empty for long.
     fn check_kicks(&mut self, now: Instant) {
         if self.armed == 0 || now.saturating_duration_since(self.last_kick_check) < KICK_CHECK_INTERVAL {
             return;
@@ -213,17 +213,17 @@ impl<D: Disk> Runner<D> {
 
     fn wait_for_events(&mut self, timeout_ms: i32) {
         let mut events = [EpollEvent::default(); EVENTS];
-        // Only EINTR can fail here, and then there is nothing to do but to look again.
+        // Only EINTR can fail here, and then there is nothing to do but to poll again.
         let count = self.epoll.wait(timeout_ms, &mut events).unwrap_or(0);
         for event in events.iter().take(count) {
-            // That of the mailbox has woken us, and that was all it had to do.
+            // The mailbox's event has woken us, which is all it is for.
             if let Ok(number) = usize::try_from(event.data()) {
                 self.poll_from_now_on(number, State::Armed);
             }
         }
     }
 
-    /// A ring that is in this state gets its turns from now on.
+    /// Polls a ring from now on, if it is in this state.
     fn poll_from_now_on(&mut self, number: usize, from: State) {
         let Some(slot) = self.slots.get_mut(number).and_then(Option::as_mut) else { return };
         if slot.state == from {
@@ -233,8 +233,8 @@ impl<D: Disk> Runner<D> {
         }
     }
 
-    /// Obeys the control plane, and looks after rings whose flush may be done. Returns whether to go on. An
-    /// answer that nobody waits for any more is dropped.
+    /// Does what the control plane asks, and polls rings whose flush may be done. Returns whether to go on. A reply that
+    /// nobody waits for any more is dropped.
     #[cold]
     fn read_mailbox(&mut self) -> bool {
         for number in 0..self.slots.len() {
@@ -267,7 +267,7 @@ impl<D: Disk> Runner<D> {
             Some(place) => *place = slot,
             None => self.slots.push(slot),
         }
-        // Whatever becomes of it, there is room among the hot ones.
+        // Room for each of them, so that nothing is allocated after this (D7).
         self.polled.push(free);
         self.polled.reserve(self.slots.len().saturating_sub(self.polled.len()));
         Ok(())
@@ -277,7 +277,7 @@ impl<D: Disk> Runner<D> {
         let has_key = |slot: &Option<Slot<D>>| slot.as_ref().is_some_and(|slot| slot.ring.key() == key);
         let number = self.slots.iter().position(has_key)?;
         let Slot { ring, state } = self.slots.get_mut(number)?.take()?;
-        self.polled.retain(|hot| *hot != number);
+        self.polled.retain(|polled| *polled != number);
         self.armed = self.armed.saturating_sub(usize::from(state == State::Armed));
         let nothing = EpollEvent::default();
         // Cannot fail for a descriptor that was added; the ring still holds it open.

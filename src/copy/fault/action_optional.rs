@@ -43,7 +43,7 @@ pub fn listen() -> io::Result<BorrowedFd<'static>> {
     Ok(event.as_fd())
 }
 
-/// Fetches the announced addresses in this range, each of which says that its page is bad. They are told once.
+/// Fetches the addresses in this range whose pages the kernel has said to be bad. Each is told once.
 pub fn fetch(range: &Range<usize>) -> Vec<usize> {
     let fetched = PENDING.iter().filter_map(|note| {
         let address = note.load(Ordering::Acquire);

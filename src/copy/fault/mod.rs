@@ -7,8 +7,7 @@
 //! 2. It is elsewhere, but in guest memory: somebody reads a ring, or marks a page in a dirty log. The range is marked
 //!    as lost ([`WatchedRange::has_faulted`]), so that its owner stops using it, and zeroes are put in place of all of
 //!    it. That is never done over the media: a guest would read zeroes that it did not write.
-//! 3. It is foreign: the handler that was there before gets it, or the default action, as if we were not
-//!    here.
+//! 3. It is foreign: the handler that was installed before gets it, or the default action happens.
 //!
 //! The handler takes no lock and allocates nothing: it reads constants, atomics of static tables and what the
 //! kernel hands to it, and makes a few system calls at most. It runs on the thread's alternate stack

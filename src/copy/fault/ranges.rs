@@ -19,8 +19,8 @@ enum SpareMapping {
     GoneNow,
 }
 
-/// One range. Registering takes the lock; the handler reads without one, and by the version it knows whether
-/// what it read belongs together.
+/// One range. Registering takes the lock; the handler reads without one, and the version says whether what it read belongs
+/// together (a seqlock).
 #[derive(Debug)]
 struct Slot {
     /// Odd while the slot is changed.
@@ -51,7 +51,7 @@ static LOSSES: AtomicU64 = AtomicU64::new(0);
 /// [`WatchedRange`] has to be asked. It changes before anybody can find zeroes in place of what is lost.
 #[inline]
 pub fn losses() -> u64 {
-    // Not before what the caller has read: the handler counts in the midst of that.
+    // Not before what the caller has read: the handler, which counts, interrupts that.
     compiler_fence(Ordering::SeqCst);
     LOSSES.load(Ordering::Relaxed)
 }
@@ -197,10 +197,10 @@ pub(super) fn is_watched(address: usize) -> bool {
 /// Puts zeroes in place of guest memory, a page of which is lost. For the handler.
 ///
 /// All of the range at once: each page by itself would be a mapping of its own, and the process may have so many only.
-/// Its owner stops using it as soon as it looks.
+/// Its owner stops using it when it next asks [`losses`].
 pub(super) fn replace_lost(address: usize) -> bool {
     let Some((slot, page_bytes)) = find(address).filter(|(_, kind)| *kind != MEDIA) else { return false };
-    // First: whoever finds zeroes there can know that they are not the guest's.
+    // Before the zeroes are there: a reader that finds them can find this as well.
     slot.has_faulted.store(true, Ordering::Relaxed);
     LOSSES.fetch_add(1, Ordering::SeqCst);
     // SAFETY: F2: the place of this thread.
@@ -214,7 +214,7 @@ pub(super) fn replace_lost(address: usize) -> bool {
         spare == SpareMapping::GoneNow && put_zeroes(start, whole)
             // Where memory is promised only if it is there (vm.overcommit_memory=2, RLIMIT_DATA), a page may be had.
             || put_zeroes(address - address % page_bytes, page_bytes)
-            // Another thread makes use of it just now: look again.
+            // Another thread has unmapped it and replaces the range just now: the access is made again.
             || spare == SpareMapping::GoneBefore
     };
     // SAFETY: F2: put back.

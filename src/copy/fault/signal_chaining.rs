@@ -1,4 +1,4 @@
-//! The handlers that were there before ours, and how they get what is not ours.
+//! Signal chaining: the handlers that were installed before ours get the signals that are not ours.
 
 use std::ffi::{c_int, c_void};
 use std::io;

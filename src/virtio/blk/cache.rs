@@ -45,7 +45,7 @@ impl CacheMode {
     }
 
     /// What the configuration shows. A front-end that reads it before its first ring starts (`settles`)
-    /// passes it on to a driver that is yet to come; a later look changes nothing for a guest that runs.
+    /// passes it on to a driver that is yet to come; a later read changes nothing for a guest that runs.
     pub fn show_writeback(&self, settles: bool) -> bool {
         if settles {
             self.settle();

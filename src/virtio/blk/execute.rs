@@ -16,7 +16,7 @@ pub enum Progress {
     Completed(Completion),
     /// It is done but for a flush that takes time: the ring waits for [`Device::begin_flush`].
     Held(HeldRequest),
-    /// It takes long: [`Device::next_slice`] does one slice of it after the other, and answers in the end.
+    /// It takes long: [`Device::next_slice`] does one slice of it after the other, and completes it in the end.
     Sliced,
 }
 
@@ -60,7 +60,7 @@ impl<D: Disk> Device<D> {
     /// progress.
     ///
     /// # Errors
-    /// [`RingError::GuestMemoryLost`] when there is no place for the answer any more.
+    /// [`RingError::GuestMemoryLost`] when the page that the status goes to is lost.
     #[inline]
     pub fn execute(
         &self,
@@ -164,10 +164,10 @@ impl<D: Disk> Device<D> {
         Ok(Progress::Completed(complete(written_bytes)))
     }
 
-    /// Answers a request whose flush is done.
+    /// Completes a held request whose flush is done.
     ///
     /// # Errors
-    /// [`RingError::GuestMemoryLost`] when the place for the answer is gone.
+    /// [`RingError::GuestMemoryLost`] when the page that the status goes to is lost.
     pub fn settle(
         &self,
         held: HeldRequest,

@@ -1,8 +1,8 @@
-//! Requests that take long are done in slices, one in a turn of their ring, so that no other ring waits for more than
-//! that. The ring goes on when the last one is done: its order is kept, and nothing is shown before.
+//! Requests that take long are done in slices, one in each turn of their ring, so that no other ring of the worker waits for
+//! longer than a slice. The ring goes on to its next request when the last slice is done: its order is kept.
 //!
-//! A request whose ring is taken back meanwhile is not answered, and done anew where the ring goes on: the driver's
-//! buffers are the driver's own until then, and to do any request twice changes nothing.
+//! A request whose ring is stopped meanwhile is not completed: where the ring goes on, it is done again from its start. That
+//! is sound, since the device has the request's buffers until it completes it, and to do any request twice changes nothing.
 
 use super::counters::Effect;
 use super::request::{ErrorStatus, Operation, Range, Ranges, parse_ranges};

@@ -13,7 +13,7 @@ use crate::virtio::queue::{Completion, ContiguousChain, Header};
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
     limits: Limits,
-    /// A write that has been copied is done.
+    /// A write is done once it is copied: the disk takes writes, and the cache mode is write-back.
     writes_are_copies: bool,
 }
 
@@ -24,13 +24,13 @@ pub enum Transfer<'a> {
     Done(Completion),
     /// It is for [`Device::execute`]: it asks for something else, or for what cannot be done.
     Other(ContiguousChain<'a>),
-    /// The place for the answer is gone, and guest memory with it.
+    /// The page that the status goes to is lost.
     Lost,
 }
 
 impl<D: Disk> Device<D> {
-    /// What requests that have been taken before are checked against. Those that are taken later need a new look: a
-    /// guest may have heard meanwhile that the disk has grown, or have chosen another cache mode.
+    /// What requests that have been taken before this call are checked against. For those that are taken later it must be
+    /// called again: the guest may know by then that the disk has grown, or have chosen another cache mode.
     #[inline]
     pub fn rules(&self, cache: &CacheMode) -> Rules {
         let limits = self.limits();

@@ -187,7 +187,8 @@ impl MemoryTable {
         })
     }
 
-    /// From now on whoever touches a page of it that is missing waits for it. Before anybody has touched any.
+    /// Has accesses to missing pages wait until the front-end has brought them (userfaultfd(2)). To be called before any page
+    /// is touched.
     ///
     /// # Errors
     /// [`MemoryError::Unwaitable`].
@@ -208,7 +209,7 @@ impl MemoryTable {
         }
     }
 
-    /// Nobody brings pages any more: all of it is lost, and whoever waits is told so.
+    /// The front-end brings no more pages: all of the memory is lost, and threads that wait for a page are told so.
     pub fn give_up(&self, userfault: &Userfault) {
         for region in &self.regions {
             if let Err(error) = region.watch().give_up(userfault) {

@@ -1,4 +1,4 @@
-//! A descriptor chain on its way: popped, taken apart, completed.
+//! A descriptor chain from where it is popped to where it is completed.
 
 #![allow(unsafe_code)]
 
@@ -32,7 +32,7 @@ impl Head {
     }
 }
 
-/// A finished chain, to be noted in the used ring.
+/// A finished chain, to be stored in the used ring.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a completion must be given back to its ring"]
 pub struct Completion {
@@ -52,7 +52,7 @@ impl Completion {
     }
 }
 
-/// What is wrong with a chain that can still be answered.
+/// What is wrong with a chain that has a place for its status: the request fails, the ring goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Flaw {
     /// VIRTIO 1.2 §2.7.4.2.
@@ -109,12 +109,12 @@ impl<'a> StatusByte<'a> {
     }
 }
 
-/// Where a status goes, now or later.
+/// Where a status goes, now or after a flush.
 pub trait Status {
     /// Writes the status.
     ///
     /// # Errors
-    /// [`RingError::GuestMemoryLost`]: its place is not there any more.
+    /// [`RingError::GuestMemoryLost`]: the page that it is in is lost.
     fn store(self, status: u8) -> Result<(), RingError>;
 
     /// Keeps the place for later: the guest's memory stays mapped as long.
@@ -161,7 +161,7 @@ impl Status for HeldStatus {
     }
 }
 
-/// A popped chain, taken apart: it borrows the ring until its parts are used up.
+/// A popped chain, its descriptors read: it borrows the ring until its parts are used up.
 #[derive(Debug)]
 pub struct Chain<'a> {
     /// To be completed.

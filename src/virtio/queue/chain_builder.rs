@@ -1,6 +1,6 @@
-//! What a chain consists of: its descriptors, each read once, and the host ranges that they name.
+//! How a [`Chain`] is made of its descriptors, each read once: their buffers are translated to host addresses and checked.
 //!
-//! Shared by all kinds of rings: they differ in where the next descriptor is, not in what one may say.
+//! Both formats of rings share this: they differ in where the next descriptor is, not in what it may say.
 
 #![allow(unsafe_code)]
 
@@ -14,10 +14,11 @@ use crate::virtio::memory::{BufferKind, Translator};
 /// depend on the size of the ring.
 pub(super) const MAX_CHAIN_SEGMENTS: usize = MAX_CHAIN as usize + 1;
 
-/// Segments of most chains: there may be thousands of rings, and the rest of their room is not touched.
+/// Segments that most chains have at most: there may be thousands of rings, and the memory of the rest is not touched before
+/// a chain needs it.
 const USUAL_CHAIN_SEGMENTS: usize = 192;
 
-/// The header in a buffer, for a guess: nobody has checked it yet.
+/// The header in a buffer, unchecked: for prefetching alone.
 #[inline]
 pub(super) fn peek_buffer(address: u64, memory: &mut Translator) -> Option<Header> {
     let header = memory.resolve(BufferKind::Request, address, u64::from(HEADER_BYTES))?;
@@ -25,32 +26,32 @@ pub(super) fn peek_buffer(address: u64, memory: &mut Translator) -> Option<Heade
     unsafe { copy::load_words(header) }.map(|words| words.map(u64::from_le))
 }
 
-/// Room for the segments of any chain. What usual ones leave of it takes no memory.
+/// Room for the segments of any chain, of which as much is touched as most chains need.
 pub(super) fn segment_buffer() -> Vec<Segment> {
     let mut room = Vec::with_capacity(MAX_CHAIN_SEGMENTS);
     room.resize(USUAL_CHAIN_SEGMENTS, Segment::EMPTY);
     room
 }
 
-/// What a walk over a chain has found so far: readable segments, then writable ones.
+/// What was read of a chain so far: readable segments, then writable ones.
 #[derive(Debug, Default)]
 pub(super) struct ChainBuilder {
-    /// Segments.
+    /// Segments so far.
     count: usize,
-    /// Bytes of the direction that the walk is in, as declared by the driver.
+    /// Bytes of the direction of the last buffer, as declared by the driver.
     bytes: u64,
     is_writable: bool,
     /// The same of the readable part, once that is over.
     readable_count: usize,
     readable_bytes: u64,
-    /// How many segments there were when a buffer was not mapped: if there are no more at the end, the status
-    /// has no place.
+    /// How many segments there were when a buffer was not mapped. If there are no more at the end, that buffer was the last,
+    /// and the status has no place.
     unmapped_at: Option<usize>,
     flaw: Option<Flaw>,
 }
 
 impl ChainBuilder {
-    /// The chain can be answered, but not done.
+    /// The chain's request must fail.
     pub(super) const fn set_flaw(&mut self, flaw: Flaw) {
         self.flaw = Some(flaw);
     }
@@ -92,8 +93,8 @@ impl ChainBuilder {
         let room = out.get_mut(self.count..).unwrap_or_default();
         let mut pieces = resolve_pieces(address, len_bytes, memory, room);
         if pieces == Err(Flaw::Unmapped) && self.count.saturating_mul(2) > out.len() {
-            // There may only have been no room: nothing is done with such a chain, and only the last one counts, where
-            // the status is.
+            // Perhaps it is mapped and there is no room for its pieces. Such a chain fails, and only its last buffer matters,
+            // where the status is.
             (self.count, self.readable_count, self.unmapped_at) = (0, 0, None);
             self.flaw = Some(Flaw::TooMany);
             pieces = resolve_pieces(address, len_bytes, memory, out);
@@ -109,10 +110,10 @@ impl ChainBuilder {
         }
     }
 
-    /// The chain has ended: this is it.
+    /// The chain, at its end.
     ///
     /// # Errors
-    /// [`RingError::NoStatus`]: it cannot even be answered.
+    /// [`RingError::NoStatus`]: it has no place for a status.
     ///
     /// # Safety
     /// `segments` are what [`push`](Self::push) was given, with `memory`, and nothing else.
@@ -133,7 +134,7 @@ impl ChainBuilder {
         last.truncate(before);
         let flaw = if count > usize::from(MAX_CHAIN) { Some(Flaw::TooMany) } else { self.flaw };
         let data_bytes = match flaw {
-            // Not all of them were looked at.
+            // Not all of them were read.
             Some(Flaw::TooMany) => writable_bytes,
             _ => writable_bytes.saturating_sub(1),
         };

@@ -1,8 +1,7 @@
 //! Chains of the shape that nearly all have: a header, data in one piece, a status.
 //!
-//! As many of them as there are one after the other are taken at once, by straight code, before the first of them is
-//! executed: so what all of them need is fetched from memory at the same time. Each descriptor and each header is
-//! read exactly once, here.
+//! As many of them as there are one after the other are taken at once, before the first of them is executed: so the cache
+//! misses of all of them overlap. Each descriptor and each header is read exactly once, here.
 
 #![allow(unsafe_code)]
 
@@ -38,7 +37,7 @@ pub(super) struct MappedChain {
     head: u16,
     /// Of the data.
     flags: u16,
-    /// What its data is copied from, if that is known.
+    /// What its data is copied from, to be prefetched: the media, or the guest's buffer.
     source: PrefetchHint,
 }
 
@@ -98,7 +97,7 @@ pub enum Next {
 #[derive(Debug)]
 pub struct Batch {
     memory: Translator,
-    /// With room for one that is not taken.
+    /// The last one is never taken: it has the hint for what is behind the last chain, which is none.
     list: [MappedChain; MOST + 1],
     /// How many of them are taken.
     taken: u16,
@@ -165,7 +164,7 @@ impl Batch {
         self.check(Next::Any)
     }
 
-    /// What comes behind those that are taken is not known.
+    /// What is behind the chains that are taken is not known.
     #[inline]
     fn end(&mut self) {
         if let Some(behind) = self.list.get_mut(usize::from(self.taken)) {
@@ -173,7 +172,7 @@ impl Batch {
         }
     }
 
-    /// What was read is not the driver's if memory is lost: no request may be made of it.
+    /// If guest memory is lost, what was read may be zeroes in its place: no request may be made of it.
     #[inline]
     fn check(&mut self, next: Next) -> Result<Next, RingError> {
         if self.memory.is_lost() {
@@ -267,7 +266,7 @@ impl<'a> ContiguousChain<'a> {
         is_stored.then(|| Head::new(self.mapped.head).complete(written_bytes))
     }
 
-    /// The same as any other chain.
+    /// The same in the form of any other chain.
     #[inline]
     pub fn into_chain(self) -> Chain<'a> {
         let (head, header) = (Head::new(self.mapped.head), self.mapped.header);

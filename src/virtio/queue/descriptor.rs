@@ -16,7 +16,7 @@ pub(super) const DESCRIPTOR_BYTES: u32 = 16;
 /// be (VIRTIO 1.2 §2.7.5.3).
 ///
 /// # Errors
-/// [`RingError::NoStatus`]: there is none, and so no place for an answer.
+/// [`RingError::NoStatus`]: there is none, and so no place for a status.
 pub(super) fn indirect_len(len_bytes: u32) -> Result<(u32, bool), RingError> {
     match len_bytes / DESCRIPTOR_BYTES {
         0 => Err(RingError::NoStatus),

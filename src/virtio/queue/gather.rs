@@ -1,4 +1,4 @@
-//! Chains that somebody else has taken from a ring: the way to a device for programs with queues of their own.
+//! Chains that another program's queue has popped: how programs with queues of their own use a device.
 
 #![allow(unsafe_code)]
 
@@ -21,7 +21,7 @@ pub struct Buffer {
     pub is_writable: bool,
 }
 
-/// Makes chains of the buffers that somebody else has read from descriptors, one chain at a time.
+/// Makes chains of buffers whose descriptors another program has read (scatter-gather), one chain at a time.
 #[derive(Debug)]
 pub struct Gatherer {
     memory: Translator,
@@ -41,7 +41,7 @@ impl Gatherer {
     /// one that was popped from a ring of ours; that the chain is whole is for the caller to know.
     ///
     /// # Errors
-    /// [`RingError::NoStatus`]: there is no place for an answer.
+    /// [`RingError::NoStatus`]: there is no place for a status.
     pub fn gather(
         &mut self,
         head: u16,

@@ -13,7 +13,7 @@ use crate::virtio::memory::MemoryTable;
 /// Room for the segments of one chain, of which a slice at a time is executed.
 #[derive(Debug)]
 pub struct HeldSegments {
-    /// What they lie in, while there are any.
+    /// The memory that they lie in, while there are any.
     table: Option<Arc<MemoryTable>>,
     list: Vec<Segment>,
     /// Where in the list the slice is.

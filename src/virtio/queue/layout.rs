@@ -52,7 +52,7 @@ pub struct RingLayout {
     pub size: u32,
     /// Where it is.
     pub addresses: RingAddresses,
-    /// `SET_VRING_BASE`. It counts in a packed ring only, and only where the ring itself does not say more.
+    /// `SET_VRING_BASE`. It is used for a packed ring only, and only where the ring itself does not say where it goes on.
     pub base: u32,
     /// `VIRTIO_F_EVENT_IDX` is negotiated.
     pub event_idx: bool,

@@ -1,10 +1,9 @@
 //! What a ring writes to guest memory while a live migration copies it, marked in the dirty log.
 //!
-//! Bytes are stored, then marked, then shown to the driver by the used index; that word is stored last, and
-//! marked right after. Whoever clears a mark and copies the page afterwards either has the bytes or finds the
-//! page marked again. What a back-end that dies between the two has not marked is marked by the next one: it
-//! begins with the whole used ring. A packed ring's used descriptors are stored when they are shown, and marked
-//! right after.
+//! Bytes are stored, then marked, then published by the used index, which is stored last and marked right after. A front-end
+//! that clears a mark and copies the page afterwards either has the bytes or finds the page marked again. What a back-end
+//! that dies between store and mark has not marked is marked by the next one, which begins with the whole used ring. A
+//! packed ring's used descriptors are stored when they are published, and marked right after.
 
 use std::sync::Arc;
 
@@ -24,12 +23,12 @@ pub struct RingLog {
     used_start: Option<u64>,
     /// Where the chain that is executed may be written to: address and length in bytes.
     written: Vec<(u64, u64)>,
-    /// Addresses of status bytes that are stored later: those of requests that wait for a flush.
+    /// Addresses of the status bytes of held requests, which are stored later.
     held: Vec<u64>,
 }
 
 impl RingLog {
-    /// For a ring in `memory`, whose used ring begins at this guest-physical address, if it is to be logged.
+    /// For a ring in `memory`. `used_start` is the guest-physical address of its used ring, if that is to be logged.
     pub fn new(
         log: Arc<DirtyLog>,
         memory: Arc<MemoryTable>,
@@ -41,7 +40,7 @@ impl RingLog {
         Self { log, memory, used_start, written, held }
     }
 
-    /// Where the marks are made.
+    /// The log itself.
     pub const fn dirty_log(&self) -> &Arc<DirtyLog> {
         &self.log
     }

@@ -90,24 +90,24 @@ pub trait Virtqueue: Sized {
     /// it: [`pop`](Self::pop) will tell.
     fn has_available(&self) -> bool;
 
-    /// Whether more chains than so many are available, as far as that can be told without a walk.
+    /// Whether more chains than so many are available, as far as that can be told without reading them.
     fn has_more_than(&self, chains: u16) -> bool;
 
-    /// Notes a finished chain in the ring. The driver does not see it before [`publish`](Self::publish).
+    /// Stores a finished chain. The driver does not see it before [`publish`](Self::publish).
     fn complete(&mut self, completion: Completion);
 
-    /// Shows everything completed to the driver: with one store, or in a packed ring with one a chain, in order.
-    /// Returns whether it wants to be called.
+    /// Publishes everything completed to the driver: with one store of the used index, or in a packed ring with one store a
+    /// chain, in order. Returns whether the driver wants to be called.
     fn publish(&mut self) -> bool;
 
-    /// Asks the driver not to kick while the ring is looked at anyway.
+    /// Asks the driver not to kick while the ring is polled anyway.
     fn park_kicks(&mut self);
 
     /// Asks the driver to kick again. Returns whether chains arrived meanwhile, for which no kick will come.
     fn arm_kicks(&mut self) -> bool;
 
-    /// Marks what it has written to guest memory itself: what has been completed and not published, and the words
-    /// that are written over and over. To be called before and after each publish, and after arming.
+    /// Marks what the ring itself has written to guest memory: what has been completed and not published, and the indices and
+    /// flags that are written again and again. To be called before and after each publish, and after arming.
     fn log(&self, log: &RingLog);
 
     /// Marks all that it, or a back-end before it, may ever have written to guest memory itself.

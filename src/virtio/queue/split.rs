@@ -1,4 +1,4 @@
-//! The split virtqueue (VIRTIO 1.2 §2.7), walked over host pointers.
+//! The split virtqueue (VIRTIO 1.2 §2.7), read and written through host pointers.
 //!
 //! virtio-queue's `Queue` takes 134 ns for a request of three descriptors without its payload where this
 //! walker takes 11; it is the oracle of this one's property test.
@@ -61,7 +61,7 @@ impl Table {
         Some(Descriptor { address, len_bytes, flags, next })
     }
 
-    /// Where the mapped of a chain are that begins with a descriptor of this table, if it is contiguous.
+    /// Header, data and status of the chain that begins with a descriptor of this table, if it is contiguous.
     #[inline(always)]
     fn contiguous(&self, header: Descriptor) -> Option<ChainAddresses> {
         if !header.is(HEADER_BYTES, NEXT) {
@@ -93,7 +93,7 @@ pub struct SplitQueue {
     used: *mut u8,
     mask: u16,
     next_avail: u16,
-    /// The available index when it was last looked at.
+    /// The available index when it was last read.
     seen_avail: u16,
     next_used: u16,
     published: u16,
@@ -135,7 +135,7 @@ impl SplitQueue {
         RingError::AvailIndex(ahead, self.table.len)
     }
 
-    /// As [`known`](Self::known), after another look.
+    /// As [`known`](Self::known), with the index read again.
     #[inline]
     pub(super) fn waiting(&self) -> Result<u16, RingError> {
         let index = u16::from_le(self.available_word(2).load(Ordering::Acquire));
@@ -146,13 +146,13 @@ impl SplitQueue {
         Ok(ahead)
     }
 
-    /// How many chains are available, of `most`; looks only if so many are not known.
+    /// How many chains are available, of `most`; reads the index only if fewer are known.
     #[inline]
     fn available(&mut self, most: u16) -> Result<u16, RingError> {
         if self.known() < most {
             match self.waiting() {
                 Ok(ahead) => self.seen_avail = self.next_avail.wrapping_add(ahead),
-                // Those that were counted before come first.
+                // The chains that are known are served before the ring breaks.
                 Err(_) if self.known() > 0 => {}
                 Err(error) => return Err(error),
             }
@@ -180,7 +180,7 @@ impl SplitQueue {
         Some(())
     }
 
-    /// Where the mapped of the chain at `head` are, if it is contiguous. If not, [`read_chain`](Self::read_chain) begins anew with
+    /// Header, data and status of the chain at `head`, if it is contiguous. If not, [`read_chain`](Self::read_chain) begins anew with
     /// it: nothing that was read here is used then.
     #[inline(always)]
     fn contiguous(&self, fills_cache: bool, head: u16, memory: &mut Translator) -> Option<ChainAddresses> {
@@ -199,7 +199,7 @@ impl SplitQueue {
         table.contiguous(table.get(0)?)
     }
 
-    /// Walks the chain at `head` to its end, filling `segments` with the readable and then the writable ranges.
+    /// Reads the chain at `head` to its end, filling `segments` with the readable and then the writable ranges.
     fn read_chain(&mut self, head: u16, memory: &mut Translator) -> Result<ChainBuilder, RingError> {
         let mut builder = ChainBuilder::default();
         let (mut table, mut index) = (self.table, head);
@@ -241,7 +241,7 @@ fn indirect_table(address: u64, len: u32, memory: &mut Translator) -> Result<Tab
 }
 
 impl Virtqueue for SplitQueue {
-    /// Starts a ring where its used index stands: whatever a front-end thinks, that is what was done.
+    /// Starts a ring at its used index, which says what was done, whatever base the front-end has sent.
     fn start(layout: &RingLayout, memory: &MemoryTable) -> Result<Self, RingError> {
         let size = RingKind::Split.check_size(layout.size)?;
         let [table, available, used] = layout.areas();
@@ -293,7 +293,7 @@ impl Virtqueue for SplitQueue {
         }
         let head = self.head(0);
         let builder = self.read_chain(head, memory);
-        // What was read is not the driver's then: no request may be made of it.
+        // What was read may be zeroes in place of lost memory then: no request may be made of it.
         if memory.is_lost() {
             return Err(RingError::GuestMemoryLost);
         }
@@ -346,7 +346,8 @@ impl Virtqueue for SplitQueue {
         failpoint::reached(Point::RingStore);
         self.used_word(2).store(new.to_le(), Ordering::Release);
         self.published = new;
-        // The driver writes what it wants and then reads the used index: one of us sees the other.
+        // The driver stores its event index or flags, then loads the used index; we do the reverse. With a full barrier on
+        // both sides one of us sees the other's store.
         fence(Ordering::SeqCst);
         if self.event_idx {
             let event = self.available_word(4 + usize::from(self.table.len) * 2);
@@ -357,7 +358,7 @@ impl Virtqueue for SplitQueue {
 
     #[inline]
     fn park_kicks(&mut self) {
-        // With EVENT_IDX an old event index parks by itself: the driver is past it.
+        // With EVENT_IDX nothing is to be stored: the driver is past the old event index, and kicks only when it passes one.
         if !self.event_idx {
             self.used_word(0).store(NO_NOTIFY.to_le(), Ordering::Relaxed);
         }
@@ -371,7 +372,7 @@ impl Virtqueue for SplitQueue {
         } else {
             self.used_word(0).store(0, Ordering::Relaxed);
         }
-        // The driver makes chains available and then reads this: one of us sees the other.
+        // The driver stores the available index, then loads this; we do the reverse, with a full barrier on both sides.
         fence(Ordering::SeqCst);
         self.has_available()
     }

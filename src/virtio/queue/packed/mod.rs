@@ -126,7 +126,7 @@ impl PackedQueue {
         let (mut at, mut length) = (self.next_avail, 0_u16);
         let mut in_table = false;
         loop {
-            // What is taken and not published is not the driver's to offer again.
+            // Slots that are taken and not published cannot be available again: then the chain is a loop.
             if self.taken_slots.wrapping_add(length) >= self.slots.size() {
                 return Err(RingError::EndlessChain);
             }
@@ -167,7 +167,7 @@ impl PackedQueue {
             builder.set_flaw(Flaw::IndirectLength);
         }
         let (len, most) = (len as usize, usize::from(MAX_CHAIN));
-        // Of too many only the last one is looked at, where the status is.
+        // Of too many only the last one is read, where the status is.
         let first = if len > most { len - 1 } else { 0 };
         if len > most {
             builder.set_flaw(Flaw::TooMany);
@@ -190,7 +190,7 @@ impl PackedQueue {
         self.stride = length;
     }
 
-    /// Shows a chain to the driver: the marks of its other slots first.
+    /// Publishes a chain to the driver: the marks of its other slots first.
     #[inline]
     fn publish_chain(&self, head: Position, length: u16, chain: Finished) {
         let mut at = head;
@@ -270,7 +270,7 @@ impl Virtqueue for PackedQueue {
             return Ok(None);
         }
         let builder = self.read_chain(memory);
-        // What was read is not the driver's then: no request may be made of it.
+        // What was read may be zeroes in place of lost memory then: no request may be made of it.
         if memory.is_lost() {
             return Err(RingError::GuestMemoryLost);
         }
@@ -280,7 +280,7 @@ impl Virtqueue for PackedQueue {
         unsafe { builder.build(Head::new(id), &mut self.segments, memory) }.map(Some)
     }
 
-    /// Chains are taken to be as long as the last one was: only so their heads can be found without a walk.
+    /// Supposes that chains are as long as the last one was: else their heads could not be found without reading them.
     #[inline]
     fn peek(&mut self, ahead: u16, memory: &mut Translator) -> Option<Header> {
         let by = self.stride.checked_mul(ahead).filter(|by| *by < self.slots.size())?;
@@ -334,7 +334,8 @@ impl Virtqueue for PackedQueue {
         self.published = (start, slots);
         failpoint::reached(Point::RingStore);
         self.slots.record(self.next_used);
-        // The driver writes what it wants and then looks for used descriptors: one of us sees the other.
+        // The driver stores its event structure, then reads descriptors; we do the reverse. With a full barrier on both sides
+        // one of us sees the other's store.
         fence(Ordering::SeqCst);
         self.wants_call(slots)
     }
@@ -344,11 +345,11 @@ impl Virtqueue for PackedQueue {
         self.slots.device_word(2).store(DISABLE.to_le(), Ordering::Relaxed);
     }
 
-    /// Never for one descriptor only: the place of its offset is taken by the record.
+    /// Never for one descriptor only: the record has the place of its offset.
     #[inline]
     fn arm_kicks(&mut self) -> bool {
         self.slots.device_word(2).store(ENABLE.to_le(), Ordering::Relaxed);
-        // The driver makes chains available and then reads this: one of us sees the other.
+        // The driver stores descriptors, then loads this; we do the reverse, with a full barrier on both sides.
         fence(Ordering::SeqCst);
         self.has_available()
     }

@@ -1,4 +1,4 @@
-//! Where one is in a packed ring, and how that is written down.
+//! A position in a packed ring: as `GET_VRING_BASE` has it, and as the device area records it.
 
 use crate::virtio::queue::RingError;
 

@@ -1,21 +1,22 @@
 //! Where a packed ring that is started anew goes on.
 //!
-//! There is no used index in memory; a ring started anew finds its place all the same ([decision D2](crate#decisions)):
+//! A packed ring has no used index in memory. Where the back-end before us has stopped, even by a crash, is found from the
+//! descriptors and from a record ([decision D2](crate#decisions)):
 //!
 //! - A chain's used descriptor is one store of 8 bytes at its head, and chains are published in order. What is
 //!   published at any instant is a prefix of what was fetched.
-//! - Before that store the USED bits of the chain's other slots are set as well. Drivers pass them over, and they
-//!   write their own inverse of the wrap counter there, which is what the bit is then: so only the device ever
-//!   changes a USED bit, and the slots used in this pass are those whose bit equals the wrap counter.
-//! - After a batch, the place is recorded in the device area where an event offset could be, which a driver reads
-//!   only if the flags beside it say so: ours never do. A crash between the two leaves a record that is behind by
-//!   slots that all bear the mark.
-//!
-//! - All slots that it gives back bear our mark besides. What a device of another make has used since our record does
+//! - Before that store the USED bits of the chain's other slots are set as well, which drivers do not read. When a driver
+//!   makes a slot available it sets USED to the inverse of its wrap counter (VIRTIO 1.2 §2.8.1), which is what the bit is
+//!   by then. So only the device ever changes a USED bit, and the slots used in this pass are those whose bit equals the
+//!   wrap counter.
+//! - After a batch the position is recorded in the device area, in the place of the event offset: drivers read that only if
+//!   the flags beside it say so, and ours never do. A crash between the two leaves a record that is behind by slots that
+//!   all bear the mark.
+//! - All slots that we give back bear a mark of ours besides. Those that another back-end has used since our record do
 //!   not.
 //!
-//! So the place is the first slot without the mark, from the record on. The front-end's base counts in a ring
-//! that has no record of ours, or one that its slots contradict; a base that its slots contradict is refused.
+//! So the ring goes on at the first slot without the mark, from the record on. The front-end's base is used for a ring that
+//! has no record of ours, or one that its slots contradict; a base that its slots contradict is refused.
 
 use std::sync::atomic::Ordering;
 
@@ -38,8 +39,8 @@ fn is_used(slots: &Slots, at: Position) -> bool {
     (flags & USED != 0) == at.wrap && (flags & AVAIL != 0) == at.wrap && !is_blank
 }
 
-/// Marks what a device of another make has left unmarked in the pass before this place. Those slots are the
-/// driver's: what it offers meanwhile stays.
+/// Marks what another back-end has left unmarked in the pass before this position. Those slots are the driver's: what it
+/// makes available meanwhile stays.
 fn adopt(slots: &Slots, mut at: Position) {
     for _ in 0..slots.size() {
         let flags = slots.flags(at.slot);
@@ -54,7 +55,7 @@ fn adopt(slots: &Slots, mut at: Position) {
     }
 }
 
-/// Where the device that drove this ring last has stopped, whatever stopped it.
+/// The position where the back-end that drove this ring last has stopped, whatever stopped it.
 pub(super) fn find(slots: &Slots, base: u32) -> Result<Position, RingError> {
     let word = u16::from_le(slots.device_word(0).load(Ordering::Acquire));
     if let Some(mut at) = Position::from_record(word, slots.size()) {
@@ -70,7 +71,7 @@ pub(super) fn find(slots: &Slots, base: u32) -> Result<Position, RingError> {
     }
     let mut start = Position::from_base(base, slots.size())?;
     if base == 0 && u16::from_le(slots.flags(0).load(Ordering::Acquire)) & USED != 0 {
-        // That is not said of a ring that never ran, but of one whose first pass is over.
+        // The ring has run: base 0 then means slot 0 of its second pass, whose wrap counter is 0.
         start.wrap = false;
     }
     if is_used(slots, start) {

@@ -15,8 +15,8 @@ use crate::virtio::queue::layout::{RingKind, RingLayout, area};
 pub(super) const AVAIL: u16 = 1 << 7;
 pub(super) const USED: u16 = 1 << 15;
 
-/// Marks what we have used, by a flag that means nothing: drivers look at the two above in what they get back, and
-/// write all flags anew.
+/// Marks the slots that we have used, by a bit that the specification gives no meaning: of a used
+/// descriptor's flags drivers read the two above and WRITE, and they write all of them anew.
 pub(super) const OURS: u16 = 1 << 14;
 
 /// A descriptor, read once.
@@ -37,7 +37,7 @@ impl Descriptor {
     }
 }
 
-/// A packed ring's areas, mapped. They stay mapped while it lives: its owner sees to that.
+/// A packed ring's three areas. Its owner keeps their memory mapped as long as this lives.
 #[derive(Debug)]
 pub(super) struct Slots {
     ring: *mut u8,
@@ -96,7 +96,7 @@ impl Slots {
         unsafe { AtomicU64::from_ptr(at.cast()) }
     }
 
-    /// Reads a slot; what the driver wrote before its flags is seen with them.
+    /// Reads a slot: its flags first (acquire), then what the driver stored before them.
     #[inline]
     pub(super) fn read(&self, slot: u16) -> Descriptor {
         let second = u64::from_le(self.second_half(slot).load(Ordering::Acquire));
@@ -105,7 +105,7 @@ impl Slots {
         Descriptor::of([u64::from_le(first.load(Ordering::Relaxed)), second])
     }
 
-    /// Both words of the driver's area, of one moment.
+    /// Both words of the driver's area, in one load.
     #[inline]
     pub(super) fn driver_event(&self) -> [u16; 2] {
         // SAFETY: Q1: the driver's area, 4 bytes, aligned to 4. Q3: an atomic.
@@ -128,7 +128,7 @@ impl Slots {
         (flags & AVAIL != 0) == at.wrap && (flags & USED != 0) != at.wrap
     }
 
-    /// Writes down that everything before this was used.
+    /// Records in the device area that everything before this was used.
     #[inline]
     pub(super) fn record(&self, at: Position) {
         self.device_word(0).store(at.to_record(self.size).to_le(), Ordering::Release);

@@ -127,7 +127,7 @@ pub enum ConfigError {
     },
     /// Two disks on one socket.
     #[error(
-        "disk {second:?}: its socket {} is that of disk {first:?} already; a socket serves one disk, give \
+        "disk {second:?}: its socket {} is already that of disk {first:?}; a socket serves one disk, give \
          each its own with socket=",
         path.display()
     )]

@@ -108,7 +108,7 @@ fn answer_clients(listener: &Listener, mut collector: Collector, stop: &OwnedFd)
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => {
                 if let Some(suppressed) = log_limit.admit(Cause::Exhausted) {
-                    let what = "cannot let a reader of metrics in; check the limits (ulimit -n)";
+                    let what = "cannot accept a reader of metrics; check the limits (ulimit -n)";
                     tracing::error!(%error, suppressed, "{what}");
                 }
                 std::thread::sleep(EXHAUSTED_PAUSE);

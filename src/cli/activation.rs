@@ -20,7 +20,7 @@ const FIRST: RawFd = 3;
 /// A descriptor that was passed and cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ActivationError {
-    #[error("LISTEN_FDS={0:?}: not a number of descriptors; it is the service manager's to set")]
+    #[error("LISTEN_FDS={0:?}: not a number of descriptors; the service manager has to set it")]
     Count(String),
     #[error("descriptor {fd} of LISTEN_FDS cannot be used ({source}); pass Unix stream sockets")]
     Descriptor { fd: RawFd, source: InheritedError },

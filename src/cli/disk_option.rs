@@ -30,9 +30,7 @@ pub(super) enum DiskOptionError {
     Missing { option: String, key: Key },
     #[error("--disk {option}: {} has no value; write {}={}", key.name(), key.name(), key.value())]
     NoValue { option: String, key: Key },
-    #[error(
-        "--disk {option}: there is nothing between two commas or at an end; a comma in a value is \",,\""
-    )]
+    #[error("--disk {option}: an item is empty; a comma inside a value is written \",,\"")]
     Empty { option: String },
     #[error("--disk {option}: cpus and numa=auto both say where its workers run; leave one of them out")]
     TwoPlaces { option: String },

@@ -43,7 +43,7 @@ fn check(disks: u64, most: u64) -> Result<(), TooFewFiles> {
             disks,
             most,
             wanted,
-            "not every disk can have a front-end at the same time: raise the limit of open files (ulimit -Hn, \
+            "not all disks can have a front-end at the same time: raise the limit of open files (ulimit -Hn, \
              LimitNOFILE= of the service)"
         );
     }

@@ -73,7 +73,10 @@ impl LogArgs {
     /// Sends the process's events to standard error, and what a thread says that panics.
     pub(super) fn init(&self) -> Log {
         let tell = |lines| {
-            tracing::warn!(lines, "lines of this log were dropped here: nobody has read it for a while")
+            tracing::warn!(
+                lines,
+                "lines of this log were dropped here, because nobody has read it for a while"
+            )
         };
         let queue = LogQueue::start(std::io::stderr(), tell);
         self.subscribe(queue.clone());
@@ -103,7 +106,7 @@ fn log_panic(panic: &PanicHookInfo<'_>, queue: &LogQueue) {
     let trace = Backtrace::capture();
     let trace =
         if trace.status() == BacktraceStatus::Captured { format!("\n{trace}") } else { String::new() };
-    let text = format!("thread {name:?} {panic}; this is a bug of the program{trace}");
+    let text = format!("thread {name:?} {panic}; this is a bug in the program{trace}");
     if tracing::enabled!(tracing::Level::ERROR) {
         tracing::error!("{text}");
     } else {

@@ -61,7 +61,7 @@ impl CaughtSignals {
         let thread = thread::spawn("signals", move || {
             for signal in self.signals.forever() {
                 if signal == SIGHUP {
-                    tracing::info!("looking at the sizes of the disks on SIGHUP");
+                    tracing::info!("reading the sizes of the disks again (SIGHUP)");
                     rescan.iter().for_each(Rescan::request);
                     continue;
                 }

@@ -67,7 +67,7 @@ pub(super) fn failed(operation: &'static str, offset: u64, len: u64) -> impl Fn(
 pub enum GrowError {
     /// There is less of the backing than is served.
     #[error(
-        "the backing has {backing_bytes} bytes only while {served_bytes} are served, and a disk does not shrink \
+        "the backing has only {backing_bytes} bytes, but {served_bytes} are served, and a disk does not shrink \
          while it is served; make it as long again"
     )]
     Shrunk {
@@ -94,8 +94,8 @@ pub enum GrowError {
     },
     /// A file of an overlay that is only read.
     #[error(
-        "the file is read on overlayfs, where what is open may not be what is longer now (it is copied up for whoever \
-         writes it); start anew to serve all of it"
+        "the file is read through overlayfs, and the file that is open may not be the one that is longer now (overlayfs \
+         copies it for whoever writes it); restart the daemon to serve all of it"
     )]
     Overlay,
     /// A step that the kernel refused.

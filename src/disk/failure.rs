@@ -30,14 +30,14 @@ pub(in crate::disk) enum IoFailure {
     )]
     Limited { file: PathBuf, offset: u64 },
     #[error(
-        "{}: its device is gone (it was reconfigured, or its driver was taken from it); repair that, and start the daemon \
+        "{}: its device is gone (it was reconfigured, or has lost its driver); repair that, and start the daemon \
          again", file.display()
     )]
     Gone { file: PathBuf },
     #[error("{}: the media failed at byte {offset}", file.display())]
     Media { file: PathBuf, offset: u64 },
     #[error(
-        "{}: the file server{} failed{} ({cause}); see that it runs, can be reached and has the file, mount it anew if \
+        "{}: the file server{} failed{} ({cause}); check that it runs, can be reached and has the file, mount it again if \
          need be, and start the daemon again", file.display(), named(*file_system), at(*offset)
     )]
     Server { file: PathBuf, file_system: Option<FileSystem>, offset: Option<u64>, cause: String },
@@ -206,9 +206,9 @@ mod tests {
             (libc::ENXIO, ["its device is gone", "start the daemon again"]),
             (libc::EPERM, ["refuses changes at byte 512 (Operation not permitted", "use readonly=on"]),
             (libc::EROFS, ["refuses changes at byte 512 (Read-only file system", "use readonly=on"]),
-            (libc::ENOTCONN, ["the file server", "see that it runs"]),
-            (libc::ESTALE, ["(Stale file handle (os error 116))", "mount it anew"]),
-            (libc::EHOSTDOWN, ["(Host is down (os error 112))", "see that it runs"]),
+            (libc::ENOTCONN, ["the file server", "check that it runs"]),
+            (libc::ESTALE, ["(Stale file handle (os error 116))", "mount it again"]),
+            (libc::EHOSTDOWN, ["(Host is down (os error 112))", "check that it runs"]),
             (libc::EIO, ["its device, or the way to it, failed at byte 512", "see the kernel's log"]),
             (libc::ENODATA, ["its device, or the way to it, failed at byte 512", "see the kernel's log"]),
         ];

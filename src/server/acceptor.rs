@@ -252,11 +252,7 @@ impl<D: Disk> Acceptor<D> {
         let Some(DiskListener { context, .. }) = self.listeners.get(number) else { return };
         if let Some(suppressed) = context.log_limit.admit(Cause::MadeRoom) {
             let disk = &context.device.identity().name;
-            tracing::warn!(
-                disk,
-                suppressed,
-                "a connection that has said nothing is closed: its place is needed"
-            );
+            tracing::warn!(disk, suppressed, "a connection that has sent nothing is closed to make room");
         }
     }
 
@@ -349,7 +345,7 @@ impl<D: Disk> Acceptor<D> {
         let Some(DiskListener { context, .. }) = self.listeners.get(number) else { return };
         if let Some(suppressed) = context.log_limit.admit(Cause::Exhausted) {
             let disk = &context.device.identity().name;
-            tracing::error!(disk, %error, suppressed, "cannot let a front-end in; check the limits (ulimit -n, -u)");
+            tracing::error!(disk, %error, suppressed, "cannot accept a front-end; check the limits (ulimit -n, -u)");
         }
         std::thread::sleep(EXHAUSTED_PAUSE);
     }
@@ -396,7 +392,7 @@ fn farewell<D: Disk>(session: SessionId, context: &SessionContext<D>, hangup: &H
         }
         hangup => {
             if let Some(suppressed) = limit.admit(Cause::HungUp) {
-                tracing::warn!(disk, session, reason = %hangup, suppressed, "hung up on the front-end");
+                tracing::warn!(disk, session, reason = %hangup, suppressed, "closed the connection of the front-end");
             }
         }
     }

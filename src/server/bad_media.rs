@@ -44,7 +44,7 @@ impl MediaWatcher {
         let stop = is_stopping.clone();
         let thread = thread::spawn("media", move || {
             if let Err(error) = watch(&devices, &epoll, &stop) {
-                tracing::warn!(%error, "bad media is not noticed before requests meet it");
+                tracing::warn!(%error, "bad media is only noticed when a request fails");
             }
         })?;
         Ok(Some(Self { wake, is_stopping, thread: Some(thread) }))

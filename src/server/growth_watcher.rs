@@ -142,7 +142,7 @@ impl Files {
     pub(super) fn of<'a>(disks: impl Iterator<Item = (&'a str, BorrowedFd<'a>)>) -> Option<Self> {
         let files = Self::watch(disks).inspect_err(|error| {
             let cause = cause(error);
-            tracing::warn!(%error, cause, "growth of files is noticed on SIGHUP only");
+            tracing::warn!(%error, cause, "growth of files is only noticed on SIGHUP");
         });
         files.ok()
     }
@@ -155,7 +155,7 @@ impl Files {
             let name = add_watch(&inotify, path, WatchFlags::CLOSE_WRITE);
             name.inspect_err(|error| {
                 let cause = cause(&(*error).into());
-                tracing::warn!(disk, %error, cause, "its growth is noticed on SIGHUP only");
+                tracing::warn!(disk, %error, cause, "its growth is only noticed on SIGHUP");
             })
             .ok()
         });

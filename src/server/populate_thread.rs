@@ -90,7 +90,7 @@ fn report(device: &Device<Backing>, populated: Populated) {
             disk,
             full_bytes,
             suppressed,
-            "parts of the disk have no space of their own, and their file system has none: writes there fail; free some"
+            "the file system has no space for parts of the disk: writes there fail; free some"
         );
     }
     if failed_bytes > full_bytes {

@@ -111,7 +111,7 @@ fn write(file: &BackingFile, known: Option<KnownConfig>) {
     let text = text(known);
     let set = |name: &&str| fsetxattr(file, *name, text.as_bytes(), XattrFlags::empty()).is_ok();
     if !NAMES.iter().any(set) {
-        tracing::debug!(?file, "what the front-end knows cannot be kept as an attribute");
+        tracing::debug!(?file, "the configuration that the front-end knows cannot be stored as an attribute");
     }
 }
 

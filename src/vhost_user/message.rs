@@ -43,7 +43,7 @@ pub(super) struct Message {
 pub(super) enum ReceiveError {
     #[error("the stream ended")]
     End,
-    #[error("a message was begun, and not finished within {} s", MESSAGE_TIMEOUT.as_secs())]
+    #[error("a message was begun and not completed within {} s", MESSAGE_TIMEOUT.as_secs())]
     Unfinished,
     #[error("not a vhost-user request (flags {0:#x}, payload of {1} bytes)")]
     NotARequest(u32, u32),

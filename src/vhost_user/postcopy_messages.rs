@@ -74,7 +74,7 @@ fn begin_to_listen<D: Disk>(session: &Session<D>) -> Result<(), SessionError> {
     postcopy.listen(session.id(), session.connection.clone(), &context.pool, permit, charge)?;
     if let Some(suppressed) = context.log_limit.admit(Cause::PostcopyBegins) {
         let (disk, session) = (session.disk(), session.id());
-        tracing::info!(disk, session, suppressed, "the guest comes before its memory (postcopy)");
+        tracing::info!(disk, session, suppressed, "the guest runs before its memory has arrived (postcopy)");
     }
     Ok(())
 }
@@ -104,7 +104,7 @@ fn finish<D: Disk>(session: &Session<D>) -> Result<(), SessionError> {
     }
     if let Some(suppressed) = session.context.log_limit.admit(Cause::PostcopyEnds) {
         let (disk, session) = (session.disk(), session.id());
-        tracing::info!(disk, session, suppressed, "all of the guest's memory has come (postcopy)");
+        tracing::info!(disk, session, suppressed, "all of the guest's memory has arrived (postcopy)");
     }
     Ok(())
 }

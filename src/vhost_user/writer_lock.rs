@@ -136,7 +136,9 @@ impl WriterLock {
 /// What only a mistake of ours can bring about: a test fails with it, a daemon goes on with one writer.
 #[cold]
 fn never(what: &str) {
-    tracing::error!("{what}: refused, since two guests would write to one disk; this is a bug of the daemon");
+    tracing::error!(
+        "{what}: refused, because two guests would write to one disk; this is a bug in the daemon"
+    );
     debug_assert!(false, "{what}");
 }
 

@@ -151,7 +151,7 @@ fn open() -> Option<Context> {
         TOLD.call_once(|| {
             tracing::warn!(
                 %error,
-                "no asynchronous I/O to call drivers by: a front-end that fills a counter of its own at the wrong moment can \
+                "no asynchronous I/O to call drivers with: a front-end that fills its own counter at the wrong moment can \
                  hold up the disks of its worker; raise fs.aio-max-nr, or allow io_setup and io_submit"
             );
         });

@@ -479,8 +479,8 @@ fn warn_of_small_ring<D: Disk>(device: &Device<D>, key: &RingKey, layout: &RingL
             ring,
             size,
             suppressed,
-            "a ring is smaller than the requests that its driver is told of, which uses no indirect descriptors; if \
-             it stalls, use seg-max={seg_max}"
+            "a ring is smaller than the requests that are announced, and its driver uses no indirect descriptors; if it \
+             stalls, use seg-max={seg_max}"
         );
     }
 }

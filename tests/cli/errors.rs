@@ -56,7 +56,7 @@ fn disks_must_differ_in_name_and_socket() {
     assert_error(
         &two("path=a,socket=/s", "path=b,socket=/s"),
         2,
-        &["disk \"b\": its socket /s is that of disk \"a\" already", "give each its own with socket="],
+        &["disk \"b\": its socket /s is already that of disk \"a\"", "give each its own with socket="],
     );
 }
 

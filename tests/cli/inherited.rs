@@ -154,7 +154,7 @@ fn blocks_and_size_are_those_of_the_file_or_device() {
         assert_eq!(u32::from_le_bytes(config[20..24].try_into().unwrap()), block_bytes, "{}", path.display());
         assert_eq!(backend.terminate().code(), Some(0));
         let log = std::io::read_to_string(backend.0.stderr.take().unwrap()).unwrap();
-        let says = log.contains("the last bytes are no whole block of 512 and are not served");
+        let says = log.contains("the last bytes are less than a block of 512 and are not served");
         assert_eq!(says, block_bytes == 512, "{log}");
     }
 }

@@ -108,7 +108,7 @@ fn a_log_that_nobody_reads_holds_nobody_up() {
     // Where they are missing, the log says how many.
     let told = std::thread::spawn(move || {
         let lines = BufReader::new(reader).lines().map(Result::unwrap);
-        let told = lines.filter_map(|line| Some(line.split_once("were dropped here: ")?.1.to_owned()));
+        let told = lines.filter_map(|line| Some(line.split_once("were dropped here")?.1.to_owned()));
         told.filter_map(|rest| rest.rsplit_once("lines=")?.1.parse::<f64>().ok()).collect::<Vec<_>>()
     });
     daemon.signal(Signal::HUP);

@@ -108,7 +108,7 @@ fn a_disk_grows_where_only_the_plain_kind_of_allocation_is_known() {
 #[test]
 fn files_that_btrfs_copies_on_write_are_warned_of() {
     const WARNING: &str =
-        "btrfs writes this file to new places each time: writes fail when the file system is full";
+        "btrfs writes this file to a new place each time: writes fail when the file system is full";
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let Some(made) = Made::new(folder.path(), "btrfs", &["--mixed"], 128 * MIB) else { return };
     std::fs::write(made.folder().join("old.img"), vec![7; 1 << 20]).unwrap();

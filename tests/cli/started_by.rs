@@ -94,7 +94,7 @@ fn used_up_inotify_is_called_by_its_name() {
         let setup =
             Setup::new(Place::Tmpfs).disk("size=1M").through(&["unshare", "-Ur", "sh", "-c", &script, "sh"]);
         let daemon = setup.start();
-        daemon.wait_for_log("is noticed on SIGHUP only");
+        daemon.wait_for_log("is only noticed on SIGHUP");
         let log = daemon.log();
         assert!(log.contains(name), "{log}");
         daemon.stop();

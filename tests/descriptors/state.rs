@@ -62,7 +62,7 @@ fn what_blocks_is_given_up_and_the_session_goes_on() {
         assert!(!check(&session), "{what}");
         session.config(0, 8).unwrap();
     }
-    daemon.wait_for_log("the device's state: it has no end within");
+    daemon.wait_for_log("the device's state: it did not end within");
     load.stop();
     daemon.stop();
 }

@@ -111,7 +111,7 @@ fn a_longer_file_is_served_in_part_and_a_shorter_one_refused() {
         assert!(matches!(error, OpenError::TooSmall { size_bytes: 1_049_088, file_bytes: 1_048_576, .. }));
         assert_eq!(
             message(&path, &error),
-            "cannot serve 1049088 bytes of it (the file has 1048576 bytes only); \
+            "cannot serve 1049088 bytes of it (the file has only 1048576 bytes); \
              lower size=, or make the file longer first"
         );
         assert_eq!(fs::metadata(&path).unwrap().len(), MIB);

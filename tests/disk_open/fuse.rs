@@ -111,7 +111,7 @@ fn a_server_that_has_ended_is_called_that() {
                     "{what}: {words}"
                 );
                 assert!(words.contains("(Transport endpoint is not connected (os error 107))"), "{words}");
-                assert!(words.contains(place) && words.contains("see that it runs"), "{what}: {words}");
+                assert!(words.contains(place) && words.contains("check that it runs"), "{what}: {words}");
             };
             refused("a read", read(&opened, 4 * MIB, &mut bytes), "at byte 4194304");
             refused("a write", write(&opened, 4 * MIB, &mut bytes), "at byte 4194304");

@@ -11,7 +11,7 @@ fn a_file_is_served_for_writing_once() {
         assert!(matches!(error, OpenError::Locked { .. }), "{error}");
         assert_eq!(
             message(&path, &error),
-            "cannot lock it (another disk of this process uses it already); stop that one, serve it with \
+            "cannot lock it (another disk of this process already uses it); stop that one, serve it with \
              readonly=on on both sides, or use lock=wait on the destination of a migration"
         );
         assert!(path.exists());

@@ -168,7 +168,7 @@ fn another_disk_is_refused_and_the_log_says_why() {
     let state = save(&Session::connect(&source.socket(0)));
     assert_eq!(state.len(), 64);
     for (options, reason) in [
-        ("size=16M,serial=another", r#"serial: it is of disk "the-disk", this is "another""#),
+        ("size=16M,serial=another", r#"serial: it belongs to disk "the-disk", this is "another""#),
         ("size=15M,serial=the-disk", "size: the disk had 16777216 bytes, this one has 15728640"),
         (
             "size=16M,serial=the-disk,block-size=4096",
@@ -221,7 +221,7 @@ fn what_is_no_state_is_refused() {
     for (what, bytes, reason) in [
         ("cut off", state[..63].to_vec(), "it has 63 bytes"),
         ("a byte too long", [&state[..], &[0]].concat(), "it has 65 bytes"),
-        ("endless", vec![0; 1 << 16], "bytes, a device's state has 64"),
+        ("endless", vec![0; 1 << 16], "bytes instead of 64"),
         ("another program's", changed(0), "it is not the state of a disk"),
         ("a later version", changed(8), "its version is 3"),
     ] {
@@ -268,7 +268,7 @@ fn the_other_end_of_the_pipe_may_do_what_it_likes() {
     let (reader, never_closed) = std::io::pipe().unwrap();
     begin(&session, VhostTransferStateDirection::LOAD, reader.into()).unwrap();
     assert_refused("no end", check(&session));
-    daemon.wait_for_log("it has no end within");
+    daemon.wait_for_log("it did not end within");
     let (reader, never_closed_either) = std::io::pipe().unwrap();
     begin(&session, VhostTransferStateDirection::LOAD, reader.into()).unwrap();
     drop(session);

@@ -99,7 +99,7 @@ fn front_ends_of_one_daemon_never_run_at_once() {
     let sockets = [(); 4].map(|()| daemon.socket(0));
     contend(&sockets);
     daemon.assert_alive();
-    assert!(!daemon.log().contains("bug of the daemon"));
+    assert!(!daemon.log().contains("bug in the daemon"));
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn front_ends_of_two_daemons_never_run_at_once() {
     contend(&sockets);
     for daemon in &mut daemons {
         daemon.assert_alive();
-        assert!(!daemon.log().contains("bug of the daemon"));
+        assert!(!daemon.log().contains("bug in the daemon"));
     }
 }
 

@@ -106,7 +106,7 @@ fn one_front_end_at_a_time_comes_before_its_memory() {
     let first = Moved::new(&daemon, 0);
     let other = Moved::advised(&daemon, 0);
     assert_eq!(other.session.wire.tell(POSTCOPY_LISTEN, &[], &[]), Verdict::Nack);
-    daemon.wait_for_log("another front-end of the disk is in one");
+    daemon.wait_for_log("another front-end of the disk is migrating");
     drop(first);
     wait_for("its turn", || {
         (other.session.wire.tell(POSTCOPY_LISTEN, &[], &[]) == Verdict::Ack).then_some(())

@@ -207,7 +207,9 @@ fn a_file_that_its_overlay_copies_up_is_served_as_it_was() {
     let mut ring = session.ring(0, 64);
     set_len(&daemon.image(0), 16 * MIB);
     daemon.signal(libc::SIGHUP);
-    daemon.wait_for_log("the file is read on overlayfs, where what is open may not be what is longer now");
+    daemon.wait_for_log(
+        "the file is read through overlayfs, and the file that is open may not be the one that is longer now",
+    );
     assert_eq!(capacity_bytes(&session), 8 * MIB);
     let last = ring.run(&Request::read(8 * MIB / 512 - 8, 4096));
     assert!(last.status == OK && last.data == content[(8 << 20) - 4096..]);

@@ -176,7 +176,7 @@ fn a_packed_ring_that_another_back_end_drove_goes_on_at_the_base() {
         }
         if stale != 0 {
             assert_refused("a stale base", session.start(&ring, stale));
-            daemon.wait_for_log("the ring was used beyond slot");
+            daemon.wait_for_log("another back-end has used the ring beyond");
             session.stop(&ring);
         }
         session.start(&ring, ring.used_base()).unwrap();

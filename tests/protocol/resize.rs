@@ -174,7 +174,7 @@ fn a_file_that_becomes_shorter_does_not_shrink_its_disk() {
         let mut ring = session.ring(0, 64);
         set_len(&daemon.image(0), SIZES[0] - 512);
         daemon.wait_for_log(&format!(
-            "disk \"disk0\": the backing has {} bytes only while {} are served, and a disk does not shrink",
+            "disk \"disk0\": the backing has only {} bytes, but {} are served, and a disk does not shrink",
             SIZES[0] - 512,
             SIZES[0]
         ));

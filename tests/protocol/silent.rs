@@ -35,7 +35,7 @@ fn who_says_nothing_makes_room_for_who_comes() {
         assert!(silent[0].receive().is_none(), "the oldest ones are hung up on ({length} bytes)");
         let second = Session::connect(&daemon.socket(0));
         assert_eq!(second.config(0, 60).unwrap().len(), 60);
-        daemon.wait_for_log("its place is needed");
+        daemon.wait_for_log("is closed to make room");
         drop((silent, more));
         daemon.stop();
     }
@@ -82,7 +82,7 @@ fn a_message_that_never_ends_is_given_up() {
         }
         std::thread::sleep(Duration::from_millis(500));
     }
-    daemon.wait_for_log("a message was begun, and not finished within 10 s");
+    daemon.wait_for_log("a message was begun and not completed within 10 s");
     assert!(start.elapsed() >= LIMIT, "it had {:?} only", start.elapsed());
     // Silence between messages may take as long as it likes.
     assert_works(&mut Session::connect(&daemon.socket(0)).ring(0, 64), 0);

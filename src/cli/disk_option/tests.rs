@@ -124,7 +124,7 @@ fn errors_say_what_and_what_to_do() {
         (",serial=grün", "printable ASCII characters only"),
         (",lock=yes", "lock=yes: `yes` is not a lock mode; use on, wait or off"),
         (",require-durable=yes", "require-durable=yes: write page, cacheline, byte or off"),
-        (",discard=no", "discard=no: `no` is none of its values; use auto, ignore, unmap"),
+        (",discard=no", "discard=no: `no` is not one of its values; use auto, ignore, unmap"),
         (",cpus=all", "cpus=all: write CPU numbers below 1024 and ranges of them"),
         (",numa=1", "numa=1: write auto or off"),
         (",cpus=1,numa=auto", "cpus and numa=auto both say where its workers run; leave one of them out"),
@@ -140,7 +140,7 @@ fn errors_say_what_and_what_to_do() {
         (",socket-group=no-such-one", "this machine has no such group"),
         (",allow-uid=0,,no-such-one", "this machine has no such user"),
         (",path=b", "path is given twice; leave one of them out"),
-        (",", "nothing between two commas or at an end"),
+        (",", "an item is empty"),
     ] {
         let text = error(&format!("path=a,socket=s{rest}"));
         assert!(text.starts_with(&format!("--disk path=a,socket=s{rest}: ")), "{text}");

@@ -122,7 +122,7 @@ impl<D: Disk> Flusher<D> {
             Ok(handle) => *thread = Some(handle),
             Err(error) => {
                 if let Some(suppressed) = self.log_limit.admit(Cause::Flush) {
-                    tracing::warn!(%error, suppressed, "no thread for a flush: the worker waits for it itself");
+                    tracing::warn!(%error, suppressed, "no thread for a flush: the worker waits for it");
                 }
                 self.shared.sync();
             }

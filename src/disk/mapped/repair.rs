@@ -144,7 +144,7 @@ impl BadMedia {
             self.blocks.remove(&(page.start..page.start + page_bytes));
             if let Some(suppressed) = self.log_limit.admit(Cause::Repaired) {
                 let (offset, len) = (page.start, page_bytes);
-                tracing::warn!(offset, len, suppressed, "bad media: the range was written anew");
+                tracing::warn!(offset, len, suppressed, "bad media: the range was rewritten");
             }
         }
         persist_layout()
@@ -179,7 +179,7 @@ impl BadMedia {
             tracing::error!(
                 ?pages,
                 suppressed,
-                "bad media: end this disk, then run `ndctl clear-errors {namespace}`"
+                "bad media: stop serving this disk, then run `ndctl clear-errors {namespace}`"
             );
         }
         let first = pages.first().cloned().unwrap_or_default();

@@ -142,7 +142,7 @@ pub(super) fn serve_whole_blocks(
         tracing::warn!(
             size_bytes,
             whole_bytes,
-            "{backing}: the last bytes are no whole block of {block_bytes} and are not served"
+            "{backing}: the last bytes are less than a block of {block_bytes} and are not served"
         );
     }
     Ok(whole_bytes)

@@ -55,7 +55,7 @@ pub enum OpenError {
     },
     /// The file is smaller than what was asked for.
     #[error(
-        "{backing}: cannot serve {size_bytes} bytes of it (the file has {file_bytes} bytes only); \
+        "{backing}: cannot serve {size_bytes} bytes of it (the file has only {file_bytes} bytes); \
          lower size=, or make the file longer first"
     )]
     TooSmall {
@@ -85,7 +85,7 @@ pub enum OpenError {
     },
     /// Somebody serves this file already, and one of both means to write.
     #[error(
-        "{backing}: cannot lock it ({holder} uses it already); stop that one, serve it with readonly=on on both \
+        "{backing}: cannot lock it ({holder} already uses it); stop that one, serve it with readonly=on on both \
          sides, or use lock=wait on the destination of a migration"
     )]
     Locked {
@@ -277,8 +277,8 @@ mod tests {
             let holder = Holder { pid, command: command.map(str::to_owned) };
             OpenError::Locked { backing: BackingPath::of_path(Path::new("/a")), holder }.to_string()
         };
-        assert!(locked(Some(1), None).starts_with("/a: cannot lock it (process 1 uses it already); stop"));
-        assert!(locked(Some(1), Some("qemu-img")).contains("(process 1 (qemu-img) uses"));
+        assert!(locked(Some(1), None).starts_with("/a: cannot lock it (process 1 already uses it); stop"));
+        assert!(locked(Some(1), Some("qemu-img")).contains("(process 1 (qemu-img) already uses"));
         assert!(locked(None, None).contains("(another process uses"));
         assert!(locked(Some(std::process::id()), None).contains("(another disk of this process uses"));
     }

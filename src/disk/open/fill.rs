@@ -125,8 +125,8 @@ impl FileSpace<'_> {
             disk = self.options.name,
             path = %self.backing.path().display(),
             error = error.map(tracing::field::display),
-            "btrfs writes this file to new places each time: writes fail when the file system is full, whatever space the \
-             file has; a file that is created with size=, or empty with chattr +C, does not need that"
+            "btrfs writes this file to a new place each time: writes fail when the file system is full, however much \
+             space the file has; a file that is created with size=, or empty with chattr +C, does not need that"
         );
     }
 

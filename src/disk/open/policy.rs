@@ -91,7 +91,7 @@ impl DeepFlush {
                 Ok(file) => files.push(file),
                 Err(error) if self == Self::Auto => {
                     let region = &region.name;
-                    tracing::warn!(region, %error, "cannot open deep_flush: a flush is a fence only");
+                    tracing::warn!(region, %error, "cannot open deep_flush: a flush is only a fence");
                 }
                 Err(error) => return Err(error),
             }
@@ -143,7 +143,7 @@ impl FromStr for Durability {
 
 /// A word that is none of those to choose from.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{word}` is none of its values; use {choices}")]
+#[error("`{word}` is not one of its values; use {choices}")]
 pub struct UnknownWord {
     word: String,
     choices: String,
@@ -181,9 +181,9 @@ mod tests {
             assert_eq!(class.word().parse(), Ok(class));
         }
         let error = "volatile".parse::<Durability>().unwrap_err();
-        assert_eq!(error.to_string(), "`volatile` is none of its values; use page, cacheline, byte");
+        assert_eq!(error.to_string(), "`volatile` is not one of its values; use page, cacheline, byte");
         let error = "on".parse::<DeepFlush>().unwrap_err();
-        assert_eq!(error.to_string(), "`on` is none of its values; use auto, never, always");
+        assert_eq!(error.to_string(), "`on` is not one of its values; use auto, never, always");
     }
 
     #[test]

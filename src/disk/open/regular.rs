@@ -181,7 +181,7 @@ impl<'a> RegularFile<'a> {
                     disk = self.options.name,
                     path = %self.backing.path().display(),
                     error = %source,
-                    "its directory cannot be synced: the new file's name may not outlive a power cut that comes soon"
+                    "its directory cannot be synced: the new file's name may not survive a power cut soon"
                 );
                 Ok(())
             }

@@ -141,6 +141,6 @@ mod tests {
             assert_eq!(pinned.target(backing, &served).unwrap(), None, "a chosen size stays");
         }
         let shrunk = policy.target(8191, &served).unwrap_err().to_string();
-        assert!(shrunk.contains("8191 bytes only while 8192 are served"), "{shrunk}");
+        assert!(shrunk.contains("only 8191 bytes, but 8192 are served"), "{shrunk}");
     }
 }

@@ -38,7 +38,7 @@ pub(super) struct DeviceState {
 /// Why a state is refused: what was saved, what is here, what can be done.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum StateError {
-    #[error("it has {0} bytes, a device's state has {STATE_BYTES}: another program's, or cut off")]
+    #[error("it has {0} bytes instead of {STATE_BYTES}: it belongs to another program, or is incomplete")]
     Length(usize),
     #[error("it is not the state of a disk of vhost-user-pmem")]
     Magic,
@@ -46,7 +46,9 @@ pub(super) enum StateError {
         "its version is {0}, this program knows {VERSION}: use the release that saved it, or a later one"
     )]
     Version(u32),
-    #[error("serial: it is of disk {saved:?}, this is {here:?}: serve that disk, or give it that serial=")]
+    #[error(
+        "serial: it belongs to disk {saved:?}, this is {here:?}: serve that disk, or give it that serial="
+    )]
     Serial { saved: String, here: String },
     #[error("size: the disk had {saved} bytes, this one has {here}: serve the same disk, not a smaller one")]
     Capacity { saved: u64, here: u64 },

@@ -21,10 +21,10 @@ pub(in crate::vhost_user) enum TransferError {
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error(
-        "it has no end within {STATE_TIMEOUT:?}: the front-end has not closed its side, or what it sent for it blocks"
+        "it did not end within {STATE_TIMEOUT:?}: the front-end has not closed its side, or the descriptor that it sent blocks"
     )]
     Endless,
-    #[error("it was given up")]
+    #[error("it was abandoned")]
     Cancelled,
 }
 

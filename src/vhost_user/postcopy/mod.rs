@@ -44,9 +44,9 @@ pub(super) enum PostcopyError {
     NotNegotiated,
     #[error("there was no POSTCOPY_ADVISE before it")]
     NotAdvised,
-    #[error("it is under way already")]
+    #[error("it is already in progress")]
     IsListening,
-    #[error("another front-end of the disk is in one")]
+    #[error("another front-end of the disk is migrating")]
     NotItsTurn,
     #[error("there is guest memory already, which may have been used")]
     HasMemory,
@@ -54,7 +54,7 @@ pub(super) enum PostcopyError {
     Malformed,
     #[error("no userfaultfd: {0}")]
     Userfault(io::Error),
-    #[error("no thread: {0}")]
+    #[error("cannot start a thread: {0}")]
     Spawn(io::Error),
 }
 

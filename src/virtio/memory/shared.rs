@@ -21,7 +21,7 @@ const MAPPINGS: usize = 2;
 #[derive(Debug, thiserror::Error)]
 pub enum SharedError {
     /// Its end does not fit 64 bits, or it has no bytes.
-    #[error("{0:#x} bytes from {1:#x} on are no part of a file")]
+    #[error("{0:#x} bytes at {1:#x} are not part of a file")]
     Overflow(u64, u64),
     /// Mapping needs whole pages.
     #[error("its file offset {0:#x} is not a multiple of {1:#x}, the size of its pages{huge}", huge = huge(*.1))]

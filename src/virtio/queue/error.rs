@@ -18,7 +18,7 @@ pub enum RingError {
     Base(u16, u16),
     /// A packed ring that another back-end has driven, and did not stop as it should.
     #[error(
-        "the ring was used beyond slot {0}, its base, by another back-end that did not say how far it came; \
+        "another back-end has used the ring beyond its base, slot {0}, and did not say how far; \
          restart the guest"
     )]
     StaleBase(u16),

@@ -42,7 +42,7 @@ pub fn moves(order: &Order<'_>) -> Vec<Row> {
 
 /// How often the daemon has had a guest whose memory came later.
 fn began(daemon: &Daemon) -> usize {
-    daemon.log().matches("the guest comes before its memory").count()
+    daemon.log().matches("the guest runs before its memory").count()
 }
 
 /// Moves the guest while nearly all of its memory is where it was.

@@ -81,9 +81,8 @@ fn page(command: &Command, out: &mut impl Write) -> std::io::Result<()> {
     man.render_name_section(out)?;
     let mut roff = Roff::new();
     synopsis(&mut roff);
-    roff.to_writer(out)?;
-    man.render_description_section(out)?;
-    let mut roff = Roff::new();
+    roff.control("SH", ["DESCRIPTION"]);
+    about(&mut roff, command);
     for subcommand in command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
         commands_options(&mut roff, subcommand);
     }
@@ -106,9 +105,7 @@ fn synopsis(roff: &mut Roff) {
 /// The section of a subcommand.
 fn commands_options(roff: &mut Roff, command: &Command) {
     roff.control("SH", [format!("{} {}", NAME, command.get_name()).as_str()]);
-    if let Some(about) = command.get_long_about().or(command.get_about()) {
-        paragraphs(roff, "PP", &about.to_string());
-    }
+    about(roff, command);
     options(roff, command.get_arguments().filter(|arg| arg.get_help_heading().is_none()));
     if command.get_name() == "serve" {
         roff.control("SS", ["Keys of --disk"]);
@@ -116,6 +113,12 @@ fn commands_options(roff: &mut Roff, command: &Command) {
             let head = vec![bold(key.name()), roman("="), italic(key.value())];
             entry(roff, head, &key.sentence());
         }
+    }
+}
+
+fn about(roff: &mut Roff, command: &Command) {
+    if let Some(about) = command.get_long_about().or(command.get_about()) {
+        paragraphs(roff, "PP", &about.to_string());
     }
 }
 
@@ -157,13 +160,13 @@ fn endings(roff: &mut Roff) {
     roff.control("SH", ["METRICS"]);
     paragraphs(roff, "PP", "Each name begins with vhost_user_pmem_, and the label \"disk\" names the disk.");
     for family in &FAMILIES {
-        entry(roff, vec![bold(family.name)], &family.help.replace('`', ""));
+        entry(roff, vec![bold(family.name)], family.help);
     }
     roff.control("SH", ["LIMITS"]);
     for bound in table::all() {
         let counted = bound.metric.map(|name| format!(" (counted by {name})")).unwrap_or_default();
         let text = format!("{}. Beyond it: {}{counted}.", bound.limit, bound.beyond);
-        entry(roff, vec![bold(bound.what.replace('`', ""))], &text.replace('`', ""));
+        entry(roff, vec![bold(bound.what.replace('`', ""))], &text);
     }
     for (title, rows) in [("SIGNALS", &SIGNALS[..]), ("ENVIRONMENT", &ENVIRONMENT[..])] {
         roff.control("SH", [title]);
@@ -184,8 +187,9 @@ fn entry(roff: &mut Roff, head: Vec<Inline>, text: &str) {
     paragraphs(roff, "IP", text);
 }
 
+/// Help and the README mark code with backticks, which say nothing here.
 fn paragraphs(roff: &mut Roff, separator: &str, text: &str) {
-    for line in text.lines() {
+    for line in text.replace('`', "").lines() {
         match line.trim() {
             "" => roff.control(separator, []),
             line => roff.text([roman(line)]),

@@ -140,6 +140,8 @@ fn the_manual_page_is_complete() {
     assert_eq!(output.status.code(), Some(0));
     let page = stdout(&output).replace("\\-", "-");
     assert!(page.contains(".TH vhost-user-pmem 1"), "{page}");
+    assert!(page.contains(".SH DESCRIPTION\nServe a persistent-memory file"), "{page}");
+    assert!(!page.contains('`'), "marks of code are not for readers of the page");
     for key in KEYS {
         assert!(page.contains(&format!("\\fB{key}\\fR=")), "{key}");
     }

@@ -61,7 +61,7 @@ impl CaughtSignals {
         let thread = thread::spawn("signals", move || {
             for signal in self.signals.forever() {
                 if signal == SIGHUP {
-                    tracing::info!("reading the sizes of the disks again (SIGHUP)");
+                    tracing::info!("reading the sizes of the disks again on SIGHUP");
                     rescan.iter().for_each(Rescan::request);
                     continue;
                 }

@@ -279,7 +279,9 @@ mod tests {
         };
         assert!(locked(Some(1), None).starts_with("/a: cannot lock it (process 1 already uses it); stop"));
         assert!(locked(Some(1), Some("qemu-img")).contains("(process 1 (qemu-img) already uses"));
-        assert!(locked(None, None).contains("(another process uses"));
-        assert!(locked(Some(std::process::id()), None).contains("(another disk of this process uses"));
+        assert!(locked(None, None).contains("(another process already uses"));
+        assert!(
+            locked(Some(std::process::id()), None).contains("(another disk of this process already uses")
+        );
     }
 }

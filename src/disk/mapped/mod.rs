@@ -233,6 +233,14 @@ impl MappedDisk {
         MappedFile { file: &self.file, mapping: &self.mapping, kind: self.kind }
     }
 
+    /// An error if a range that is to be read touches bad pages.
+    #[cold]
+    #[inline(never)]
+    fn check_bad(&self, offset: u64, len: usize) -> Result<(), DiskError> {
+        let len = len as u64;
+        if self.bad.touch(offset, len) { Err(bad_media("reading bad media", offset, len)) } else { Ok(()) }
+    }
+
     /// Makes the bad pages that a range touches good again, if it covers them.
     #[cold]
     fn repair(&self, offset: u64, len: u64) -> Result<(), DiskError> {
@@ -380,8 +388,8 @@ impl Disk for MappedDisk {
 
     #[inline(always)]
     fn read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
-        if !self.bad.is_empty() && self.bad.touch(offset, into.total_bytes() as u64) {
-            return Err(bad_media("reading bad media", offset, into.total_bytes() as u64));
+        if !self.bad.is_empty() {
+            self.check_bad(offset, into.total_bytes())?;
         }
         let load = self.mapping.load(offset, into)?;
         let left = Engine::get().load(load, next);

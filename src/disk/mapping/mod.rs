@@ -345,6 +345,13 @@ impl Mapping {
     }
 
     #[cold]
+    #[inline(never)]
+    fn read_only(&self, offset: u64, len: usize) -> DiskError {
+        DiskError::ReadOnly { offset, len: len as u64 }
+    }
+
+    #[cold]
+    #[inline(never)]
     fn out_of_range(&self, offset: u64, len: u64) -> DiskError {
         DiskError::OutOfRange { offset, len, capacity_bytes: self.len_bytes() }
     }
@@ -479,7 +486,7 @@ impl Mapping {
     #[inline]
     fn writable_at(&self, offset: u64, len: usize, operation: &'static str) -> Result<*mut u8, DiskError> {
         if self.options.read_only {
-            return Err(DiskError::ReadOnly { offset, len: len as u64 });
+            return Err(self.read_only(offset, len));
         }
         self.at(offset, len, operation)
     }

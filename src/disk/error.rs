@@ -57,6 +57,13 @@ impl DiskError {
     }
 }
 
+/// Made out of the way of those that are not refused.
+#[cold]
+#[inline(never)]
+pub(super) fn read_only(offset: u64, len: u64) -> DiskError {
+    DiskError::ReadOnly { offset, len }
+}
+
 /// For `map_err`: the system call or step that failed, and the range that it was for.
 pub(super) fn failed(operation: &'static str, offset: u64, len: u64) -> impl Fn(io::Error) -> DiskError {
     move |source| DiskError::Io { operation, offset, len, source }

@@ -15,7 +15,7 @@ use crate::copy::fault::action_optional;
 #[cfg(test)]
 use crate::copy::recording::{Synced, Syncing};
 use crate::copy::{self, Engine, Load, Persist, PrefetchHint, Segments, Store};
-use crate::disk::error::failed;
+use crate::disk::error::{failed, read_only};
 use crate::disk::failure::{IoFailure, missing_space, path_of, truncated_before};
 use crate::disk::media::is_gone;
 use crate::disk::media::sysfs::Sysfs;
@@ -346,12 +346,6 @@ impl Mapping {
 
     #[cold]
     #[inline(never)]
-    fn read_only(&self, offset: u64, len: usize) -> DiskError {
-        DiskError::ReadOnly { offset, len: len as u64 }
-    }
-
-    #[cold]
-    #[inline(never)]
     fn out_of_range(&self, offset: u64, len: u64) -> DiskError {
         DiskError::OutOfRange { offset, len, capacity_bytes: self.len_bytes() }
     }
@@ -486,7 +480,7 @@ impl Mapping {
     #[inline]
     fn writable_at(&self, offset: u64, len: usize, operation: &'static str) -> Result<*mut u8, DiskError> {
         if self.options.read_only {
-            return Err(self.read_only(offset, len));
+            return Err(read_only(offset, len as u64));
         }
         self.at(offset, len, operation)
     }

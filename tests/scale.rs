@@ -38,9 +38,10 @@ const BUILD_FACTOR: u64 = if cfg!(debug_assertions) { 2 } else { 1 };
 const LIMIT_BYTES: u64 = (PROCESS_BYTES + DISKS as u64 * DISK_OWN_BYTES) * BUILD_FACTOR;
 const CONNECTED_LIMIT_BYTES: u64 = LIMIT_BYTES + DISKS as u64 * FRONT_END_BYTES * BUILD_FACTOR;
 
-/// Descriptors of a disk that nobody is connected to, and of everything but the disks.
+/// Descriptors of a disk that nobody is connected to, and of everything but the disks: files of the control groups that the
+/// daemon is in are kept open, up to ten of them. The limits in the README leave 64.
 const FDS_OF_A_DISK: usize = 3;
-const OTHER_FDS: usize = 16;
+const OTHER_FDS: usize = 32;
 
 /// The main thread, one each for the log, signals, new front-ends and files that grow.
 const THREADS: usize = 5;

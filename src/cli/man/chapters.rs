@@ -4,6 +4,8 @@
 use clap_mangen::roff::{Roff, bold, roman};
 
 const MANUAL: &str = include_str!("manual.md");
+/// A chapter that only stands where there is a load generator.
+const LOAD_GENERATOR: &str = if cfg!(feature = "bench") { include_str!("load_generator.md") } else { "" };
 
 /// A piece of a chapter.
 #[derive(Debug, PartialEq, Eq)]
@@ -17,7 +19,8 @@ enum Piece {
 /// Adds the chapters to the page; what stands before the first is about the file.
 pub(super) fn write(roff: &mut Roff) {
     let is_preface = |piece: &Piece| !matches!(piece, Piece::Heading(_));
-    for piece in pieces(MANUAL).into_iter().skip_while(is_preface) {
+    let chapters = pieces(MANUAL).into_iter().skip_while(is_preface).chain(pieces(LOAD_GENERATOR));
+    for piece in chapters {
         match piece {
             Piece::Heading(text) => {
                 roff.control("SH", [text.to_uppercase().as_str()]);

@@ -1,9 +1,9 @@
 //! Tables full of random descriptors: each chain is answered or breaks its ring, and the daemon lives.
 
-use super::common::daemon::{Place, Setup};
-use super::common::frontend::Session;
-use super::common::frontend::ring::{Descriptor, NEXT, NO_STATUS, Ring};
-use super::common::{Random, wait_for};
+use crate::common::daemon::{Place, Setup};
+use crate::common::frontend::Session;
+use crate::common::frontend::ring::{Descriptor, NEXT, NO_STATUS, Ring};
+use crate::common::{Random, wait_for};
 
 const CASES: u64 = 1500;
 
@@ -23,7 +23,7 @@ fn offer(ring: &mut Ring, random: &mut Random) -> u16 {
     let frame = ring.buffers(0);
     let kind = random.pick(&[0, 1, 4, 8, 11, 13, 99]);
     let sector = if random.one_in(4) { random.next() } else { random.below(64) };
-    ring.memory.write(frame.header, &super::common::frontend::request::header(kind, sector));
+    ring.memory.write(frame.header, &crate::common::frontend::request::header(kind, sector));
     let first = Descriptor { address: frame.header, len: 16, flags: NEXT, next: 1 };
     let mut chain: Vec<Descriptor> = (0..QUEUE_SIZE).map(|_| descriptor(ring, random, 40)).collect();
     if !random.one_in(4) {

@@ -75,7 +75,7 @@ fn nowhere() -> Vec<Row> {
             read_of(case, &parts);
         }),
         row("more than 4 GiB in one chain", Status(IOERR, 0), |case| {
-            let data = [(super::common::frontend::SPANS[0].guest_start, GIB, WRITE); 5];
+            let data = [(crate::common::frontend::SPANS[0].guest_start, GIB, WRITE); 5];
             let parts = [&[case.header_part()], data.as_slice(), &[case.status_part()]].concat();
             read_of(case, &parts);
         }),
@@ -168,7 +168,7 @@ fn unusual() -> Vec<Row> {
         }),
         row("the header over two pages", Status(OK, 513), |case| {
             let place = case.frame.data + 4096 - 7;
-            case.ring.memory.write(place, &super::common::frontend::request::header(IN, 0));
+            case.ring.memory.write(place, &crate::common::frontend::request::header(IN, 0));
             let parts = [(place, 16, 0), case.data_part(512, WRITE), case.status_part()];
             case.chain(&parts);
         }),

@@ -1,27 +1,22 @@
 //! What a driver must not do: each row of a table is one chain or request, what becomes of it is written
 //! beside it, and the next request works.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-#![allow(clippy::cast_possible_truncation, clippy::print_stdout)]
-
 mod broken;
 mod case;
 mod chains;
-#[path = "../common/mod.rs"]
-mod common;
 mod random;
 mod requests;
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use crate::common::daemon::{Place, Setup};
+use crate::common::frontend::features::BLK_SIZE;
+use crate::common::frontend::request::{OK, Request};
+use crate::common::frontend::ring::Ring;
+use crate::common::frontend::{INDIRECT_DESC, Options, Session, VERSION_1};
+use crate::common::pattern;
 use case::{Case, DISK_BYTES, Expected, KEPT_BYTES, Row, Rows, SERIAL};
-use common::daemon::{Place, Setup};
-use common::frontend::features::BLK_SIZE;
-use common::frontend::request::{OK, Request};
-use common::frontend::ring::Ring;
-use common::frontend::{INDIRECT_DESC, Options, Session, VERSION_1};
-use common::pattern;
 
 /// Where the requests between the rows go: behind what the rows must not change.
 const WITNESS_SECTOR: u64 = KEPT_BYTES / 512;

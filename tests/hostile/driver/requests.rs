@@ -102,7 +102,7 @@ fn lengths() -> Vec<Row> {
         row("a write of one byte", Status(IOERR, 1), |case| case.output(OUT, 0, 1)),
         row("a write of 1000 bytes", Status(IOERR, 1), |case| case.output(OUT, 0, 1000)),
         row("a read of more than the disk has", Status(IOERR, 0), |case| {
-            let whole = (super::common::frontend::SPANS[0].guest_start, 1 << 30, WRITE);
+            let whole = (crate::common::frontend::SPANS[0].guest_start, 1 << 30, WRITE);
             let parts = [case.header(IN, 0).header_part(), whole, case.status_part()];
             case.chain(&parts);
         }),

@@ -4,7 +4,7 @@ use std::io;
 
 use vm_memory::mmap::MmapRegion;
 
-/// Tries whether so much could be mapped.
+/// Tries whether so many bytes can be mapped.
 ///
 /// # Errors
 /// Less is left.

@@ -28,8 +28,7 @@ pub const MAX_RANGES: u16 = 32;
 /// Longest range in a DISCARD that is announced, in sectors: 1 GiB.
 pub const MAX_DISCARD_SECTORS: u32 = 1 << 21;
 
-/// Longest range in a WRITE_ZEROES that is announced, in sectors: 16 MiB, since it may have to be filled by hand while other
-/// rings wait.
+/// Longest range in a WRITE_ZEROES that is announced, in sectors: 16 MiB, since zeroes may have to be stored there.
 pub const MAX_WRITE_ZEROES_SECTORS: u32 = 1 << 15;
 
 /// Requests of a ring after which other rings of the worker have their turn.
@@ -42,7 +41,7 @@ pub const MAX_TURN_REQUESTS: u16 = 32;
 /// further where one is done in slices. Unit tests make do with less.
 pub const MAX_TURN_BYTES: u32 = if cfg!(test) { 8 << 10 } else { 256 << 10 };
 
-/// Bytes of a request that are read, written or zeroed by hand in one go: a fraction of a millisecond. A power of two: slices
+/// Bytes of a request that are read, written or zeroed by stores in one slice: a fraction of a millisecond. A power of two: slices
 /// end at its multiples on the disk, so that none has a part of a page that the request has all of. Unit tests slice what is
 /// small.
 pub const MAX_SLICE_BYTES: u64 = if cfg!(test) { 8 << 10 } else { 1 << 20 };
@@ -103,10 +102,11 @@ pub const MAX_GUEST_MEMORY_BYTES: u64 = 64 << 40;
 /// One region of guest memory for so many mappings: it takes three, and half is left to what is not guest memory.
 pub const MAPPINGS_PER_REGION: u64 = 8;
 
-/// Quarters of the process's mappings that guest memory may take, with the threads of front-ends.
+/// Guest memory is refused once so many quarters of the process's mappings are taken, by threads too.
 pub const MEMORY_MAPPING_QUARTERS: usize = 2;
 
-/// Quarters of them that threads may take, with guest memory: who has come first with much memory keeps nobody out.
+/// Quarters of them that threads may take, with guest memory: it is more, so that those who come first with much memory keep
+/// nobody out.
 pub const THREAD_MAPPING_QUARTERS: usize = 3;
 
 /// Address space that is left beside what a peer has mapped, in bytes: for some threads, and heaps of their own.
@@ -148,7 +148,7 @@ pub const MAX_LOG_LINES_PER_SECOND: u64 = 5;
 /// Lines of the log that wait to be written.
 pub const MAX_WAITING_LOG_LINES: usize = 4096;
 
-/// Bytes of them.
+/// Bytes of the lines that wait.
 pub const MAX_WAITING_LOG_BYTES: usize = 4 << 20;
 
 /// How long the end of the process waits for lines of the log, or a start message, that nobody may ever read.
@@ -166,15 +166,15 @@ pub const COLLECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bad ranges of a disk that metrics list one by one; all of them are in the sum.
 pub const MAX_LISTED_BAD_BLOCKS: usize = 256;
 
-/// Bad ranges of a disk that are kept; what is beyond is found out by reading.
+/// Bad ranges of a disk that are kept; others are found when they are read.
 pub const MAX_BAD_BLOCKS: usize = 4096;
 
 /// How long a start waits for whoever has a lease on the file: an NFS server for a client (a delegation), Samba. The
 /// kernel takes it away after 45 s (`/proc/sys/fs/lease-break-time`).
 pub const LEASE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long the end waits for a step of populating that is under way. One may take much longer on slow media, where the
-/// thread is left to itself: it ends after that step, or with the process.
+/// How long the end of the process waits for a step of populating that is under way. On slow media a step may take much longer;
+/// the thread is not waited for then, and ends with the process.
 pub const POPULATE_STOP_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// How long a service manager that reads nothing is waited for.

@@ -32,7 +32,7 @@ impl Charge {
     /// Charges so many mappings, which are made because a peer wants something.
     ///
     /// # Errors
-    /// The others are left for something else, or for the process itself.
+    /// What is left is for the other purpose, or for the process itself.
     pub(crate) fn new(purpose: Purpose, mappings: usize) -> io::Result<Self> {
         let quarter = max_map_count() / 4;
         match purpose {

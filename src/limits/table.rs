@@ -245,7 +245,7 @@ fn of_resources() -> Vec<Bound> {
     ]
 }
 
-/// What is said about it all.
+/// What the log and the metrics can hold.
 fn of_the_log() -> Vec<Bound> {
     vec![
         row(
@@ -269,7 +269,7 @@ fn of_the_log() -> Vec<Bound> {
     ]
 }
 
-/// What whoever starts the daemon can ask for, and for whom it waits.
+/// What an operator can ask for, and how long the daemon waits for others.
 fn of_operators() -> Vec<Bound> {
     vec![
         row(

@@ -1,7 +1,7 @@
 //! How much of a disk is mapped in huge pages: the fewer, the more its requests wait for address translations.
 //!
-//! The kernel tells it of memory file systems, in `smaps` of the process that has them mapped. Of DAX it does not; there
-//! it follows from where the bytes lie: what is aligned and in one piece is entered into the page tables as a huge page.
+//! For file systems in memory, `smaps` of the process that has a file mapped says so. For DAX it does not; there it follows
+//! from where the bytes lie: what is aligned and in one piece is entered into the page tables as a huge page.
 
 use std::collections::BTreeMap;
 use std::fs::{File, Metadata};
@@ -14,12 +14,12 @@ use crate::disk::media::address::dax_base;
 use crate::disk::media::sysfs::Sysfs;
 use crate::disk::sys::{self, FileExtent};
 
-/// Device DAX is mapped in pages of its alignment, and no others.
+/// Bytes of a device-DAX device that are mapped in huge pages: all or none, since it is mapped in pages of its alignment only.
 pub(in crate::disk) const fn of_device_dax(device_bytes: u64, unit_bytes: u64) -> u64 {
     if unit_bytes >= HUGE_PAGE_BYTES as u64 { device_bytes } else { 0 }
 }
 
-/// Of a file on DAX, by where its file system has put it; none where that cannot be told.
+/// Bytes of a file on DAX that can be mapped in huge pages, by where its extents lie; none where that is not known.
 pub(in crate::disk) fn of_dax_file(file: &File, sysfs: &Sysfs) -> Option<u64> {
     let base = dax_base(file, sysfs)?;
     Some(of_extents(&sys::extents(file).ok()?, base))
@@ -51,7 +51,7 @@ pub(in crate::disk) fn of_extents(extents: &[FileExtent], base: u64) -> u64 {
     pieces.iter().filter(is_aligned).map(whole).sum()
 }
 
-/// Of a file that a process has mapped; none where that process may not be looked into, or has it not mapped.
+/// Bytes of a file that a process has mapped in huge pages; none where its `smaps` may not be read, or do not have the file.
 pub(in crate::disk) fn in_process(pid: u32, file: &Metadata) -> Option<u64> {
     let smaps = File::open(format!("/proc/{pid}/smaps")).ok()?;
     of_file(BufReader::new(smaps), file.dev(), file.ino())
@@ -87,7 +87,7 @@ pub(in crate::disk) fn in_ranges(smaps: impl BufRead, ranges: &[Range<usize>]) -
     ranges.iter().map(|range| by_start.get(&range.start).map_or(0, |(_, bytes)| *bytes)).collect()
 }
 
-/// Shows each mapping, as its first line, with each number of bytes that it has on huge pages of some kind.
+/// Calls `each` with the first line of each mapping, and each number of bytes that it has on huge pages of some kind.
 fn visit(smaps: impl BufRead, mut each: impl FnMut(&str, u64)) {
     let mut mapping = String::new();
     for line in smaps.lines().map_while(Result::ok) {

@@ -1,4 +1,4 @@
-//! A file's bytes as memory of this process.
+//! A file mapped into the memory of this process.
 
 #![allow(unsafe_code)]
 
@@ -33,7 +33,7 @@ pub(super) mod smaps;
 /// `madvise(2)`: gather pages into huge ones now (Linux 6.1).
 const MADV_COLLAPSE: libc::c_int = 25;
 
-/// Operations as errors call them.
+/// Names of operations in errors.
 const READING: &str = "reading the mapping";
 const WRITING: &str = "writing the mapping";
 
@@ -45,28 +45,28 @@ pub(super) const fn persist_of(durability: Durability) -> Persist {
     }
 }
 
-/// The first bytes of a file, shared with everyone who has it open.
+/// A shared mapping of the first bytes of a file.
 ///
-/// It begins at a multiple of 2 MiB, so that huge pages fit. Its memory is reached through the methods only,
-/// by offset and checked: no pointer leaves. It can [grow](Self::grow) while it is used.
+/// It begins at a multiple of 2 MiB, so that huge pages fit. Its memory is reached through the methods only, by offset, which
+/// they check: no pointer leaves. It can [grow](Self::grow) while it is used.
 ///
 /// - **V1**: what `at`, `writable_at` and `pages` answer lies in what is mapped (for writing), and stays so until the value is
 ///   dropped: it grows, and the reservations of before stay. All methods rely on it.
 /// - **V2**: no Rust reference leads to its bytes, and no pointer leaves but as a hint that is only prefetched: guest memory is elsewhere.
 #[derive(Debug)]
 pub struct Mapping {
-    /// Asked when a copy fell short: why?
+    /// To find out why a copy fell short.
     file: File,
-    /// Where the first byte is by now.
+    /// Address of the first byte.
     base: AtomicPtr<u8>,
     /// Bytes served.
     len: AtomicUsize,
-    /// Bytes before the last page: those who need no more are not asked whether the file still has them, since a page
-    /// that it has not is a fault. Whoever looks at both reads it before `base`, which is stored before it.
+    /// Bytes before the last page. Access to them needs no check whether the file still has them: a page that was cut off is a
+    /// fault, and only the last page can be cut off in part. It is read before `base`, and stored after it.
     interior_len: AtomicUsize,
-    /// The last one is in use. Those it was mapped in before stay: a copy may be under way there.
+    /// The last one is in use. Those that the file was mapped in before stay mapped: a copy may be under way there.
     reservations: Mutex<Vec<Reservation>>,
-    /// `len_bytes` was that at the start.
+    /// How it was mapped; `len_bytes` is the length at the start.
     options: MapOptions,
 }
 
@@ -113,8 +113,8 @@ impl Mapping {
         })
     }
 
-    /// Serves the first `len_bytes` of the file from now on, of which the caller knows that it is long enough;
-    /// never fewer than before. Whoever uses the mapping goes on meanwhile.
+    /// Makes the mapping `len_bytes` long; the caller knows that the file is long enough. A mapping never becomes shorter. Others
+    /// may use it meanwhile.
     ///
     /// # Errors
     /// The error of `mmap`; nothing has changed then.
@@ -133,7 +133,7 @@ impl Mapping {
             former => {
                 let mut reservation = Reservation::reserve(end, self.options.align()?)?;
                 reservation.map(&self.file, 0..end, self.options)?;
-                // Before the lengths that need it: see `at`.
+                // Before the lengths, which are read first: see `interior_at`.
                 self.base.store(reservation.base(), Ordering::Release);
                 if let Some(former) = former {
                     former.dont_need(mapped);
@@ -147,15 +147,15 @@ impl Mapping {
         Ok(())
     }
 
-    /// The same with another need of its writes.
+    /// The same mapping, whose writes persist in another way.
     #[cfg(test)]
     pub(crate) const fn persisting(mut self, persist: Persist) -> Self {
         self.options.persist = persist;
         self
     }
 
-    /// Has a part of the mapping entered into the page tables before it is needed: for writing (which gives
-    /// holes their space) unless the mapping is read-only. Nothing that is there changes.
+    /// Enters a part of the mapping into the page tables before it is needed: for writing (which allocates holes) unless the
+    /// mapping is read-only. No byte changes.
     ///
     /// # Errors
     /// The error of `madvise(2)`; `EINVAL` on Linux before 5.14.
@@ -177,8 +177,8 @@ impl Mapping {
         unsafe { rustix::mm::madvise(start, len, Advice::LinuxHugepage) }.map_err(Into::into)
     }
 
-    /// Has the pages of this part of a file in memory gathered into huge ones, whatever the system's setting for
-    /// new pages is: their content stays, and whoever uses them does not notice.
+    /// Collapses the pages of this part of a file in memory into huge ones, whatever the system's setting for new pages is. No
+    /// byte changes, and others may use them meanwhile.
     ///
     /// # Errors
     /// The error of `madvise(2)`: no huge page is free, or Linux is older than 6.1.
@@ -191,7 +191,7 @@ impl Mapping {
         }
     }
 
-    /// Waits until a part of the mapping is written down (`msync(2)`).
+    /// Writes a part of the mapping back to the media (`msync(2)`), and waits for that.
     ///
     /// # Errors
     /// The error of `msync`.
@@ -203,7 +203,7 @@ impl Mapping {
         unsafe { rustix::mm::msync(start, len, MsyncFlags::SYNC) }.map_err(Into::into)
     }
 
-    /// Has a part entered into the page tables anew when it is next touched; no byte changes.
+    /// Removes a part from the page tables; it is entered again when it is next touched. No byte changes.
     ///
     /// # Errors
     /// The error of `madvise(2)`.
@@ -213,7 +213,7 @@ impl Mapping {
         unsafe { rustix::mm::madvise(start, len, Advice::LinuxDontNeed) }.map_err(Into::into)
     }
 
-    /// Where the kernel has announced bad pages, in bytes, since this was last asked.
+    /// Offsets in bytes of pages that the kernel has announced to be bad since the last call.
     pub(super) fn announced(&self) -> Vec<u64> {
         let reservations = self.reservations.lock().unwrap_or_else(PoisonError::into_inner);
         let mut found = Vec::new();
@@ -225,12 +225,12 @@ impl Mapping {
         found
     }
 
-    /// Where it begins, until it grows.
+    /// Address of the first byte, which may change when it grows.
     pub(super) fn address(&self) -> usize {
         self.base.load(Ordering::Acquire).addr()
     }
 
-    /// Address and length of the pages that a range is in; none if it is empty or outside.
+    /// Address and length of the pages that hold a range; none if it is empty or outside.
     fn pages(&self, range: &Range<u64>) -> Option<(*mut std::ffi::c_void, usize)> {
         let start = usize::try_from(range.start).ok()?;
         let start = start - start % rustix::param::page_size();
@@ -287,7 +287,7 @@ impl Mapping {
         self.complete(WRITING, (offset, store.address()), store.total_bytes(), left)
     }
 
-    /// How far a store must get by itself.
+    /// What a store does besides the fence of its batch.
     #[inline]
     pub(super) const fn persist(&self) -> Persist {
         self.options.persist
@@ -303,7 +303,7 @@ impl Mapping {
         self.loaded(offset, &load, Engine::get().load(load, next))
     }
 
-    /// The byte at `offset`, if it is inside.
+    /// A hint to prefetch the byte at `offset`; none if it is not inside, or in the last page.
     #[inline]
     pub fn prefetch_hint(&self, offset: u64) -> PrefetchHint {
         self.interior_at(offset, 1).map_or(PrefetchHint::NONE, |start| PrefetchHint::new(start))
@@ -350,9 +350,9 @@ impl Mapping {
         DiskError::OutOfRange { offset, len, capacity_bytes: self.len_bytes() }
     }
 
-    /// An error if a write of `len` bytes at `offset`, which are inside, would make a file long again that has been
-    /// truncated: what was lost would read as zeroes then. Costs one load, as long as the last page is in memory, and
-    /// a system call for writes to that page.
+    /// An error if the file has been truncated and a write of `len` bytes at `offset`, which are inside, would make it longer
+    /// again: what was cut off would then read as zeroes. Costs one load as long as the last page is in memory, and a system
+    /// call for writes to that page.
     ///
     /// # Errors
     /// As [`read`](Self::read).
@@ -373,13 +373,13 @@ impl Mapping {
             failure @ IoFailure::Truncated { .. } => {
                 Err(failed(WRITING, offset, len)(io::Error::other(failure)))
             }
-            // A page that cannot be read is no reason not to write others.
+            // The last page cannot be read for another reason: other pages can be written.
             _ => Ok(()),
         }
     }
 
-    /// An error unless the file is long enough for `len` bytes at `offset`. Only a part of its last page can have been
-    /// cut off without a fault: the rest of that page reads as zeroes, and what is stored there is lost.
+    /// An error unless the file is long enough for `len` bytes at `offset`. Needed for the last page only: if a part of that page
+    /// is cut off, access to it is no fault, reads give zeroes, and what is stored is lost.
     #[cold]
     #[inline(never)]
     fn check_truncated(&self, offset: u64, len: u64, operation: &'static str) -> Result<(), DiskError> {
@@ -391,7 +391,7 @@ impl Mapping {
         }
     }
 
-    /// An error unless every byte was copied, from this offset, which was at this address, on.
+    /// An error unless all `len` bytes were copied; the first is at this offset, and was mapped at this address.
     #[inline]
     fn complete(
         &self,
@@ -418,7 +418,7 @@ impl Mapping {
     ) -> DiskError {
         let copied = len.saturating_sub(bytes_left);
         let (end, address) = (offset.saturating_add(copied as u64), start.wrapping_add(copied));
-        // On DAX a hole, or what is shared, can be read and not be stored into.
+        // On DAX, holes and shared blocks can be read, but a store into them needs space.
         let need = (operation != READING).then(|| missing_space(&self.file, end)).flatten();
         let failure = match need {
             Some(need) => IoFailure::Full { file: path_of(&self.file), offset: end, need },
@@ -427,7 +427,7 @@ impl Mapping {
         failed(operation, offset, len as u64)(io::Error::other(failure))
     }
 
-    /// Why a copy ended before the byte at `offset`, which is inside and was found at `address`.
+    /// Why a copy ended before the byte at `offset`, which is inside and was mapped at `address`.
     #[cold]
     fn failure(&self, offset: u64, address: *const u8) -> IoFailure {
         let file = path_of(&self.file);
@@ -445,7 +445,7 @@ impl Mapping {
         }
     }
 
-    /// The address of `len` bytes at `offset`, which are inside, and the file is not known to have lost them.
+    /// The address of `len` bytes at `offset`, if they are inside and the file is not known to be truncated before their end.
     #[inline]
     fn at(&self, offset: u64, len: usize, operation: &'static str) -> Result<*mut u8, DiskError> {
         match self.interior_at(offset, len) {
@@ -461,7 +461,7 @@ impl Mapping {
         if end > self.interior_len.load(Ordering::Acquire) as u64 {
             return None;
         }
-        // Not before the length: a place that holds fewer bytes than that is not seen then.
+        // After the length: then this is not the address of a reservation that holds fewer bytes than that.
         Some(self.base.load(Ordering::Relaxed).wrapping_add(usize::try_from(offset).ok()?))
     }
 
@@ -472,7 +472,7 @@ impl Mapping {
         let Ok(offset) = usize::try_from(offset) else {
             return Err(self.out_of_range(offset, len as u64));
         };
-        // `check_truncated` has read the length: as above.
+        // After the length, which `check_truncated` has read, as in `interior_at`.
         Ok(self.base.load(Ordering::Relaxed).wrapping_add(offset))
     }
 
@@ -486,7 +486,7 @@ impl Mapping {
     }
 }
 
-/// Of so many bytes, those before the last page, or part of a page.
+/// How many of `len` bytes are before the last page, be it whole or a part.
 fn interior_len(len: usize) -> usize {
     let last = len.saturating_sub(1);
     last - last % rustix::param::page_size()

@@ -4,7 +4,7 @@ use std::io;
 
 use crate::copy::Persist;
 
-/// Mappings begin at a multiple of this: a page table entry can then stand for as much.
+/// Bytes of a huge page. Mappings begin at a multiple of it, so that one entry of the page tables can map as much.
 pub(in crate::disk) const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// How a file is mapped.
@@ -14,21 +14,21 @@ pub(in crate::disk) struct MapOptions {
     pub(in crate::disk) len_bytes: u64,
     /// Bytes that the mapping must be a multiple of.
     pub(in crate::disk) unit_bytes: u64,
-    /// Nothing is stored.
+    /// It is mapped for reading only.
     pub(in crate::disk) read_only: bool,
-    /// With `MAP_SYNC`: a page that can be written to is there to stay.
+    /// It is mapped with `MAP_SYNC`: the file system writes down where a page lies before the page can be stored into.
     pub(in crate::disk) synchronous: bool,
-    /// How far a write must get by itself.
+    /// What a write does besides the fence of its batch.
     pub(in crate::disk) persist: Persist,
 }
 
 impl MapOptions {
-    /// What a mapping of `len` bytes takes: whole pages, on hugetlbfs huge ones.
+    /// Bytes of address space for a mapping of `len` bytes: whole pages, on hugetlbfs huge ones.
     pub(super) fn whole_units(&self, len: usize) -> io::Result<usize> {
         len.checked_next_multiple_of(self.unit()?).ok_or_else(too_large)
     }
 
-    /// What the address of the first byte is a multiple of.
+    /// The alignment of the first byte's address.
     pub(super) fn align(&self) -> io::Result<usize> {
         Ok(self.unit()?.max(HUGE_PAGE_BYTES))
     }

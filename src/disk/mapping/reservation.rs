@@ -15,7 +15,8 @@ use crate::copy::fault::WatchedRange;
 /// - **R2**: what is mapped in it is shared with its file: advice, populating and syncing change no byte.
 #[derive(Debug)]
 pub(super) struct Reservation {
-    /// Dropped before the memory is unmapped; none when too many are watched, which only costs comfort.
+    /// Registers the range, so that what the kernel announces of bad pages in it is kept for `action_optional::fetch`.
+    /// Dropped before the memory is unmapped; none when too many ranges are registered.
     watch: Option<WatchedRange>,
     base: *mut u8,
     len: usize,
@@ -24,12 +25,12 @@ pub(super) struct Reservation {
 // SAFETY: R1: address space belongs to the process, not to the thread that reserved it.
 unsafe impl Send for Reservation {}
 
-// SAFETY: R1: a shared reference only tells where it is.
+// SAFETY: R1: a shared reference gives the address and length only.
 unsafe impl Sync for Reservation {}
 
 impl Reservation {
-    /// Reserves `len` bytes and as many again at a multiple of `align`, or without room to grow where addresses
-    /// are scarce (`ulimit -v`).
+    /// Reserves twice `len` bytes at a multiple of `align`, so that the mapping can grow, or only `len` where address space is
+    /// scarce (`ulimit -v`).
     ///
     /// # Errors
     /// The error of `mmap`.
@@ -55,12 +56,12 @@ impl Reservation {
         Ok(of(aligned, len))
     }
 
-    /// Where it begins.
+    /// Its address.
     pub(super) const fn base(&self) -> *mut u8 {
         self.base
     }
 
-    /// How much can be mapped in it.
+    /// Bytes that can be mapped in it.
     pub(super) const fn len_bytes(&self) -> usize {
         self.len
     }
@@ -88,8 +89,8 @@ impl Reservation {
         // SAFETY: R1: the range was checked to be inside, and nobody uses what is not mapped yet.
         let mapped = unsafe { rustix::mm::mmap(start, len, access, flags, file, range.start as u64) };
         if mapped.is_err() {
-            // The kernel may have taken it out of the reservation already, and somebody else moved in: it and
-            // what is behind is not ours to give back any more.
+            // The kernel may have unmapped this range already, and another thread may have mapped something there: from here
+            // on nothing is ours to unmap any more.
             self.len = range.start;
         }
         mapped?;
@@ -100,8 +101,8 @@ impl Reservation {
         Ok(())
     }
 
-    /// Gives back the page tables of the first `len` bytes, which nobody needs any more: whoever touches them all the same
-    /// finds the same bytes. Where the kernel refuses, they stay until the drop.
+    /// Frees the page tables of the first `len` bytes, which are rarely touched from now on; a copy that is under way there finds
+    /// the same bytes. Where the kernel refuses, they stay until the drop.
     pub(super) fn dont_need(&self, len: usize) {
         // SAFETY: R1: not more than the reservation. R2: what was stored is in the file and not lost.
         let _ = unsafe { rustix::mm::madvise(self.base.cast(), len.min(self.len), Advice::LinuxDontNeed) };

@@ -5,15 +5,16 @@ use std::os::unix::fs::MetadataExt as _;
 
 use crate::disk::media::sysfs::Sysfs;
 
-/// Where the first byte of its file system's device is in memory, up to a multiple of a huge page.
+/// Physical address of the first byte of the device that the file's file system is on, or an address that differs from it by a
+/// multiple of a huge page.
 pub(in crate::disk) fn dax_base(file: &File, sysfs: &Sysfs) -> Option<u64> {
     let device = sysfs.block(file.metadata().ok()?.dev())?;
-    // A partition begins so far behind its disk.
+    // A partition begins this many sectors behind the start of its disk.
     let (disk, start_sector) = match device.number("start") {
         Some(start) => (device.child("..")?, start),
         None => (device, 0),
     };
-    // Only root may know: persistent memory is aligned unless somebody has gone out of his way.
+    // Only root may read it. Persistent memory is aligned to huge pages, unless somebody has chosen otherwise.
     let base = disk.number("device/resource").unwrap_or(0);
     Some(base.wrapping_add(start_sector.wrapping_mul(512)))
 }

@@ -1,8 +1,8 @@
 //! Bad ranges: bytes of the media that cannot be read any more.
 //!
-//! Linux lists them in `badblocks` of a device and of a region, in sectors. What the list has at the start is
-//! taken over, what reads run into is added, and a write that covers a whole page can take it off again,
-//! which is never for good: a page may go bad a second time.
+//! Linux lists them in `badblocks` of a device and of a region, in sectors. A disk keeps a list of its own: it begins with
+//! what Linux lists at the start, a read that fails adds its page, and a write of a whole page may repair that page and
+//! take it off. A page that was repaired may go bad again.
 
 use std::fs::File;
 use std::ops::Range;
@@ -27,7 +27,7 @@ const LIST: &str = "badblocks";
 /// Ranges in bytes of the disk, whole pages, in order.
 #[derive(Debug, Default)]
 pub(in crate::disk) struct BadBlocks {
-    /// Whether there are any: all that a healthy disk looks at.
+    /// Whether there are any. Requests read `ranges` only then.
     any: AtomicBool,
     ranges: RwLock<Vec<Range<u64>>>,
 }
@@ -66,7 +66,7 @@ impl BadBlocks {
         cut.filter(|range| range.start < range.end).collect()
     }
 
-    /// The pages of this range are bad. Returns whether that is news.
+    /// The pages of this range are bad. Returns whether any of that was not known.
     pub(in crate::disk) fn add(&self, range: Range<u64>) -> bool {
         if range.is_empty() {
             return false;
@@ -74,12 +74,12 @@ impl BadBlocks {
         let start = range.start - range.start % PAGE_BYTES;
         let end = range.end.checked_next_multiple_of(PAGE_BYTES).unwrap_or(u64::MAX);
         let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
-        let is_news = !ranges.iter().any(|it| it.start <= start && end <= it.end);
+        let is_new = !ranges.iter().any(|it| it.start <= start && end <= it.end);
         if ranges.len() < MAX_BAD_BLOCKS {
             ranges::insert(&mut ranges, start..end);
         }
         self.any.store(true, Ordering::Release);
-        is_news
+        is_new
     }
 
     /// The pages of this range, whole ones, were repaired.
@@ -125,21 +125,21 @@ fn parse(text: &str) -> Vec<Range<u64>> {
     ranges.collect()
 }
 
-/// Where Linux lists what is bad of a disk: opened with it, and read as often as somebody asks.
+/// Linux's list of what is bad of a disk. Its files are opened with the disk, and read each time the list is asked for.
 #[derive(Debug, Clone, Default)]
 pub(in crate::disk) struct BadBlockList {
     /// None where there is no such list, or it may not be read.
     list: Option<KeptFile>,
-    /// The same, of whoever waits for news in it: to read it there is to have had them.
+    /// The same list, opened once more to wait for changes (`poll(2)`): a read of the same open file would clear the event.
     polled: Option<KeptFile>,
-    /// The part of what is listed that the device is, in bytes; none for all of it.
+    /// Where the device is in what the list is of, in bytes; none for all of it.
     part: Option<Range<u64>>,
     /// The disk is a file on the device.
     is_of_file: bool,
 }
 
 impl BadBlockList {
-    /// With the block device itself, or the one that a partition is on.
+    /// The list of a block device; of a partition, that of its disk.
     pub(in crate::disk) fn of_block_device(device: &Node) -> Self {
         let of_partition = device.number("start").zip(device.child(".."));
         let Some((start, disk)) = of_partition else {
@@ -151,14 +151,14 @@ impl BadBlockList {
         Self { list: disk.open(LIST).ok(), part, ..Self::default() }
     }
 
-    /// With the device that the file system of a file is on.
+    /// The list of the device that the file system of a file is on.
     pub(in crate::disk) fn of_file(device: &Node) -> Self {
         let polled = device.open(LIST).ok().or_else(|| device.child("..")?.open(LIST).ok());
         Self { polled, is_of_file: true, ..Self::of_block_device(device) }
     }
 
-    /// With the region that a device-DAX device is in, by offsets in the region: none are known where the addresses of
-    /// the two may not be read (they are root's).
+    /// The list of the region that a device-DAX device is in, which has offsets in the region. Nothing is known to be bad where
+    /// the addresses of the two may not be read (only root may).
     pub(in crate::disk) fn of_device_dax(device: &Node, region: &Node) -> Self {
         let offset = || device.number("resource")?.checked_sub(region.number("resource")?);
         let polled = region.open(LIST).ok();
@@ -172,13 +172,13 @@ impl BadBlockList {
     pub(in crate::disk) fn read(&self, file: &File) -> Vec<Range<u64>> {
         let ranges = self.of_device();
         match self.is_of_file && !ranges.is_empty() {
-            // Files on several devices are not known: their reads fail one by one.
+            // Of a file on several devices the extents do not say which: then reads find what is bad.
             true => of_file(&ranges, &sys::extents(file).unwrap_or_default()),
             false => ranges,
         }
     }
 
-    /// The same of a device, which needs no open file.
+    /// As [`read`](Self::read) for a device, which needs no file.
     pub(in crate::disk) fn of_device(&self) -> Vec<Range<u64>> {
         let listed = self.list.as_ref().and_then(|list| list.text().ok());
         let listed = listed.map(|text| parse(&text)).unwrap_or_default();
@@ -188,7 +188,7 @@ impl BadBlockList {
         }
     }
 
-    /// The list itself: `poll(2)` says when Linux has added to it.
+    /// What to poll: an event (`poll(2)`) says that Linux has added to the list.
     pub(in crate::disk) fn to_poll(&self) -> Option<Arc<File>> {
         self.polled.as_ref().map(KeptFile::file)
     }

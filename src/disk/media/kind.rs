@@ -90,7 +90,7 @@ pub enum BackingKind {
 }
 
 impl BackingKind {
-    /// Tells by the file system.
+    /// The kind of a regular file, by its file system, without regard to DAX.
     pub(in crate::disk) fn of(statfs: &StatFs) -> Self {
         match FileSystem::of(statfs) {
             FileSystem(0x0102_1994) => Self::Tmpfs,
@@ -100,7 +100,7 @@ impl BackingKind {
         }
     }
 
-    /// Whether writes are stores into the mapping, for which every page must have its space before.
+    /// Whether a write is a store into a mapping of it (memory of the kernel, DAX). Such a page needs its space before that.
     pub const fn is_written_through_mapping(self) -> bool {
         match self {
             Self::Tmpfs | Self::Hugetlbfs | Self::Ramfs | Self::DeviceDax | Self::DaxFile { .. } => true,
@@ -161,7 +161,7 @@ impl FileSystem {
         Self(u64::try_from(statfs.f_type).unwrap_or_default())
     }
 
-    /// Whether another process or machine answers for it: FUSE, NFS, SMB (two of them), 9p, ceph.
+    /// Whether its calls are answered by another process or machine: FUSE, NFS, SMB (two of them), 9p, ceph.
     pub(in crate::disk) const fn has_server(self) -> bool {
         matches!(self, Self::FUSE | Self::V9FS | Self(0x6969 | 0xFF53_4D42 | 0xFE53_4D42 | 0x00C3_6400))
     }
@@ -230,7 +230,7 @@ mod tests {
         }
     }
 
-    /// Tests may not be silent about what they could not do.
+    /// Says on standard error what a test could not do.
     #[allow(clippy::print_stderr)]
     fn eprintln_reason(error: rustix::io::Errno) {
         eprintln!("skipped: no huge memfd here: {error}");

@@ -1,17 +1,18 @@
-//! Which file systems keep what `MAP_SYNC` promises: that a page which can be stored into is still found after the power
-//! has failed, once its lines are flushed.
+//! Which file systems keep what `MAP_SYNC` promises: stores into a mapped page are found there after a power failure once
+//! their cache lines are flushed, since the file system has written down which block the page is before it could be stored
+//! into.
 //!
-//! Linux takes the flag from a file system as a whole. XFS does not keep the promise for blocks that files share: the place
-//! of the copy that a first store makes is in its log in memory until the next sync (Linux 6.1 to 7.3), and a file whose
-//! blocks are its own today is cloned tomorrow. So only those count whose power cuts were tried (`ci/soak`): ext4, and an
-//! XFS whose files cannot share.
+//! In Linux a file system supports the flag for all of its files or none. XFS breaks the promise for blocks that files share:
+//! the first store makes a copy, and where that lies is only in the log in memory until the next sync (Linux 6.1 to 7.3). A
+//! file that shares nothing now may be cloned at any time. So only file systems count of which power cuts were tried
+//! (`ci/soak`): ext4, and an XFS whose files cannot share blocks.
 
 use std::fs::File;
 
 use crate::disk::FileSystem;
 use crate::disk::sys::{XfsFeatures, xfs_features};
 
-/// An error, in words, unless the file's file system is known to keep it.
+/// An error, in words, unless the file's file system is known to keep the promise.
 pub(in crate::disk) fn check(file: &File, file_system: FileSystem) -> Result<(), String> {
     match file_system {
         FileSystem::EXT4 => Ok(()),
@@ -49,7 +50,8 @@ mod tests {
         assert!(check(false, true).unwrap_err().contains("realtime"));
     }
 
-    /// A file of this machine stands for each: what it is on does not know XFS's question, or is an XFS.
+    /// One file of this machine is checked as if it were on each file system. Where it is not on an XFS, the ioctl that asks XFS
+    /// for its features fails.
     #[test]
     fn only_file_systems_that_are_known_to_keep_it_do() {
         let file = tempfile::tempfile_in("/dev/shm").unwrap();

@@ -1,4 +1,4 @@
-//! What a path is made of, and what a write to it is worth.
+//! What media a path leads to, and what a write to it survives.
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -26,25 +26,25 @@ pub(in crate::disk) mod sysfs;
 pub struct Media {
     /// What it is.
     pub kind: BackingKind,
-    /// What a completed and flushed write is worth.
+    /// What a completed and flushed write survives.
     pub durability: Durability,
     /// Why it has this durability and no other, in words.
     pub why: String,
     /// Regions of persistent memory below: one, none, or those of a device-mapper device.
     pub regions: Vec<Region>,
-    /// Bytes that were known to be bad when this was found out, as offsets in the disk.
+    /// Bytes that were known to be bad when the media was examined, as offsets in the disk.
     pub bad_blocks: Vec<Range<u64>>,
-    /// Where it is listed what is bad by now.
+    /// Where Linux lists what is bad by now.
     pub(in crate::disk) bad_block_list: Option<BadBlockList>,
-    /// What whoever serves it ought to know.
+    /// What the operator ought to know.
     pub(in crate::disk) warning: Option<String>,
     /// Why a device cannot be a disk as it is now.
     pub(in crate::disk) unusable: Option<Unusable>,
     /// The namespace of persistent memory that a device-DAX node is made of, as `ndctl` calls it.
     pub namespace: Option<String>,
-    /// Size in bytes that sysfs has for a device; 0 for files.
+    /// Size of a device in bytes, as sysfs says; 0 for files.
     pub device_bytes: u64,
-    /// Unit of mappings of a device-DAX node, of transfers of a block device: bytes.
+    /// Bytes of a unit: of mappings for a device-DAX node, of transfers for a block device.
     pub unit_bytes: u64,
 }
 
@@ -70,7 +70,7 @@ impl Media {
         nodes.all(|node| node == Some(first)).then_some(first)
     }
 
-    /// Of a regular file. `file` is what is asked whether it can be mapped with `MAP_SYNC`.
+    /// The media of a regular file. `file`, if it is open, is tried whether it can be mapped with `MAP_SYNC`.
     pub(in crate::disk) fn of_file(
         metadata: &Metadata,
         statfs: &StatFs,
@@ -103,14 +103,14 @@ impl Media {
         media
     }
 
-    /// Looks where the blocks of a file lie now, and which of them are bad.
+    /// Asks where the blocks of a file lie now, and which of them are bad.
     pub(in crate::disk) fn find_bad_blocks(&mut self, file: &File) {
         if let Some(list) = &self.bad_block_list {
             self.bad_blocks = list.read(file);
         }
     }
 
-    /// Of a regular file that is not in memory, by what it says of DAX and by the regions below it.
+    /// The media of a regular file that is not in memory, by its DAX state and by the regions below it.
     fn of_dax(dax: Dax, file_system: FileSystem, regions: Vec<Region>) -> Self {
         let kind = match dax {
             Dax::No => BackingKind::OrdinaryFile { file_system },
@@ -124,7 +124,7 @@ impl Media {
             }
             (_, Some(region)) if region.is_volatile => (Durability::Volatile, region.why()),
             (Dax::Pages(why), _) => (Durability::Page, format!("DAX, but {why}")),
-            // The kernel has been seen to accept MAP_SYNC on virtio-pmem: the region decides.
+            // The region decides, not MAP_SYNC: the kernel has been seen to accept that on virtio-pmem.
             (Dax::Synchronous, Some(region)) => (region.durability(), region.why()),
             (Dax::Synchronous, None) => {
                 (Durability::Page, "DAX with MAP_SYNC, but on no known persistent memory".to_owned())
@@ -133,7 +133,7 @@ impl Media {
         Self { regions, ..Self::plain(kind, durability, why) }
     }
 
-    /// Of a character device; none unless it is device DAX.
+    /// The media of a character device; none unless it is device DAX.
     pub(in crate::disk) fn of_character_device(metadata: &Metadata, sysfs: &Sysfs) -> Option<Self> {
         let device = sysfs.character(metadata.rdev())?;
         device.link_name("subsystem").filter(|name| name == "dax")?;
@@ -141,7 +141,7 @@ impl Media {
         let unusable = Unusable::of_device_dax(&device);
         let (durability, why) = match regions.first() {
             _ if let Some(unusable) = &unusable => (Durability::Volatile, unusable.cause.clone()),
-            // It has no fsync that could ask the host.
+            // Only the host can make it persist, and device DAX has no fsync that would ask the host.
             Some(region) if region.is_virtual => (Durability::Volatile, region.why()),
             Some(_) if !Engine::get().flushes_lines() => {
                 (Durability::Volatile, "this CPU's cache lines cannot be written back".to_owned())
@@ -157,14 +157,14 @@ impl Media {
             unusable,
             namespace: device.ancestry().find_map(|node| node.text("namespace")),
             device_bytes: device.number("size").unwrap_or(0),
-            // 2 MiB is what ndctl chooses; the kernel before 5.2 does not tell.
+            // 2 MiB is what ndctl chooses; kernels before 5.2 have no `align`.
             unit_bytes: device.number("align").filter(|it| it.is_power_of_two()).unwrap_or(2 << 20),
             regions,
             ..Self::plain(BackingKind::DeviceDax, durability, why)
         })
     }
 
-    /// Of a block device.
+    /// The media of a block device.
     pub(in crate::disk) fn of_block_device(metadata: &Metadata, sysfs: &Sysfs) -> Self {
         let device = sysfs.block(metadata.rdev());
         let regions = device.as_ref().map(Region::all_of).unwrap_or_default();
@@ -192,7 +192,7 @@ impl Media {
         }
     }
 
-    /// Whatever a test needs.
+    /// Media for a test.
     #[cfg(test)]
     pub(in crate::disk) fn testing(kind: BackingKind, durability: Durability, regions: Vec<Region>) -> Self {
         Self { regions, ..Self::plain(kind, durability, String::new()) }
@@ -223,8 +223,8 @@ pub(in crate::disk) struct Unusable {
 }
 
 impl Unusable {
-    /// The node of a device is there whatever driver it has: with that of the system's memory (`kmem`), or none, it cannot
-    /// be mapped. (Before Linux 5.1 these devices had a class and no drivers.)
+    /// A device-DAX node exists whatever the device's driver is, but only with `device_dax` it can be mapped: `kmem` makes it
+    /// memory of the system. (Before Linux 5.1 these devices had a class and no drivers.)
     fn of_device_dax(device: &Node) -> Option<Self> {
         if !device.link("subsystem").is_some_and(|it| it.ends_with("bus/dax")) {
             return None;
@@ -240,32 +240,33 @@ impl Unusable {
     }
 }
 
-/// Whether a device, or a part of one of device mapper, begins elsewhere than at a page of the device below. (Linux says -1
-/// where parts differ.)
+/// Whether a device, or a part of a device-mapper one, does not begin at a page boundary of the device below. (Linux says -1
+/// where the parts' offsets differ.)
 fn is_beside_pages(device: &Node) -> bool {
     let offset = device.text("alignment_offset").and_then(|text| text.parse::<i64>().ok());
     offset.is_some_and(|offset| offset % PAGE_BYTES != 0)
 }
 
-/// Whether the device that a file is, or lies on, is not there any more, or cannot be used as it was.
+/// Whether the device that a file is, or lies on, is removed, or has another driver than it had.
 pub(in crate::disk) fn is_gone(metadata: &Metadata, sysfs: &Sysfs) -> bool {
     let is_without = |device: Option<Node>| device.is_none_or(|it| Unusable::of_device_dax(&it).is_some());
     sysfs.is_there()
         && match FileKind::from(metadata.file_type()) {
             FileKind::CharacterDevice => is_without(sysfs.character(metadata.rdev())),
             FileKind::BlockDevice => sysfs.block(metadata.rdev()).is_none(),
-            // Others than devices have a number of no device.
+            // Major 0: the file system is on no device.
             _ => rustix::fs::major(metadata.dev()) != 0 && sysfs.block(metadata.dev()).is_none(),
         }
 }
 
-/// Whether a file's pages are the media.
+/// Whether a file's pages are the media itself (DAX).
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Dax {
     No,
-    /// Yes, but its file system must be asked to write its own data down: why that is.
+    /// Yes, but a store persists only after `msync` or `fdatasync`, for this reason: the file system may not have written down
+    /// where the page lies.
     Pages(String),
-    /// Yes, and a page that can be written to is there to stay.
+    /// Yes, and `MAP_SYNC` holds: where a page lies is written down before it can be stored into.
     Synchronous,
 }
 
@@ -284,7 +285,7 @@ impl Dax {
     }
 }
 
-/// Whether `statx` says that this file's pages are the media.
+/// Whether `statx` says that this file is on DAX.
 fn is_dax(file: &File) -> bool {
     statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::empty())
         .is_ok_and(|it| it.stx_attributes.contains(StatxAttributes::DAX))
@@ -318,7 +319,7 @@ mod tests {
         Region::all_of(&tree.sysfs().block(rustix::fs::makedev(259, 0)).unwrap())
     }
 
-    /// The rows of regular files: what MAP_SYNC says and what is below.
+    /// Regular files, by whether MAP_SYNC holds and by the regions below.
     #[test]
     fn files_are_as_durable_as_both_the_mapping_and_the_region_say() {
         use Dax::{No, Pages, Synchronous};
@@ -348,7 +349,7 @@ mod tests {
         assert_eq!(Media::of_dax(No, ext4, vec![]).flush(), "fdatasync");
     }
 
-    /// `/dev/null` stands for the node: only its number counts.
+    /// `/dev/null` stands for the device node: only its device number is used.
     #[test]
     fn device_dax_is_told_by_its_subsystem() {
         let metadata = std::fs::metadata("/dev/null").unwrap();

@@ -5,7 +5,7 @@ use std::fs::File;
 use crate::disk::Durability;
 use crate::disk::media::sysfs::Node;
 
-/// Device-mapper devices upon device-mapper devices, at most.
+/// How many layers of device-mapper devices are followed.
 const MAX_DEPTH: u32 = 8;
 
 /// A region of persistent memory.
@@ -15,11 +15,11 @@ pub struct Region {
     pub name: String,
     /// Who reports its bus: `ACPI.NFIT`, `e820`, `virtio-pmem`, …
     pub provider: Option<String>,
-    /// From where on the platform saves a write when the power fails; none where it does not say.
+    /// What a write must have reached for the platform to save it when the power fails; none where it does not say.
     pub persistence_domain: Option<String>,
     /// Its memory does not outlive the machine.
     pub is_volatile: bool,
-    /// It is memory of a host, which saves it only when it is asked to.
+    /// It is memory of a host (virtio-pmem), which makes it persist only when it is asked to.
     pub is_virtual: bool,
     /// The platform can be told to empty the memory controller's queues.
     pub has_flush_hints: bool,
@@ -75,11 +75,11 @@ impl Region {
         })
     }
 
-    /// What a store is worth after a fence or a flush of its line, in a mapping of this region.
+    /// What a store survives after a fence or a flush of its line, in a mapping of this region.
     ///
-    /// Without `persistence_domain` (old firmware, e820) a region counts as one with a protected memory
-    /// controller, as libpmem2 and Linux have it: the platform is taken at its word that this is persistent
-    /// memory. Caches count only where the region itself says so.
+    /// A region without `persistence_domain` (old firmware, e820) counts as one whose memory controller's queues are saved, as in
+    /// libpmem2 and Linux: the platform says that it is persistent memory, and that is believed. CPU caches are believed to be
+    /// saved only where the region itself says so.
     pub(in crate::disk) fn durability(&self) -> Durability {
         match self.persistence_domain.as_deref() {
             _ if self.is_volatile => Durability::Volatile,
@@ -112,7 +112,7 @@ impl Region {
         self.node.open_for_writing("deep_flush")
     }
 
-    /// One that is nowhere.
+    /// A region without a folder in sysfs.
     #[cfg(test)]
     pub(crate) fn testing(name: &str, dirty_shutdowns: Option<u64>) -> Self {
         Self {
@@ -128,13 +128,13 @@ impl Region {
         }
     }
 
-    /// Its folder.
+    /// Its folder in sysfs.
     pub(in crate::disk) const fn node(&self) -> &Node {
         &self.node
     }
 }
 
-/// The sum over the modules of a region: `mapping0` is `nmem0,start,length,position`.
+/// The sum of the counters of a region's modules. (`mapping0` of a region is `nmem0,start,length,position`.)
 fn dirty_shutdowns(region: &Node, bus: &Node) -> Option<u64> {
     let mut total = None;
     for number in 0..region.number("mappings")? {
@@ -206,7 +206,7 @@ mod tests {
         }
     }
 
-    /// virtio-pmem is known by its provider or by the virtio device above; cpu_cache does not help it.
+    /// virtio-pmem is recognised by its provider, or by the virtio device above it; even `cpu_cache` does not make it durable.
     #[test]
     fn memory_of_a_host_is_not_durable() {
         let named = Tree::new();
@@ -255,7 +255,7 @@ mod tests {
         assert!(regions(&tree.sysfs(), 8, 0).is_empty());
     }
 
-    /// CXL calls its regions the same.
+    /// CXL's regions have names of the same form.
     #[test]
     fn other_regions_are_not_ours() {
         let tree = Tree::new();

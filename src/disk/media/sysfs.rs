@@ -1,5 +1,4 @@
-//! What sysfs says about devices. Nothing else in this crate reads it, and tests put a tree of their own in
-//! its place.
+//! What sysfs says about devices. It is read here only, and tests have a tree of their own instead.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,18 +13,18 @@ pub(in crate::disk) struct Sysfs {
 }
 
 impl Sysfs {
-    /// That of the kernel.
+    /// The kernel's, at `/sys`.
     pub(in crate::disk) fn system() -> Self {
         Self { root: PathBuf::from("/sys") }
     }
 
-    /// Another one.
+    /// One that a test has made.
     #[cfg(test)]
     pub(in crate::disk) fn at(root: &Path) -> Self {
         Self { root: fs::canonicalize(root).unwrap() }
     }
 
-    /// Whether it lists devices at all: some containers have none.
+    /// Whether it lists devices at all: in some containers it is empty.
     pub(in crate::disk) fn is_there(&self) -> bool {
         self.root.join("dev/block").exists()
     }
@@ -65,19 +64,19 @@ impl Node {
         Self { path: PathBuf::new(), root: PathBuf::new() }
     }
 
-    /// How the kernel calls the device.
+    /// The kernel's name of the device.
     pub(in crate::disk) fn name(&self) -> String {
         self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// This folder and those it lies in, from the inside to the outside.
+    /// This folder and those around it, the innermost first.
     pub(in crate::disk) fn ancestry(&self) -> impl Iterator<Item = Self> + '_ {
         let inside = |path: &&Path| path.starts_with(&self.root) && *path != self.root;
         let ancestors = self.path.ancestors().take_while(inside);
         ancestors.map(|path| Self { path: path.to_owned(), root: self.root.clone() })
     }
 
-    /// The folder `name` in this one, where a link may lead to.
+    /// The folder `name` in this one; a link is followed.
     pub(in crate::disk) fn child(&self, name: &str) -> Option<Self> {
         Self::at(self.path.join(name), &self.root)
     }
@@ -88,12 +87,12 @@ impl Node {
         entries.flatten().filter_map(|entry| Self::at(entry.path(), &self.root)).collect()
     }
 
-    /// What the link `name` says, whether or not that is there.
+    /// The path that the link `name` has, which may lead nowhere.
     pub(in crate::disk) fn link(&self, name: &str) -> Option<PathBuf> {
         fs::read_link(self.path.join(name)).ok()
     }
 
-    /// The name of what the link `name` leads to.
+    /// The last part of the path that the link `name` has.
     pub(in crate::disk) fn link_name(&self, name: &str) -> Option<String> {
         Some(self.link(name)?.file_name()?.to_string_lossy().into_owned())
     }

@@ -1,4 +1,4 @@
-//! What a path, its media, its size and its lock must be like; each refusal says what to do.
+//! Checks of a path, its media, its size and its lock. Each refusal says what to do.
 
 use std::fs::{File, Metadata};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ pub(super) fn check_usable(backing: &BackingPath, media: &Media) -> Result<(), O
     }
 }
 
-/// Refuses what promises less than is required.
+/// Refuses media whose durability is less than `require-durable=` asks for.
 pub(super) fn check_durability(
     backing: &BackingPath,
     media: &Media,
@@ -40,7 +40,7 @@ pub(super) fn check_durability(
     }
 }
 
-/// The attributes that FLUSH writes to.
+/// Opens the `deep_flush` attributes that FLUSH writes to.
 pub(super) fn deep_flush_files(
     backing: &BackingPath,
     media: &Media,
@@ -56,7 +56,7 @@ pub(super) fn deep_flush_files(
     })
 }
 
-/// Takes the lock that is due when a disk is opened.
+/// Takes the lock when a disk is opened, unless its mode says that it is taken later or never.
 pub(super) fn lock(
     backing: &BackingPath,
     file: &Arc<BackingFile>,
@@ -73,7 +73,7 @@ pub(super) fn lock(
     }
 }
 
-/// How the path of a disk is opened: for reading, and for writing unless it is read-only.
+/// The access mode of `open(2)`: reading, and writing unless the disk is read-only.
 pub(super) const fn access(options: &OpenOptions) -> OFlags {
     if options.read_only { OFlags::RDONLY } else { OFlags::RDWR }
 }
@@ -110,7 +110,7 @@ pub(super) fn check_size(backing: &BackingPath, size_bytes: u64, block_bytes: u3
     })
 }
 
-/// The bytes of whole blocks in a size that nobody has chosen; `what` has it. None at all is refused.
+/// The bytes of whole blocks in the size of a file or device, which `what` names. A size of less than a block is refused.
 pub(super) fn whole_blocks(
     backing: &BackingPath,
     what: &str,
@@ -130,7 +130,7 @@ pub(super) fn whole_blocks(
     }
 }
 
-/// The same for what is to be served, and says so if there is more.
+/// As [`whole_blocks`], with a warning if some bytes are left over and not served.
 pub(super) fn serve_whole_blocks(
     backing: &BackingPath,
     what: &str,

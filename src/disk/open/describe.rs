@@ -1,4 +1,4 @@
-//! What a path is and how it would be served, found out by looking only.
+//! What a path is and how it would be served, found out without a change to anything.
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -22,20 +22,20 @@ use crate::disk::{
 pub struct Description {
     /// What is there.
     pub file_kind: FileKind,
-    /// Length in bytes, as the file system or sysfs tells.
+    /// Length in bytes, from the file system or sysfs.
     pub length_bytes: u64,
     /// Bytes that have space allocated.
     pub allocated_bytes: u64,
     /// What its bytes lie on; none for what cannot be a disk.
     pub media: Option<Media>,
-    /// Pages that it is mapped in, at least, or blocks that it is transferred in: bytes.
+    /// Bytes of the smallest page that it is mapped in, or of a block that is transferred.
     pub page_bytes: u64,
-    /// Bytes of it that are mapped in huge pages by the process that has it locked; on DAX that can be, as it lies. None
-    /// where that is not known.
+    /// Bytes of it that the process which has it locked has mapped in huge pages; on DAX, bytes that can be mapped so, by where
+    /// they lie. None where that is not known.
     pub huge_bytes: Option<u64>,
     /// Whether this user may write it, and it can be written to.
     pub writable: bool,
-    /// Who has it locked now, where that can be learnt.
+    /// Who has it locked now, where the kernel tells.
     pub holder: Option<Holder>,
     /// Why it cannot be served as it is, with the default options.
     pub refusal: Option<OpenError>,
@@ -52,27 +52,27 @@ impl Description {
         self.kind().map(BackingKind::data_path)
     }
 
-    /// What a completed and flushed write would be worth.
+    /// What a completed and flushed write would survive.
     pub fn durability(&self) -> Option<Durability> {
         self.media.as_ref().map(|media| media.durability)
     }
 
-    /// What a guest is told of the cache at first, with the default options: that it must flush (`writeback` is 1),
-    /// or that each completed write persists.
+    /// The field `writeback` of a new guest's configuration, with the default options: 1 if the guest must flush, 0 if each
+    /// completed write persists.
     pub fn initial_writeback(&self) -> Option<bool> {
         let media = self.media.as_ref()?;
         Some(media.durability.needs_flush() || DeepFlush::Auto.regions(media).next().is_some())
     }
 
-    /// What becomes of discarded space by default: it is given back, or the discard is ignored.
+    /// Whether discarded space is given back by default, or the discard is ignored.
     pub fn discard(&self) -> Option<DiscardPolicy> {
         let unmaps = DiscardPolicy::Auto.unmaps(self.kind()?);
         Some(if unmaps { DiscardPolicy::Unmap } else { DiscardPolicy::Ignore })
     }
 }
 
-/// Describes what is at `path`. Nothing is created, locked or changed; only a file on a DAX file system is
-/// opened, to ask whether it can be mapped with `MAP_SYNC`, and no device is woken.
+/// Describes what is at `path`. Nothing is created, locked or changed. Only a file on a DAX file system is opened, to try
+/// whether it can be mapped with `MAP_SYNC`; devices are not opened, since that may start them.
 ///
 /// # Errors
 /// [`OpenError`] when there is nothing at the path or it may not be looked at.

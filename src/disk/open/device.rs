@@ -61,7 +61,7 @@ pub(in crate::disk) fn open(
     Ok(Opened { disk, lock, media, created: false })
 }
 
-/// The blocks that a guest is told: a request is made of whole blocks of the device, too.
+/// Block size of the disk, at least that of the device, since requests are passed on in whole blocks.
 fn block_bytes(backing: &BackingPath, media: &Media, options: &OpenOptions) -> Result<u32, OpenError> {
     let device_bytes = match media.kind {
         BackingKind::DeviceDax => DEFAULT_BLOCK_BYTES.into(),
@@ -88,13 +88,13 @@ pub(in crate::disk) enum Unwritable {
     /// `blockdev --setro`, `losetup -r`, a namespace that is not armed.
     #[error("the device is read-only")]
     ReadOnly,
-    /// Shingled disks, and flash that is told apart by zones.
+    /// Shingled disks, and zoned flash.
     #[error("the device is zoned: it takes writes in order only")]
     Zoned,
 }
 
 impl Unwritable {
-    /// What sysfs says; a partition is as its disk in this.
+    /// The reason why a device cannot be written to, if sysfs has one. A partition of a zoned disk is zoned.
     pub(in crate::disk) fn of(metadata: &Metadata, sysfs: &Sysfs) -> Option<Self> {
         let is_block = FileKind::from(metadata.file_type()) == FileKind::BlockDevice;
         let device = sysfs.block(metadata.rdev()).filter(|_| is_block)?;
@@ -122,7 +122,7 @@ impl Unwritable {
     }
 }
 
-/// With direct I/O, and to itself where it is written: a mounted device must not be.
+/// Opens a device with direct I/O, and exclusively if it is to be written: that fails for a device that is mounted.
 fn open_node(backing: &BackingPath, media: &Media, options: &OpenOptions) -> Result<File, OpenError> {
     let is_exclusive = !options.read_only && options.lock == LockMode::On;
     let flags = match media.kind {
@@ -138,7 +138,7 @@ fn open_node(backing: &BackingPath, media: &Media, options: &OpenOptions) -> Res
     })
 }
 
-/// How much of the device is served.
+/// How many bytes of the device are served.
 fn capacity_bytes(
     backing: &BackingPath,
     file: &File,
@@ -146,7 +146,7 @@ fn capacity_bytes(
     (block_bytes, size_bytes): (u32, Option<u64>),
 ) -> Result<u64, OpenError> {
     let device_bytes = match media.device_bytes {
-        // Without sysfs; the end of device DAX is always 0.
+        // There is no sysfs. (A seek to the end of a device-DAX node always gives 0.)
         0 => rustix::fs::seek(file, SeekFrom::End(0)).map_err(|errno| look_failed(backing, errno.into()))?,
         bytes => bytes,
     };

@@ -83,7 +83,7 @@ pub enum OpenError {
         /// The error of the system.
         source: io::Error,
     },
-    /// Somebody serves this file already, and one of both means to write.
+    /// Another process has this file locked, and one of the two is to write.
     #[error(
         "{backing}: cannot lock it ({holder} already uses it); stop that one, serve it with readonly=on on both \
          sides, or use lock=wait on the destination of a migration"
@@ -91,7 +91,7 @@ pub enum OpenError {
     Locked {
         /// Where.
         backing: BackingPath,
-        /// Who that is, as far as it could be learnt.
+        /// Who that is, as far as the kernel tells.
         holder: Holder,
     },
     /// A device that something else uses: a mount, another device upon it, another daemon.
@@ -103,7 +103,7 @@ pub enum OpenError {
         /// Where.
         backing: BackingPath,
     },
-    /// It promises less than is required.
+    /// Its durability is less than is required.
     #[error(
         "{backing}: cannot promise durability \"{}\" ({why}: it is \"{}\"); {}",
         required.word(), found.word(), durability_remedy(*required)
@@ -177,7 +177,7 @@ impl OpenError {
     }
 }
 
-/// Where such durability is found.
+/// What to use for such durability.
 const fn durability_remedy(required: Durability) -> &'static str {
     match required {
         Durability::Byte => {

@@ -1,4 +1,4 @@
-//! The space of a regular file: what is to be written to gets it at the start, as far as that was asked for.
+//! Allocating the space of a regular file at the start, unless the disk is to be sparse.
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -14,13 +14,13 @@ use crate::disk::backing_path::BackingPath;
 use crate::disk::space;
 use crate::disk::{BackingKind, FileSystem, Media};
 
-/// Bytes of a file in memory that are allocated at a time, in some tenths of a second.
+/// Bytes of a file in memory that one call allocates: it takes some tenths of a second, and a stop is heeded between calls.
 const IN_MEMORY_PART_BYTES: u64 = 256 << 20;
 
-/// Bytes that are copied at a time where others share them.
+/// Bytes that one call copies of what is shared with other files.
 const COPY_PART_BYTES: u64 = 64 << 20;
 
-/// A regular file whose bytes are to have their space.
+/// A regular file whose space is to be allocated.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FileSpace<'a> {
     pub(super) backing: &'a BackingPath,
@@ -54,7 +54,7 @@ impl FileSpace<'_> {
         }
     }
 
-    /// Makes sure of space for what can be written to, as far as that was asked for.
+    /// Makes sure of space for the first `size_bytes`, as the options say.
     pub(super) fn ensure_space(&self, metadata: &Metadata, size_bytes: u64) -> Result<(), OpenError> {
         if self.options.read_only {
             return Ok(());
@@ -71,8 +71,8 @@ impl FileSpace<'_> {
         }
     }
 
-    /// What other files have as well (clones, snapshots) has to be copied when it is written to. A write through the
-    /// mapping must not fail for that, and so it is copied now; others must at least have the space.
+    /// Blocks that other files share (clones, snapshots) are copied when they are written to. A write through a mapping must not
+    /// fail for lack of space, and so they are copied now; for other disks it is enough that there is space for it.
     fn unshare(&self, size_bytes: u64) -> Result<(), OpenError> {
         let is_mapped = self.media.kind.is_written_through_mapping();
         let free_bytes = space::free_bytes(self.file);
@@ -104,14 +104,14 @@ impl FileSpace<'_> {
         Ok(())
     }
 
-    /// Whether what is written goes to a new place each time, which takes space even where there is some: on btrfs, unless
-    /// it was told otherwise while the file was empty.
+    /// Whether each write goes to new blocks, and so needs space even where the file has some: on btrfs, unless the file has the
+    /// attribute NOCOW, which must be set while it is empty.
     fn is_copied_on_write(&self) -> bool {
         let is_btrfs = self.media.kind == BackingKind::OrdinaryFile { file_system: FileSystem::BTRFS };
         is_btrfs && !ioctl_getflags(self.file).is_ok_and(|flags| flags.contains(IFlags::NOCOW))
     }
 
-    /// Has a file that is still empty written where it lies.
+    /// Sets NOCOW on a file that is still empty, if it needs that: later writes go to the blocks that it has.
     pub(super) fn write_in_place(&self) -> io::Result<()> {
         if !self.is_copied_on_write() {
             return Ok(());
@@ -130,9 +130,9 @@ impl FileSpace<'_> {
         );
     }
 
-    /// Gives every hole its space where a write could not fail otherwise.
+    /// Allocates the holes of a file that is written through a mapping, where a write that finds no space cannot fail.
     fn fill_holes(&self, metadata: &Metadata, size_bytes: u64) -> Result<(), OpenError> {
-        // Blocks can lie behind the end as well, and what was never written to can have its space all the same.
+        // An estimate: blocks can lie behind the end as well.
         let short_bytes = size_bytes.saturating_sub(metadata.blocks().saturating_mul(512));
         if self.options.sparse {
             self.warn_of_memory(short_bytes);
@@ -147,7 +147,7 @@ impl FileSpace<'_> {
         }
         self.check_memory(short_bytes)?;
         if space::unused_bytes(self.file).is_some_and(|unused_bytes| unused_bytes < short_bytes) {
-            // It would take what there is, and not every file system would give it back.
+            // Not tried: it would take what there is before it fails, and not every file system gives that back.
             let source = io::Error::from_raw_os_error(libc::ENOSPC);
             return Err(self.no_space(short_bytes, space::free_bytes(self.file), source));
         }
@@ -165,17 +165,18 @@ impl FileSpace<'_> {
         Ok(())
     }
 
-    /// Gives the first bytes their space; `false` when the file system cannot do it in this manner.
+    /// Allocates the first `size_bytes`, of which `missing_bytes` have no space yet; `false` when the file system cannot do it
+    /// in this manner.
     pub(super) fn try_allocate(
         &self,
         how: FallocateFlags,
         size_bytes: u64,
         missing_bytes: u64,
     ) -> Result<bool, OpenError> {
-        // Asked before: not every file system gives back at once what a failed allocation took.
+        // Read before the attempt: not every file system gives back at once what a failed allocation took.
         let free_bytes = space::free_bytes(self.file);
         let part_bytes = match self.media.kind {
-            // It takes long there. With too little space nothing of it is taken.
+            // It takes long, so it is done in parts, but only if there is space for all of them.
             BackingKind::Tmpfs | BackingKind::Hugetlbfs
                 if free_bytes.is_none_or(|free| free >= missing_bytes) =>
             {
@@ -185,7 +186,7 @@ impl FileSpace<'_> {
         };
         self.fallocate_parts(how, size_bytes, part_bytes).map_err(|source| match source.raw_os_error() {
             Some(libc::ENOSPC | libc::EDQUOT) => self.no_space(missing_bytes, free_bytes, source),
-            // What hugetlbfs says when its pool is empty.
+            // The error of hugetlbfs when its pool is empty.
             Some(libc::ENOMEM) if self.media.kind == BackingKind::Hugetlbfs => {
                 self.no_space(missing_bytes, free_bytes, source)
             }
@@ -199,7 +200,7 @@ impl FileSpace<'_> {
         space::fallocate_parts(self.file, how, size_bytes, part_bytes, should_stop)
     }
 
-    /// Refuses what the limits of memory have no room for: the kernel would end this process.
+    /// Refuses more bytes in memory than a control group has left: the kernel would kill this process.
     pub(super) fn check_memory(&self, bytes: u64) -> Result<(), OpenError> {
         let Some(limit) = space::memory_limit(self.file, bytes) else { return Ok(()) };
         let remedy = "raise that limit (MemoryMax= of the service), or choose a smaller size=";
@@ -207,7 +208,8 @@ impl FileSpace<'_> {
         Err(self.no_space_with(remedy, bytes, Some(limit.room_bytes), source))
     }
 
-    /// The kernel ends who goes beyond a limit of memory, in the middle of a guest's write.
+    /// Warns if a control group has less memory left than the holes may take: the kernel would kill this process in the middle
+    /// of a guest's write.
     pub(super) fn warn_of_memory(&self, missing_bytes: u64) {
         if let Some(limit) = space::memory_limit(self.file, missing_bytes) {
             let (disk, room_bytes) = (&self.options.name, limit.room_bytes);

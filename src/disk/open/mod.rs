@@ -1,4 +1,4 @@
-//! Opening a path as a disk: what is there is found out, checked, and given to who knows it.
+//! Opening a path as a disk: a regular file or a device.
 
 use std::io;
 use std::path::Path;
@@ -31,7 +31,7 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Opened, OpenError> {
         check_size(&backing, size_bytes, block_bytes)?;
     }
     let sysfs = Sysfs::system();
-    // Only looked at first: opening a device may do something.
+    // `stat` first: opening a device or a FIFO may have effects.
     match options.symlinks.metadata(path) {
         Ok(metadata) if FileKind::from(metadata.file_type()).is_device() => {
             device::open(backing, &metadata, options, &sysfs)

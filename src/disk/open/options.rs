@@ -1,4 +1,4 @@
-//! What to open, and how; and what it is then.
+//! The options of opening a disk, and what the result is.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -7,10 +7,10 @@ use super::policy::{DeepFlush, DiscardPolicy};
 use crate::disk::space::growth::GrowthPolicy;
 use crate::disk::{Backing, Durability, FileLock, LockMode, Media, Symlinks};
 
-/// What to open, and how.
+/// How a path is opened as a disk.
 #[derive(Debug, Clone)]
 pub struct OpenOptions {
-    /// How errors call the disk.
+    /// The disk's name in errors.
     pub name: String,
     /// Bytes to serve: a file that is missing or empty is made that long, a longer one is served in part, a
     /// shorter one is refused. Without it the whole file is served.
@@ -19,18 +19,17 @@ pub struct OpenOptions {
     pub block_bytes: Option<u32>,
     /// Open for reading only; nothing is created, grown or allocated then.
     pub read_only: bool,
-    /// Leave holes as they are. On tmpfs, hugetlbfs and DAX a write into a hole that cannot be filled any more
-    /// is fatal.
+    /// Leave holes as they are. On tmpfs, hugetlbfs and DAX a write into a hole fails when there is no space for it.
     pub sparse: bool,
-    /// When the file is locked.
+    /// When the file is locked, if at all.
     pub lock: LockMode,
-    /// The least that a completed and flushed write must be worth.
+    /// The least durability that a completed and flushed write must have.
     pub require_durable: Option<Durability>,
     /// What becomes of space that the guest does not need.
     pub discard: DiscardPolicy,
     /// When FLUSH empties the memory controller's queues.
     pub deep_flush: DeepFlush,
-    /// Once it is set, what takes long is given up where a signal interrupts it.
+    /// Once it is set, steps that take long are given up; a signal interrupts the system call that one may be in.
     pub should_stop: Arc<AtomicBool>,
     /// Whether the path may lead through symbolic links.
     pub symlinks: Symlinks,
@@ -60,18 +59,18 @@ impl OpenOptions {
     }
 }
 
-/// Logical block size in bytes of what has none by itself.
+/// Logical block size in bytes of a disk that is no block device.
 pub(in crate::disk) const DEFAULT_BLOCK_BYTES: u32 = 512;
 
-/// A path, opened.
+/// A path that was opened as a disk.
 #[derive(Debug)]
 pub struct Opened {
-    /// Its bytes.
+    /// The disk.
     pub disk: Backing,
     /// Its lock, taken when the mode is [`LockMode::On`].
     pub lock: FileLock,
-    /// What it is made of.
+    /// The media that it lies on.
     pub media: Media,
-    /// Whether it was not there before.
+    /// Whether the file did not exist before.
     pub created: bool,
 }

@@ -21,7 +21,7 @@ pub enum DiscardPolicy {
 }
 
 impl DiscardPolicy {
-    /// Whether a disk on this gives space back.
+    /// Whether a disk of this kind gives space back.
     pub const fn unmaps(self, kind: BackingKind) -> bool {
         match (self, kind) {
             (Self::Ignore, _) | (_, BackingKind::DeviceDax) => false,
@@ -51,23 +51,23 @@ impl FromStr for DiscardPolicy {
 
 /// When FLUSH empties the memory controller's queues (`deep_flush` of the region) as well.
 ///
-/// A fence is enough where the platform empties them by itself when the power fails (ADR), and Linux takes
-/// that for granted of all persistent memory. A deep flush is for what happens when that mechanism fails.
-/// A disk that flushes deeply offers a write-back cache, so that guests send FLUSH.
+/// A fence is enough where the platform empties them by itself when the power fails (ADR), which Linux assumes of all
+/// persistent memory. A deep flush saves the data even where that mechanism fails. A disk with deep flushes offers a write-back
+/// cache, so that guests send FLUSH.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DeepFlush {
-    /// Where the region has the means (`deep_flush` is 1) and does not state its `persistence_domain`: then
-    /// nobody vouches for the queues but these means.
+    /// Where the region can do it (`deep_flush` is 1) and does not state its `persistence_domain`: then nothing says that the
+    /// platform empties the queues by itself.
     #[default]
     Auto,
     /// Never.
     Never,
-    /// Where the region has the means.
+    /// Where the region can do it (`deep_flush` is 1).
     Always,
 }
 
 impl DeepFlush {
-    /// The regions that FLUSH goes to; none where a fence is all.
+    /// The regions that FLUSH goes to; none where a fence is enough.
     pub(in crate::disk) fn regions(self, media: &Media) -> impl Iterator<Item = &Region> {
         let is_synchronous = !media.durability.needs_flush();
         media.regions.iter().filter(move |region| {
@@ -80,10 +80,10 @@ impl DeepFlush {
         })
     }
 
-    /// The attributes to write to at FLUSH; none where a fence is all.
+    /// The attributes to write to at FLUSH; none where a fence is enough.
     ///
     /// # Errors
-    /// One of them cannot be opened for writing; [`DeepFlush::Auto`] does without it then.
+    /// One of them cannot be opened for writing. [`DeepFlush::Auto`] leaves that one out instead, with a warning.
     pub(in crate::disk) fn files(self, media: &Media) -> io::Result<Vec<File>> {
         let mut files = Vec::new();
         for region in self.regions(media) {
@@ -119,7 +119,7 @@ impl FromStr for DeepFlush {
 }
 
 impl Durability {
-    /// The class as one word.
+    /// The class as one word, as users write it.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Volatile => "volatile",
@@ -133,7 +133,7 @@ impl Durability {
 impl FromStr for Durability {
     type Err = UnknownWord;
 
-    /// Reads a class that can be required.
+    /// Parses a class that can be required.
     fn from_str(word: &str) -> Result<Self, UnknownWord> {
         let classes = [Self::Page, Self::CacheLine, Self::Byte];
         let found = classes.into_iter().find(|class| class.word() == word);
@@ -201,7 +201,7 @@ mod tests {
         }
     }
 
-    /// By policy and by what the region has: how many attributes are written to.
+    /// How many attributes are written to, by policy and by what the region can do.
     #[test]
     fn deep_flushes_go_where_they_are_wanted_and_possible() {
         let files = |hints: &str, domain, durability, policy: DeepFlush| {

@@ -33,10 +33,10 @@ pub(in crate::disk) fn open(
     found.serve(lock)
 }
 
-/// How often it looks.
+/// Pause between two attempts to open a file that somebody has a lease on.
 const LEASE_POLL: Duration = Duration::from_millis(20);
 
-/// What a file that was opened is made of.
+/// The media of a file that is open.
 fn recognise(backing: &BackingPath, file: &File, sysfs: &Sysfs) -> Result<Media, OpenError> {
     let failed =
         |operation| move |source| OpenError::system(backing, operation, "check the file system", source);
@@ -82,14 +82,14 @@ impl<'a> RegularFile<'a> {
 
     fn lock(&self) -> Result<FileLock, OpenError> {
         lock(&self.backing, &self.file, self.options).inspect_err(|error| {
-            // Whoever was faster than we with the lock serves the file that we have created.
+            // Another process that was faster with the lock serves the file that was created here.
             if self.created && !matches!(error, OpenError::Locked { .. }) {
                 remove(&self.backing);
             }
         })
     }
 
-    /// Sizes, allocates and maps the file; the lock is taken, so nobody else does the same now.
+    /// Extends, allocates and maps the file. The lock is held, so that no other process does the same now.
     fn serve(mut self, lock: FileLock) -> Result<Opened, OpenError> {
         let before = self.metadata()?;
         if matches!(self.media.kind, BackingKind::Tmpfs | BackingKind::Ramfs) {
@@ -114,7 +114,7 @@ impl<'a> RegularFile<'a> {
             })
     }
 
-    /// Makes the file as long and as full as it shall be; answers how many bytes are served.
+    /// Makes the file as long as the options say and allocates it; returns how many bytes are served.
     fn fill(&self, metadata: &Metadata) -> Result<u64, OpenError> {
         let (backing, options, file_bytes) = (&self.backing, self.options, metadata.len());
         match options.size_bytes {
@@ -153,7 +153,7 @@ impl<'a> RegularFile<'a> {
         if let Err(error) = self.space().write_in_place() {
             self.space().warn_of_copies(Some(&error));
         }
-        // Its length last: whoever is killed meanwhile leaves no disk behind that has no space.
+        // Its length last: a process that is killed meanwhile leaves an empty file behind, not a disk without space.
         let is_allocated =
             !self.options.sparse && self.space().try_allocate(space::KEEP_SIZE, size_bytes, size_bytes)?;
         self.file.set_len(size_bytes).map_err(|source| self.space().not_grown(size_bytes, source))?;
@@ -175,7 +175,7 @@ impl<'a> RegularFile<'a> {
     fn sync_name(&self) -> Result<(), OpenError> {
         let Err(source) = sync_directory(self.backing.path()) else { return Ok(()) };
         match source.raw_os_error() {
-            // One that may be entered and written, but not read; or a file system that syncs no directories.
+            // The directory may be searched and written, but not read; or its file system syncs no directories.
             Some(libc::EACCES | libc::EPERM | libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP) => {
                 tracing::warn!(
                     disk = self.options.name,
@@ -240,7 +240,7 @@ fn open_existing(backing: &BackingPath, options: &OpenOptions) -> Result<Option<
     let open = |flags| loop {
         let flags = flags | access(options) | OFlags::NOCTTY | OFlags::NONBLOCK;
         match options.symlinks.open(backing.path(), flags, Mode::empty()) {
-            // Whoever has a lease on it is asked to give it back by this.
+            // Somebody has a lease on it; this attempt has asked for its return.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && may_wait() => {
                 std::thread::sleep(LEASE_POLL);
             }

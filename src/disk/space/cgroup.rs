@@ -1,5 +1,5 @@
-//! How much memory the control groups of this process leave it. Beyond that the kernel kills, without an error that
-//! anybody could report: so it is asked before memory is taken.
+//! How much memory the control groups of this process leave it. The kernel kills a process that takes more, without an error
+//! that could be reported: so the groups are asked before memory is taken.
 //!
 //! Both hierarchies are read (Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst).
 
@@ -17,7 +17,7 @@ pub(in crate::disk) struct MemoryLimit {
     group: PathBuf,
     /// The limit in bytes.
     max_bytes: u64,
-    /// What can still be had, in bytes: without what the kernel gives up for it, the page cache.
+    /// Bytes that can still be taken: the limit less what is in use, not counting the page cache, which the kernel reclaims.
     pub(in crate::disk) room_bytes: u64,
 }
 
@@ -28,14 +28,14 @@ impl fmt::Display for MemoryLimit {
 }
 
 impl MemoryLimit {
-    /// That of this process which leaves the least room: of its own group or one around it. None where there is none.
-    /// Which groups these are is found out once.
+    /// Of this process's own group and those around it, the limit that leaves the least. None where there is no limit. Which
+    /// groups these are is found out once.
     pub(super) fn tightest() -> Option<Self> {
         Groups::own().tightest()
     }
 }
 
-/// Finds out which groups this process is in, for when its disks grow.
+/// Finds out now which groups this process is in, so that their files are open when disks grow.
 pub(in crate::disk) fn find_groups() {
     Groups::own();
 }
@@ -44,7 +44,7 @@ pub(in crate::disk) fn find_groups() {
 #[derive(Debug)]
 struct Groups {
     groups: Vec<Group>,
-    /// What the machine has free to swap out to.
+    /// `/proc/meminfo`, for the swap space that the machine has free.
     meminfo: Option<KeptFile>,
 }
 
@@ -55,7 +55,7 @@ struct Group {
     current: KeptFile,
     stat: Option<KeptFile>,
     hierarchy: &'static Hierarchy,
-    /// How much may be swapped out, and how much is.
+    /// The files with how much may be swapped out, and how much is.
     swap: Option<(Option<KeptFile>, Option<KeptFile>)>,
 }
 
@@ -65,7 +65,7 @@ impl Groups {
         GROUPS.get_or_init(|| Self::of(Path::new("/proc/self")))
     }
 
-    /// Those that `mountinfo` and `cgroup` in this folder name.
+    /// The groups that `mountinfo` and `cgroup` in this folder name.
     fn of(process: &Path) -> Self {
         let text = |name| fs::read_to_string(process.join(name)).unwrap_or_default();
         let (groups, mounts) = (text("cgroup"), text("mountinfo"));
@@ -80,20 +80,20 @@ impl Groups {
     }
 }
 
-/// From here on it is no limit: version 1 says the largest multiple of a page that is a signed number.
+/// A value from here on means that there is no limit: version 1 has the largest multiple of a page below 2^63 then.
 const NO_LIMIT_BYTES: u64 = 1 << 60;
 
-/// The names of one version.
+/// The names of the files of one version of control groups.
 #[derive(Debug)]
 struct Hierarchy {
     file_system: &'static str,
-    /// The controller, as `cgroup` and the options of the mount call it.
+    /// The controller's name in `cgroup` and in the options of the mount.
     controller: &'static str,
     max: &'static str,
     current: &'static str,
-    /// What is page cache of files and can be given up, of `memory.stat`.
+    /// Fields of `memory.stat` with the page cache of files, which can be reclaimed.
     cache: [&'static str; 2],
-    /// How much may be swapped out, and how much is; version 1 counts that otherwise.
+    /// Files with how much may be swapped out, and how much is; version 1 has a limit of memory and swap together instead.
     swap: Option<(&'static str, &'static str)>,
 }
 
@@ -125,7 +125,7 @@ impl Hierarchy {
         around.filter_map(|group| self.open(group)).collect()
     }
 
-    /// None of the group at the root, which has no limit.
+    /// None for the group at the root, which has no such files.
     fn open(&'static self, folder: &Path) -> Option<Group> {
         let open = |name: &str| KeptFile::open(folder.join(name)).ok();
         Some(Group {
@@ -138,7 +138,7 @@ impl Hierarchy {
         })
     }
 
-    /// The folder of this process's group, and that where the hierarchy is mounted.
+    /// The folder of this process's group, and the folder where the hierarchy is mounted.
     fn own_group(&self, groups: &str, mounts: &str) -> Option<(PathBuf, PathBuf)> {
         let group = groups.lines().find_map(|line| {
             let mut fields = line.splitn(3, ':').skip(1);
@@ -171,7 +171,7 @@ impl Group {
     }
 }
 
-/// What a group may still swap out: no more than the machine has free for it.
+/// Bytes that a group may still swap out: no more than the machine has free.
 fn swap_bytes(max: &Option<KeptFile>, current: &Option<KeptFile>, meminfo: Option<&KeptFile>) -> u64 {
     let free_bytes = meminfo
         .and_then(|meminfo| meminfo.text().ok())
@@ -182,7 +182,7 @@ fn swap_bytes(max: &Option<KeptFile>, current: &Option<KeptFile>, meminfo: Optio
     max_bytes.map_or(free_bytes, |max| max.saturating_sub(used_bytes).min(free_bytes))
 }
 
-/// A file with a number; none where it says "max".
+/// The number in a file; none where it says "max".
 fn number(file: &KeptFile) -> Option<u64> {
     file.text().ok()?.trim().parse().ok()
 }

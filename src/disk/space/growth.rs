@@ -102,7 +102,7 @@ pub(in crate::disk) fn file_bytes(file: &File) -> Result<u64, GrowError> {
 mod tests {
     use super::*;
 
-    /// Somebody may have cut it off since its length was looked at.
+    /// Somebody may have truncated it since its length was read.
     #[test]
     fn allocating_never_makes_a_file_longer() {
         for folder in ["/dev/shm", env!("CARGO_MANIFEST_DIR")] {

@@ -75,7 +75,7 @@ struct Pages {
 // SAFETY: M4: address space belongs to the process, not to the thread that reserved it.
 unsafe impl Send for Pages {}
 
-// SAFETY: M4: a shared reference only tells where it is.
+// SAFETY: M4: a shared reference gives the address and length only.
 unsafe impl Sync for Pages {}
 
 impl SharedMapping {

@@ -33,7 +33,8 @@ pub struct ServerConfig {
     pub polling: Polling,
     /// Stop the server when the first front-end has left.
     pub exit_on_disconnect: bool,
-    /// Once it is set, a start that is under way is given up; a signal to its thread, with a handler, has it look.
+    /// Once it is set, a start that is under way is given up. A signal to its thread, with a handler, interrupts the system call
+    /// it may be in, after which it reads this.
     pub should_stop: Arc<AtomicBool>,
 }
 
@@ -179,7 +180,7 @@ pub enum ConfigError {
 }
 
 impl ServerConfig {
-    /// Looks for contradictions that need nothing but the configuration itself.
+    /// Checks for contradictions that the configuration alone shows.
     ///
     /// # Errors
     /// The first [`ConfigError`] in the order of the disks.

@@ -11,13 +11,13 @@ pub(crate) enum Point {
     /// Half of its bytes are.
     #[cfg(test)]
     MidCopy,
-    /// The requests of a batch are done, and the driver has seen nothing of it.
+    /// The requests of a batch are done, and not published.
     BeforeUsed,
     /// A word of the ring is about to be stored.
     RingStore,
-    /// The driver sees the batch, if it looks.
+    /// The batch is published, and the driver not called.
     AfterUsed,
-    /// It wants to be called, and is not yet.
+    /// The driver wants to be called, and is not yet.
     BeforeCall,
     /// A disk's new part is mapped, and nobody knows that it is there.
     NewLength,

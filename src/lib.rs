@@ -32,7 +32,7 @@
 //! | [`limits`] | what peers may take of this process: every bound, budgets of disks, threads |
 //! | `log` | lines that peers can cause are limited; nobody who logs waits for a reader |
 //! | `sandbox` | what keeps others apart from what this process holds |
-//! | `failpoint` | where a test stops a ring or the growth of a disk dead; nothing elsewhere |
+//! | `failpoint` | where a test stops a ring or the growth of a disk; nothing elsewhere |
 //! | `bench` (feature `bench`) | a load generator for any vhost-user-blk back-end |
 //! | `stock` (feature `stock`) | the disk for daemons that are built on the crate `vhost-user-backend` |
 //! | `tools::crash` (tests) | every state that a crash may leave on the media, held against what was promised |
@@ -76,7 +76,8 @@
 //! | session | one front-end's connection, from its first message until it leaves, and all that its messages have changed |
 //! | writer lock | held by the session whose rings may run on a disk that is written to; the others wait for it |
 //! | configuration record | what a disk's last front-end knows of its size and cache mode, kept as an extended attribute |
-//! | descriptor checker | a process of ours that looks at what a front-end has sent before the daemon uses it, since that may block |
+//! | descriptor checker | a process of ours that checks descriptors of a front-end before the daemon uses them, since that may block |
+//! | gatherer | makes a chain of buffers whose descriptors another program has read (scatter-gather) |
 
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
 

@@ -1,4 +1,4 @@
-//! What a running server tells those who look after it: metrics, over HTTP on a Unix socket.
+//! What a running server reports to its operators: metrics, over HTTP on a Unix socket.
 //!
 //! | module | subject |
 //! | --- | --- |

@@ -100,11 +100,11 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-/// What `serve` with these arguments, the first of which is the program's name, would be told to do. No file is looked at:
-/// for tests of the command line.
+/// The configuration that `serve` makes of these arguments, the first of which is the program's name. No file is touched: this
+/// is for tests of the command line.
 ///
 /// # Errors
-/// What a person would be told.
+/// The message that a person would read.
 #[doc(hidden)]
 pub fn configuration_of(args: Vec<OsString>) -> Result<ServerConfig, String> {
     match parse(args).map_err(|error| error.to_string())?.command {

@@ -254,7 +254,7 @@ pub fn store_slice(into: Segments<'_>, bytes: &[u8]) -> usize {
 }
 
 /// Fills `bytes` from the segments; returns how many were filled, which is all of them unless the segments
-/// are shorter or not there any more. What arrives is never looked up again.
+/// are shorter or not there any more. Nothing is read twice.
 #[inline]
 pub fn load_slice(from: Segments<'_>, bytes: &mut [u8]) -> usize {
     let len = bytes.len();

@@ -80,7 +80,7 @@ impl<D: Disk> FrontEndConfig<D> {
         self.is_mode_loaded.store(true, Ordering::Release);
     }
 
-    /// The driver cannot flush: if write-back was shown to it before, it is told to read the configuration again.
+    /// The driver cannot flush: if `writeback` was 1 in its configuration before, it is told to read that again.
     pub(super) fn show_write_through(&self) {
         if self.cache.show_writeback(false) {
             self.cache.set_writeback(false);

@@ -75,8 +75,8 @@ impl<D: Disk> State<D> {
         }
     }
 
-    /// A guest that could choose its cache mode, and cannot flush: writes persist, and it is shown nothing else
-    /// (VIRTIO 1.2 §5.2.5.2, §5.2.6.2).
+    /// Whether a guest could choose its cache mode, and cannot flush: then each completed write persists, and `writeback` in its
+    /// configuration stays 0 (VIRTIO 1.2 §5.2.5.2, §5.2.6.2).
     pub(super) const fn stays_write_through(&self) -> bool {
         self.features & (features::CONFIG_WCE | features::FLUSH) == features::CONFIG_WCE
     }

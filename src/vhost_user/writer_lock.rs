@@ -100,7 +100,7 @@ impl WriterLock {
         holder.rings = holder.rings.saturating_sub(1);
     }
 
-    /// Lets everyone who waits look whether it is cancelled.
+    /// Wakes everyone who waits: each checks whether its wait is cancelled.
     pub fn wake(&self) {
         let _holder = self.lock_holder();
         self.released.notify_all();

@@ -1,9 +1,9 @@
 //! Workers: one thread, many rings.
 //!
 //! A worker *owns* its rings: nothing of the data path is shared or locked. The control plane changes a
-//! ring by taking it back ([`Pool::detach`]), changing it at leisure, and handing it over again
-//! ([`Pool::attach`]): the ring is quiet meanwhile, everything fetched from it is published, and it is
-//! polled once when it comes back, so no notification can be lost. Other rings never wait for that.
+//! ring by taking it back ([`Pool::detach`]), changing it, and handing it over again ([`Pool::attach`]). Meanwhile no worker
+//! touches the ring, and all requests that were taken from it are completed; when it comes back it is polled once, so that no
+//! notification can be lost. Other rings never wait for that.
 //!
 //! A worker whose rings are empty goes on polling them for as long as that pays ([`Polling`]); then it asks their drivers to
 //! kick, and sleeps.
@@ -11,13 +11,13 @@
 //! # The way of a request
 //!
 //! The call stack when 4 KiB are read from a mapped file, from the worker's loop to the copy. A test compares it with the
-//! stack that there is (`worker/tests.rs`); a write differs in the names of the last three functions.
+//! stack that there is (`worker/tests.rs`); a write differs in the names of the last four functions.
 //!
 //! 1. `Runner::run` (`worker/run.rs`): a driver's kick ends its `epoll_wait`, or the ring is polled anyway.
 //! 2. `Runner::serve_polled` (`worker/run.rs`): each ring that has work gets one turn.
 //! 3. `Ring::serve` (`worker/ring.rs`): one turn. It asks the driver not to kick ([`Virtqueue::park_kicks`]), and at its end
-//!    orders the stores to the media ([`Disk::fence`]), shows the driver what is done ([`Virtqueue::publish`]: one store of
-//!    the used index), and calls it if it wants that ([`Notifier::signal`]).
+//!    orders the stores to the media ([`Disk::fence`]), publishes what is done ([`Virtqueue::publish`]: one store of the
+//!    used index), and calls the driver if it wants that ([`Notifier::signal`]).
 //! 4. `Ring::batch` (`worker/ring.rs`): takes up to 16 chains at once ([`Virtqueue::take_contiguous`]), which reads their
 //!    descriptors and headers, translates their addresses ([`Translator`]), and prefetches their media.
 //! 5. `Ring::transfer` (`worker/ring.rs`): one chain after the other, each of which becomes a [`Completion`] for the used

@@ -197,7 +197,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         if let Some(log) = &self.log {
             self.queue.log(log);
         }
-        // Zeroes in place of lost memory are an empty ring: nothing else would ever look at it again.
+        // Zeroes in place of lost memory are an empty ring: nothing else would ever read it again.
         self.check_memory();
         has_more && self.broken.is_none()
     }

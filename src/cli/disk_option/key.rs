@@ -85,7 +85,7 @@ impl Key {
         }
     }
 
-    /// What its value looks like.
+    /// The form of its value.
     pub(in crate::cli) const fn value(self) -> &'static str {
         match self {
             Self::Path => "FILE",

@@ -21,7 +21,7 @@
 //!   with `SA_SIGINFO`, and nobody else calls it (`signal_chaining`).
 //! - **F2**: `errno` has a place in every thread, and the handler leaves it as it has found it.
 //! - **F3**: a range that is registered as guest memory consists of whole pages that stay mapped until it is dropped; no Rust
-//!   reference leads there but to atomics; what is spare before it is used by nobody. Whoever registers it vouches for it
+//!   reference leads there but to atomics; the spare bytes before it are used by nobody. Who registers it guarantees that
 //!   ([`WatchedRange::guest`]).
 //! - **F4**: `sigaction` and `stack_t` of all zeroes are valid ones, and each call reads or writes one of them, or none.
 //! - **F5**: the mapping of an [`AltStack`] is its own from when it is made until it is dropped.
@@ -76,7 +76,7 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
     // SAFETY: F1: some bytes are always there; they are an address where the code says that it is a fault.
     let (code, address) = (what.si_code, unsafe { what.si_addr() }.addr());
     let is_about_bad_page = signal == libc::SIGBUS && code == BUS_MCEERR_AO;
-    // What somebody has sent says nothing about the instruction that it happened to interrupt.
+    // A signal that a process has sent says nothing about the instruction that it interrupts.
     let is_of_instruction = code > 0 && !is_about_bad_page;
     // SAFETY: F1: the context is passed on.
     if is_of_instruction && unsafe { mend(context) } {
@@ -86,7 +86,7 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
         return;
     }
     if is_about_bad_page && ranges::is_watched(address) {
-        // A touch of the page is a fault of its own; who listens can know before.
+        // Nothing has touched the page yet. A thread that listens can keep others away from it.
         action_optional::record(address);
         return;
     }

@@ -38,7 +38,7 @@ struct Slot {
 
 static SLOTS: [Slot; MAX_WATCHED_RANGES] = [const { Slot::free() }; MAX_WATCHED_RANGES];
 
-/// Slots that have ever been used: the others need not be looked at.
+/// Slots that have ever been used: a search need not go further.
 static USED_SLOTS: AtomicUsize = AtomicUsize::new(0);
 
 /// Held by whoever changes slots, never by the handler.

@@ -95,7 +95,7 @@ impl Userfault {
     fn wake(&self, range: Range) -> io::Result<()> {
         // SAFETY: F6: the opcode's structure.
         let set = unsafe { Setter::<WAKE, _>::new(range) };
-        // SAFETY: F6: whoever sleeps looks again: at most he goes on sleeping.
+        // SAFETY: F6: a thread that is woken touches its page again: at worst it sleeps again.
         Ok(unsafe { ioctl(&self.fd, set) }?)
     }
 }

@@ -1,7 +1,7 @@
 //! Which pages of a mapping were written since the last sync: at most two runs of them, or "many".
 //!
 //! Syncing one range costs 3 to 4 ms, page by page 4 ms each, the whole file 3 to 19 ms (measured): so a run
-//! or two are synced by themselves, more are the file's business.
+//! or two are synced by themselves, for more the whole file is synced.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::copy;
 use crate::disk::ranges;
 
-/// Runs that are told apart.
+/// Most runs that are kept apart.
 const MAX_RUNS: usize = 2;
 
 /// What was written.
@@ -18,7 +18,7 @@ const MAX_RUNS: usize = 2;
 pub(in crate::disk) enum Dirty {
     /// Nothing outside these runs of whole pages, in order.
     Runs(Vec<Range<u64>>),
-    /// More than is worth knowing.
+    /// More runs than are kept: the whole file is to be synced.
     Many,
 }
 

@@ -33,7 +33,7 @@ struct Shared<D> {
     disk: Arc<D>,
     /// Flushes up to this number are done.
     finished: AtomicU64,
-    /// A sync has failed: Linux says so once only, so nothing is known of any write since.
+    /// A sync has failed. Linux reports that once only, so that later syncs say nothing about the writes before it.
     has_failed: AtomicBool,
     requests: Mutex<Requests>,
     changed: Condvar,
@@ -75,14 +75,15 @@ impl<D: Disk> Flusher<D> {
         Self { shared: Arc::new(shared), thread: Mutex::new(None), log_limit: LogLimit::default() }
     }
 
-    /// Has something done after the first sync of a writer's that succeeds, before anybody hears of that.
+    /// Calls `then` after the first successful sync that was asked for by somebody who has written, before anybody is told of
+    /// that success.
     pub fn after_first_write(&self, then: impl FnOnce() + Send + 'static) {
         *self.shared.first_write_hook() = Some(FirstWriteHook(Box::new(then)));
     }
 
-    /// Asks for everything that was written before this call to persist. `waker` is woken when it is worth
-    /// looking again. `has_written`: who asks has, which a sync alone does not tell: there is one at first, for what
-    /// processes before this one have left.
+    /// Asks for everything that was written before this call to persist. `waker` is woken when it is worth polling again.
+    /// `has_written`: whether the caller has written. That a sync is needed does not say so: the first flush makes one for
+    /// what processes before this one may have left unwritten.
     pub fn begin(&self, waker: &Waker, has_written: bool) -> Ticket {
         let mut requests = self.shared.requests();
         requests.has_written |= has_written;

@@ -16,11 +16,11 @@ use crate::disk::DiskError;
 ///   sees the bytes, or it does not clear the flag that the write has set or found set. A write that finishes
 ///   during a sync leaves `dirty` set.
 /// - A sync counts itself in `in_flight` before it clears `dirty`, and leaves only when its outcome is known.
-///   Who finds `dirty` clear therefore finds that sync in `in_flight` until it is over, provided that he
-///   looks at `dirty` first. The other way round, a sync could begin between the two looks, clear the flag,
-///   and the flush be answered while that sync still runs.
-/// - The kernel reports lost pages once, to one of those who ask, and takes them for clean afterwards. So a
-///   failure is for good.
+///   Who finds `dirty` clear therefore finds that sync in `in_flight` until it is over, provided that `dirty` is
+///   read first. The other way round, a sync could begin between the two reads and clear the flag, and the flush
+///   would be answered while that sync still runs.
+/// - The kernel reports lost pages once, to one of those who sync, and takes them for clean afterwards. So after a
+///   failure every later flush fails as well.
 #[derive(Debug)]
 #[repr(align(64))] // all workers read `dirty` with every write: nothing else may share its cache line
 pub(in crate::disk) struct Syncs {
@@ -50,7 +50,7 @@ impl Syncs {
     pub(in crate::disk) fn wrote(&self) {
         // Non-temporal stores too: the batch's fence comes too late for a sync that begins before it.
         copy::full_fence();
-        // A store only where it changes something: the line stays with every worker otherwise.
+        // A store only where it changes something: otherwise the cache line stays shared between the workers.
         if !self.dirty.load(Ordering::Relaxed) {
             self.dirty.store(true, Ordering::SeqCst);
         }

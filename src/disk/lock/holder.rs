@@ -95,7 +95,7 @@ fn has_lock(process: &Path, metadata: &Metadata) -> bool {
     let inode = format!(":{} ", metadata.ino());
     files.flatten().any(|file| {
         let info = fs::read_to_string(file.path()).unwrap_or_default();
-        // A file of a server that is gone may not be looked at without need: that can take for ever.
+        // Only files with such a lock are asked for their inode: `stat` of a file whose server is gone may take for ever.
         let has_such = info.lines().any(|line| line.starts_with("lock:") && line.contains(&inode));
         let is_same = |it: Metadata| (it.dev(), it.ino()) == (metadata.dev(), metadata.ino());
         has_such && fs::metadata(process.join("fd").join(file.file_name())).is_ok_and(is_same)

@@ -43,7 +43,7 @@ pub struct PeerReport {
     pub socket: String,
     /// Size of its disk.
     pub capacity_bytes: u64,
-    /// The process whose CPU time was looked at, if any.
+    /// The process whose CPU time was measured, if any.
     pub server_pid: Option<u32>,
     /// Blocks that were read back and checked after the last round.
     pub blocks_read_back: u64,

@@ -72,7 +72,7 @@ impl Driver {
         assert!(self.next_descriptor <= RING_SIZE, "the batch does not fit the table");
     }
 
-    /// Writes a chain; the driver shows it with [`offer`](Self::offer).
+    /// Writes a chain; the driver makes it available with [`offer`](Self::offer).
     pub(super) fn chain(&mut self, request: &Request) {
         const NEXT: u16 = 1;
         const WRITE: u16 = 2;

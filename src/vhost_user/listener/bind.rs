@@ -25,7 +25,7 @@ use crate::limits::bounds::SOCKET_FOLDER_TIMEOUT;
 /// As many connections may wait to be let in as the machine allows (`net.core.somaxconn`).
 const BACKLOG: i32 = i32::MAX;
 
-/// How often it is looked whether it is done.
+/// Pause between two attempts to lock the folder.
 const FOLDER_POLL: Duration = Duration::from_millis(5);
 
 /// Who may connect to a socket: its inode says so (unix(7): to connect is to write).

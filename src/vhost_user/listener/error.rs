@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-/// Why nobody can be listened to; the caller names the disk.
+/// Why a disk's socket cannot be listened on; the caller names the disk.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenerError {
     /// Another process answers there.

@@ -31,7 +31,7 @@ impl AllowedUsers {
         Self(Some(uids))
     }
 
-    /// Looks who is at the other end of a connection.
+    /// Asks the kernel who is at the other end of a connection.
     ///
     /// # Errors
     /// It may not connect.

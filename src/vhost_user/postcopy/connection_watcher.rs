@@ -66,7 +66,8 @@ fn is_cancelled_first(cancelled: &OwnedFd, connection: &UnixStream) -> bool {
                 return !cancelled.revents().is_empty();
             }
             Err(Errno::INTR) => {}
-            // There is no memory to look with: who waits for pages must not wait for ever.
+            // The kernel has no memory for the call. The connection counts as closed, since those who wait for pages must not
+            // wait for ever.
             Err(_) => return false,
         }
     }

@@ -277,7 +277,7 @@ fn parse_range(raw: [u8; RANGE_BYTES], zeroes: bool, limits: &Limits) -> Result<
     if flags & !known != 0 {
         return Err(ErrorStatus::Unsupported);
     }
-    // The longest range that is announced is a hint as well: some drivers (libblkio 1.5) do not look at it.
+    // The longest range that is announced is a hint as well: some drivers (libblkio 1.5) do not heed it.
     let offset = limits.offset_bytes(sector, u64::from(count)).ok_or(ErrorStatus::IoError)?;
     let len_bytes = u64::from(count).saturating_mul(SECTOR_BYTES);
     Ok(Range { offset, len_bytes, unmap: flags & UNMAP != 0 })

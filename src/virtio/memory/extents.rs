@@ -27,7 +27,7 @@ impl Extent {
         let offset = address.wrapping_sub(self.start);
         // A wrapped offset is larger than any length, so one comparison checks both ends.
         let left = self.len_bytes.checked_sub(offset).filter(|left| *left > 0)?;
-        // Masked: a search among all regions is not so hot that it would count.
+        // Masked: searches among all regions are too rare for the cost of a mask to matter.
         let host = self.host.wrapping_add(usize::try_from(below(offset, self.len_bytes)).ok()?);
         Some((host, left))
     }
@@ -138,7 +138,7 @@ impl ExtentCache {
         known.get(self.bucket(address))?.whole(address, len_bytes)
     }
 
-    /// As [`resolve`](Self::resolve) after a miss: looks among all extents, and caches what it finds.
+    /// As [`resolve`](Self::resolve) after a miss: searches all extents, and caches the one it finds.
     #[cold]
     #[inline(never)]
     pub(super) fn fill(
@@ -193,7 +193,7 @@ mod tests {
     }
 
     proptest! {
-        /// The naive twin looks at each extent.
+        /// The naive twin tries each extent.
         #[test]
         fn the_cache_finds_what_a_search_finds(
             start in prop_oneof![Just(0_u64), size(), any::<u64>()],

@@ -7,11 +7,12 @@
 //! - to a request's type, where the compiler makes a table of jumps of it.
 //!
 //! It is not needed
-//! - for offsets on the disk: what is copied is not looked at, so that nothing leads on from it; a prefetch of a
-//!   wrong address shows a guest its own number;
+//! - for offsets on the disk: no address and no branch depends on the bytes that are copied, and a prefetch of a wrong address
+//!   depends on nothing but the number that the guest has sent itself;
 //! - for pages of a dirty log: an atomic read-modify-write is not begun before it is certain;
 //! - for indices of a packed ring and of a ring's two indices: they are our own, or masked by the size of the ring anyway;
-//! - for what only a front-end says (ring addresses, configuration space): once a message, and nothing leads on from it.
+//! - for what only a front-end says (ring addresses, configuration space): once a message, and no address depends on what is
+//!   read there.
 //!
 //! It is *not done* where nearly every request passes: for guest addresses that the cache of extents has, and for indices of a
 //! split ring's table and of indirect ones. Masks there (a power of two of each region in the cache, so that one `and` does it;

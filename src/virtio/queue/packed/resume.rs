@@ -81,9 +81,9 @@ pub(super) fn find(slots: &Slots, base: u32) -> Result<Position, RingError> {
     Ok(start)
 }
 
-/// Whether a ring can look like that after what was used up to `at`: the slot before it bears the mark of the
-/// pass that it was in, and none of those that are available from there on bears that of this one, except in
-/// the very next chain, if that was about to be published.
+/// Whether the flags of a ring's slots can be what they are if everything before `at` was used and nothing from there on: the
+/// slot before `at` has the used flag of its pass, and none of those that are available from `at` on has that of the present
+/// pass, but for the very next chain, if that was about to be published.
 fn agrees(slots: &Slots, mut at: Position) -> bool {
     let mut is_next_chain = false;
     (1..=slots.size()).all(|count| {

@@ -1,5 +1,5 @@
-//! The driver, as simple as it can be: it counts positions without end instead of wrapping them, and looks at memory only
-//! as a driver may.
+//! The driver, as simple as it can be: it counts positions without end instead of wrapping them, and reads of the ring only
+//! what a driver may read.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -32,7 +32,7 @@ pub(super) struct Offer {
 pub(super) enum Want {
     Always,
     Never,
-    /// When the slot so many after the next one it looks at is used.
+    /// When the slot so many after the next one it reads is used.
     Slot(u16),
 }
 
@@ -44,7 +44,7 @@ pub(super) struct Driver {
     file: File,
     size: u16,
     event_idx: bool,
-    /// Slots made available, and looked at, since the ring began: they never wrap.
+    /// Slots made available, and those found used, since the ring began: they never wrap.
     pub(super) offered: u64,
     pub(super) seen: u64,
     free_ids: Vec<u16>,

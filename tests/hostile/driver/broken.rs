@@ -1,9 +1,9 @@
 //! Chains whose end cannot be known, or that have no place for an answer: the ring is broken.
 
-use super::case::Expected::Broken;
 use super::case::{Case, END, QUEUE_SIZE, Row, Rows, WILD, row};
 use crate::common::frontend::request::IN;
 use crate::common::frontend::ring::{INDIRECT, NEXT, WRITE};
+use crate::table::Answer::Broken;
 
 /// An indirect descriptor of these numbers, made available; the table holds a good read.
 fn indirect(case: &mut Case<'_>, address: u64, len: u32) {

@@ -2,7 +2,8 @@
 
 use crate::common::frontend::SPANS;
 use crate::common::frontend::request::header;
-use crate::common::frontend::ring::{Descriptor, NO_DATA, NO_STATUS, Part, RequestBuffers, Ring};
+use crate::common::frontend::ring::{Descriptor, INDIRECT, NO_DATA, NO_STATUS, Part, RequestBuffers, Ring};
+use crate::table::Answer;
 
 /// Descriptors in the ring under test: fewer than an indirect table may have.
 pub(crate) const QUEUE_SIZE: u16 = 64;
@@ -25,27 +26,19 @@ pub(crate) const SCRATCH: u64 = 2 * KEPT_BYTES / 512;
 /// The disk's serial number.
 pub(crate) const SERIAL: &str = "malformed-0123456789";
 
-/// What becomes of a chain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Expected {
-    /// This status, and this many bytes in the used ring.
-    Status(u8, u32),
-    /// The ring is broken: err is notified, nothing is completed.
-    Broken,
-}
-
 /// A chain, and what becomes of it.
+#[derive(Clone)]
 pub(crate) struct Row {
     /// What is wrong with it, or strange.
     pub(crate) name: &'static str,
     /// What becomes of it.
-    pub(crate) expected: Expected,
+    pub(crate) expected: Answer,
     /// Lays it out and makes it available.
     pub(crate) build: fn(&mut Case<'_>),
 }
 
 /// A row.
-pub(crate) fn row(name: &'static str, expected: Expected, build: fn(&mut Case<'_>)) -> Row {
+pub(crate) fn row(name: &'static str, expected: Answer, build: fn(&mut Case<'_>)) -> Row {
     Row { name, expected, build }
 }
 
@@ -78,10 +71,20 @@ pub(crate) const WILD: u64 = 0xdead_0000;
 /// The end of the first region; behind it is a gap.
 pub(crate) const END: u64 = SPANS[0].guest_start + SPANS[0].bytes;
 
+/// How [`Case::chain`] lays out what it is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// As descriptors of the ring.
+    Direct,
+    /// As an indirect table.
+    Indirect,
+}
+
 /// The ring and the memory of one chain.
 pub(crate) struct Case<'a> {
     /// The ring under test, quiet.
     pub(crate) ring: &'a mut Ring,
+    layout: Layout,
     /// Memory of a request.
     pub(crate) frame: RequestBuffers,
     /// Memory of an indirect table.
@@ -96,14 +99,14 @@ pub(crate) struct Case<'a> {
 
 impl<'a> Case<'a> {
     /// Clean memory.
-    pub(crate) fn new(ring: &'a mut Ring) -> Self {
+    pub(crate) fn new(ring: &'a mut Ring, layout: Layout) -> Self {
         let (frame, tables) = (ring.buffers(0), ring.buffers(1));
         ring.memory.fill(frame.header, 2048, 0);
         ring.memory.fill(frame.status, 64, NO_STATUS);
         ring.memory.fill(frame.data, 16 << 10, NO_DATA);
         ring.memory.fill(tables.data, 16 << 10, 0);
         let status = frame.status;
-        Self { ring, frame, table: tables.data, inner: tables.data + (8 << 10), status, head: 0 }
+        Self { ring, layout, frame, table: tables.data, inner: tables.data + (8 << 10), status, head: 0 }
     }
 
     /// Writes the request's header.
@@ -166,7 +169,13 @@ impl<'a> Case<'a> {
     /// A chain of these with this head or buffer id, made available.
     pub(crate) fn chain_at(&mut self, head: u16, parts: &[Part]) {
         self.head = head;
-        self.ring.chain(head, parts);
+        match self.layout {
+            Layout::Direct => self.ring.chain(head, parts),
+            Layout::Indirect => {
+                self.ring.put_table(self.table, parts);
+                self.ring.chain(head, &[(self.table, parts.len() as u32 * 16, INDIRECT)]);
+            }
+        }
     }
 
     /// Header, data that the device writes, and status.

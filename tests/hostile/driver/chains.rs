@@ -1,10 +1,10 @@
 //! Chains of a bad form that can be answered, and chains of an unusual form that must work.
 
-use super::case::Expected::Status;
 use super::case::{Case, END, QUEUE_SIZE, Row, Rows, SCRATCH, TABLE_SIZE, WILD, row};
 use crate::common::frontend::request::{IN, IOERR, OK, OUT};
 use crate::common::frontend::ring::packed::{AVAILABLE, USED};
 use crate::common::frontend::ring::{INDIRECT, NEXT, Part, WRITE};
+use crate::table::Answer::Status;
 
 /// Flags that no version of the specification has defined.
 const UNDEFINED: u16 = 0x4008;

@@ -1,11 +1,11 @@
 //! Requests that a driver must not send, and the edges of those that it may (VIRTIO 1.2 §5.2.6).
 
-use super::case::Expected::Status;
 use super::case::{CAPACITY, Row, Rows, SCRATCH, row};
 use crate::common::frontend::request::{
     DISCARD, FLUSH, GET_ID, IN, IOERR, OK, OUT, UNSUPP, WRITE_ZEROES, header, range,
 };
 use crate::common::frontend::ring::WRITE;
+use crate::table::Answer::Status;
 
 /// Flag of a range: its space may be given back.
 const UNMAP: u32 = 1;

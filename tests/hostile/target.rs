@@ -1,0 +1,126 @@
+//! The daemon that is attacked, and what must be so after each attack.
+
+use std::os::unix::fs::FileExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use crate::common::daemon::{Daemon, Place as FileSystem, Setup};
+use crate::common::frontend::request::{OK, Request};
+use crate::common::frontend::{Options, Session};
+use crate::common::pattern;
+use crate::driver::case::{DISK_BYTES, KEPT_BYTES};
+use crate::neighbour::Neighbour;
+use crate::table::{Place, Report, Row};
+
+/// Disks that are attacked in turn: the log has some lines a second of each cause for each of them.
+const DISKS: usize = 8;
+
+/// How soon the log says why, if it does.
+const LOGGED: Duration = Duration::from_millis(50);
+
+/// How long a row is tried again until the log does: it may have had too many lines of the cause in a second.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A daemon with one worker: whoever holds it up holds up all.
+pub(crate) struct Target {
+    pub(crate) daemon: Daemon,
+    pub(crate) neighbour: Neighbour,
+    /// What is in the part of each disk that nobody may change.
+    kept: Vec<u8>,
+    attacks: usize,
+}
+
+impl Target {
+    /// With a neighbour at work.
+    pub(crate) fn start() -> Self {
+        let mut setup = Setup::new(FileSystem::Tmpfs).arg("--workers=1");
+        let kept = pattern(1, KEPT_BYTES as usize);
+        for disk in 0..=DISKS {
+            setup = setup.disk("");
+            let file = std::fs::File::create(setup.image(disk)).unwrap();
+            file.set_len(DISK_BYTES).unwrap();
+            file.write_all_at(&kept, 0).unwrap();
+        }
+        let daemon = setup.start();
+        let neighbour = Neighbour::start(&daemon.socket(DISKS), &Options::default());
+        Self { daemon, neighbour, kept, attacks: 0 }
+    }
+
+    /// Tries each row once.
+    pub(crate) fn try_rows(&mut self, rows: &[Row]) -> Report {
+        let mut report = Report::default();
+        for row in rows {
+            report.add(row, &self.try_row(row));
+        }
+        report
+    }
+
+    fn try_row(&mut self, row: &Row) -> Result<(), String> {
+        let disk = self.next_disk();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let before = self.daemon.log().len();
+            let seen =
+                catch_unwind(AssertUnwindSafe(|| self.attack(row, disk))).map_err(|panic| told(&*panic))?;
+            if seen != row.expected {
+                return Err(format!("{seen}; log:\n{}", &self.daemon.log()[before..]));
+            }
+            if self.is_logged(before, &row.reason) {
+                break;
+            }
+            if Instant::now() > deadline {
+                return Err(format!("not logged: {:?}; log:\n{}", row.reason, &self.daemon.log()[before..]));
+            }
+        }
+        let after = AssertUnwindSafe(|| self.assert_unharmed(disk));
+        catch_unwind(after).map_err(|panic| told(&*panic))
+    }
+
+    fn next_disk(&mut self) -> usize {
+        self.attacks += 1;
+        self.attacks % DISKS
+    }
+
+    fn attack(&self, row: &Row, disk: usize) -> crate::table::Answer {
+        let place = Place { socket: self.daemon.socket(disk) };
+        (row.attack)(&place)
+    }
+
+    fn is_logged(&self, before: usize, reason: &str) -> bool {
+        let deadline = Instant::now() + LOGGED;
+        loop {
+            if self.daemon.log()[before..].contains(reason) {
+                return true;
+            }
+            if Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// The neighbour goes on; the disk serves whoever comes next, and has what it must keep.
+    fn assert_unharmed(&mut self, disk: usize) {
+        self.daemon.assert_alive();
+        self.neighbour.wait_for_progress();
+        let session = Session::connect(&self.daemon.socket(disk));
+        let answer = session.ring(0, 16).run(&Request::read(KEPT_BYTES / 512, 4096));
+        assert_eq!((answer.status, answer.used_bytes), (OK, 4097), "the next front-end's read");
+        let mut bytes = vec![0; self.kept.len()];
+        std::fs::File::open(self.daemon.image(disk)).unwrap().read_exact_at(&mut bytes, 0).unwrap();
+        assert!(bytes == self.kept, "the disk has changed");
+    }
+
+    /// Ends all, as it should end.
+    pub(crate) fn stop(self) -> String {
+        self.neighbour.stop();
+        self.daemon.stop_for_log()
+    }
+}
+
+/// What a panic says.
+fn told(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
+        .unwrap_or_else(|| "panicked".into())
+}

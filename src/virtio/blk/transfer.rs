@@ -60,9 +60,9 @@ impl<D: Disk> Device<D> {
     ) -> Transfer<'a> {
         let (disk, data) = (self.disk(), chain.data());
         let transfer = |finished: Option<Completion>| finished.map_or(Transfer::Lost, Transfer::Done);
+        let Some(offset) = offset_of(&chain, &rules.limits) else { return Transfer::Other(chain) };
         match direction(&chain) {
             Some(Direction::Read) => {
-                let Some(offset) = offset_of(&chain, &rules.limits) else { return Transfer::Other(chain) };
                 match disk.read(offset, data, chain.next_source()) {
                     Ok(()) => {
                         counters.count(Effect::Read(data.total_bytes() as u64));
@@ -75,7 +75,6 @@ impl<D: Disk> Device<D> {
                 }
             }
             Some(Direction::Write) if rules.writes_are_copies => {
-                let Some(offset) = offset_of(&chain, &rules.limits) else { return Transfer::Other(chain) };
                 match disk.write(offset, data, chain.next_source()) {
                     Ok(()) => {
                         let bytes = data.total_bytes() as u64;

@@ -179,6 +179,10 @@ impl Disk for Backing {
         either!(self, disk => disk.fence());
     }
 
+    fn flushes_by_fence(&self) -> bool {
+        either!(self, disk => disk.flushes_by_fence())
+    }
+
     #[inline]
     fn try_flush(&self) -> Option<Result<(), DiskError>> {
         either!(self, disk => disk.try_flush())

@@ -220,6 +220,12 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
         copy::store_fence();
     }
 
+    /// Whether a flush takes nothing but the [`fence`](Self::fence) after the writes it covers: [`try_flush`](Self::try_flush)
+    /// always answers `Ok`. It stays so while the disk is served.
+    fn flushes_by_fence(&self) -> bool {
+        false
+    }
+
     /// Answers a flush where that takes no system call: a fence is all that is needed, or nothing was written since a flush
     /// that is over, and none runs. `None` when it takes a [`flush`](Self::flush).
     ///

@@ -414,6 +414,10 @@ impl Disk for MappedDisk {
         Ok(())
     }
 
+    fn flushes_by_fence(&self) -> bool {
+        matches!(self.persistence, Persistence::Fence)
+    }
+
     #[inline]
     fn try_flush(&self) -> Option<Result<(), DiskError>> {
         // The fence of the batch comes before the answer is seen.

@@ -157,6 +157,7 @@ fn pages_are_synced_where_they_were_written() {
     let disk = dax_disk(&pattern(LEN, 1), env!("CARGO_MANIFEST_DIR"), false, &[]);
     assert!(disk.initial_writeback() && disk.durability() == Durability::Page);
     assert!(disk.try_flush().is_none(), "a process before may have left something");
+    assert!(!disk.flushes_by_fence());
     disk.flush().unwrap();
     assert!(matches!(disk.try_flush(), Some(Ok(()))));
     let guest = Memory::new(&pattern(512, 9));
@@ -290,6 +291,7 @@ fn a_deep_flush_writes_to_the_region() {
     let files = vec![attribute.reopen().unwrap()];
     let persistence = Persistence::Deep { syncs: Syncs::new("deep flush", false), files };
     let disk = MappedDisk { persistence, durability: Durability::CacheLine, ..disk(&pattern(LEN, 1)) };
+    assert!(!disk.flushes_by_fence());
     assert!(disk.initial_writeback(), "guests shall send FLUSH");
     disk.flush().unwrap();
     assert_eq!(std::fs::read(attribute.path()).unwrap(), b"", "nothing was written");
@@ -311,5 +313,6 @@ fn durable_media_are_synchronous() {
         assert_eq!(error.unwrap_err().raw_os_error(), Some(libc::EOPNOTSUPP), "tmpfs has no MAP_SYNC");
         let disk = MappedDisk { durability, ..disk(&pattern(LEN, 1)) };
         assert!(!disk.initial_writeback() && matches!(disk.try_flush(), Some(Ok(()))));
+        assert!(disk.flushes_by_fence());
     }
 }

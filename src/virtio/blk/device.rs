@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
 
+use super::cache::CacheMode;
 use super::config_space::ConfigSpace;
 use super::counters::Counters;
 use super::features;
@@ -32,6 +33,8 @@ pub struct Device<D: Disk> {
     limits: Limits,
     /// The size by now.
     capacity_sectors: AtomicU64,
+    /// As [`Disk::flushes_by_fence`] says.
+    flushes_by_fence: bool,
     queues: u16,
     seg_max: u16,
     log_limit: Arc<LogLimit>,
@@ -40,12 +43,22 @@ pub struct Device<D: Disk> {
 impl<D: Disk> Device<D> {
     /// A device with `queues` queues over `disk`.
     pub fn new(disk: D, identity: Identity, queues: u16) -> Self {
-        let limits = Limits::of(&disk);
+        let (limits, flushes_by_fence) = (Limits::of(&disk), disk.flushes_by_fence());
         let disk = Arc::new(disk);
         let flusher = Flusher::new(disk.clone());
         let capacity_sectors = AtomicU64::new(limits.capacity_sectors);
         let log_limit = Arc::default();
-        Self { disk, flusher, identity, limits, capacity_sectors, queues, seg_max: SEG_MAX, log_limit }
+        Self {
+            disk,
+            flusher,
+            identity,
+            limits,
+            capacity_sectors,
+            flushes_by_fence,
+            queues,
+            seg_max: SEG_MAX,
+            log_limit,
+        }
     }
 
     /// Tells drivers that a request may have so many data segments, in place of [`SEG_MAX`]. More are taken all the same.
@@ -80,6 +93,12 @@ impl<D: Disk> Device<D> {
         // It never shrinks, whoever of several comes last.
         let before = self.capacity_sectors.fetch_max(bytes / SECTOR_BYTES, Ordering::AcqRel);
         Ok((before.saturating_mul(SECTOR_BYTES), bytes))
+    }
+
+    /// Whether a write that has been copied is done in this cache mode: the fence of its batch is all it still takes.
+    #[inline]
+    pub(super) fn writes_are_copies(&self, cache: &CacheMode) -> bool {
+        !self.limits.read_only && (self.flushes_by_fence || !cache.is_write_through())
     }
 
     /// The disk behind it.

@@ -13,7 +13,7 @@ use crate::virtio::queue::{Completion, ContiguousChain, Header};
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
     limits: Limits,
-    /// A write is done once it is copied: the disk takes writes, and the cache mode is write-back.
+    /// As [`Device::writes_are_copies`] says.
     writes_are_copies: bool,
 }
 
@@ -33,8 +33,7 @@ impl<D: Disk> Device<D> {
     /// called again: the guest may know by then that the disk has grown, or have chosen another cache mode.
     #[inline]
     pub fn rules(&self, cache: &CacheMode) -> Rules {
-        let limits = self.limits();
-        Rules { limits, writes_are_copies: !limits.read_only && !cache.is_write_through() }
+        Rules { limits: self.limits(), writes_are_copies: self.writes_are_copies(cache) }
     }
 
     /// A function for the header of each request that is executed soon: it prefetches the media that a transfer goes to or

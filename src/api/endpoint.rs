@@ -18,7 +18,7 @@ use crate::limits::bounds::{MAX_HTTP_HEAD_BYTES, METRICS_TIMEOUT};
 use crate::limits::thread;
 use crate::log::{Cause, LogLimit};
 use crate::server::Collector;
-use crate::vhost_user::{Listener, ListenerError, SocketAccess};
+use crate::vhost_user::{Listener, ListenerError, SocketAccess, socket_remedy};
 
 /// Pause after a client could not be let in for want of descriptors.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
@@ -31,9 +31,7 @@ pub enum EndpointError {
     InUse(PathBuf),
     /// The kernel refused the socket.
     #[error(
-        "--metrics {}: cannot {operation} the socket ({source}); choose a path of at most 107 bytes in a \
-         folder that you may write to, where nothing else is",
-        path.display()
+        "--metrics {}: cannot {operation} the socket ({source}); {}", path.display(), socket_remedy(.source)
     )]
     Socket {
         /// The socket.

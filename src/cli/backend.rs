@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use crate::cli::exit::{Exit, Failure};
+use crate::cli::exit::{self, Exit, Failure};
 use crate::cli::{daemon, disk_option, inherited};
 use crate::config::{DiskConfig, ServerConfig, SocketSource};
 use crate::worker::Polling;
@@ -62,10 +62,7 @@ impl BackendArgs {
 
 pub(super) fn print_capabilities() -> Exit {
     let mut out = std::io::stdout();
-    match out.write_all(CAPABILITIES.as_bytes()).and_then(|()| out.flush()) {
-        Ok(()) => Exit::Success,
-        Err(_) => Exit::Other,
-    }
+    exit::written(out.write_all(CAPABILITIES.as_bytes()).and_then(|()| out.flush()))
 }
 
 pub(super) fn run(args: BackendArgs) -> Result<(), Failure> {

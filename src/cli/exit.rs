@@ -1,6 +1,7 @@
 //! How the process ends: one code a cause. Help, the manual page and the README show this table.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use crate::api::EndpointError;
@@ -94,6 +95,15 @@ pub(super) fn help() -> String {
     text
 }
 
+/// How the program ends that has written to standard output, without a log.
+pub(super) fn written(result: io::Result<()>) -> Exit {
+    let Err(error) = result else { return Exit::Success };
+    let failure = Failure::Output(error);
+    // Ignored: where standard error is closed too, the exit code is all that can be said.
+    let _ = writeln!(io::stderr(), "error: {failure}");
+    failure.exit()
+}
+
 /// Why the program did not do what it was told.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
@@ -120,9 +130,9 @@ pub(super) enum Failure {
     #[error("{}", in_backend_options(.0))]
     Backend(Box<Failure>),
     #[error("cannot take over SIGTERM, SIGINT and SIGHUP ({0}); nothing is served")]
-    Signals(std::io::Error),
-    #[error("cannot write to standard output ({0})")]
-    Output(std::io::Error),
+    Signals(io::Error),
+    #[error("cannot write to standard output ({0}); check where it is redirected to")]
+    Output(io::Error),
 }
 
 impl Failure {
@@ -175,9 +185,9 @@ fn of_metrics(error: &EndpointError) -> Exit {
     }
 }
 
-fn of_socket(error: &std::io::Error) -> Exit {
+fn of_socket(error: &io::Error) -> Exit {
     match error.kind() {
-        std::io::ErrorKind::PermissionDenied => Exit::Permission,
+        io::ErrorKind::PermissionDenied => Exit::Permission,
         _ => Exit::Socket,
     }
 }

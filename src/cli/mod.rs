@@ -92,11 +92,11 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     }
     match parse(args) {
         Ok(cli) => execute(cli).into(),
-        Err(error) => {
-            // Ignored: the exit code says the rest, also where standard output or error is closed.
-            let _ = error.print();
-            if error.use_stderr() { Exit::Usage.into() } else { Exit::Success.into() }
-        }
+        Err(error) => match error.print() {
+            // Where standard error is closed, the exit code is all that can be said.
+            _ if error.use_stderr() => Exit::Usage.into(),
+            printed => exit::written(printed).into(),
+        },
     }
 }
 

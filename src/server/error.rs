@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::config::ConfigError;
 use crate::copy::EngineError;
 use crate::disk::OpenError;
-use crate::vhost_user::ListenerError;
+use crate::vhost_user::{ListenerError, socket_remedy};
 use crate::worker::Cpus;
 
 /// Why a server could not start.
@@ -19,7 +19,7 @@ pub enum ServerError {
     #[error(transparent)]
     Open(#[from] OpenError),
     /// A living daemon listens on the path.
-    #[error("disk {disk:?}: {}: another process listens on this socket; stop it or choose another socket=", path.display())]
+    #[error("disk {disk:?}: {}: another process listens on this socket; stop it or choose another path", path.display())]
     SocketInUse {
         /// The disk's name.
         disk: String,
@@ -27,7 +27,7 @@ pub enum ServerError {
         path: PathBuf,
     },
     /// Any other trouble with the path.
-    #[error("disk {disk:?}: {}: cannot {operation} the socket ({source}); {}", path.display(), remedy(.source))]
+    #[error("disk {disk:?}: {}: cannot {operation} the socket ({source}); {}", path.display(), socket_remedy(.source))]
     Socket {
         /// The disk's name.
         disk: String,
@@ -81,17 +81,5 @@ impl ServerError {
             ListenerError::Io { path, operation, source } => Self::Socket { disk, path, operation, source },
             ListenerError::Inherited(source) => Self::Fd { disk, source },
         }
-    }
-}
-
-fn remedy(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => {
-            "run as a user who may write to its folder, or choose another socket="
-        }
-        io::ErrorKind::NotFound => "create its folder, or choose another socket=",
-        io::ErrorKind::InvalidInput => "a socket's path has at most 107 bytes, choose a shorter socket=",
-        io::ErrorKind::AlreadyExists => "remove what is there, or choose another socket=",
-        _ => "choose another socket=",
     }
 }

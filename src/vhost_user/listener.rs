@@ -16,6 +16,7 @@ mod peers;
 
 pub use bind::SocketAccess;
 pub use error::ListenerError;
+pub(crate) use error::remedy as socket_remedy;
 pub use peers::{AllowedUsers, Stranger};
 
 /// The least number of a listener's descriptor, where the limit on open files allows it.

@@ -48,6 +48,7 @@ pub use connection::Connection;
 pub use context::SessionContext;
 pub use front_ends::FrontEnds;
 pub use handler::PROTOCOL_FEATURES;
+pub(crate) use listener::socket_remedy;
 pub use listener::{AllowedUsers, DiskSocket, Listener, ListenerError, SocketAccess, Stranger};
 pub(crate) use message::HEADER_BYTES;
 pub(crate) use postcopy::is_possible as is_postcopy_possible;

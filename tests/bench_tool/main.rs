@@ -276,10 +276,15 @@ fn a_disk_is_written_only_when_it_may_be() {
 #[test]
 fn what_is_no_back_end_is_named() {
     let folder = tempfile::tempdir().unwrap();
-    let path = |name| folder.path().join(name);
-    assert_error(&bench(&path("none"), &[]), 12, &["none: cannot connect", "start the back-end first"]);
+    let path = |name: &str| folder.path().join(name);
+    let is_12 = |name: &str, text: &str| assert_error(&bench(&path(name), &[]), 12, &[name, text]);
+    is_12("none", ": cannot connect (there is no such socket); start the back-end first, or name the socket");
     std::fs::write(path("file"), "").unwrap();
-    assert_error(&bench(&path("file"), &[]), 12, &["file: cannot connect", "nobody listens"]);
+    for name in ["file", ""] {
+        is_12(name, ": cannot connect (it is no socket); name the Unix socket of a vhost-user-blk back-end");
+    }
+    drop(UnixListener::bind(path("dead")).unwrap());
+    is_12("dead", ": cannot connect (nobody listens on it); start the back-end");
     let listener = UnixListener::bind(path("other")).unwrap();
     let other = std::thread::spawn(move || drop(listener.accept()));
     assert_error(&bench(&path("other"), &[]), 12, &["other: cannot negotiate", "a vhost-user-blk back-end"]);

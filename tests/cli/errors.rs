@@ -288,6 +288,85 @@ fn other_socket_errors_are_12() {
     assert_error(&at(&long), 12, &["disk \"db\": ", long.to_str().unwrap(), "; "]);
 }
 
+/// What is done to files that are missing, of the wrong kind, or closed to this user: object, operation, cause, remedy.
+#[test]
+fn messages_say_what_failed_why_and_what_to_do() {
+    let folder = folder::in_memory();
+    let place = with_mode(folder.path().to_owned(), 0o755);
+    let at = |name: &str| place.join(name).to_str().unwrap().to_owned();
+    image(&place.join("file"), 1 << 20);
+    with_mode(place.join("file"), 0o666);
+    std::fs::create_dir(place.join("closed")).unwrap();
+    image(&place.join("closed/file"), 1 << 20);
+    with_mode(place.join("closed"), 0);
+    std::os::unix::fs::symlink("loop", place.join("loop")).unwrap();
+    let long = "x".repeat(120);
+    let long_path =
+        format!("cannot bind the socket (its path has {} bytes); a socket's path has", at(&long).len());
+    let denied =
+        "cannot examine it (Permission denied (os error 13)); run as a user who may search all directories";
+    let no_folder =
+        "cannot bind the socket (its folder does not exist); create its folder, or choose another";
+    let taken = "cannot bind the socket (the path exists and is no socket); remove what is there, or choose";
+    for (what, name, code, message) in [
+        (
+            "info",
+            "none",
+            3,
+            "cannot examine it (there is no such file); correct the path, or let `serve` create it",
+        ),
+        ("info", "file/x", 1, "cannot examine it (Not a directory (os error 20)); correct the path"),
+        (
+            "info",
+            "loop",
+            1,
+            "cannot examine it (Too many levels of symbolic links (os error 40)); correct the path",
+        ),
+        ("info", "closed/file", 10, denied),
+        ("disk", "closed/file", 10, denied),
+        (
+            "socket",
+            "closed/s",
+            10,
+            "cannot bind the socket (Permission denied (os error 13)); run as a user who may",
+        ),
+        ("socket", "none/s", 12, no_folder),
+        ("socket", "file", 12, taken),
+        ("socket", &long, 12, &long_path),
+        ("metrics", "none/s", 12, no_folder),
+        ("metrics", "file", 12, taken),
+        ("backend", "none/s", 12, no_folder),
+    ] {
+        let (path, file, socket) = (at(name), at("file"), at("s"));
+        let arguments = match what {
+            "info" => vec![what.to_owned(), path.clone()],
+            "disk" => vec!["serve".to_owned(), format!("--disk=path={path},socket={socket}")],
+            "socket" => vec!["serve".to_owned(), format!("--disk=path={file},socket={path}")],
+            "backend" => vec![format!("--blk-file={file}"), format!("--socket-path={path}")],
+            _ => vec![
+                "serve".into(),
+                format!("--disk=path={file},socket={socket}"),
+                format!("--metrics={path}"),
+            ],
+        };
+        let output = as_nobody(&place).args(arguments).output().unwrap();
+        assert_error(&output, code, &[&format!("{path}: {message}")]);
+    }
+    with_mode(place.join("closed"), 0o755);
+}
+
+#[test]
+fn output_that_finds_no_space_is_1() {
+    for arguments in
+        [&["info", "/"][..], &["info", "--json", "/"], &["--help"], &["man"], &["--print-capabilities"]]
+    {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = program(arguments).stdout(full).output().unwrap();
+        let text = "cannot write to standard output (No space left on device (os error 28)); check where";
+        assert_error(&output, 1, &[text]);
+    }
+}
+
 #[test]
 fn a_failed_start_takes_back_what_it_did() {
     let folder = folder::in_memory();

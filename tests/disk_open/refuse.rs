@@ -46,7 +46,7 @@ fn a_missing_directory_and_a_broken_link_are_told_apart() {
     assert!(matches!(error, OpenError::Io { .. }));
     assert_eq!(
         message(&path, &error),
-        "cannot look at it (Not a directory (os error 20)); correct path=, or repair what it leads to"
+        "cannot examine it (Not a directory (os error 20)); correct path=, or repair what it leads to"
     );
 }
 

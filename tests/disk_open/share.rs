@@ -118,7 +118,7 @@ fn describing_changes_nothing() {
         assert_eq!(
             error.to_string(),
             format!(
-                "{}: cannot look at it (there is no such file); \
+                "{}: cannot examine it (there is no such file); \
                  correct the path, or let `serve` create it with size=",
                 path.display()
             )

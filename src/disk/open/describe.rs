@@ -81,11 +81,11 @@ pub fn describe(path: &Path) -> Result<Description, OpenError> {
     let metadata = std::fs::metadata(path).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => OpenError::Missing {
             backing: backing.clone(),
-            operation: "look at",
+            operation: "examine",
             cause: "there is no such file",
             remedy: "correct the path, or let `serve` create it with size=",
         },
-        _ => OpenError::system(&backing, "look at", "correct the path", source),
+        _ => OpenError::system(&backing, "examine", "correct the path", source),
     })?;
     let file_kind = FileKind::from(metadata.file_type());
     let media = recognise(&backing, &metadata)?;
@@ -134,13 +134,15 @@ fn huge_bytes(
     let media = media?;
     match media.kind {
         BackingKind::DeviceDax => Some(huge_pages::of_device_dax(media.device_bytes, media.unit_bytes)),
-        BackingKind::DaxFile { .. } => huge_pages::of_dax_file(&open_to_look(path).ok()?, &Sysfs::system()),
+        BackingKind::DaxFile { .. } => {
+            huge_pages::of_dax_file(&open_to_examine(path).ok()?, &Sysfs::system())
+        }
         kind if kind.is_written_through_mapping() => huge_pages::in_process(holder?.pid?, metadata),
         _ => None,
     }
 }
 
-fn open_to_look(path: &Path) -> io::Result<File> {
+fn open_to_examine(path: &Path) -> io::Result<File> {
     File::options().read(true).custom_flags(libc::O_NOATIME).open(path)
 }
 
@@ -156,6 +158,6 @@ fn recognise(backing: &BackingPath, metadata: &Metadata) -> Result<Option<Media>
         OpenError::system(backing, "tell the file system of", "check the file system", errno.into())
     })?;
     let is_dax = is_dax_path(backing.path()).unwrap_or(false);
-    let file = is_dax.then(|| open_to_look(backing.path())).and_then(Result::ok);
+    let file = is_dax.then(|| open_to_examine(backing.path())).and_then(Result::ok);
     Ok(Some(Media::of_file(metadata, &statfs, file.as_ref(), &sysfs)))
 }

@@ -147,7 +147,7 @@ fn capacity_bytes(
 ) -> Result<u64, OpenError> {
     let device_bytes = match media.device_bytes {
         // There is no sysfs. (A seek to the end of a device-DAX node always gives 0.)
-        0 => rustix::fs::seek(file, SeekFrom::End(0)).map_err(|errno| look_failed(backing, errno.into()))?,
+        0 => rustix::fs::seek(file, SeekFrom::End(0)).map_err(|errno| no_size(backing, errno.into()))?,
         bytes => bytes,
     };
     match size_bytes {
@@ -159,7 +159,7 @@ fn capacity_bytes(
     }
 }
 
-fn look_failed(backing: &BackingPath, source: io::Error) -> OpenError {
+fn no_size(backing: &BackingPath, source: io::Error) -> OpenError {
     OpenError::system(backing, "tell the size of", "check the device", source)
 }
 

@@ -15,7 +15,7 @@ pub enum OpenError {
     Missing {
         /// Where.
         backing: BackingPath,
-        /// "open" or "create".
+        /// "examine", "open" or "create".
         operation: &'static str,
         /// What is not there.
         cause: &'static str,
@@ -155,6 +155,11 @@ impl OpenError {
         let backing = backing.clone();
         let remedy = match source.raw_os_error() {
             Some(libc::EROFS) => "mount the file system for writing, or serve it with readonly=on",
+            // `stat(2)` needs no right to the file itself.
+            Some(libc::EACCES) if operation == "examine" => {
+                "run as a user who may search all directories of its path, or allow that"
+            }
+            Some(libc::EACCES | libc::EPERM) if operation == "read" => "run as a user who may read it",
             Some(libc::EACCES | libc::EPERM) => {
                 "run as a user who may read and write it, or serve it with readonly=on"
             }

@@ -42,7 +42,7 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Opened, OpenError> {
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => regular::open(backing, options, &sysfs),
         Err(error) => {
-            Err(OpenError::system(&backing, "look at", "correct path=, or repair what it leads to", error))
+            Err(OpenError::system(&backing, "examine", "correct path=, or repair what it leads to", error))
         }
     }
 }

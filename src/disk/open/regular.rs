@@ -40,7 +40,7 @@ const LEASE_POLL: Duration = Duration::from_millis(20);
 fn recognise(backing: &BackingPath, file: &File, sysfs: &Sysfs) -> Result<Media, OpenError> {
     let failed =
         |operation| move |source| OpenError::system(backing, operation, "check the file system", source);
-    let metadata = file.metadata().map_err(failed("look at"))?;
+    let metadata = file.metadata().map_err(failed("examine"))?;
     let statfs =
         rustix::fs::fstatfs(file).map_err(|errno| failed("tell the file system of")(errno.into()))?;
     Ok(Media::of_file(&metadata, &statfs, Some(file), sysfs))
@@ -224,7 +224,7 @@ impl<'a> RegularFile<'a> {
     fn metadata(&self) -> Result<Metadata, OpenError> {
         self.file
             .metadata()
-            .map_err(|source| OpenError::system(&self.backing, "look at", "check the file system", source))
+            .map_err(|source| OpenError::system(&self.backing, "examine", "check the file system", source))
     }
 }
 
@@ -254,7 +254,7 @@ fn open_existing(backing: &BackingPath, options: &OpenOptions) -> Result<Option<
         result => result,
     };
     let file = File::from(file.map_err(failed("open"))?);
-    let opened = file.metadata().map_err(failed("look at"))?;
+    let opened = file.metadata().map_err(failed("examine"))?;
     check_regular(backing, &opened)?;
     Ok(Some(file))
 }

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -142,12 +143,12 @@ fn negotiate(socket: &Path, packed: bool) -> Result<Box<VirtioBlkTransport>, Ben
             Some(libc::ECONNRESET | libc::EPIPE) | None => {
                 BenchError::Protocol { socket, step: "negotiate with it", source }
             }
-            Some(_) => BenchError::Connect { socket, source },
+            Some(_) => BenchError::Connect { source: connect_cause(&socket, source), socket },
         }
     };
     let path =
         socket.to_str().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidFilename)).map_err(to_error)?;
-    // Fails where the file is missing; to connect to a file that is no socket fails with "Connection refused".
+    // The library's error of a missing file has no number.
     fs::metadata(socket).map_err(to_error)?;
     // In a packed ring the library's decision whether to kick rests on a count of descriptors in 16 bits, which wraps
     // while a busy back-end asks for no kick: with event indices a kick would be lost now and then.
@@ -166,6 +167,22 @@ fn negotiate(socket: &Path, packed: bool) -> Result<Box<VirtioBlkTransport>, Ben
         return Err(BenchError::NotPacked { socket: socket.to_owned() });
     }
     Ok(transport)
+}
+
+/// What an error of connecting to a path means.
+fn connect_cause(socket: &Path, source: io::Error) -> io::Error {
+    let cause = match source.kind() {
+        io::ErrorKind::NotFound => "there is no such socket",
+        // Also of files that are no sockets.
+        io::ErrorKind::ConnectionRefused => match fs::metadata(socket) {
+            Ok(found) if !found.file_type().is_socket() => {
+                return io::Error::new(io::ErrorKind::InvalidInput, "it is no socket");
+            }
+            _ => "nobody listens on it",
+        },
+        _ => return source,
+    };
+    io::Error::new(source.kind(), cause)
 }
 
 fn describe(transport: &VirtioBlkTransport, socket: &Path) -> Result<Disk, BenchError> {

@@ -34,11 +34,11 @@ pub enum BenchError {
         most: u64,
     },
     /// Nothing can be connected to.
-    #[error("{}: cannot connect ({source}); {}", .socket.display(), advice(.source))]
+    #[error("{}: cannot connect ({source}); {}", .socket.display(), advice_of(.source.kind()))]
     Connect {
         /// The back-end.
         socket: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error, or what it means.
         source: io::Error,
     },
     /// It took the connection, and then did not behave like such a back-end.
@@ -168,7 +168,7 @@ pub enum BenchError {
         seconds: u64,
     },
     /// A ring or an event descriptor failed on this side.
-    #[error("{}: cannot {step} ({source})", .socket.display())]
+    #[error("{}: cannot {step} ({source}); this is no fault of the back-end, please report it", .socket.display())]
     Local {
         /// The back-end.
         socket: PathBuf,
@@ -200,12 +200,8 @@ pub enum BenchError {
 const fn advice_of(kind: io::ErrorKind) -> &'static str {
     match kind {
         io::ErrorKind::NotFound => "start the back-end first, or name the socket that it listens on",
-        io::ErrorKind::ConnectionRefused => "nobody listens on it; start the back-end",
+        io::ErrorKind::ConnectionRefused => "start the back-end",
         io::ErrorKind::PermissionDenied => "ask for the right to use the socket, or run as its owner",
         _ => "name the Unix socket of a vhost-user-blk back-end",
     }
-}
-
-fn advice(error: &io::Error) -> &'static str {
-    advice_of(error.kind())
 }

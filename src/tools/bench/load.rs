@@ -312,10 +312,8 @@ impl<'a> Load<'a> {
             return Ok(());
         }
         let mut scratch = std::mem::take(&mut self.scratch);
-        let result = self
-            .queue
-            .get(number, &mut scratch)
-            .map_err(|source| self.local("look at what was read", source));
+        let result =
+            self.queue.get(number, &mut scratch).map_err(|source| self.local("check what was read", source));
         let checked = result.and_then(|()| {
             verify::check(&scratch, offset, expected)
                 .map_err(|mismatch| BenchError::Mismatch { socket: self.socket.to_owned(), mismatch })

@@ -50,7 +50,9 @@ impl Default for SocketAccess {
 
 /// Listens on a path. A socket that nobody answers on, and that is ours to replace, is replaced.
 pub(super) fn listening(path: &Path, access: &SocketAccess) -> Result<UnixListener, ListenerError> {
-    let failed = |operation| move |source| ListenerError::Io { path: path.to_owned(), operation, source };
+    let failed = |operation| {
+        move |source| ListenerError::Io { path: path.to_owned(), operation, source: named(source) }
+    };
     if access.symlinks == Symlinks::Refuse {
         let folder = OFlags::PATH | OFlags::DIRECTORY;
         access.symlinks.open(folder_of(path), folder, Mode::empty()).map_err(failed("bind"))?;
@@ -71,7 +73,7 @@ pub(super) fn listening(path: &Path, access: &SocketAccess) -> Result<UnixListen
         .map_err(failed("set the owner and the mode of"))
         .and_then(|()| listen(&socket, BACKLOG).map_err(|errno| failed("listen on")(errno.into())));
     if let Err(error) = listens {
-        // Ignored: the first error is the one to be told.
+        // Ignored: the first error is the one to report.
         let _ = std::fs::remove_file(path);
         return Err(error);
     }
@@ -86,7 +88,7 @@ fn make_room(path: &Path, access: &SocketAccess) -> Result<(), ListenerError> {
         let taken = io::Error::new(io::ErrorKind::AlreadyExists, "the path exists and is no socket");
         return Err(failed("bind")(taken));
     }
-    if is_listened_on(path).map_err(failed("probe"))? {
+    if has_listener(path).map_err(failed("probe"))? {
         return Err(ListenerError::InUse(path.to_owned()));
     }
     if !is_ours(&there, access) {
@@ -120,15 +122,26 @@ fn give_away(path: &Path, access: &SocketAccess) -> io::Result<()> {
     Ok(())
 }
 
+/// An error of a call that creates something at a path, or opens its folder: what is missing is the folder.
+fn named(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::NotFound => io::Error::new(io::ErrorKind::NotFound, "its folder does not exist"),
+        _ => error,
+    }
+}
+
 fn address(path: &Path) -> io::Result<SocketAddrUnix> {
     SocketAddrUnix::new(path).map_err(|errno| match errno {
-        Errno::NAMETOOLONG => io::ErrorKind::InvalidInput.into(),
+        Errno::NAMETOOLONG => {
+            let text = format!("its path has {} bytes", path.as_os_str().len());
+            io::Error::new(io::ErrorKind::InvalidInput, text)
+        }
         other => io::Error::from(other),
     })
 }
 
 /// Whether somebody listens on a socket, without waiting for a place among those that wait for an answer there.
-fn is_listened_on(path: &Path) -> io::Result<bool> {
+fn has_listener(path: &Path) -> io::Result<bool> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let probe = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     match connect(&probe, &address(path)?) {

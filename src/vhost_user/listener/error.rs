@@ -7,10 +7,10 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum ListenerError {
     /// Another process answers there.
-    #[error("{}: another process is listening on this socket; stop it or choose another socket=", .0.display())]
+    #[error("{}: another process is listening on this socket; stop it or choose another path", .0.display())]
     InUse(PathBuf),
     /// The kernel refused.
-    #[error("{}: cannot {operation} the socket: {source}", path.display())]
+    #[error("{}: cannot {operation} the socket ({source}); {}", path.display(), remedy(.source))]
     Io {
         /// The socket's path.
         path: PathBuf,
@@ -22,4 +22,17 @@ pub enum ListenerError {
     /// An inherited descriptor is not what it should be.
     #[error("descriptor: {0}; pass a Unix stream socket that listens or is connected")]
     Inherited(io::Error),
+}
+
+/// What to do about an error of a socket's path.
+pub(crate) fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "run as a user who may write to its folder, or choose another path"
+        }
+        io::ErrorKind::NotFound => "create its folder, or choose another path",
+        io::ErrorKind::InvalidInput => "a socket's path has at most 107 bytes, choose a shorter one",
+        io::ErrorKind::AlreadyExists => "remove what is there, or choose another path",
+        _ => "choose another path",
+    }
 }

@@ -147,7 +147,7 @@ fn worst_beside(victim: &mut Ring, other: impl FnOnce()) -> Duration {
     })
 }
 
-/// Looks at some rounds of what `ask` does.
+/// Measures some rounds of what `ask` does.
 fn assert_prompt(what: &str, victim: &mut Ring, mut ask: impl FnMut()) {
     let best = |times: &[Duration]| *times.iter().min().unwrap();
     let (mut alone, mut beside) = (Vec::new(), Vec::new());

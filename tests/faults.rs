@@ -226,7 +226,7 @@ fn truncated_guest_memory_fails_the_requests_that_need_it() {
 /// Takes all of a guest's memory away, its ring included: the daemon hangs up on that front-end, and lives.
 fn lose_ring(pair: &mut Pair, ring: &Ring) {
     rustix::fs::ftruncate(pair.suffering.memory.fd(), 0).unwrap();
-    // From here on, this process must not look at its ring either.
+    // From here on, this process must not read its ring either.
     ring.kick.signal();
     ring.err.wait("the ring is broken");
     wait_for("the daemon hangs up", || pair.suffering.wire.receive().is_none().then_some(()));
@@ -239,7 +239,7 @@ fn lose_ring(pair: &mut Pair, ring: &Ring) {
 fn a_lost_ring_ends_its_session_only() {
     for packed in [false, true] {
         let mut pair = Pair::start(two_disks(Place::Tmpfs));
-        // Zeroes are an empty packed ring: that it is lost shows in nothing that it says.
+        // Zeroes are an empty packed ring: nothing in it says that it is lost.
         let options = Options { packed, ..Options::default() };
         let mut session = Session::open(&pair.daemon.socket(0), &SPANS);
         session.negotiate(&options);

@@ -91,7 +91,7 @@ fn nothing_happens_while_the_guest_is_idle() {
     }
 }
 
-/// None of these may be waited out by looking again and again.
+/// None of these may be waited for by polling.
 #[test]
 fn nothing_happens_while_somebody_waits() {
     let daemon = daemon("");

@@ -1,7 +1,7 @@
 //! No cache line is written for each request by two workers.
 //!
-//! What rings share is looked at before and after requests. Counts that go up and down again would not be
-//! seen, but need locked instructions, which `ci/bench instructions` looks for.
+//! What rings share is read before and after requests. Counts that go up and down again would not be seen, but need locked
+//! instructions, which `ci/bench instructions` counts.
 
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]

@@ -70,7 +70,7 @@ fn requests_take_no_system_call_but_those_of_kick_and_call() {
     }
 }
 
-/// Looks now and then for mail or for a kick of a ring that sleeps; but not more often for more requests.
+/// It checks now and then for a command, or for a kick of an armed ring; but not more often for more requests.
 #[test]
 fn a_polling_worker_makes_no_system_calls() {
     let calls = traced(&["--poll-max-us", "busy"], true);

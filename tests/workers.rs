@@ -72,7 +72,7 @@ fn without_polling_every_request_needs_its_kick() {
     }
 }
 
-/// The control plane is answered, and rings start and stop beside one that is looked at all the time.
+/// The control plane is answered, and rings start and stop beside one that is polled all the time.
 #[test]
 fn nobody_waits_for_a_busy_worker() {
     let daemon = daemon("busy", 2);
@@ -133,7 +133,7 @@ fn a_worker_sleeps_when_requests_end() {
     }
 }
 
-/// Broken, paused and stopped rings are nothing to look at: a busy worker may sleep then.
+/// Broken, paused and stopped rings are not polled: a worker that polls for ever may sleep then.
 #[test]
 fn a_busy_worker_sleeps_without_a_ring() {
     let daemon = daemon("busy", 1);

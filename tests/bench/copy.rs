@@ -22,7 +22,7 @@ use vhost_user_pmem::copy::{
 use common::{Random, map, memfd, noise, quartiles};
 
 const MEDIA_BYTES: usize = 1 << 30;
-/// A guest's bytes are in the caches: it has just made them, or looks at them soon.
+/// A guest's bytes are in the caches: it has just made them, or uses them soon.
 const GUEST_BYTES: usize = 4 << 20;
 const SIZES: [usize; 6] = [512, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20];
 /// Bytes that each candidate copies in a round, but not more than so many copies.

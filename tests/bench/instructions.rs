@@ -28,7 +28,7 @@ const DISK_BYTES: usize = 2 << 20;
 /// Of these no request asks the kernel whether they are still there, as those in a mapping's last page do.
 const SURE_BYTES: usize = DISK_BYTES - (64 << 10);
 const BATCHES: usize = 64;
-/// After so many the ring shows what is done.
+/// After so many the ring publishes what is done.
 const BATCH_BYTES: usize = 256 << 10;
 /// Requests after which a driver sees them done, at the least.
 const SHOWN_REQUESTS: usize = 8;
@@ -151,7 +151,7 @@ fn forbidden(profiles: &BTreeMap<String, Profile>) -> Vec<String> {
                     .push(format!("{name}: {special:?}: {count} in {} requests", BATCHES * shape.depth));
             }
         }
-        // One for each part that is shown, which has eight requests or as many bytes, and one to arm kicks.
+        // One for each part that is published, which has eight requests or as many bytes, and one to arm kicks.
         let bytes = shape.depth * shape.payload_bytes;
         let parts = bytes.div_ceil(BATCH_BYTES).max(shape.depth.div_ceil(SHOWN_REQUESTS));
         let most = (BATCHES * (parts + 1)) as u64;

@@ -108,7 +108,7 @@ impl VhostUserBackend for NoSlots {
     }
 }
 
-/// The tool connects to look, once more through its relay, and the same for the round and for reading back.
+/// The tool connects to read the configuration, once more through its relay, and the same for the round and for reading back.
 #[test]
 fn a_back_end_without_memory_slots_is_measured_as_well() {
     let scene = Scene::new();

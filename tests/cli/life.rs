@@ -91,7 +91,7 @@ fn sigterm_and_sigint_end_it_with_0_and_remove_the_sockets() {
 }
 
 #[test]
-fn a_socket_is_listened_on_again_after_its_front_end_left() {
+fn a_socket_accepts_again_after_its_front_end_left() {
     let mut daemon = setup().start();
     for _ in 0..3 {
         drop(assert_served(connect(&daemon.socket(0))));

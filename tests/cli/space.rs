@@ -66,7 +66,7 @@ fn a_disk_does_not_grow_beyond_the_control_group() {
     daemon.stop();
 }
 
-/// Without the space that was asked for, the next start would find a disk that looks complete.
+/// Without the space that was asked for, the next start would take the file for a complete disk.
 #[test]
 fn who_is_killed_while_it_allocates_leaves_no_disk_behind() {
     for place in Place::ALL {

@@ -35,7 +35,7 @@ pub struct Options {
     pub ring_features: VirtioFeatureFlags,
     /// Feature bits of the block device that are taken if they are offered.
     pub block_features: VirtioBlkFeatureFlags,
-    /// Look at the used ring in a loop with notifications switched off, instead of sleeping until one comes.
+    /// Poll the used ring with notifications switched off, instead of sleeping until one comes.
     pub polled: bool,
 }
 

@@ -61,7 +61,7 @@ impl Loop {
         &self.0
     }
 
-    /// Has it look how long its file is by now.
+    /// Has it read the length of its file again.
     pub fn rescan_size(&self) {
         assert!(succeeds(Command::new("losetup").arg("--set-capacity").arg(&self.0)));
     }

@@ -54,7 +54,7 @@ impl Moved {
     fn advised_with(daemon: &Daemon, disk: usize, options: Options) -> Self {
         let source = Memory::new(&SPANS);
         let mut session = Session::open(&daemon.socket(disk), &SPANS);
-        // Entries of the rings are not looked at before they have come.
+        // Entries of the rings are not read before they have come.
         session.negotiate(&Options { features: !EVENT_IDX, ..options });
         let userfault = session.ask(|control| control.postcopy_advise()).unwrap();
         let pages = Pages::new(userfault, &source);
@@ -134,7 +134,7 @@ impl Moved {
         }
     }
 
-    /// Brings whatever is wanted until `is_done`, which looks only at what has come.
+    /// Brings whatever is wanted until `is_done`, which reads only what has come.
     pub(super) fn serve_all(&mut self, is_done: impl Fn() -> bool) {
         self.pages.bring_until("all is done with the pages that are brought", is_done);
     }

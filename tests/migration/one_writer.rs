@@ -1,7 +1,7 @@
 //! Several front-ends on one read-write disk, under load: one runs, the others wait for it to stop or to die.
 //!
 //! Each puts its own mark on the disk as often as it is its turn, and insists that nobody else's comes between.
-//! The daemon looks itself, too: a ring that starts beside another front-end's fails its debug assertion.
+//! The daemon checks that itself, too: a ring that starts beside another front-end's fails its debug assertion.
 
 use std::path::{Path, PathBuf};
 

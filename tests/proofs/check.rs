@@ -30,7 +30,7 @@ pub fn explore(preemptions: usize, model: impl Fn() + Send + Sync + 'static) -> 
     }
 }
 
-/// It holds, or has failed. Prints how much was looked at.
+/// It holds, or has failed. Prints how much was checked.
 pub fn holds(name: &str, run: impl FnOnce() -> Result<usize, String>) {
     let start = Instant::now();
     match run() {

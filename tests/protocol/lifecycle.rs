@@ -42,7 +42,7 @@ fn a_ring_is_paused_and_goes_on_under_load() {
     }
 }
 
-/// Both rings, in any order and also twice the same, without a look at the answers.
+/// Both rings, in any order and also twice the same, without regard to the answers.
 #[test]
 fn a_storm_of_enabling_and_disabling_loses_nothing() {
     let daemon = daemon("");

@@ -169,7 +169,7 @@ fn with_event_indices_the_driver_is_notified_at_the_entry_it_names() {
     }
 }
 
-/// The device looks again after it has asked for kicks: a request that came in between is not kicked.
+/// The device polls the ring once more after it has asked for kicks: a request that came in between is not kicked.
 #[test]
 fn a_driver_that_kicks_only_when_asked_never_waits_in_vain() {
     const REQUESTS: usize = 20_000;

@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::common::{Random, map_huge, map_small, memfd, noise, quartiles};
 
-/// Copies between two looks at the clock.
+/// Copies between two readings of the clock.
 const BATCH: usize = 16;
 
 /// What is written to an eventfd to wake the other side, and to end it.

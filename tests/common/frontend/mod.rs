@@ -264,7 +264,7 @@ pub fn assert_refused<T: Debug>(what: &str, result: vhost::Result<T>) {
     assert!(is_nack, "{what} was not refused with a NACK: {result:?}");
 }
 
-/// Gives a back-end time to do what it must not do, before a test looks whether it did.
+/// Gives a back-end time to do what it must not do, before a test checks that it did not.
 pub fn settle() {
     std::thread::sleep(Duration::from_millis(100));
 }

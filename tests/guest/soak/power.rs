@@ -72,7 +72,7 @@ impl Scene {
         Guest::boot_from(&self.initramfs, &folder, rig::disk(&socket, "num-queues=2"), "")
     }
 
-    /// A new file system, writes, the cut, and the next boot, which looks; that guest, and how many writes had been
+    /// A new file system, writes, the cut, and the next boot, which checks; that guest, and how many writes had been
     /// acknowledged.
     fn round(&mut self, mut guest: Guest, round: u32) -> (Guest, u64) {
         let (kind, make, check, recovered) = FILE_SYSTEMS[round as usize % FILE_SYSTEMS.len()];

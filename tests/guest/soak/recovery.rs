@@ -75,7 +75,7 @@ impl Scene {
         Self { guest, daemon: Some(daemon), image, random: Random::new(order.seed) }
     }
 
-    /// The guest has chosen write-through, and the daemon is another: it is shown what it has chosen, and not told of a
+    /// The guest has chosen write-through, and the daemon is another: its configuration says so, and it is not told of a
     /// new size that is the old one.
     fn keeps_the_cache_mode(&mut self) {
         let knob = "/sys/block/vda/cache_type";

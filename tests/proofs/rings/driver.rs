@@ -1,4 +1,4 @@
-//! A driver, as simple as it can be, for both kinds of rings: it counts without wrapping, and looks at memory only as a driver
+//! A driver, as simple as it can be, for both kinds of rings: it counts without wrapping, and reads memory only as a driver
 //! may. And a device: the ring of `src`, and what chains of it are taken with.
 
 use std::collections::VecDeque;
@@ -148,7 +148,7 @@ pub struct Driver {
     slots: u16,
     reaped_chains: u16,
     reaped_slots: u16,
-    /// Slots when it last looked whether to kick.
+    /// Slots when it last checked whether to kick.
     checked: u16,
     checked_chains: u16,
     /// What is under way, in order.
@@ -214,7 +214,7 @@ impl Driver {
             };
             self.guest.u64(at).store(address, Ordering::Relaxed);
             let second = u64::from(*len) | u64::from(flags) << 32 | u64::from(last) << 48;
-            // In a packed ring the first slot's flags are what shows the chain.
+            // In a packed ring the first slot's flags make the chain available.
             self.guest.u64(at + 8).store(second, Ordering::Release);
         }
         self.chains += 1;
@@ -249,7 +249,7 @@ impl Driver {
         }
     }
 
-    /// It looks at the ring anyway.
+    /// It polls the ring anyway.
     pub fn park_calls(&self) {
         match self.guest.shape {
             Shape { kind: RingKind::Packed, .. } => {

@@ -11,7 +11,7 @@ use std::hash::{Hash as _, Hasher as _};
 use super::driver::{Device, Driver, Guest, Offered, Queue, RING_BYTES, Shape};
 use super::queue::{Completion, PackedQueue, RingKind, SplitQueue, Virtqueue as _};
 
-/// What was looked at.
+/// What was checked.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Visited {
     pub states: usize,

@@ -121,7 +121,7 @@ trait DriverSide: Debug + Send {
     fn bytes(&self, size: u16) -> [(u64, u64); 3];
     /// Begins anew; the areas are empty.
     fn reset(&mut self);
-    /// Makes a ring that was not used yet look as if so many chains were done.
+    /// Sets the indices of a ring that was not used yet as if so many chains were done.
     fn begin_at(&mut self, at: &Vring, chains: u16);
     /// Lays out a chain that is not available yet, with this head or buffer id. All parts but the last lead on.
     fn prepare(&mut self, at: &Vring, head: u16, parts: &[Part]);
@@ -252,7 +252,7 @@ impl Ring {
         self.err.take();
     }
 
-    /// Makes a ring that was not used yet look as if so many chains were done, in a packed ring of one descriptor each.
+    /// Makes a ring that was not used yet as it is after so many chains, in a packed ring of one descriptor each.
     pub fn begin_at(&mut self, chains: u16) {
         let (side, at) = self.side();
         side.begin_at(at, chains);
@@ -375,7 +375,7 @@ impl Ring {
         side.set_calls(at, wanted);
     }
 
-    /// Waits for the next chain to be used; looks at the ring only when notified.
+    /// Waits for the next chain to be used; reads the ring only when notified.
     pub fn wait(&mut self) -> Used {
         loop {
             if self.event_idx {

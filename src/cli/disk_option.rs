@@ -17,7 +17,7 @@ use crate::worker::NotCpus;
 
 mod key;
 
-pub(super) use key::{Key, help};
+pub(super) use key::Key;
 
 /// What is wrong with a `--disk`.
 #[derive(Debug, thiserror::Error)]

@@ -5,6 +5,7 @@
 //! | `serve`, `backend`, `info`, `bench`, `man`, `reference` | one way to call the program each; `usage` lists them |
 //! | `disk_option`, `size`, `identity`, `inherited` | what is written on the command line, checked and typed |
 //! | `daemon`, `signals`, `logging`, `start_message`, `activation`, `notify` | a server's life in the foreground |
+//! | `key_help` | the keys of a disk, as help shows them |
 //! | `exit` | every way to end, one code a cause |
 
 use std::ffi::OsString;
@@ -23,6 +24,7 @@ mod exit;
 mod identity;
 mod info;
 mod inherited;
+mod key_help;
 mod limits;
 mod logging;
 mod man;

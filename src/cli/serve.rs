@@ -13,7 +13,7 @@ use clap::Args;
 
 use crate::cli::disk_option::{self, Defaults, DiskOption};
 use crate::cli::exit::{self, Failure};
-use crate::cli::{daemon, start_message};
+use crate::cli::{daemon, key_help, start_message};
 use crate::config::{CpuChoice, DiskConfig, ServerConfig};
 use crate::disk::{DeepFlush, Durability, Symlinks};
 use crate::limits::bounds::{LAST_OUTPUT_TIMEOUT, MAX_POLL_US};
@@ -101,7 +101,7 @@ enum Numa {
 }
 
 fn help() -> String {
-    format!("{}\n{}", disk_option::help(), exit::help())
+    format!("{}\n{}", key_help::help(), exit::help())
 }
 
 pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use clap::Args;
 
 use crate::cli::exit::{self, Exit, Failure};
-use crate::cli::{daemon, disk_option, inherited};
+use crate::cli::{daemon, inherited};
+use crate::config::options;
 use crate::config::{DiskConfig, ServerConfig, SocketSource};
 use crate::worker::Polling;
 
@@ -76,7 +77,7 @@ fn serve(args: BackendArgs) -> Result<(), Failure> {
         (Some(fd), _) => SocketSource::Fd(inherited::take(fd)?),
         (None, path) => SocketSource::Path(path.unwrap_or_default()),
     };
-    let mut disk = DiskConfig::new(disk_option::default_name(Path::new(&path)), path, socket);
+    let mut disk = DiskConfig::new(options::default_name(Path::new(&path)), path, socket);
     disk.read_only = args.read_only;
     let config = ServerConfig {
         disks: vec![disk],

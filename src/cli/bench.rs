@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::cli::exit::{self, Failure};
-use crate::cli::size;
+use crate::config::size;
 use crate::tools::bench::{self, Peer, Plan, Rw, Waiting, Work};
 
 /// Rounds where two back-ends are compared and nothing is said.

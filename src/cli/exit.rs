@@ -6,10 +6,10 @@ use std::process::ExitCode;
 
 use crate::api::EndpointError;
 use crate::cli::activation::ActivationError;
-use crate::cli::disk_option::DiskOptionError;
 use crate::cli::inherited::InheritedError;
 use crate::cli::limits::TooFewFiles;
 use crate::config::ConfigError;
+use crate::config::options::DiskOptionError;
 use crate::disk::OpenError;
 use crate::server::ServerError;
 

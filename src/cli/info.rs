@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::cli::exit::{self, Failure};
-use crate::cli::size::Size;
+use crate::config::size::Size;
 use crate::disk::{self, Description, Durability, Media, Region};
 
 /// Show what a path is and how it would be served, and change nothing

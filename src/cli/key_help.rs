@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::cli::disk_option::Key;
+use crate::config::keys::Key;
 
 /// The keys as help shows them.
 pub(super) fn help() -> String {

@@ -9,9 +9,9 @@ use clap_mangen::Man;
 use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 
 use crate::api::metrics::FAMILIES;
-use crate::cli::disk_option::Key;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::usage::{NAME, USAGE};
+use crate::config::keys::Key;
 use crate::limits::table;
 
 const SIGNALS: [(&str, &str); 3] = [

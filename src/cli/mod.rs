@@ -3,7 +3,7 @@
 //! | module | subject |
 //! | --- | --- |
 //! | `serve`, `backend`, `info`, `bench`, `man`, `reference` | one way to call the program each; `usage` lists them |
-//! | `disk_option`, `size`, `identity`, `inherited` | what is written on the command line, checked and typed |
+//! | `inherited` | a descriptor that the command line names, checked and typed |
 //! | `daemon`, `signals`, `logging`, `start_message`, `activation`, `notify` | a server's life in the foreground |
 //! | `key_help` | the keys of a disk, as help shows them |
 //! | `exit` | every way to end, one code a cause |
@@ -19,9 +19,7 @@ mod backend;
 #[cfg(feature = "bench")]
 mod bench;
 mod daemon;
-mod disk_option;
 mod exit;
-mod identity;
 mod info;
 mod inherited;
 mod key_help;
@@ -32,7 +30,6 @@ mod notify;
 mod reference;
 mod serve;
 mod signals;
-mod size;
 mod start_message;
 mod usage;
 

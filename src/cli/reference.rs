@@ -6,8 +6,8 @@
 use std::io::Write;
 
 use crate::api::metrics::FAMILIES;
-use crate::cli::disk_option::Key;
 use crate::cli::exit::{Exit, Failure};
+use crate::config::keys::Key;
 use crate::limits::table;
 
 /// A table of the README.

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::cli::disk_option::{self, Defaults, DiskOption};
 use crate::cli::exit::{self, Failure};
 use crate::cli::{daemon, key_help, start_message};
+use crate::config::options::{self, Defaults, DiskOption};
 use crate::config::{CpuChoice, DiskConfig, ServerConfig};
 use crate::disk::{DeepFlush, Durability, Symlinks};
 use crate::limits::bounds::{LAST_OUTPUT_TIMEOUT, MAX_POLL_US};
@@ -114,7 +114,7 @@ fn symlinks(args: &ServeArgs) -> Symlinks {
 }
 
 pub(super) fn configuration(args: ServeArgs) -> Result<ServerConfig, Failure> {
-    let options = args.disks.iter().map(|text| DiskOption::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    let disks = args.disks.iter().map(|text| DiskOption::parse(text)).collect::<Result<Vec<_>, _>>()?;
     let symlinks = symlinks(&args);
     let cpus = match (args.cpus, args.numa) {
         (Some(cpus), _) => CpuChoice::Set(cpus),
@@ -123,7 +123,7 @@ pub(super) fn configuration(args: ServeArgs) -> Result<ServerConfig, Failure> {
     };
     let defaults =
         Defaults { require_durable: args.require_durable, deep_flush: args.deep_flush, cpus, symlinks };
-    let disks = disk_option::into_configs(options, defaults);
+    let disks = options::into_configs(disks, defaults);
     warn_of_equal_serials(&disks);
     Ok(ServerConfig {
         disks,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
-use crate::cli::size::Size;
+use crate::config::size::Size;
 use crate::server::DiskSummary;
 
 /// vCPUs of the guest in the examples; each gets a queue where there are as many.

@@ -8,7 +8,7 @@ const REQUIRED: &str = "required";
 
 /// A key, in the order in which help lists them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(in crate::cli) enum Key {
+pub(crate) enum Key {
     Path,
     Socket,
     Name,
@@ -33,7 +33,7 @@ pub(in crate::cli) enum Key {
 }
 
 impl Key {
-    pub(in crate::cli) const ALL: [Self; 21] = [
+    pub(crate) const ALL: [Self; 21] = [
         Self::Path,
         Self::Socket,
         Self::Name,
@@ -57,7 +57,7 @@ impl Key {
         Self::AllowUid,
     ];
 
-    pub(in crate::cli) const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Path => "path",
             Self::Socket => "socket",
@@ -84,7 +84,7 @@ impl Key {
     }
 
     /// The form of its value.
-    pub(in crate::cli) const fn value(self) -> &'static str {
+    pub(crate) const fn value(self) -> &'static str {
         match self {
             Self::Path => "FILE",
             Self::Socket => "SOCKET",
@@ -108,7 +108,7 @@ impl Key {
     }
 
     /// What it is for, in a sentence.
-    pub(in crate::cli) fn meaning(self) -> String {
+    pub(crate) fn meaning(self) -> String {
         let text = match self {
             Self::Path => "File or device whose bytes are the disk",
             Self::Socket => {
@@ -171,7 +171,7 @@ impl Key {
     }
 
     /// What holds without it.
-    pub(in crate::cli) fn default(self) -> String {
+    pub(crate) fn default(self) -> String {
         match self {
             Self::Path | Self::Socket => REQUIRED.to_owned(),
             Self::Name => "the file's name without extension, made unique".to_owned(),
@@ -197,7 +197,7 @@ impl Key {
     }
 
     /// Both, for texts without marks.
-    pub(in crate::cli) fn sentence(self) -> String {
+    pub(crate) fn sentence(self) -> String {
         let (meaning, default) = (self.meaning(), self.default());
         let default =
             if default == REQUIRED { format!("({REQUIRED})") } else { format!("[default: {default}]") };
@@ -205,7 +205,7 @@ impl Key {
     }
 
     /// What the bare key means, where that is allowed.
-    pub(super) const fn bare(self) -> Option<&'static str> {
+    pub(crate) const fn bare(self) -> Option<&'static str> {
         match self {
             Self::ReadOnly | Self::Sparse | Self::Postcopy => Some("on"),
             Self::RequireDurable => Some("page"),
@@ -213,11 +213,11 @@ impl Key {
         }
     }
 
-    pub(super) fn named(name: &str) -> Option<Self> {
+    pub(crate) fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|key| key.name() == name)
     }
 
-    pub(super) fn list() -> String {
+    pub(crate) fn list() -> String {
         Self::ALL.map(Self::name).join(", ")
     }
 }

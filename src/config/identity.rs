@@ -4,7 +4,7 @@ use nix::unistd::{Group, User};
 
 /// Not a user, or not a group, of this machine.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum IdentityError {
+pub(crate) enum IdentityError {
     #[error("this machine has no such {0}; write a name that it knows, or a number")]
     Unknown(&'static str),
     #[error("the {what} cannot be looked up ({source}); write its number")]
@@ -12,12 +12,12 @@ pub(super) enum IdentityError {
 }
 
 /// A user's number.
-pub(super) fn user(text: &str) -> Result<u32, IdentityError> {
+pub(crate) fn user(text: &str) -> Result<u32, IdentityError> {
     number(text, "user", |name| Ok(User::from_name(name)?.map(|user| user.uid.as_raw())))
 }
 
 /// A group's number.
-pub(super) fn group(text: &str) -> Result<u32, IdentityError> {
+pub(crate) fn group(text: &str) -> Result<u32, IdentityError> {
     number(text, "group", |name| Ok(Group::from_name(name)?.map(|group| group.gid.as_raw())))
 }
 

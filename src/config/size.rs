@@ -6,7 +6,7 @@ const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
 
 /// Text that is no size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum SizeError {
+pub(crate) enum SizeError {
     #[error("{0:?} is not a size; write bytes, or a whole number with K, M, G, T or P (KiB, MiB, …)")]
     NotASize(String),
     #[error("{0:?} is ambiguous: units are powers of 1024 here; write {1}")]
@@ -16,7 +16,7 @@ pub(super) enum SizeError {
 }
 
 /// Reads bytes, or a whole number with a unit: `K`, `KiB`, … `P`, `PiB`, in either case.
-pub(super) fn parse(text: &str) -> Result<u64, SizeError> {
+pub(crate) fn parse(text: &str) -> Result<u64, SizeError> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     if number.is_empty() {
@@ -44,7 +44,7 @@ pub(super) fn parse(text: &str) -> Result<u64, SizeError> {
 }
 
 /// Shows bytes in the largest unit that leaves a whole part: `20 GiB`, `1.5 MiB`, `512 bytes`.
-pub(super) struct Size(pub(super) u64);
+pub(crate) struct Size(pub(crate) u64);
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

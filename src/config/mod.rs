@@ -1,5 +1,14 @@
 //! The validated configuration: typed, with no strings left to parse.
 
+#[cfg(feature = "daemon")]
+mod identity;
+#[cfg(feature = "daemon")]
+pub(crate) mod keys;
+#[cfg(feature = "daemon")]
+pub(crate) mod options;
+#[cfg(feature = "daemon")]
+pub(crate) mod size;
+
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU16;
 use std::os::fd::OwnedFd;

@@ -6,8 +6,9 @@ use std::num::NonZeroU16;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use crate::cli::identity::{self, IdentityError};
-use crate::cli::size::{self, SizeError};
+use crate::config::identity::{self, IdentityError};
+use crate::config::keys::Key;
+use crate::config::size::{self, SizeError};
 use crate::config::{
     BLOCK_SIZES, CpuChoice, DiskConfig, MAX_QUEUES, MAX_SEG_MAX, Serial, SerialTooLong, SocketSource,
 };
@@ -15,13 +16,9 @@ use crate::disk::{DeepFlush, DiscardPolicy, Durability, LockMode, Symlinks, Unkn
 use crate::vhost_user::{AllowedUsers, SocketAccess};
 use crate::worker::NotCpus;
 
-mod key;
-
-pub(super) use key::Key;
-
 /// What is wrong with a `--disk`.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum DiskOptionError {
+pub(crate) enum DiskOptionError {
     #[error("--disk {option}: unknown key {key:?}{}; the keys are {}", suggest(key), Key::list())]
     UnknownKey { option: String, key: String },
     #[error("--disk {option}: {} is given twice; leave one of them out", key.name())]
@@ -40,7 +37,7 @@ pub(super) enum DiskOptionError {
 
 /// What is wrong with a value.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ValueError {
+pub(crate) enum ValueError {
     #[error("it is not UTF-8 text")]
     NotText,
     #[error("write on or off")]
@@ -87,7 +84,7 @@ fn suggest(unknown: &str) -> String {
 
 /// A `--disk` whose keys and values make sense by themselves.
 #[derive(Debug)]
-pub(super) struct DiskOption {
+pub(crate) struct DiskOption {
     name: Option<String>,
     path: PathBuf,
     socket: PathBuf,
@@ -111,16 +108,16 @@ pub(super) struct DiskOption {
 
 /// What holds for disks that do not say it themselves.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Defaults {
-    pub(super) require_durable: Option<Durability>,
-    pub(super) deep_flush: DeepFlush,
-    pub(super) cpus: CpuChoice,
-    pub(super) symlinks: Symlinks,
+pub(crate) struct Defaults {
+    pub(crate) require_durable: Option<Durability>,
+    pub(crate) deep_flush: DeepFlush,
+    pub(crate) cpus: CpuChoice,
+    pub(crate) symlinks: Symlinks,
 }
 
 impl DiskOption {
     /// Reads the argument of one `--disk`.
-    pub(super) fn parse(text: &OsStr) -> Result<Self, DiskOptionError> {
+    pub(crate) fn parse(text: &OsStr) -> Result<Self, DiskOptionError> {
         let mut values = Values::parse(text)?;
         Ok(Self {
             path: values.required(Key::Path)?,
@@ -167,7 +164,7 @@ impl DiskOption {
 }
 
 /// Gives every disk without a name one of its own: that of its file, with a number where it is taken.
-pub(super) fn into_configs(options: Vec<DiskOption>, defaults: Defaults) -> Vec<DiskConfig> {
+pub(crate) fn into_configs(options: Vec<DiskOption>, defaults: Defaults) -> Vec<DiskConfig> {
     let mut taken: HashSet<String> = options.iter().filter_map(|option| option.name.clone()).collect();
     let mut numbers = HashMap::new();
     options
@@ -194,7 +191,7 @@ fn free_name(path: &Path, taken: &HashSet<String>, numbers: &mut HashMap<String,
 }
 
 /// What a disk is called when nobody says: the file's name without its extension.
-pub(super) fn default_name(path: &Path) -> String {
+pub(crate) fn default_name(path: &Path) -> String {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let name: String = stem.chars().map(|c| if c.is_control() { '_' } else { c }).collect();
     if name.is_empty() { "disk".to_owned() } else { name }

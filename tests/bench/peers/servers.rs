@@ -30,13 +30,10 @@ pub fn start_all(scratch: &Path, file: &str) -> Vec<Server> {
     let ours = env!("CARGO_BIN_EXE_vhost-user-pmem");
     let mut servers = Vec::new();
     for (name, poll) in [("ours", "50"), ("ours, never polling", "0"), ("ours, busy", "busy")] {
-        let socket = socket_of(scratch, name);
-        let disk = format!("path={file},socket={},lock=off", socket.display());
-        servers.push(start(
-            name,
-            &socket,
-            &[ours, "--log", "warn", "serve", "--workers", "1", "--poll-max-us", poll, "--disk", &disk],
-        ));
+        servers.push(start_ours(name, ours, poll, scratch, file));
+    }
+    if let Some(before) = std::env::var_os("OURS_BEFORE") {
+        servers.push(start_ours("ours, before", &before.to_string_lossy(), "50", scratch, file));
     }
     let this = std::env::current_exe().unwrap().display().to_string();
     let socket = socket_of(scratch, STOCK);
@@ -51,6 +48,14 @@ pub fn start_all(scratch: &Path, file: &str) -> Vec<Server> {
     }
     servers.extend(spdk());
     servers
+}
+
+/// A build of this project: this one, or another that it is compared with.
+fn start_ours(name: &str, program: &str, poll_max_us: &str, scratch: &Path, file: &str) -> Server {
+    let socket = socket_of(scratch, name);
+    let disk = format!("path={file},socket={},lock=off", socket.display());
+    let options = ["--log", "warn", "serve", "--workers", "1", "--poll-max-us", poll_max_us, "--disk", &disk];
+    start(name, &socket, &[&[program], &options[..]].concat())
 }
 
 /// What the caller has started: on which file and CPU is its business.

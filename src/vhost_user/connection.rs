@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
+use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::backend_channel::BackendChannel;
@@ -223,6 +223,9 @@ fn reason(error: &Error) -> String {
         Error::ReqHandlerError(error) => error.to_string(),
         Error::InactiveOperation(feature) => {
             format!("{} was not negotiated", ProtocolFeatures(feature.bits()))
+        }
+        Error::InactiveFeature(VhostUserVirtioFeatures::PROTOCOL_FEATURES) => {
+            "PROTOCOL_FEATURES was not negotiated".into()
         }
         error => error.to_string(),
     }

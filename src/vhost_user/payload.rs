@@ -1,4 +1,5 @@
-//! The length of a message's payload: checked as `vhost` does, but before it, so that a refusal can give the numbers.
+//! The length of a message's payload, its fields and how many descriptors come with it: checked as `vhost` does, but before
+//! it, so that a refusal can give the numbers.
 
 use vhost::vhost_user::message::FrontendReq;
 
@@ -11,6 +12,16 @@ const REGION_BYTES: usize = 32;
 
 /// Length of the head of a part of the configuration space.
 const CONFIG_HEAD_BYTES: usize = 12;
+
+/// `SET_VRING_KICK`, `SET_VRING_CALL`, `SET_VRING_ERR`: the ring's number, and the bit that says that no descriptor comes.
+const RING_BITS: u64 = 0xff;
+const NO_DESCRIPTOR: u64 = 0x100;
+
+/// `SET_VRING_ADDR`: the used ring is logged.
+const RING_FLAGS: u32 = 1;
+
+/// `GET_CONFIG`, `SET_CONFIG`: writable fields, live migration.
+const CONFIG_FLAGS: u32 = 3;
 
 /// What is wrong with a payload.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -27,6 +38,20 @@ pub(super) enum PayloadError {
     RegionFiles { regions: u32, files: usize },
     #[error("it comes with {0} descriptors, not with one")]
     Files(usize),
+    #[error("it comes with {0} descriptors, and says that there is none")]
+    UnannouncedFiles(usize),
+    #[error("bits {0:#x} mean nothing")]
+    Reserved(u64),
+    #[error("ring {ring}: the {what} at {address:#x} is not aligned to {alignment} bytes")]
+    Misaligned { ring: u32, what: &'static str, address: u64, alignment: u64 },
+    #[error("ring {0}: it is enabled by 1 and disabled by 0, not by {1}")]
+    Enable(u32, u32),
+    #[error("a log of {0:#x} bytes at {1:#x}: it has none or runs over the end of its file")]
+    Log(u64, u64),
+    #[error("direction {0}, phase {1}: a state is saved (0) or loaded (1), in phase 0")]
+    Transfer(u32, u32),
+    #[error("is not supported")]
+    Unsupported,
     #[error(
         "region at {guest_start:#x} of {len_bytes:#x} bytes, at {user_start:#x} of the front-end, from \
          {file_offset:#x} of its file: it has no bytes or runs over the end of an address space"
@@ -49,6 +74,7 @@ pub(super) fn check(request: FrontendReq, message: &mut Message) -> Result<(), P
                 return Err(PayloadError::Regions { got, regions, expected });
             }
             message.truncate_payload(expected);
+            check_reserved(word(message.payload(), 1), 0)?;
             check_table(message, regions)
         }
         R::GET_CONFIG | R::SET_CONFIG => {
@@ -57,6 +83,7 @@ pub(super) fn check(request: FrontendReq, message: &mut Message) -> Result<(), P
             if bytes == 0 || offset.checked_add(bytes).is_none_or(|end| end > 4096) {
                 return Err(PayloadError::ConfigRange { offset, bytes });
             }
+            check_reserved(word(message.payload(), 2), CONFIG_FLAGS)?;
             let expected = listed(CONFIG_HEAD_BYTES, bytes, 1);
             if got < expected {
                 return Err(PayloadError::Config { got, bytes, expected });
@@ -71,7 +98,62 @@ pub(super) fn check(request: FrontendReq, message: &mut Message) -> Result<(), P
             }
             check_regions(message.payload())
         }
-        _ => fixed(request).map_or(Ok(()), |expected| check_exactly(message, expected)),
+        R::SET_LOG_FD
+        | R::SEND_RARP
+        | R::NET_SET_MTU
+        | R::IOTLB_MSG
+        | R::SET_VRING_ENDIAN
+        | R::CREATE_CRYPTO_SESSION
+        | R::CLOSE_CRYPTO_SESSION
+        | R::GPU_SET_SOCKET
+        | R::SET_STATUS
+        | R::GET_STATUS => Err(PayloadError::Unsupported),
+        _ => {
+            fixed(request).map_or(Ok(()), |expected| check_exactly(message, expected))?;
+            check_fields(request, message)
+        }
+    }
+}
+
+/// The fields of a payload that has its length.
+fn check_fields(request: FrontendReq, message: &Message) -> Result<(), PayloadError> {
+    use FrontendReq as R;
+    let (payload, files) = (message.payload(), message.files.len());
+    let (first, second) = (word(payload, 0), word(payload, 1));
+    match request {
+        R::SET_VRING_KICK | R::SET_VRING_CALL | R::SET_VRING_ERR => {
+            let bits = long(payload, 0);
+            match (bits & !(RING_BITS | NO_DESCRIPTOR), bits & NO_DESCRIPTOR != 0, files) {
+                (0, true, 0) | (0, false, 1) => Ok(()),
+                (0, true, _) => Err(PayloadError::UnannouncedFiles(files)),
+                (0, false, _) => Err(PayloadError::Files(files)),
+                (reserved, ..) => Err(PayloadError::Reserved(reserved)),
+            }
+        }
+        R::SET_VRING_ADDR => {
+            check_reserved(second, RING_FLAGS)?;
+            let areas = [("descriptor table", 1, 16), ("used ring", 2, 4), ("available ring", 3, 2)];
+            let areas = areas.map(|(what, place, alignment)| (what, long(payload, place), alignment));
+            let misaligned = areas.into_iter().find(|(_, address, alignment)| address % alignment != 0);
+            misaligned.map_or(Ok(()), |(what, address, alignment)| {
+                Err(PayloadError::Misaligned { ring: first, what, address, alignment })
+            })
+        }
+        R::SET_VRING_ENABLE if second > 1 => Err(PayloadError::Enable(first, second)),
+        R::SET_LOG_BASE | R::SET_DEVICE_STATE_FD if files != 1 => Err(PayloadError::Files(files)),
+        R::SET_LOG_BASE => match (long(payload, 0), long(payload, 1)) {
+            (bytes @ 1.., offset) if offset.checked_add(bytes).is_some() => Ok(()),
+            (bytes, offset) => Err(PayloadError::Log(bytes, offset)),
+        },
+        R::SET_DEVICE_STATE_FD if first > 1 || second != 0 => Err(PayloadError::Transfer(first, second)),
+        _ => Ok(()),
+    }
+}
+
+const fn check_reserved(bits: u32, known: u32) -> Result<(), PayloadError> {
+    match bits & !known {
+        0 => Ok(()),
+        reserved => Err(PayloadError::Reserved(reserved as u64)),
     }
 }
 
@@ -137,6 +219,11 @@ const fn check_length(got: usize, expected: usize) -> Result<(), PayloadError> {
 fn listed(head_bytes: usize, count: u32, each_bytes: usize) -> usize {
     let count = usize::try_from(count).unwrap_or(usize::MAX);
     count.saturating_mul(each_bytes).saturating_add(head_bytes)
+}
+
+/// The 64-bit word of this number; 0 where there is none.
+fn long(payload: &[u8], number: usize) -> u64 {
+    payload.as_chunks::<8>().0.get(number).map_or(0, |bytes| u64::from_ne_bytes(*bytes))
 }
 
 /// The 32-bit word of this number; 0 where there is none.

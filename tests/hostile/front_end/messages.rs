@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use rustix::event::EventfdFlags;
 
 use super::Stage::{Connected, Negotiated, Shared};
-use super::{Said, refusal, state, words};
+use super::{Said, is_question, refusal, state, words};
 use crate::common::frontend::RING_PACKED;
 use crate::common::frontend::message::*;
 use crate::common::frontend::wire::{NEED_REPLY, REPLY, VERSION};
@@ -107,14 +107,19 @@ fn unknown() -> Vec<Said> {
         ("GET_SHARED_OBJECT", GET_SHARED_OBJECT, 16),
         ("GET_SHMEM_CONFIG", GET_SHMEM_CONFIG, 0),
     ] {
+        let reason = if is_question(code) || code == SET_INFLIGHT_FD {
+            "was not negotiated"
+        } else {
+            "is not supported"
+        };
         let name = format!("{name}, which is not offered");
-        all.push(Said::new(name, code, &vec![0; bytes], refusal(code)));
+        all.push(Said::new(name, code, &vec![0; bytes], refusal(code)).logged(reason));
     }
     all
 }
 
 /// The head of a part of the configuration, and room.
-fn config(offset: u32, bytes: u32, room: usize) -> Vec<u8> {
+pub(super) fn config(offset: u32, bytes: u32, room: usize) -> Vec<u8> {
     [[offset, bytes, 0].map(u32::to_le_bytes).as_flattened(), &vec![0; room]].concat()
 }
 
@@ -194,11 +199,10 @@ fn numbers() -> Vec<Said> {
                 .logged(format!("queue size {size} is not")),
         );
     }
-    all.push(Said::new("a third state of a ring", SET_VRING_ENABLE, &state(0, 2), Nack));
     all
 }
 
-fn event() -> Vec<OwnedFd> {
+pub(super) fn event() -> Vec<OwnedFd> {
     vec![rustix::event::eventfd(0, EventfdFlags::CLOEXEC).unwrap()]
 }
 
@@ -280,7 +284,7 @@ fn twice() -> Vec<Said> {
     ]
 }
 
-fn memory() -> Vec<OwnedFd> {
+pub(super) fn memory() -> Vec<OwnedFd> {
     let file = rustix::fs::memfd_create("memory", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     rustix::fs::ftruncate(&file, 1 << 20).unwrap();
     vec![file]
@@ -306,13 +310,15 @@ fn descriptors() -> Vec<Said> {
     ] {
         let said = |what: &str, word| Said::new(format!("{name} with {what}"), code, &words(&[word]), Nack);
         all.extend([
-            said("no descriptor", 0),
-            said("a descriptor, and says none", NO_DESCRIPTOR).with(event),
-            said("two descriptors", 0).with(|| many::<2>(event)),
-            said("9 descriptors", 0).with(|| many::<9>(event)),
-            said("32 descriptors", 0).with(|| many::<32>(event)),
-            said("33 descriptors", 0).with(|| many::<33>(event)),
-            said("64 descriptors", 0).with(|| many::<64>(event)),
+            said("no descriptor", 0).logged("it comes with 0 descriptors, not with one"),
+            said("a descriptor, and says none", NO_DESCRIPTOR)
+                .with(event)
+                .logged("and says that there is none"),
+            said("two descriptors", 0).with(|| many::<2>(event)).logged("it comes with 2 descriptors"),
+            said("9 descriptors", 0).with(|| many::<9>(event)).logged("it comes with 9 descriptors"),
+            said("32 descriptors", 0).with(|| many::<32>(event)).logged("it comes with 32 descriptors"),
+            said("33 descriptors", 0).with(|| many::<33>(event)).logged("it comes with 32 descriptors"),
+            said("64 descriptors", 0).with(|| many::<64>(event)).logged("it comes with 32 descriptors"),
         ]);
     }
     let region = words(&[1, 1 << 40, 4096, 1 << 40, 0]);
@@ -325,7 +331,7 @@ fn descriptors() -> Vec<Said> {
     ] {
         let said =
             |what: &str| Said::new(format!("{name} with {what}"), code, payload, refusal(code)).at(Shared);
-        all.push(said("no descriptor"));
+        all.push(said("no descriptor").logged("0 descriptors"));
         all.push(match code {
             SET_BACKEND_REQ_FD => said("two descriptors").with(|| many::<2>(socket)),
             _ => said("two descriptors").with(|| many::<2>(memory)),

@@ -1,6 +1,7 @@
 //! What a front-end must not do.
 
 mod messages;
+mod values;
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
@@ -17,7 +18,7 @@ use crate::table::{Answer, Kind, Place, Row};
 
 /// The rows of the table.
 pub(crate) fn rows() -> Vec<Row> {
-    messages::rows()
+    [messages::rows(), values::rows()].into_iter().flatten().collect()
 }
 
 /// How far a front-end has come.

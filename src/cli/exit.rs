@@ -9,7 +9,8 @@ use crate::cli::activation::ActivationError;
 use crate::cli::inherited::InheritedError;
 use crate::cli::limits::TooFewFiles;
 use crate::config::ConfigError;
-use crate::config::options::DiskOptionError;
+use crate::config::disk_text::{DiskTextCause, DiskTextError};
+use crate::config::options::OptionError;
 use crate::disk::OpenError;
 use crate::server::ServerError;
 
@@ -108,7 +109,7 @@ pub(super) fn written(result: io::Result<()>) -> Exit {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     #[error(transparent)]
-    DiskOption(#[from] DiskOptionError),
+    DiskText(#[from] DiskTextError),
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
@@ -138,8 +139,11 @@ pub(super) enum Failure {
 impl Failure {
     pub(super) fn exit(&self) -> Exit {
         match self {
-            Self::DiskOption(DiskOptionError::UnknownKey { .. }) => Exit::UnknownKey,
-            Self::DiskOption(_) | Self::Config(_) => Exit::Usage,
+            Self::DiskText(DiskTextError {
+                cause: DiskTextCause::Option(OptionError::UnknownKey { .. }),
+                ..
+            }) => Exit::UnknownKey,
+            Self::DiskText(_) | Self::Config(_) => Exit::Usage,
             Self::Inherited(_) | Self::Activation(_) => Exit::Socket,
             Self::Server(error) => of_server(error),
             Self::Metrics(error) => of_metrics(error),

@@ -9,11 +9,11 @@ pub(super) fn help() -> String {
     let style = clap::builder::Styles::styled();
     let (header, literal) = (style.get_header(), style.get_literal());
     let mut text = format!("{header}Keys of --disk:{header:#}\n");
-    for key in Key::ALL {
-        let pad = KEY_COLUMNS.saturating_sub(key.name().len() + key.value().len() + 1);
+    for key in Key::all() {
+        let pad = KEY_COLUMNS.saturating_sub(key.name().len() + key.form().len() + 1);
         let lines = wrapped(&key.sentence());
         // Writing to a string cannot fail.
-        let _ = write!(text, "  {literal}{}{literal:#}={}{:pad$}  ", key.name(), key.value(), "");
+        let _ = write!(text, "  {literal}{}{literal:#}={}{:pad$}  ", key.name(), key.form(), "");
         let _ = writeln!(text, "{}", lines.join(&format!("\n  {:KEY_COLUMNS$}  ", "")));
     }
     text

@@ -109,8 +109,8 @@ fn commands_options(roff: &mut Roff, command: &Command) {
     options(roff, command.get_arguments().filter(|arg| arg.get_help_heading().is_none()));
     if command.get_name() == "serve" {
         roff.control("SS", ["Keys of --disk"]);
-        for key in Key::ALL {
-            let head = vec![bold(key.name()), roman("="), italic(key.value())];
+        for key in Key::all() {
+            let head = vec![bold(key.name()), roman("="), italic(key.form())];
             entry(roff, head, &key.sentence());
         }
     }

@@ -47,12 +47,9 @@ pub(super) fn print() -> Result<(), Failure> {
 }
 
 fn keys() -> Table {
-    let row = |key: Key| vec![format!("`{}={}`", key.name(), key.value()), key.meaning(), key.default()];
-    Table {
-        name: "keys",
-        columns: &["key", "meaning", "default"],
-        rows: Key::ALL.into_iter().map(row).collect(),
-    }
+    let row =
+        |key: Key| vec![format!("`{}={}`", key.name(), key.form()), key.meaning(), key.default().to_owned()];
+    Table { name: "keys", columns: &["key", "meaning", "default"], rows: Key::all().map(row).collect() }
 }
 
 fn exit_codes() -> Table {

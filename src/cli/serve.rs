@@ -13,7 +13,8 @@ use clap::Args;
 
 use crate::cli::exit::{self, Failure};
 use crate::cli::{daemon, key_help, start_message};
-use crate::config::options::{self, Defaults, DiskOption};
+use crate::config::disk_text;
+use crate::config::options::{self, Defaults};
 use crate::config::{CpuChoice, DiskConfig, ServerConfig};
 use crate::disk::{DeepFlush, Durability, Symlinks};
 use crate::limits::bounds::{LAST_OUTPUT_TIMEOUT, MAX_POLL_US};
@@ -114,7 +115,7 @@ fn symlinks(args: &ServeArgs) -> Symlinks {
 }
 
 pub(super) fn configuration(args: ServeArgs) -> Result<ServerConfig, Failure> {
-    let disks = args.disks.iter().map(|text| DiskOption::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    let disks = args.disks.iter().map(|text| disk_text::parse(text)).collect::<Result<Vec<_>, _>>()?;
     let symlinks = symlinks(&args);
     let cpus = match (args.cpus, args.numa) {
         (Some(cpus), _) => CpuChoice::Set(cpus),

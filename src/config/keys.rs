@@ -1,12 +1,14 @@
-//! The keys of a `--disk`.
+//! The options of a disk, defined once.
+//!
+//! `--disk` and the configuration file take them by these names. Help, the manual page and the README show this table
+//! (`vhost-user-pmem reference`), and tests check what is read against it.
 
-use crate::config::{BLOCK_SIZES, DEFAULT_QUEUES, MAX_QUEUES, MAX_SEG_MAX, SERIAL_BYTES};
-use crate::virtio::blk::SEG_MAX;
+use crate::limits::bounds::{MAX_QUEUES, MAX_SEG_MAX, SERIAL_BYTES};
 
 /// In place of a default.
 const REQUIRED: &str = "required";
 
-/// A key, in the order in which help lists them.
+/// An option of a disk, in the order in which help lists them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Key {
     Path,
@@ -32,168 +34,261 @@ pub(crate) enum Key {
     AllowUid,
 }
 
+/// What kind of value an option has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A path; it needs no UTF-8.
+    Path,
+    /// Any text.
+    Text,
+    /// Bytes, also with a unit.
+    Bytes,
+    /// On or off.
+    Switch,
+    /// A whole number in a range.
+    Number {
+        /// The least.
+        min: u16,
+        /// The most.
+        max: u16,
+    },
+    /// One of these numbers.
+    OneOf(&'static [u32]),
+    /// One of these words.
+    Word(&'static [&'static str]),
+    /// Permissions in octal.
+    Mode,
+    /// A user or a group, by name or number.
+    Identity,
+    /// Several of these, or CPUs and ranges of them.
+    List,
+}
+
+/// What an option is. Its meaning and its default are sentences with marks of code; `{range}` is that of its kind, and
+/// `{serial}` the length of a serial number.
+#[derive(Debug)]
+struct Definition {
+    key: Key,
+    name: &'static str,
+    kind: Kind,
+    /// The form of its value.
+    form: &'static str,
+    meaning: &'static str,
+    default: &'static str,
+    /// What the bare name means, where that is allowed.
+    bare: Option<&'static str>,
+}
+
+const ON_OFF: &str = "on|off";
+
+const fn row(
+    key: Key,
+    name: &'static str,
+    kind: Kind,
+    form: &'static str,
+    meaning: &'static str,
+    default: &'static str,
+) -> Definition {
+    Definition { key, name, kind, form, meaning, default, bare: None }
+}
+
+/// A switch that is off by default, and on by its bare name.
+const fn switch(key: Key, name: &'static str, meaning: &'static str) -> Definition {
+    Definition { bare: Some("on"), ..row(key, name, Kind::Switch, ON_OFF, meaning, "`off`") }
+}
+
+const TABLE: [Definition; 21] = [
+    row(Key::Path, "path", Kind::Path, "FILE", "File or device whose bytes are the disk", REQUIRED),
+    row(
+        Key::Socket,
+        "socket",
+        Kind::Path,
+        "SOCKET",
+        "Unix socket to listen on. A stale one is replaced; one on which another process listens is not",
+        REQUIRED,
+    ),
+    row(
+        Key::Name,
+        "name",
+        Kind::Text,
+        "NAME",
+        "Name of the disk in logs and errors",
+        "the file's name without extension, made unique",
+    ),
+    row(
+        Key::Size,
+        "size",
+        Kind::Bytes,
+        "SIZE",
+        "Bytes to serve, also with K, M, G, T or P (powers of 1024). A file that is missing or empty is made that long, and its \
+         space is allocated; a shorter file is refused",
+        "the file's size; the disk grows with it",
+    ),
+    row(
+        Key::Serial,
+        "serial",
+        Kind::Text,
+        "TEXT",
+        "Serial number that the guest sees: up to {serial} printable ASCII characters",
+        "the name, or if it is too long, its start and a hash of it",
+    ),
+    switch(Key::ReadOnly, "readonly", "Open the file read-only and refuse writes"),
+    row(
+        Key::BlockSize,
+        "block-size",
+        Kind::OneOf(&super::BLOCK_SIZES),
+        "512|4096",
+        "Logical block size in bytes",
+        "a block device's own, else `512`",
+    ),
+    row(
+        Key::Queues,
+        "queues",
+        Kind::Number { min: 1, max: MAX_QUEUES },
+        "N",
+        "Queues offered, {range}; a queue costs something only once the guest starts it",
+        "`64`",
+    ),
+    row(
+        Key::SegMax,
+        "seg-max",
+        Kind::Number { min: 1, max: MAX_SEG_MAX },
+        "N",
+        "Most data segments in a request that drivers are told, {range}. A driver without indirect descriptors needs rings \
+         with two entries more; with smaller ones it stalls, and the log warns",
+        "`126`",
+    ),
+    switch(Key::Sparse, "sparse", "Leave holes in the file unallocated at the start"),
+    row(
+        Key::Lock,
+        "lock",
+        Kind::Word(&["on", "wait", "off"]),
+        "on|wait|off",
+        "If another process serves the file: `on` refuses to start, `wait` waits for it when the first queue starts (for the \
+         destination of a migration), `off` does not check (for file systems without locks)",
+        "`on`",
+    ),
+    Definition {
+        bare: Some("page"),
+        ..row(
+            Key::RequireDurable,
+            "require-durable",
+            Kind::Word(&["page", "cacheline", "byte", "off"]),
+            "CLASS",
+            "Refuse to start unless a write is safe after a flush (`page`, also without a value), as soon as it has completed \
+             (`cacheline`), or even before the CPU's caches are flushed (`byte`). `off` overrides `--require-durable`",
+            "as `--require-durable`",
+        )
+    },
+    row(
+        Key::Discard,
+        "discard",
+        Kind::Word(&["auto", "ignore", "unmap"]),
+        "auto|ignore|unmap",
+        "Space that the guest discards: `ignore` keeps it, `unmap` gives it back, `auto` keeps it on DAX only",
+        "`auto`",
+    ),
+    row(
+        Key::DeepFlush,
+        "deep-flush",
+        Kind::Word(&["auto", "never", "always"]),
+        "auto|never|always",
+        "As `--deep-flush`, for this disk",
+        "as `--deep-flush`",
+    ),
+    row(
+        Key::Cpus,
+        "cpus",
+        Kind::List,
+        "LIST",
+        "CPUs that the workers of this disk run on: `2-5`, or `2-5,,8`",
+        "as `--cpus`",
+    ),
+    row(
+        Key::Numa,
+        "numa",
+        Kind::Word(&["auto", "off"]),
+        "auto|off",
+        "`auto`: the workers of this disk run on the NUMA node of its backing",
+        "as `--numa`",
+    ),
+    switch(
+        Key::Postcopy,
+        "postcopy",
+        "Offer postcopy migration. Whoever connects to this disk is then trusted with all memory of the process, which must not \
+         serve another disk (exit code 2)",
+    ),
+    row(
+        Key::SocketMode,
+        "socket-mode",
+        Kind::Mode,
+        "MODE",
+        "Permissions of the socket in octal, whatever the umask is; to connect is to write to it",
+        "`0660`",
+    ),
+    row(
+        Key::SocketOwner,
+        "socket-owner",
+        Kind::Identity,
+        "USER",
+        "User that the socket belongs to, by name or number",
+        "whoever starts the daemon",
+    ),
+    row(
+        Key::SocketGroup,
+        "socket-group",
+        Kind::Identity,
+        "GROUP",
+        "Group that the socket belongs to, by name or number",
+        "the group of whoever starts the daemon, or of the folder (setgid)",
+    ),
+    row(
+        Key::AllowUid,
+        "allow-uid",
+        Kind::List,
+        "USERS",
+        "Users whose processes may connect, by name or number, whatever the permissions are: `107`, or `libvirt-qemu,,1000`",
+        "everybody who may write to the socket",
+    ),
+];
+
 impl Key {
-    pub(crate) const ALL: [Self; 21] = [
-        Self::Path,
-        Self::Socket,
-        Self::Name,
-        Self::Size,
-        Self::Serial,
-        Self::ReadOnly,
-        Self::BlockSize,
-        Self::Queues,
-        Self::SegMax,
-        Self::Sparse,
-        Self::Lock,
-        Self::RequireDurable,
-        Self::Discard,
-        Self::DeepFlush,
-        Self::Cpus,
-        Self::Numa,
-        Self::Postcopy,
-        Self::SocketMode,
-        Self::SocketOwner,
-        Self::SocketGroup,
-        Self::AllowUid,
-    ];
+    /// In the order of the table.
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        TABLE.iter().map(|row| row.key)
+    }
+
+    const fn definition(self) -> &'static Definition {
+        // A test checks that the rows stand in the order of the keys.
+        #[allow(clippy::indexing_slicing)]
+        &TABLE[self as usize]
+    }
 
     pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Path => "path",
-            Self::Socket => "socket",
-            Self::Name => "name",
-            Self::Size => "size",
-            Self::Serial => "serial",
-            Self::ReadOnly => "readonly",
-            Self::BlockSize => "block-size",
-            Self::Queues => "queues",
-            Self::SegMax => "seg-max",
-            Self::Sparse => "sparse",
-            Self::Lock => "lock",
-            Self::RequireDurable => "require-durable",
-            Self::Discard => "discard",
-            Self::DeepFlush => "deep-flush",
-            Self::Cpus => "cpus",
-            Self::Numa => "numa",
-            Self::Postcopy => "postcopy",
-            Self::SocketMode => "socket-mode",
-            Self::SocketOwner => "socket-owner",
-            Self::SocketGroup => "socket-group",
-            Self::AllowUid => "allow-uid",
-        }
+        self.definition().name
+    }
+
+    pub(crate) const fn kind(self) -> Kind {
+        self.definition().kind
     }
 
     /// The form of its value.
-    pub(crate) const fn value(self) -> &'static str {
-        match self {
-            Self::Path => "FILE",
-            Self::Socket => "SOCKET",
-            Self::Name => "NAME",
-            Self::Size => "SIZE",
-            Self::Serial => "TEXT",
-            Self::ReadOnly | Self::Sparse | Self::Postcopy => "on|off",
-            Self::BlockSize => "512|4096",
-            Self::Queues | Self::SegMax => "N",
-            Self::Lock => "on|wait|off",
-            Self::RequireDurable => "CLASS",
-            Self::Discard => "auto|ignore|unmap",
-            Self::DeepFlush => "auto|never|always",
-            Self::Cpus => "LIST",
-            Self::SocketMode => "MODE",
-            Self::SocketOwner => "USER",
-            Self::SocketGroup => "GROUP",
-            Self::AllowUid => "USERS",
-            Self::Numa => "auto|off",
-        }
+    pub(crate) const fn form(self) -> &'static str {
+        self.definition().form
     }
 
     /// What it is for, in a sentence.
     pub(crate) fn meaning(self) -> String {
-        let text = match self {
-            Self::Path => "File or device whose bytes are the disk",
-            Self::Socket => {
-                "Unix socket to listen on. A stale one is replaced; one on which another process listens is not"
-            }
-            Self::Name => "Name of the disk in logs and errors",
-            Self::Size => {
-                "Bytes to serve, also with K, M, G, T or P (powers of 1024). A file that is missing or empty is made that long, \
-                 and its space is allocated; a shorter file is refused"
-            }
-            Self::Serial => {
-                return format!(
-                    "Serial number that the guest sees: up to {SERIAL_BYTES} printable ASCII characters"
-                );
-            }
-            Self::ReadOnly => "Open the file read-only and refuse writes",
-            Self::BlockSize => "Logical block size in bytes",
-            Self::Queues => {
-                return format!(
-                    "Queues offered, 1 to {MAX_QUEUES}; a queue costs something only once the guest starts it"
-                );
-            }
-            Self::SegMax => {
-                return format!(
-                    "Most data segments in a request that drivers are told, 1 to {MAX_SEG_MAX}. A driver without indirect \
-                     descriptors needs rings with two entries more; with smaller ones it stalls, and the log warns"
-                );
-            }
-            Self::Sparse => "Leave holes in the file unallocated at the start",
-            Self::Lock => {
-                "If another process serves the file: `on` refuses to start, `wait` waits for it when the first queue starts (for \
-                 the destination of a migration), `off` does not check (for file systems without locks)"
-            }
-            Self::RequireDurable => {
-                "Refuse to start unless a write is safe after a flush (`page`, also without a value), as soon as it has \
-                 completed (`cacheline`), or even before the CPU's caches are flushed (`byte`). `off` overrides \
-                 `--require-durable`"
-            }
-            Self::Discard => {
-                "Space that the guest discards: `ignore` keeps it, `unmap` gives it back, `auto` keeps it on DAX only"
-            }
-            Self::DeepFlush => "As `--deep-flush`, for this disk",
-            Self::Cpus => "CPUs that the workers of this disk run on: `2-5`, or `2-5,,8`",
-            Self::Numa => "`auto`: the workers of this disk run on the NUMA node of its backing",
-            Self::Postcopy => {
-                "Offer postcopy migration. Whoever connects to this disk is then trusted with all memory of the process, which \
-                 must not serve another disk (exit code 2)"
-            }
-            Self::SocketMode => {
-                "Permissions of the socket in octal, whatever the umask is; to connect is to write to it"
-            }
-            Self::SocketOwner => "User that the socket belongs to, by name or number",
-            Self::SocketGroup => "Group that the socket belongs to, by name or number",
-            Self::AllowUid => {
-                "Users whose processes may connect, by name or number, whatever the permissions are: `107`, or \
-                 `libvirt-qemu,,1000`"
-            }
-        };
-        text.to_owned()
+        let text = self.definition().meaning.replace("{serial}", &SERIAL_BYTES.to_string());
+        match self.kind() {
+            Kind::Number { min, max } => text.replace("{range}", &format!("{min} to {max}")),
+            _ => text,
+        }
     }
 
     /// What holds without it.
-    pub(crate) fn default(self) -> String {
-        match self {
-            Self::Path | Self::Socket => REQUIRED.to_owned(),
-            Self::Name => "the file's name without extension, made unique".to_owned(),
-            Self::Size => "the file's size; the disk grows with it".to_owned(),
-            Self::Serial => "the name, or if it is too long, its start and a hash of it".to_owned(),
-            Self::ReadOnly | Self::Sparse | Self::Postcopy => "`off`".to_owned(),
-            Self::BlockSize => format!("a block device's own, else `{}`", BLOCK_SIZES[0]),
-            Self::Queues => format!("`{DEFAULT_QUEUES}`"),
-            Self::SegMax => format!("`{SEG_MAX}`"),
-            Self::Lock => "`on`".to_owned(),
-            Self::RequireDurable => "as `--require-durable`".to_owned(),
-            Self::Discard => "`auto`".to_owned(),
-            Self::DeepFlush => "as `--deep-flush`".to_owned(),
-            Self::Cpus => "as `--cpus`".to_owned(),
-            Self::Numa => "as `--numa`".to_owned(),
-            Self::SocketMode => "`0660`".to_owned(),
-            Self::SocketOwner => "whoever starts the daemon".to_owned(),
-            Self::SocketGroup => {
-                "the group of whoever starts the daemon, or of the folder (setgid)".to_owned()
-            }
-            Self::AllowUid => "everybody who may write to the socket".to_owned(),
-        }
+    pub(crate) const fn default(self) -> &'static str {
+        self.definition().default
     }
 
     /// Both, for texts without marks.
@@ -206,18 +301,29 @@ impl Key {
 
     /// What the bare key means, where that is allowed.
     pub(crate) const fn bare(self) -> Option<&'static str> {
-        match self {
-            Self::ReadOnly | Self::Sparse | Self::Postcopy => Some("on"),
-            Self::RequireDurable => Some("page"),
-            _ => None,
-        }
+        self.definition().bare
     }
 
     pub(crate) fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|key| key.name() == name)
+        Self::all().find(|key| key.name() == name)
     }
 
     pub(crate) fn list() -> String {
-        Self::ALL.map(Self::name).join(", ")
+        Self::all().map(Self::name).collect::<Vec<_>>().join(", ")
     }
+}
+
+/// The nearest of some names, where one is near.
+pub(crate) fn nearest<'a>(unknown: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let unknown = unknown.to_ascii_lowercase();
+    names
+        .map(|name| (strsim::normalized_damerau_levenshtein(&unknown, name), name))
+        .filter(|(likeness, _)| *likeness >= 0.5)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, name)| name)
+}
+
+/// The same, as errors ask for it.
+pub(crate) fn suggestion<'a>(unknown: &str, names: impl Iterator<Item = &'a str>) -> String {
+    nearest(unknown, names).map(|name| format!(" (did you mean {name:?}?)")).unwrap_or_default()
 }

@@ -1,6 +1,8 @@
 //! The validated configuration: typed, with no strings left to parse.
 
 #[cfg(feature = "daemon")]
+pub(crate) mod disk_text;
+#[cfg(feature = "daemon")]
 mod identity;
 #[cfg(feature = "daemon")]
 pub(crate) mod keys;

@@ -1,13 +1,12 @@
-//! One `--disk`: a list of `key=value` as QEMU writes it, where `,,` is a comma inside a value.
+//! From the options of a disk, as they are written, to its configuration.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::num::NonZeroU16;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use crate::config::identity::{self, IdentityError};
-use crate::config::keys::Key;
+use crate::config::keys::{self, Key};
 use crate::config::size::{self, SizeError};
 use crate::config::{
     BLOCK_SIZES, CpuChoice, DiskConfig, MAX_QUEUES, MAX_SEG_MAX, Serial, SerialTooLong, SocketSource,
@@ -16,23 +15,21 @@ use crate::disk::{DeepFlush, DiscardPolicy, Durability, LockMode, Symlinks, Unkn
 use crate::vhost_user::{AllowedUsers, SocketAccess};
 use crate::worker::NotCpus;
 
-/// What is wrong with a `--disk`.
+/// What is wrong with the options of a disk, wherever they are written.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum DiskOptionError {
-    #[error("--disk {option}: unknown key {key:?}{}; the keys are {}", suggest(key), Key::list())]
-    UnknownKey { option: String, key: String },
-    #[error("--disk {option}: {} is given twice; leave one of them out", key.name())]
-    Twice { option: String, key: Key },
-    #[error("--disk {option}: {} is missing; add {}={}", key.name(), key.name(), key.value())]
-    Missing { option: String, key: Key },
-    #[error("--disk {option}: {} has no value; write {}={}", key.name(), key.name(), key.value())]
-    NoValue { option: String, key: Key },
-    #[error("--disk {option}: an item is empty; a comma inside a value is written \",,\"")]
-    Empty { option: String },
-    #[error("--disk {option}: cpus and numa=auto both say where its workers run; leave one of them out")]
-    TwoPlaces { option: String },
-    #[error("--disk {option}: {}={value}: {cause}", key.name())]
-    Value { option: String, key: Key, value: String, cause: ValueError },
+pub(crate) enum OptionError {
+    #[error("unknown key {key:?}{}; the keys are {}", keys::suggestion(key, Key::all().map(Key::name)), Key::list())]
+    UnknownKey { key: String },
+    #[error("{} is given twice; leave one of them out", .0.name())]
+    Twice(Key),
+    #[error("{} is missing; add {}={}", .0.name(), .0.name(), .0.form())]
+    Missing(Key),
+    #[error("{} has no value; write {}={}", .0.name(), .0.name(), .0.form())]
+    NoValue(Key),
+    #[error("cpus and numa=auto both say where its workers run; leave one of them out")]
+    TwoPlaces,
+    #[error("{}={value}: {cause}", key.name())]
+    Value { key: Key, value: String, cause: ValueError },
 }
 
 /// What is wrong with a value.
@@ -70,21 +67,9 @@ pub(crate) enum ValueError {
     Identity(#[from] IdentityError),
 }
 
-/// The nearest key, where one is near.
-fn suggest(unknown: &str) -> String {
-    let unknown = unknown.to_ascii_lowercase();
-    Key::ALL
-        .into_iter()
-        .map(|key| (strsim::normalized_damerau_levenshtein(&unknown, key.name()), key))
-        .filter(|(likeness, _)| *likeness >= 0.5)
-        .max_by(|(a, _), (b, _)| a.total_cmp(b))
-        .map(|(_, key)| format!(" (did you mean {:?}?)", key.name()))
-        .unwrap_or_default()
-}
-
-/// A `--disk` whose keys and values make sense by themselves.
+/// The options of a disk, which make sense by themselves.
 #[derive(Debug)]
-pub(crate) struct DiskOption {
+pub(crate) struct DiskOptions {
     name: Option<String>,
     path: PathBuf,
     socket: PathBuf,
@@ -115,10 +100,8 @@ pub(crate) struct Defaults {
     pub(crate) symlinks: Symlinks,
 }
 
-impl DiskOption {
-    /// Reads the argument of one `--disk`.
-    pub(crate) fn parse(text: &OsStr) -> Result<Self, DiskOptionError> {
-        let mut values = Values::parse(text)?;
+impl DiskOptions {
+    pub(crate) fn read(mut values: Values) -> Result<Self, OptionError> {
         Ok(Self {
             path: values.required(Key::Path)?,
             socket: values.required(Key::Socket)?,
@@ -164,7 +147,7 @@ impl DiskOption {
 }
 
 /// Gives every disk without a name one of its own: that of its file, with a number where it is taken.
-pub(crate) fn into_configs(options: Vec<DiskOption>, defaults: Defaults) -> Vec<DiskConfig> {
+pub(crate) fn into_configs(options: Vec<DiskOptions>, defaults: Defaults) -> Vec<DiskConfig> {
     let mut taken: HashSet<String> = options.iter().filter_map(|option| option.name.clone()).collect();
     let mut numbers = HashMap::new();
     options
@@ -197,69 +180,49 @@ pub(crate) fn default_name(path: &Path) -> String {
     if name.is_empty() { "disk".to_owned() } else { name }
 }
 
-/// The values of an option, which is known by its text in errors.
-struct Values {
-    option: String,
-    items: Vec<(Key, OsString)>,
-}
+/// What is written, key by key.
+#[derive(Debug, Default)]
+pub(crate) struct Values(Vec<(Key, OsString)>);
 
 impl Values {
-    fn parse(text: &OsStr) -> Result<Self, DiskOptionError> {
-        let mut values = Self { option: text.to_string_lossy().into_owned(), items: Vec::new() };
-        for item in split_at_commas(text.as_bytes()) {
-            values.add(&item)?;
+    /// # Errors
+    /// [`OptionError::Twice`], [`OptionError::NoValue`].
+    pub(crate) fn add(&mut self, key: Key, value: OsString) -> Result<(), OptionError> {
+        if self.0.iter().any(|(before, _)| *before == key) {
+            return Err(OptionError::Twice(key));
         }
-        Ok(values)
-    }
-
-    fn add(&mut self, item: &[u8]) -> Result<(), DiskOptionError> {
-        let option = self.option.clone();
-        if item.is_empty() {
-            return Err(DiskOptionError::Empty { option });
+        if value.is_empty() {
+            return Err(OptionError::NoValue(key));
         }
-        let mut parts = item.splitn(2, |byte| *byte == b'=');
-        let name = String::from_utf8_lossy(parts.next().unwrap_or_default());
-        let Some(key) = Key::named(&name) else {
-            return Err(DiskOptionError::UnknownKey { option, key: name.into_owned() });
-        };
-        if self.items.iter().any(|(before, _)| *before == key) {
-            return Err(DiskOptionError::Twice { option, key });
-        }
-        let value = match (parts.next(), key.bare()) {
-            (Some(value), _) if !value.is_empty() => OsString::from_vec(value.to_vec()),
-            (None, Some(bare)) => OsString::from(bare),
-            _ => return Err(DiskOptionError::NoValue { option, key }),
-        };
-        self.items.push((key, value));
+        self.0.push((key, value));
         Ok(())
     }
 
     fn get(&mut self, key: Key) -> Option<OsString> {
-        let place = self.items.iter().position(|(present, _)| *present == key)?;
-        Some(self.items.swap_remove(place).1)
+        let place = self.0.iter().position(|(present, _)| *present == key)?;
+        Some(self.0.swap_remove(place).1)
     }
 
-    fn required(&mut self, key: Key) -> Result<PathBuf, DiskOptionError> {
-        let missing = DiskOptionError::Missing { option: self.option.clone(), key };
-        self.get(key).map(PathBuf::from).ok_or(missing)
+    fn required(&mut self, key: Key) -> Result<PathBuf, OptionError> {
+        self.get(key).map(PathBuf::from).ok_or(OptionError::Missing(key))
     }
 
     fn take<T>(
         &mut self,
         key: Key,
         read: impl FnOnce(&str) -> Result<T, ValueError>,
-    ) -> Result<Option<T>, DiskOptionError> {
+    ) -> Result<Option<T>, OptionError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         value.to_str().ok_or(ValueError::NotText).and_then(read).map(Some).map_err(|cause| {
             let value = value.to_string_lossy().into_owned();
-            DiskOptionError::Value { option: self.option.clone(), key, value, cause }
+            OptionError::Value { key, value, cause }
         })
     }
 }
 
 impl Values {
     /// Two keys for one thing: which CPUs, by number or by what they are near to.
-    fn cpus(&mut self) -> Result<Option<CpuChoice>, DiskOptionError> {
+    fn cpus(&mut self) -> Result<Option<CpuChoice>, OptionError> {
         let numa = self.take(Key::Numa, |value| match value {
             "auto" => Ok(CpuChoice::NearBacking),
             "off" => Ok(CpuChoice::Any),
@@ -267,13 +230,13 @@ impl Values {
         })?;
         let cpus = self.take(Key::Cpus, |value| Ok(CpuChoice::Set(value.parse()?)))?;
         if numa == Some(CpuChoice::NearBacking) && cpus.is_some() {
-            return Err(DiskOptionError::TwoPlaces { option: self.option.clone() });
+            return Err(OptionError::TwoPlaces);
         }
         Ok(cpus.or(numa))
     }
 
     /// What the socket's inode says of who may connect.
-    fn access(&mut self) -> Result<SocketAccess, DiskOptionError> {
+    fn access(&mut self) -> Result<SocketAccess, OptionError> {
         let default = SocketAccess::default();
         Ok(SocketAccess {
             mode: self.take(Key::SocketMode, mode)?.unwrap_or(default.mode),
@@ -282,21 +245,6 @@ impl Values {
             ..default
         })
     }
-}
-
-/// Cuts at single commas and makes one of each pair.
-fn split_at_commas(text: &[u8]) -> Vec<Vec<u8>> {
-    let mut items = Vec::new();
-    let mut item = Vec::new();
-    let mut bytes = text.iter().copied().peekable();
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b',' if bytes.next_if_eq(&b',').is_none() => items.push(std::mem::take(&mut item)),
-            byte => item.push(byte),
-        }
-    }
-    items.push(item);
-    items
 }
 
 fn switch(text: &str) -> Result<bool, ValueError> {

@@ -1,9 +1,14 @@
-//! Tests of `disk_option`.
+//! Tests of the options of disks, written as `--disk` takes them.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 
 use super::*;
+use crate::config::disk_text::{self, DiskTextError};
+use crate::config::keys::Kind;
 
-fn parse(text: &str) -> Result<DiskOption, DiskOptionError> {
-    DiskOption::parse(OsStr::new(text))
+fn parse(text: &str) -> Result<DiskOptions, DiskTextError> {
+    disk_text::parse(OsStr::new(text))
 }
 
 fn error(text: &str) -> String {
@@ -52,7 +57,7 @@ fn the_defaults_that_help_shows_are_those_that_hold() {
         format!("{disk:?}")
     };
     let mut values = 0;
-    for key in Key::ALL {
+    for key in Key::all() {
         let Some(value) = key.default().strip_prefix('`').map(|value| value.trim_end_matches('`').to_owned())
         else {
             continue;
@@ -99,9 +104,9 @@ fn a_pair_of_commas_is_a_comma() {
 #[test]
 fn a_path_needs_no_utf8() {
     let text = OsStr::from_bytes(b"path=/\xff,socket=/s,name=db");
-    assert_eq!(DiskOption::parse(text).unwrap().path.as_os_str().as_bytes(), b"/\xff");
+    assert_eq!(disk_text::parse(text).unwrap().path.as_os_str().as_bytes(), b"/\xff");
     let text = OsStr::from_bytes(b"path=/a,socket=/s,name=\xff");
-    assert!(DiskOption::parse(text).unwrap_err().to_string().ends_with("it is not UTF-8 text"));
+    assert!(disk_text::parse(text).unwrap_err().to_string().ends_with("it is not UTF-8 text"));
 }
 
 #[test]
@@ -191,4 +196,53 @@ fn names_are_made_unique() {
         into_configs(options.into(), Defaults::default()).into_iter().map(|disk| disk.name).collect();
     assert_eq!(names, ["db", "db-3", "db-2", "db-4"]);
     assert_eq!(default_name(Path::new("/")), "disk");
+}
+
+/// What the table says of a value is what is read.
+#[test]
+fn values_are_of_the_kind_that_the_table_says() {
+    let read = |key: Key, value: &str| {
+        let mut values = Values::default();
+        for needed in [Key::Path, Key::Socket].into_iter().filter(|needed| *needed != key) {
+            values.add(needed, "/x".into()).unwrap();
+        }
+        values.add(key, value.into()).unwrap();
+        DiskOptions::read(values).map(|option| format!("{option:?}"))
+    };
+    for (place, key) in Key::all().enumerate() {
+        assert_eq!(key as usize, place, "the rows stand in the order of the keys");
+        assert!(key.bare().is_none_or(|bare| read(key, bare).is_ok()), "{key:?}");
+        let (good, bad): (Vec<String>, Vec<String>) = match key.kind() {
+            Kind::Path | Kind::Text => (vec!["a b,c=d".into(), "1".into()], vec![]),
+            Kind::Bytes => (vec!["512".into(), "1G".into()], vec!["on".into(), "-1".into(), "1.5".into()]),
+            Kind::Switch => (["on", "off", "true", "false"].map(Into::into).into(), vec!["1".into()]),
+            Kind::Number { min, max } => {
+                assert!(key.meaning().contains(&format!("{min} to {max}")), "{}", key.meaning());
+                let outside = [(u32::from(min) - 1).to_string(), (u32::from(max) + 1).to_string()];
+                (vec![min.to_string(), max.to_string()], outside.into())
+            }
+            Kind::OneOf(numbers) => {
+                let numbers: Vec<_> = numbers.iter().map(ToString::to_string).collect();
+                assert_eq!(key.form(), numbers.join("|"));
+                (numbers, vec!["1".into(), "off".into()])
+            }
+            Kind::Word(words) => {
+                assert!(key.form() == "CLASS" || key.form() == words.join("|"), "{key:?}");
+                (words.iter().map(ToString::to_string).collect(), vec!["1".into(), "other".into()])
+            }
+            Kind::Mode => (vec!["0600".into()], vec!["0888".into(), "rw".into()]),
+            Kind::Identity => (vec!["root".into(), "7".into()], vec!["no-such-one".into()]),
+            Kind::List => (vec!["0".into(), "0,1".into()], vec!["no-such-one".into()]),
+        };
+        for value in good {
+            let text = read(key, &value).unwrap_or_else(|error| panic!("{key:?} {value}: {error}"));
+            assert!(!text.is_empty());
+        }
+        for value in bad {
+            assert!(
+                matches!(read(key, &value), Err(OptionError::Value { key: of, .. }) if of == key),
+                "{key:?} {value}"
+            );
+        }
+    }
 }

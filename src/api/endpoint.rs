@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
@@ -19,9 +19,6 @@ use crate::limits::thread;
 use crate::log::{Cause, LogLimit};
 use crate::server::Collector;
 use crate::vhost_user::{Listener, ListenerError, SocketAccess, socket_remedy};
-
-/// Pause after a client could not be let in for want of descriptors.
-const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why metrics cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -109,7 +106,7 @@ fn answer_clients(listener: &Listener, mut collector: Collector, stop: &OwnedFd)
                     let what = "cannot accept a reader of metrics; check the limits (ulimit -n)";
                     tracing::error!(%error, suppressed, "{what}");
                 }
-                std::thread::sleep(EXHAUSTED_PAUSE);
+                std::thread::sleep(Listener::EXHAUSTED_PAUSE);
                 continue;
             }
         };

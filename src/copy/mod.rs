@@ -45,6 +45,8 @@ mod transfer;
 #[allow(unsafe_code)]
 mod x86_64;
 
+pub(crate) use line::LINE_BYTES;
+
 pub use engine::{Engine, EngineError, LineFlush, OVERRIDE, Stores};
 pub use routines::{
     PrefetchHint, can_read, full_fence, load_slice, load_words, store_byte, store_fence, store_slice, touch,

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -20,16 +19,13 @@ use crate::limits::budget::{Amounts, Charge};
 use crate::limits::thread;
 use crate::log::Cause;
 use crate::vhost_user::{
-    ClosedByChecker, Connection, DiskSocket, Hangup, Session, SessionContext, SessionId, Stranger,
+    ClosedByChecker, Connection, DiskSocket, Hangup, Listener, Session, SessionContext, SessionId, Stranger,
 };
 use crate::worker::Pool;
 
 /// The event of [`Stopper`] and of sessions that end; listeners have the lowest numbers, connections before their first
 /// message those from 2³² on.
 const WAKE: u64 = u64::MAX;
-
-/// Pause after a front-end could not be let in for want of descriptors or threads.
-const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
 /// Asks a server to stop; returns at once.
 #[derive(Debug, Clone)]
@@ -347,7 +343,7 @@ impl<D: Disk> Acceptor<D> {
             let disk = &context.device.identity().name;
             tracing::error!(disk, %error, suppressed, "cannot accept a front-end; check the limits (ulimit -n, -u)");
         }
-        std::thread::sleep(EXHAUSTED_PAUSE);
+        std::thread::sleep(Listener::EXHAUSTED_PAUSE);
     }
 
     /// Steps 1 to 5 of the stop (see the module `server`).

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::net::{AddressFamily, sockopt};
@@ -47,6 +48,9 @@ pub enum DiskSocket {
 }
 
 impl Listener {
+    /// Pause after a connection could not be accepted or served for want of descriptors or threads.
+    pub(crate) const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+
     /// Listens on a path. A stale socket is replaced if it belongs to this user, or to whom it is to belong.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 #[cfg(test)]
 use crate::copy::recording::{Synced, Syncing};
-use crate::copy::{Engine, PrefetchHint, Segments};
+use crate::copy::{Engine, LINE_BYTES, PrefetchHint, Segments};
 use crate::disk::durability::dirty_extents::{Dirty, DirtyExtents};
 use crate::disk::durability::syncs::Syncs;
 use crate::disk::error::{cannot, failed};
@@ -23,9 +23,6 @@ use crate::disk::space::growth::{GrowthPolicy, file_bytes};
 use crate::disk::space::{self, fallocate};
 use crate::disk::{BackingKind, Disk, DiskError, Durability, Geometry, GrowError, Mapping, Media};
 use repair::{BadMedia, MappedFile, bad_media};
-
-/// What the media takes a write in, at least: a cache line.
-const LINE_BYTES: u64 = 64;
 
 /// A disk that is read and written by copies to and from its mapping.
 ///
@@ -374,9 +371,11 @@ impl Disk for MappedDisk {
 
     #[inline]
     fn media_written_bytes(&self, offset: u64, len: u64) -> u64 {
+        // The media takes whole cache lines.
+        const LINE: u64 = LINE_BYTES as u64;
         match len {
             0 => 0,
-            _ => (offset % LINE_BYTES + len).next_multiple_of(LINE_BYTES),
+            _ => (offset % LINE + len).next_multiple_of(LINE),
         }
     }
 

@@ -10,13 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::disk::KeptFile;
-use crate::disk::media::sysfs::Node;
+use crate::disk::media::sysfs::{Node, SECTOR_BYTES};
 use crate::disk::ranges;
 use crate::disk::sys::{self, FileExtent};
 use crate::limits::bounds::MAX_BAD_BLOCKS;
-
-/// Unit of `badblocks` and of partition tables in sysfs.
-const SECTOR_BYTES: u64 = 512;
 
 /// Unit in which file systems and the kernel take pages out of use and repair them.
 pub(in crate::disk) const PAGE_BYTES: u64 = 4096;

@@ -8,9 +8,9 @@ use std::os::unix::fs::MetadataExt;
 use rustix::fs::{AtFlags, StatFs, StatxAttributes, StatxFlags, statx};
 
 use crate::copy::Engine;
-use crate::disk::media::bad_blocks::BadBlockList;
+use crate::disk::media::bad_blocks::{BadBlockList, PAGE_BYTES};
 use crate::disk::media::region::Region;
-use crate::disk::media::sysfs::{Node, Sysfs};
+use crate::disk::media::sysfs::{Node, SECTOR_BYTES, Sysfs};
 use crate::disk::sys::can_map_sync;
 use crate::disk::{BackingKind, Durability, FileKind, FileSystem};
 
@@ -47,9 +47,6 @@ pub struct Media {
     /// Bytes of a unit: of mappings for a device-DAX node, of transfers for a block device.
     pub unit_bytes: u64,
 }
-
-/// Bytes of a page that DAX maps.
-const PAGE_BYTES: i64 = 4096;
 
 impl Media {
     /// What FLUSH does, in words.
@@ -180,12 +177,12 @@ impl Media {
             None => (Durability::Page, "a block device's writes are durable after fdatasync".to_owned()),
         };
         let sectors = device.as_ref().and_then(|node| node.number("size")).unwrap_or(0);
-        let unit_bytes = device.as_ref().and_then(block_bytes).unwrap_or(512);
+        let unit_bytes = device.as_ref().and_then(block_bytes).unwrap_or(SECTOR_BYTES);
         let bad_block_list = device.as_ref().map(BadBlockList::of_block_device);
         Self {
             bad_blocks: bad_block_list.as_ref().map(BadBlockList::of_device).unwrap_or_default(),
             bad_block_list,
-            device_bytes: sectors.saturating_mul(512),
+            device_bytes: sectors.saturating_mul(SECTOR_BYTES),
             unit_bytes,
             regions,
             ..Self::plain(kind, durability, why)
@@ -244,7 +241,7 @@ impl Unusable {
 /// where the parts' offsets differ.)
 fn is_beside_pages(device: &Node) -> bool {
     let offset = device.text("alignment_offset").and_then(|text| text.parse::<i64>().ok());
-    offset.is_some_and(|offset| offset % PAGE_BYTES != 0)
+    offset.is_some_and(|offset| !offset.unsigned_abs().is_multiple_of(PAGE_BYTES))
 }
 
 /// Whether the device that a file is, or lies on, is removed, or has another driver than it had.

@@ -6,6 +6,10 @@ use std::path::{Path, PathBuf};
 
 use crate::disk::KeptFile;
 
+/// Bytes of a sector: the unit of sizes, offsets and bad blocks in sysfs, whatever the block size of the device. (VIRTIO's
+/// sector, which happens to be as long, is `virtio::blk::SECTOR_BYTES`.)
+pub(in crate::disk) const SECTOR_BYTES: u64 = 512;
+
 /// A sysfs tree.
 #[derive(Debug, Clone)]
 pub(in crate::disk) struct Sysfs {

@@ -13,6 +13,7 @@ use crate::disk::mapping::huge_pages;
 use crate::disk::media::is_dax_path;
 use crate::disk::media::sysfs::Sysfs;
 use crate::disk::open::device::Unwritable;
+use crate::disk::space;
 use crate::disk::{
     BackingKind, BackingPath, DeepFlush, DiscardPolicy, Durability, FileKind, Holder, Media, OpenError,
 };
@@ -114,7 +115,7 @@ pub fn describe(path: &Path) -> Result<Description, OpenError> {
     Ok(Description {
         file_kind,
         length_bytes,
-        allocated_bytes: metadata.blocks().saturating_mul(512),
+        allocated_bytes: space::allocated_bytes(&metadata),
         media,
         page_bytes,
         huge_bytes,

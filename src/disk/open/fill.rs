@@ -2,7 +2,6 @@
 
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::sync::atomic::Ordering;
 
 use rustix::fs::{FallocateFlags, IFlags, ioctl_getflags, ioctl_setflags};
@@ -133,7 +132,7 @@ impl FileSpace<'_> {
     /// Allocates the holes of a file that is written through a mapping, where a write that finds no space cannot fail.
     fn fill_holes(&self, metadata: &Metadata, size_bytes: u64) -> Result<(), OpenError> {
         // An estimate: blocks can lie behind the end as well.
-        let short_bytes = size_bytes.saturating_sub(metadata.blocks().saturating_mul(512));
+        let short_bytes = size_bytes.saturating_sub(space::allocated_bytes(metadata));
         if self.options.sparse {
             self.warn_of_memory(short_bytes);
             return Ok(());

@@ -1,8 +1,9 @@
 //! The space of a file: allocated, given back, zeroed by the file system, and persisted.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt as _;
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
@@ -31,6 +32,11 @@ pub(in crate::disk) const ZERO: FallocateFlags = FallocateFlags::ZERO_RANGE.unio
 /// Have space that is shared with other files copied, so that every byte has its own.
 pub(in crate::disk) const UNSHARE: FallocateFlags =
     FallocateFlags::UNSHARE_RANGE.union(FallocateFlags::KEEP_SIZE);
+
+/// Bytes of the space that a file has, wherever in it (`st_blocks` of stat(2), which counts units of 512 bytes).
+pub(in crate::disk) fn allocated_bytes(metadata: &Metadata) -> u64 {
+    metadata.blocks().saturating_mul(512)
+}
 
 /// Why a write may need space that it does not find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

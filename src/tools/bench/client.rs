@@ -22,7 +22,8 @@ use virtio_driver::{
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 
 use crate::tools::bench::slots::Relay;
-use crate::tools::bench::{BenchError, SECTOR_BYTES, Waiting, Work};
+use crate::tools::bench::{BenchError, Waiting, Work};
+use crate::virtio::blk::SECTOR_BYTES;
 
 /// How long a back-end may take for an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);

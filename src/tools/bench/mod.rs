@@ -36,6 +36,3 @@ pub use plan::{Peer, Plan, Rw, Waiting, Work};
 pub use plot::draw;
 pub use report::{Report, RoundReport};
 pub use rounds::run;
-
-/// Bytes of a sector, the unit of offsets in a request (VIRTIO 1.2 §5.2.6).
-const SECTOR_BYTES: u64 = 512;

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::tools::bench::{BenchError, SECTOR_BYTES};
+use crate::tools::bench::BenchError;
+use crate::virtio::blk::SECTOR_BYTES;
 
 /// Descriptors of a request: header, data, status.
 const DESCRIPTORS: u32 = 3;

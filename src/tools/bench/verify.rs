@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use crate::tools::bench::SECTOR_BYTES;
+use crate::virtio::blk::SECTOR_BYTES;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"vupbench");
 const WORD_BYTES: u64 = 8;

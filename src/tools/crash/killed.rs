@@ -8,8 +8,8 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::task::Waker;
 
-use self::guest::{Guest, GuestRequest, MEMORY_BYTES, SECTOR_BYTES, SECTORS};
-use super::workload::Random;
+use self::guest::{Guest, GuestRequest, MEMORY_BYTES, SECTORS};
+use super::workload::{Random, SECTOR_BYTES};
 use crate::copy::testing::memfd;
 use crate::copy::{self, PrefetchHint, Segments};
 use crate::disk::{Disk, DiskError, Durability, Geometry, MappedDisk};

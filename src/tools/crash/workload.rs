@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::virtio::blk;
+
 /// SplitMix64: small, and the same everywhere.
 #[derive(Debug)]
 pub(super) struct Random(u64);
@@ -25,7 +27,7 @@ impl Random {
 }
 
 /// Length of a sector.
-pub(super) const SECTOR_BYTES: usize = 512;
+pub(super) const SECTOR_BYTES: usize = blk::SECTOR_BYTES as usize;
 
 /// A request of a driver.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,10 +5,9 @@ use std::os::unix::fs::FileExt as _;
 
 use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 
-use crate::tools::crash::workload::Random;
+use crate::tools::crash::workload::{Random, SECTOR_BYTES};
 use crate::virtio::queue::{RingAddresses, RingKind};
 
-pub(super) const SECTOR_BYTES: usize = 512;
 pub(super) const SECTORS: usize = 8;
 
 /// Requests under way at most.

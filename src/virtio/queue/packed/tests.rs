@@ -83,93 +83,128 @@ fn take(queue: &mut PackedQueue, batch: &mut Batch, base: *const u8, expected: &
     queue.complete(completion);
 }
 
-fn run(steps: &[Step], size: u16, event_idx: bool) {
-    let mut driver = Driver::new(size, event_idx);
-    driver.want(Want::Always);
-    let table = driver.table();
-    let base = table.resolve_user(0, 1).unwrap();
-    let mut batch = Batch::new(Translator::new(table.clone()));
-    let mut queue = driver.start(&table, 0);
-    // Slots used so far, and the lengths of the chains that are not.
-    let (mut used, mut lengths) = (0_u64, VecDeque::new());
-    for step in steps {
+/// A driver and a device on the same ring.
+struct Run {
+    driver: Driver,
+    table: Arc<MemoryTable>,
+    queue: PackedQueue,
+    batch: Batch,
+    /// Slots used since the ring began.
+    used: u64,
+    /// The lengths in slots of the chains that are offered and not used.
+    lengths: VecDeque<u64>,
+}
+
+impl Run {
+    fn new(size: u16, event_idx: bool) -> Self {
+        let mut driver = Driver::new(size, event_idx);
+        driver.want(Want::Always);
+        let table = driver.table();
+        let batch = Batch::new(Translator::new(table.clone()));
+        let queue = driver.start(&table, 0);
+        Self { driver, table, queue, batch, used: 0, lengths: VecDeque::new() }
+    }
+
+    fn step(&mut self, step: &Step) {
         match step {
-            Step::Offer(offers) => {
-                for offer in offers {
-                    let before = driver.offered;
-                    if driver.offer(offer) {
-                        lengths.push_back(driver.offered - before);
-                    }
-                }
-            }
-            Step::Reap => driver.reap(),
-            Step::Want(want) => driver.want(*want),
-            Step::Serve(most) => {
-                queue.park_kicks();
-                assert_eq!(driver.read::<2>(DEVICE_AREA + 2), [1, 0]);
-                let count = driver.expected.len().min(*most);
-                for expected in driver.expected.drain(..count) {
-                    take(&mut queue, &mut batch, base, &expected);
-                }
-                assert_eq!(queue.has_available(), !driver.expected.is_empty());
-                assert_eq!(queue.has_more_than(0), queue.has_available());
-                // Chains of other lengths are miscounted, but none are seen where there are none.
-                assert!(
-                    queue.has_available()
-                        || (0..queue.slots.size()).all(|chains| !queue.has_more_than(chains))
-                );
-                let before = used;
-                used += lengths.drain(..count).sum::<u64>();
-                assert_eq!(queue.publish(), driver.is_called(before..used) && count > 0);
-                assert_eq!(queue.base(), driver.base(used));
-                assert_eq!(queue.arm_kicks(), !driver.expected.is_empty());
-                assert_eq!(driver.read::<2>(DEVICE_AREA + 2), [0, 0]);
-            }
-            Step::Die { takes, stores, base: sent } => {
-                let count = driver.expected.len().min(*takes);
-                for expected in driver.expected.iter().take(count) {
-                    take(&mut queue, &mut batch, base, expected);
-                }
-                let _ = failpoint::stops_at(Point::RingStore, *stores, || queue.publish());
-                // A driver goes on meanwhile, and may use the slots anew.
-                driver.reap();
-                while used < driver.seen {
-                    used += lengths.pop_front().unwrap();
-                    driver.expected.pop_front();
-                }
-                queue = driver.start(&table, *sent);
-                assert_eq!(queue.base(), driver.base(used), "the place is found");
-            }
+            Step::Offer(offers) => self.offer(offers),
+            Step::Reap => self.driver.reap(),
+            Step::Want(want) => self.driver.want(*want),
+            Step::Serve(most) => self.serve(*most),
+            Step::Die { takes, stores, base } => self.die(*takes, *stores, *base),
             Step::Elsewhere { chains, keeps_flags, offers } => {
-                let before = used;
-                used = driver.served_elsewhere(before, *chains, *keeps_flags);
-                lengths.drain(..lengths.len() - driver.expected.len());
-                driver.reap();
-                for offer in offers {
-                    let offered = driver.offered;
-                    if driver.offer(offer) {
-                        lengths.push_back(driver.offered - offered);
-                    }
-                }
-                if driver.offered > before + u64::from(size) {
-                    // A ring as full as that hides it from us; without a record the base counts.
-                    driver.write(DEVICE_AREA, &[0; 2]);
-                } else if used > before && driver.base(before) != 0 {
-                    let stale = PackedQueue::start(&driver.layout(driver.base(before)), &table).unwrap_err();
-                    assert_eq!(stale, RingError::StaleBase(driver.place(before).0 as u16));
-                }
-                queue = driver.start(&table, driver.base(used));
-                assert_eq!(queue.base(), driver.base(used), "the base counts");
+                self.serve_elsewhere(*chains, *keeps_flags, offers);
             }
         }
     }
-    // Nothing was lost.
-    while let Some(expected) = driver.expected.pop_front() {
-        take(&mut queue, &mut batch, base, &expected);
-        queue.publish();
+
+    fn offer(&mut self, offers: &[Offer]) {
+        for offer in offers {
+            let before = self.driver.offered;
+            if self.driver.offer(offer) {
+                self.lengths.push_back(self.driver.offered - before);
+            }
+        }
     }
-    driver.reap();
-    assert!(driver.answers.is_empty());
+
+    fn take(&mut self, expected: &Expected) {
+        let base = self.table.resolve_user(0, 1).unwrap();
+        take(&mut self.queue, &mut self.batch, base, expected);
+    }
+
+    fn serve(&mut self, most: usize) {
+        self.queue.park_kicks();
+        assert_eq!(self.driver.read::<2>(DEVICE_AREA + 2), [1, 0]);
+        let count = self.driver.expected.len().min(most);
+        for expected in self.driver.expected.drain(..count).collect::<Vec<_>>() {
+            self.take(&expected);
+        }
+        let Self { driver, queue, .. } = self;
+        assert_eq!(queue.has_available(), !driver.expected.is_empty());
+        assert_eq!(queue.has_more_than(0), queue.has_available());
+        // Chains of other lengths are miscounted, but none are seen where there are none.
+        assert!(queue.has_available() || (0..queue.slots.size()).all(|chains| !queue.has_more_than(chains)));
+        let before = self.used;
+        self.used += self.lengths.drain(..count).sum::<u64>();
+        assert_eq!(queue.publish(), driver.is_called(before..self.used) && count > 0);
+        assert_eq!(queue.base(), driver.base(self.used));
+        assert_eq!(queue.arm_kicks(), !driver.expected.is_empty());
+        assert_eq!(driver.read::<2>(DEVICE_AREA + 2), [0, 0]);
+    }
+
+    /// Another device starts with the base `sent`.
+    fn die(&mut self, takes: usize, stores: u32, sent: u32) {
+        let count = self.driver.expected.len().min(takes);
+        for expected in self.driver.expected.iter().take(count).cloned().collect::<Vec<_>>() {
+            self.take(&expected);
+        }
+        let _ = failpoint::stops_at(Point::RingStore, stores, || self.queue.publish());
+        // A driver goes on meanwhile, and may use the slots anew.
+        self.driver.reap();
+        while self.used < self.driver.seen {
+            self.used += self.lengths.pop_front().unwrap();
+            self.driver.expected.pop_front();
+        }
+        self.start(sent, "the place is found");
+    }
+
+    fn serve_elsewhere(&mut self, chains: usize, keeps_flags: bool, offers: &[Offer]) {
+        let before = self.used;
+        self.used = self.driver.served_elsewhere(before, chains, keeps_flags);
+        self.lengths.drain(..self.lengths.len() - self.driver.expected.len());
+        self.driver.reap();
+        self.offer(offers);
+        let Self { driver, table, queue, used, .. } = self;
+        if driver.offered > before + u64::from(queue.slots.size()) {
+            // A ring as full as that hides it from us; without a record the base counts.
+            driver.write(DEVICE_AREA, &[0; 2]);
+        } else if *used > before && driver.base(before) != 0 {
+            let stale = PackedQueue::start(&driver.layout(driver.base(before)), table).unwrap_err();
+            assert_eq!(stale, RingError::StaleBase(driver.place(before).0 as u16));
+        }
+        self.start(self.driver.base(self.used), "the base counts");
+    }
+
+    fn start(&mut self, base: u32, what: &str) {
+        self.queue = self.driver.start(&self.table, base);
+        assert_eq!(self.queue.base(), self.driver.base(self.used), "{what}");
+    }
+
+    /// Nothing was lost.
+    fn finish(mut self) {
+        while let Some(expected) = self.driver.expected.pop_front() {
+            self.take(&expected);
+            self.queue.publish();
+        }
+        self.driver.reap();
+        assert!(self.driver.answers.is_empty());
+    }
+}
+
+fn run(steps: &[Step], size: u16, event_idx: bool) {
+    let mut run = Run::new(size, event_idx);
+    steps.iter().for_each(|step| run.step(step));
+    run.finish();
 }
 
 fn offer() -> impl Strategy<Value = Offer> {

@@ -45,9 +45,9 @@
 //! [`Device::execute`]: crate::virtio::blk::Device::execute
 
 mod aio;
-mod answer;
 mod any_ring;
 mod cpus;
+mod execute;
 mod mailbox;
 mod notifier;
 mod poll;

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::task::Waker;
 
-use super::answer::{Waiting, execute, note};
+use super::execute::{Waiting, execute, note};
 use super::notifier::Notifier;
 use crate::disk::{Disk, Ticket};
 use crate::failpoint::{self, Point};

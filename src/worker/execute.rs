@@ -38,26 +38,30 @@ fn execute_logged<D: Disk>(
     log: &mut RingLog,
 ) -> Result<Progress, RingError> {
     log.note(&chain);
-    let answer = device.execute(chain, cache, counters, sliced);
+    let progress = device.execute(chain, cache, counters, sliced);
     // A request that has only begun has written nothing.
-    if !matches!(answer, Ok(Progress::Sliced)) {
+    if !matches!(progress, Ok(Progress::Sliced)) {
         // Non-temporal stores are visible after the fence, and not before: a page is marked after it was written.
         device.fence();
-        log.executed(matches!(answer, Ok(Progress::Held(_))));
+        log.executed(matches!(progress, Ok(Progress::Held(_))));
     }
-    answer
+    progress
 }
 
 /// Completes a request, or holds it. Returns whether the ring goes no further before it is done: it is a flush that takes time,
 /// or done in slices.
 #[inline(always)] // one of its four callers is on the way of each request
-pub(super) fn note(queue: &mut impl Virtqueue, held: &mut Vec<Waiting>, answer: Progress) -> bool {
-    match answer {
+pub(super) fn complete_or_hold(
+    queue: &mut impl Virtqueue,
+    held: &mut Vec<Waiting>,
+    progress: Progress,
+) -> bool {
+    match progress {
         Progress::Completed(completion) if held.is_empty() => queue.complete(completion),
         Progress::Completed(completion) => held.push(Waiting::Finished(completion)),
-        Progress::Held(answer) => {
-            let is_flush = answer.is_flush();
-            held.push(Waiting::Unsettled(answer));
+        Progress::Held(request) => {
+            let is_flush = request.is_flush();
+            held.push(Waiting::Unsettled(request));
             return is_flush;
         }
         Progress::Sliced => return true,

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::task::Waker;
 
-use super::execute::{Waiting, execute, note};
+use super::execute::{Waiting, complete_or_hold, execute};
 use super::notifier::Notifier;
 use crate::disk::{Disk, Ticket};
 use crate::failpoint::{self, Point};
@@ -306,8 +306,9 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             Some(_) => u64::from(MAX_TURN_BYTES),
         };
         let Self { device, cache, counters, sliced, log, .. } = self;
-        let answer = execute(chain, device, cache, counters, sliced, log)?;
-        Ok(if note(&mut self.queue, &mut self.held, answer) { Popped::Waits } else { Popped::Done(bytes) })
+        let progress = execute(chain, device, cache, counters, sliced, log)?;
+        let waits = complete_or_hold(&mut self.queue, &mut self.held, progress);
+        Ok(if waits { Popped::Waits } else { Popped::Done(bytes) })
     }
 
     /// Does the next slice of a request that takes long.
@@ -318,14 +319,14 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         if let (Some(log), Some((writable, status))) = (&mut *log, sliced.writable()) {
             log.note_slice(writable, status);
         }
-        let answer = device.next_slice(sliced, cache, counters);
+        let progress = device.next_slice(sliced, cache, counters);
         if let Some(log) = log {
             // As in `execute_logged`.
             device.fence();
-            log.executed(matches!(answer, Ok(Some(Progress::Held(_)))));
+            log.executed(matches!(progress, Ok(Some(Progress::Held(_)))));
         }
-        if let Some(answer) = answer? {
-            note(queue, held, answer);
+        if let Some(progress) = progress? {
+            complete_or_hold(queue, held, progress);
         }
         Ok(true)
     }
@@ -341,8 +342,8 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
                 Transfer::Done(completion) if held.is_empty() => queue.complete(completion),
                 Transfer::Done(completion) => held.push(Waiting::Finished(completion)),
                 Transfer::Other(chain) => {
-                    let answer = execute(chain.into_chain(), device, cache, counters, sliced, log)?;
-                    if note(queue, held, answer) {
+                    let progress = execute(chain.into_chain(), device, cache, counters, sliced, log)?;
+                    if complete_or_hold(queue, held, progress) {
                         return Ok(true);
                     }
                 }
@@ -358,8 +359,8 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     fn transfer_logged(&mut self) -> Result<bool, RingError> {
         let Self { queue, batch, device, cache, counters, held, sliced, log, .. } = self;
         for chain in batch.drain(u16::MAX) {
-            let answer = execute(chain.into_chain(), device, cache, counters, sliced, log)?;
-            if note(queue, held, answer) {
+            let progress = execute(chain.into_chain(), device, cache, counters, sliced, log)?;
+            if complete_or_hold(queue, held, progress) {
                 return Ok(true);
             }
         }

@@ -94,10 +94,12 @@ impl Reservation {
             self.len = range.start;
         }
         mapped?;
-        // Keeps the disk, and what guests have deleted of it, out of core dumps. A kernel that refuses the advice serves it
-        // all the same.
-        // SAFETY: R2: the advice changes no byte of what was just mapped.
-        let _ = unsafe { rustix::mm::madvise(start, len, Advice::LinuxDontDump) };
+        // Keeps the disk, and what guests have deleted of it, out of core dumps and out of child processes. A kernel that
+        // refuses the advice serves it all the same.
+        for advice in [Advice::LinuxDontDump, Advice::LinuxDontFork] {
+            // SAFETY: R2: the advice changes no byte of what was just mapped.
+            let _ = unsafe { rustix::mm::madvise(start, len, advice) };
+        }
         Ok(())
     }
 

@@ -158,6 +158,10 @@ impl Pages {
         // The advice makes what is spare differ from reservations of others beside it: it stays a mapping by itself.
         // SAFETY: M4: the advice changes no byte of what was just mapped.
         unsafe { rustix::mm::madvise(base, self.spare.wrapping_add(self.len), Advice::LinuxDontDump) }?;
+        // Nor do processes that receive descriptors see it. A kernel that refuses the advice serves it all the same.
+        // SAFETY: M4: the advice changes no byte of what was just mapped.
+        let _ =
+            unsafe { rustix::mm::madvise(base, self.spare.wrapping_add(self.len), Advice::LinuxDontFork) };
         Ok(())
     }
 }

@@ -126,6 +126,9 @@ pub const PROCESS_DESCRIPTORS: u64 = 64;
 /// Descriptors of a disk that nobody is connected to: its file, for I/O and for its mapping, and its socket.
 pub const DISK_DESCRIPTORS: u64 = 3;
 
+/// Those of one with DAX: the kernel's list of its bad ranges besides, to read it and to wait for it.
+pub const DAX_DISK_DESCRIPTORS: u64 = DISK_DESCRIPTORS + 2;
+
 /// Descriptors of a connection: its socket thrice, the pair that `vhost` reads from, the channel, the dirty log; with room
 /// to spare.
 pub const CONNECTION_DESCRIPTORS: u64 = 12;

@@ -93,10 +93,11 @@ struct State {
 }
 
 impl Budget {
-    /// Divides what this process may have among so many disks; one budget for each.
+    /// Divides what this process may have among so many disks, which are open; one budget for each.
     pub fn of_process(disks: usize) -> Vec<DiskBudget> {
         let count = u64::try_from(disks).unwrap_or(u64::MAX);
-        let own = DISK_DESCRIPTORS.saturating_mul(count).saturating_add(PROCESS_DESCRIPTORS);
+        let own = DISK_DESCRIPTORS.saturating_mul(count).max(open_descriptors());
+        let own = own.saturating_add(PROCESS_DESCRIPTORS);
         let open = getrlimit(Limit::Nofile).current.unwrap_or(u64::MAX);
         let threads = MAX_THREADS_PER_DISK.saturating_mul(count).max(MAX_THREADS);
         let regions = u64::try_from(max_map_count()).unwrap_or(u64::MAX) / MAPPINGS_PER_REGION;
@@ -184,6 +185,12 @@ impl Drop for Charge {
         let used = state.used.get(*disk).copied().unwrap_or_default();
         budget.change(&mut state, *disk, used.zip(self.amounts, u64::saturating_sub));
     }
+}
+
+/// How many this process has: disks with DAX have more than others. None where /proc is not there.
+fn open_descriptors() -> u64 {
+    let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    u64::try_from(open).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

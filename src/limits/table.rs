@@ -205,9 +205,10 @@ fn of_resources() -> Vec<Bound> {
         row(
             "descriptors of all front-ends",
             format!(
-                "the limit of open files less {} and {} for each disk; a connection counts as {}, a ring as {}",
+                "the limit of open files less {} and {} for each disk, or {} with DAX; a connection counts as {}, a ring as {}",
                 count(PROCESS_DESCRIPTORS),
                 count(DISK_DESCRIPTORS),
+                count(DAX_DISK_DESCRIPTORS),
                 count(CONNECTION_DESCRIPTORS),
                 count(RING_DESCRIPTORS)
             ),

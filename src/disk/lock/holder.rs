@@ -4,6 +4,9 @@ use std::fmt;
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::sync::OnceLock;
+
+use crate::disk::kept_file::KeptFile;
 
 /// Who has a file locked, as far as the kernel tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,7 +20,7 @@ pub struct Holder {
 impl Holder {
     /// Who has this file locked; none where nobody has, or where that cannot be learnt.
     pub(in crate::disk) fn of(metadata: &Metadata) -> Option<Self> {
-        let locks = fs::read_to_string("/proc/locks").ok()?;
+        let locks = locks()?.text().ok()?;
         let found = LockOwner::in_locks(&locks, metadata.dev(), metadata.ino());
         match found {
             LockOwner::Process(pid) => Some(Self::process(pid)),
@@ -47,6 +50,12 @@ impl fmt::Display for Holder {
             (None, _) => f.write_str("another process"),
         }
     }
+}
+
+/// The kernel's list of locks, opened by who asks first: when a disk is opened.
+pub(super) fn locks() -> Option<&'static KeptFile> {
+    static LOCKS: OnceLock<Option<KeptFile>> = OnceLock::new();
+    LOCKS.get_or_init(|| KeptFile::open("/proc/locks").ok()).as_ref()
 }
 
 /// What `/proc/locks` says of a file.

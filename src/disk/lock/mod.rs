@@ -135,6 +135,8 @@ impl FileLock {
         if mode != LockMode::Off && !image_lock::is_supported(&file) {
             tracing::warn!("{backing}: its file system has no locks that QEMU could see");
         }
+        // Who has it is asked when it cannot be opened any more.
+        let _ = holder::locks();
         let is_held = AtomicBool::new(false);
         Self { file: Some(file), backing: backing.clone(), mode, read_only, is_held }
     }

@@ -97,7 +97,7 @@ pub mod server;
 mod failpoint;
 pub mod limits;
 mod log;
-mod sandbox;
+pub mod sandbox;
 
 mod tools;
 #[cfg(feature = "bench")]

@@ -40,7 +40,7 @@ fn a_core_dump_holds_neither_guests_nor_disks() {
     let path = folder.path().display();
     let dumping =
         format!("ulimit -c unlimited; cd {path}; echo 0x7f > /proc/self/coredump_filter; exec \"$@\"");
-    let setup = Setup::new(Place::Tmpfs).disk("").through(&["sh", "-c", &dumping, "sh"]);
+    let setup = Setup::new(Place::Tmpfs).arg("--sandbox=off").disk("").through(&["sh", "-c", &dumping, "sh"]);
     std::fs::write(setup.image(0), full_of(1, 8 * MIB)).unwrap();
     let mut daemon = setup.start();
     let session = Session::connect(&daemon.socket(0));

@@ -17,6 +17,7 @@ use crate::disk::Symlinks;
 use crate::limits::bounds::{MAX_HTTP_HEAD_BYTES, METRICS_TIMEOUT};
 use crate::limits::thread;
 use crate::log::{Cause, LogLimit};
+use crate::sandbox::ThreadKind;
 use crate::server::Collector;
 use crate::vhost_user::{Listener, ListenerError, SocketAccess, socket_remedy};
 
@@ -79,7 +80,7 @@ impl Endpoint {
         let stop = Arc::new(stop.map_err(|errno| EndpointError::Thread(errno.into()))?);
         let stopped = stop.clone();
         let run = move || answer_clients(&self.0, collector, &stopped);
-        let thread = thread::spawn("metrics", run);
+        let thread = thread::spawn(ThreadKind::Metrics, "metrics", run);
         Ok(Serving { stop, thread: Some(thread.map_err(EndpointError::Thread)?) })
     }
 }

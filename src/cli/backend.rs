@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
+use crate::cli::confine::Confinement;
 use crate::cli::exit::{self, Exit, Failure};
 use crate::cli::{daemon, inherited};
 use crate::config::options;
@@ -66,11 +67,11 @@ pub(super) fn print_capabilities() -> Exit {
     exit::written(out.write_all(CAPABILITIES.as_bytes()).and_then(|()| out.flush()))
 }
 
-pub(super) fn run(args: BackendArgs) -> Result<(), Failure> {
-    serve(args).map_err(|failure| Failure::Backend(Box::new(failure)))
+pub(super) fn run(args: BackendArgs, confinement: Confinement) -> Result<(), Failure> {
+    serve(args, confinement).map_err(|failure| Failure::Backend(Box::new(failure)))
 }
 
-fn serve(args: BackendArgs) -> Result<(), Failure> {
+fn serve(args: BackendArgs, confinement: Confinement) -> Result<(), Failure> {
     // clap has made sure of --blk-file and of one of the other two.
     let path = args.blk_file.unwrap_or_default();
     let socket = match (args.fd, args.socket_path) {
@@ -87,5 +88,5 @@ fn serve(args: BackendArgs) -> Result<(), Failure> {
         should_stop: Arc::default(),
     };
     // Standard output belongs to whoever started the program: the log says enough.
-    daemon::run(config, None, |_| ())
+    daemon::run(config, None, confinement, |_| ())
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::api::{Endpoint, Serving};
 use crate::cli::activation;
+use crate::cli::confine::{Confined, Confinement};
 use crate::cli::exit::Failure;
 use crate::cli::limits;
 use crate::cli::notify::ServiceManager;
@@ -17,8 +18,10 @@ use crate::server::{DiskSummary, Server, ServerError};
 pub(super) fn run<T>(
     mut config: ServerConfig,
     metrics: Option<(&Path, Symlinks)>,
+    confinement: Confinement,
     announce: impl FnOnce(&[DiskSummary]) -> T,
 ) -> Result<(), Failure> {
+    let metrics_path = metrics.map(|(path, _)| path);
     config.check()?;
     limits::raise_open_files(config.disks.len())?;
     let signals = CaughtSignals::catch().map_err(Failure::Signals)?;
@@ -27,8 +30,16 @@ pub(super) fn run<T>(
     let manager = ServiceManager::find();
     let stored = activation::bind_stored(&mut config.disks, manager.as_ref());
     config.should_stop = signals.should_stop();
-    let server = match Server::start(config) {
-        Err(ServerError::Stopped) => {
+    let sockets = config.disks.iter().filter_map(|disk| disk.socket.path());
+    let sockets: Vec<_> = sockets.chain(metrics_path).map(ToOwned::to_owned).collect();
+    let postcopy = config.disks.iter().any(|disk| disk.postcopy);
+    let mut confined = None;
+    let enter = |_: &[DiskSummary]| {
+        confined = Some(confinement.enter(&sockets, postcopy)?);
+        Ok(())
+    };
+    let server = match Server::start_confined(config, enter) {
+        Err(Failure::Server(ServerError::Stopped)) => {
             tracing::info!("stopped by a signal while it started");
             return Ok(());
         }
@@ -41,6 +52,11 @@ pub(super) fn run<T>(
     log(server.disks());
     if forwarder.is_err() {
         server.stopper().stop();
+    }
+    if let Some(is_all) = confined.map(Confined::narrow).transpose()?.flatten() {
+        server.stopper().stop();
+        server.wait()?;
+        return if is_all { Ok(()) } else { Err(Failure::NotConfined) };
     }
     server.wait()?;
     // It can be read until the disks are at rest, and their last numbers are the right ones.

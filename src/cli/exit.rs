@@ -12,6 +12,7 @@ use crate::config::ConfigError;
 use crate::config::disk_text::{DiskTextCause, DiskTextError};
 use crate::config::options::OptionError;
 use crate::disk::OpenError;
+use crate::sandbox::SandboxError;
 use crate::server::ServerError;
 
 /// The exit codes.
@@ -32,10 +33,11 @@ pub(super) enum Exit {
     UnknownKey = 11,
     Socket = 12,
     NotDurable = 13,
+    Sandbox = 14,
 }
 
 impl Exit {
-    pub(super) const ALL: [Self; 14] = [
+    pub(super) const ALL: [Self; 15] = [
         Self::Success,
         Self::Other,
         Self::Usage,
@@ -50,6 +52,7 @@ impl Exit {
         Self::UnknownKey,
         Self::Socket,
         Self::NotDurable,
+        Self::Sandbox,
     ];
 
     pub(super) const fn code(self) -> u8 {
@@ -74,6 +77,7 @@ impl Exit {
             Self::UnknownKey => "--disk has an unknown key",
             Self::Socket => "any other failure of a socket or an inherited descriptor",
             Self::NotDurable => "the disk is less durable than --require-durable asks for",
+            Self::Sandbox => "a part of the sandbox that is asked for is missing",
         }
     }
 }
@@ -132,6 +136,14 @@ pub(super) enum Failure {
     Backend(Box<Failure>),
     #[error("cannot take over SIGTERM, SIGINT and SIGHUP ({0}); nothing is served")]
     Signals(io::Error),
+    #[error("{0}; choose what it can have with --sandbox=, or mend the cause")]
+    Sandbox(#[from] SandboxError),
+    #[error("{0}; choose what it can have with --sandbox=")]
+    Narrow(io::Error),
+    #[error(
+        "a part of the sandbox is missing, as the log says; mend the cause, or choose the others with --sandbox="
+    )]
+    NotConfined,
     #[error("cannot write to standard output ({0}); check where it is redirected to")]
     Output(io::Error),
 }
@@ -151,6 +163,7 @@ impl Failure {
             Self::Backend(failure) => failure.exit(),
             #[cfg(feature = "bench")]
             Self::Bench(error) => of_bench(error),
+            Self::Sandbox(_) | Self::Narrow(_) | Self::NotConfined => Exit::Sandbox,
             Self::Limits(_) | Self::Signals(_) | Self::Output(_) => Exit::Other,
         }
     }

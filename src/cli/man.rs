@@ -86,7 +86,7 @@ fn page(command: &Command, out: &mut impl Write) -> std::io::Result<()> {
     for subcommand in command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
         commands_options(&mut roff, subcommand);
     }
-    for heading in ["Back-end program", "Logging"] {
+    for heading in ["Back-end program", "Logging", "Sandbox"] {
         roff.control("SH", [heading.to_uppercase().as_str()]);
         options(&mut roff, command.get_arguments().filter(|arg| arg.get_help_heading() == Some(heading)));
     }

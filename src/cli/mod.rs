@@ -18,6 +18,7 @@ mod activation;
 mod backend;
 #[cfg(feature = "bench")]
 mod bench;
+mod confine;
 mod daemon;
 mod exit;
 mod info;
@@ -34,6 +35,7 @@ mod start_message;
 mod usage;
 
 use crate::config::ServerConfig;
+use confine::Confinement;
 use exit::{Exit, Failure};
 use logging::Log;
 use usage::{NAME, usage};
@@ -65,6 +67,8 @@ struct Cli {
     backend: backend::BackendArgs,
     #[command(flatten)]
     log: logging::LogArgs,
+    #[command(flatten)]
+    sandbox: confine::SandboxArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -136,19 +140,28 @@ fn parse(args: Vec<OsString>) -> Result<Cli, clap::Error> {
 
 fn execute(cli: Cli) -> Exit {
     let json = cli.log.is_json();
+    let serves = matches!(cli.command, Some(Command::Serve(_)) | None);
+    #[cfg(feature = "sandbox-probe")]
+    crate::sandbox::probe::prepare();
+    // The log is the first thread.
+    let confinement = serves.then(|| cli.sandbox.prepare()).transpose();
     let log = cli.log.init();
-    let outcome = match cli.command {
-        Some(Command::Serve(args)) => serve::run(args),
+    let outcome = confinement.and_then(|confinement| run_command(cli, confinement));
+    match outcome {
+        Ok(()) => Exit::Success,
+        Err(failure) => report(&failure, json, &log),
+    }
+}
+
+fn run_command(cli: Cli, confinement: Option<Confinement>) -> Result<(), Failure> {
+    match cli.command {
+        Some(Command::Serve(args)) => serve::run(args, confinement.unwrap_or_default()),
         Some(Command::Info(args)) => info::run(&args),
         #[cfg(feature = "bench")]
         Some(Command::Bench(args)) => bench::run(args),
         Some(Command::Man) => man::print(Cli::command()),
         Some(Command::Reference) => reference::print(),
-        None => backend::run(cli.backend),
-    };
-    match outcome {
-        Ok(()) => Exit::Success,
-        Err(failure) => report(&failure, json, &log),
+        None => backend::run(cli.backend, confinement.unwrap_or_default()),
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::cli::confine::Confinement;
 use crate::cli::exit::{self, Failure};
 use crate::cli::{daemon, key_help, start_message};
 use crate::config::disk_text;
@@ -19,6 +20,7 @@ use crate::config::{CpuChoice, DiskConfig, ServerConfig};
 use crate::disk::{DeepFlush, Durability, Symlinks};
 use crate::limits::bounds::{LAST_OUTPUT_TIMEOUT, MAX_POLL_US};
 use crate::limits::thread;
+use crate::sandbox::ThreadKind;
 use crate::server::DiskSummary;
 use crate::worker::Cpus;
 use crate::worker::Polling;
@@ -105,9 +107,9 @@ fn help() -> String {
     format!("{}\n{}", key_help::help(), exit::help())
 }
 
-pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
+pub(super) fn run(args: ServeArgs, confinement: Confinement) -> Result<(), Failure> {
     let (metrics, symlinks) = (args.metrics.clone(), symlinks(&args));
-    daemon::run(configuration(args)?, metrics.as_deref().map(|path| (path, symlinks)), announce)
+    daemon::run(configuration(args)?, metrics.as_deref().map(|path| (path, symlinks)), confinement, announce)
 }
 
 fn symlinks(args: &ServeArgs) -> Symlinks {
@@ -153,7 +155,7 @@ fn warn_of_equal_serials(disks: &[DiskConfig]) {
 fn announce(disks: &[DiskSummary]) -> PendingMessage {
     let text: String = disks.iter().map(|disk| start_message::StartMessage(disk).to_string()).collect();
     let (working, done) = mpsc::channel();
-    let thread = thread::spawn("start-message", move || {
+    let thread = thread::spawn(ThreadKind::StartMessage, "start-message", move || {
         let _working: mpsc::Sender<()> = working;
         let mut out = io::stdout().lock();
         if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

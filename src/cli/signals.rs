@@ -13,6 +13,7 @@ use signal_hook::iterator::{Handle, Signals};
 use vmm_sys_util::signal::unblock_signal;
 
 use crate::limits::thread;
+use crate::sandbox::ThreadKind;
 use crate::server::{Rescan, Stopper};
 
 const CAUGHT: [c_int; 3] = [SIGTERM, SIGINT, SIGHUP];
@@ -58,7 +59,7 @@ impl CaughtSignals {
 
     pub(super) fn forward_to(mut self, stopper: Stopper, rescan: Option<Rescan>) -> io::Result<Forwarder> {
         let handle = self.signals.handle();
-        let thread = thread::spawn("signals", move || {
+        let thread = thread::spawn(ThreadKind::Signals, "signals", move || {
             for signal in self.signals.forever() {
                 if signal == SIGHUP {
                     tracing::info!("reading the sizes of the disks again on SIGHUP");

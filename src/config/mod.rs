@@ -3,7 +3,7 @@
 #[cfg(feature = "daemon")]
 pub(crate) mod disk_text;
 #[cfg(feature = "daemon")]
-mod identity;
+pub(crate) mod identity;
 #[cfg(feature = "daemon")]
 pub(crate) mod keys;
 #[cfg(feature = "daemon")]

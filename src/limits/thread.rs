@@ -4,6 +4,7 @@
 //! tried before whether there is enough address space, and threads are started one after the other.
 
 use std::io;
+use std::panic::resume_unwind;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
@@ -12,6 +13,7 @@ use crate::copy::fault::AltStack;
 use crate::limits::address_space;
 use crate::limits::bounds::MIN_THREAD_ADDRESS_SPACE_BYTES;
 use crate::limits::map_count::{Charge, Purpose};
+use crate::sandbox::{self, ThreadKind};
 
 /// Mappings of a thread: two stacks, each with a guard page, and a heap that may be its own, with what it may grow into.
 const MAPPINGS: usize = 6;
@@ -19,11 +21,12 @@ const MAPPINGS: usize = 6;
 /// Held while a thread begins, so that no other takes the address space that was found for it.
 static STARTING: Mutex<()> = Mutex::new(());
 
-/// Starts a thread with this name, and waits until it has all that it needs.
+/// Starts a thread of this kind with this name, and waits until it has all that it needs.
 ///
 /// # Errors
-/// There is no thread, memory or mapping left for it.
+/// There is no thread, memory or mapping left for it, or it cannot be narrowed to what its kind does.
 pub(crate) fn spawn<T: Send + 'static>(
+    kind: ThreadKind,
     name: impl Into<String>,
     run: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
@@ -34,12 +37,20 @@ pub(crate) fn spawn<T: Send + 'static>(
     let thread = Builder::new().name(name.into()).spawn(move || {
         let _charge = charge;
         let _stack = AltStack::on_this_thread();
+        let narrowed = sandbox::narrow(kind);
+        let may_run = narrowed.is_ok();
         // Ignored: `spawn` waits for it, so somebody receives it.
-        let _ = begun.send(());
+        let _ = begun.send(narrowed);
+        if !may_run {
+            // Nobody has the handle; it only must not run.
+            resume_unwind(Box::new("not narrowed"));
+        }
+        #[cfg(feature = "sandbox-probe")]
+        sandbox::probe::run(kind);
         run()
     })?;
-    // Ignored: an error means that the thread has panicked already, and who joins it finds that.
-    let _ = has_begun.recv();
+    // No answer means that the thread has panicked already, and who joins it finds that.
+    has_begun.recv().unwrap_or(Ok(()))?;
     Ok(thread)
 }
 
@@ -49,7 +60,8 @@ mod tests {
 
     #[test]
     fn threads_have_their_names_and_give_results() {
-        let thread = spawn("named", || std::thread::current().name().map(ToOwned::to_owned)).unwrap();
+        let thread =
+            spawn(ThreadKind::Log, "named", || std::thread::current().name().map(ToOwned::to_owned)).unwrap();
         assert_eq!(thread.join().unwrap().as_deref(), Some("named"));
     }
 }

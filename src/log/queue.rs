@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use crate::limits::bounds::{LAST_OUTPUT_TIMEOUT, MAX_WAITING_LOG_BYTES, MAX_WAITING_LOG_LINES};
 use crate::limits::thread;
+use crate::sandbox::ThreadKind;
 
 /// Lines dropped since the process started.
 static DROPPED: AtomicU64 = AtomicU64::new(0);
@@ -64,7 +65,7 @@ impl LogQueue {
         let ours = shared.clone();
         // Not on the thread: it may begin when lines have been dropped already.
         let told = dropped_lines();
-        let thread = thread::spawn("log", move || ours.write_all(out, tell, told));
+        let thread = thread::spawn(ThreadKind::Log, "log", move || ours.write_all(out, tell, told));
         // It is not joined: it may wait for a reader for ever.
         Self { shared: thread.is_ok().then_some(shared) }
     }

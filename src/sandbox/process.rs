@@ -9,11 +9,14 @@
 
 #![allow(unsafe_code)]
 
+use std::ffi::CString;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
 
+use super::ThreadKind;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_parent_process_death_signal, waitpid};
 
 /// Whether a child is killed when the thread that it comes from ends (`PR_SET_PDEATHSIG`).
@@ -25,7 +28,10 @@ pub(crate) enum DiesWithParent {
     Yes,
 }
 
-/// Forks a child that does `body` and ends. No signal reaches it but SIGKILL, and of all descriptors it has only these.
+/// How long to wait before a child is asked for again.
+const WAIT_STEP: Duration = Duration::from_micros(200);
+
+/// Forks a child, of a kind if it is to be narrowed to that, which does `body` and ends. No signal reaches it but SIGKILL, and of all descriptors it has only these.
 ///
 /// It must neither log nor panic nor wait for a lock: whatever thread had one is not there. Memory may be allocated
 /// (the C library sees to that).
@@ -33,6 +39,7 @@ pub(crate) enum DiesWithParent {
 /// # Errors
 /// No process is to be had.
 pub(crate) fn fork(
+    kind: Option<ThreadKind>,
     given: &[BorrowedFd<'_>],
     dies_with_parent: DiesWithParent,
     body: impl FnOnce(),
@@ -45,14 +52,16 @@ pub(crate) fn fork(
     let forked = unsafe { libc::fork() };
     if forked == 0 {
         close_others(&given);
+        if let Some(kind) = kind {
+            begin(kind);
+        }
         if dies_with_parent == DiesWithParent::Yes {
             let asked = set_parent_process_death_signal(Some(Signal::KILL));
             if asked.is_err() || rustix::process::getppid() != Some(parent) {
                 end();
             }
         }
-        // Ignored: the name is for whoever lists processes; and a panic has been reported, and ends the process as well.
-        let _ = rustix::thread::set_name(c"descriptors");
+        // Ignored: a panic has been reported, and ends the process as well.
         let _ = catch_unwind(AssertUnwindSafe(body));
         end();
     }
@@ -60,6 +69,17 @@ pub(crate) fn fork(
     // SAFETY: P2: the set is the one that was in force.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut()) };
     Pid::from_raw(forked?).ok_or_else(|| io::ErrorKind::Other.into())
+}
+
+/// Before it asks to be told of its parent's end: who becomes another user is not told.
+fn begin(kind: ThreadKind) {
+    // Ignored: the name is for whoever lists processes.
+    let _ = rustix::thread::set_name(&CString::new(kind.name()).unwrap_or_default());
+    if super::narrow(kind).is_err() {
+        end();
+    }
+    #[cfg(feature = "sandbox-probe")]
+    super::probe::run(kind);
 }
 
 /// Ends the process at once. The kernel closes its descriptors, and whoever has something to say to that is waited for by
@@ -78,6 +98,16 @@ pub(crate) fn kill(child: Pid) {
 /// How many children have ended, of all that this process has. Those that are at their end do not count.
 pub(crate) fn reap() -> usize {
     std::iter::from_fn(|| waitpid(None, WaitOptions::NOHANG).ok().flatten()).count()
+}
+
+/// Waits until a child has ended, but not longer than this.
+pub(crate) fn wait_for(child: Pid, patience: Duration) {
+    let deadline = Instant::now() + patience;
+    let runs =
+        || matches!(waitpid(Some(child), WaitOptions::NOHANG), Ok(None) | Err(rustix::io::Errno::INTR));
+    while runs() && Instant::now() < deadline {
+        std::thread::sleep(WAIT_STEP);
+    }
 }
 
 /// Waits until a child has ended.
@@ -132,7 +162,7 @@ mod tests {
         let (_kept_here, other) = io::pipe().unwrap();
         let other = other.as_raw_fd();
         let answered = answer.try_clone().unwrap();
-        let child = fork(&[answered.as_fd()], DiesWithParent::Yes, || {
+        let child = fork(None, &[answered.as_fd()], DiesWithParent::Yes, || {
             let fds = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
             // Of the folder that is read, there is one.
             let text = format!("{fds} {}", std::fs::exists(format!("/proc/self/fd/{other}")).unwrap_or(true));

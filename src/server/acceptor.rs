@@ -18,6 +18,7 @@ use crate::limits::bounds::{MAX_CONNECTIONS, MAX_FRONT_ENDS};
 use crate::limits::budget::{Amounts, Charge};
 use crate::limits::thread;
 use crate::log::Cause;
+use crate::sandbox::ThreadKind;
 use crate::vhost_user::{
     ClosedByChecker, Connection, DiskSocket, Hangup, Listener, Session, SessionContext, SessionId, Stranger,
 };
@@ -301,7 +302,7 @@ impl<D: Disk> Acceptor<D> {
         let session = Session::new(id, context.clone(), Some(stream.try_clone()?), charge);
         let mut connection = Connection::new(stream.try_clone()?, session, has_sent_message);
         let (ended, wake) = (self.ended.0.clone(), self.stopper.wake.clone());
-        thread::spawn(format!("session-{id}"), move || {
+        thread::spawn(ThreadKind::Session, format!("session-{id}"), move || {
             let hangup = connection.serve();
             connection.close();
             farewell(id, &context, &hangup);

@@ -17,6 +17,7 @@ use crate::copy::fault::action_optional;
 use crate::disk::Backing;
 use crate::limits::thread;
 use crate::log::Cause;
+use crate::sandbox::ThreadKind;
 use crate::virtio::blk::Device;
 
 /// The running thread. Dropping it ends it.
@@ -42,7 +43,7 @@ impl MediaWatcher {
         let epoll = Epoll::new()?;
         epoll.ctl(ControlOperation::Add, wake.as_raw_fd(), EpollEvent::new(EventSet::IN, 0))?;
         let stop = is_stopping.clone();
-        let thread = thread::spawn("media", move || {
+        let thread = thread::spawn(ThreadKind::Media, "media", move || {
             if let Err(error) = watch(&devices, &epoll, &stop) {
                 tracing::warn!(%error, "bad media is only noticed when a request fails");
             }

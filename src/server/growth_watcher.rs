@@ -19,6 +19,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::resize::{Resizable, Resizer};
 use crate::limits::thread;
+use crate::sandbox::ThreadKind;
 
 /// Bytes of events read at a time; one without a name has 16.
 const EVENTS_BYTES: usize = 1024;
@@ -72,7 +73,7 @@ impl GrowthWatcher {
             watch(files.inotify.as_raw_fd())?;
         }
         let (asked, kept) = (requests.clone(), resizer.clone());
-        let thread = thread::spawn("resize", move || {
+        let thread = thread::spawn(ThreadKind::Rescan, "resize", move || {
             // One may have grown since it was opened.
             for disk in resizer.disks() {
                 resizer.rescan_and_log(disk);

@@ -46,7 +46,8 @@ use crate::config::{ServerConfig, check_postcopy};
 use crate::copy::{Engine, fault};
 use crate::disk::{Backing, Disk};
 use crate::limits::thread;
-use crate::vhost_user::{DescriptorChecker, SessionContext};
+use crate::sandbox::ThreadKind;
+use crate::vhost_user::{ConfigRecord, DescriptorChecker, SessionContext};
 use crate::virtio::blk::{Counters, Device};
 use crate::worker::Pool;
 use acceptor::{Acceptor, DiskListener};
@@ -113,6 +114,7 @@ impl Server<Backing> {
         let files = growth_watcher::Files::of(
             services.iter().map(|it| (it.device.identity().name.as_str(), it.device.disk().file())),
         );
+        ConfigRecord::outlive_privileges(services.iter_mut().map(|it| &mut it.config_record));
         confine(&summaries)?;
         let mut server = Self::serve_with(means, services, exit_on_disconnect)?;
         created.keep();
@@ -188,7 +190,7 @@ impl<D: Disk> Server<D> {
         let acceptor =
             Acceptor::new(listeners, pool.clone(), exit_on_disconnect).map_err(ServerError::Threads)?;
         let stopper = acceptor.stopper();
-        let thread = thread::spawn("acceptor", || acceptor.run());
+        let thread = thread::spawn(ThreadKind::Acceptor, "acceptor", || acceptor.run());
         let acceptor = Some(thread.map_err(ServerError::Threads)?);
         let disks = Vec::new();
         let (populate_thread, growth_watcher, media_watcher) = (None, None, None);

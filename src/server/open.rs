@@ -1,5 +1,6 @@
 //! Opens one disk of the configuration and its socket, and describes it.
 
+use std::io;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -58,8 +59,11 @@ impl Created {
 impl Drop for Created {
     fn drop(&mut self) {
         for path in &self.0 {
-            // The error that brought us here is the one to report.
-            let _ = std::fs::remove_file(path);
+            // The error that brought us here is the one to report; but in the sandbox nothing can be removed any more.
+            if std::fs::remove_file(path).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+            {
+                tracing::warn!(path = %path.display(), "the file was created, and stays: remove it, or start again with it");
+            }
         }
     }
 }

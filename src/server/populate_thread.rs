@@ -8,6 +8,7 @@ use crate::disk::{self, Backing, Disk as _, Populated};
 use crate::limits::bounds::POPULATE_STOP_TIMEOUT;
 use crate::limits::thread;
 use crate::log::Cause;
+use crate::sandbox::ThreadKind;
 use crate::virtio::blk::Device;
 
 /// A running thread. Dropping it stops it.
@@ -47,7 +48,7 @@ impl PopulateThread {
                 report_huge_pages(&devices);
             }
         };
-        match thread::spawn("populate", run) {
+        match thread::spawn(ThreadKind::Populate, "populate", run) {
             Ok(_) => Some(Self { is_stopping, waits: Some(waits), has_ended }),
             Err(error) => {
                 if let Some(suppressed) = log_limit.admit(Cause::Populate) {

@@ -9,15 +9,8 @@
 use std::sync::Arc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{XattrFlags, fgetxattr, fremovexattr, fsetxattr};
-
+use super::attribute::Attribute;
 use crate::disk::{BackingFile, Durability};
-
-/// The attribute's name, for files and for devices: xattr(7) allows `user.` on files only.
-const NAMES: [&str; 2] = ["user.vhost-user-pmem", "trusted.vhost-user-pmem"];
-
-/// Room for the longest value in bytes: a 64-bit number, a space, a word.
-const MAX_BYTES: usize = 64;
 
 /// What a front-end knows of the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,8 +24,8 @@ pub struct KnownConfig {
 /// What the front-end whose rings ran last knows of the configuration, as far as it is recorded.
 #[derive(Debug, Default)]
 pub struct ConfigRecord {
-    /// Whose attribute it is; if none, the record lasts as long as this process.
-    file: Option<Arc<BackingFile>>,
+    /// Where it is kept; if none, the record lasts as long as this process.
+    attribute: Option<Attribute>,
     contents: Mutex<Contents>,
 }
 
@@ -48,9 +41,20 @@ struct Contents {
 impl ConfigRecord {
     /// What an earlier process has left at this file or device.
     pub fn load(file: Option<Arc<BackingFile>>, durability: Durability) -> Self {
-        let known = file.as_deref().and_then(read);
+        let attribute = file.map(Attribute::of);
+        let known = attribute.as_ref().and_then(read);
         let may_store = durability == Durability::Volatile;
-        Self { file, contents: Mutex::new(Contents { known, stored: known, may_store }) }
+        Self { attribute, contents: Mutex::new(Contents { known, stored: known, may_store }) }
+    }
+
+    /// Before this process gives up its privileges ([`crate::sandbox`]): records that take one to be kept go on being kept.
+    pub(crate) fn outlive_privileges<'a>(records: impl Iterator<Item = &'a mut Self>) {
+        let attributes = records.filter_map(|record| record.attribute.as_mut());
+        if let Err(error) = Attribute::outlive_privileges(attributes) {
+            tracing::warn!(
+                "a guest that has switched to write-through on a device is not known again if this process is killed ({error})"
+            );
+        }
     }
 
     /// What is known.
@@ -61,7 +65,7 @@ impl ConfigRecord {
     /// As [`known`](Self::known), with what another process has left meanwhile: a guest may come from there.
     pub(super) fn reload(&self) -> Option<KnownConfig> {
         let mut contents = self.lock();
-        if let Some(left) = self.file.as_deref().and_then(read) {
+        if let Some(left) = self.attribute.as_ref().and_then(read) {
             (contents.known, contents.stored) = (Some(left), Some(left));
         }
         contents.known
@@ -85,8 +89,8 @@ impl ConfigRecord {
         if !contents.may_store || contents.known == contents.stored {
             return;
         }
-        if let Some(file) = &self.file {
-            write(file, contents.known);
+        if let Some(attribute) = &self.attribute {
+            write(attribute, contents.known);
         }
         contents.stored = contents.known;
     }
@@ -96,22 +100,17 @@ impl ConfigRecord {
     }
 }
 
-fn read(file: &BackingFile) -> Option<KnownConfig> {
-    NAMES.iter().find_map(|name| {
-        let mut bytes = [0; MAX_BYTES];
-        let len = fgetxattr(file, *name, &mut bytes).ok()?;
-        parse(std::str::from_utf8(bytes.get(..len)?).ok()?)
-    })
+fn read(attribute: &Attribute) -> Option<KnownConfig> {
+    parse(std::str::from_utf8(&attribute.read()?).ok()?)
 }
 
-fn write(file: &BackingFile, known: Option<KnownConfig>) {
-    // What is not so any more is worse than nothing.
-    NAMES.iter().for_each(|name| _ = fremovexattr(file, *name));
-    let Some(known) = known else { return };
-    let text = text(known);
-    let set = |name: &&str| fsetxattr(file, *name, text.as_bytes(), XattrFlags::empty()).is_ok();
-    if !NAMES.iter().any(set) {
-        tracing::debug!(?file, "the configuration that the front-end knows cannot be stored as an attribute");
+fn write(attribute: &Attribute, known: Option<KnownConfig>) {
+    let text = known.map(text);
+    if !attribute.write(text.as_ref().map(String::as_bytes)) {
+        tracing::debug!(
+            ?attribute,
+            "the configuration that the front-end knows cannot be stored as an attribute"
+        );
     }
 }
 
@@ -137,6 +136,8 @@ fn parse(text: &str) -> Option<KnownConfig> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::XattrFlags;
+
     use super::*;
 
     #[test]
@@ -145,7 +146,7 @@ mod tests {
             for capacity_sectors in [0, 1, u64::MAX] {
                 let known = KnownConfig { capacity_sectors, writeback };
                 assert_eq!(parse(&text(known)), Some(known));
-                assert!(text(known).len() <= MAX_BYTES);
+                assert!(text(known).len() <= super::super::attribute::MAX_BYTES);
             }
         }
         for text in ["", "1", "1 ", " writeback", "x writeback", "1 writeback "] {

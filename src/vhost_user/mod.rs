@@ -9,13 +9,14 @@
 //!   postcopy_messages.rs and those that it does not                            ┴▶ reply.rs
 //!     session.rs         the parts of one front-end's session; they know nothing of it, nor of messages:
 //!       rings.rs         when a ring is given to a worker, and taken back      ─▶ state.rs, vring.rs, writer_lock.rs
-//!       front_end_config.rs   the configuration as the front-end knows it      ─▶ config_notifier.rs, config_record.rs
+//!       front_end_config.rs   the configuration as the front-end knows it      ─▶ config_notifier.rs, config_record.rs ─▶ attribute/
 //!       device_state/    the device's state, saved and loaded
 //!       postcopy/        memory whose pages come later
 //!     context.rs         what all sessions of one disk share
 //! listener.rs            the socket that front-ends connect to
 //! ```
 
+mod attribute;
 mod backend_channel;
 mod checker;
 mod config_notifier;

@@ -19,6 +19,7 @@ use crate::disk::Disk;
 use crate::limits::budget::Charge;
 use crate::limits::thread;
 use crate::log::Cause;
+use crate::sandbox::ThreadKind;
 use crate::virtio::memory::MemoryTable;
 use crate::virtio::queue::{RingLayout, RingLog};
 use crate::worker::{AnyRing, PoolError, RingKey, RingParts, WorkerId};
@@ -284,7 +285,7 @@ impl<D: Disk> Rings<D> {
                 me.writer_lock_acquired();
             }
         };
-        let thread = thread::spawn(format!("writer-{}", self.session), wait);
+        let thread = thread::spawn(ThreadKind::WriterLock, format!("writer-{}", self.session), wait);
         state.waiter = Some(thread.map_err(|error| SessionError::Worker(0, PoolError::Spawn(error)))?);
         Ok(())
     }

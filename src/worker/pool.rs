@@ -16,6 +16,7 @@ use super::ring::RingKey;
 use super::run::Runner;
 use crate::disk::Disk;
 use crate::limits::thread;
+use crate::sandbox::ThreadKind;
 
 /// A worker, by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,7 +186,7 @@ fn spawn<D: Disk>(number: usize, polling: Polling, cpus: Option<Arc<Cpus>>) -> i
     let (mailbox, inbox) = mailbox()?;
     let runner = Runner::new(inbox, polling)?;
     let pinned = cpus.clone();
-    let thread = thread::spawn(format!("worker-{number}"), move || {
+    let thread = thread::spawn(ThreadKind::Worker, format!("worker-{number}"), move || {
         let _context = OwnContext::on_this_thread();
         if let Some(cpus) = pinned
             && let Err(error) = cpus.pin_this_thread()

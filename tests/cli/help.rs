@@ -26,7 +26,7 @@ const KEYS: [&str; 21] = [
     "allow-uid",
 ];
 
-const OPTIONS: [&str; 17] = [
+const OPTIONS: [&str; 21] = [
     "--require-durable",
     "--deep-flush",
     "--disk",
@@ -44,6 +44,10 @@ const OPTIONS: [&str; 17] = [
     "--print-capabilities",
     "--log",
     "--log-format",
+    "--sandbox",
+    "--user",
+    "--group",
+    "--sandbox-check",
 ];
 
 /// Those of the load generator.
@@ -82,7 +86,7 @@ fn exit_codes(help: &str) -> Vec<(u8, String)> {
 #[test]
 fn every_help_shows_every_exit_code_and_fits_100_columns() {
     let codes = exit_codes(&stdout(&run(["--help"])));
-    assert_eq!(codes.iter().map(|(code, _)| *code).collect::<Vec<_>>(), (0..=13).collect::<Vec<_>>());
+    assert_eq!(codes.iter().map(|(code, _)| *code).collect::<Vec<_>>(), (0..=14).collect::<Vec<_>>());
     let commands =
         ["serve", "info", "bench"].into_iter().filter(|name| *name != "bench" || cfg!(feature = "bench"));
     for args in commands.map(|name| [name, "--help"]) {

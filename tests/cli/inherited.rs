@@ -148,7 +148,7 @@ fn blocks_and_size_are_those_of_the_file_or_device() {
         let mut command = program(args);
         command.stderr(std::process::Stdio::piped());
         let mut backend = Running::spawn(command);
-        wait_for("it listens", || socket.exists().then_some(()));
+        wait_for("it listens", || UnixStream::connect(&socket).ok());
         let config = Session::connect(&socket).config(0, 60).unwrap();
         assert_eq!(u64::from_le_bytes(config[..8].try_into().unwrap()) * 512, bytes, "{}", path.display());
         assert_eq!(u32::from_le_bytes(config[20..24].try_into().unwrap()), block_bytes, "{}", path.display());

@@ -34,7 +34,12 @@ use common::process::ends_with_us;
 /// The program with these arguments and nothing of this process's environment that changes what it does.
 fn program<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-user-pmem"));
-    command.args(args).env_remove("VHOST_USER_PMEM_LOG").env_remove("COLUMNS").stdin(Stdio::null());
+    command
+        .args(args)
+        .env_remove("VHOST_USER_PMEM_LOG")
+        .env_remove("COLUMNS")
+        .env("VHOST_USER_PMEM_SANDBOX_KILLS", "1")
+        .stdin(Stdio::null());
     ends_with_us(&mut command);
     command
 }

@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use crate::disk::{Disk, DiskError};
 use crate::limits::thread;
 use crate::log::{Cause, LogLimit};
+use crate::sandbox::ThreadKind;
 
 /// A flush that has been asked for; see [`Flusher::poll`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,7 +120,7 @@ impl<D: Disk> Flusher<D> {
             return;
         }
         let shared = self.shared.clone();
-        match thread::spawn("flusher", move || shared.run()) {
+        match thread::spawn(ThreadKind::Flusher, "flusher", move || shared.run()) {
             Ok(handle) => *thread = Some(handle),
             Err(error) => {
                 if let Some(suppressed) = self.log_limit.admit(Cause::Flush) {

@@ -13,6 +13,7 @@ use rustix::process::Pid;
 use super::packet::{Answer, CLOSE, IsAwaited, Received, Request, pair, send};
 use super::spawner;
 use crate::limits::bounds::CHECKER_TIMEOUT;
+use crate::sandbox::ThreadKind;
 use crate::sandbox::process::{self, DiesWithParent};
 use crate::vhost_user::descriptor::mounts;
 
@@ -90,7 +91,9 @@ impl Link {
         let (control, controlled) = UnixStream::pair()?;
         let own = [orders.as_fd(), controlled.as_fd()];
         let given: Vec<_> = own.into_iter().chain(mounts().map(|mounts| mounts.as_fd())).collect();
-        let spawner = process::fork(&given, DiesWithParent::No, || spawner::run(&orders, &controlled))?;
+        let spawner = process::fork(Some(ThreadKind::Spawner), &given, DiesWithParent::No, || {
+            spawner::run(&orders, &controlled)
+        })?;
         Ok(Self { socket, control, spawner, number: 0 })
     }
 
@@ -125,8 +128,9 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        process::kill(self.spawner);
-        process::wait(self.spawner);
+        // It ends then. It is not killed: whoever may kill it may kill others, too.
+        let _ = self.control.shutdown(std::net::Shutdown::Both);
+        process::wait_for(self.spawner, CHECKER_TIMEOUT);
     }
 }
 

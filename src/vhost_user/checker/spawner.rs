@@ -8,6 +8,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::serve;
 use crate::limits::bounds::MAX_RETIRED_CHECKERS;
+use crate::sandbox::ThreadKind;
 use crate::sandbox::process::{self, DiesWithParent};
 use crate::vhost_user::descriptor::mounts;
 
@@ -23,9 +24,9 @@ pub(super) fn run(orders: &OwnedFd, control: &UnixStream) {
         let Ok((retired, retires)) = pipe_with(PipeFlags::CLOEXEC) else { return };
         let own = [orders.as_fd(), retires.as_fd()];
         let given: Vec<_> = own.into_iter().chain(mounts().map(|mounts| mounts.as_fd())).collect();
-        let Ok(checker) =
-            process::fork(&given, DiesWithParent::Yes, || serve::serve(orders, &retires, keeps))
-        else {
+        let Ok(checker) = process::fork(Some(ThreadKind::Checker), &given, DiesWithParent::Yes, || {
+            serve::serve(orders, &retires, keeps)
+        }) else {
             if is_over(control, Some(&PAUSE)) {
                 return;
             }

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use super::missing_pages::MissingPages;
 use crate::limits::thread;
+use crate::sandbox::ThreadKind;
 use crate::vhost_user::writer_lock::SessionId;
 
 /// A thread that gives the memory up when the front-end leaves, or is hung up on: whoever reads its messages may be
@@ -37,7 +38,7 @@ impl ConnectionWatcher {
                 missing.give_up();
             }
         };
-        let thread = thread::spawn(format!("watcher-{session}"), watch)?;
+        let thread = thread::spawn(ThreadKind::ConnectionWatcher, format!("watcher-{session}"), watch)?;
         Ok(Self { cancel, thread: Some(thread) })
     }
 }

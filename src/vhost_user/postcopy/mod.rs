@@ -32,6 +32,7 @@ use crate::copy::fault::Userfault;
 use crate::disk::Disk;
 use crate::limits::budget::Charge;
 use crate::limits::thread;
+use crate::sandbox::ThreadKind;
 use crate::virtio::memory::{MemoryError, MemoryTable};
 use crate::worker::Pool;
 use connection_watcher::ConnectionWatcher;
@@ -194,7 +195,7 @@ impl<D: Disk> Postcopy<D> {
         else {
             return Ok(());
         };
-        let thread = thread::spawn(format!("prefault-{session}"), run);
+        let thread = thread::spawn(ThreadKind::Prefault, format!("prefault-{session}"), run);
         *prefaulter = Some(thread.map_err(PostcopyError::Spawn)?);
         Ok(())
     }

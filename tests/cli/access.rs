@@ -8,11 +8,9 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
-use rustix::fs::{Gid, Uid};
-use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
-
 use super::{assert_error, assert_served, image, is_closed, run};
 use crate::common::daemon::{Daemon, Place, Setup};
+use crate::common::process::as_user;
 
 /// Users and groups that need not exist.
 const USER: u32 = 54_321;
@@ -35,16 +33,7 @@ fn is_root() -> bool {
 
 /// Connects as this user with this group and no other.
 fn connect_as(socket: &Path, user: u32, group: u32) -> std::io::Result<UnixStream> {
-    let socket = socket.to_owned();
-    // These calls are of one thread.
-    let thread = std::thread::spawn(move || {
-        let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
-        set_thread_groups(&[])?;
-        set_thread_res_gid(group, group, group)?;
-        set_thread_res_uid(user, user, user)?;
-        UnixStream::connect(socket)
-    });
-    thread.join().unwrap()
+    as_user(user, group, || UnixStream::connect(socket))
 }
 
 fn permissions(daemon: &Daemon) -> (u32, u32, u32) {

@@ -4,7 +4,9 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use rustix::fs::{Gid, Uid};
 use rustix::process::{Pid, Signal, set_parent_process_death_signal};
+use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 /// Length of the unit of resident memory in `smaps`.
 const KIB: u64 = 1024;
@@ -16,6 +18,18 @@ pub fn ends_with_us(command: &mut Command) -> &mut Command {
     let ask = || Ok(set_parent_process_death_signal(Some(Signal::KILL))?);
     // SAFETY: between fork and exec the closure makes one system call; it neither allocates nor locks.
     unsafe { command.pre_exec(ask) }
+}
+
+/// Does something as this user with this group and no other: in a thread, of which alone these calls are.
+pub fn as_user<T: Send>(user: u32, group: u32, run: impl FnOnce() -> T + Send) -> T {
+    let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
+    let become_other = move || {
+        set_thread_groups(&[]).unwrap();
+        set_thread_res_gid(group, group, group).unwrap();
+        set_thread_res_uid(user, user, user).unwrap();
+        run()
+    };
+    std::thread::scope(|scope| scope.spawn(become_other).join().unwrap())
 }
 
 /// A running process.
@@ -62,6 +76,21 @@ impl Process {
     pub fn has_ended(self) -> bool {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0));
         status.is_ok_and(|status| status.lines().any(|line| line.starts_with("State:\tZ")))
+    }
+
+    /// Whether there is no such process any more.
+    pub fn is_gone(self) -> bool {
+        !fs::exists(format!("/proc/{}", self.0)).unwrap()
+    }
+
+    /// The user that it is, in every way.
+    pub fn user(self) -> u32 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0)).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
+        let mut users: Vec<_> = line.split_whitespace().map(|it| it.parse().unwrap()).collect();
+        users.dedup();
+        assert_eq!(users.len(), 1, "real, effective, saved and of files: {line}");
+        users[0]
     }
 
     /// What each of its threads does or waits for: name, state, and where in the kernel.

@@ -7,6 +7,7 @@ use std::path::Path;
 use arbitrary::{Arbitrary, Unstructured};
 use vhost_user_pmem::cli::configuration_of;
 use vhost_user_pmem::config::SocketSource;
+use vhost_user_pmem::vhost_user::AllowedUsers;
 
 use crate::common::guarded::found;
 
@@ -27,6 +28,10 @@ enum Key {
     Cpus,
     Numa,
     Postcopy,
+    SocketMode,
+    SocketOwner,
+    SocketGroup,
+    AllowUid,
     Unknown,
 }
 
@@ -48,6 +53,10 @@ impl Key {
             Self::Cpus => "cpus",
             Self::Numa => "numa",
             Self::Postcopy => "postcopy",
+            Self::SocketMode => "socket-mode",
+            Self::SocketOwner => "socket-owner",
+            Self::SocketGroup => "socket-group",
+            Self::AllowUid => "allow-uid",
             Self::Unknown => "Größe",
         }
     }
@@ -61,7 +70,41 @@ enum Value {
     Number(u64),
     Size(u32, u8),
     Range(u16, u16),
+    Mode(u16),
+    Word(u8),
+    Words(u8, u8),
     Text(Vec<u8>),
+}
+
+/// What one option or another takes.
+fn word_at(number: u8) -> &'static str {
+    const WORDS: [&str; 24] = [
+        "root",
+        "nobody",
+        "yes",
+        "no",
+        "wait",
+        "page",
+        "cacheline",
+        "byte",
+        "ignore",
+        "unmap",
+        "never",
+        "always",
+        "busy",
+        "require",
+        "privileges",
+        "landlock",
+        "seccomp",
+        "rlimits",
+        "debug",
+        "warn",
+        "json",
+        "text",
+        "0x1",
+        "-1",
+    ];
+    WORDS[usize::from(number) % WORDS.len()]
 }
 
 impl Value {
@@ -76,6 +119,9 @@ impl Value {
                 format!("{number}{}", units[usize::from(*unit) % units.len()]).into_bytes()
             }
             Self::Range(first, last) => format!("{first}-{last},{last}").into_bytes(),
+            Self::Mode(mode) => format!("{mode:o}").into_bytes(),
+            Self::Word(word) => word_at(*word).into(),
+            Self::Words(first, second) => format!("{},{}", word_at(*first), word_at(*second)).into_bytes(),
             Self::Text(text) => text.clone(),
         }
     }
@@ -118,7 +164,7 @@ impl Disk {
 
 /// Reads a command line.
 pub fn run(data: &[u8]) {
-    const OPTIONS: [&str; 9] = [
+    const OPTIONS: [&str; 16] = [
         "--workers",
         "--poll-max-us",
         "--require-durable",
@@ -126,8 +172,15 @@ pub fn run(data: &[u8]) {
         "--cpus",
         "--numa",
         "--metrics",
-        "--log-level",
+        "--log",
+        "--log-format",
         "--exit-on-disconnect",
+        "--no-symlinks",
+        "--sandbox",
+        "--sandbox-check",
+        "--user",
+        "--group",
+        "--disk",
     ];
     let Ok(input) = Input::arbitrary_take_rest(Unstructured::new(data)) else { return };
     let mut args: Vec<OsString> = vec!["vhost-user-pmem".into(), "serve".into()];
@@ -159,8 +212,12 @@ fn assert_meant(disk: &Disk, config: &vhost_user_pmem::config::DiskConfig) {
         found(&format!("{disk:?} is taken as {config:?}"));
     }
     for (key, value) in &disk.values {
-        let switch = |is_on: bool| value.bytes() == if is_on { b"on".as_slice() } else { b"off" };
+        let switch = |is_on: bool| {
+            let words: [&[u8]; 3] = if is_on { [b"on", b"yes", b"true"] } else { [b"off", b"no", b"false"] };
+            words.contains(&value.bytes().as_slice())
+        };
         let number = |number: u64| String::from_utf8(value.bytes()).is_ok_and(|it| it.parse() == Ok(number));
+        let is_user = |user: u32| number(user.into()) || (value.bytes() == b"root" && user == 0);
         let is_meant = match key {
             Key::Name => value.bytes() == config.name.as_bytes(),
             Key::ReadOnly => switch(config.read_only),
@@ -168,6 +225,16 @@ fn assert_meant(disk: &Disk, config: &vhost_user_pmem::config::DiskConfig) {
             Key::Postcopy => switch(config.postcopy),
             Key::BlockSize => config.block_bytes.is_some_and(|bytes| number(bytes.into())),
             Key::Queues => number(config.queues.get().into()),
+            Key::SegMax => number(config.seg_max.into()),
+            Key::SocketMode => config.access.mode <= 0o777 && is_octal(&value.bytes(), config.access.mode),
+            // Names of other users are those of the machine.
+            Key::SocketOwner => {
+                config.access.owner.is_some_and(is_user) || matches!(value, Value::Word(_) | Value::Text(_))
+            }
+            Key::SocketGroup => {
+                config.access.group.is_some_and(is_user) || matches!(value, Value::Word(_) | Value::Text(_))
+            }
+            Key::AllowUid => config.allowed_users != AllowedUsers::default(),
             Key::Unknown => false,
             _ => true,
         };
@@ -175,4 +242,9 @@ fn assert_meant(disk: &Disk, config: &vhost_user_pmem::config::DiskConfig) {
             found(&format!("{key:?} of {disk:?} is taken as {config:?}"));
         }
     }
+}
+
+fn is_octal(text: &[u8], mode: u32) -> bool {
+    let text = std::str::from_utf8(text).unwrap_or_default();
+    u32::from_str_radix(text, 8) == Ok(mode)
 }

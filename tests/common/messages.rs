@@ -1,15 +1,19 @@
 //! Messages of a front-end: some good, some nearly good, some noise, as a [`Random`] chooses.
 
+use std::io::Write as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 
 use super::Random;
+use super::frontend::features::{CONFIG_WCE, FLUSH};
 use super::frontend::memory::{Memory, Span, USER_BASE};
 use super::frontend::request::Request;
 use super::frontend::ring::Ring;
 use super::frontend::wire::{NEED_REPLY, REPLY, VERSION, Wire};
-use super::frontend::{EVENT_IDX, RING_PACKED, SPANS};
+use super::frontend::{EVENT_IDX, LOG_ALL, RING_PACKED, SPANS};
 
 /// Messages on one connection.
 const MESSAGES: u64 = 60;
@@ -34,12 +38,22 @@ const EDGES: [u64; 16] = [
     u64::MAX,
 ];
 
+/// Places in [`Messages::files`].
+const MEMORY: usize = 0;
+const EVENT: usize = 2;
+const READER: usize = 4;
+const WRITER: usize = 5;
+const CHANNEL: usize = 6;
+const STATE: usize = 7;
+
 /// What messages are made of.
 pub struct Messages {
     random: Random,
     memory: Memory,
     /// Memory, eventfds, and what is neither.
     files: Vec<OwnedFd>,
+    /// Where messages of the back-end come out; nobody reads them.
+    _channel: UnixStream,
     /// The guest's.
     pub ring: Ring,
     /// How many of the messages that start a ring have been sent.
@@ -50,9 +64,10 @@ impl Messages {
     /// Chosen by `random`.
     pub fn new(random: Random) -> Self {
         let memory = Memory::new(&SPANS);
-        let files = files(&memory);
+        let (channel, other_end) = UnixStream::pair().unwrap();
+        let files = files(&memory, other_end);
         let ring = Ring::new(&memory, 0, 64, EVENT_IDX);
-        Self { random, memory, files, ring, started: 0 }
+        Self { random, memory, files, _channel: channel, ring, started: 0 }
     }
 
     /// One message, and how many bytes of it are sent.
@@ -81,8 +96,9 @@ impl Messages {
 
     /// Mostly what would start a ring, as far as that has come, or messages of which something comes.
     fn code(&mut self) -> u32 {
-        const START: [u32; 11] = [1, 2, 15, 16, 5, 8, 9, 10, 13, 12, 18];
-        const USEFUL: [u32; 19] = [2, 5, 6, 8, 9, 10, 11, 12, 13, 14, 18, 37, 38, 24, 25, 34, 21, 42, 43];
+        const START: [u32; 13] = [1, 2, 15, 16, 21, 5, 8, 9, 10, 14, 13, 12, 18];
+        const USEFUL: [u32; 22] =
+            [2, 5, 6, 8, 9, 10, 11, 12, 13, 14, 18, 37, 38, 24, 25, 34, 21, 42, 43, 31, 32, 41];
         if let Some(code) = START.get(self.started).filter(|_| !self.random.one_in(4)) {
             self.started += 1;
             return *code;
@@ -96,18 +112,19 @@ impl Messages {
     fn files_for(&mut self, code: u32) -> Vec<usize> {
         let expected = match code {
             5 => SPANS.len(),
-            6 | 12..=14 | 21 | 37 | 42 => 1,
+            6 | 12..=14 | 21 | 32 | 33 | 37 | 42 => 1,
             _ => 0,
         };
         let count = if self.random.one_in(25) { self.random.below(5) as usize } else { expected };
         let number = self.files.len() as u64;
         let usual = match code {
-            5 | 6 | 37 => 0,
-            42 => 4,
-            _ => 2,
+            5 | 6 | 32 | 37 => MEMORY,
+            21 | 33 => CHANNEL,
+            42 => self.random.pick(&[READER, WRITER, STATE, STATE]),
+            _ => EVENT,
         };
         let pick =
-            |random: &mut Random| if random.one_in(12) { random.below(number) as usize } else { usual };
+            |random: &mut Random| if random.one_in(20) { random.below(number) as usize } else { usual };
         (0..count).map(|_| pick(&mut self.random)).collect()
     }
 
@@ -115,7 +132,10 @@ impl Messages {
         match code {
             // The ring is a split one: as a packed one it is only more noise.
             2 if self.random.one_in(4) => self.words(&[u64::MAX]),
-            2 => self.words(&[!RING_PACKED]),
+            2 => {
+                let without = self.random.pick(&[0, 0, 0, 0, FLUSH, LOG_ALL, CONFIG_WCE, FLUSH | LOG_ALL]);
+                self.words(&[!(RING_PACKED | without)])
+            }
             16 => self.words(&[u64::MAX]),
             5 => self.table(),
             6 => self.words(&[1 << 16, 0]),
@@ -126,7 +146,15 @@ impl Messages {
             18 => self.halves(1),
             24 | 25 => self.config(code),
             37 | 38 => self.slot(),
-            42 => self.words(&[1]),
+            // Sizes of an in-flight region, and of its queues.
+            31 | 32 => [self.words(&[4096, 0]), self.halves(64)[..4].to_vec()].concat(),
+            // The number of an object.
+            41 => self.words(&[1, 2]),
+            // To be saved, or to be loaded.
+            42 => {
+                let direction = self.random.below(2);
+                self.words(&[direction])
+            }
             _ => Vec::new(),
         }
     }
@@ -145,7 +173,7 @@ impl Messages {
 
     /// A ring's number and `value`, or nearly.
     fn halves(&mut self, value: u32) -> Vec<u8> {
-        let ring = self.random.pick(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 63, 64, u32::MAX]);
+        let ring = if self.random.one_in(12) { self.random.pick(&[1, 2, 63, 64, u32::MAX]) } else { 0 };
         let value = if self.random.one_in(20) { self.random.pick(&EDGES) as u32 } else { value };
         [ring, value].map(u32::to_le_bytes).concat()
     }
@@ -163,9 +191,11 @@ impl Messages {
     fn addresses(&mut self) -> Vec<u8> {
         let places = [self.ring.descriptors, self.ring.used, self.ring.available].map(Ring::user);
         let mut payload = self.halves(0)[..4].to_vec();
-        payload.extend([0; 4]);
+        // Whether what is written there is logged, and where.
+        let is_logged = self.random.below(2) as u32;
+        payload.extend(is_logged.to_le_bytes());
         payload.extend(self.words(&places));
-        payload.extend([0; 8]);
+        payload.extend(self.words(&[self.ring.used]));
         payload
     }
 
@@ -173,7 +203,8 @@ impl Messages {
         let bytes = if code == 24 { self.random.pick(&[1, 36, 57, 60, 256]) } else { 1 };
         let offset = if code == 24 { self.random.pick(&[0, 0x100, 32, 4095]) } else { 32 };
         let fields = [offset, bytes, 0].map(u32::to_le_bytes).concat();
-        [fields, vec![0; bytes as usize]].concat()
+        let value = if code == 25 { self.random.below(3) as u8 } else { 0 };
+        [fields, vec![value; bytes as usize]].concat()
     }
 
     /// A connection's worth of messages; returns how many were sent before it was closed.
@@ -184,7 +215,11 @@ impl Messages {
             }
             if self.random.one_in(3) && self.ring.next_used().is_none() {
                 // The guest goes on meanwhile, whatever its ring is like by now.
-                self.ring.submit(&Request::read(0, 512));
+                let request = match self.random.one_in(3) {
+                    true => Request::write(0, &[1; 512]),
+                    false => Request::read(0, 512),
+                };
+                self.ring.submit(&request);
                 self.ring.kick.signal();
             }
             let (bytes, files) = self.message();
@@ -205,12 +240,26 @@ impl Messages {
     }
 }
 
+/// The state of a disk of 8 MiB with the serial number of the fuzz targets, whose driver has acknowledged nothing.
+fn state() -> std::fs::File {
+    let mut state =
+        [b"vupmemst", &[1, 0, 0, 0, 0, 2, 0, 0][..], &(8_u64 << 20).to_le_bytes(), &[0; 8]].concat();
+    state.extend(b"fuzz0123456789abcdef");
+    state.push(1);
+    state.resize(64, 0);
+    let file = std::fs::File::from(rustix::fs::memfd_create("state", MemfdFlags::CLOEXEC).unwrap());
+    file.write_all_at(&state, 0).unwrap();
+    file
+}
+
 /// Memory first, then eventfds, then what is neither.
-fn files(memory: &Memory) -> Vec<OwnedFd> {
+fn files(memory: &Memory, channel: UnixStream) -> Vec<OwnedFd> {
     let event = || rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
     let (pipe, writer) = std::io::pipe().unwrap();
-    let (socket, _) = std::os::unix::net::UnixStream::pair().unwrap();
+    let (socket, _) = UnixStream::pair().unwrap();
     let short = Memory::new(&[Span { guest_start: 0, bytes: 4096 }]);
+    let (full, mut sender) = UnixStream::pair().unwrap();
+    sender.write_all(b"unread").unwrap();
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let sealed = std::fs::File::from(rustix::fs::memfd_create("sealed", flags).unwrap());
     sealed.set_len(SPANS.iter().map(|span| span.bytes).sum()).unwrap();
@@ -222,11 +271,18 @@ fn files(memory: &Memory) -> Vec<OwnedFd> {
         event(),
         pipe.into(),
         writer.into(),
+        channel.into(),
+        state().into(),
         socket.into(),
         sealed.into(),
         std::fs::File::open("/dev/null").unwrap().into(),
         std::fs::File::open("/dev/zero").unwrap().into(),
         std::fs::File::open("/proc/self/exe").unwrap().into(),
         std::fs::File::open("/").unwrap().into(),
+        std::fs::File::open("/proc/self/status").unwrap().into(),
+        rustix::fs::open("/dev/null", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap(),
+        std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into(),
+        UnixDatagram::unbound().unwrap().into(),
+        full.into(),
     ]
 }

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Setter, Updater, ioctl, opcode};
 use rustix::mm::UserfaultfdFlags;
 
-use super::memory::Memory;
+use super::memory::{Memory, Span};
 use crate::common::{PATIENCE, is_readable};
 
 /// Length of a page in bytes.
@@ -78,6 +78,14 @@ impl Pages {
 
     /// The guest address of the next page that is waited for, if one is within the limit.
     pub fn wanted_within(&self, limit: Duration) -> Option<u64> {
+        let address = self.wanted_address_within(limit)?;
+        let holds = |(_, bytes, base): &&(u64, u64, u64)| (*base..*base + *bytes).contains(&address);
+        let (guest_start, _, base) = self.places.iter().find(holds).expect("an address in a region");
+        Some((address - base + guest_start) / PAGE * PAGE)
+    }
+
+    /// The same as the back-end's own address.
+    fn wanted_address_within(&self, limit: Duration) -> Option<u64> {
         if !is_readable(&self.userfault, limit) {
             return None;
         }
@@ -86,10 +94,19 @@ impl Pages {
             return None;
         }
         assert_eq!(message[0], 0x12, "a page fault");
-        let address = u64::from_ne_bytes(message[16..24].try_into().unwrap());
+        Some(u64::from_ne_bytes(message[16..24].try_into().unwrap()))
+    }
+
+    /// Brings the next page that is waited for, if that is known and still mapped; false if none is within the limit.
+    pub fn bring_any_within(&mut self, limit: Duration) -> bool {
+        let Some(address) = self.wanted_address_within(limit) else { return false };
         let holds = |(_, bytes, base): &&(u64, u64, u64)| (*base..*base + *bytes).contains(&address);
-        let (guest_start, _, base) = self.places.iter().find(holds).expect("an address in a region");
-        Some((address - base + guest_start) / PAGE * PAGE)
+        if let Some((guest_start, _, base)) = self.places.iter().find(holds) {
+            let page = (address - base + guest_start) / PAGE * PAGE;
+            // It may be that of a region which is gone by now, and whoever waited for it as well.
+            let _ = self.try_bring(page);
+        }
+        true
     }
 
     /// The guest address of the next page that is waited for.
@@ -99,9 +116,21 @@ impl Pages {
 
     /// Brings a page.
     pub fn bring(&mut self, page: u64) {
+        self.try_bring(page).unwrap_or_else(|error| panic!("page {page:#x}: {error}"));
+    }
+
+    /// Brings a page.
+    ///
+    /// # Errors
+    /// Nothing is mapped there any more that could wait for it.
+    pub fn try_bring(&mut self, page: u64) -> Result<(), Errno> {
+        let is_there = |span: &Span| (span.guest_start..span.guest_start + span.bytes).contains(&page);
+        if !self.source.spans().iter().any(is_there) {
+            return Err(Errno::NOENT);
+        }
         let bytes = self.source.read(page, PAGE as usize);
         let holds = |(start, bytes, _): &&(u64, u64, u64)| (*start..*start + *bytes).contains(&page);
-        let (guest_start, _, base) = self.places.iter().find(holds).unwrap();
+        let (guest_start, _, base) = self.places.iter().find(holds).ok_or(Errno::NOENT)?;
         let to = page - guest_start + base;
         let mut copy = Copy { to, from: bytes.as_ptr().addr() as u64, bytes: PAGE, mode: 0, copied: 0 };
         // SAFETY: the opcode's structure.
@@ -114,10 +143,11 @@ impl Pages {
                 // SAFETY: the opcode's structure.
                 let wake = unsafe { Setter::<WAKE, _>::new(Range { start: to, bytes: PAGE }) };
                 // SAFETY: it touches no memory.
-                unsafe { ioctl(&self.userfault, wake) }.unwrap();
+                unsafe { ioctl(&self.userfault, wake) }?;
             }
-            Err(error) => panic!("page {page:#x}: {error}"),
+            Err(error) => return Err(error),
         }
+        Ok(())
     }
 
     /// Brings what is waited for until `is_done`.

@@ -1,13 +1,16 @@
 //! Messages byte by byte: what `vhost`'s front-end would never send.
 
-use std::io::{ErrorKind, IoSlice, Read};
+use std::io::{ErrorKind, IoSlice, IoSliceMut, Read};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
+};
 
 use crate::common::PATIENCE;
 
@@ -95,10 +98,38 @@ impl Wire {
         self.send_bytes(&Self::encode(code, flags, payload), fds)
     }
 
+    /// The socket itself.
+    pub const fn socket(&self) -> &UnixStream {
+        &self.0
+    }
+
     /// Receives a message; `None` when the back-end has closed.
     pub fn receive(&self) -> Option<Message> {
         let mut header = [0; HEADER_BYTES];
         self.fill(&mut header)?;
+        self.receive_payload(header)
+    }
+
+    /// Receives a message, and the descriptors that come with it; `None` when the back-end has closed.
+    pub fn receive_with_files(&self) -> Option<(Message, Vec<OwnedFd>)> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut header = [0; HEADER_BYTES];
+        let received = rustix::io::retry_on_intr(|| {
+            let mut bytes = [IoSliceMut::new(&mut header)];
+            rustix::net::recvmsg(&self.0, &mut bytes, &mut control, RecvFlags::CMSG_CLOEXEC)
+        });
+        let bytes = received.ok().map(|received| received.bytes).filter(|bytes| *bytes > 0)?;
+        self.fill(&mut header[bytes..])?;
+        let files = control.drain().filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(files) => Some(files),
+            _ => None,
+        });
+        let files = files.flatten().collect();
+        Some((self.receive_payload(header)?, files))
+    }
+
+    fn receive_payload(&self, header: [u8; HEADER_BYTES]) -> Option<Message> {
         let field = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap());
         let mut payload = vec![0; field(8) as usize];
         self.fill(&mut payload)?;
@@ -151,7 +182,7 @@ impl Wire {
     pub fn is_silent(&self) -> bool {
         self.0.set_nonblocking(true).unwrap();
         let mut byte = [0];
-        let peeked = rustix::net::recv(&self.0, &mut byte, rustix::net::RecvFlags::PEEK);
+        let peeked = rustix::net::recv(&self.0, &mut byte, RecvFlags::PEEK);
         self.0.set_nonblocking(false).unwrap();
         peeked == Err(rustix::io::Errno::AGAIN)
     }

@@ -14,9 +14,12 @@ mod config;
 mod dirty_log;
 mod image;
 mod messages;
+mod metrics;
+mod postcopy;
 mod race;
 mod ring;
 mod server;
+mod sockets;
 mod state;
 mod view;
 
@@ -28,12 +31,15 @@ use server::World;
 pub type Target = fn(&[u8]);
 
 /// Every target by its name, which is that of its corpus's folder.
-pub const ALL: [(&str, Target); 7] = [
+pub const ALL: [(&str, Target); 10] = [
     ("command_line", command_line::run),
     ("config", config::run),
     ("dirty_log", dirty_log::run),
     ("messages", messages::run),
+    ("metrics", metrics::run),
     ("packed", ring::packed),
+    ("postcopy", postcopy::run),
+    ("sockets", sockets::run),
     ("split", ring::split),
     ("state", state::run),
 ];
@@ -50,4 +56,10 @@ pub fn named(name: &str) -> Target {
 fn with_world(run: impl FnOnce(&mut World)) {
     thread_local! { static WORLD: RefCell<Option<World>> = const { RefCell::new(None) }; }
     WORLD.with_borrow_mut(|world| run(world.get_or_insert_with(World::start)));
+}
+
+/// The same with a server of one disk, which offers postcopy migration.
+fn with_postcopy_world(run: impl FnOnce(&mut World)) {
+    thread_local! { static WORLD: RefCell<Option<World>> = const { RefCell::new(None) }; }
+    WORLD.with_borrow_mut(|world| run(world.get_or_insert_with(World::with_postcopy)));
 }

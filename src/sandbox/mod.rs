@@ -7,14 +7,14 @@
 //! | rlimits | no core is dumped, and no limit can be raised |
 //! | privileges | no capabilities, no other groups, another user if that is asked for; nobody may look into the process |
 //! | landlock | nothing on the file system can be opened, made or changed, and no port used; sockets can be removed |
-//! | seccomp | each kind of thread ([`ThreadKind`]) can make the system calls of one table ([`calls_of`]) |
+//! | seccomp | each kind of thread ([`ThreadKind`]) can make the system calls of one table (`calls_of`) |
 //!
 //! ```text
 //! Sandbox::prepare ─▶ Server::start_confined: opens disks and sockets ─▶ Sandbox::enter ─▶ threads start, each narrowed
 //! ```
 //!
-//! A program that embeds this crate gets nothing of it unless it asks: with [`Sandbox::prepare`] alone, only the threads and
-//! processes of this crate are confined; [`Sandbox::enter`] confines the thread that calls it and all that it starts from
+//! A program that embeds this crate gets nothing of it unless it asks: with `Sandbox::prepare` alone, only the threads and
+//! processes of this crate are confined; `Sandbox::enter` confines the thread that calls it and all that it starts from
 //! then on, so a monitor calls it in a thread that is for disks only, or not at all.
 
 #[cfg(feature = "sandbox")]

@@ -7,8 +7,8 @@ use super::in_force::start;
 use crate::common::daemon::{Daemon, Place, Setup};
 use crate::common::frontend::Session;
 use crate::common::frontend::request::{OK, Request};
-use crate::common::pattern;
 use crate::common::process::{Process, as_user};
+use crate::common::{pattern, wait_for};
 
 /// A user and a group that need not exist.
 pub(super) const USER: u32 = 54_321;
@@ -73,11 +73,14 @@ fn who_is_to_be_served_as_another_user_is_no_more_than_that() {
     let setup = Setup::new(Place::Tmpfs).disk(&format!("size=16M,socket-group={GROUP}"));
     fs::set_permissions(setup.socket(0).parent().unwrap(), Permissions::from_mode(0o755)).unwrap();
     let daemon = start(setup.arg(&user[0]).arg(&user[1]));
-    let tasks = fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
-    let tasks = tasks.map(|it| it.unwrap().file_name().to_str().unwrap().parse().unwrap());
-    for process in tasks.chain(Process(daemon.pid()).descendants()) {
-        assert_eq!(Process(process).user(), USER);
-    }
+    // A process becomes that when it begins.
+    wait_for("all threads and processes are that user's", || {
+        let tasks = fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
+        let mut tasks = tasks.map(|it| it.unwrap().file_name().to_str().unwrap().parse().unwrap());
+        let mut processes = Process(daemon.pid()).descendants().into_iter();
+        let is_other = |process| Process(process).user() == USER;
+        (processes.len() == 2 && tasks.all(is_other) && processes.all(is_other)).then_some(())
+    });
     assert_eq!(fs::metadata(daemon.image(0)).unwrap().uid(), 0, "opened before");
     assert_serves_the_group(&daemon);
     // The folder is root's.

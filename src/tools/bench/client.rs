@@ -85,12 +85,18 @@ impl Client {
             return Err(BenchError::Queues { socket, offered: disk.queues, wanted: work.queues });
         }
         let (work, path) = (work.clone(), socket.to_owned());
+        // Before the limit begins: on a busy machine it takes seconds, for which the back-end is not to blame.
+        let memory = filled_buffers(&work).map_err(|source| BenchError::Local {
+            socket: socket.to_owned(),
+            step: "make the buffers",
+            source,
+        })?;
         within_limit(socket, move || {
             let protocol = |step| {
                 let socket = path.clone();
                 move |source| BenchError::Protocol { socket, step, source }
             };
-            let memory = share_buffers(&mut *transport, &work).map_err(protocol("share the buffers"))?;
+            share(&mut *transport, &memory).map_err(protocol("share the buffers"))?;
             let size = u16::try_from(work.descriptors()).unwrap_or(u16::MAX);
             let rings = VirtioBlkQueue::setup_queues(&mut *transport, count, size)
                 .map_err(protocol("start the queues"))?;
@@ -209,19 +215,25 @@ fn describe(transport: &VirtioBlkTransport, socket: &Path) -> Result<Disk, Bench
 }
 
 /// The buffers of all queues, where the back-end sees them.
-fn share_buffers(transport: &mut VirtioBlkTransport, work: &Work) -> io::Result<Arc<MmapRegion>> {
+/// Memory for the buffers of all queues. Its pages are filled: neither page faults nor a page that is in every cache are
+/// measured.
+fn filled_buffers(work: &Work) -> io::Result<Arc<MmapRegion>> {
     let bytes = work.slot_bytes() * u64::from(work.depth.get()) * u64::from(work.queues.get());
     let file = fs::File::from(rustix::fs::memfd_create("vhost-user-pmem-bench", MemfdFlags::CLOEXEC)?);
     file.set_len(bytes)?;
     let length = usize::try_from(bytes).map_err(io::Error::other)?;
     let memory = MmapRegion::from_file(FileOffset::new(file, 0), length).map_err(io::Error::other)?;
-    let fd = memory.file_offset().map_or(-1, |file| file.file().as_raw_fd());
-    transport.map_mem_region(memory.as_ptr().addr(), length, fd, 0)?;
-    // Pages that are filled: neither page faults nor a page that is in every cache are measured.
-    let noise: Vec<u8> =
-        (0..length as u64 / 8).flat_map(|word| super::verify::mix(word).to_le_bytes()).collect();
+    let mut noise = vec![0; length];
+    for (word, bytes) in (0..).zip(noise.chunks_exact_mut(8)) {
+        bytes.copy_from_slice(&super::verify::mix(word).to_le_bytes());
+    }
     memory.as_volatile_slice().write_slice(&noise, 0).map_err(io::Error::other)?;
     Ok(Arc::new(memory))
+}
+
+fn share(transport: &mut VirtioBlkTransport, memory: &MmapRegion) -> io::Result<()> {
+    let fd = memory.file_offset().map_or(-1, |file| file.file().as_raw_fd());
+    transport.map_mem_region(memory.as_ptr().addr(), memory.size(), fd, 0).map(drop)
 }
 
 impl Monitor {

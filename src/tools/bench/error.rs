@@ -168,7 +168,10 @@ pub enum BenchError {
         seconds: u64,
     },
     /// A ring or an event descriptor failed on this side.
-    #[error("{}: cannot {step} ({source}); this is no fault of the back-end, please report it", .socket.display())]
+    #[error(
+        "{}: cannot {step} ({source}); the cause is on this side: check the limits of this process (ulimit -n, -v)",
+        .socket.display()
+    )]
     Local {
         /// The back-end.
         socket: PathBuf,

@@ -46,7 +46,7 @@ pub(super) fn run<T>(
         started => started?,
     };
     let metrics: Option<Serving> = endpoint.map(|endpoint| endpoint.serve(server.collector())).transpose()?;
-    let forwarder = signals.forward_to(server.stopper(), server.rescan());
+    let forwarder = signals.forward_to(server.stopper(), server.rescan_trigger());
     activation::notify_ready(manager.as_ref(), stored);
     let _pending = announce(server.disks());
     log(server.disks());

@@ -14,7 +14,7 @@ use vmm_sys_util::signal::unblock_signal;
 
 use crate::limits::thread;
 use crate::sandbox::ThreadKind;
-use crate::server::{Rescan, Stopper};
+use crate::server::{RescanTrigger, Stopper};
 
 const CAUGHT: [c_int; 3] = [SIGTERM, SIGINT, SIGHUP];
 
@@ -57,13 +57,17 @@ impl CaughtSignals {
         Arc::clone(&self.should_stop)
     }
 
-    pub(super) fn forward_to(mut self, stopper: Stopper, rescan: Option<Rescan>) -> io::Result<Forwarder> {
+    pub(super) fn forward_to(
+        mut self,
+        stopper: Stopper,
+        rescan: Option<RescanTrigger>,
+    ) -> io::Result<Forwarder> {
         let handle = self.signals.handle();
         let thread = thread::spawn(ThreadKind::Signals, "signals", move || {
             for signal in self.signals.forever() {
                 if signal == SIGHUP {
                     tracing::info!("reading the sizes of the disks again on SIGHUP");
-                    rescan.iter().for_each(Rescan::request);
+                    rescan.iter().for_each(RescanTrigger::trigger);
                     continue;
                 }
                 let name = if signal == SIGTERM { "SIGTERM" } else { "SIGINT" };

@@ -82,11 +82,11 @@ pub struct Budget {
     totals: Amounts,
     /// For each disk: no other may have it.
     reserved: Amounts,
-    state: Mutex<State>,
+    usage: Mutex<Usage>,
 }
 
 #[derive(Debug)]
-struct State {
+struct Usage {
     used: Vec<Amounts>,
     /// The sum over all disks of what each uses, or of what is reserved for it where that is more.
     committed: Amounts,
@@ -109,21 +109,21 @@ impl Budget {
         let parts = u64::try_from(disks).unwrap_or(u64::MAX).saturating_mul(2).max(1);
         let reserved = totals.zip(totals, |total, _| total / parts);
         let committed = (0..disks).fold(Amounts::default(), |sum, _| sum.zip(reserved, u64::saturating_add));
-        let state = State { used: vec![Amounts::default(); disks], committed };
-        let budget = Arc::new(Self { totals, reserved, state: Mutex::new(state) });
+        let usage = Usage { used: vec![Amounts::default(); disks], committed };
+        let budget = Arc::new(Self { totals, reserved, usage: Mutex::new(usage) });
         let part = |disk| DiskBudget { budget: budget.clone(), disk, refusals: Arc::default() };
         (0..disks).map(part).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Usage> {
+        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Replaces what a disk uses.
-    fn change(&self, state: &mut State, disk: usize, used: Amounts) {
-        let Some(place) = state.used.get_mut(disk) else { return };
-        let without = state.committed.zip(place.zip(self.reserved, u64::max), u64::saturating_sub);
-        state.committed = without.zip(used.zip(self.reserved, u64::max), u64::saturating_add);
+    fn change(&self, usage: &mut Usage, disk: usize, used: Amounts) {
+        let Some(place) = usage.used.get_mut(disk) else { return };
+        let without = usage.committed.zip(place.zip(self.reserved, u64::max), u64::saturating_sub);
+        usage.committed = without.zip(used.zip(self.reserved, u64::max), u64::saturating_add);
         *place = used;
     }
 }
@@ -143,20 +143,20 @@ impl DiskBudget {
     /// [`Exceeded`]; nothing is charged then.
     pub fn charge(&self, amounts: Amounts) -> Result<Charge, Exceeded> {
         let Budget { totals, reserved, .. } = &*self.budget;
-        let mut state = self.budget.lock();
-        let used = state.used.get(self.disk).copied().unwrap_or_default();
-        let of_others = state.committed.zip(used.zip(*reserved, u64::max), u64::saturating_sub);
+        let mut usage = self.budget.lock();
+        let used = usage.used.get(self.disk).copied().unwrap_or_default();
+        let of_others = usage.committed.zip(used.zip(*reserved, u64::max), u64::saturating_sub);
         let most = totals.zip(of_others, u64::saturating_sub);
         let wanted = used.zip(amounts, u64::saturating_add);
         let all = RESOURCES.iter().zip(amounts.0).zip(used.0).zip(most.0).zip(wanted.0);
         for ((((resource, wanted), used), most), sum) in all {
             if wanted != 0 && sum > most {
                 self.refusals.fetch_add(1, Ordering::Relaxed);
-                let others = state.used.len().saturating_sub(1);
+                let others = usage.used.len().saturating_sub(1);
                 return Err(Exceeded { resource, wanted, used, most, others });
             }
         }
-        self.budget.change(&mut state, self.disk, wanted);
+        self.budget.change(&mut usage, self.disk, wanted);
         Ok(Charge { part: self.clone(), amounts })
     }
 
@@ -181,9 +181,9 @@ pub struct Charge {
 impl Drop for Charge {
     fn drop(&mut self) {
         let DiskBudget { budget, disk, .. } = &self.part;
-        let mut state = budget.lock();
-        let used = state.used.get(*disk).copied().unwrap_or_default();
-        budget.change(&mut state, *disk, used.zip(self.amounts, u64::saturating_sub));
+        let mut usage = budget.lock();
+        let used = usage.used.get(*disk).copied().unwrap_or_default();
+        budget.change(&mut usage, *disk, used.zip(self.amounts, u64::saturating_sub));
     }
 }
 

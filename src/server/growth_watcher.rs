@@ -3,7 +3,7 @@
 //! It waits until a program that had one of the files open for writing has closed it (`IN_CLOSE_WRITE`), as
 //! `truncate`, `fallocate` and `dd` do when they are done (`qemu-img resize` respects the lock of a served file). Each
 //! write would be told as well (`IN_MODIFY`), but so would every write of a guest. Devices, files on another machine,
-//! and `truncate(2)` without an open file are not told: for these there is [`Rescan`].
+//! and `truncate(2)` without an open file are not told: for these there is [`RescanTrigger`].
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -26,25 +26,25 @@ const EVENTS_BYTES: usize = 1024;
 
 /// Asks a server to read the sizes of its disks again; returns at once.
 #[derive(Debug, Clone)]
-pub struct Rescan(Arc<Requests>);
+pub struct RescanTrigger(Arc<Commands>);
 
 /// What the thread is asked for.
 #[derive(Debug)]
-struct Requests {
+struct Commands {
     wake: EventFd,
     is_stopping: AtomicBool,
     wants_rescan: AtomicBool,
 }
 
-impl Rescan {
+impl RescanTrigger {
     /// Has the sizes of all disks read again, as often as it is called; the log says what became of each.
-    pub fn request(&self) {
+    pub fn trigger(&self) {
         self.0.wants_rescan.store(true, Ordering::Release);
         self.0.wake();
     }
 }
 
-impl Requests {
+impl Commands {
     fn wake(&self) {
         // Only a full counter can fail, and that wakes as well.
         let _ = self.wake.write(1);
@@ -54,7 +54,7 @@ impl Requests {
 /// The running thread. Dropping it ends it, as soon as what it is at is done, and ends what populates new parts then.
 #[derive(Debug)]
 pub(super) struct GrowthWatcher {
-    requests: Arc<Requests>,
+    commands: Arc<Commands>,
     thread: Option<JoinHandle<()>>,
     resizer: Resizer,
 }
@@ -65,14 +65,14 @@ impl GrowthWatcher {
     pub(super) fn start(resizer: Resizer, files: Option<Files>) -> io::Result<Self> {
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let (is_stopping, wants_rescan) = (AtomicBool::new(false), AtomicBool::new(false));
-        let requests = Arc::new(Requests { wake, is_stopping, wants_rescan });
+        let commands = Arc::new(Commands { wake, is_stopping, wants_rescan });
         let epoll = Epoll::new()?;
         let watch = |fd| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0));
-        watch(requests.wake.as_raw_fd())?;
+        watch(commands.wake.as_raw_fd())?;
         if let Some(files) = &files {
             watch(files.inotify.as_raw_fd())?;
         }
-        let (asked, kept) = (requests.clone(), resizer.clone());
+        let (asked, kept) = (commands.clone(), resizer.clone());
         let thread = thread::spawn(ThreadKind::Rescan, "resize", move || {
             // One may have grown since it was opened.
             for disk in resizer.disks() {
@@ -91,7 +91,7 @@ impl GrowthWatcher {
                 }
             }
         })?;
-        Ok(Self { requests, thread: Some(thread), resizer: kept })
+        Ok(Self { commands, thread: Some(thread), resizer: kept })
     }
 
     /// What reads the sizes of the disks again, from any thread.
@@ -100,15 +100,15 @@ impl GrowthWatcher {
     }
 
     /// What asks this thread for that.
-    pub(super) fn rescan(&self) -> Rescan {
-        Rescan(self.requests.clone())
+    pub(super) fn rescan_trigger(&self) -> RescanTrigger {
+        RescanTrigger(self.commands.clone())
     }
 }
 
 impl Drop for GrowthWatcher {
     fn drop(&mut self) {
-        self.requests.is_stopping.store(true, Ordering::Release);
-        self.requests.wake();
+        self.commands.is_stopping.store(true, Ordering::Release);
+        self.commands.wake();
         if let Some(thread) = self.thread.take() {
             // If it has panicked, that is in the log; disks only do not grow any more then.
             let _ = thread.join();

@@ -37,7 +37,7 @@ use std::thread::JoinHandle;
 pub use acceptor::Stopper;
 pub use collector::{Collector, DiskStats};
 pub use error::ServerError;
-pub use growth_watcher::Rescan;
+pub use growth_watcher::RescanTrigger;
 pub use open::DiskSummary;
 pub use resize::{ResizeError, Resized, Resizer};
 pub use service::{ServeOptions, Service};
@@ -146,8 +146,8 @@ impl Server<Backing> {
     }
 
     /// What asks the server to read the sizes of its disks again, without waiting for it. None as above.
-    pub fn rescan(&self) -> Option<Rescan> {
-        self.growth_watcher.as_ref().map(GrowthWatcher::rescan)
+    pub fn rescan_trigger(&self) -> Option<RescanTrigger> {
+        self.growth_watcher.as_ref().map(GrowthWatcher::rescan_trigger)
     }
 
     /// What is served, in the order of the configuration.

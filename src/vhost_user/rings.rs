@@ -1,6 +1,6 @@
 //! The rings of one front-end: when each is given to a worker, and taken back.
 //!
-//! A ring runs once the front-end has said all that is needed ([`State::to_be_started`]), no page that it consists of is
+//! A ring runs once the front-end has said all that is needed ([`SessionState::to_be_started`]), no page that it consists of is
 //! missing, and the session holds the disk's [`WriterLock`](super::writer_lock::WriterLock). Whatever a message changes
 //! about it, it is taken back before and given to a worker again afterwards.
 
@@ -12,7 +12,7 @@ use super::context::SessionContext;
 use super::debug_log;
 use super::error::SessionError;
 use super::front_end_config::FrontEndConfig;
-use super::state::{MissingRing, State};
+use super::state::{MissingRing, SessionState};
 use super::vring::Vring;
 use super::writer_lock::SessionId;
 use crate::disk::Disk;
@@ -32,7 +32,7 @@ pub(super) struct Rings<D: Disk> {
     config: Arc<FrontEndConfig<D>>,
     /// What the front-end is connected by: a worker shuts it down if the guest's memory is lost.
     connection: Option<Arc<UnixStream>>,
-    state: Mutex<State<D>>,
+    state: Mutex<SessionState<D>>,
     is_closed: AtomicBool,
     /// For the threads that start rings later.
     me: Weak<Self>,
@@ -49,7 +49,7 @@ impl<D: Disk> Rings<D> {
         connection: Option<Arc<UnixStream>>,
         charge: Charge,
     ) -> Arc<Self> {
-        let state = Mutex::new(State::new(context.device.queues()));
+        let state = Mutex::new(SessionState::new(context.device.queues()));
         Arc::new_cyclic(|me| Self {
             session,
             context,
@@ -89,7 +89,7 @@ impl<D: Disk> Rings<D> {
         }
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, State<D>> {
+    pub(super) fn state(&self) -> MutexGuard<'_, SessionState<D>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -115,7 +115,7 @@ impl<D: Disk> Rings<D> {
     /// Those of `change`; the rings go on with what there was then.
     pub(super) fn change_all(
         &self,
-        change: impl FnOnce(&mut State<D>) -> Result<(), SessionError>,
+        change: impl FnOnce(&mut SessionState<D>) -> Result<(), SessionError>,
     ) -> Result<(), SessionError> {
         let mut state = self.state();
         let running = state.running();
@@ -158,7 +158,7 @@ impl<D: Disk> Rings<D> {
     }
 
     /// Starts what can be started by now.
-    pub(super) fn start_all(&self, state: &mut State<D>) {
+    pub(super) fn start_all(&self, state: &mut SessionState<D>) {
         let count = u16::try_from(state.vrings.len()).unwrap_or(u16::MAX);
         for index in 0..count {
             let Err(error) = self.start(state, index) else { continue };
@@ -190,7 +190,7 @@ impl<D: Disk> Rings<D> {
         self.is_closed.load(Ordering::Acquire)
     }
 
-    fn stop_all(&self, state: &mut State<D>) {
+    fn stop_all(&self, state: &mut SessionState<D>) {
         for index in state.running() {
             self.halt(state, index);
         }
@@ -201,7 +201,7 @@ impl<D: Disk> Rings<D> {
     }
 
     /// Takes a ring back from its worker.
-    fn halt(&self, state: &mut State<D>, index: u16) {
+    fn halt(&self, state: &mut SessionState<D>, index: u16) {
         let key = RingKey { session: self.session, index };
         let pool = state.pool(&self.context.pool).clone();
         let Some(vring) = state.vrings.get_mut(usize::from(index)) else { return };
@@ -219,7 +219,7 @@ impl<D: Disk> Rings<D> {
     }
 
     /// Gives a ring to a worker if all is known that is needed, its pages have come, and the writer lock is this session's.
-    fn start(&self, state: &mut State<D>, index: u16) -> Result<(), SessionError> {
+    fn start(&self, state: &mut SessionState<D>, index: u16) -> Result<(), SessionError> {
         let Some(layout) = state.to_be_started(index) else { return Ok(()) };
         if state.needs_prefault(index) {
             return self.prefault(state);
@@ -243,7 +243,7 @@ impl<D: Disk> Rings<D> {
     /// Gives a ring to a worker.
     fn attach(
         &self,
-        state: &State<D>,
+        state: &SessionState<D>,
         index: u16,
         layout: RingLayout,
     ) -> Result<Option<WorkerId>, SessionError> {
@@ -274,7 +274,7 @@ impl<D: Disk> Rings<D> {
     }
 
     /// Waits on a thread of its own, since the front-end must get its answer meanwhile.
-    fn wait_for_writer_lock(&self, state: &mut State<D>) -> Result<(), SessionError> {
+    fn wait_for_writer_lock(&self, state: &mut SessionState<D>) -> Result<(), SessionError> {
         let (Some(me), None) = (self.me.upgrade(), &state.waiter) else { return Ok(()) };
         if let Some(suppressed) = self.context.log_limit.admit(Cause::Waits) {
             let (disk, session) = (self.disk(), self.session);
@@ -307,7 +307,7 @@ impl<D: Disk> Rings<D> {
 
     /// Releases the writer lock once no ring is started. A ring that is only disabled keeps it: the guest is
     /// paused and will go on.
-    fn release_if_idle(&self, state: &State<D>) {
+    fn release_if_idle(&self, state: &SessionState<D>) {
         if state.vrings.iter().all(|vring| vring.kick.is_none()) {
             self.context.writer_lock.release(self.session);
         }
@@ -315,7 +315,7 @@ impl<D: Disk> Rings<D> {
 
     /// Has a thread touch all pages that rings consist of, and start them then: nothing that answers messages waits for a
     /// page.
-    fn prefault(&self, state: &mut State<D>) -> Result<(), SessionError> {
+    fn prefault(&self, state: &mut SessionState<D>) -> Result<(), SessionError> {
         let (Some(me), Some(postcopy)) = (self.me.upgrade(), &mut state.postcopy) else { return Ok(()) };
         let run = move || {
             while let Some((memory, rings)) = me.to_be_prefaulted() {

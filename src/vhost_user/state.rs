@@ -26,7 +26,7 @@ pub(super) type MissingRing = (u16, RingLayout);
 
 /// What a front-end has said about its rings, and about what they share. Workers never see it.
 #[derive(Debug)]
-pub(super) struct State<D: Disk> {
+pub(super) struct SessionState<D: Disk> {
     /// `SET_MEM_TABLE`, `ADD_MEM_REG`, `REM_MEM_REG`.
     pub(super) memory: Arc<MemoryTable>,
     /// `SET_LOG_BASE`: for as long as the front-end wants it.
@@ -42,7 +42,7 @@ pub(super) struct State<D: Disk> {
     pub(super) waiter: Option<JoinHandle<()>>,
 }
 
-impl<D: Disk> State<D> {
+impl<D: Disk> SessionState<D> {
     /// Before the first message.
     pub(super) fn new(queues: u16) -> Self {
         Self {

@@ -36,7 +36,7 @@ struct Shared<D> {
     finished: AtomicU64,
     /// A sync has failed. Linux reports that once only, so that later syncs say nothing about the writes before it.
     has_failed: AtomicBool,
-    requests: Mutex<Requests>,
+    requests: Mutex<PendingFlushes>,
     changed: Condvar,
     first_write_hook: Mutex<Option<FirstWriteHook>>,
 }
@@ -52,7 +52,7 @@ impl fmt::Debug for FirstWriteHook {
 
 /// What the thread has to do.
 #[derive(Debug, Default)]
-struct Requests {
+struct PendingFlushes {
     /// Number of the last flush asked for.
     last: u64,
     /// Who waits.
@@ -188,7 +188,7 @@ impl<D: Disk> Shared<D> {
         self.first_write_hook.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn requests(&self) -> MutexGuard<'_, Requests> {
+    fn requests(&self) -> MutexGuard<'_, PendingFlushes> {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

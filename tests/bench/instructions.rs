@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench instructions` compares with `tests/bench/instructions.txt` and fails where a count is
 //! more than 3 % off, in either direction; `-- --record` writes the file anew; `-- --budget` also fails where a
-//! 4 KiB request takes more than it may; `-- --rooms NAME` says which source files the instructions of one
+//! 4 KiB request takes more than it may; `-- --sources NAME` says which source files the instructions of one
 //! scenario come from. It also fails where a request runs a locked
 //! instruction or a system call, or anything outside of this program (the allocator, the C library's locks):
 //! all of these are told by the addresses that callgrind saw run.
@@ -74,9 +74,9 @@ fn main() {
         return count();
     }
     let profiles: BTreeMap<_, _> = callgrind::run_this("--count", scenarios().len()).into_iter().collect();
-    if let Some(at) = words.iter().position(|word| word == "--rooms") {
+    if let Some(at) = words.iter().position(|word| word == "--sources") {
         let name = words.get(at + 1).map_or("read-4k", |name| name);
-        return rooms(name, &profiles);
+        return sources(name, &profiles);
     }
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/bench/instructions.txt");
     let counted: Vec<Line> = scenarios().iter().map(|(name, shape)| line(name, shape, &profiles)).collect();
@@ -219,7 +219,7 @@ fn compiler() -> String {
 }
 
 /// Prints where the instructions of a scenario come from, inlined or not.
-fn rooms(name: &str, profiles: &BTreeMap<String, Profile>) {
+fn sources(name: &str, profiles: &BTreeMap<String, Profile>) {
     let (_, shape) = scenarios().into_iter().find(|(known, _)| *known == name).expect("no such scenario");
     let profile = &profiles[name];
     let requests = (BATCHES * shape.depth) as f64;

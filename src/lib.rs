@@ -69,6 +69,7 @@
 //! | held | a request that waits for a flush, or a ring that takes no other request before such a one is done |
 //! | contiguous chain | a descriptor chain of three buffers, each in one memory region: header, data, status; nearly all are |
 //! | flaw | what is wrong with a chain that has a place for its status: its request fails, its ring goes on |
+//! | ticket | the number of a flush that was asked for; its holder polls whether the flush is done |
 //! | lost | said of guest memory or a dirty log whose file was truncated, or of which a page has gone bad |
 //! | engine | the routines that copy, chosen for the CPU at the start |
 //! | backing | what a disk's path leads to: a file or a device, on some media |

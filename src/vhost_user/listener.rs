@@ -129,6 +129,7 @@ impl Drop for Listener {
         let Some(Bound { path, inode: ours }) = &self.bound else { return };
         // Another daemon may have taken the path over meanwhile.
         if ours.is_some() && inode(path) == *ours {
+            // Ignored: nobody is left to tell, and the next daemon replaces a stale socket.
             let _ = std::fs::remove_file(path);
         }
     }

@@ -12,12 +12,12 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 use vm_memory::{FileOffset, MmapRegion};
 
-use super::kinds::{ALL, Outcome, connect, tell};
 use super::state::{Direction, begin, check};
-use super::{bystander, two_disks, with_own_table};
+use super::{bystander, connect, two_disks, with_own_table};
 use crate::common::MIB;
 use crate::common::daemon::Daemon;
 use crate::common::frontend::Session;
+use crate::common::frontend::handover::{ALL, Outcome, hand_over};
 use crate::common::frontend::message::{SET_DEVICE_STATE_FD, SET_VRING_CALL};
 use crate::common::frontend::request::Request;
 use crate::common::process::{Process, ends_with_us};
@@ -99,7 +99,7 @@ fn with_stopped_file(test: impl FnOnce(Daemon, &Stopped) + Send) {
 fn hand_over_everywhere(daemon: &Daemon, file: &File) {
     for message in ALL {
         let session = connect(daemon);
-        assert_eq!(tell(&session, message, file.as_fd()), Outcome::Refused, "message {message}");
+        assert_eq!(hand_over(&session, message, file.as_fd()), Outcome::Refused, "message {message}");
         let mut another = Session::connect(&daemon.socket(0));
         let mut ring = another.ring(0, 64);
         ring.run(&Request::read(0, 512));
@@ -145,7 +145,7 @@ fn a_flood_of_them_costs_a_bounded_number_of_processes() {
         let (_bystander, load) = bystander(&daemon);
         for _ in 0..FLOOD {
             let session = connect(&daemon);
-            assert_eq!(tell(&session, SET_VRING_CALL, stopped.file().as_fd()), Outcome::Refused);
+            assert_eq!(hand_over(&session, SET_VRING_CALL, stopped.file().as_fd()), Outcome::Refused);
         }
         let processes = Process(daemon.pid()).descendants();
         assert!(processes.len() <= MOST, "{} processes", processes.len());
@@ -173,8 +173,8 @@ fn a_pipe_that_is_locked_by_its_reader_holds_nobody_up() {
         let session = connect(&daemon);
         assert_eq!(begin(&session, Direction::Save, writer.as_fd()), Outcome::Taken);
         assert!(!check(&session), "it is given up");
-        assert_eq!(tell(&session, SET_VRING_CALL, writer.as_fd()), Outcome::Refused);
-        assert_eq!(tell(&session, SET_DEVICE_STATE_FD, held.as_fd()), Outcome::Taken);
+        assert_eq!(hand_over(&session, SET_VRING_CALL, writer.as_fd()), Outcome::Refused);
+        assert_eq!(hand_over(&session, SET_DEVICE_STATE_FD, held.as_fd()), Outcome::Taken);
         load.wait_for_progress();
         load.stop();
         daemon.stop();

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sockopt};
 
-use super::kinds::{Outcome, connect, tell};
-use super::{bystander, two_disks, with_own_table};
+use super::{bystander, connect, two_disks, with_own_table};
 use crate::common::frontend::Session;
+use crate::common::frontend::handover::{Outcome, hand_over};
 use crate::common::frontend::message::SET_VRING_CALL;
 use crate::common::frontend::request::Request;
 use crate::common::frontend::settle;
@@ -87,13 +87,13 @@ fn leave_one_in_a_call() {
     let daemon = two_disks();
     let (call, peer) = UnixStream::pair().unwrap();
     let session = connect(&daemon);
-    assert_eq!(tell(&session, SET_VRING_CALL, call.as_fd()), Outcome::Taken);
+    assert_eq!(hand_over(&session, SET_VRING_CALL, call.as_fd()), Outcome::Taken);
     assert!(rustix::net::send(&peer, &[0], SendFlags::NOSIGNAL).is_err(), "nobody would read it");
     let (call, peer) = UnixStream::pair().unwrap();
     let (tcp, _listener, _peer) = lingering();
     send_with(&peer, tcp.as_fd(), SendFlags::empty()).unwrap();
     drop_elsewhere(tcp);
-    assert_eq!(tell(&session, SET_VRING_CALL, call.as_fd()), Outcome::Refused);
+    assert_eq!(hand_over(&session, SET_VRING_CALL, call.as_fd()), Outcome::Refused);
     daemon.wait_for_log("or in which something waits");
     // Here we would be the last to close it. A process that ends does not wait.
     std::mem::forget((call, peer));

@@ -18,7 +18,7 @@ use rustix::fs::OFlags;
 
 use common::daemon::{Daemon, Place, Setup};
 use common::frontend::load::Load;
-use common::frontend::{EVENT_IDX, Options, Session};
+use common::frontend::{EVENT_IDX, Options, Session, handover};
 
 /// Two disks, and one worker for both: whatever holds it up holds up both.
 fn two_disks() -> Daemon {
@@ -30,6 +30,11 @@ fn bystander(daemon: &Daemon) -> (Session, Load) {
     let session = Session::connect(&daemon.socket(1));
     let load = Load::start(session.ring(0, 64), 0);
     (session, load)
+}
+
+/// A front-end of the first disk with everything that a message needs.
+fn connect(daemon: &Daemon) -> Session {
+    handover::connect(&daemon.socket(0))
 }
 
 /// An eventfd whose reader waits.

@@ -4,9 +4,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use super::kinds::{Outcome, connect};
-use super::{bystander, two_disks};
+use super::{bystander, connect, two_disks};
 use crate::common::frontend::Session;
+use crate::common::frontend::handover::Outcome;
 use crate::common::frontend::message::{CHECK_DEVICE_STATE, SET_DEVICE_STATE_FD};
 use crate::common::frontend::wire::{NEED_REPLY, VERSION};
 use crate::common::full_pipe;

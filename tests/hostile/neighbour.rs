@@ -8,9 +8,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::common::frontend::Session;
 use crate::common::frontend::request::{OK, Request};
 use crate::common::frontend::ring::Ring;
-use crate::common::frontend::{Options, Session};
 use crate::common::{Random, pattern, wait_for};
 
 /// Bytes of a request.
@@ -33,8 +33,8 @@ pub(crate) struct Neighbour {
 
 impl Neighbour {
     /// One request at a time, until it is stopped.
-    pub(crate) fn start(socket: &Path, options: &Options) -> Self {
-        let session = Session::connect_with(socket, options);
+    pub(crate) fn start(socket: &Path) -> Self {
+        let session = Session::connect(socket);
         let stop = Arc::new(AtomicBool::new(false));
         let times = Arc::new(Mutex::default());
         let (is_stopped, of_all) = (stop.clone(), times.clone());
@@ -48,11 +48,21 @@ impl Neighbour {
         Self { stop, times, thread }
     }
 
+    /// How long each request took that was done since this was asked last.
+    pub(crate) fn take_times(&self) -> Vec<Duration> {
+        std::mem::take(&mut *lock(&self.times))
+    }
+
+    /// Nothing that it read was wrong.
+    pub(crate) fn assert_at_work(&self) {
+        assert!(!self.thread.is_finished(), "the neighbour's requests have failed");
+    }
+
     /// Waits until some more requests were done, and what they read was right.
     pub(crate) fn wait_for_progress(&self) {
         let goal = lock(&self.times).len() + PROGRESS;
         wait_for("the neighbour's requests are done", || {
-            assert!(!self.thread.is_finished(), "the neighbour's requests have failed");
+            self.assert_at_work();
             (lock(&self.times).len() >= goal).then_some(())
         });
     }

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::common::daemon::Daemon;
+
 /// Who tries what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
@@ -13,6 +15,12 @@ pub(crate) enum Kind {
     Ring,
     /// A driver: what its chains ask for.
     Request,
+    /// A front-end: what it hands over.
+    Descriptor,
+    /// A front-end: when it speaks, stops speaking, or leaves.
+    Timing,
+    /// Another user of the machine.
+    User,
 }
 
 /// What becomes of it.
@@ -30,6 +38,12 @@ pub(crate) enum Answer {
     Status(u8, u32),
     /// The ring is broken: err is notified, nothing is completed.
     Broken,
+    /// It is as if nothing had been tried.
+    Served,
+    /// The kernel says no.
+    Denied,
+    /// A start of the program ends with this exit code.
+    Exit(i32),
     /// It has gone otherwise than any row expects.
     Wrong(String),
 }
@@ -46,6 +60,9 @@ impl fmt::Display for Answer {
             Self::Status(2, bytes) => write!(f, "UNSUPP, {bytes} B used"),
             Self::Status(status, bytes) => write!(f, "status {status}, {bytes} B used"),
             Self::Broken => f.write_str("ring broken"),
+            Self::Served => f.write_str("served on"),
+            Self::Denied => f.write_str("denied by the kernel"),
+            Self::Exit(code) => write!(f, "exit code {code}"),
             Self::Wrong(what) => f.write_str(what),
         }
     }
@@ -53,9 +70,13 @@ impl fmt::Display for Answer {
 
 /// Where a row is tried.
 #[derive(Debug)]
-pub(crate) struct Place {
-    /// The disk that is attacked.
+pub(crate) struct Place<'a> {
+    /// The daemon.
+    pub(crate) daemon: &'a Daemon,
+    /// Where the disk that is attacked is served.
     pub(crate) socket: PathBuf,
+    /// What it consists of.
+    pub(crate) image: PathBuf,
 }
 
 /// One case.
@@ -69,7 +90,9 @@ pub(crate) struct Row {
     /// What the log says of it, where it must.
     pub(crate) reason: String,
     /// Tries it.
-    pub(crate) attack: Box<dyn Fn(&Place) -> Answer>,
+    pub(crate) attack: Box<dyn Fn(&Place<'_>) -> Answer>,
+    /// Takes more than a moment: it is not tried over and over.
+    pub(crate) is_slow: bool,
 }
 
 impl Row {
@@ -78,10 +101,10 @@ impl Row {
         kind: Kind,
         name: impl Into<String>,
         expected: Answer,
-        attack: impl Fn(&Place) -> Answer + 'static,
+        attack: impl Fn(&Place<'_>) -> Answer + 'static,
     ) -> Self {
         let (name, reason) = (name.into(), String::new());
-        Self { kind, name, expected, reason, attack: Box::new(attack) }
+        Self { kind, name, expected, reason, attack: Box::new(attack), is_slow: false }
     }
 
     /// The same, and these words are in the log.
@@ -89,20 +112,26 @@ impl Row {
         self.reason = reason.into();
         self
     }
+
+    /// The same; it takes more than a moment.
+    pub(crate) fn slow(mut self) -> Self {
+        self.is_slow = true;
+        self
+    }
 }
 
-/// What was seen of each row, and how many of each kind there were.
+/// What was seen of each row.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
-    counts: BTreeMap<Kind, usize>,
+    /// By the row's place in the table.
+    lines: BTreeMap<usize, (Kind, String)>,
     failed: Vec<String>,
 }
 
 impl Report {
-    /// Prints a row and what was seen.
-    pub(crate) fn add(&mut self, row: &Row, seen: &Result<(), String>) {
+    /// Adds what was seen of the row at this place of the table.
+    pub(crate) fn add(&mut self, number: usize, row: &Row, seen: &Result<(), String>) {
         let Row { kind, name, expected, .. } = row;
-        *self.counts.entry(*kind).or_default() += 1;
         let seen = match seen {
             Ok(()) => "as expected",
             Err(what) => {
@@ -110,12 +139,17 @@ impl Report {
                 what
             }
         };
-        println!("| {kind:?} | {name} | {expected} | {seen} |");
+        self.lines.insert(number, (*kind, format!("| {kind:?} | {name} | {expected} | {seen} |")));
     }
 
-    /// Prints how many there were; fails if any was not as expected.
+    /// Prints all, and how many there were of each kind; fails if any was not as expected.
     pub(crate) fn finish(self) -> BTreeMap<Kind, usize> {
-        let Self { counts, failed } = self;
+        let Self { lines, failed } = self;
+        let mut counts = BTreeMap::<_, usize>::new();
+        for (kind, line) in lines.into_values() {
+            println!("{line}");
+            *counts.entry(kind).or_default() += 1;
+        }
         println!("{} cases: {counts:?}", counts.values().sum::<usize>());
         assert!(failed.is_empty(), "{} cases went wrong:\n{}", failed.len(), failed.join("\n"));
         counts

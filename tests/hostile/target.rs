@@ -5,8 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use crate::common::daemon::{Daemon, Place as FileSystem, Setup};
+use crate::common::frontend::Session;
 use crate::common::frontend::request::{OK, Request};
-use crate::common::frontend::{Options, Session};
 use crate::common::pattern;
 use crate::driver::case::{DISK_BYTES, KEPT_BYTES};
 use crate::neighbour::Neighbour;
@@ -14,6 +14,12 @@ use crate::table::{Place, Report, Row};
 
 /// Disks that are attacked in turn: the log has some lines a second of each cause for each of them.
 const DISKS: usize = 8;
+
+/// Of so many rows next to each other in the table, one after the other is tried.
+const STRIDE: usize = 41;
+
+/// Of a machine that is busy with other things, too.
+const LIFETIME: Duration = Duration::from_secs(3600);
 
 /// How soon the log says why, if it does.
 const LOGGED: Duration = Duration::from_millis(50);
@@ -24,16 +30,15 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A daemon with one worker: whoever holds it up holds up all.
 pub(crate) struct Target {
     pub(crate) daemon: Daemon,
-    pub(crate) neighbour: Neighbour,
     /// What is in the part of each disk that nobody may change.
     kept: Vec<u8>,
     attacks: usize,
 }
 
 impl Target {
-    /// With a neighbour at work.
+    /// Nobody is connected yet.
     pub(crate) fn start() -> Self {
-        let mut setup = Setup::new(FileSystem::Tmpfs).arg("--workers=1");
+        let mut setup = Setup::new(FileSystem::Tmpfs).arg("--workers=1").with_metrics().lifetime(LIFETIME);
         let kept = pattern(1, KEPT_BYTES as usize);
         for disk in 0..=DISKS {
             setup = setup.disk("");
@@ -42,20 +47,28 @@ impl Target {
             file.write_all_at(&kept, 0).unwrap();
         }
         let daemon = setup.start();
-        let neighbour = Neighbour::start(&daemon.socket(DISKS), &Options::default());
-        Self { daemon, neighbour, kept, attacks: 0 }
+        Self { daemon, kept, attacks: 0 }
     }
 
-    /// Tries each row once.
-    pub(crate) fn try_rows(&mut self, rows: &[Row]) -> Report {
+    /// An honest front-end of the disk that is not attacked, at work.
+    pub(crate) fn neighbour(&self) -> Neighbour {
+        Neighbour::start(&self.daemon.socket(DISKS))
+    }
+
+    /// Tries each row once; not one after the other, as neighbours may fill the log with lines of the same cause.
+    pub(crate) fn try_rows(&mut self, rows: &[Row], neighbour: &Neighbour) -> Report {
         let mut report = Report::default();
-        for row in rows {
-            report.add(row, &self.try_row(row));
+        let spread = (0..STRIDE).flat_map(|first| (first..rows.len()).step_by(STRIDE));
+        for number in spread {
+            let row = &rows[number];
+            report.add(number, row, &self.try_row(row, neighbour));
+            self.daemon.assert_alive();
+            neighbour.assert_at_work();
         }
         report
     }
 
-    fn try_row(&mut self, row: &Row) -> Result<(), String> {
+    fn try_row(&mut self, row: &Row, neighbour: &Neighbour) -> Result<(), String> {
         let disk = self.next_disk();
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -72,8 +85,14 @@ impl Target {
                 return Err(format!("not logged: {:?}; log:\n{}", row.reason, &self.daemon.log()[before..]));
             }
         }
-        let after = AssertUnwindSafe(|| self.assert_unharmed(disk));
+        let after = AssertUnwindSafe(|| self.assert_unharmed(disk, neighbour));
         catch_unwind(after).map_err(|panic| told(&*panic))
+    }
+
+    /// Tries a row on the next disk, whatever comes of it.
+    pub(crate) fn attack_next(&mut self, row: &Row) {
+        let disk = self.next_disk();
+        self.attack(row, disk);
     }
 
     fn next_disk(&mut self) -> usize {
@@ -82,7 +101,8 @@ impl Target {
     }
 
     fn attack(&self, row: &Row, disk: usize) -> crate::table::Answer {
-        let place = Place { socket: self.daemon.socket(disk) };
+        let (socket, image) = (self.daemon.socket(disk), self.daemon.image(disk));
+        let place = Place { daemon: &self.daemon, socket, image };
         (row.attack)(&place)
     }
 
@@ -100,21 +120,15 @@ impl Target {
     }
 
     /// The neighbour goes on; the disk serves whoever comes next, and has what it must keep.
-    fn assert_unharmed(&mut self, disk: usize) {
+    fn assert_unharmed(&mut self, disk: usize, neighbour: &Neighbour) {
         self.daemon.assert_alive();
-        self.neighbour.wait_for_progress();
+        neighbour.wait_for_progress();
         let session = Session::connect(&self.daemon.socket(disk));
         let answer = session.ring(0, 16).run(&Request::read(KEPT_BYTES / 512, 4096));
         assert_eq!((answer.status, answer.used_bytes), (OK, 4097), "the next front-end's read");
         let mut bytes = vec![0; self.kept.len()];
         std::fs::File::open(self.daemon.image(disk)).unwrap().read_exact_at(&mut bytes, 0).unwrap();
         assert!(bytes == self.kept, "the disk has changed");
-    }
-
-    /// Ends all, as it should end.
-    pub(crate) fn stop(self) -> String {
-        self.neighbour.stop();
-        self.daemon.stop_for_log()
     }
 }
 

@@ -12,10 +12,8 @@ use super::{assert_works, daemon};
 use crate::common::MIB;
 use crate::common::frontend::load::{LOAD_SECTORS, Load};
 use crate::common::frontend::memory::{Memory, Span, USER_BASE};
-use crate::common::frontend::message::{ADD_MEM_REG, SET_MEM_TABLE};
 use crate::common::frontend::request::{IOERR, OK, Request};
 use crate::common::frontend::ring::{NO_STATUS, Ring, WRITE};
-use crate::common::frontend::wire::Verdict;
 use crate::common::frontend::{Options, SPANS, Session, assert_refused};
 use crate::common::host::HugePages;
 use crate::common::pattern;
@@ -260,70 +258,6 @@ fn a_region_may_consist_of_huge_pages() {
     assert_eq!(ring.read_to(0, FREE + last_page, 4096), IOERR, "not there any more");
 }
 
-/// What is wrong with a region, and the region.
-fn bad_regions(good: &VhostUserMemoryRegionInfo) -> Vec<(&'static str, VhostUserMemoryRegionInfo)> {
-    let taken = SPANS[1].guest_start;
-    let of = |change: &dyn Fn(&mut VhostUserMemoryRegionInfo)| {
-        let mut region = *good;
-        change(&mut region);
-        region
-    };
-    vec![
-        ("overlap: the same start", of(&|region| region.guest_phys_addr = taken)),
-        ("overlap: over its start", of(&|region| region.guest_phys_addr = taken - PAGE)),
-        ("overlap: its last page", of(&|region| region.guest_phys_addr = taken + SPANS[1].bytes - PAGE)),
-        ("overlap: inside", of(&|region| region.guest_phys_addr = taken + MIB)),
-        ("guest address over the end", of(&|region| region.guest_phys_addr = 0u64.wrapping_sub(PAGE))),
-        ("user address over the end", of(&|region| region.userspace_addr = 0u64.wrapping_sub(PAGE))),
-        ("file offset over the end", of(&|region| region.mmap_offset = 0u64.wrapping_sub(PAGE))),
-        ("length over the end", of(&|region| region.memory_size = u64::MAX - PAGE + 1)),
-        ("file offset inside a page", of(&|region| (region.mmap_offset, region.memory_size) = (512, PAGE))),
-        ("file a page too short", of(&|region| region.memory_size += PAGE)),
-        ("file too short for the offset", of(&|region| region.mmap_offset = PAGE)),
-        ("offset behind the file", of(&|region| region.mmap_offset = 64 * MIB)),
-        ("more than can be mapped", of(&|region| region.memory_size = 1 << 62)),
-    ]
-}
-
-#[test]
-fn bad_slots_are_refused_and_the_table_stays() {
-    let daemon = daemon("");
-    let session = Session::connect(&daemon.socket(0));
-    let mut ring = session.ring(0, 64);
-    let good = region(FREE, MIB);
-    for (what, bad) in bad_regions(&good.announcement()[0]) {
-        assert_refused(what, add(&session, &bad));
-        assert_works(&mut ring, 0);
-        assert_eq!(ring.read_to(0, FREE, 512), IOERR, "{what}: it is there after all");
-        let base = session.stop(&ring);
-        session.start(&ring, base).unwrap();
-        assert_works(&mut ring, 8);
-    }
-    assert_eq!(session.wire.tell(ADD_MEM_REG, &slot_message(FREE, 0, FREE, 0), &[good.fd()]), Verdict::Nack);
-    add(&session, &good.announcement()[0]).unwrap();
-    assert_eq!(ring.read_to(0, FREE, 512), OK);
-}
-
-#[test]
-fn bad_tables_are_refused_and_the_table_before_stays() {
-    let daemon = daemon("");
-    let session = Session::connect(&daemon.socket(0));
-    let mut ring = session.ring(0, 64);
-    let good = region(FREE, MIB);
-    for (what, bad) in bad_regions(&good.announcement()[0]) {
-        let second = session.memory.announcement()[1];
-        assert_refused(what, session.ask(|control| control.set_mem_table(&[second, bad])));
-        assert_works(&mut ring, 0);
-        let base = session.stop(&ring);
-        session.start(&ring, base).unwrap();
-        assert_works(&mut ring, 8);
-    }
-    let table = |regions: u32| regions.to_le_bytes().into_iter().chain([0; 4]).collect::<Vec<u8>>();
-    assert_eq!(session.wire.tell(SET_MEM_TABLE, &table(0), &[]), Verdict::Nack, "no regions");
-    assert_eq!(session.wire.tell(SET_MEM_TABLE, &table(1), &[good.fd()]), Verdict::Nack, "region missing");
-    assert_works(&mut ring, 0);
-}
-
 #[test]
 fn slots_of_strange_descriptors_are_refused() {
     let daemon = daemon("");
@@ -394,9 +328,4 @@ fn there_are_509_slots() {
     add(&session, &slot(free)).unwrap();
     assert_eq!(ring.read_to(0, FREE + free * 2 * PAGE, 512), OK);
     assert_works(&mut ring, 0);
-}
-
-/// A slot's message; the front-end of `vhost` does not send one of no bytes.
-fn slot_message(guest_start: u64, bytes: u64, user_start: u64, offset: u64) -> Vec<u8> {
-    [0, guest_start, bytes, user_start, offset].map(u64::to_le_bytes).as_flattened().to_vec()
 }

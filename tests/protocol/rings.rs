@@ -4,24 +4,16 @@ use vhost::VhostBackend;
 
 use super::{assert_works, daemon};
 use crate::common::frontend::memory::Span;
-use crate::common::frontend::message::{
-    GET_VRING_BASE, SET_VRING_ADDR, SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_ERR,
-    SET_VRING_KICK, SET_VRING_NUM,
-};
+use crate::common::frontend::message::{GET_VRING_BASE, SET_VRING_BASE, SET_VRING_NUM};
 use crate::common::frontend::request::{IOERR, OK, Request};
 use crate::common::frontend::ring::{NO_STATUS, Ring, WRITE};
-use crate::common::frontend::wire::{Verdict, Wire};
-use crate::common::frontend::{Options, RING_PACKED, SPANS, Session, assert_refused, settle};
+use crate::common::frontend::wire::Verdict;
+use crate::common::frontend::{Options, RING_PACKED, Session, assert_refused, settle};
 use crate::common::process::Process;
 use crate::common::wait_for;
 
 fn state(index: u32, number: u32) -> Vec<u8> {
     [index, number].map(u32::to_le_bytes).as_flattened().to_vec()
-}
-
-fn addresses(index: u32, descriptors: u64, used: u64, available: u64) -> Vec<u8> {
-    let fields = [descriptors, used, available, 0].map(u64::to_le_bytes);
-    [state(index, 0).as_slice(), fields.as_flattened()].concat()
 }
 
 /// The status byte of the request in this slot of a ring.
@@ -244,117 +236,6 @@ fn stopping_a_ring_that_does_not_run_is_answered() {
         session.start(&ring, base).unwrap();
         assert_works(&mut ring, 0);
     }
-}
-
-#[test]
-fn bad_queue_sizes_are_refused() {
-    let daemon = daemon("");
-    let session = Session::connect(&daemon.socket(0));
-    let mut other = session.ring(1, 64);
-    for size in [0, 3, 6, 100, 127, 1023, 1025, 32767, 32769, 65535, 65536, 65536 + 64, u32::MAX] {
-        assert_eq!(session.wire.tell(SET_VRING_NUM, &state(0, size), &[]), Verdict::Nack, "size {size}");
-        assert_works(&mut other, 0);
-    }
-    assert_works(&mut session.ring(0, 64), 8);
-}
-
-#[test]
-fn bad_ring_addresses_are_refused_or_break_that_ring() {
-    let daemon = daemon("");
-    for session in Session::of_each_kind(&daemon.socket(0)) {
-        let mut other = session.ring(1, 64);
-        let [first, second] = SPANS;
-        let end = first.guest_start + first.bytes;
-        let gap = second.guest_start - 64;
-        let good = session.new_ring(0, 64);
-        let [d, a, u] = [good.descriptors, good.available, good.used];
-        let [short_of_a, short_of_u] = match good.is_packed() {
-            true => [end; 2],
-            false => [end - 6 - 64 * 2 + 2, end - 6 - 64 * 8 + 4],
-        };
-        for (what, [descriptors, available, used]) in [
-            ("descriptors at 0", [0, a, u]),
-            ("descriptors in a gap", [gap, a, u]),
-            ("descriptors over a region's end", [end - 64 * 16 + 16, a, u]),
-            ("descriptors over the address space", [0u64.wrapping_sub(16), a, u]),
-            ("descriptors misaligned", [d + 8, a, u]),
-            ("available ring at 0", [d, 0, u]),
-            ("available ring in a gap", [d, gap, u]),
-            ("available ring over a region's end", [d, short_of_a, u]),
-            ("available ring misaligned", [d, a + 1, u]),
-            ("used ring at 0", [d, a, 0]),
-            ("used ring in a gap", [d, a, gap]),
-            ("used ring over a region's end", [d, a, short_of_u]),
-            ("used ring misaligned", [d, a, u + 2]),
-            ("everything at the last byte", [u64::MAX; 3]),
-        ] {
-            let mut ring = session.new_ring(0, 64);
-            let message = addresses(0, Ring::user(descriptors), Ring::user(used), Ring::user(available));
-            session.ask(|control| control.set_vring_num(0, 64)).unwrap();
-            let mut verdicts = vec![session.wire.tell(SET_VRING_ADDR, &message, &[])];
-            if verdicts[0] == Verdict::Ack {
-                for result in [session.set_events(&ring), session.enable(&ring, true)] {
-                    verdicts.push(if result.is_ok() { Verdict::Ack } else { Verdict::Nack });
-                }
-            }
-            ring.kick.signal();
-            if !verdicts.contains(&Verdict::Nack) {
-                ring.err.wait(&format!("{what}: not refused, so the ring must break"));
-            }
-            assert!(!verdicts.contains(&Verdict::Closed), "{what}: {verdicts:?}");
-            assert_works(&mut other, 0);
-            session.stop(&ring);
-            session.start(&ring, 0).unwrap();
-            assert_works(&mut ring, 8);
-            session.stop(&ring);
-            ring.reset();
-        }
-    }
-}
-
-#[test]
-fn rings_that_do_not_exist_are_refused() {
-    let daemon = daemon("queues=4");
-    let session = Session::connect(&daemon.socket(0));
-    let mut other = session.ring(3, 64);
-    let event = crate::common::frontend::event_fd::event();
-    let fd = crate::common::frontend::fd_of(&event);
-    for index in [4_u64, 5, 200, 255] {
-        let number = index.to_le_bytes();
-        assert_eq!(session.wire.tell(SET_VRING_KICK, &number, &[fd]), Verdict::Nack, "kick {index}");
-        assert_eq!(session.wire.tell(SET_VRING_CALL, &number, &[fd]), Verdict::Nack, "call {index}");
-        assert_eq!(session.wire.tell(SET_VRING_ERR, &number, &[fd]), Verdict::Nack, "err {index}");
-    }
-    for index in [4, 5, 255, 256, 65_536, u32::MAX] {
-        assert_eq!(session.wire.tell(SET_VRING_NUM, &state(index, 64), &[]), Verdict::Nack);
-        assert_eq!(session.wire.tell(SET_VRING_BASE, &state(index, 0), &[]), Verdict::Nack);
-        assert_eq!(session.wire.tell(SET_VRING_ENABLE, &state(index, 1), &[]), Verdict::Nack);
-        let message = addresses(index, 0, 0, 0);
-        assert_eq!(session.wire.tell(SET_VRING_ADDR, &message, &[]), Verdict::Nack);
-    }
-    assert_works(&mut other, 0);
-}
-
-/// There is no way to say no to a question but to hang up.
-#[test]
-fn asking_for_the_base_of_a_ring_that_does_not_exist_is_not_left_unanswered() {
-    let daemon = daemon("queues=4");
-    for index in [4, 255, 65_536, u32::MAX] {
-        let wire = Wire::connect(&daemon.socket(0));
-        let answer = wire.ask(GET_VRING_BASE, &state(index, 0), &[]);
-        println!("ring {index}: {answer:?}");
-        assert_works(&mut Session::connect(&daemon.socket(0)).ring(0, 64), 0);
-    }
-}
-
-#[test]
-fn enabling_takes_no_third_value() {
-    let daemon = daemon("");
-    let session = Session::connect(&daemon.socket(0));
-    let mut ring = session.ring(0, 64);
-    assert_works(&mut ring, 0);
-    assert_eq!(session.wire.tell(SET_VRING_ENABLE, &state(0, 2), &[]), Verdict::Nack);
-    assert_works(&mut ring, 0);
 }
 
 /// A ring's numbers may change while it stands still, but not under it.

@@ -6,6 +6,7 @@
 pub mod chains;
 pub mod event_fd;
 pub mod features;
+pub mod handover;
 pub mod load;
 pub mod memory;
 pub mod message;

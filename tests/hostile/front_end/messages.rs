@@ -193,7 +193,7 @@ fn numbers() -> Vec<Said> {
             all.push(said.with(event).logged(format!("ring {ring} does not exist")));
         }
     }
-    for size in [0, 3, 6, 100, 32_767, 32_769, 65_536, 65_536 + 64, u32::MAX] {
+    for size in [0, 3, 6, 100, 1023, 1025, 32_767, 32_769, 65_535, 65_536, 65_536 + 64, u32::MAX] {
         all.push(
             Said::new(format!("a ring of {size} descriptors"), SET_VRING_NUM, &state(0, size), Nack)
                 .logged(format!("queue size {size} is not")),

@@ -1,6 +1,10 @@
 //! What a front-end must not do.
 
+mod descriptors;
+mod memory;
 mod messages;
+mod rings;
+mod timing;
 mod values;
 
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -18,7 +22,10 @@ use crate::table::{Answer, Kind, Place, Row};
 
 /// The rows of the table.
 pub(crate) fn rows() -> Vec<Row> {
-    [messages::rows(), values::rows()].into_iter().flatten().collect()
+    [messages::rows(), values::rows(), memory::rows(), rings::rows(), descriptors::rows(), timing::rows()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// How far a front-end has come.
@@ -42,7 +49,7 @@ struct FrontEnd {
 }
 
 impl FrontEnd {
-    fn at(stage: Stage, place: &Place) -> Self {
+    fn at(stage: Stage, place: &Place<'_>) -> Self {
         let mut session = Session::open(&place.socket, &SPANS);
         if stage != Stage::Connected {
             session.negotiate(&Options::default());
@@ -167,7 +174,7 @@ impl Said {
 
     fn row(self, kind: Kind) -> Row {
         let (name, expected, reason) = (self.name.clone(), self.expected.clone(), self.reason.clone());
-        let attack = move |place: &Place| {
+        let attack = move |place: &Place<'_>| {
             let mut front_end = FrontEnd::at(self.stage, place);
             let answer = front_end.tell(self.code, self.flags, &self.payload, &(self.files)());
             if answer != Answer::HungUp && !self.stops_ring {

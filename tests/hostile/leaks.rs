@@ -1,0 +1,96 @@
+//! What a daemon has before and after thousands of hostile connections: the same.
+
+use std::time::Duration;
+
+use crate::common::process::Process;
+use crate::common::wait_for;
+use crate::table::{Kind, Row};
+use crate::target::Target;
+
+/// Connections, if nothing is said (`HOSTILE_CONNECTIONS=`).
+const CONNECTIONS: usize = 10_000;
+
+/// What the allocator may keep of what threads have returned to it, in bytes.
+const MARGIN_BYTES: u64 = 512 << 10;
+
+/// Rounds of all rows after which there is nothing that is made at the first use, such as heaps of threads.
+const MOST_ROUNDS: usize = 8;
+
+/// What a process and those that have come from it have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Resources {
+    processes: usize,
+    descriptors: usize,
+    threads: usize,
+    mappings: usize,
+    /// Resident memory that is not of files.
+    anonymous_bytes: u64,
+}
+
+impl Resources {
+    fn of(process: Process) -> Self {
+        // One that has ended has nothing any more; it is reaped when the next one is made.
+        let is_there = |process: &Process| !process.has_ended();
+        let family = || process.descendants().into_iter().map(Process).filter(is_there).chain([process]);
+        Self {
+            processes: family().count(),
+            descriptors: family().map(Process::fds).sum(),
+            threads: family().map(Process::threads).sum(),
+            mappings: process.all_mappings(),
+            anonymous_bytes: process.anonymous_bytes(),
+        }
+    }
+
+    /// Once so many processes are left, and nothing changes any more: one that closes what was refused has ended.
+    fn at_rest(process: Process, processes: usize) -> Self {
+        wait_for("the daemon comes to rest", || {
+            let before = Self::of(process);
+            std::thread::sleep(Duration::from_millis(300));
+            (before.processes == processes && Self::of(process) == before).then_some(before)
+        })
+    }
+
+    /// The same but for memory, of which a little more may be kept.
+    fn is_as(self, before: Self) -> bool {
+        let Self { anonymous_bytes, .. } = before;
+        let is_kept = self.anonymous_bytes <= anonymous_bytes + MARGIN_BYTES;
+        Self { anonymous_bytes, ..self } == before && is_kept
+    }
+}
+
+/// What is tried over and over: by drivers and front-ends, and nothing that takes long.
+pub(crate) fn quick(rows: Vec<Row>) -> Vec<Row> {
+    rows.into_iter().filter(|row| !row.is_slow && row.kind != Kind::User).collect()
+}
+
+#[test]
+fn hostile_connections_leave_nothing_behind() {
+    let said = std::env::var("HOSTILE_CONNECTIONS").ok().map(|number| number.parse().unwrap());
+    let connections: usize = said.unwrap_or(CONNECTIONS);
+    let rows = quick(crate::rows());
+    let mut target = Target::start();
+    let neighbour = target.neighbour();
+    let process = Process(target.daemon.pid());
+    neighbour.wait_for_progress();
+    let processes = Resources::of(process).processes;
+    let mut before = Resources::at_rest(process, processes);
+    for _ in 0..MOST_ROUNDS {
+        rows.iter().for_each(|row| target.attack_next(row));
+        let earlier = std::mem::replace(&mut before, Resources::at_rest(process, processes));
+        println!("{before:?} after another {} attacks", rows.len());
+        if before.is_as(earlier) {
+            break;
+        }
+    }
+    for number in 0..connections {
+        target.attack_next(&rows[number % rows.len()]);
+        if number % 100 == 0 {
+            neighbour.wait_for_progress();
+        }
+    }
+    let after = Resources::at_rest(process, processes);
+    println!("{before:?} before {connections} hostile connections\n{after:?} afterwards");
+    assert!(after.is_as(before), "{before:?} before, {after:?} after {connections} hostile connections");
+    neighbour.stop();
+    target.daemon.stop();
+}

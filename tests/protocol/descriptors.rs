@@ -150,23 +150,3 @@ fn a_ring_that_cannot_start_does_not_spoil_other_messages() {
     session.share_memory();
     assert_works(&mut ring, 0);
 }
-
-#[test]
-fn descriptors_must_come_where_they_are_announced() {
-    let daemon = with_disks(&[""]).start();
-    let session = Session::connect(&daemon.socket(0));
-    let mut ring = session.ring(0, 64);
-    let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-    let no_descriptor = 0x100_u64.to_le_bytes();
-    for code in [SET_VRING_KICK, SET_VRING_CALL, SET_VRING_ERR] {
-        assert_eq!(session.wire.tell(code, &message(0), &[]), Verdict::Nack, "{code}: none came");
-        let uncalled = session.wire.tell(code, &no_descriptor, &[event.as_fd()]);
-        assert_eq!(uncalled, Verdict::Nack, "{code}: one came");
-        let two = session.wire.tell(code, &message(0), &[event.as_fd(), event.as_fd()]);
-        assert_eq!(two, Verdict::Nack, "{code}: two came");
-        assert_works(&mut ring, 0);
-    }
-    // A ring without a kick would have to be polled, which is not offered.
-    assert_eq!(session.wire.tell(SET_VRING_KICK, &no_descriptor, &[]), Verdict::Nack);
-    assert_works(&mut ring, 0);
-}

@@ -86,19 +86,6 @@ fn what_is_no_message_at_all_closes_the_connection() {
     assert_works(&mut Session::connect(&daemon.socket(0)).ring(0, 64), 0);
 }
 
-/// Flags that no version has defined.
-#[test]
-fn reserved_flags_are_not_left_unanswered() {
-    let daemon = daemon("");
-    for flags in [0x10, 0x8000_0000, 0xffff_fff0] {
-        let session = Session::connect(&daemon.socket(0));
-        if session.wire.send(8, VERSION | NEED_REPLY | flags, &[0, 0, 0, 0, 64, 0, 0, 0], &[]) {
-            println!("{flags:#x}: {:?}", session.wire.receive());
-        }
-        assert_works(&mut Session::connect(&daemon.socket(0)).ring(0, 64), 0);
-    }
-}
-
 #[test]
 fn descriptors_that_nobody_asked_for_are_closed() {
     let daemon = daemon("");

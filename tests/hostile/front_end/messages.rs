@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use rustix::event::EventfdFlags;
 
 use super::Stage::{Connected, Negotiated, Shared};
-use super::{Said, is_question, refusal, state, words};
+use super::{OF_RING, Said, is_question, refusal, state, words};
 use crate::common::frontend::RING_PACKED;
 use crate::common::frontend::message::*;
 use crate::common::frontend::wire::{NEED_REPLY, REPLY, VERSION};
@@ -183,11 +183,7 @@ fn numbers() -> Vec<Said> {
             );
         }
     }
-    for (name, code) in [
-        ("SET_VRING_KICK", SET_VRING_KICK),
-        ("SET_VRING_CALL", SET_VRING_CALL),
-        ("SET_VRING_ERR", SET_VRING_ERR),
-    ] {
+    for (name, code) in OF_RING {
         for ring in [RINGS, 255] {
             let said = Said::new(format!("{name} of ring {ring}"), code, &words(&[ring.into()]), Nack);
             all.push(said.with(event).logged(format!("ring {ring} does not exist")));
@@ -240,6 +236,9 @@ fn early() -> Vec<Said> {
             .logged("was not negotiated"),
         Said::new("postcopy begins unannounced", POSTCOPY_LISTEN, &[], Nack).logged("was not negotiated"),
         Said::new("postcopy ends that never began", POSTCOPY_END, &[], Nack).logged("was not negotiated"),
+        Said::new("a ring without a kick", SET_VRING_KICK, &words(&[9 | NO_DESCRIPTOR]), Nack)
+            .logged("ring 9: kicks without a descriptor are not supported"),
+        Said::new("a ring without a call", SET_VRING_CALL, &words(&[9 | NO_DESCRIPTOR]), Done),
         Said::new("a kick before memory", SET_VRING_KICK, &words(&[0]), Done).with(event).at(Negotiated),
         Said::new("a kick before addresses", SET_VRING_KICK, &words(&[9]), Done).with(event).at(Shared),
         Said::new("a ring that was never set up is enabled", SET_VRING_ENABLE, &state(9, 1), Done),
@@ -303,11 +302,7 @@ fn many<const COUNT: usize>(make: fn() -> Vec<OwnedFd>) -> Vec<OwnedFd> {
 /// Too many descriptors, or too few.
 fn descriptors() -> Vec<Said> {
     let mut all = Vec::new();
-    for (name, code) in [
-        ("SET_VRING_KICK", SET_VRING_KICK),
-        ("SET_VRING_CALL", SET_VRING_CALL),
-        ("SET_VRING_ERR", SET_VRING_ERR),
-    ] {
+    for (name, code) in OF_RING {
         let said = |what: &str, word| Said::new(format!("{name} with {what}"), code, &words(&[word]), Nack);
         all.extend([
             said("no descriptor", 0).logged("it comes with 0 descriptors, not with one"),

@@ -12,13 +12,20 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use crate::common::frontend::message::{
     CHECK_DEVICE_STATE, GET_CONFIG, GET_FEATURES, GET_INFLIGHT_FD, GET_MAX_MEM_SLOTS, GET_PROTOCOL_FEATURES,
     GET_QUEUE_NUM, GET_SHARED_OBJECT, GET_SHMEM_CONFIG, GET_VRING_BASE, POSTCOPY_ADVISE, POSTCOPY_END,
-    SET_DEVICE_STATE_FD, SET_LOG_BASE,
+    SET_DEVICE_STATE_FD, SET_LOG_BASE, SET_VRING_CALL, SET_VRING_ERR, SET_VRING_KICK,
 };
 use crate::common::frontend::request::{OK, Request};
 use crate::common::frontend::ring::Ring;
 use crate::common::frontend::wire::{Message, NEED_REPLY, VERSION, Wire};
 use crate::common::frontend::{Options, SPANS, Session};
 use crate::table::{Answer, Kind, Place, Row};
+
+/// Messages with a descriptor of a ring.
+const OF_RING: [(&str, u32); 3] = [
+    ("SET_VRING_KICK", SET_VRING_KICK),
+    ("SET_VRING_CALL", SET_VRING_CALL),
+    ("SET_VRING_ERR", SET_VRING_ERR),
+];
 
 /// The rows of the table.
 pub(crate) fn rows() -> Vec<Row> {

@@ -1,7 +1,7 @@
 //! Fields with values that mean nothing: bits that are reserved, addresses that cannot be.
 
 use super::messages::{config, event, memory};
-use super::{Said, Stage, refusal, state, words};
+use super::{OF_RING, Said, Stage, refusal, state, words};
 use crate::common::frontend::message::*;
 use crate::table::Answer::{HungUp, Nack};
 use crate::table::{Kind, Row};
@@ -15,11 +15,7 @@ pub(super) fn rows() -> Vec<Row> {
 /// Of the word that comes with a ring's descriptor.
 fn descriptors() -> Vec<Said> {
     let mut all = Vec::new();
-    for (name, code) in [
-        ("SET_VRING_KICK", SET_VRING_KICK),
-        ("SET_VRING_CALL", SET_VRING_CALL),
-        ("SET_VRING_ERR", SET_VRING_ERR),
-    ] {
+    for (name, code) in OF_RING {
         for word in [0x200, 0x1_0000, 1 << 32, 1 << 63] {
             let said = Said::new(format!("{name} of {word:#x}"), code, &words(&[word]), Nack).with(event);
             all.push(said.logged(format!("bits {word:#x} mean nothing")));

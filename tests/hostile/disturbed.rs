@@ -31,10 +31,30 @@ enum Attacked {
 
 const ALL: [Attacked; 3] = [Attacked::Nothing, Attacked::AnotherDaemon, Attacked::ItsDaemon];
 
-/// The part of requests, of a hundred, that took no longer.
-fn percentile(times: &mut [Duration], percent: usize) -> Duration {
+/// What was found in the intervals of one kind: of each the p99 of its requests, that of its time, and how many there were.
+type Found = Vec<(Duration, Duration, usize)>;
+
+/// How long 99 of 100 requests took at most.
+fn p99(sorted: &[Duration]) -> Duration {
+    sorted[(sorted.len() * 99 / 100).min(sorted.len() - 1)]
+}
+
+/// How long the requests took at most in which 99 of 100 moments lie: few long ones count as much as they would for somebody
+/// who comes at any moment, while in the p99 they are lost among the many short ones.
+fn p99_of_time(sorted: &[Duration]) -> Duration {
+    let limit = sorted.iter().sum::<Duration>() * 99 / 100;
+    let mut passed = Duration::ZERO;
+    let reaches = |time: &&Duration| {
+        passed += **time;
+        passed >= limit
+    };
+    sorted.iter().find(reaches).copied().unwrap_or_default()
+}
+
+/// The middle one, the least and the most.
+fn spread(mut times: Vec<Duration>) -> [Duration; 3] {
     times.sort_unstable();
-    times[(times.len() * percent / 100).min(times.len() - 1)]
+    [times[times.len() / 2], times[0], times[times.len() - 1]]
 }
 
 /// Attacks a daemon for so long, with the rows in turn.
@@ -56,7 +76,7 @@ fn a_neighbours_requests_take_about_as_long_while_its_daemon_is_attacked() {
     let (mut target, mut other) = (Target::start(), Target::start());
     let neighbour = target.neighbour();
     let mut order = (0..rows.len()).cycle();
-    let mut found = ALL.map(|_| Vec::new());
+    let mut found: [Found; 3] = ALL.map(|_| Vec::new());
     let mut attacks = 0;
     for _ in 0..ROUNDS {
         for (kind, found) in ALL.iter().zip(&mut found) {
@@ -69,28 +89,30 @@ fn a_neighbours_requests_take_about_as_long_while_its_daemon_is_attacked() {
             }
             let mut times = neighbour.take_times();
             assert!(!times.is_empty(), "{kind:?}: the neighbour has stood still");
-            found.push((percentile(&mut times, 99), percentile(&mut times, 50), times.len()));
+            times.sort_unstable();
+            found.push((p99(&times), p99_of_time(&times), times.len()));
         }
     }
-    let medians: Vec<Duration> = ALL
-        .iter()
-        .zip(&mut found)
-        .map(|(kind, found)| {
-            found.sort_unstable();
-            let p99 = |at: usize| found[at].0;
-            let (least, median, most) = (p99(0), p99(found.len() / 2), p99(found.len() - 1));
-            let requests: usize = found.iter().map(|(.., count)| count).sum();
-            let half = found[found.len() / 2].1;
-            println!("{kind:?} is attacked: p99 {median:?} ({least:?} to {most:?}), p50 {half:?}, {requests} requests");
-            median
-        })
-        .collect();
-    let (undisturbed, disturbed) = (medians[0].max(medians[1]), medians[2]);
-    let ratio = disturbed.as_secs_f64() / undisturbed.as_secs_f64();
-    println!("{attacks} attacks; the p99 is {ratio:.2} times that without");
+    let medians = ALL.iter().zip(found).map(|(kind, found)| {
+        let requests: usize = found.iter().map(|(.., count)| count).sum();
+        let of_requests = spread(found.iter().map(|it| it.0).collect());
+        let of_time = spread(found.iter().map(|it| it.1).collect());
+        println!("{kind:?} is attacked: p99 {of_requests:?}, of time {of_time:?} (median, least, most), {requests} requests");
+        [of_requests[0], of_time[0]]
+    });
+    let medians: Vec<[Duration; 2]> = medians.collect();
+    println!("{attacks} attacks");
     let is_coarse = milliseconds < EXACT_MS;
-    let most = if is_coarse { 8.0 } else { 2.0 };
-    assert!(ratio <= most || is_coarse && disturbed < HELD_UP, "{disturbed:?} instead of {undisturbed:?}");
+    for (at, what, most) in [(0, "of the requests", 2.0), (1, "of the time", 4.0)] {
+        let (undisturbed, disturbed) = (medians[0][at].max(medians[1][at]), medians[2][at]);
+        let ratio = disturbed.as_secs_f64() / undisturbed.as_secs_f64();
+        println!("the p99 {what} is {ratio:.2} times that without: {disturbed:?}, {undisturbed:?}");
+        let most = if is_coarse { 4.0 * most } else { most };
+        assert!(
+            ratio <= most || is_coarse && disturbed < HELD_UP,
+            "{what}: {disturbed:?} instead of {undisturbed:?}"
+        );
+    }
     neighbour.stop();
     other.daemon.stop();
     target.daemon.stop();

@@ -74,7 +74,11 @@ pub mod copy {
 pub mod thread {
     pub use loom::thread::JoinHandle;
 
-    pub fn spawn<T: 'static>(_: &str, run: impl FnOnce() -> T + 'static) -> std::io::Result<JoinHandle<T>> {
+    pub fn spawn<T: 'static>(
+        _: crate::sandbox::ThreadKind,
+        _: &str,
+        run: impl FnOnce() -> T + 'static,
+    ) -> std::io::Result<JoinHandle<T>> {
         Ok(loom::thread::spawn(run))
     }
 }

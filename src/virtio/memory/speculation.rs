@@ -32,7 +32,7 @@ pub(in crate::virtio) fn below(index: u64, bound: u64) -> u64 {
 
 /// All bits if `index` is less than `bound`, else none. In assembler, as the compiler knows what callers have checked, and
 /// would leave it out.
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 #[inline(always)]
 fn ones_if_less(index: u64, bound: u64) -> u64 {
     let mask: u64;
@@ -47,8 +47,8 @@ fn ones_if_less(index: u64, bound: u64) -> u64 {
     mask
 }
 
-/// The same for other CPUs: the borrow of a subtraction, hidden from the compiler.
-#[cfg(not(target_arch = "x86_64"))]
+/// The same for other CPUs, and for Miri: the borrow of a subtraction, hidden from the compiler.
+#[cfg(any(not(target_arch = "x86_64"), miri))]
 #[inline(always)]
 fn ones_if_less(index: u64, bound: u64) -> u64 {
     let (index, bound) = (std::hint::black_box(index), std::hint::black_box(bound));

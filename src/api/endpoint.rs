@@ -44,6 +44,16 @@ pub enum EndpointError {
     Thread(io::Error),
 }
 
+impl From<ListenerError> for EndpointError {
+    fn from(error: ListenerError) -> Self {
+        match error {
+            ListenerError::InUse(path) => Self::InUse(path),
+            ListenerError::Io { path, operation, source } => Self::Socket { path, operation, source },
+            ListenerError::Inherited(source) => Self::Thread(source),
+        }
+    }
+}
+
 /// A socket that listens, and is not answered yet.
 #[derive(Debug)]
 pub struct Endpoint(Listener);
@@ -62,13 +72,16 @@ impl Endpoint {
     /// [`EndpointError`].
     pub fn bind(path: &Path, symlinks: Symlinks) -> Result<Self, EndpointError> {
         let access = SocketAccess { symlinks, ..SocketAccess::default() };
-        Listener::bind(path, &access).map(Self).map_err(|error| match error {
-            ListenerError::InUse(path) => EndpointError::InUse(path),
-            ListenerError::Io { path, operation, source } => {
-                EndpointError::Socket { path, operation, source }
-            }
-            ListenerError::Inherited(source) => EndpointError::Thread(source),
-        })
+        Listener::bind(path, &access).map(Self).map_err(EndpointError::from)
+    }
+
+    /// Whether [`bind`](Self::bind) would find what it needs; nothing is changed.
+    ///
+    /// # Errors
+    /// [`EndpointError`].
+    pub fn preview(path: &Path, symlinks: Symlinks) -> Result<(), EndpointError> {
+        let access = SocketAccess { symlinks, ..SocketAccess::default() };
+        Ok(Listener::preview(path, &access)?)
     }
 
     /// Answers with what `collector` collects, on a thread of its own.

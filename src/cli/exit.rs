@@ -10,6 +10,7 @@ use crate::cli::inherited::InheritedError;
 use crate::cli::limits::TooFewFiles;
 use crate::config::ConfigError;
 use crate::config::disk_text::{DiskTextCause, DiskTextError};
+use crate::config::file::{FileCause, FileError};
 use crate::config::options::OptionError;
 use crate::disk::OpenError;
 use crate::sandbox::SandboxError;
@@ -63,7 +64,7 @@ impl Exit {
         match self {
             Self::Success => "success, also of a server that was ended by SIGTERM or SIGINT",
             Self::Other => "any other failure",
-            Self::Usage => "the command line is wrong",
+            Self::Usage => "the command line or the configuration file is wrong",
             Self::Missing => "the path does not exist, and there is no size= to create it with",
             Self::NotRegular => "the path is not a file or device that can be served",
             Self::BadSize => {
@@ -73,8 +74,8 @@ impl Exit {
             Self::NoSpace => "the file system has no space for the file",
             Self::SocketInUse => "another daemon listens on the socket path",
             Self::Locked => "another process serves the file or uses the device",
-            Self::Permission => "permission to use the file or the socket is denied",
-            Self::UnknownKey => "--disk has an unknown key",
+            Self::Permission => "permission to use the file, the socket or the configuration file is denied",
+            Self::UnknownKey => "--disk or the configuration file has an unknown key",
             Self::Socket => "any other failure of a socket or an inherited descriptor",
             Self::NotDurable => "the disk is less durable than --require-durable asks for",
             Self::Sandbox => "a part of the sandbox that is asked for is missing",
@@ -115,6 +116,8 @@ pub(super) enum Failure {
     #[error(transparent)]
     DiskText(#[from] DiskTextError),
     #[error(transparent)]
+    ConfigFile(#[from] FileError),
+    #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
     Limits(#[from] TooFewFiles),
@@ -131,6 +134,9 @@ pub(super) enum Failure {
     #[cfg(feature = "bench")]
     #[error(transparent)]
     Bench(#[from] crate::tools::bench::BenchError),
+    /// The exit code is that of the first.
+    #[error("{}", lines(.0))]
+    Several(Vec<Failure>),
     /// Of a command line that has no keys of `--disk`.
     #[error("{}", in_backend_options(.0))]
     Backend(Box<Failure>),
@@ -156,6 +162,8 @@ impl Failure {
                 ..
             }) => Exit::UnknownKey,
             Self::DiskText(_) | Self::Config(_) => Exit::Usage,
+            Self::ConfigFile(error) => of_file(error),
+            Self::Several(failures) => failures.first().map_or(Exit::Other, Self::exit),
             Self::Inherited(_) | Self::Activation(_) => Exit::Socket,
             Self::Server(error) => of_server(error),
             Self::Metrics(error) => of_metrics(error),
@@ -166,6 +174,26 @@ impl Failure {
             Self::Sandbox(_) | Self::Narrow(_) | Self::NotConfined => Exit::Sandbox,
             Self::Limits(_) | Self::Signals(_) | Self::Output(_) => Exit::Other,
         }
+    }
+}
+
+/// Each on a line of its own, which begins as the first will.
+fn lines(failures: &[Failure]) -> String {
+    failures.iter().map(ToString::to_string).collect::<Vec<_>>().join("\nerror: ")
+}
+
+fn of_file(error: &FileError) -> Exit {
+    match error {
+        FileError::Read { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            Exit::Permission
+        }
+        FileError::Read { .. } => Exit::Usage,
+        FileError::At { cause, .. } => match &**cause {
+            FileCause::Disk(OptionError::UnknownKey { .. })
+            | FileCause::UnknownPart { .. }
+            | FileCause::UnknownOption { .. } => Exit::UnknownKey,
+            _ => Exit::Usage,
+        },
     }
 }
 

@@ -5,19 +5,23 @@
 //! | `serve`, `backend`, `info`, `bench`, `man`, `reference` | one way to call the program each; `usage` lists them |
 //! | `inherited` | a descriptor that the command line names, checked and typed |
 //! | `daemon`, `signals`, `logging`, `start_message`, `activation`, `notify` | a server's life in the foreground |
+//! | `config_file`, `check` | `--config` joins the command line; `--check` says what would be served |
 //! | `key_help` | the keys of a disk, as help shows them |
 //! | `exit` | every way to end, one code a cause |
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 mod activation;
 mod backend;
 #[cfg(feature = "bench")]
 mod bench;
+mod check;
+mod config_file;
 mod confine;
 mod daemon;
 mod exit;
@@ -35,9 +39,10 @@ mod start_message;
 mod usage;
 
 use crate::config::ServerConfig;
+use crate::config::file::{ConfigFile, FileError};
 use confine::Confinement;
 use exit::{Exit, Failure};
-use logging::Log;
+use logging::{Log, LogArgs};
 use usage::{NAME, usage};
 
 /// Serve a persistent-memory file to virtual machines as a disk
@@ -66,7 +71,7 @@ struct Cli {
     #[command(flatten)]
     backend: backend::BackendArgs,
     #[command(flatten)]
-    log: logging::LogArgs,
+    log: LogArgs,
     #[command(flatten)]
     sandbox: confine::SandboxArgs,
 }
@@ -95,7 +100,11 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     }
     match parse(args) {
         Ok(cli) => execute(cli).into(),
-        Err(error) => match error.print() {
+        Err(Refused::ByFile(failure, log_args)) => {
+            let (json, log) = (log_args.is_json(), log_args.init());
+            report(&failure, json, &log).into()
+        }
+        Err(Refused::ByLine(error)) => match error.print() {
             // Where standard error is closed, the exit code is all that can be said.
             _ if error.use_stderr() => Exit::Usage.into(),
             printed => exit::written(printed).into(),
@@ -103,8 +112,8 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-/// The configuration that `serve` makes of these arguments, the first of which is the program's name. No file is touched: this
-/// is for tests of the command line.
+/// The configuration that `serve` makes of these arguments, the first of which is the program's name. No file is touched, but for
+/// that of `--config`, which is read: this is for tests of the command line.
 ///
 /// # Errors
 /// The message that a person would read.
@@ -120,22 +129,63 @@ pub fn configuration_of(args: Vec<OsString>) -> Result<ServerConfig, String> {
     }
 }
 
-fn parse(args: Vec<OsString>) -> Result<Cli, clap::Error> {
-    let mut command = Cli::command();
-    let cli = Cli::from_arg_matches(&command.try_get_matches_from_mut(args)?)?;
-    if cli.command.is_some() && cli.backend.is_used() {
-        return Err(command.error(
-            ErrorKind::ArgumentConflict,
-            "options of the back-end program cannot be used with a subcommand; use the keys of serve --disk",
-        ));
-    }
-    if cli.command.is_none() && !cli.backend.is_used() {
-        return Err(command.error(
-            ErrorKind::MissingSubcommand,
-            "nothing to do; use serve, info, or --socket-path with --blk-file",
-        ));
+/// What is wrong with what the program was told.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error(transparent)]
+    ByLine(#[from] clap::Error),
+    #[error("{0}")]
+    ByFile(Box<Failure>, LogArgs),
+}
+
+/// Reads the command line, and the configuration file that it names. Both together are read as a command line that says it all.
+fn parse(mut args: Vec<OsString>) -> Result<Cli, Refused> {
+    let (cli, matches) = parse_line(args.clone())?;
+    let (Some(path), Some(given)) = (cli.config(), matches.subcommand_matches("serve")) else {
+        return Ok(cli);
+    };
+    let (file, words) = match read_file(path, given) {
+        Ok(read) => read,
+        Err(error) => return Err(Refused::ByFile(Box::new(error.into()), cli.log)),
+    };
+    args.extend(words);
+    let (mut cli, _) = parse_line(args)?;
+    if let Some(Command::Serve(args)) = &mut cli.command {
+        args.file = file;
     }
     Ok(cli)
+}
+
+/// A configuration file, and the words to be added to the command line for its `[server]`.
+fn read_file(path: &Path, given: &ArgMatches) -> Result<(ConfigFile, Vec<OsString>), FileError> {
+    let file = ConfigFile::read(path)?;
+    let words = config_file::words(&file, Cli::command(), given)?;
+    Ok((file, words))
+}
+
+fn parse_line(args: Vec<OsString>) -> Result<(Cli, ArgMatches), Refused> {
+    let mut command = Cli::command();
+    let matches = command.try_get_matches_from_mut(args)?;
+    let cli = Cli::from_arg_matches(&matches)?;
+    if cli.command.is_some() && cli.backend.is_used() {
+        let text =
+            "options of the back-end program cannot be used with a subcommand; use the keys of serve --disk";
+        return Err(command.error(ErrorKind::ArgumentConflict, text).into());
+    }
+    if cli.command.is_none() && !cli.backend.is_used() {
+        let text = "nothing to do; use serve, info, or --socket-path with --blk-file";
+        return Err(command.error(ErrorKind::MissingSubcommand, text).into());
+    }
+    Ok((cli, matches))
+}
+
+impl Cli {
+    fn config(&self) -> Option<&Path> {
+        match &self.command {
+            Some(Command::Serve(args)) => args.config.as_deref(),
+            _ => None,
+        }
+    }
 }
 
 fn execute(cli: Cli) -> Exit {

@@ -13,8 +13,9 @@ use clap::Args;
 
 use crate::cli::confine::Confinement;
 use crate::cli::exit::{self, Failure};
-use crate::cli::{daemon, key_help, start_message};
+use crate::cli::{check, daemon, key_help, start_message};
 use crate::config::disk_text;
+use crate::config::file::ConfigFile;
 use crate::config::options::{self, Defaults};
 use crate::config::{CpuChoice, DiskConfig, ServerConfig};
 use crate::disk::{DeepFlush, Durability, Symlinks};
@@ -36,8 +37,23 @@ pub(super) struct ServeArgs {
     ///
     /// The keys are separated by commas, and a comma inside a value is written twice (,,). Switches take on, off, yes,
     /// no, true and false, and a bare `readonly` is `readonly=on`.
-    #[arg(long = "disk", value_name = "KEY=VALUE,...", required = true)]
+    #[arg(long = "disk", value_name = "KEY=VALUE,...", required_unless_present = "config")]
     disks: Vec<OsString>,
+
+    /// Read a configuration file (TOML): a disk is `[[disk]]` with the keys below, and `[server]` has the other options
+    ///
+    /// `[server]` takes the long options of this command by their names, without the dashes; what the command line says goes
+    /// before it. `include = "conf.d/*.toml"` adds the disks of other files. Relative paths begin at the folder of their file.
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+
+    /// Say what would be served, change nothing, and exit with the code that a start would have failed with, or 0
+    #[arg(long)]
+    check: bool,
+
+    /// What the configuration file says of disks.
+    #[arg(skip)]
+    pub(super) file: ConfigFile,
 
     /// Worker threads, which process the requests [default: one per CPU]
     ///
@@ -108,8 +124,13 @@ fn help() -> String {
 }
 
 pub(super) fn run(args: ServeArgs, confinement: Confinement) -> Result<(), Failure> {
-    let (metrics, symlinks) = (args.metrics.clone(), symlinks(&args));
-    daemon::run(configuration(args)?, metrics.as_deref().map(|path| (path, symlinks)), confinement, announce)
+    let (metrics, symlinks, checks_only) = (args.metrics.clone(), symlinks(&args), args.check);
+    let metrics = metrics.as_deref().map(|path| (path, symlinks));
+    let config = configuration(args)?;
+    match checks_only {
+        true => check::run(config, metrics),
+        false => daemon::run(config, metrics, confinement, announce),
+    }
 }
 
 fn symlinks(args: &ServeArgs) -> Symlinks {
@@ -117,8 +138,9 @@ fn symlinks(args: &ServeArgs) -> Symlinks {
 }
 
 pub(super) fn configuration(args: ServeArgs) -> Result<ServerConfig, Failure> {
-    let disks = args.disks.iter().map(|text| disk_text::parse(text)).collect::<Result<Vec<_>, _>>()?;
     let symlinks = symlinks(&args);
+    let mut disks = args.disks.iter().map(|text| disk_text::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    disks.extend(args.file.disks);
     let cpus = match (args.cpus, args.numa) {
         (Some(cpus), _) => CpuChoice::Set(cpus),
         (None, Some(Numa::Auto)) => CpuChoice::NearBacking,

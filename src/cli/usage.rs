@@ -6,6 +6,7 @@ pub(super) const NAME: &str = "vhost-user-pmem";
 /// What may follow the name, a line for each way to call the program.
 pub(super) const USAGE: &[&str] = &[
     "serve --disk path=FILE,socket=SOCKET[,KEY=VALUE...] [...]",
+    "serve --config FILE [--check] [...]",
     "info PATH [--json]",
     #[cfg(feature = "bench")]
     "bench --socket SOCKET [--against SOCKET] [...]",

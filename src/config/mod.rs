@@ -3,6 +3,8 @@
 #[cfg(feature = "daemon")]
 pub(crate) mod disk_text;
 #[cfg(feature = "daemon")]
+pub(crate) mod file;
+#[cfg(feature = "daemon")]
 pub(crate) mod identity;
 #[cfg(feature = "daemon")]
 pub(crate) mod keys;

@@ -32,6 +32,17 @@ pub(crate) enum OptionError {
     Value { key: Key, value: String, cause: ValueError },
 }
 
+impl OptionError {
+    /// The option that it is about, where it is one that was written.
+    pub(crate) const fn key(&self) -> Option<Key> {
+        match self {
+            Self::Twice(key) | Self::NoValue(key) | Self::Value { key, .. } => Some(*key),
+            Self::TwoPlaces => Some(Key::Numa),
+            Self::UnknownKey { .. } | Self::Missing(_) => None,
+        }
+    }
+}
+
 /// What is wrong with a value.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ValueError {

@@ -65,6 +65,7 @@ pub use open::error::OpenError;
 pub use open::open;
 pub use open::options::{OpenOptions, Opened};
 pub use open::policy::{DeepFlush, DiscardPolicy, UnknownWord};
+pub use open::preview::{Preview, preview};
 pub use symlinks::Symlinks;
 
 /// Size, block size and access of a disk: fixed while it is served, but the size may grow.

@@ -56,6 +56,9 @@ const _: () =
 /// Length of a serial number in bytes (VIRTIO 1.2 §5.2.6.1, `VIRTIO_BLK_ID_BYTES`).
 pub const SERIAL_BYTES: usize = 20;
 
+/// Bytes of a configuration file: tens of thousands of disks.
+pub const MAX_CONFIG_FILE_BYTES: u64 = 16 << 20;
+
 /// Longest path of a socket in bytes (`sun_path` of unix(7), which ends in a zero).
 pub const MAX_SOCKET_PATH_BYTES: usize =
     size_of::<libc::sockaddr_un>() - std::mem::offset_of!(libc::sockaddr_un, sun_path) - 1;

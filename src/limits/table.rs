@@ -279,6 +279,7 @@ fn of_operators() -> Vec<Bound> {
             "exit code 2 (`seg-max=`)",
             None,
         ),
+        row("a configuration file", bytes(MAX_CONFIG_FILE_BYTES), "exit code 2 (`--config`)", None),
         row("serial number", bytes(SERIAL_BYTES), "exit code 2 (`serial=`)", None),
         row("path of a socket", bytes(MAX_SOCKET_PATH_BYTES), "exit code 12", None),
         row(

@@ -38,7 +38,7 @@ pub use acceptor::Stopper;
 pub use collector::{Collector, DiskStats};
 pub use error::ServerError;
 pub use growth_watcher::RescanTrigger;
-pub use open::DiskSummary;
+pub use open::{DiskSummary, preview};
 pub use resize::{ResizeError, Resized, Resizer};
 pub use service::{ServeOptions, Service};
 

@@ -9,7 +9,9 @@ use std::sync::atomic::AtomicBool;
 use super::error::ServerError;
 use super::service::Service;
 use crate::config::{CpuChoice, DiskConfig, SocketSource};
-use crate::disk::{self, Backing, BackingKind, Disk as _, Durability, Media, OpenOptions, Opened, Region};
+use crate::disk::{
+    self, Backing, BackingKind, Disk as _, Durability, Media, OpenOptions, Opened, Preview, Region,
+};
 use crate::vhost_user::{AllowedUsers, ConfigRecord, DiskSocket, Listener, ListenerError, SocketAccess};
 use crate::virtio::blk::{Device, Identity};
 use crate::worker::Cpus;
@@ -74,19 +76,7 @@ pub(super) fn open(
     files: &mut Created,
     should_stop: &Arc<AtomicBool>,
 ) -> Result<(Service<Backing>, DiskSummary), ServerError> {
-    let options = OpenOptions {
-        name: config.name.clone(),
-        size_bytes: config.size_bytes,
-        block_bytes: config.block_bytes,
-        read_only: config.read_only,
-        sparse: config.sparse,
-        lock: config.lock,
-        require_durable: config.require_durable,
-        discard: config.discard,
-        deep_flush: config.deep_flush,
-        should_stop: should_stop.clone(),
-        symlinks: config.symlinks,
-    };
+    let options = options_of(&config, should_stop);
     let DiskConfig { name, path, socket, serial, queues, seg_max, sparse, cpus, postcopy, .. } = config;
     let (access, allowed_users) = (config.access, config.allowed_users);
     let Opened { disk, lock, media, created } = disk::open(&path, &options)?;
@@ -118,6 +108,38 @@ pub(super) fn open(
         ConfigRecord::load((!geometry.read_only).then(|| disk.shared_file()), media.durability);
     let device = Device::new(disk, identity, queues.get()).with_seg_max(seg_max);
     Ok((Service { device, lock, socket, cpus, postcopy, config_record }, summary))
+}
+
+fn options_of(config: &DiskConfig, should_stop: &Arc<AtomicBool>) -> OpenOptions {
+    OpenOptions {
+        name: config.name.clone(),
+        size_bytes: config.size_bytes,
+        block_bytes: config.block_bytes,
+        read_only: config.read_only,
+        sparse: config.sparse,
+        lock: config.lock,
+        require_durable: config.require_durable,
+        discard: config.discard,
+        deep_flush: config.deep_flush,
+        should_stop: should_stop.clone(),
+        symlinks: config.symlinks,
+    }
+}
+
+/// What a disk of the configuration would be, without a change to anything: [`disk::preview`], and whether its socket and its
+/// workers could be had.
+///
+/// # Errors
+/// What a start would fail with.
+pub fn preview(config: &DiskConfig) -> Result<Preview, ServerError> {
+    let preview = disk::preview(&config.path, &options_of(config, &Arc::default()))?;
+    let numa_node = preview.media.as_ref().and_then(Media::numa_node);
+    cpus_of(&config.name, config.cpus.clone(), numa_node)?;
+    if let Some(path) = config.socket.path() {
+        Listener::preview(path, &config.access)
+            .map_err(|error| ServerError::listener(config.name.clone(), error))?;
+    }
+    Ok(preview)
 }
 
 /// Logs what a disk promises, and what is wrong with its media.

@@ -61,6 +61,15 @@ impl Listener {
         Ok(Self { socket, bound, allowed: AllowedUsers::default() })
     }
 
+    /// Whether [`bind`](Self::bind) would find what it needs; nothing is bound or removed. Whoever listens there already sees a
+    /// connection that ends at once.
+    ///
+    /// # Errors
+    /// [`ListenerError`].
+    pub fn preview(path: &Path, access: &SocketAccess) -> Result<(), ListenerError> {
+        bind::preview(path, access)
+    }
+
     /// Only these users' processes are let in.
     #[must_use]
     pub fn allowing(mut self, allowed: AllowedUsers) -> Self {

@@ -224,7 +224,7 @@ fn a_file_that_is_served_already_is_9() {
 }
 
 /// The program as somebody who is not root, with everybody's access to its own binary.
-fn as_nobody(folder: &Path) -> Command {
+pub(super) fn as_nobody(folder: &Path) -> Command {
     let binary = folder.join("vhost-user-pmem");
     if !binary.exists() {
         // Not copied by this process: a child of another test, just forked, would have it open for writing.

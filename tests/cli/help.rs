@@ -26,7 +26,9 @@ const KEYS: [&str; 21] = [
     "allow-uid",
 ];
 
-const OPTIONS: [&str; 21] = [
+const OPTIONS: [&str; 23] = [
+    "--config",
+    "--check",
     "--require-durable",
     "--deep-flush",
     "--disk",

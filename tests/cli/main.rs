@@ -8,6 +8,7 @@ mod common;
 
 mod access;
 mod activation;
+mod config_file;
 mod errors;
 mod help;
 mod info;

@@ -147,7 +147,7 @@ fn open_to_examine(path: &Path) -> io::Result<File> {
     File::options().read(true).custom_flags(libc::O_NOATIME).open(path)
 }
 
-fn recognise(backing: &BackingPath, metadata: &Metadata) -> Result<Option<Media>, OpenError> {
+pub(super) fn recognise(backing: &BackingPath, metadata: &Metadata) -> Result<Option<Media>, OpenError> {
     let sysfs = Sysfs::system();
     match FileKind::from(metadata.file_type()) {
         FileKind::Regular => {}

@@ -62,7 +62,11 @@ pub(in crate::disk) fn open(
 }
 
 /// Block size of the disk, at least that of the device, since requests are passed on in whole blocks.
-fn block_bytes(backing: &BackingPath, media: &Media, options: &OpenOptions) -> Result<u32, OpenError> {
+pub(super) fn block_bytes(
+    backing: &BackingPath,
+    media: &Media,
+    options: &OpenOptions,
+) -> Result<u32, OpenError> {
     let device_bytes = match media.kind {
         BackingKind::DeviceDax => DEFAULT_BLOCK_BYTES.into(),
         _ => media.unit_bytes,
@@ -112,7 +116,7 @@ impl Unwritable {
         }
     }
 
-    fn refusal(self, backing: &BackingPath) -> OpenError {
+    pub(in crate::disk) fn refusal(self, backing: &BackingPath) -> OpenError {
         let remedy = match self {
             Self::ReadOnly => "make it writable (blockdev --setrw), or use readonly=on",
             Self::Zoned => "use a device-mapper device over it that takes any (dm-zoned), or readonly=on",

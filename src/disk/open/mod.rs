@@ -17,6 +17,7 @@ pub(super) mod error;
 mod fill;
 pub(super) mod options;
 pub(super) mod policy;
+pub(super) mod preview;
 mod regular;
 
 /// Opens `path` as a disk.

@@ -259,25 +259,38 @@ fn open_existing(backing: &BackingPath, options: &OpenOptions) -> Result<Option<
     Ok(Some(file))
 }
 
+/// The size that a file is to be created with.
+///
+/// # Errors
+/// [`OpenError::Missing`] if it is not to be created.
+pub(super) fn check_creatable(backing: &BackingPath, options: &OpenOptions) -> Result<u64, OpenError> {
+    let remedy = match (options.size_bytes, options.read_only) {
+        (Some(size_bytes), false) => return Ok(size_bytes),
+        (_, true) => "correct path=; a read-only disk is not created",
+        (None, false) => "correct path=, or give size= to create it",
+    };
+    let (operation, cause) = ("open", "there is no such file");
+    Err(OpenError::Missing { backing: backing.clone(), operation, cause, remedy })
+}
+
+/// What is said of a symbolic link to nothing.
+pub(super) fn dangling(backing: &BackingPath) -> OpenError {
+    let (operation, cause) = ("open", "it is a link to a file that does not exist");
+    let remedy = "repair the link or correct path=";
+    OpenError::Missing { backing: backing.clone(), operation, cause, remedy }
+}
+
 fn create(backing: &BackingPath, options: &OpenOptions) -> Result<File, OpenError> {
     let missing =
         |operation, cause, remedy| OpenError::Missing { backing: backing.clone(), operation, cause, remedy };
-    if options.size_bytes.is_none() || options.read_only {
-        let remedy = match options.read_only {
-            true => "correct path=; a read-only disk is not created",
-            false => "correct path=, or give size= to create it",
-        };
-        return Err(missing("open", "there is no such file", remedy));
-    }
+    check_creatable(backing, options)?;
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOATIME;
     let created = options.symlinks.open(backing.path(), flags, Mode::RUSR | Mode::WUSR);
     created.map(File::from).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => {
             missing("create", "its directory does not exist", "create the directory or correct path=")
         }
-        io::ErrorKind::AlreadyExists => {
-            missing("open", "it is a link to a file that does not exist", "repair the link or correct path=")
-        }
+        io::ErrorKind::AlreadyExists => dangling(backing),
         _ => OpenError::system(backing, "create", "correct path=, or repair what it leads to", source),
     })
 }

@@ -12,7 +12,9 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, FlockOperation, Gid, Mode, OFlags, Uid, chmod, chownat, fchmod, flock, fstat};
+use rustix::fs::{
+    Access, AtFlags, FlockOperation, Gid, Mode, OFlags, Uid, chmod, chownat, fchmod, flock, fstat,
+};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
@@ -80,10 +82,31 @@ pub(super) fn listening(path: &Path, access: &SocketAccess) -> Result<UnixListen
     Ok(socket.into())
 }
 
+/// Whether a path can be listened on, as far as that shows without a change to anything.
+pub(super) fn preview(path: &Path, access: &SocketAccess) -> Result<(), ListenerError> {
+    let failed = |operation| move |source| ListenerError::Io { path: path.to_owned(), operation, source };
+    let folder = OFlags::PATH | OFlags::DIRECTORY;
+    access.symlinks.open(folder_of(path), folder, Mode::empty()).map_err(failed("bind"))?;
+    address(path).map_err(failed("bind"))?;
+    rustix::fs::access(folder_of(path), Access::WRITE_OK | Access::EXEC_OK)
+        .map_err(|errno| failed("bind")(errno.into()))?;
+    find_room(path, access).map(drop)
+}
+
 /// Sees to it that there is nothing at the path.
 fn make_room(path: &Path, access: &SocketAccess) -> Result<(), ListenerError> {
+    if find_room(path, access)? {
+        return Ok(());
+    }
+    tracing::info!(socket = %path.display(), "replacing a stale socket");
+    let failed = |source| ListenerError::Io { path: path.to_owned(), operation: "replace", source };
+    std::fs::remove_file(path).map_err(failed)
+}
+
+/// Whether there is nothing at the path, or a socket of ours that nobody listens on.
+fn find_room(path: &Path, access: &SocketAccess) -> Result<bool, ListenerError> {
     let failed = |operation| move |source| ListenerError::Io { path: path.to_owned(), operation, source };
-    let Ok(there) = std::fs::symlink_metadata(path) else { return Ok(()) };
+    let Ok(there) = std::fs::symlink_metadata(path) else { return Ok(true) };
     if !there.file_type().is_socket() {
         let taken = io::Error::new(io::ErrorKind::AlreadyExists, "the path exists and is no socket");
         return Err(failed("bind")(taken));
@@ -95,8 +118,7 @@ fn make_room(path: &Path, access: &SocketAccess) -> Result<(), ListenerError> {
         let text = format!("a socket that nobody listens on is there, and belongs to user {}", there.uid());
         return Err(failed("replace")(io::Error::new(io::ErrorKind::AlreadyExists, text)));
     }
-    tracing::info!(socket = %path.display(), "replacing a stale socket");
-    std::fs::remove_file(path).map_err(failed("replace"))
+    Ok(false)
 }
 
 /// Whoever may write to a folder of ours can put a socket there; only one of our own is known to be left by us.

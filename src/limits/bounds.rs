@@ -179,6 +179,10 @@ pub const MAX_BAD_BLOCKS: usize = 4096;
 /// kernel takes it away after 45 s (`/proc/sys/fs/lease-break-time`).
 pub const LEASE_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long a start waits for a lock whose process has ended. It lasts until nobody reads about that process in `/proc` any
+/// more (`ps`, monitoring): whoever does holds its memory, with the mapping of the file, and so the open file.
+pub const ENDED_HOLDER_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// How long the end of the process waits for a step of populating that is under way. On slow media a step may take much longer;
 /// the thread is not waited for then, and ends with the process.
 pub const POPULATE_STOP_TIMEOUT: Duration = Duration::from_millis(200);

@@ -302,6 +302,12 @@ fn of_operators() -> Vec<Bound> {
         ),
         row("a start waits for a lease on the file (NFS, Samba)", time(LEASE_TIMEOUT), "exit code 1", None),
         row(
+            "a start waits for the lock of a process that has ended",
+            time(ENDED_HOLDER_TIMEOUT),
+            "exit code 9",
+            None,
+        ),
+        row(
             "the end waits for the log and for populating",
             format!("{}; {}", time(LAST_OUTPUT_TIMEOUT), time(POPULATE_STOP_TIMEOUT)),
             "the last lines are lost; the process ends all the same",

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs::{self, Metadata};
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -33,6 +34,15 @@ impl Holder {
 
     pub(in crate::disk) const fn unknown() -> Self {
         Self { pid: None, command: None }
+    }
+
+    /// Whether it is a process that has ended, and has the lock only until the kernel has closed its files.
+    pub(super) fn has_ended(&self) -> bool {
+        self.pid.is_some_and(|pid| match fs::read_to_string(format!("/proc/{pid}/stat")) {
+            // The state follows the name, which may have any characters: a zombie, or dead.
+            Ok(stat) => stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with(['Z', 'X'])),
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        })
     }
 
     fn process(pid: u32) -> Self {

@@ -9,12 +9,14 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::{Errno, retry_on_intr};
 
 use self::holder::Holder;
 use crate::disk::backing_path::BackingPath;
+use crate::limits::bounds::ENDED_HOLDER_TIMEOUT;
 
 pub(in crate::disk) mod holder;
 mod image_lock;
@@ -59,6 +61,9 @@ impl FromStr for LockMode {
         }
     }
 }
+
+/// After such a pause a lock whose process has ended is tried again.
+const ENDED_HOLDER_PAUSE: Duration = Duration::from_millis(10);
 
 /// The lock of a disk's backing could not be taken or given back.
 #[derive(Debug, thiserror::Error)]
@@ -141,13 +146,22 @@ impl FileLock {
         Self { file: Some(file), backing: backing.clone(), mode, read_only, is_held }
     }
 
-    /// Takes what the mode says is taken when the disk is opened; `false` when somebody else has it.
+    /// Takes what the mode says is taken when the disk is opened; `false` when somebody else has it. One who has ended is
+    /// waited for, since a process that was killed is to be replaced at once: [`ENDED_HOLDER_TIMEOUT`] at the most.
     ///
     /// # Errors
     /// The file system cannot lock; [`REMEDY`] says what to do.
     pub(in crate::disk) fn acquire_when_opened(&self) -> io::Result<bool> {
         let is_due = self.mode == LockMode::On || (self.mode == LockMode::Wait && self.read_only);
-        if is_due { self.try_both() } else { Ok(true) }
+        let started = Instant::now();
+        while is_due && !self.try_both()? {
+            let has_ended = self.holder().is_some_and(|holder| holder.has_ended());
+            if !has_ended || started.elapsed() >= ENDED_HOLDER_TIMEOUT {
+                return Ok(false);
+            }
+            std::thread::sleep(ENDED_HOLDER_PAUSE);
+        }
+        Ok(true)
     }
 
     /// Of a disk that is no file: there is nothing to lock.
@@ -243,6 +257,9 @@ fn unlock(file: &File) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+    use std::process::{Command, Stdio};
+
     use super::*;
 
     /// None where somebody else has what is due when a disk is opened.
@@ -301,6 +318,34 @@ mod tests {
         let writer = lock(file.path(), LockMode::On, false).unwrap();
         writer.release().unwrap();
         assert!(lock(file.path(), LockMode::On, false).is_none());
+    }
+
+    /// flock(1) locks the open file that it inherits, and ends: the lock stays while sleep(1) has that file, as a killed
+    /// process's does while somebody has its memory.
+    #[test]
+    fn a_lock_of_a_process_that_has_ended_is_waited_for() {
+        let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+        let lock_for = |seconds: &str| {
+            let script = format!("flock --exclusive --nonblock 0 && echo && exec sleep {seconds}");
+            let mut command = Command::new("sh");
+            let mut child = command
+                .args(["-c", &script])
+                .stdin(file.reopen().unwrap())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+            child
+        };
+        let mut child = lock_for("0.2");
+        drop(lock(file.path(), LockMode::On, false).unwrap());
+        child.wait().unwrap();
+        let mut child = lock_for("60");
+        let started = Instant::now();
+        assert!(lock(file.path(), LockMode::On, false).is_none());
+        assert!(started.elapsed() >= ENDED_HOLDER_TIMEOUT, "it was not waited for");
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

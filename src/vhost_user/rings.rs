@@ -295,7 +295,8 @@ impl<D: Disk> Rings<D> {
         // Dropping the handle of the thread that runs this: nobody needs to join it any more.
         state.waiter = None;
         if self.is_closed() {
-            return self.context.writer_lock.release(self.session);
+            // Its end releases the lock, once rings are stopped that a message may have started meanwhile.
+            return;
         }
         if let Some(suppressed) = self.context.log_limit.admit(Cause::Runs) {
             let (disk, session) = (self.disk(), self.session);
@@ -353,5 +354,53 @@ impl<D: Disk> Rings<D> {
             }
         }
         self.start_all(&mut state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU16;
+
+    use super::*;
+    use crate::copy::testing::memfd;
+    use crate::disk::{FileLock, Geometry, MappedDisk};
+    use crate::limits::budget::{Amounts, Budget};
+    use crate::vhost_user::{DescriptorChecker, FrontEnds, Session, WriterLock};
+    use crate::virtio::blk::{Counters, Device, Identity};
+    use crate::worker::{Polling, Pool};
+
+    fn context() -> Arc<SessionContext<MappedDisk>> {
+        let geometry = Geometry { capacity_bytes: 4096, block_bytes: 512, read_only: false };
+        let identity = Identity { name: "disk".into(), serial: [b'x'; 20] };
+        let device = Device::new(MappedDisk::new(memfd("disk", 4096), geometry).unwrap(), identity, 1);
+        Arc::new(SessionContext {
+            log_limit: device.log_limit().clone(),
+            device: Arc::new(device),
+            pool: Arc::new(Pool::new(NonZeroU16::new(1), Polling::Never)),
+            cpus: None,
+            writer_lock: WriterLock::new(true, FileLock::none()),
+            totals: Mutex::new(Counters::default()),
+            offers_postcopy: false,
+            is_in_postcopy: Arc::default(),
+            config_record: None,
+            checker: DescriptorChecker::start().unwrap(),
+            budget: Budget::of_process(1).remove(0),
+            front_ends: FrontEnds::default(),
+        })
+    }
+
+    /// Found by the fuzzer of postcopy migrations: a message has started a ring by then, and the session's end stops it.
+    #[test]
+    fn a_thread_that_gets_the_lock_at_the_sessions_end_leaves_it_to_rings_that_run() {
+        let context = context();
+        let charge = context.budget.charge(Amounts::SESSION).unwrap();
+        let session = Session::new(1, context.clone(), None, charge);
+        assert!(context.writer_lock.try_take(1) && context.writer_lock.ring_starts(1));
+        session.rings.is_closed.store(true, Ordering::Release);
+        session.rings.writer_lock_acquired();
+        assert!(!context.writer_lock.try_take(2), "a ring runs");
+        context.writer_lock.ring_stopped();
+        session.rings.close();
+        assert!(context.writer_lock.try_take(2));
     }
 }

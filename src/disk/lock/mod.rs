@@ -155,8 +155,12 @@ impl FileLock {
         let is_due = self.mode == LockMode::On || (self.mode == LockMode::Wait && self.read_only);
         let started = Instant::now();
         while is_due && !self.try_both()? {
-            let has_ended = self.holder().is_some_and(|holder| holder.has_ended());
-            if !has_ended || started.elapsed() >= ENDED_HOLDER_TIMEOUT {
+            let Some(holder) = self.holder().filter(|holder| holder.pid.is_some()) else {
+                // Given back since it was tried, or who has it cannot be learnt.
+                std::thread::sleep(ENDED_HOLDER_PAUSE);
+                return self.try_both();
+            };
+            if !holder.has_ended() || started.elapsed() >= ENDED_HOLDER_TIMEOUT {
                 return Ok(false);
             }
             std::thread::sleep(ENDED_HOLDER_PAUSE);

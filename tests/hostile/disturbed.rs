@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::leaks::quick;
 use crate::table::Row;
-use crate::target::Target;
+use crate::target::{Target, alone};
 
 /// Intervals of each kind.
 const ROUNDS: usize = 15;
@@ -69,6 +69,7 @@ fn attack(target: &mut Target, rows: &mut impl Iterator<Item = usize>, all: &[Ro
 
 #[test]
 fn a_neighbours_requests_take_about_as_long_while_its_daemon_is_attacked() {
+    let _alone = alone();
     let said = std::env::var("DISTURBED_MS").ok().map(|number| number.parse().unwrap());
     let milliseconds = said.unwrap_or(INTERVAL_MS);
     let length = Duration::from_millis(milliseconds);

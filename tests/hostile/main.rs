@@ -19,7 +19,7 @@ mod table;
 mod target;
 
 use table::Row;
-use target::Target;
+use target::{Target, alone};
 
 /// All rows, or those with these words (`ROW=`).
 fn rows() -> Vec<Row> {
@@ -30,6 +30,7 @@ fn rows() -> Vec<Row> {
 
 #[test]
 fn each_case_has_its_answer_and_no_neighbour_notices() {
+    let _alone = alone();
     let mut target = Target::start();
     let neighbour = target.neighbour();
     let counts = target.try_rows(&rows(), &neighbour).finish();

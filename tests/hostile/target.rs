@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::common::daemon::{Daemon, Place as FileSystem, Setup};
@@ -27,12 +28,20 @@ const LOGGED: Duration = Duration::from_millis(50);
 /// How long a row is tried again until the log does: it may have had too many lines of the cause in a second.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// For whoever has a neighbour at work: one at a time, as each is to have the processors.
+static ALONE: Mutex<()> = Mutex::new(());
+
 /// A daemon with one worker: whoever holds it up holds up all.
 pub(crate) struct Target {
     pub(crate) daemon: Daemon,
     /// What is in the part of each disk that nobody may change.
     kept: Vec<u8>,
     attacks: usize,
+}
+
+/// Waits for [`ALONE`], whatever became of those before.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Target {

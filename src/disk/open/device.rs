@@ -10,6 +10,7 @@ use rustix::fs::{Mode, OFlags, SeekFrom};
 use super::checks::{
     access, check_durability, check_size, check_usable, deep_flush_files, lock, serve_whole_blocks,
 };
+use super::error::PATH_REMEDY;
 use super::options::{DEFAULT_BLOCK_BYTES, OpenOptions, Opened};
 use crate::disk::media::sysfs::{Node, Sysfs};
 use crate::disk::{
@@ -138,7 +139,7 @@ fn open_node(backing: &BackingPath, media: &Media, options: &OpenOptions) -> Res
     let opened = options.symlinks.open(backing.path(), flags, Mode::empty());
     opened.map(File::from).map_err(|source| match source.raw_os_error() {
         Some(libc::EBUSY) => OpenError::InUse { backing: backing.clone() },
-        _ => OpenError::system(backing, "open", "correct path=, or repair what it leads to", source),
+        _ => OpenError::system(backing, "open", PATH_REMEDY, source),
     })
 }
 

@@ -7,6 +7,9 @@ use crate::disk::backing_path::BackingPath;
 use crate::disk::failure::is_server_error;
 use crate::disk::{Durability, FileKind, Holder};
 
+/// What to do about a path that does not lead to a file or device.
+pub(super) const PATH_REMEDY: &str = "correct path=, or repair what it leads to";
+
 /// Why a path cannot be served as a disk. Nothing was changed, and nothing is left behind.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use self::checks::{check_block_size, check_regular, check_size};
-use self::error::OpenError;
+use self::error::{OpenError, PATH_REMEDY};
 use self::options::{DEFAULT_BLOCK_BYTES, OpenOptions, Opened};
 use crate::disk::backing_path::BackingPath;
 use crate::disk::media::kind::FileKind;
@@ -42,8 +42,6 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Opened, OpenError> {
             regular::open(backing, options, &sysfs)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => regular::open(backing, options, &sysfs),
-        Err(error) => {
-            Err(OpenError::system(&backing, "examine", "correct path=, or repair what it leads to", error))
-        }
+        Err(error) => Err(OpenError::system(&backing, "examine", PATH_REMEDY, error)),
     }
 }

@@ -12,9 +12,9 @@ use super::checks::{
 };
 use super::describe::recognise;
 use super::device::{Unwritable, block_bytes};
-use super::error::OpenError;
+use super::error::{OpenError, PATH_REMEDY};
 use super::options::{DEFAULT_BLOCK_BYTES, OpenOptions};
-use super::regular::{check_creatable, dangling};
+use super::regular::{check_creatable, dangling, not_created};
 use crate::disk::backing_path::BackingPath;
 use crate::disk::lock::LockMode;
 use crate::disk::lock::holder::Holder;
@@ -50,9 +50,7 @@ pub fn preview(path: &Path, options: &OpenOptions) -> Result<Preview, OpenError>
     match options.symlinks.metadata(path) {
         Ok(metadata) => of_existing(&backing, &metadata, options),
         Err(error) if error.kind() == io::ErrorKind::NotFound => of_new(&backing, options),
-        Err(error) => {
-            Err(OpenError::system(&backing, "examine", "correct path=, or repair what it leads to", error))
-        }
+        Err(error) => Err(OpenError::system(&backing, "examine", PATH_REMEDY, error)),
     }
 }
 
@@ -62,16 +60,7 @@ fn of_new(backing: &BackingPath, options: &OpenOptions) -> Result<Preview, OpenE
         return Err(dangling(backing));
     }
     let folder = folder_of(backing.path());
-    let remedy = "correct path=, or repair what it leads to";
-    let failed = |source: io::Error| match source.kind() {
-        io::ErrorKind::NotFound => OpenError::Missing {
-            backing: backing.clone(),
-            operation: "create",
-            cause: "its directory does not exist",
-            remedy: "create the directory or correct path=",
-        },
-        _ => OpenError::system(backing, "create", remedy, source),
-    };
+    let failed = |source: io::Error| not_created(backing, source);
     let metadata = options.symlinks.metadata(folder).map_err(failed)?;
     access(folder, Access::WRITE_OK | Access::EXEC_OK).map_err(|errno| failed(errno.into()))?;
     check_free(backing, folder, size_bytes, options)?;
@@ -110,9 +99,8 @@ fn of_existing(
         return Err(reason.refusal(backing));
     }
     let wanted = if options.read_only { Access::READ_OK } else { Access::READ_OK | Access::WRITE_OK };
-    access(backing.path(), wanted).map_err(|errno| {
-        OpenError::system(backing, "open", "correct path=, or repair what it leads to", errno.into())
-    })?;
+    access(backing.path(), wanted)
+        .map_err(|errno| OpenError::system(backing, "open", PATH_REMEDY, errno.into()))?;
     check_lock(backing, metadata, options)?;
     let (what, bytes) = match is_device {
         true => ("the device", media.device_bytes),

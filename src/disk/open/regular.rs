@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags};
 
 use super::checks::{access, check_durability, check_regular, deep_flush_files, lock, serve_whole_blocks};
+use super::error::PATH_REMEDY;
 use super::fill::FileSpace;
 use super::options::{DEFAULT_BLOCK_BYTES, OpenOptions, Opened};
 use crate::disk::lock::BackingFile;
@@ -230,11 +231,7 @@ impl<'a> RegularFile<'a> {
 
 /// Opens a regular file; `None` when there is nothing at the path.
 fn open_existing(backing: &BackingPath, options: &OpenOptions) -> Result<Option<File>, OpenError> {
-    let failed = |operation| {
-        move |source| {
-            OpenError::system(backing, operation, "correct path=, or repair what it leads to", source)
-        }
-    };
+    let failed = |operation| move |source| OpenError::system(backing, operation, PATH_REMEDY, source);
     let started = Instant::now();
     let may_wait = || started.elapsed() < LEASE_TIMEOUT && !options.should_stop.load(Ordering::Relaxed);
     let open = |flags| loop {
@@ -281,18 +278,24 @@ pub(super) fn dangling(backing: &BackingPath) -> OpenError {
 }
 
 fn create(backing: &BackingPath, options: &OpenOptions) -> Result<File, OpenError> {
-    let missing =
-        |operation, cause, remedy| OpenError::Missing { backing: backing.clone(), operation, cause, remedy };
     check_creatable(backing, options)?;
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOATIME;
     let created = options.symlinks.open(backing.path(), flags, Mode::RUSR | Mode::WUSR);
-    created.map(File::from).map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => {
-            missing("create", "its directory does not exist", "create the directory or correct path=")
-        }
+    created.map(File::from).map_err(|source| not_created(backing, source))
+}
+
+/// Why a file cannot be created.
+pub(super) fn not_created(backing: &BackingPath, source: io::Error) -> OpenError {
+    match source.kind() {
+        io::ErrorKind::NotFound => OpenError::Missing {
+            backing: backing.clone(),
+            operation: "create",
+            cause: "its directory does not exist",
+            remedy: "create the directory or correct path=",
+        },
         io::ErrorKind::AlreadyExists => dangling(backing),
-        _ => OpenError::system(backing, "create", "correct path=, or repair what it leads to", source),
-    })
+        _ => OpenError::system(backing, "create", PATH_REMEDY, source),
+    }
 }
 
 /// Removes what was created. An error is ignored: the one that made the file useless is to be reported.

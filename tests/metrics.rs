@@ -1,4 +1,4 @@
-//! `serve --metrics`: what is counted, through the socket, and what hostile readers can do.
+//! `serve --metrics` and `--metrics-listen`: what is counted, through the socket, and what hostile readers can do.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::print_stderr)]
@@ -6,6 +6,7 @@
 mod common;
 
 use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
 
@@ -213,6 +214,83 @@ fn nonsense_is_refused_and_holds_nobody_up() {
     assert!(matches!((&silent).read(&mut [0]), Ok(0)), "the silent one is still connected");
     daemon.assert_alive();
     daemon.stop();
+}
+
+/// The port that a daemon has taken for `--metrics-listen`.
+fn port(daemon: &Daemon) -> SocketAddr {
+    daemon.wait_for_log("/metrics");
+    let log = daemon.log();
+    let (_, rest) = log.split_once("metrics are at http://").unwrap();
+    rest.split_once("/metrics").unwrap().0.parse().unwrap()
+}
+
+#[test]
+fn a_port_tells_the_same() {
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        if TcpListener::bind(address).is_err() {
+            eprintln!("skipped: {address} cannot be had here");
+            continue;
+        }
+        let setup = Setup::new(Place::Tmpfs).disk("size=1M").with_metrics();
+        let daemon = setup.arg("--metrics-listen").arg(address).start();
+        let port = port(&daemon);
+        assert!(port.ip().is_loopback() && port.port() != 0, "{port}");
+        let session = Session::connect(&daemon.socket(0));
+        assert_eq!(session.ring(0, 16).run(&Request::read(0, 512)).status, OK);
+        let read = metrics::read_port(port);
+        assert_eq!(read[r#"reads_total{disk="disk0"}"#], 1.0);
+        assert_eq!(read, metrics::read(&daemon.metrics_socket()));
+        assert!(metrics::ask_port(port, b"GET / HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404 "));
+        drop(session);
+        daemon.stop();
+        assert!(TcpStream::connect(port).is_err(), "somebody still listens on {port}");
+    }
+}
+
+#[test]
+fn silent_readers_make_room() {
+    let setup = Setup::new(Place::Tmpfs).disk("size=1M").with_metrics();
+    let mut daemon = setup.arg("--metrics-listen=127.0.0.1:0").start();
+    let (socket, port) = (daemon.metrics_socket(), port(&daemon));
+    // One after the other they would take longer than anybody waits.
+    let silent: Vec<_> = (0..100).map(|_| TcpStream::connect(port).unwrap()).collect();
+    let local: Vec<_> = (0..100).map(|_| UnixStream::connect(&socket).unwrap()).collect();
+    let deaf: Vec<_> = (0..20).map(|_| TcpStream::connect(port).unwrap()).collect();
+    for mut stream in &deaf {
+        stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+    }
+    assert_eq!(metrics::read_port(port)[r#"reads_total{disk="disk0"}"#], 0.0);
+    assert_eq!(metrics::read(&socket)[r#"reads_total{disk="disk0"}"#], 0.0);
+    silent[0].set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(!matches!((&silent[0]).read(&mut [0]), Ok(1..)), "the oldest is still connected");
+    daemon.assert_alive();
+    // They do not hold up the end, either.
+    let setup = daemon.stop();
+    drop((silent, local, deaf, setup));
+}
+
+#[test]
+fn a_port_is_refused_that_others_could_reach_or_have() {
+    let setup = |address: &str| Setup::new(Place::Tmpfs).disk("size=1M").arg("--metrics-listen").arg(address);
+    for address in ["0.0.0.0:9753", "[::]:9753", "192.0.2.1:9753", "localhost:9753", "127.0.0.1", "9753"] {
+        let output = setup(address).run();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains("--metrics-listen") && text.contains("write 127.0.0.1:PORT"), "{text}");
+    }
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for with in [&[][..], &["--check"]] {
+        let setup = with.iter().fold(setup(&address), |setup, arg| setup.arg(arg));
+        let output = setup.run();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(8), "{text}");
+        assert!(text.contains(&format!("--metrics-listen {address}: another process listens")), "{text}");
+        assert!(!setup.image(0).exists(), "it has begun to open its disks");
+    }
+    drop(taken);
+    assert_eq!(setup(&address).arg("--check").run().status.code(), Some(0));
+    setup(&address).start().stop();
 }
 
 #[test]

@@ -1,14 +1,16 @@
-//! What a running server reports to its operators: metrics, over HTTP on a Unix socket.
+//! What a running server reports to its operators: metrics, over HTTP on a Unix socket or a TCP port.
 //!
 //! | module | subject |
 //! | --- | --- |
 //! | `metrics` | the names, and the text that Prometheus reads |
 //! | `http` | as much of HTTP/1.1 as it takes |
-//! | `endpoint` | the socket, its thread, its limits |
+//! | `endpoint` | the socket, and its thread |
+//! | `readers` | who reads there, and how many for how long |
 
 mod endpoint;
 mod http;
 pub(crate) mod metrics;
+mod readers;
 
 pub use endpoint::{Endpoint, EndpointError, Serving};
 pub use metrics::text;

@@ -10,9 +10,11 @@ use clap::Args;
 
 use crate::cli::confine::Confinement;
 use crate::cli::exit::{self, Exit, Failure};
+use crate::cli::metrics::MetricsArgs;
 use crate::cli::{daemon, inherited};
 use crate::config::options;
 use crate::config::{DiskConfig, ServerConfig, SocketSource};
+use crate::disk::Symlinks;
 use crate::worker::Polling;
 
 /// `VHostUserBackendCapabilities` of the schema vhost-user.json.
@@ -88,5 +90,5 @@ fn serve(args: BackendArgs, confinement: Confinement) -> Result<(), Failure> {
         should_stop: Arc::default(),
     };
     // Standard output belongs to whoever started the program: the log says enough.
-    daemon::run(config, None, confinement, |_| ())
+    daemon::run(config, &MetricsArgs::default(), Symlinks::Follow, confinement, |_| ())
 }

@@ -4,10 +4,9 @@ use std::collections::HashMap;
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
 
-use crate::api::Endpoint;
 use crate::cli::exit::Failure;
+use crate::cli::metrics::MetricsArgs;
 use crate::cli::{activation, limits};
 use crate::config::size::Size;
 use crate::config::{DiskConfig, ServerConfig};
@@ -15,14 +14,15 @@ use crate::disk::{BackingPath, Holder, LockMode, OpenError, Preview, Symlinks};
 use crate::server::{self, ServerError};
 
 /// Checks everything, prints what would be served, and fails as a start would; other failures follow the first.
-pub(super) fn run(mut config: ServerConfig, metrics: Option<(&Path, Symlinks)>) -> Result<(), Failure> {
+pub(super) fn run(
+    mut config: ServerConfig,
+    metrics: &MetricsArgs,
+    symlinks: Symlinks,
+) -> Result<(), Failure> {
     config.check()?;
     limits::raise_open_files(config.disks.len())?;
     activation::take_passed(&mut config.disks)?;
-    let mut failures = Vec::new();
-    if let Some((path, symlinks)) = metrics {
-        failures.extend(Endpoint::preview(path, symlinks).map_err(Failure::from).err());
-    }
+    let mut failures: Vec<_> = metrics.check(symlinks).map(Failure::from).collect();
     let (mut text, mut files) = (String::new(), Files::default());
     for disk in &config.disks {
         match server::preview(disk).map_err(Failure::from).and_then(|it| files.add(disk).map(|()| it)) {

@@ -1,37 +1,36 @@
 //! A server's life in the foreground: catch signals, start, announce, wait.
 
-use std::path::Path;
-
-use crate::api::{Endpoint, Serving};
+use crate::api::{Endpoint, EndpointError, Serving};
 use crate::cli::activation;
 use crate::cli::confine::{Confined, Confinement};
 use crate::cli::exit::Failure;
 use crate::cli::limits;
+use crate::cli::metrics::MetricsArgs;
 use crate::cli::notify::ServiceManager;
 use crate::cli::signals::CaughtSignals;
 use crate::config::ServerConfig;
 use crate::disk::Symlinks;
 use crate::server::{DiskSummary, Server, ServerError};
 
-/// Serves until a signal or the server itself ends it, and metrics on a socket if one is given. `announce` is
+/// Serves until a signal or the server itself ends it, and metrics where that is asked for. `announce` is
 /// called once everything listens; what it returns is kept until the end.
 pub(super) fn run<T>(
     mut config: ServerConfig,
-    metrics: Option<(&Path, Symlinks)>,
+    metrics: &MetricsArgs,
+    symlinks: Symlinks,
     confinement: Confinement,
     announce: impl FnOnce(&[DiskSummary]) -> T,
 ) -> Result<(), Failure> {
-    let metrics_path = metrics.map(|(path, _)| path);
     config.check()?;
     limits::raise_open_files(config.disks.len())?;
     let signals = CaughtSignals::catch().map_err(Failure::Signals)?;
-    let endpoint = metrics.map(|(path, symlinks)| Endpoint::bind(path, symlinks)).transpose()?;
+    let endpoints = metrics.bind(symlinks)?;
     activation::take_passed(&mut config.disks)?;
     let manager = ServiceManager::find();
     let stored = activation::bind_stored(&mut config.disks, manager.as_ref());
     config.should_stop = signals.should_stop();
     let sockets = config.disks.iter().filter_map(|disk| disk.socket.path());
-    let sockets: Vec<_> = sockets.chain(metrics_path).map(ToOwned::to_owned).collect();
+    let sockets: Vec<_> = sockets.chain(metrics.path()).map(ToOwned::to_owned).collect();
     let postcopy = config.disks.iter().any(|disk| disk.postcopy);
     let mut confined = None;
     let enter = |_: &[DiskSummary]| {
@@ -45,7 +44,7 @@ pub(super) fn run<T>(
         }
         started => started?,
     };
-    let metrics: Option<Serving> = endpoint.map(|endpoint| endpoint.serve(server.collector())).transpose()?;
+    let metrics = serve_metrics(endpoints, &server)?;
     let forwarder = signals.forward_to(server.stopper(), server.rescan_trigger());
     activation::notify_ready(manager.as_ref(), stored);
     let _pending = announce(server.disks());
@@ -62,6 +61,16 @@ pub(super) fn run<T>(
     // It can be read until the disks are at rest, and their last numbers are the right ones.
     drop(metrics);
     forwarder.map(drop).map_err(Failure::Signals)
+}
+
+fn serve_metrics(endpoints: Vec<Endpoint>, server: &Server) -> Result<Vec<Serving>, EndpointError> {
+    let serve = |endpoint: Endpoint| {
+        if let Some(address) = endpoint.port() {
+            tracing::info!("metrics are at http://{address}/metrics");
+        }
+        endpoint.serve(server.collector())
+    };
+    endpoints.into_iter().map(serve).collect()
 }
 
 fn log(disks: &[DiskSummary]) {

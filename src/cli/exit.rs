@@ -72,7 +72,7 @@ impl Exit {
             }
             Self::TooSmall => "the file is smaller than size= says",
             Self::NoSpace => "the file system has no space for the file",
-            Self::SocketInUse => "another daemon listens on the socket path",
+            Self::SocketInUse => "another daemon listens on the socket path or port",
             Self::Locked => "another process serves the file or uses the device",
             Self::Permission => "permission to use the file, the socket or the configuration file is denied",
             Self::UnknownKey => "--disk or the configuration file has an unknown key",
@@ -224,8 +224,8 @@ fn of_server(error: &ServerError) -> Exit {
 
 fn of_metrics(error: &EndpointError) -> Exit {
     match error {
-        EndpointError::InUse(_) => Exit::SocketInUse,
-        EndpointError::Socket { source, .. } => of_socket(source),
+        EndpointError::InUse(_) | EndpointError::PortInUse(_) => Exit::SocketInUse,
+        EndpointError::Socket { source, .. } | EndpointError::Port { source, .. } => of_socket(source),
         EndpointError::Thread(_) => Exit::Other,
     }
 }

@@ -5,6 +5,7 @@
 //! | `serve`, `backend`, `info`, `bench`, `man`, `reference` | one way to call the program each; `usage` lists them |
 //! | `inherited` | a descriptor that the command line names, checked and typed |
 //! | `daemon`, `signals`, `logging`, `start_message`, `activation`, `notify` | a server's life in the foreground |
+//! | `metrics` | where metrics are served |
 //! | `config_file`, `check` | `--config` joins the command line; `--check` says what would be served |
 //! | `key_help` | the keys of a disk, as help shows them |
 //! | `exit` | every way to end, one code a cause |
@@ -31,6 +32,7 @@ mod key_help;
 mod limits;
 mod logging;
 mod man;
+mod metrics;
 mod notify;
 mod reference;
 mod serve;

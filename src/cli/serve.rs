@@ -13,6 +13,7 @@ use clap::Args;
 
 use crate::cli::confine::Confinement;
 use crate::cli::exit::{self, Failure};
+use crate::cli::metrics::MetricsArgs;
 use crate::cli::{check, daemon, key_help, start_message};
 use crate::config::disk_text;
 use crate::config::file::ConfigFile;
@@ -77,12 +78,8 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "auto|off")]
     numa: Option<Numa>,
 
-    /// Serve metrics for Prometheus on this Unix socket (GET /metrics)
-    ///
-    /// A stale socket is replaced; one on which another process listens is not. `curl --unix-socket SOCKET
-    /// http://localhost/metrics` reads them.
-    #[arg(long, value_name = "SOCKET")]
-    metrics: Option<PathBuf>,
+    #[command(flatten)]
+    metrics: MetricsArgs,
 
     /// Refuse paths of disks and sockets that contain a symbolic link anywhere; needs Linux 5.6
     #[arg(long)]
@@ -123,13 +120,13 @@ fn help() -> String {
     format!("{}\n{}", key_help::help(), exit::help())
 }
 
-pub(super) fn run(args: ServeArgs, confinement: Confinement) -> Result<(), Failure> {
-    let (metrics, symlinks, checks_only) = (args.metrics.clone(), symlinks(&args), args.check);
-    let metrics = metrics.as_deref().map(|path| (path, symlinks));
+pub(super) fn run(mut args: ServeArgs, confinement: Confinement) -> Result<(), Failure> {
+    let (symlinks, checks_only) = (symlinks(&args), args.check);
+    let metrics = std::mem::take(&mut args.metrics);
     let config = configuration(args)?;
     match checks_only {
-        true => check::run(config, metrics),
-        false => daemon::run(config, metrics, confinement, announce),
+        true => check::run(config, &metrics, symlinks),
+        false => daemon::run(config, &metrics, symlinks, confinement, announce),
     }
 }
 

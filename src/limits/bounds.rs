@@ -163,6 +163,9 @@ pub const LAST_OUTPUT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a reader of metrics may take to ask and to take its answer.
 pub const METRICS_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Readers of metrics that are connected to one socket at a time.
+pub const MAX_METRICS_READERS: usize = 8;
+
 /// Bytes of the line and fields of a request for metrics.
 pub const MAX_HTTP_HEAD_BYTES: usize = 8192;
 

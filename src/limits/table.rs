@@ -263,8 +263,12 @@ fn of_the_log() -> Vec<Bound> {
         ),
         row(
             "a request for metrics",
-            format!("{}; {} with its answer", bytes(MAX_HTTP_HEAD_BYTES), time(METRICS_TIMEOUT)),
-            "HTTP status 431; the connection is closed",
+            format!(
+                "{}; {} with its answer; {MAX_METRICS_READERS} at a time",
+                bytes(MAX_HTTP_HEAD_BYTES),
+                time(METRICS_TIMEOUT)
+            ),
+            "HTTP status 431; the connection is closed; the oldest connection is closed",
             None,
         ),
     ]

@@ -26,7 +26,7 @@ const KEYS: [&str; 21] = [
     "allow-uid",
 ];
 
-const OPTIONS: [&str; 23] = [
+const OPTIONS: [&str; 24] = [
     "--config",
     "--check",
     "--require-durable",
@@ -37,6 +37,7 @@ const OPTIONS: [&str; 23] = [
     "--cpus",
     "--numa",
     "--metrics",
+    "--metrics-listen",
     "--no-symlinks",
     "--exit-on-disconnect",
     "--socket-path",

@@ -1,10 +1,10 @@
-//! `vhost-user-pmem man`: the manual page, made of the same texts as help and the README, and of `man/manual.md`.
+//! `vhost-user-pmem man`: the manual pages, made of the same texts as help and the README, and of `man/manual.md`.
 
 mod chapters;
 
 use std::io::Write;
 
-use clap::{Arg, Command};
+use clap::{Arg, Args, Command};
 use clap_mangen::Man;
 use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 
@@ -68,35 +68,90 @@ const EXAMPLES: &[(&str, &str)] = &[
     ),
 ];
 
-/// Writes the page in roff to standard output.
-pub(super) fn print(mut command: Command) -> Result<(), Failure> {
-    command.build();
-    let mut out = std::io::stdout().lock();
-    page(&command, &mut out).and_then(|()| out.flush()).map_err(Failure::Output)
+/// What stands in the margin of each page.
+const MANUAL: &str = "User Commands";
+
+const HEADINGS: [&str; 3] = ["Back-end program", "Logging", "Sandbox"];
+
+#[derive(Debug, Args)]
+pub(super) struct ManArgs {
+    /// A command: its page alone
+    #[arg(value_parser = command_with_page)]
+    command: Option<String>,
 }
 
-fn page(command: &Command, out: &mut impl Write) -> std::io::Result<()> {
-    let man = Man::new(command.clone()).section("1").manual("User Commands").date("");
+fn command_with_page(name: &str) -> Result<String, String> {
+    match name {
+        "serve" | "info" => Ok(name.to_owned()),
+        "bench" if cfg!(feature = "bench") => Ok(name.to_owned()),
+        _ => Err("there is no such command".to_owned()),
+    }
+}
+
+/// Writes a page in roff to standard output.
+pub(super) fn print(args: &ManArgs, mut command: Command) -> Result<(), Failure> {
+    command.build();
+    let one = args.command.as_ref().and_then(|name| command.find_subcommand(name));
+    let mut text = Vec::new();
+    let written = match one {
+        Some(one) => page_of(one, &mut text),
+        None => page(&command, &mut text),
+    };
+    let mut out = std::io::stdout().lock();
+    written.and_then(|()| out.write_all(&text)).and_then(|()| out.flush()).map_err(Failure::Output)
+}
+
+/// The page of a command: what the whole page says of it, and what it shares with the others.
+fn page_of(command: &Command, out: &mut impl Write) -> std::io::Result<()> {
+    let title = format!("{NAME}-{}", command.get_name());
+    let man = Man::new(command.clone()).title(title).section("1").manual(MANUAL).date("");
     man.render_title(out)?;
     man.render_name_section(out)?;
     let mut roff = Roff::new();
-    synopsis(&mut roff);
+    synopsis(&mut roff, |rest| rest.split(' ').next() == Some(command.get_name()));
+    roff.control("SH", ["DESCRIPTION"]);
+    about(&mut roff, command);
+    roff.control("SH", ["OPTIONS"]);
+    options(&mut roff, command.get_arguments().filter(|arg| arg.get_help_heading().is_none()));
+    keys(&mut roff, command);
+    under_headings(&mut roff, command);
+    exit_status(&mut roff);
+    roff.control("SH", ["SEE ALSO"]);
+    roff.text([bold(NAME), roman("(1) has metrics, limits, signals, and chapters about how it is used.")]);
+    roff.to_writer(out)
+}
+
+fn page(command: &Command, out: &mut impl Write) -> std::io::Result<()> {
+    let man = Man::new(command.clone()).section("1").manual(MANUAL).date("");
+    man.render_title(out)?;
+    man.render_name_section(out)?;
+    let mut roff = Roff::new();
+    synopsis(&mut roff, |_| true);
     roff.control("SH", ["DESCRIPTION"]);
     about(&mut roff, command);
     for subcommand in command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
         commands_options(&mut roff, subcommand);
     }
-    for heading in ["Back-end program", "Logging", "Sandbox"] {
-        roff.control("SH", [heading.to_uppercase().as_str()]);
-        options(&mut roff, command.get_arguments().filter(|arg| arg.get_help_heading() == Some(heading)));
-    }
+    under_headings(&mut roff, command);
     endings(&mut roff);
     roff.to_writer(out)
 }
 
-fn synopsis(roff: &mut Roff) {
+/// Options that stand under a heading of their own.
+fn under_headings(roff: &mut Roff, command: &Command) {
+    for heading in HEADINGS {
+        let mut args =
+            command.get_arguments().filter(|arg| arg.get_help_heading() == Some(heading)).peekable();
+        if args.peek().is_some() {
+            roff.control("SH", [heading.to_uppercase().as_str()]);
+            options(roff, args);
+        }
+    }
+}
+
+fn synopsis(roff: &mut Roff, is_shown: impl Fn(&str) -> bool) {
     roff.control("SH", ["SYNOPSIS"]);
-    for rest in USAGE {
+    for rest in USAGE.iter().filter(|rest| is_shown(rest)) {
         roff.control("PP", []);
         roff.text([bold(NAME), roman(format!(" {rest}"))]);
     }
@@ -107,6 +162,10 @@ fn commands_options(roff: &mut Roff, command: &Command) {
     roff.control("SH", [format!("{} {}", NAME, command.get_name()).as_str()]);
     about(roff, command);
     options(roff, command.get_arguments().filter(|arg| arg.get_help_heading().is_none()));
+    keys(roff, command);
+}
+
+fn keys(roff: &mut Roff, command: &Command) {
     if command.get_name() == "serve" {
         roff.control("SS", ["Keys of --disk"]);
         for key in Key::all() {
@@ -151,12 +210,16 @@ fn values(arg: &Arg) -> String {
     possible + &default
 }
 
-/// How it ends, and what else has an influence.
-fn endings(roff: &mut Roff) {
+fn exit_status(roff: &mut Roff) {
     roff.control("SH", ["EXIT STATUS"]);
     for exit in Exit::ALL {
         entry(roff, vec![bold(exit.code().to_string())], exit.meaning());
     }
+}
+
+/// How it ends, and what else has an influence.
+fn endings(roff: &mut Roff) {
+    exit_status(roff);
     roff.control("SH", ["METRICS"]);
     paragraphs(roff, "PP", "Each name begins with vhost_user_pmem_, and the label \"disk\" names the disk.");
     for family in &FAMILIES {

@@ -2,7 +2,7 @@
 //!
 //! | module | subject |
 //! | --- | --- |
-//! | `serve`, `backend`, `info`, `bench`, `man`, `reference` | one way to call the program each; `usage` lists them |
+//! | `serve`, `backend`, `info`, `bench`, `man`, `completions`, `reference` | one way to call the program each; `usage` lists them |
 //! | `inherited` | a descriptor that the command line names, checked and typed |
 //! | `daemon`, `signals`, `logging`, `start_message`, `activation`, `notify` | a server's life in the foreground |
 //! | `metrics` | where metrics are served |
@@ -22,6 +22,7 @@ mod backend;
 #[cfg(feature = "bench")]
 mod bench;
 mod check;
+mod completions;
 mod config_file;
 mod confine;
 mod daemon;
@@ -84,9 +85,12 @@ enum Command {
     Info(info::InfoArgs),
     #[cfg(feature = "bench")]
     Bench(bench::BenchArgs),
-    /// Print the manual page vhost-user-pmem(1) in roff
+    /// Print the manual page vhost-user-pmem(1), or that of a command, in roff
     #[command(hide = true)]
-    Man,
+    Man(man::ManArgs),
+    /// Print what a shell needs to complete the command line
+    #[command(hide = true)]
+    Completions(completions::CompletionsArgs),
     /// Print the tables of the README in Markdown
     #[command(hide = true)]
     Reference,
@@ -211,7 +215,8 @@ fn run_command(cli: Cli, confinement: Option<Confinement>) -> Result<(), Failure
         Some(Command::Info(args)) => info::run(&args),
         #[cfg(feature = "bench")]
         Some(Command::Bench(args)) => bench::run(args),
-        Some(Command::Man) => man::print(Cli::command()),
+        Some(Command::Man(args)) => man::print(&args, Cli::command()),
+        Some(Command::Completions(args)) => completions::print(&args, &Cli::command()),
         Some(Command::Reference) => reference::print(),
         None => backend::run(cli.backend, confinement.unwrap_or_default()),
     }

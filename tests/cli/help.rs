@@ -1,5 +1,7 @@
 //! What it says about itself.
 
+use std::process::Command;
+
 use super::{run, stdout};
 
 const KEYS: [&str; 21] = [
@@ -157,6 +159,55 @@ fn the_manual_page_is_complete() {
     }
     for (code, meaning) in exit_codes(&stdout(&run(["--help"]))) {
         assert!(page.contains(&format!("\\fB{code}\\fR\n{meaning}")), "{code} {meaning}");
+    }
+}
+
+#[test]
+fn each_command_has_a_page() {
+    let commands = ["serve", "info", "bench"];
+    for name in commands.into_iter().filter(|name| *name != "bench" || cfg!(feature = "bench")) {
+        let page = stdout(&run(["man", name])).replace("\\-", "-");
+        let help = stdout(&run([name, "--help"]));
+        assert!(page.contains(&format!(".TH vhost-user-pmem-{name} 1")), "{page}");
+        assert!(page.contains(&format!(".SH NAME\nvhost-user-pmem-{name} - ")), "{page}");
+        let synopsis = page.split_once(".SH SYNOPSIS").unwrap().1.split_once(".SH").unwrap().0;
+        assert!(synopsis.lines().skip(1).all(|line| line == ".PP" || line.contains(name)), "{synopsis}");
+        let options = help.lines().filter_map(|line| line.strip_prefix("      --"));
+        let mut count = 0;
+        for option in options.map(|line| line.split([' ', '[', '=']).next().unwrap()) {
+            assert!(page.contains(&format!("\\fB--{option}\\fR")), "{name}: no --{option} in {page}");
+            count += 1;
+        }
+        assert!(count > 4 || name == "info", "{help}");
+        assert_eq!(KEYS.iter().all(|key| page.contains(&format!("\\fB{key}\\fR="))), name == "serve");
+        assert_eq!(page.matches("EXIT STATUS").count(), 1, "{page}");
+        assert!(!page.contains('`'), "marks of code are not for readers of the page");
+    }
+    assert_eq!(run(["man", "nonsense"]).status.code(), Some(2));
+}
+
+#[test]
+fn shells_complete_commands_and_options() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = stdout(&run(["completions", shell]));
+        for word in ["serve", "info", "metrics-listen", "blk-file", "sandbox"] {
+            assert!(script.contains(word), "{shell}: no {word}");
+        }
+        assert!(!script.contains("reference"), "{shell}: a hidden command is offered");
+    }
+    assert_eq!(run(["completions", "nonsense"]).status.code(), Some(2));
+    // What a person gets who presses the tabulator.
+    let script = stdout(&run(["completions", "bash"]));
+    for (words, expected) in
+        [("vhost-user-pmem s", "serve"), ("vhost-user-pmem serve --metrics-l", "--metrics-listen")]
+    {
+        let ask = format!(
+            "{script}\nCOMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))\n\
+             $(complete -p vhost-user-pmem | sed 's/.* -F \\([^ ]*\\).*/\\1/') vhost-user-pmem \"${{COMP_WORDS[COMP_CWORD]}}\" \"${{COMP_WORDS[COMP_CWORD-1]}}\"\n\
+             printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        );
+        let output = Command::new("bash").args(["-c", &ask]).output().unwrap();
+        assert_eq!(stdout(&output).trim(), expected, "{output:?}");
     }
 }
 

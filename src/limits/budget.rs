@@ -5,6 +5,7 @@
 //! others leave, and each of the others counts with what it uses or with what is reserved for it, whichever is more: a
 //! single disk may have everything, and none can take what is reserved for another.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -76,64 +77,119 @@ impl fmt::Display for Exceeded {
     }
 }
 
-/// What all disks of a process may have, and what each uses.
+/// What all disks of a process may have together, by their number.
+#[derive(Debug, Clone, Copy)]
+struct Supply {
+    /// Whatever their number; each disk takes some of the descriptors.
+    amounts: Amounts,
+    /// Descriptors that each disk takes for itself.
+    disk_descriptors: u64,
+    /// Threads for each disk, where that is more.
+    disk_threads: u64,
+}
+
+impl Supply {
+    fn of(&self, disks: u64) -> Amounts {
+        let Amounts([bytes, regions, descriptors, threads]) = self.amounts;
+        let descriptors = descriptors.saturating_sub(self.disk_descriptors.saturating_mul(disks));
+        Amounts([bytes, regions, descriptors, threads.max(self.disk_threads.saturating_mul(disks))])
+    }
+}
+
+/// What all disks of a process may have, and what each uses. Disks come with [`add`](Self::add), and go with the last copy of
+/// their [`DiskBudget`].
 #[derive(Debug)]
 pub struct Budget {
+    supply: Supply,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    used: BTreeMap<u64, Amounts>,
+    /// Disks that have come so far: the number of the next.
+    came: u64,
+    /// Of all disks together.
     totals: Amounts,
     /// For each disk: no other may have it.
     reserved: Amounts,
-    usage: Mutex<Usage>,
-}
-
-#[derive(Debug)]
-struct Usage {
-    used: Vec<Amounts>,
     /// The sum over all disks of what each uses, or of what is reserved for it where that is more.
     committed: Amounts,
 }
 
-impl Budget {
-    /// Divides what this process may have among so many disks, which are open; one budget for each.
-    pub fn of_process(disks: usize) -> Vec<DiskBudget> {
-        let count = u64::try_from(disks).unwrap_or(u64::MAX);
-        let own = DISK_DESCRIPTORS.saturating_mul(count).max(open_descriptors());
-        let own = own.saturating_add(PROCESS_DESCRIPTORS);
-        let open = getrlimit(Limit::Nofile).current.unwrap_or(u64::MAX);
-        let threads = MAX_THREADS_PER_DISK.saturating_mul(count).max(MAX_THREADS);
-        let regions = u64::try_from(max_map_count()).unwrap_or(u64::MAX) / MAPPINGS_PER_REGION;
-        Self::parts(Amounts([MAX_GUEST_MEMORY_BYTES, regions, open.saturating_sub(own), threads]), disks)
-    }
-
-    /// Half of `totals` is reserved, the same part for each disk.
-    fn parts(totals: Amounts, disks: usize) -> Vec<DiskBudget> {
-        let parts = u64::try_from(disks).unwrap_or(u64::MAX).saturating_mul(2).max(1);
-        let reserved = totals.zip(totals, |total, _| total / parts);
-        let committed = (0..disks).fold(Amounts::default(), |sum, _| sum.zip(reserved, u64::saturating_add));
-        let usage = Usage { used: vec![Amounts::default(); disks], committed };
-        let budget = Arc::new(Self { totals, reserved, usage: Mutex::new(usage) });
-        let part = |disk| DiskBudget { budget: budget.clone(), disk, refusals: Arc::default() };
-        (0..disks).map(part).collect()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Usage> {
-        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+impl State {
+    /// Divides what there is anew: half of it is reserved, the same part for each disk. A disk that has more than the rest keeps
+    /// it, and who comes later has what is left until it is given back.
+    fn divide(&mut self, supply: Supply) {
+        let disks = u64::try_from(self.used.len()).unwrap_or(u64::MAX);
+        self.totals = supply.of(disks);
+        let parts = disks.saturating_mul(2).max(1);
+        self.reserved = self.totals.zip(self.totals, |total, _| total / parts);
+        let of_disks = self.used.values().map(|used| used.zip(self.reserved, u64::max));
+        self.committed = of_disks.fold(Amounts::default(), |sum, it| sum.zip(it, u64::saturating_add));
     }
 
     /// Replaces what a disk uses.
-    fn change(&self, usage: &mut Usage, disk: usize, used: Amounts) {
-        let Some(place) = usage.used.get_mut(disk) else { return };
-        let without = usage.committed.zip(place.zip(self.reserved, u64::max), u64::saturating_sub);
-        usage.committed = without.zip(used.zip(self.reserved, u64::max), u64::saturating_add);
+    fn change(&mut self, disk: u64, used: Amounts) {
+        let Some(place) = self.used.get_mut(&disk) else { return };
+        let without = self.committed.zip(place.zip(self.reserved, u64::max), u64::saturating_sub);
+        self.committed = without.zip(used.zip(self.reserved, u64::max), u64::saturating_add);
         *place = used;
     }
 }
 
-/// The budget of one disk.
+impl Budget {
+    /// What this process may have, in which so many disks are open that are [added](Self::add) next.
+    pub fn of_process(open_disks: usize) -> Arc<Self> {
+        let disks = u64::try_from(open_disks).unwrap_or(u64::MAX);
+        // Disks with DAX have more descriptors than others, and who embeds this has some of its own.
+        let own = open_descriptors().saturating_sub(DISK_DESCRIPTORS.saturating_mul(disks));
+        let open = getrlimit(Limit::Nofile).current.unwrap_or(u64::MAX);
+        let regions = u64::try_from(max_map_count()).unwrap_or(u64::MAX) / MAPPINGS_PER_REGION;
+        let descriptors = open.saturating_sub(own).saturating_sub(PROCESS_DESCRIPTORS);
+        Self::new(Supply {
+            amounts: Amounts([MAX_GUEST_MEMORY_BYTES, regions, descriptors, MAX_THREADS]),
+            disk_descriptors: DISK_DESCRIPTORS,
+            disk_threads: MAX_THREADS_PER_DISK,
+        })
+    }
+
+    fn new(supply: Supply) -> Arc<Self> {
+        Arc::new(Self { supply, state: Mutex::default() })
+    }
+
+    /// The budget of one more disk.
+    pub fn add(self: &Arc<Self>) -> DiskBudget {
+        let mut state = self.lock();
+        let disk = state.came;
+        state.came = state.came.saturating_add(1);
+        state.used.insert(disk, Amounts::default());
+        state.divide(self.supply);
+        DiskBudget(Arc::new(Part { budget: self.clone(), disk, refusals: AtomicU64::new(0) }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The budget of one disk. What was reserved for it is the others' once all copies and all charges are gone.
 #[derive(Debug, Clone)]
-pub struct DiskBudget {
+pub struct DiskBudget(Arc<Part>);
+
+#[derive(Debug)]
+struct Part {
     budget: Arc<Budget>,
-    disk: usize,
-    refusals: Arc<AtomicU64>,
+    disk: u64,
+    refusals: AtomicU64,
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        let mut state = self.budget.lock();
+        state.used.remove(&self.disk);
+        state.divide(self.budget.supply);
+    }
 }
 
 impl DiskBudget {
@@ -142,32 +198,32 @@ impl DiskBudget {
     /// # Errors
     /// [`Exceeded`]; nothing is charged then.
     pub fn charge(&self, amounts: Amounts) -> Result<Charge, Exceeded> {
-        let Budget { totals, reserved, .. } = &*self.budget;
-        let mut usage = self.budget.lock();
-        let used = usage.used.get(self.disk).copied().unwrap_or_default();
-        let of_others = usage.committed.zip(used.zip(*reserved, u64::max), u64::saturating_sub);
-        let most = totals.zip(of_others, u64::saturating_sub);
+        let Part { budget, disk, refusals } = &*self.0;
+        let mut state = budget.lock();
+        let used = state.used.get(disk).copied().unwrap_or_default();
+        let of_others = state.committed.zip(used.zip(state.reserved, u64::max), u64::saturating_sub);
+        let most = state.totals.zip(of_others, u64::saturating_sub);
         let wanted = used.zip(amounts, u64::saturating_add);
         let all = RESOURCES.iter().zip(amounts.0).zip(used.0).zip(most.0).zip(wanted.0);
         for ((((resource, wanted), used), most), sum) in all {
             if wanted != 0 && sum > most {
-                self.refusals.fetch_add(1, Ordering::Relaxed);
-                let others = usage.used.len().saturating_sub(1);
+                refusals.fetch_add(1, Ordering::Relaxed);
+                let others = state.used.len().saturating_sub(1);
                 return Err(Exceeded { resource, wanted, used, most, others });
             }
         }
-        self.budget.change(&mut usage, self.disk, wanted);
+        state.change(*disk, wanted);
         Ok(Charge { part: self.clone(), amounts })
     }
 
     /// What the disk's front-ends use.
     pub fn used(&self) -> Amounts {
-        self.budget.lock().used.get(self.disk).copied().unwrap_or_default()
+        self.0.budget.lock().used.get(&self.0.disk).copied().unwrap_or_default()
     }
 
     /// How often a front-end did not get what it asked for.
     pub fn refusals(&self) -> u64 {
-        self.refusals.load(Ordering::Relaxed)
+        self.0.refusals.load(Ordering::Relaxed)
     }
 }
 
@@ -180,10 +236,10 @@ pub struct Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        let DiskBudget { budget, disk, .. } = &self.part;
-        let mut usage = budget.lock();
-        let used = usage.used.get(*disk).copied().unwrap_or_default();
-        budget.change(&mut usage, *disk, used.zip(self.amounts, u64::saturating_sub));
+        let Part { budget, disk, .. } = &*self.part.0;
+        let mut state = budget.lock();
+        let used = state.used.get(disk).copied().unwrap_or_default();
+        state.change(*disk, used.zip(self.amounts, u64::saturating_sub));
     }
 }
 
@@ -203,8 +259,13 @@ mod tests {
         Amounts([0, 0, 0, count])
     }
 
+    fn with_threads(total: u64) -> Arc<Budget> {
+        Budget::new(Supply { amounts: threads(total), disk_descriptors: 0, disk_threads: 0 })
+    }
+
     fn of_threads(total: u64, disks: usize) -> Vec<DiskBudget> {
-        Budget::parts(threads(total), disks)
+        let budget = with_threads(total);
+        (0..disks).map(|_| budget.add()).collect()
     }
 
     #[test]
@@ -235,7 +296,75 @@ mod tests {
         drop((first, second));
     }
 
+    #[test]
+    fn a_disk_that_comes_later_has_its_part_once_others_have_given_it_back() {
+        let budget = with_threads(100);
+        let first = budget.add();
+        let (half, all_but_ten) = (first.charge(threads(50)).unwrap(), first.charge(threads(40)).unwrap());
+        let second = budget.add();
+        assert!(second.charge(threads(11)).is_err());
+        let early = second.charge(threads(10)).unwrap();
+        drop(half);
+        let late = second.charge(threads(15)).unwrap();
+        assert!(first.charge(threads(36)).is_err(), "75 are all that the second leaves to it");
+        drop((early, late));
+        assert!(first.charge(threads(36)).is_err(), "25 are kept for it");
+        drop(second);
+        first.charge(threads(60)).unwrap();
+        drop(all_but_ten);
+    }
+
+    #[test]
+    fn a_disk_that_has_gone_counts_until_all_is_given_back() {
+        let budget = with_threads(100);
+        let (stays, goes) = (budget.add(), budget.add());
+        let lingers = goes.charge(threads(60)).unwrap();
+        drop(goes);
+        assert!(stays.charge(threads(41)).is_err());
+        drop(lingers);
+        stays.charge(threads(100)).unwrap();
+    }
+
+    #[test]
+    fn each_disk_takes_descriptors_and_may_bring_threads() {
+        let amounts = Amounts([7, 7, 100, 8]);
+        let supply = Supply { amounts, disk_descriptors: 30, disk_threads: 3 };
+        let of = [1, 2, 3, 4].map(|disks| supply.of(disks).0);
+        assert_eq!(of, [[7, 7, 70, 8], [7, 7, 40, 8], [7, 7, 10, 9], [7, 7, 0, 12]]);
+    }
+
     proptest! {
+        /// All together never have more than there is, and each has what it was given, whoever comes and goes.
+        #[test]
+        fn disks_come_and_go(
+            total in 0..1000_u64,
+            steps in prop::collection::vec((0..4_u8, 0..6_usize, 0..400_u64), 0..80),
+        ) {
+            let budget = with_threads(total);
+            let mut disks: Vec<(DiskBudget, Vec<Charge>)> = Vec::new();
+            for (what, which, count) in steps {
+                let number = which.checked_rem(disks.len());
+                match (what, number) {
+                    (0, _) => disks.push((budget.add(), Vec::new())),
+                    (1, Some(number)) => drop(disks.swap_remove(number)),
+                    (2, Some(number)) => {
+                        let (disk, charges) = &mut disks[number];
+                        charges.extend(disk.charge(threads(count)));
+                    }
+                    (_, Some(number)) => drop(disks[number].1.pop()),
+                    (_, None) => {}
+                }
+                let taken = |charges: &[Charge]| charges.iter().map(|it| it.amounts.0[3]).sum::<u64>();
+                prop_assert!(disks.iter().map(|(_, charges)| taken(charges)).sum::<u64>() <= total);
+                for (disk, charges) in &disks {
+                    prop_assert_eq!(disk.used(), threads(taken(charges)));
+                }
+            }
+            drop(disks);
+            let only = budget.add();
+            prop_assert!(only.charge(threads(total)).is_ok());
+        }
+
         /// Whatever the others do, a disk gets what is kept for it, and all together never have more than there is.
         #[test]
         fn nobody_goes_short(

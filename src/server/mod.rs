@@ -180,10 +180,10 @@ impl<D: Disk> Server<D> {
     ) -> Result<Self, ServerError> {
         check_postcopy(services.iter().map(|it| (it.device.identity().name.as_str(), it.postcopy)))?;
         prepare()?;
-        let Means { checker, pool, budgets } = means;
+        let Means { checker, pool, budget } = means;
         let (mut listeners, mut contexts) = (Vec::new(), Vec::new());
-        for (service, budget) in services.into_iter().zip(budgets) {
-            let (socket, context) = service.into_parts(pool.clone(), checker.clone(), budget);
+        for service in services {
+            let (socket, context) = service.into_parts(pool.clone(), checker.clone(), budget.add());
             contexts.push(context.clone());
             listeners.push(DiskListener { socket, context });
         }

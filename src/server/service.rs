@@ -80,12 +80,12 @@ pub struct ServeOptions {
 pub(super) struct Means<D: Disk> {
     pub(super) checker: Arc<DescriptorChecker>,
     pub(super) pool: Arc<Pool<D>>,
-    pub(super) budgets: Vec<DiskBudget>,
+    pub(super) budget: Arc<Budget>,
 }
 
 impl<D: Disk> Means<D> {
     pub(super) fn of_process(checker: Arc<DescriptorChecker>, disks: usize, options: &ServeOptions) -> Self {
         let pool = Arc::new(Pool::new(options.workers, options.polling));
-        Self { checker, pool, budgets: Budget::of_process(disks) }
+        Self { checker, pool, budget: Budget::of_process(disks) }
     }
 }

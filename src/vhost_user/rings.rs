@@ -384,7 +384,7 @@ mod tests {
             is_in_postcopy: Arc::default(),
             config_record: None,
             checker: DescriptorChecker::start().unwrap(),
-            budget: Budget::of_process(1).remove(0),
+            budget: Budget::of_process(1).add(),
             front_ends: FrontEnds::default(),
         })
     }

@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::farewell::farewell;
 use super::handshake::{Handshakes, Progress};
 use crate::disk::Disk;
 use crate::limits::bounds::{MAX_CONNECTIONS, MAX_FRONT_ENDS};
@@ -20,7 +21,7 @@ use crate::limits::thread;
 use crate::log::Cause;
 use crate::sandbox::ThreadKind;
 use crate::vhost_user::{
-    ClosedByChecker, Connection, DiskSocket, Hangup, Listener, Session, SessionContext, SessionId, Stranger,
+    ClosedByChecker, Connection, DiskSocket, Listener, Session, SessionContext, SessionId, Stranger,
 };
 use crate::worker::Pool;
 
@@ -375,38 +376,4 @@ impl<D: Disk> Acceptor<D> {
             }
         }
     }
-}
-
-fn farewell<D: Disk>(session: SessionId, context: &SessionContext<D>, hangup: &Hangup) {
-    let disk = &context.device.identity().name;
-    let limit = &context.log_limit;
-    let totals = *context.totals.lock().unwrap_or_else(PoisonError::into_inner);
-    match hangup {
-        Hangup::Left => {
-            if let Some(suppressed) = limit.admit(Cause::Left) {
-                tracing::info!(disk, session, suppressed, "the front-end left");
-            }
-        }
-        hangup => {
-            if let Some(suppressed) = limit.admit(Cause::HungUp) {
-                tracing::warn!(disk, session, reason = %hangup, suppressed, "closed the connection of the front-end");
-            }
-        }
-    }
-    let Some(suppressed) = limit.admit(Cause::Served) else { return };
-    tracing::info!(
-        disk,
-        reads = totals.reads,
-        read_bytes = totals.read_bytes,
-        writes = totals.writes,
-        written_bytes = totals.written_bytes,
-        zeroed_bytes = totals.zeroed_bytes,
-        media_written_bytes = totals.media_written_bytes,
-        flushes = totals.flushes,
-        others = totals.others,
-        failures = totals.failures,
-        broken_rings = totals.broken_rings,
-        suppressed,
-        "served so far"
-    );
 }

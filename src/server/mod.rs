@@ -22,6 +22,7 @@ mod acceptor;
 mod bad_media;
 mod collector;
 mod error;
+mod farewell;
 mod growth_watcher;
 mod handshake;
 mod open;

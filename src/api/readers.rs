@@ -18,7 +18,7 @@ use crate::server::Collector;
 use crate::vhost_user::Listener;
 
 /// Answers until `stop` is readable.
-pub(super) fn answer(listener: &impl AsFd, mut collector: Collector, stop: &OwnedFd) {
+pub(super) fn answer(listener: &impl AsFd, collector: Collector, stop: &OwnedFd) {
     let log_limit = LogLimit::default();
     let mut readers = Vec::with_capacity(MAX_METRICS_READERS);
     while wait(listener, &readers, stop).is_ok() {

@@ -47,8 +47,9 @@ pub(super) fn run<T>(
     let metrics = serve_metrics(endpoints, &server)?;
     let forwarder = signals.forward_to(server.stopper(), server.rescan_trigger());
     activation::notify_ready(manager.as_ref(), stored);
-    let _pending = announce(server.disks());
-    log(server.disks());
+    let disks = server.disks();
+    let _pending = announce(&disks);
+    log(&disks);
     if forwarder.is_err() {
         server.stopper().stop();
     }

@@ -257,7 +257,11 @@ impl DiskConfig {
         }
     }
 
-    fn check(&self) -> Result<(), ConfigError> {
+    /// Checks for contradictions of this disk alone.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn check(&self) -> Result<(), ConfigError> {
         if self.name.is_empty() || self.name.chars().any(char::is_control) {
             return Err(ConfigError::BadName { name: self.name.clone() });
         }

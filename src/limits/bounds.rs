@@ -190,6 +190,9 @@ pub const ENDED_HOLDER_TIMEOUT: Duration = Duration::from_secs(2);
 /// the thread is not waited for then, and ends with the process.
 pub const POPULATE_STOP_TIMEOUT: Duration = Duration::from_millis(200);
 
+/// How long it is waited until nobody uses a disk any more that was removed; its file is closed later then.
+pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// How long a service manager that reads nothing is waited for.
 pub const NOTIFY_TIMEOUT: Duration = Duration::from_secs(5);
 

@@ -312,9 +312,14 @@ fn of_operators() -> Vec<Bound> {
             None,
         ),
         row(
-            "the end waits for the log and for populating",
-            format!("{}; {}", time(LAST_OUTPUT_TIMEOUT), time(POPULATE_STOP_TIMEOUT)),
-            "the last lines are lost; the process ends all the same",
+            "the end waits for the log and for populating, and a disk's removal for its last use",
+            format!(
+                "{}; {}; {}",
+                time(LAST_OUTPUT_TIMEOUT),
+                time(POPULATE_STOP_TIMEOUT),
+                time(CLOSE_TIMEOUT)
+            ),
+            "the last lines are lost; the process ends all the same; its file is closed later",
             None,
         ),
         row(

@@ -1,8 +1,9 @@
 //! The thread that accepts connections, begins sessions, joins those that have ended, and takes everything down at the end.
+//! Disks come and go by [`Command`].
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,10 +11,12 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::commands::{Closing, Command, DiskListener};
+use super::disks::DiskNumber;
 use super::farewell::farewell;
-use super::handshake::{Handshakes, Progress};
+use super::handshake::{FIRST_HANDSHAKE, Handshakes, Progress};
+use super::stopper::Stopper;
 use crate::disk::Disk;
 use crate::limits::bounds::{MAX_CONNECTIONS, MAX_FRONT_ENDS};
 use crate::limits::budget::{Amounts, Charge};
@@ -25,45 +28,15 @@ use crate::vhost_user::{
 };
 use crate::worker::Pool;
 
-/// The event of [`Stopper`] and of sessions that end; listeners have the lowest numbers, connections before their first
-/// message those from 2³² on.
+/// The event of [`Stopper`], of [`Command`] and of sessions that end; listeners have the numbers of their disks, connections
+/// before their first message those from 2⁶³ on.
 const WAKE: u64 = u64::MAX;
-
-/// Asks a server to stop; returns at once.
-#[derive(Debug, Clone)]
-pub struct Stopper {
-    is_stopping: Arc<AtomicBool>,
-    wake: Arc<EventFd>,
-}
-
-impl Stopper {
-    /// Stops the server, as often as it is called.
-    pub fn stop(&self) {
-        self.is_stopping.store(true, Ordering::Release);
-        // Only a full counter can fail, and that wakes as well.
-        let _ = self.wake.write(1);
-    }
-}
-
-/// The socket that one disk's front-ends connect to.
-#[derive(Debug)]
-pub(super) struct DiskListener<D: Disk> {
-    pub(super) socket: DiskSocket,
-    pub(super) context: Arc<SessionContext<D>>,
-}
-
-impl<D: Disk> DiskListener<D> {
-    fn copy_of_socket(&self) -> Option<ClosedByChecker<OwnedFd>> {
-        let DiskSocket::Listening(socket) = &self.socket else { return None };
-        ClosedByChecker::listener(socket.as_fd(), self.context.checker.clone()).ok()
-    }
-}
 
 /// A front-end whose session has begun.
 #[derive(Debug)]
 struct FrontEnd {
-    /// Which of the disks it is connected to.
-    listener: usize,
+    /// The disk that it is connected to.
+    listener: DiskNumber,
     /// Dropped after the session's own copies.
     stream: ClosedByChecker<UnixStream>,
     thread: JoinHandle<()>,
@@ -82,7 +55,9 @@ struct Ended {
 
 #[derive(Debug)]
 pub(super) struct Acceptor<D: Disk> {
-    listeners: Vec<DiskListener<D>>,
+    listeners: BTreeMap<DiskNumber, DiskListener<D>>,
+    /// Disks that nobody is let in to any more, and who is to be told when their last front-end has left.
+    closed: BTreeMap<DiskNumber, Sender<Closing>>,
     pool: Arc<Pool<D>>,
     exit_on_disconnect: bool,
     epoll: Epoll,
@@ -91,29 +66,24 @@ pub(super) struct Acceptor<D: Disk> {
     front_ends: BTreeMap<SessionId, FrontEnd>,
     next_session: SessionId,
     ended: (Sender<Ended>, Receiver<Ended>),
+    commands: Receiver<Command<D>>,
 }
 
 impl<D: Disk> Acceptor<D> {
     /// # Errors
     /// No descriptors are left.
     pub(super) fn new(
-        listeners: Vec<DiskListener<D>>,
         pool: Arc<Pool<D>>,
         exit_on_disconnect: bool,
+        commands: Receiver<Command<D>>,
     ) -> io::Result<Self> {
-        let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+        let stopper = Stopper::new()?;
         let epoll = Epoll::new()?;
-        epoll.ctl(ControlOperation::Add, wake.as_raw_fd(), EpollEvent::new(EventSet::IN, WAKE))?;
-        for (number, listener) in (0..).zip(&listeners) {
-            if let DiskSocket::Listening(socket) = &listener.socket {
-                let event = EpollEvent::new(EventSet::IN, number);
-                epoll.ctl(ControlOperation::Add, socket.as_fd().as_raw_fd(), event)?;
-            }
-        }
-        let stopper = Stopper { is_stopping: Arc::default(), wake };
+        epoll.ctl(ControlOperation::Add, stopper.event().as_raw_fd(), EpollEvent::new(EventSet::IN, WAKE))?;
         let (handshakes, front_ends) = (Handshakes::default(), BTreeMap::new());
         Ok(Self {
-            listeners,
+            listeners: BTreeMap::new(),
+            closed: BTreeMap::new(),
             pool,
             exit_on_disconnect,
             epoll,
@@ -122,7 +92,21 @@ impl<D: Disk> Acceptor<D> {
             front_ends,
             next_session: 0,
             ended: channel(),
+            commands,
         })
+    }
+
+    /// Lets front-ends of one more disk in.
+    ///
+    /// # Errors
+    /// No room in the kernel; nobody is let in then.
+    pub(super) fn add(&mut self, number: DiskNumber, listener: DiskListener<D>) -> io::Result<()> {
+        if let DiskSocket::Listening(socket) = &listener.socket {
+            let event = EpollEvent::new(EventSet::IN, number);
+            self.epoll.ctl(ControlOperation::Add, socket.as_fd().as_raw_fd(), event)?;
+        }
+        self.listeners.insert(number, listener);
+        Ok(())
     }
 
     pub(super) fn stopper(&self) -> Stopper {
@@ -133,18 +117,17 @@ impl<D: Disk> Acceptor<D> {
     pub(super) fn run(mut self) {
         self.serve_connected();
         let mut events = [EpollEvent::default(); 16];
-        while !self.stopper.is_stopping.load(Ordering::Acquire) {
+        while !self.stopper.is_stopping() {
             // Only EINTR can fail here.
             let count = self.epoll.wait(-1, &mut events).unwrap_or(0);
             for event in events.iter().take(count) {
                 match event.data() {
-                    WAKE => drop(self.stopper.wake.read()),
-                    number => match usize::try_from(number) {
-                        Ok(listener) if listener < self.listeners.len() => self.accept(listener),
-                        _ => self.handshake(event),
-                    },
+                    WAKE => self.stopper.rest(),
+                    number if number < FIRST_HANDSHAKE => self.accept(number),
+                    _ => self.handshake(event),
                 }
             }
+            self.obey();
             self.reap();
         }
         self.take_down();
@@ -152,20 +135,91 @@ impl<D: Disk> Acceptor<D> {
 
     /// Front-ends whose connection was inherited are there from the start.
     fn serve_connected(&mut self) {
-        for number in 0..self.listeners.len() {
-            let Some(DiskListener { socket: DiskSocket::Connected(stream), .. }) = self.listeners.get(number)
-            else {
-                continue;
-            };
-            match stream.try_clone() {
-                Ok(stream) => self.let_in(number, stream),
-                Err(error) => tracing::error!(%error, "cannot serve the inherited connection"),
+        let numbers: Vec<_> = self.listeners.keys().copied().collect();
+        numbers.into_iter().for_each(|number| self.serve_if_connected(number));
+    }
+
+    fn serve_if_connected(&mut self, number: DiskNumber) {
+        let Some(DiskListener { socket: DiskSocket::Connected(stream), .. }) = self.listeners.get(&number)
+        else {
+            return;
+        };
+        match stream.try_clone() {
+            Ok(stream) => self.let_in(number, stream),
+            Err(error) => tracing::error!(%error, "cannot serve the inherited connection"),
+        }
+    }
+
+    /// Does what it was asked for.
+    fn obey(&mut self) {
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Add { number, listener, answer } => {
+                    let added = self.add(number, listener);
+                    if added.is_ok() {
+                        self.serve_if_connected(number);
+                    }
+                    // Who asked has given up otherwise.
+                    let _ = answer.send(added);
+                }
+                Command::Close { numbers, only_unused, answer } => {
+                    let connected = |number: &DiskNumber| (*number, self.count(*number));
+                    let used = numbers.iter().map(connected).find(|(_, count)| *count != 0);
+                    match used.filter(|_| only_unused) {
+                        Some((number, count)) => drop(answer.send(Closing::Refused(number, count))),
+                        None => numbers.into_iter().for_each(|number| self.close(number, answer.clone())),
+                    }
+                }
+                Command::HangUp { number, answer } => drop(answer.send(self.hang_up(number))),
             }
         }
     }
 
-    fn accept(&mut self, number: usize) {
-        let Some(DiskListener { socket: DiskSocket::Listening(socket), .. }) = self.listeners.get(number)
+    /// Nobody is let in to a disk any more.
+    fn close(&mut self, number: DiskNumber, answer: Sender<Closing>) {
+        let Some(listener) = self.listeners.remove(&number) else { return };
+        if let DiskSocket::Listening(socket) = &listener.socket {
+            let (delete, fd) = (ControlOperation::Delete, socket.as_fd().as_raw_fd());
+            // Fails only if it is not there.
+            let _ = self.epoll.ctl(delete, fd, EpollEvent::default());
+        }
+        let copy = listener.copy_of_socket();
+        // Its path first, so that whoever connects from now on is refused.
+        drop(listener);
+        while self.handshakes.hang_up_on_oldest(&self.epoll, Some(number)).is_some() {}
+        drop(answer.send(Closing::Closed(copy)));
+        self.closed.insert(number, answer);
+        self.tell_if_left(number);
+    }
+
+    /// Hangs up on all front-ends of a disk; returns on how many.
+    fn hang_up(&mut self, number: DiskNumber) -> usize {
+        let count = self.count(number);
+        while self.handshakes.hang_up_on_oldest(&self.epoll, Some(number)).is_some() {}
+        for front_end in self.front_ends.values_mut().filter(|it| it.listener == number) {
+            front_end.is_leaving = true;
+            front_end.stream.shut_down();
+        }
+        count
+    }
+
+    /// How many are connected to a disk.
+    fn count(&self, number: DiskNumber) -> usize {
+        let is_there = |front_end: &&FrontEnd| front_end.listener == number && !front_end.is_leaving;
+        self.front_ends.values().filter(is_there).count() + self.handshakes.count(number)
+    }
+
+    /// A disk that is closed has nobody any more.
+    fn tell_if_left(&mut self, number: DiskNumber) {
+        if self.front_ends.values().all(|front_end| front_end.listener != number)
+            && let Some(answer) = self.closed.remove(&number)
+        {
+            drop(answer.send(Closing::Left));
+        }
+    }
+
+    fn accept(&mut self, number: DiskNumber) {
+        let Some(DiskListener { socket: DiskSocket::Listening(socket), .. }) = self.listeners.get(&number)
         else {
             return;
         };
@@ -184,8 +238,8 @@ impl<D: Disk> Acceptor<D> {
     }
 
     /// Closes the connection of a user who may not connect. What it may have sent is closed by the checker, as always.
-    fn refuse(&self, number: usize, stream: UnixStream, stranger: Stranger) {
-        let Some(DiskListener { context, .. }) = self.listeners.get(number) else { return };
+    fn refuse(&self, number: DiskNumber, stream: UnixStream, stranger: Stranger) {
+        let Some(DiskListener { context, .. }) = self.listeners.get(&number) else { return };
         context.front_ends.count_refused();
         if let Some(suppressed) = context.log_limit.admit(Cause::Refused) {
             let disk = &context.device.identity().name;
@@ -195,18 +249,13 @@ impl<D: Disk> Acceptor<D> {
     }
 
     /// A front-end has come. Its session begins with the first message.
-    fn let_in(&mut self, number: usize, stream: UnixStream) {
-        let Some(listener) = self.listeners.get(number) else { return };
+    fn let_in(&mut self, number: DiskNumber, stream: UnixStream) {
+        let Some(listener) = self.listeners.get(&number) else { return };
         let stream = match ClosedByChecker::connection(stream, listener.context.checker.clone()) {
             Ok(stream) => stream,
             Err(error) => return self.exhausted(number, &error),
         };
-        let connected = self
-            .front_ends
-            .values()
-            .filter(|front_end| front_end.listener == number && !front_end.is_leaving);
-        let is_full = connected.count() + self.handshakes.count(number) >= MAX_FRONT_ENDS;
-        if is_full {
+        if self.count(number) >= MAX_FRONT_ENDS {
             if !self.make_room(number) {
                 return self.turn_away(number);
             }
@@ -218,7 +267,7 @@ impl<D: Disk> Acceptor<D> {
     }
 
     /// Hangs up on the oldest connection before its first message, or on the oldest whose first message is not whole.
-    fn make_room(&mut self, number: usize) -> bool {
+    fn make_room(&mut self, number: DiskNumber) -> bool {
         if self.handshakes.hang_up_on_oldest(&self.epoll, Some(number)).is_some() {
             return true;
         }
@@ -238,16 +287,16 @@ impl<D: Disk> Acceptor<D> {
         true
     }
 
-    fn turn_away(&self, number: usize) {
-        let Some(DiskListener { context, .. }) = self.listeners.get(number) else { return };
+    fn turn_away(&self, number: DiskNumber) {
+        let Some(DiskListener { context, .. }) = self.listeners.get(&number) else { return };
         if let Some(suppressed) = context.log_limit.admit(Cause::NoRoom) {
             let (disk, most) = (&context.device.identity().name, MAX_FRONT_ENDS);
             tracing::warn!(disk, most, suppressed, "a front-end is turned away: too many are connected");
         }
     }
 
-    fn made_room(&self, number: usize) {
-        let Some(DiskListener { context, .. }) = self.listeners.get(number) else { return };
+    fn made_room(&self, number: DiskNumber) {
+        let Some(DiskListener { context, .. }) = self.listeners.get(&number) else { return };
         if let Some(suppressed) = context.log_limit.admit(Cause::MadeRoom) {
             let disk = &context.device.identity().name;
             tracing::warn!(disk, suppressed, "a connection that has sent nothing is closed to make room");
@@ -263,8 +312,8 @@ impl<D: Disk> Acceptor<D> {
         }
     }
 
-    fn begin_session(&mut self, number: usize, stream: ClosedByChecker<UnixStream>) {
-        let Some(listener) = self.listeners.get(number) else { return };
+    fn begin_session(&mut self, number: DiskNumber, stream: ClosedByChecker<UnixStream>) {
+        let Some(listener) = self.listeners.get(&number) else { return };
         let charge = match listener.context.budget.charge(Amounts::SESSION) {
             Ok(charge) => charge,
             Err(error) => {
@@ -302,15 +351,14 @@ impl<D: Disk> Acceptor<D> {
     ) -> io::Result<JoinHandle<()>> {
         let session = Session::new(id, context.clone(), Some(stream.try_clone()?), charge);
         let mut connection = Connection::new(stream.try_clone()?, session, has_sent_message);
-        let (ended, wake) = (self.ended.0.clone(), self.stopper.wake.clone());
+        let (ended, stopper) = (self.ended.0.clone(), self.stopper.clone());
         thread::spawn(ThreadKind::Session, format!("session-{id}"), move || {
             let hangup = connection.serve();
             connection.close();
             farewell(id, &context, &hangup);
             // Fails when the acceptor has ended already: it joins this thread then.
             let _ = ended.send(Ended { session: id, has_sent_message: connection.has_sent_message() });
-            // Only a full counter can fail, and that wakes as well.
-            let _ = wake.write(1);
+            stopper.wake();
         })
     }
 
@@ -323,24 +371,26 @@ impl<D: Disk> Acceptor<D> {
             // It ends right after it has told us, when its rings are back.
             let _ = thread.join();
             drop(stream);
+            self.tell_if_left(listener);
             self.has_left(listener, has_sent_message);
         }
     }
 
     /// Stops the server if nobody is left to come, or if it is to end with the first front-end.
-    fn has_left(&self, listener: usize, has_sent_message: bool) {
-        let is_inherited = |listener: &DiskListener<D>| matches!(listener.socket, DiskSocket::Connected(_));
-        let nobody_comes = self.listeners.get(listener).is_some_and(is_inherited)
+    fn has_left(&self, listener: DiskNumber, has_sent_message: bool) {
+        let is_inherited = |it: &DiskListener<D>| matches!(it.socket, DiskSocket::Connected(_));
+        let nobody_comes = self.listeners.get(&listener).is_some_and(is_inherited)
             && self.front_ends.is_empty()
             && self.handshakes.is_empty()
-            && self.listeners.iter().all(is_inherited);
-        if nobody_comes || self.exit_on_disconnect && has_sent_message {
+            && self.listeners.values().all(is_inherited);
+        let is_served = self.listeners.contains_key(&listener);
+        if nobody_comes || self.exit_on_disconnect && has_sent_message && is_served {
             self.stopper.stop();
         }
     }
 
-    fn exhausted(&self, number: usize, error: &io::Error) {
-        let Some(DiskListener { context, .. }) = self.listeners.get(number) else { return };
+    fn exhausted(&self, number: DiskNumber, error: &io::Error) {
+        let Some(DiskListener { context, .. }) = self.listeners.get(&number) else { return };
         if let Some(suppressed) = context.log_limit.admit(Cause::Exhausted) {
             let disk = &context.device.identity().name;
             tracing::error!(disk, %error, suppressed, "cannot accept a front-end; check the limits (ulimit -n, -u)");
@@ -351,8 +401,8 @@ impl<D: Disk> Acceptor<D> {
     /// Steps 1 to 5 of the stop (see the module `server`).
     fn take_down(self) {
         let Self { listeners, pool, front_ends, handshakes, .. } = self;
-        let contexts: Vec<_> = listeners.iter().map(|listener| listener.context.clone()).collect();
-        let copies: Vec<_> = listeners.iter().filter_map(DiskListener::copy_of_socket).collect();
+        let contexts: Vec<_> = listeners.values().map(|listener| listener.context.clone()).collect();
+        let copies: Vec<_> = listeners.values().filter_map(DiskListener::copy_of_socket).collect();
         // 1: first, so that a front-end which connects again when it is hung up on is refused.
         drop(listeners);
         ClosedByChecker::close_all(copies);

@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::disks::{Disks, Served};
+use super::open::DiskSummary;
 use crate::disk::{Backing, BackingKind, Disk as _, Durability, Region};
 use crate::limits::bounds::COLLECT_TIMEOUT;
-use crate::vhost_user::SessionContext;
 use crate::virtio::blk::Counters;
 use crate::worker::Pool;
 
@@ -43,79 +44,68 @@ pub struct DiskStats {
     pub counters: Counters,
 }
 
-/// Collects what the metrics say of a server's disks (Prometheus calls it a collector). The disks stay open for as long as
-/// it is kept.
+/// Collects what the metrics say of a server's disks (Prometheus calls it a collector). The disks of now stay open for as long
+/// as it is kept.
 ///
 /// Each time costs the workers a mail each, and holds nothing else up: no session is waited for.
 #[derive(Debug)]
 pub struct Collector {
-    disks: Vec<CollectedDisk>,
+    disks: Arc<Disks<Backing>>,
     pool: Arc<Pool<Backing>>,
 }
 
-#[derive(Debug)]
-struct CollectedDisk {
-    context: Arc<SessionContext<Backing>>,
-    kind: BackingKind,
-    regions: Vec<Region>,
-    /// The highest that was seen.
-    counters: Counters,
-}
-
 impl Collector {
-    pub(super) fn new(
-        disks: impl Iterator<Item = (Arc<SessionContext<Backing>>, (BackingKind, Vec<Region>))>,
-        pool: Arc<Pool<Backing>>,
-    ) -> Self {
-        let disks = disks.map(|(context, (kind, regions))| {
-            let counters = Counters::default();
-            CollectedDisk { context, kind, regions, counters }
-        });
-        Self { disks: disks.collect(), pool }
+    pub(super) const fn new(disks: Arc<Disks<Backing>>, pool: Arc<Pool<Backing>>) -> Self {
+        Self { disks, pool }
     }
 
-    /// The disks, in the order of the configuration. Counters never go backwards from one time to the next.
-    pub fn collect(&mut self) -> Vec<DiskStats> {
+    /// The disks that this crate has opened, in the order in which they came. Counters never go backwards from one time to the
+    /// next.
+    pub fn collect(&self) -> Vec<DiskStats> {
+        let disks = self.disks.all();
         // In this order: a ring that is taken back in between is missed, not counted twice, and what was seen of
         // it before stands.
-        let of_stopped: Vec<_> = self.disks.iter().map(|disk| disk.of_stopped_rings()).collect();
+        let of_stopped: Vec<_> = disks.iter().map(|disk| *lock(&disk.context.totals)).collect();
         let mut of_running: HashMap<String, Counters> = HashMap::new();
         for (device, counters) in self.pool.count(COLLECT_TIMEOUT) {
             of_running.entry(device.identity().name.clone()).or_default().add(&counters);
         }
-        for (disk, mut sum) in self.disks.iter_mut().zip(of_stopped) {
-            if let Some(counters) = of_running.get(&disk.context.device.identity().name) {
+        let seen = disks.iter().zip(of_stopped).filter_map(|(disk, mut sum)| {
+            if let Some(counters) = of_running.get(disk.name()) {
                 sum.add(counters);
             }
-            disk.counters.raise_to(&sum);
-        }
-        self.disks.iter().map(CollectedDisk::stats).collect()
+            let mut seen = lock(&disk.seen);
+            seen.raise_to(&sum);
+            Some(DiskStats::of(disk, disk.summary.as_ref()?, *seen))
+        });
+        seen.collect()
     }
 }
 
-impl CollectedDisk {
-    fn of_stopped_rings(&self) -> Counters {
-        *self.context.totals.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock(counters: &Mutex<Counters>) -> MutexGuard<'_, Counters> {
+    counters.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
-    fn stats(&self) -> DiskStats {
-        let disk = self.context.device.disk();
+impl DiskStats {
+    fn of(served: &Served<Backing>, summary: &DiskSummary, counters: Counters) -> Self {
+        let context = &served.context;
+        let disk = context.device.disk();
         let geometry = disk.geometry();
-        DiskStats {
-            name: self.context.device.identity().name.clone(),
-            kind: self.kind,
-            regions: self.regions.clone(),
+        Self {
+            name: summary.name.clone(),
+            kind: summary.kind,
+            regions: summary.regions.clone(),
             durability: disk.durability(),
             capacity_bytes: geometry.capacity_bytes,
             read_only: geometry.read_only,
-            front_ends: self.context.front_ends.count(),
-            refused_connections: self.context.front_ends.refused(),
+            front_ends: context.front_ends.count(),
+            refused_connections: context.front_ends.refused(),
             bad_blocks: disk.bad_blocks(),
             huge_bytes: disk.huge_bytes(),
             populated_zero_bytes: disk.populated_zero_bytes(),
-            guest_memory_bytes: self.context.budget.used().memory_bytes(),
-            budget_refusals: self.context.budget.refusals(),
-            counters: self.counters,
+            guest_memory_bytes: context.budget.used().memory_bytes(),
+            budget_refusals: context.budget.refusals(),
+            counters,
         }
     }
 }

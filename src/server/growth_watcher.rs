@@ -6,23 +6,20 @@
 //! and `truncate(2)` without an open file are not told: for these there is [`RescanTrigger`].
 
 use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use rustix::fs::inotify::{CreateFlags, Reader, WatchFlags, add_watch, init};
-use rustix::io::Errno;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::resize::{Resizable, Resizer};
+use super::disks::Served;
+use super::file_watches::{Changed, Files};
+use super::resize::Resizer;
+use crate::disk::Backing;
 use crate::limits::thread;
 use crate::sandbox::ThreadKind;
-
-/// Bytes of events read at a time; one without a name has 16.
-const EVENTS_BYTES: usize = 1024;
 
 /// Asks a server to read the sizes of its disks again; returns at once.
 #[derive(Debug, Clone)]
@@ -62,7 +59,7 @@ pub(super) struct GrowthWatcher {
 impl GrowthWatcher {
     /// # Errors
     /// No descriptor or thread is left.
-    pub(super) fn start(resizer: Resizer, files: Option<Files>) -> io::Result<Self> {
+    pub(super) fn start(resizer: Resizer, files: Option<Arc<Files>>) -> io::Result<Self> {
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let (is_stopping, wants_rescan) = (AtomicBool::new(false), AtomicBool::new(false));
         let commands = Arc::new(Commands { wake, is_stopping, wants_rescan });
@@ -70,13 +67,13 @@ impl GrowthWatcher {
         let watch = |fd| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0));
         watch(commands.wake.as_raw_fd())?;
         if let Some(files) = &files {
-            watch(files.inotify.as_raw_fd())?;
+            watch(files.as_fd().as_raw_fd())?;
         }
         let (asked, kept) = (commands.clone(), resizer.clone());
         let thread = thread::spawn(ThreadKind::Rescan, "resize", move || {
             // One may have grown since it was opened.
-            for disk in resizer.disks() {
-                resizer.rescan_and_log(disk);
+            for disk in resizer.disks().all() {
+                resizer.rescan_and_log(&disk);
             }
             while !asked.is_stopping.load(Ordering::Acquire) {
                 // Only EINTR can fail here.
@@ -86,9 +83,8 @@ impl GrowthWatcher {
                 if asked.wants_rescan.swap(false, Ordering::AcqRel) {
                     resizer.resize_all();
                 }
-                for disk in files.iter().flat_map(|files| files.changed(resizer.disks())) {
-                    resizer.rescan_and_log(disk);
-                }
+                let changed = files.as_ref().map(|files| files.changed());
+                rescan(&resizer, changed.filter(|changed| !changed.is_empty()));
             }
         })?;
         Ok(Self { commands, thread: Some(thread), resizer: kept })
@@ -117,71 +113,11 @@ impl Drop for GrowthWatcher {
     }
 }
 
-/// The limit behind an error of inotify: its text reads as if descriptors or space were missing.
-fn cause(error: &io::Error) -> Option<&'static str> {
-    match error.raw_os_error()? {
-        libc::EMFILE => Some(
-            "this user has as many inotify instances as fs.inotify.max_user_instances allows, or this process as \
-             many descriptors (ulimit -n)",
-        ),
-        libc::ENOSPC => Some("this user has as many watches as fs.inotify.max_user_watches allows"),
-        libc::ENFILE => Some("this machine has as many open files as fs.file-max allows"),
-        _ => None,
-    }
-}
-
-/// The files that are watched.
-#[derive(Debug)]
-pub(super) struct Files {
-    inotify: OwnedFd,
-    /// Watch descriptors (inotify(7)), in the order of the disks; two disks may share a file.
-    names: Vec<Option<i32>>,
-}
-
-impl Files {
-    /// Watches the files of disks of these names, in this order; none where there is nothing to watch with.
-    pub(super) fn of<'a>(disks: impl Iterator<Item = (&'a str, BorrowedFd<'a>)>) -> Option<Self> {
-        let files = Self::watch(disks).inspect_err(|error| {
-            let cause = cause(error);
-            tracing::warn!(%error, cause, "growth of files is only noticed on SIGHUP");
-        });
-        files.ok()
-    }
-
-    fn watch<'a>(disks: impl Iterator<Item = (&'a str, BorrowedFd<'a>)>) -> io::Result<Self> {
-        let inotify = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
-        let names = disks.map(|(disk, file)| {
-            // The open file, whatever its path leads to by now.
-            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-            let name = add_watch(&inotify, path, WatchFlags::CLOSE_WRITE);
-            name.inspect_err(|error| {
-                let cause = cause(&(*error).into());
-                tracing::warn!(disk, %error, cause, "its growth is only noticed on SIGHUP");
-            })
-            .ok()
-        });
-        let names = names.collect();
-        Ok(Self { inotify, names })
-    }
-
-    /// The disks whose files were written to and closed since the last call.
-    fn changed<'a>(&self, disks: &'a [Resizable]) -> Vec<&'a Resizable> {
-        let mut buffer = [MaybeUninit::uninit(); EVENTS_BYTES];
-        let mut reader = Reader::new(&self.inotify, &mut buffer);
-        let mut changed = vec![false; disks.len()];
-        loop {
-            match reader.next() {
-                Ok(event) => {
-                    // -1: the queue has overflowed (IN_Q_OVERFLOW), any file may have changed.
-                    let is_meant = |name: &Option<i32>| *name == Some(event.wd()) || event.wd() == -1;
-                    for (changed, name) in changed.iter_mut().zip(&self.names) {
-                        *changed |= is_meant(name);
-                    }
-                }
-                Err(Errno::INTR) => {}
-                Err(_) => break,
-            }
-        }
-        disks.iter().zip(changed).filter(|(_, changed)| *changed).map(|(disk, _)| disk).collect()
+/// Reads the sizes of the disks again whose files have changed.
+fn rescan(resizer: &Resizer, changed: Option<Changed>) {
+    let Some(changed) = changed else { return };
+    let is_meant = |disk: &Served<Backing>| disk.watch.as_ref().is_some_and(|it| changed.contains(it));
+    for disk in resizer.disks().all().into_iter().filter(|disk| is_meant(disk)) {
+        resizer.rescan_and_log(&disk);
     }
 }

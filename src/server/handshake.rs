@@ -8,15 +8,16 @@ use std::os::unix::net::UnixStream;
 use rustix::io::ioctl_fionread;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use super::disks::DiskNumber;
 use crate::vhost_user::{ClosedByChecker, HEADER_BYTES};
 
 /// The first number of a connection in its events; listeners have lower ones.
-const FIRST_EVENT: u64 = 1 << 32;
+pub(super) const FIRST_HANDSHAKE: u64 = 1 << 63;
 
 /// A connection that is waited for, and the listener it came through.
 #[derive(Debug)]
 struct Waiting {
-    listener: usize,
+    listener: DiskNumber,
     stream: ClosedByChecker<UnixStream>,
 }
 
@@ -33,9 +34,9 @@ pub(super) enum Progress {
     /// No whole header yet.
     Incomplete,
     /// The header of a message is there, from a front-end that came through this listener.
-    Header(usize, ClosedByChecker<UnixStream>),
+    Header(DiskNumber, ClosedByChecker<UnixStream>),
     /// It was closed; it had come through this listener.
-    Closed(usize),
+    Closed(DiskNumber),
 }
 
 impl Handshakes {
@@ -46,10 +47,10 @@ impl Handshakes {
     pub(super) fn add(
         &mut self,
         epoll: &Epoll,
-        listener: usize,
+        listener: DiskNumber,
         stream: ClosedByChecker<UnixStream>,
     ) -> io::Result<()> {
-        let number = FIRST_EVENT + self.came;
+        let number = FIRST_HANDSHAKE + self.came;
         // Edge-triggered: one event for each piece that comes, not a busy loop while half a header waits.
         let events = EventSet::IN | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
         let socket = stream.socket()?.as_raw_fd();
@@ -60,7 +61,7 @@ impl Handshakes {
     }
 
     /// How many have come through a listener.
-    pub(super) fn count(&self, listener: usize) -> usize {
+    pub(super) fn count(&self, listener: DiskNumber) -> usize {
         self.waiting.values().filter(|it| it.listener == listener).count()
     }
 
@@ -87,7 +88,11 @@ impl Handshakes {
     }
 
     /// Hangs up on the oldest connection of this listener, or of any; returns of which.
-    pub(super) fn hang_up_on_oldest(&mut self, epoll: &Epoll, listener: Option<usize>) -> Option<usize> {
+    pub(super) fn hang_up_on_oldest(
+        &mut self,
+        epoll: &Epoll,
+        listener: Option<DiskNumber>,
+    ) -> Option<DiskNumber> {
         let mut candidates =
             self.waiting.iter().filter(|(_, it)| listener.is_none_or(|listener| it.listener == listener));
         let number = *candidates.next()?.0;

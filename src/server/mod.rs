@@ -21,55 +21,61 @@
 mod acceptor;
 mod bad_media;
 mod collector;
+mod commands;
+mod disks;
 mod error;
 mod farewell;
+mod file_watches;
 mod growth_watcher;
 mod handshake;
+mod manager;
 mod open;
 mod populate_thread;
 mod resize;
 mod service;
+mod stopper;
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 
-pub use acceptor::Stopper;
 pub use collector::{Collector, DiskStats};
 pub use error::ServerError;
 pub use growth_watcher::RescanTrigger;
+pub use manager::{Departure, Manager, Prepared, RemoveError};
 pub use open::{DiskSummary, preview};
 pub use resize::{ResizeError, Resized, Resizer};
 pub use service::{ServeOptions, Service};
+pub use stopper::Stopper;
 
 use crate::config::{ServerConfig, check_postcopy};
 use crate::copy::{Engine, fault};
 use crate::disk::{Backing, Disk};
 use crate::limits::thread;
 use crate::sandbox::ThreadKind;
-use crate::vhost_user::{ConfigRecord, DescriptorChecker, SessionContext};
-use crate::virtio::blk::{Counters, Device};
-use crate::worker::Pool;
-use acceptor::{Acceptor, DiskListener};
+use crate::vhost_user::{ConfigRecord, DescriptorChecker};
+use crate::virtio::blk::Counters;
+use acceptor::Acceptor;
 use bad_media::MediaWatcher;
+use commands::Commands;
+use file_watches::{FileWatch, Files};
 use growth_watcher::GrowthWatcher;
+use manager::{Opening, Parts};
 use open::{Created, open};
 use populate_thread::PopulateThread;
-use resize::Resizable;
 use service::Means;
 
 /// A running server. Dropping it stops it.
 #[derive(Debug)]
 pub struct Server<D: Disk = Backing> {
-    disks: Vec<DiskSummary>,
-    contexts: Vec<Arc<SessionContext<D>>>,
-    pool: Arc<Pool<D>>,
+    parts: Arc<Parts<D>>,
     stopper: Stopper,
     acceptor: Option<JoinHandle<()>>,
     populate_thread: Option<PopulateThread>,
     growth_watcher: Option<GrowthWatcher>,
-    media_watcher: Option<MediaWatcher>,
+    opening: Option<Arc<Opening>>,
 }
 
 impl Server<Backing> {
@@ -95,6 +101,7 @@ impl Server<Backing> {
         let checker = DescriptorChecker::start().map_err(ServerError::Threads)?;
         let engine = prepare()?;
         let ServerConfig { disks, workers, polling, exit_on_disconnect, should_stop } = config;
+        check_postcopy(disks.iter().map(|it| (it.name.as_str(), it.postcopy))).map_err(ServerError::from)?;
         let (mut services, mut summaries, mut created) = (Vec::new(), Vec::new(), Created::default());
         for disk in disks {
             let should_stop_now = || should_stop.load(Ordering::Relaxed);
@@ -112,32 +119,35 @@ impl Server<Backing> {
         }
         let options = ServeOptions { workers, polling, exit_on_disconnect };
         let means = Means::of_process(checker, services.len(), &options);
-        let files = growth_watcher::Files::of(
-            services.iter().map(|it| (it.device.identity().name.as_str(), it.device.disk().file())),
-        );
+        let files = Files::new();
+        let watches: Vec<_> = services
+            .iter()
+            .map(|it: &Service<Backing>| {
+                files.as_ref()?.watch(&it.device.identity().name, it.device.disk().file())
+            })
+            .collect();
         ConfigRecord::outlive_privileges(services.iter_mut().map(|it| &mut it.config_record));
         confine(&summaries)?;
-        let mut server = Self::serve_with(means, services, exit_on_disconnect)?;
+        let about = summaries.into_iter().map(Some).zip(watches);
+        let mut server = Self::serve_with(means, services.into_iter().zip(about), exit_on_disconnect)?;
         created.keep();
-        server.disks = summaries;
         tracing::info!("copies: {}", engine.describe());
-        server.populate_thread = PopulateThread::new(server.to_be_populated(), 0);
-        let growth_watcher = GrowthWatcher::start(Resizer::new(server.resizable()), files);
-        server.growth_watcher = Some(growth_watcher.map_err(ServerError::Threads)?);
-        let devices = server.contexts.iter().map(|context| context.device.clone());
-        server.media_watcher = MediaWatcher::start(devices).map_err(ServerError::Threads)?;
+        server.watch(files, should_stop).map_err(ServerError::Threads)?;
         Ok(server)
     }
 
-    /// The disks whose holes are filled, unlike those of sparse ones.
-    fn to_be_populated(&self) -> Vec<Arc<Device<Backing>>> {
-        let eager = self.disks.iter().zip(&self.contexts).filter(|(disk, _)| !disk.sparse);
-        eager.map(|(_, context)| context.device.clone()).collect()
-    }
-
-    fn resizable(&self) -> Vec<Resizable> {
-        let all = self.disks.iter().zip(&self.contexts);
-        all.map(|(disk, context)| Resizable { context: context.clone(), sparse: disk.sparse }).collect()
+    /// Starts what disks have that this crate has opened.
+    fn watch(&mut self, files: Option<Arc<Files>>, should_stop: Arc<AtomicBool>) -> io::Result<()> {
+        let disks = &self.parts.disks;
+        // Unlike those of sparse ones, the holes of these are filled.
+        let eager: Vec<_> = disks.all().into_iter().filter(|disk| !disk.is_sparse()).collect();
+        self.populate_thread = PopulateThread::new(&eager, 0);
+        let resizer = Resizer::new(disks.clone());
+        self.growth_watcher = Some(GrowthWatcher::start(resizer.clone(), files.clone())?);
+        let media = Arc::new(MediaWatcher::new(disks.clone()));
+        media.look()?;
+        self.opening = Some(Arc::new(Opening { should_stop, files, resizer, media }));
+        Ok(())
     }
 
     /// What reads the sizes of disks again, from any thread. None for a server that was not
@@ -151,15 +161,14 @@ impl Server<Backing> {
         self.growth_watcher.as_ref().map(GrowthWatcher::rescan_trigger)
     }
 
-    /// What is served, in the order of the configuration.
-    pub fn disks(&self) -> &[DiskSummary] {
-        &self.disks
+    /// What is served, in the order in which it came.
+    pub fn disks(&self) -> Vec<DiskSummary> {
+        self.manager().disks()
     }
 
     /// What collects the metrics of the disks while they are served.
     pub fn collector(&self) -> Collector {
-        let media = self.disks.iter().map(|disk| (disk.kind, disk.regions.clone()));
-        Collector::new(self.contexts.iter().cloned().zip(media), self.pool.clone())
+        Collector::new(self.parts.disks.clone(), self.parts.means.pool.clone())
     }
 }
 
@@ -169,33 +178,43 @@ impl<D: Disk> Server<D> {
     /// # Errors
     /// [`ServerError::Config`], [`ServerError::Threads`], [`ServerError::Copy`].
     pub fn serve(services: Vec<Service<D>>, options: ServeOptions) -> Result<Self, ServerError> {
+        let postcopy = services.iter().map(|it| (it.device.identity().name.as_str(), it.postcopy));
+        check_postcopy(postcopy)?;
         let checker = DescriptorChecker::start().map_err(ServerError::Threads)?;
         let means = Means::of_process(checker, services.len(), &options);
+        let services = services.into_iter().map(|service| (service, (None, None)));
         Self::serve_with(means, services, options.exit_on_disconnect)
     }
 
     fn serve_with(
         means: Means<D>,
-        services: Vec<Service<D>>,
+        services: impl Iterator<Item = (Service<D>, (Option<DiskSummary>, Option<FileWatch>))>,
         exit_on_disconnect: bool,
     ) -> Result<Self, ServerError> {
-        check_postcopy(services.iter().map(|it| (it.device.identity().name.as_str(), it.postcopy)))?;
         prepare()?;
-        let Means { checker, pool, budget } = means;
-        let (mut listeners, mut contexts) = (Vec::new(), Vec::new());
-        for service in services {
-            let (socket, context) = service.into_parts(pool.clone(), checker.clone(), budget.add());
-            contexts.push(context.clone());
-            listeners.push(DiskListener { socket, context });
-        }
-        let acceptor =
-            Acceptor::new(listeners, pool.clone(), exit_on_disconnect).map_err(ServerError::Threads)?;
+        let (sender, receiver) = channel();
+        let acceptor = Acceptor::new(means.pool.clone(), exit_on_disconnect, receiver);
+        let mut acceptor = acceptor.map_err(ServerError::Threads)?;
         let stopper = acceptor.stopper();
+        let commands = Commands::new(sender, stopper.clone());
+        let parts = Arc::new(Parts { disks: Arc::default(), means, commands });
+        for (service, (summary, watch)) in services {
+            let name = service.device.identity().name.clone();
+            let socket = summary.as_ref().and_then(|summary| summary.socket.clone());
+            let claim = parts.disks.claim(&name, socket, service.postcopy)?;
+            let (listener, context) = parts.listener(service);
+            let served = parts.disks.add(context, summary, watch, claim);
+            acceptor.add(served.number, listener).map_err(ServerError::Threads)?;
+        }
         let thread = thread::spawn(ThreadKind::Acceptor, "acceptor", || acceptor.run());
         let acceptor = Some(thread.map_err(ServerError::Threads)?);
-        let disks = Vec::new();
-        let (populate_thread, growth_watcher, media_watcher) = (None, None, None);
-        Ok(Self { disks, contexts, pool, stopper, acceptor, populate_thread, growth_watcher, media_watcher })
+        let (populate_thread, growth_watcher, opening) = (None, None, None);
+        Ok(Self { parts, stopper, acceptor, populate_thread, growth_watcher, opening })
+    }
+
+    /// What adds and removes disks, from any thread.
+    pub fn manager(&self) -> Manager<D> {
+        Manager::new(self.parts.clone(), self.opening.clone())
     }
 
     /// What asks the server to stop, from any thread.
@@ -205,8 +224,8 @@ impl<D: Disk> Server<D> {
 
     /// What the rings of a disk that have stopped did, by the disk's name.
     pub fn totals(&self, disk: &str) -> Option<Counters> {
-        let context = self.contexts.iter().find(|context| context.device.identity().name == disk)?;
-        Some(*context.totals.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+        let served = self.parts.disks.named(disk)?;
+        Some(*served.context.totals.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Waits until the server has stopped: asked to, or because its only front-end has left. Every request
@@ -223,7 +242,7 @@ impl<D: Disk> Server<D> {
         let joined = self.acceptor.take().map_or(Ok(()), JoinHandle::join);
         // Each ends when it is dropped. What they are at is not needed any more, and would only delay the end.
         self.populate_thread = None;
-        self.media_watcher = None;
+        self.opening.take().iter().for_each(|opening| opening.media.end());
         self.growth_watcher = None;
         joined.map_err(|_| ServerError::Threads(io::Error::other("the accepting thread panicked")))
     }

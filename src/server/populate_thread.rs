@@ -1,9 +1,10 @@
 //! The thread that populates mappings (enters them into the page tables) while the disks are served already.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::{Arc, Weak};
 
+use super::disks::Served;
 use crate::disk::{self, Backing, Disk as _, Populated};
 use crate::limits::bounds::POPULATE_STOP_TIMEOUT;
 use crate::limits::thread;
@@ -23,29 +24,30 @@ pub(super) struct PopulateThread {
 impl PopulateThread {
     /// What populates the disks one after another, from this byte on, once it may [begin](Self::begin). Without a thread
     /// they are served as well, only slower at first.
-    pub(super) fn new(devices: Vec<Arc<Device<Backing>>>, from_bytes: u64) -> Option<Self> {
-        let log_limit = devices.first()?.log_limit().clone();
+    pub(super) fn new(disks: &[Arc<Served<Backing>>], from_bytes: u64) -> Option<Self> {
+        let log_limit = disks.first()?.context.log_limit.clone();
+        let disks: Vec<_> = disks.iter().map(Arc::downgrade).collect();
         let is_stopping = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&is_stopping);
         let (waits, may_begin) = channel::<()>();
         let (ending, has_ended) = channel::<()>();
         let run = move || {
             let _ending = ending;
-            // Dropped before `_ending`: whoever waits for the end may rely on it.
-            let devices = devices;
             // Returns an error when `waits` is dropped; nothing is ever sent.
             let _ = may_begin.recv();
             let should_stop = || stop.load(Ordering::Relaxed);
-            for device in &devices {
+            for disk in disks.iter().filter_map(Weak::upgrade) {
                 if should_stop() {
                     return;
                 }
+                let device = &disk.context.device;
+                let should_stop = || should_stop() || disk.is_leaving();
                 if let Some(populated) = device.disk().populate(from_bytes, should_stop) {
                     report(device, populated);
                 }
             }
             if !should_stop() {
-                report_huge_pages(&devices);
+                report_huge_pages(&disks.iter().filter_map(Weak::upgrade).collect::<Vec<_>>());
             }
         };
         match thread::spawn(ThreadKind::Populate, "populate", run) {
@@ -105,9 +107,10 @@ fn report(device: &Device<Backing>, populated: Populated) {
 }
 
 /// A disk of which less is mapped in huge pages is only slower.
-fn report_huge_pages(devices: &[Arc<Device<Backing>>]) {
-    disk::count_huge_pages(devices.iter().map(|device| device.disk()));
-    for device in devices {
+fn report_huge_pages(disks: &[Arc<Served<Backing>>]) {
+    let devices = || disks.iter().map(|disk| &disk.context.device);
+    disk::count_huge_pages(devices().map(|device| device.disk()));
+    for device in devices() {
         let (disk, bytes) = (&device.identity().name, device.disk().geometry().capacity_bytes);
         if let Some(huge_bytes) = device.disk().huge_bytes()
             && let Some(suppressed) = device.log_limit().admit(Cause::HugePages)

@@ -3,28 +3,20 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::bad_media::update_bad_blocks;
+use super::disks::{Disks, Served};
 use super::populate_thread::PopulateThread;
 use crate::disk::{Backing, GrowError};
 use crate::log::Cause;
-use crate::vhost_user::SessionContext;
 
-/// Reads the sizes of a server's disks again, from any thread. It keeps them open as long as it lives.
+/// Reads the sizes of a server's disks again, from any thread. It keeps the disks of now open as long as it lives.
 #[derive(Debug, Clone)]
 pub struct Resizer(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    disks: Vec<Resizable>,
+    disks: Arc<Disks<Backing>>,
     /// The threads that populate new parts.
     populating: Mutex<Vec<PopulateThread>>,
-}
-
-/// A disk that may grow.
-#[derive(Debug)]
-pub(super) struct Resizable {
-    pub(super) context: Arc<SessionContext<Backing>>,
-    /// Holes are left as they are.
-    pub(super) sparse: bool,
 }
 
 /// What became of a disk's size; bytes.
@@ -53,11 +45,11 @@ pub enum ResizeError {
 }
 
 impl Resizer {
-    pub(super) fn new(disks: Vec<Resizable>) -> Self {
+    pub(super) fn new(disks: Arc<Disks<Backing>>) -> Self {
         Self(Arc::new(Inner { disks, populating: Mutex::default() }))
     }
 
-    pub(super) fn disks(&self) -> &[Resizable] {
+    pub(super) fn disks(&self) -> &Disks<Backing> {
         &self.0.disks
     }
 
@@ -68,27 +60,25 @@ impl Resizer {
     /// # Errors
     /// [`ResizeError`]; nothing has changed then.
     pub fn resize(&self, disk: &str) -> Result<Resized, ResizeError> {
-        let named = |it: &&Resizable| it.context.device.identity().name == disk;
-        let found = self.0.disks.iter().find(named);
-        self.rescan(found.ok_or_else(|| ResizeError::NoSuchDisk(disk.to_owned()))?)
+        let found = self.0.disks.named(disk);
+        self.rescan(&found.ok_or_else(|| ResizeError::NoSuchDisk(disk.to_owned()))?)
     }
 
     /// [Resizes](Self::resize) every disk whose backing has grown, and has each find out which of its media is bad by
     /// now; the log says what became of each.
     pub fn resize_all(&self) {
-        for disk in &self.0.disks {
+        for disk in self.0.disks.all() {
             update_bad_blocks(&disk.context.device);
-            let name = &disk.context.device.identity().name;
-            if let Some(Resized { from_bytes, to_bytes }) = self.rescan_and_log(disk)
+            if let Some(Resized { from_bytes, to_bytes }) = self.rescan_and_log(&disk)
                 && from_bytes == to_bytes
             {
-                tracing::info!(disk = name, bytes = to_bytes, "the size is the same as before");
+                tracing::info!(disk = disk.name(), bytes = to_bytes, "the size is the same as before");
             }
         }
     }
 
     /// As [`rescan`](Self::rescan); the log has the reason when that fails.
-    pub(super) fn rescan_and_log(&self, disk: &Resizable) -> Option<Resized> {
+    pub(super) fn rescan_and_log(&self, disk: &Arc<Served<Backing>>) -> Option<Resized> {
         match self.rescan(disk) {
             Ok(resized) => Some(resized),
             Err(error) => {
@@ -100,30 +90,29 @@ impl Resizer {
         }
     }
 
-    fn rescan(&self, disk: &Resizable) -> Result<Resized, ResizeError> {
-        let Resizable { context, sparse } = disk;
-        let name = &context.device.identity().name;
+    fn rescan(&self, disk: &Arc<Served<Backing>>) -> Result<Resized, ResizeError> {
+        let (context, name) = (&disk.context, disk.name());
         let grown = context.device.rescan_size();
         let (from_bytes, to_bytes) =
-            grown.map_err(|source| ResizeError::Grow { disk: name.clone(), source })?;
+            grown.map_err(|source| ResizeError::Grow { disk: name.to_owned(), source })?;
         if from_bytes < to_bytes {
             if let Some(suppressed) = context.log_limit.admit(Cause::Grown) {
                 tracing::info!(disk = name, from_bytes, to_bytes, suppressed, "the disk has grown");
             }
             context.front_ends.config_changed();
-            if !sparse {
-                self.populate(context, from_bytes);
+            if !disk.is_sparse() {
+                self.populate(disk, from_bytes);
             }
         }
         Ok(Resized { from_bytes, to_bytes })
     }
 
-    /// Populates a new part, on a thread that ends when it is done. Not what is before it: that was populated, or is shared
-    /// with a clone by now, and would be copied.
-    fn populate(&self, context: &SessionContext<Backing>, from_bytes: u64) {
+    /// Populates a disk from this byte on, on a thread that ends when it is done. Not what is before a new part: that was
+    /// populated, or is shared with a clone by now, and would be copied.
+    pub(super) fn populate(&self, disk: &Arc<Served<Backing>>, from_bytes: u64) {
         let mut populating = self.0.populating.lock().unwrap_or_else(PoisonError::into_inner);
         populating.retain(|it| !it.is_finished());
-        let mut thread = PopulateThread::new(vec![context.device.clone()], from_bytes);
+        let mut thread = PopulateThread::new(std::slice::from_ref(disk), from_bytes);
         thread.iter_mut().for_each(PopulateThread::begin);
         populating.extend(thread);
     }

@@ -77,6 +77,7 @@ pub struct ServeOptions {
 }
 
 /// What all disks are served with: the descriptor checker, the workers, and what the process has to share among them.
+#[derive(Debug)]
 pub(super) struct Means<D: Disk> {
     pub(super) checker: Arc<DescriptorChecker>,
     pub(super) pool: Arc<Pool<D>>,

@@ -12,7 +12,7 @@ use vhost_user_pmem::vhost_user::AllowedUsers;
 use crate::common::guarded::found;
 
 #[derive(Debug, Clone, Copy, Arbitrary)]
-enum Key {
+pub(super) enum Key {
     Name,
     Size,
     Serial,
@@ -36,7 +36,7 @@ enum Key {
 }
 
 impl Key {
-    const fn name(self) -> &'static str {
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Name => "name",
             Self::Size => "size",
@@ -77,7 +77,7 @@ enum Value {
 }
 
 /// What one option or another takes.
-fn word_at(number: u8) -> &'static str {
+pub(super) fn word_at(number: u8) -> &'static str {
     const WORDS: [&str; 24] = [
         "root",
         "nobody",
@@ -144,7 +144,7 @@ struct Input {
 }
 
 /// A comma inside a value is written twice.
-fn escaped(value: &[u8]) -> Vec<u8> {
+pub(super) fn escaped(value: &[u8]) -> Vec<u8> {
     value.iter().flat_map(|byte| if *byte == b',' { vec![b','; 2] } else { vec![*byte] }).collect()
 }
 

@@ -11,6 +11,7 @@
 
 mod command_line;
 mod config;
+mod config_file;
 mod dirty_log;
 mod image;
 mod messages;
@@ -31,9 +32,10 @@ use server::World;
 pub type Target = fn(&[u8]);
 
 /// Every target by its name, which is that of its corpus's folder.
-pub const ALL: [(&str, Target); 10] = [
+pub const ALL: [(&str, Target); 11] = [
     ("command_line", command_line::run),
     ("config", config::run),
+    ("config_file", config_file::run),
     ("dirty_log", dirty_log::run),
     ("messages", messages::run),
     ("metrics", metrics::run),

@@ -137,10 +137,13 @@ impl WatchedRange {
     /// # Errors
     /// It was not waited for.
     pub fn cease_waiting(&self, userfault: &Userfault) -> io::Result<()> {
+        let range = self.pages();
         // SAFETY: F6: the opcode's structure.
-        let set = unsafe { Setter::<UNREGISTER, _>::new(self.pages()) };
+        let set = unsafe { Setter::<UNREGISTER, _>::new(range) };
         // SAFETY: F6: pages that are missing are filled as in any mapping of the file.
-        Ok(unsafe { ioctl(&userfault.fd, set) }?)
+        unsafe { ioctl(&userfault.fd, set) }?;
+        // The kernel wakes before it ends the waiting, and page faults since 6.7 can come in between: they would wait for ever.
+        userfault.wake(range)
     }
 
     /// Nobody brings its pages any more: from now on all of it is lost, and who waits is woken and told so.

@@ -1,8 +1,9 @@
 #![allow(clippy::print_stderr, reason = "whoever runs the tests is told what is skipped")]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mm::{MapFlags, ProtFlags};
@@ -30,6 +31,7 @@ struct Memory {
     start: *mut u8,
     range: Arc<WatchedRange>,
     userfault: Arc<Userfault>,
+    file: OwnedFd,
 }
 
 impl Memory {
@@ -51,7 +53,7 @@ impl Memory {
         let start = start.unwrap().cast();
         let range = Arc::new(WatchedRange::guest(start, PAGES * PAGE, PAGE, 0).unwrap());
         range.wait_for_pages(&userfault).unwrap();
-        Some(Self { start, range, userfault })
+        Some(Self { start, range, userfault, file })
     }
 
     /// A thread that touches bytes, once it is known to wait at one of them.
@@ -83,6 +85,13 @@ impl Memory {
         let update = unsafe { Updater::<COPY, _>::new(&mut copy) };
         // SAFETY: into a page that is missing, to which no reference exists.
         unsafe { ioctl(&self.userfault.fd, update) }.unwrap();
+    }
+
+    /// All pages are missing again.
+    fn drop_pages(&self) {
+        let file = &self.file;
+        rustix::fs::ftruncate(file, 0).unwrap();
+        rustix::fs::ftruncate(file, (PAGES * PAGE) as u64).unwrap();
     }
 
     fn byte(&self, offset: usize) -> u8 {
@@ -142,4 +151,37 @@ fn memory_of_other_kinds_is_refused() {
     let start = unsafe { rustix::mm::mmap(std::ptr::null_mut(), PAGE, access, flags, &file, 0) }.unwrap();
     let range = WatchedRange::guest(start.cast(), PAGE, PAGE, 0).unwrap();
     assert!(range.wait_for_pages(&memory.userfault).is_err());
+}
+
+/// Linux 6.18 wakes those who wait before it ends the waiting, and who takes a page fault by the lock of its mapping alone
+/// (since 6.7) can begin to wait in between. Found by the fuzzer of postcopy migrations.
+#[test]
+fn who_begins_to_wait_as_waiting_ceases_goes_on() {
+    let Some(memory) = Memory::new() else { return };
+    for round in 0..1000_u32 {
+        memory.range.wait_for_pages(&memory.userfault).unwrap();
+        let is_about_to = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let toucher = scope.spawn(|| {
+                is_about_to.store(true, Ordering::Release);
+                memory.range.touch(0, PAGES * PAGE)
+            });
+            while !is_about_to.load(Ordering::Acquire) {
+                std::hint::spin_loop();
+            }
+            (0..round % 400).for_each(|_| std::hint::spin_loop());
+            memory.range.cease_waiting(&memory.userfault).unwrap();
+            let since = Instant::now();
+            while !toucher.is_finished() && since.elapsed() < Duration::from_secs(60) {
+                std::thread::yield_now();
+            }
+            let is_waiting = !toucher.is_finished();
+            if is_waiting {
+                memory.userfault.wake(memory.range.pages()).unwrap();
+            }
+            assert!(toucher.join().unwrap());
+            assert!(!is_waiting, "it waits for a page that nobody brings, in round {round}");
+        });
+        memory.drop_pages();
+    }
 }

@@ -1,5 +1,5 @@
-//! The commands of the README run as they stand there, each where what it needs is installed: only folders, sizes and times
-//! are others.
+//! The commands of the README, and of the package's units, run as they stand there, each where what it needs is installed:
+//! only folders, sizes and times are others.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -14,7 +14,16 @@ use super::common::wait_for;
 use super::{readme, root};
 
 /// Folders of the README, which are one folder here.
-const FOLDERS: [&str; 5] = ["/dev/shm/", "/tmp/", "/run/", "/srv/", "/mnt/pmem/"];
+const FOLDERS: [&str; 8] = [
+    "/dev/shm/",
+    "/tmp/",
+    "/etc/vhost-user-pmem/",
+    "/run/vhost-user-pmem/",
+    "/var/lib/vhost-user-pmem/",
+    "/run/",
+    "/srv/",
+    "/mnt/pmem/",
+];
 
 /// A daemon of the README; killed when dropped.
 struct Daemon(Child);
@@ -81,16 +90,16 @@ impl Shell {
         for (_, daemon) in std::mem::take(&mut self.daemons) {
             daemon.stop();
         }
-        self.start(line);
+        let sockets = ["socket=", "--socket-path=", "--metrics "].map(|key| values(line, key));
+        self.start(line, sockets.concat());
     }
 
-    fn start(&mut self, line: &str) {
+    /// Starts a daemon, and waits until these listen.
+    fn start(&mut self, line: &str, sockets: Vec<String>) {
         let log = self.folder.path().join("log");
         let mut command = self.command(&format!("exec {line}"));
         let output = std::fs::File::create(&log).unwrap();
         let mut daemon = Daemon(command.stdout(Stdio::null()).stderr(output).spawn().unwrap());
-        let sockets =
-            [values(line, "socket="), values(line, "--socket-path="), values(line, "--metrics ")].concat();
         for socket in &sockets {
             wait_for(&format!("{socket} listens"), || {
                 let status = daemon.0.try_wait().unwrap();
@@ -104,7 +113,8 @@ impl Shell {
     /// A back-end on the socket, unless the README has started one.
     fn serve_at(&mut self, socket: &str) {
         if !self.daemons.contains_key(socket) {
-            self.start(&format!("vhost-user-pmem serve --disk path={socket}.img,socket={socket},size=64M"));
+            let line = format!("vhost-user-pmem serve --disk path={socket}.img,socket={socket},size=64M");
+            self.start(&line, vec![socket.to_owned()]);
         }
     }
 
@@ -225,16 +235,30 @@ fn its_commands_run() {
     }
 }
 
-/// A unit file starts the daemon that it is about.
+/// The units of the package start the daemon, with its examples as their configuration.
 #[test]
-fn its_unit_starts() {
-    let units = blocks(&readme(), "ini");
-    let starts = units.iter().flatten().filter_map(|line| line.strip_prefix("ExecStart="));
-    let mut shell = Shell::new();
-    let mut count = 0;
-    for line in starts {
-        shell.serve(&shell.adapted(line));
-        count += 1;
+fn the_packages_units_start() {
+    let package = root().join("ci/debian");
+    for (unit, example) in
+        [("vhost-user-pmem@.service", "one-disk.toml"), ("vhost-user-pmem.service", "many-disks.toml")]
+    {
+        let text = std::fs::read_to_string(package.join(unit)).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("ExecStart=/usr/bin/")).unwrap();
+        let mut shell = Shell::new();
+        let line = shell.adapted(&line.replace("%i", "db0"));
+        let example = std::fs::read_to_string(package.join("examples").join(example)).unwrap();
+        // There is no persistent memory here, and the port may be somebody's.
+        let example = shell.adapted(&example).replace("\"page\"", "\"off\"").replace(":9753", ":0");
+        std::fs::write(line.split(' ').next_back().unwrap(), &example).unwrap();
+        let quoted = |key: &str| {
+            let lines = example.lines().filter_map(|line| line.strip_prefix(&format!("{key} = \"")));
+            lines.map(|rest| rest.trim_end_matches('"').to_owned()).collect::<Vec<_>>()
+        };
+        if !example.contains("size = ") {
+            for image in quoted("path") {
+                std::fs::write(image, [0; 1 << 20]).unwrap();
+            }
+        }
+        shell.start(&line, quoted("socket"));
     }
-    assert!(count >= 1, "{units:?}");
 }

@@ -50,6 +50,7 @@ mod cpus;
 mod execute;
 mod mailbox;
 mod notifier;
+mod parts;
 mod poll;
 mod pool;
 mod ring;

@@ -9,13 +9,15 @@ use std::task::Waker;
 
 use super::execute::{Waiting, complete_or_hold, execute};
 use super::notifier::Notifier;
+use super::parts::warn_of_small_ring;
+pub use super::parts::{RingKey, RingParts};
 use crate::disk::{Disk, Ticket};
 use crate::failpoint::{self, Point};
 use crate::limits::bounds::{MAX_TURN_BYTES, MAX_TURN_REQUESTS};
 use crate::log::{Cause, LogLimit};
 use crate::virtio::blk::{CacheMode, Counters, Device, Progress, SlicedRequest, Transfer};
-use crate::virtio::memory::{MemoryTable, Translator};
-use crate::virtio::queue::{Batch, Bounds, Next, RingError, RingLayout, RingLog, SplitQueue, Virtqueue};
+use crate::virtio::memory::Translator;
+use crate::virtio::queue::{Batch, Bounds, Next, RingError, RingLog, SplitQueue, Virtqueue};
 
 /// So many requests that were taken at once are published before others are taken, so that driver and worker work at the
 /// same time: at depth 32 each would else wait for the other a third of the time. Fewer are not worth another call.
@@ -27,38 +29,6 @@ const WAKE_UP_REQUESTS: u16 = 16;
 
 /// Requests whose media is prefetched at once.
 const PREFETCHED_REQUESTS: u16 = 16;
-
-/// Which ring: unique in the process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RingKey {
-    /// The front-end's session.
-    pub session: u64,
-    /// The ring's index in it.
-    pub index: u16,
-}
-
-/// What a ring is made of.
-#[derive(Debug)]
-pub struct RingParts<D: Disk> {
-    /// Which one it is.
-    pub key: RingKey,
-    /// Size, addresses, features.
-    pub layout: RingLayout,
-    /// The front-end's memory.
-    pub memory: Arc<MemoryTable>,
-    /// The device behind it.
-    pub device: Arc<Device<D>>,
-    /// The session's cache mode.
-    pub cache: Arc<CacheMode>,
-    /// Readable when the driver has made chains available.
-    pub kick: Arc<File>,
-    /// Signalled after completions, if the driver wants it.
-    pub call: Option<Arc<Notifier>>,
-    /// Signalled when the ring is broken.
-    pub err: Option<Arc<Notifier>>,
-    /// The front-end's connection, which is shut down when its memory is lost.
-    pub connection: Option<Arc<UnixStream>>,
-}
 
 /// A started ring, driven by whoever owns it.
 #[derive(Debug)]
@@ -466,22 +436,5 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             // It fails if the connection is closed already. Either way the session's thread takes its rings back.
             let _ = connection.shutdown(Shutdown::Both);
         }
-    }
-}
-
-/// Says that the driver may form requests that its ring has no room for: it would wait for ever, without a word.
-#[cold]
-fn warn_of_small_ring<D: Disk>(device: &Device<D>, key: &RingKey, layout: &RingLayout) {
-    if let Some(suppressed) = device.log_limit().admit(Cause::RingSmall) {
-        let (disk, ring, size) = (&device.identity().name, key.index, layout.size);
-        let seg_max = size.saturating_sub(2).max(1);
-        tracing::warn!(
-            disk,
-            ring,
-            size,
-            suppressed,
-            "a ring is smaller than the requests that are announced, and its driver uses no indirect descriptors; if it \
-             stalls, use seg-max={seg_max}"
-        );
     }
 }

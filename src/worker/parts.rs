@@ -1,0 +1,61 @@
+//! What a ring is made of, and whether it has room for its driver's requests.
+
+use std::fs::File;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use super::notifier::Notifier;
+use crate::disk::Disk;
+use crate::log::Cause;
+use crate::virtio::blk::{CacheMode, Device};
+use crate::virtio::memory::MemoryTable;
+use crate::virtio::queue::RingLayout;
+
+/// Which ring: unique in the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RingKey {
+    /// The front-end's session.
+    pub session: u64,
+    /// The ring's index in it.
+    pub index: u16,
+}
+
+/// What a ring is made of.
+#[derive(Debug)]
+pub struct RingParts<D: Disk> {
+    /// Which one it is.
+    pub key: RingKey,
+    /// Size, addresses, features.
+    pub layout: RingLayout,
+    /// The front-end's memory.
+    pub memory: Arc<MemoryTable>,
+    /// The device behind it.
+    pub device: Arc<Device<D>>,
+    /// The session's cache mode.
+    pub cache: Arc<CacheMode>,
+    /// Readable when the driver has made chains available.
+    pub kick: Arc<File>,
+    /// Signalled after completions, if the driver wants it.
+    pub call: Option<Arc<Notifier>>,
+    /// Signalled when the ring is broken.
+    pub err: Option<Arc<Notifier>>,
+    /// The front-end's connection, which is shut down when its memory is lost.
+    pub connection: Option<Arc<UnixStream>>,
+}
+
+/// Says that the driver may form requests that its ring has no room for: it would wait for ever, without a word.
+#[cold]
+pub(super) fn warn_of_small_ring<D: Disk>(device: &Device<D>, key: &RingKey, layout: &RingLayout) {
+    if let Some(suppressed) = device.log_limit().admit(Cause::RingSmall) {
+        let (disk, ring, size) = (&device.identity().name, key.index, layout.size);
+        let seg_max = size.saturating_sub(2).max(1);
+        tracing::warn!(
+            disk,
+            ring,
+            size,
+            suppressed,
+            "a ring is smaller than the requests that are announced, and its driver uses no indirect descriptors; if it \
+             stalls, use seg-max={seg_max}"
+        );
+    }
+}

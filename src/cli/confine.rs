@@ -138,6 +138,7 @@ fn one_of_each_kind() -> Vec<JoinHandle<()>> {
         ThreadKind::WriterLock,
         ThreadKind::Worker,
         ThreadKind::Flusher,
+        ThreadKind::Io,
         ThreadKind::Populate,
         ThreadKind::Media,
         ThreadKind::Prefault,

@@ -12,7 +12,7 @@
 //! error
 //! mod
 //! sys ranges kept_file symlinks backing_path
-//! lock durability media
+//! lock durability media executor
 //! space
 //! failure
 //! mapping
@@ -30,6 +30,7 @@ mod backing_path;
 mod block;
 mod durability;
 mod error;
+pub mod executor;
 mod failure;
 mod file;
 mod kept_file;

@@ -53,6 +53,12 @@ pub const MAX_UNMAP_SLICE_BYTES: u64 = 4 * MAX_SLICE_BYTES;
 const _: () =
     assert!(MAX_TURN_BYTES as u64 <= MAX_SLICE_BYTES, "no chain is taken behind one that is done in slices");
 
+/// Threads of a disk on media that may make one wait: so many of its requests are under way at the same time.
+pub const MAX_IO_THREADS: usize = 64;
+
+/// How long such a thread waits for something to do before it ends.
+pub const IO_THREAD_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Length of a serial number in bytes (VIRTIO 1.2 §5.2.6.1, `VIRTIO_BLK_ID_BYTES`).
 pub const SERIAL_BYTES: usize = 20;
 
@@ -186,9 +192,9 @@ pub const LEASE_TIMEOUT: Duration = Duration::from_secs(60);
 /// more (`ps`, monitoring): whoever does holds its memory, with the mapping of the file, and so the open file.
 pub const ENDED_HOLDER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long the end of the process waits for a step of populating that is under way. On slow media a step may take much longer;
-/// the thread is not waited for then, and ends with the process.
-pub const POPULATE_STOP_TIMEOUT: Duration = Duration::from_millis(200);
+/// How long the end of the process waits for what a thread is at that populates a disk, reads its size or looks for bad media.
+/// On slow media that may take much longer; the thread is not waited for then, and ends with the process.
+pub const THREAD_STOP_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// How long it is waited until nobody uses a disk any more that was removed; its file is closed later then.
 pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -115,6 +115,16 @@ fn of_guests() -> Vec<Bound> {
             "the request is done in slices, and other queues have their turn between them",
             None,
         ),
+        row(
+            "requests under way on media that may make one wait",
+            format!(
+                "{} of a disk, each on a thread that ends after {} without work",
+                count(MAX_IO_THREADS),
+                time(IO_THREAD_IDLE_TIMEOUT)
+            ),
+            "the next ones wait for those before them",
+            None,
+        ),
         row("ranges of a DISCARD or WRITE_ZEROES", count(MAX_RANGES), "the request fails (UNSUPP)", FAILURES),
         row(
             "length of such a range that is announced",
@@ -313,12 +323,7 @@ fn of_operators() -> Vec<Bound> {
         ),
         row(
             "the end waits for the log and for populating, and a disk's removal for its last use",
-            format!(
-                "{}; {}; {}",
-                time(LAST_OUTPUT_TIMEOUT),
-                time(POPULATE_STOP_TIMEOUT),
-                time(CLOSE_TIMEOUT)
-            ),
+            format!("{}; {}; {}", time(LAST_OUTPUT_TIMEOUT), time(THREAD_STOP_TIMEOUT), time(CLOSE_TIMEOUT)),
             "the last lines are lost; the process ends all the same; its file is closed later",
             None,
         ),

@@ -24,6 +24,8 @@ pub enum ThreadKind {
     Worker,
     /// Syncs what is written.
     Flusher,
+    /// Does what may wait for media.
+    Io,
     /// Enters a mapping into the page tables.
     Populate,
     /// Reads the sizes of disks again.
@@ -46,7 +48,7 @@ pub enum ThreadKind {
 
 impl ThreadKind {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Main,
         Self::Log,
         Self::StartMessage,
@@ -56,6 +58,7 @@ impl ThreadKind {
         Self::WriterLock,
         Self::Worker,
         Self::Flusher,
+        Self::Io,
         Self::Populate,
         Self::Rescan,
         Self::Media,
@@ -85,6 +88,7 @@ impl ThreadKind {
             Self::WriterLock => "writer",
             Self::Worker => "worker",
             Self::Flusher => "flusher",
+            Self::Io => "io",
             Self::Populate => "populate",
             Self::Rescan => "resize",
             Self::Media => "media",
@@ -112,13 +116,14 @@ impl ThreadKind {
                 &[Self::Worker, Self::WriterLock, Self::Prefault, Self::ConnectionWatcher, Self::Spawner]
             }
             Self::WriterLock | Self::Prefault => &[Self::Worker],
-            Self::Worker => &[Self::Flusher],
+            Self::Worker => &[Self::Flusher, Self::Io],
             Self::Rescan => &[Self::Populate],
             Self::Spawner => &[Self::Checker],
             Self::Log
             | Self::StartMessage
             | Self::Signals
             | Self::Flusher
+            | Self::Io
             | Self::Populate
             | Self::Media
             | Self::Metrics

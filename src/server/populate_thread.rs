@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 
 use super::disks::Served;
 use crate::disk::{self, Backing, Disk as _, Populated};
-use crate::limits::bounds::POPULATE_STOP_TIMEOUT;
+use crate::limits::bounds::THREAD_STOP_TIMEOUT;
 use crate::limits::thread;
 use crate::log::Cause;
 use crate::sandbox::ThreadKind;
@@ -78,7 +78,7 @@ impl Drop for PopulateThread {
         self.is_stopping.store(true, Ordering::Relaxed);
         self.waits = None;
         // If it has not ended by then, it is left to itself.
-        let _ = self.has_ended.recv_timeout(POPULATE_STOP_TIMEOUT);
+        let _ = self.has_ended.recv_timeout(THREAD_STOP_TIMEOUT);
     }
 }
 

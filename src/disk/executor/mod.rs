@@ -1,0 +1,42 @@
+//! Who does what may wait for media: threads of the disk's own, so that no worker waits, and nothing else waits with it.
+//!
+//! What hangs takes threads of its disk alone. (The kernel's own pool for such work, that of io_uring, belongs to the thread
+//! that submits, which for a worker means: to all disks whose rings it has.)
+
+mod threads;
+
+use std::time::Instant;
+
+pub use threads::{Submit, Threads};
+
+/// Something to be done that may take long.
+pub trait Task: Sized + Send + 'static {
+    /// Whether no other of this kind may run at the same time on this disk.
+    fn is_exclusive(&self) -> bool;
+
+    /// What a person calls it, and where on the disk it is done.
+    fn name(&self) -> TaskName;
+
+    /// Does it, or a step of it: returns what is left then, so that others that may not run at the same time have their turn.
+    fn run(self) -> Option<Self>;
+}
+
+/// What a task does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TaskName {
+    /// What a person calls it.
+    pub operation: &'static str,
+    /// Where it begins, in bytes of the disk.
+    pub offset: u64,
+    /// How long it is, in bytes.
+    pub len_bytes: u64,
+}
+
+/// A task that is not done yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unfinished {
+    /// What it does.
+    pub name: TaskName,
+    /// When it was submitted.
+    pub since: Instant,
+}

@@ -50,7 +50,7 @@
 //! | D5 | durability is probed, stated and enforced | nobody takes a page cache for persistent memory |
 //! | D6 | faults are contained: a guest's cost a request or a ring, a front-end's its connection, a media error its request | one tenant does not hurt another |
 //! | D7 | everything is bounded, and made at the start or with a ring | nothing is allocated for a request |
-//! | D8 | a worker waits for nobody: no peer's descriptor, no reader of the log, and no request for longer than a slice | one ring does not hold up another; media may still |
+//! | D8 | a worker waits for nobody: no media (requests that may block are begun, and published in the ring's order when they are done), no peer's descriptor, no reader of the log, and no request for longer than a slice | one ring does not hold up another |
 //! | D9 | what a peer hands over is checked before it is used, and what it is handed reaches its own memory only | a descriptor is no weapon |
 //! | D10 | promises about power failure are tried on real kernels with the power cut | a model is not believed |
 //!
@@ -66,6 +66,7 @@
 //! | batch | the requests that a worker takes from a ring at once, and publishes together |
 //! | turn | what a worker does for one ring before it goes on to the next: at most a batch, or a slice |
 //! | slice | a part of a long request that is done in one turn, so that other rings need not wait for the whole |
+//! | pending | a request that is begun on media that may make one wait: unbegun, in flight, unflushed or done, and not published |
 //! | held | a request that waits for a flush, or a ring that takes no other request before such a one is done |
 //! | contiguous chain | a descriptor chain of three buffers, each in one memory region: header, data, status; nearly all are |
 //! | flaw | what is wrong with a chain that has a place for its status: its request fails, its ring goes on |

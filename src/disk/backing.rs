@@ -174,6 +174,19 @@ impl Disk for Backing {
         either!(self, disk => disk.write(offset, from, next))
     }
 
+    fn may_wait(&self) -> bool {
+        either!(self, disk => disk.may_wait())
+    }
+
+    fn changes_exclude_each_other(&self) -> bool {
+        either!(self, disk => disk.changes_exclude_each_other())
+    }
+
+    #[inline]
+    fn try_read(&self, offset: u64, into: Segments<'_>) -> Option<Result<(), DiskError>> {
+        either!(self, disk => disk.try_read(offset, into))
+    }
+
     #[inline]
     fn fence(&self) {
         either!(self, disk => disk.fence());

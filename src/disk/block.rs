@@ -253,6 +253,10 @@ impl Disk for BlockDisk {
         self.durability
     }
 
+    fn may_wait(&self) -> bool {
+        true
+    }
+
     fn read(&self, offset: u64, into: Segments<'_>, _next: PrefetchHint) -> Result<(), DiskError> {
         let len = into.total_bytes() as u64;
         self.check(offset, len)?;

@@ -215,6 +215,24 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// As [`DiskError`]; the range may have been written in part.
     fn write(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError>;
 
+    /// Whether what is asked of it may wait for media, for as long as that likes: then nobody calls
+    /// [`read`](Self::read), [`write`](Self::write), [`discard`](Self::discard) or [`write_zeroes`](Self::write_zeroes) who
+    /// has something else to do. (A [`flush`](Self::flush) may always.) It does not change.
+    fn may_wait(&self) -> bool {
+        false
+    }
+
+    /// Whether changes of the same disk that are made at the same time only wait for each other.
+    fn changes_exclude_each_other(&self) -> bool {
+        false
+    }
+
+    /// As [`read`](Self::read), if that is possible without waiting for media: `None` if not, or if it is not known.
+    fn try_read(&self, offset: u64, into: Segments<'_>) -> Option<Result<(), DiskError>> {
+        let _ = (offset, into);
+        None
+    }
+
     /// Orders every write so far before whatever is stored next: called once a batch, before its completions are published.
     /// The CPU's store fence, unless an implementation needs more.
     #[inline]

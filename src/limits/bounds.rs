@@ -53,7 +53,10 @@ pub const MAX_UNMAP_SLICE_BYTES: u64 = 4 * MAX_SLICE_BYTES;
 const _: () =
     assert!(MAX_TURN_BYTES as u64 <= MAX_SLICE_BYTES, "no chain is taken behind one that is done in slices");
 
-/// Threads of a disk on media that may make one wait: so many of its requests are under way at the same time.
+/// Requests of a ring that are begun and not published, on media that may make one wait.
+pub const MAX_PENDING_REQUESTS: u16 = 128;
+
+/// Threads of a disk on such media: so many of its requests are under way at the same time.
 pub const MAX_IO_THREADS: usize = 64;
 
 /// How long such a thread waits for something to do before it ends.

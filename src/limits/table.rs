@@ -118,7 +118,8 @@ fn of_guests() -> Vec<Bound> {
         row(
             "requests under way on media that may make one wait",
             format!(
-                "{} of a disk, each on a thread that ends after {} without work",
+                "{} of a queue; {} of a disk, each on a thread that ends after {} without work",
+                count(MAX_PENDING_REQUESTS),
                 count(MAX_IO_THREADS),
                 time(IO_THREAD_IDLE_TIMEOUT)
             ),

@@ -65,6 +65,8 @@ pub enum Cause {
     Grown,
     /// The lock of the file.
     Lock,
+    /// There is no thread for a request that may wait for media.
+    NoThread,
     /// Memory that is entered into the page tables.
     Populate,
     /// How much of a mapping is in huge pages.

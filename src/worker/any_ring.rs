@@ -2,6 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::task::Waker;
 
 use super::ring::{Ring, RingKey, RingParts};
 use crate::disk::Disk;
@@ -89,9 +90,14 @@ impl<D: Disk> AnyRing<D> {
         with_ring!(self, ring => ring.arm())
     }
 
+    /// As [`Ring::drain`].
+    pub fn drain(&mut self, waker: &Waker) -> bool {
+        with_ring!(self, ring => ring.drain(waker))
+    }
+
     /// As [`Ring::serve`], for tests without a worker, which does this itself.
     #[cfg(test)]
-    pub(crate) fn serve(&mut self, waker: &std::task::Waker) -> super::ring::Served {
+    pub(crate) fn serve(&mut self, waker: &Waker) -> super::ring::Served {
         with_ring!(self, ring => ring.serve(waker))
     }
 }

@@ -31,6 +31,10 @@
 //! 10. `Engine::move_bytes` (`copy/routines.rs`): calls the routine of this CPU, in assembler, which needs no frame of its own
 //!     (`copy/x86_64/kernels.rs`).
 //!
+//! A ring of a file or a block device takes another way from 3 on, since these may make one wait: `Ring::serve_pending`
+//! (`worker/ring.rs`) has requests begun ([`Device::begin`], [`Device::submit`]), and publishes them in the ring's order
+//! when threads of the disk's own have done them.
+//!
 //! What is not a read or a write in one piece takes another way from 4 on: `Ring::pop` (`worker/ring.rs`) and
 //! [`Device::execute`] (`virtio/blk/execute.rs`).
 //!
@@ -43,6 +47,8 @@
 //! [`Translator`]: crate::virtio::memory::Translator
 //! [`Completion`]: crate::virtio::queue::Completion
 //! [`Device::execute`]: crate::virtio::blk::Device::execute
+//! [`Device::begin`]: crate::virtio::blk::Device::begin
+//! [`Device::submit`]: crate::virtio::blk::Device::submit
 
 mod aio;
 mod any_ring;
@@ -51,6 +57,7 @@ mod execute;
 mod mailbox;
 mod notifier;
 mod parts;
+mod pending;
 mod poll;
 mod pool;
 mod ring;

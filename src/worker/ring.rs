@@ -11,6 +11,7 @@ use super::execute::{Waiting, complete_or_hold, execute};
 use super::notifier::Notifier;
 use super::parts::warn_of_small_ring;
 pub use super::parts::{RingKey, RingParts};
+use super::pending::{Pending, RingSide, Waits};
 use crate::disk::{Disk, Ticket};
 use crate::failpoint::{self, Point};
 use crate::limits::bounds::{MAX_TURN_BYTES, MAX_TURN_REQUESTS};
@@ -49,8 +50,8 @@ pub struct Ring<D: Disk, Q: Virtqueue = SplitQueue> {
     is_contiguous: bool,
     /// Requests that wait for a flush, and those finished behind them, in the ring's order.
     held: Vec<Waiting>,
-    /// The flush they wait for.
-    flush: Option<Ticket>,
+    /// Whether they do, or all of its requests may wait for media.
+    waits: Waits,
     /// A request that takes several turns.
     sliced: SlicedRequest,
     /// Marks what is written to guest memory, while that is wanted.
@@ -90,6 +91,8 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         if !layout.indirect && layout.size < device.longest_chain().into() {
             warn_of_small_ring(&device, &key, &layout);
         }
+        let waits =
+            if device.disk().may_wait() { Waits::Media(Pending::new(layout.size)) } else { Waits::Nothing };
         Ok(Self {
             key,
             queue,
@@ -104,7 +107,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             broken: None,
             is_contiguous: true,
             held: Vec::with_capacity(usize::from(MAX_TURN_REQUESTS)),
-            flush: None,
+            waits,
             sliced: SlicedRequest::default(),
             log: None,
             log_limit,
@@ -153,7 +156,11 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     #[inline]
     pub fn has_work(&self) -> bool {
         self.broken.is_none()
-            && (self.flush.is_some() || self.sliced.is_in_progress() || self.queue.has_available())
+            && match &self.waits {
+                Waits::Nothing => self.sliced.is_in_progress() || self.queue.has_available(),
+                Waits::Flush(_) => true,
+                Waits::Media(pending) => pending.has_work(&self.device, self.queue.has_available()),
+            }
     }
 
     /// Asks the driver to kick when it makes chains available. Returns whether some have come meanwhile, for
@@ -169,7 +176,12 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         }
         // Zeroes in place of lost memory are an empty ring: nothing else would ever read it again.
         self.check_memory();
-        has_more && self.broken.is_none()
+        has_more && self.broken.is_none() && !self.is_full()
+    }
+
+    /// Whether it takes no chain before one that it has taken is done.
+    fn is_full(&self) -> bool {
+        matches!(&self.waits, Waits::Media(pending) if pending.is_full())
     }
 
     /// One turn: does up to a batch of requests, publishes them and calls the driver if it wants that, all at once or in a
@@ -177,10 +189,10 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     /// unless the ring is [armed](Self::arm).
     #[inline]
     pub fn serve(&mut self, waker: &Waker) -> Served {
-        match self.settle() {
-            Ok(true) => {}
-            Ok(false) => return Served::Held,
-            Err(error) => self.break_ring(error),
+        if !matches!(self.waits, Waits::Nothing)
+            && let Some(served) = self.serve_waiting(waker)
+        {
+            return served;
         }
         if self.broken.is_some() {
             return Served::Idle;
@@ -191,17 +203,17 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         self.check_memory();
         if !self.held.is_empty() {
             // It covers the writes that have finished; others need not be covered (VIRTIO 1.2 §5.2.6.2).
-            self.flush = Some(self.device.begin_flush(waker, &self.counters));
+            self.waits = Waits::Flush(self.device.begin_flush(waker, &self.counters));
         }
         match has_more {
             _ if self.broken.is_some() => {}
             Err(error) => self.break_ring(error),
             // Nothing more is fetched, and no kick needed, until the flush is done.
-            Ok(_) if self.flush.is_some() => {}
+            Ok(_) if !matches!(self.waits, Waits::Nothing) => {}
             Ok(true) => return Served::More,
             Ok(false) => {}
         }
-        if self.flush.is_some() { Served::Held } else { Served::Idle }
+        if matches!(self.waits, Waits::Nothing) { Served::Idle } else { Served::Held }
     }
 
     /// Does up to a batch of requests, or up to a flush. Returns whether there may be more.
@@ -347,20 +359,64 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         }
     }
 
-    /// Answers what waited for a flush, once that is done. Returns whether nothing waits any more.
-    #[inline]
-    fn settle(&mut self) -> Result<bool, RingError> {
-        match self.flush {
-            None => Ok(true),
-            Some(ticket) => self.settle_flush(ticket),
+    /// One turn of a ring whose media may make one wait.
+    fn serve_pending(&mut self, waker: &Waker) -> Served {
+        let Self { queue, batch, device, cache, counters, log, waits, .. } = self;
+        let (Waits::Media(pending), None) = (waits, self.broken) else { return Served::Idle };
+        queue.park_kicks();
+        let memory = batch.memory();
+        let (is_any_done, turn) =
+            pending.turn(RingSide { queue, memory, device, cache, counters, log }, waker);
+        if is_any_done {
+            self.fence_and_publish();
+        }
+        self.check_memory();
+        match turn {
+            Ok(true) => return Served::More,
+            Ok(false) => {}
+            Err(error) => self.break_ring(error),
+        }
+        Served::Idle
+    }
+
+    /// Takes nothing more, and publishes what is done. Returns whether no thread of the disk's has a request of the ring any
+    /// more: before that, bytes may still be written to the disk or to guest memory. `waker` is woken when it is worth asking
+    /// again.
+    ///
+    /// What was not done to its end is done again where the ring goes on.
+    pub fn drain(&mut self, waker: &Waker) -> bool {
+        let Waits::Media(pending) = &mut self.waits else { return true };
+        pending.leave();
+        self.serve_pending(waker);
+        let Waits::Media(pending) = &mut self.waits else { return true };
+        if self.broken.is_some() {
+            pending.discard();
+        }
+        !pending.is_in_flight()
+    }
+
+    /// A turn of a ring that waits for something. `None`: it does not any more, and can go on as others do.
+    #[cold]
+    #[inline(never)]
+    fn serve_waiting(&mut self, waker: &Waker) -> Option<Served> {
+        match self.waits {
+            Waits::Nothing => None,
+            Waits::Media(_) => Some(self.serve_pending(waker)),
+            Waits::Flush(ticket) => match self.settle_flush(ticket) {
+                Ok(true) => None,
+                Ok(false) => Some(Served::Held),
+                Err(error) => {
+                    self.break_ring(error);
+                    None
+                }
+            },
         }
     }
 
-    #[cold]
-    #[inline(never)]
+    /// Answers what waited for a flush, once that is done. Returns whether nothing waits any more.
     fn settle_flush(&mut self, ticket: Ticket) -> Result<bool, RingError> {
         let Some(has_flushed) = self.device.poll_flush(ticket) else { return Ok(false) };
-        self.flush = None;
+        self.waits = Waits::Nothing;
         for waiting in self.held.drain(..) {
             let completion = match waiting {
                 Waiting::Finished(completion) => completion,

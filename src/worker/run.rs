@@ -6,7 +6,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd as _;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Sender, SyncSender};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -47,6 +47,8 @@ enum State {
     Held,
     /// Nothing: its driver broke it.
     Broken,
+    /// Nothing more: it is given back as soon as no request of it is under way.
+    Leaving,
 }
 
 #[derive(Debug)]
@@ -66,6 +68,8 @@ pub(super) struct Runner<D: Disk> {
     polled: Vec<usize>,
     /// How many are armed: if none is, epoll need not be asked.
     armed: usize,
+    /// Rings that are leaving, and who waits for each.
+    leaving: Vec<(usize, SyncSender<Option<AnyRing<D>>>)>,
     window: PollWindow,
     last_kick_check: Instant,
     /// It has just been woken, and so knows who has kicked.
@@ -89,6 +93,7 @@ impl<D: Disk> Runner<D> {
             slots,
             polled,
             armed: 0,
+            leaving: Vec::new(),
             window,
             last_kick_check: Instant::now(),
             has_just_woken: false,
@@ -239,11 +244,16 @@ impl<D: Disk> Runner<D> {
     fn read_mailbox(&mut self) -> bool {
         for number in 0..self.slots.len() {
             self.poll_from_now_on(number, State::Held);
+            // Requests of it have come back, which no kick tells.
+            if self.slots.get(number).and_then(Option::as_ref).is_some_and(|slot| slot.ring.has_work()) {
+                self.poll_from_now_on(number, State::Armed);
+            }
         }
+        self.give_back();
         while let Ok(command) = self.inbox.commands.try_recv() {
             match command {
                 Command::Attach(ring, answer) => drop(answer.send(self.attach(ring))),
-                Command::Detach(key, answer) => drop(answer.send(self.detach(key))),
+                Command::Detach(key, answer) => self.detach(key, answer),
                 Command::Count(answers) => self.count(&answers),
                 Command::Stop => return false,
             }
@@ -273,12 +283,38 @@ impl<D: Disk> Runner<D> {
         Ok(())
     }
 
-    fn detach(&mut self, key: RingKey) -> Option<AnyRing<D>> {
+    /// Gives a ring back, now or when no request of it is under way any more.
+    fn detach(&mut self, key: RingKey, answer: SyncSender<Option<AnyRing<D>>>) {
         let has_key = |slot: &Option<Slot<D>>| slot.as_ref().is_some_and(|slot| slot.ring.key() == key);
-        let number = self.slots.iter().position(has_key)?;
-        let Slot { ring, state } = self.slots.get_mut(number)?.take()?;
+        let Some(number) = self.slots.iter().position(has_key) else {
+            // Ignored: nobody waits for it.
+            let _ = answer.send(None);
+            return;
+        };
+        if let Some(slot) = self.slots.get_mut(number).and_then(Option::as_mut) {
+            let state = std::mem::replace(&mut slot.state, State::Leaving);
+            self.armed = self.armed.saturating_sub(usize::from(state == State::Armed));
+        }
         self.polled.retain(|polled| *polled != number);
-        self.armed = self.armed.saturating_sub(usize::from(state == State::Armed));
+        self.leaving.push((number, answer));
+        self.give_back();
+    }
+
+    /// Gives back the rings that are leaving and have nothing under way.
+    fn give_back(&mut self) {
+        for (number, answer) in std::mem::take(&mut self.leaving) {
+            let ring = self.slots.get_mut(number).and_then(Option::as_mut).map(|slot| &mut slot.ring);
+            if ring.is_some_and(|ring| !ring.drain(&self.waker)) {
+                self.leaving.push((number, answer));
+                continue;
+            }
+            // Ignored: nobody waits for it; it is dropped.
+            let _ = answer.send(self.take(number));
+        }
+    }
+
+    fn take(&mut self, number: usize) -> Option<AnyRing<D>> {
+        let Slot { ring, .. } = self.slots.get_mut(number)?.take()?;
         let nothing = EpollEvent::default();
         // Cannot fail for a descriptor that was added; the ring still holds it open.
         let _ = self.epoll.ctl(ControlOperation::Delete, ring.kick().as_raw_fd(), nothing);

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use crate::disk::{Disk, DiskError};
 use crate::limits::thread;
@@ -16,7 +17,7 @@ use crate::log::{Cause, LogLimit};
 use crate::sandbox::ThreadKind;
 
 /// A flush that has been asked for; see [`Flusher::poll`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[must_use = "nobody else looks whether the flush is done"]
 pub struct Ticket(u64);
 
@@ -57,6 +58,8 @@ struct PendingFlushes {
     last: u64,
     /// Who waits.
     wakers: Vec<Waker>,
+    /// Flushes up to this number are those of the last sync that has begun, and when it did.
+    syncing: (u64, Option<Instant>),
     /// One of those who have asked has written.
     has_written: bool,
     is_stopping: bool,
@@ -97,12 +100,24 @@ impl<D: Disk> Flusher<D> {
         ticket
     }
 
+    /// Since when a sync runs, if one does.
+    pub fn unfinished(&self) -> Option<Instant> {
+        let (covered, since) = self.shared.requests().syncing;
+        since.filter(|_| !self.is_done(Ticket(covered)))
+    }
+
+    /// Whether a flush is done. Costs one load.
+    #[inline]
+    pub fn is_done(&self, ticket: Ticket) -> bool {
+        self.shared.finished.load(Ordering::Acquire) >= ticket.0
+    }
+
     /// Whether a flush is done, and how.
     ///
     /// # Errors
     /// A sync failed, this one or one before: every flush fails from then on.
     pub fn poll(&self, ticket: Ticket) -> Option<Result<(), DiskError>> {
-        if self.shared.finished.load(Ordering::Acquire) < ticket.0 {
+        if !self.is_done(ticket) {
             return None;
         }
         Some(match self.shared.has_failed.load(Ordering::Acquire) {
@@ -163,6 +178,7 @@ impl<D: Disk> Shared<D> {
     fn sync(&self) {
         let (covered, wakers, has_written) = {
             let mut requests = self.requests();
+            requests.syncing = (requests.last, Some(Instant::now()));
             (requests.last, std::mem::take(&mut requests.wakers), requests.has_written)
         };
         match self.disk.flush() {

@@ -2,6 +2,7 @@
 //! memory: the driver, its ring and the disk must agree.
 
 mod guest;
+mod pending;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -16,6 +17,7 @@ use crate::disk::{Disk, DiskError, Durability, Geometry, MappedDisk};
 use crate::failpoint::{self, Point};
 use crate::log::LogLimit;
 use crate::virtio::blk::{CacheMode, Device, Identity};
+use crate::virtio::memory::MemoryTable;
 use crate::virtio::memory::testing::table_of;
 use crate::virtio::queue::{RingKind, RingLayout};
 use crate::worker::{AnyRing, Notifier, RingKey, RingParts, Served};
@@ -103,23 +105,37 @@ impl Machine {
 
     /// A back-end: a new device, a new mapping of guest memory, a ring that knows nothing.
     fn start(&self, base: u32) -> AnyRing<HalfCopyDisk> {
+        self.start_on(HalfCopyDisk { disk: self.mapped_disk(), file: self.disk.try_clone().unwrap() }, base)
+    }
+
+    fn mapped_disk(&self) -> MappedDisk {
         let capacity_bytes = (SECTORS * SECTOR_BYTES) as u64;
         let geometry = Geometry { capacity_bytes, block_bytes: 512, read_only: false };
-        let file = self.disk.try_clone().unwrap();
-        let disk = MappedDisk::new(file.try_clone().unwrap(), geometry).unwrap();
+        MappedDisk::new(self.disk.try_clone().unwrap(), geometry).unwrap()
+    }
+
+    fn start_on<D: Disk>(&self, disk: D, base: u32) -> AnyRing<D> {
+        self.start_in(table_of(&self.guest.file, MEMORY_BYTES), disk, base)
+    }
+
+    fn layout(&self, base: u32) -> RingLayout {
+        RingLayout {
+            kind: self.guest.kind,
+            size: u32::from(self.guest.size()),
+            addresses: guest::ADDRESSES,
+            base,
+            event_idx: false,
+            indirect: false,
+        }
+    }
+
+    fn start_in<D: Disk>(&self, memory: Arc<MemoryTable>, disk: D, base: u32) -> AnyRing<D> {
         let identity = Identity { name: "points".into(), serial: [b'x'; 20] };
         let parts = RingParts {
             key: RingKey { session: 0, index: 0 },
-            layout: RingLayout {
-                kind: self.guest.kind,
-                size: u32::from(self.guest.size()),
-                addresses: guest::ADDRESSES,
-                base,
-                event_idx: false,
-                indirect: false,
-            },
-            memory: table_of(&self.guest.file, MEMORY_BYTES),
-            device: Arc::new(Device::new(HalfCopyDisk { disk, file }, identity, 1)),
+            layout: self.layout(base),
+            memory,
+            device: Arc::new(Device::new(disk, identity, 1)),
             cache: Arc::new(CacheMode::unknown(true)),
             kick: Arc::new(File::open("/dev/null").unwrap()),
             call: Some(Arc::new(Notifier::new(self.call.try_clone().unwrap()).unwrap())),

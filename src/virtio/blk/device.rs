@@ -8,10 +8,14 @@ use super::cache::CacheMode;
 use super::config_space::ConfigSpace;
 use super::counters::Counters;
 use super::features;
+use super::pending::RequestTask;
 use super::request::ErrorStatus;
 use super::units::{Limits, SECTOR_BYTES, SEG_MAX};
+use crate::disk::executor::{TaskName, Threads, Unfinished};
 use crate::disk::{Disk, DiskError, Flusher, GrowError, Ticket};
+use crate::limits::bounds::MAX_IO_THREADS;
 use crate::log::{Cause, LogLimit};
+use crate::sandbox::ThreadKind;
 
 /// How a disk calls itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +32,8 @@ pub struct Identity {
 pub struct Device<D: Disk> {
     disk: Arc<D>,
     flusher: Flusher<D>,
+    /// What may wait for media is done by these.
+    threads: Threads<RequestTask<D>>,
     identity: Identity,
     /// With the size at the start.
     limits: Limits,
@@ -51,6 +57,7 @@ impl<D: Disk> Device<D> {
         Self {
             disk,
             flusher,
+            threads: Threads::new(ThreadKind::Io, MAX_IO_THREADS),
             identity,
             limits,
             capacity_sectors,
@@ -106,6 +113,14 @@ impl<D: Disk> Device<D> {
         &self.disk
     }
 
+    pub(super) const fn shared_disk(&self) -> &Arc<D> {
+        &self.disk
+    }
+
+    pub(super) const fn threads(&self) -> &Threads<RequestTask<D>> {
+        &self.threads
+    }
+
     /// Its name and serial number.
     pub const fn identity(&self) -> &Identity {
         &self.identity
@@ -150,6 +165,12 @@ impl<D: Disk> Device<D> {
         self.flusher.begin(waker, counters.media_written_bytes != 0)
     }
 
+    /// Whether [`poll_flush`](Self::poll_flush) would tell. Costs one load.
+    #[inline]
+    pub fn is_flushed(&self, ticket: Ticket) -> bool {
+        self.flusher.is_done(ticket)
+    }
+
     /// Whether a flush is done, and if it has succeeded.
     pub fn poll_flush(&self, ticket: Ticket) -> Option<bool> {
         Some(match self.flusher.poll(ticket)? {
@@ -159,6 +180,16 @@ impl<D: Disk> Device<D> {
                 false
             }
         })
+    }
+
+    /// How many requests are begun and not done, and the oldest of them. A flush counts as one, whoever waits for it.
+    pub fn unfinished(&self) -> (usize, Option<Unfinished>) {
+        let (count, oldest) = self.threads.unfinished();
+        let Some(since) = self.flusher.unfinished() else { return (count, oldest) };
+        let bytes = self.limits().capacity_sectors.saturating_mul(SECTOR_BYTES);
+        let name = TaskName { operation: "flush", offset: 0, len_bytes: bytes };
+        let oldest = oldest.filter(|it| it.since <= since).unwrap_or(Unfinished { name, since });
+        (count.saturating_add(1), Some(oldest))
     }
 
     /// The media, or guest memory, failed: the request fails, and one line in the log says so.

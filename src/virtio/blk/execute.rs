@@ -34,13 +34,18 @@ impl HeldRequest {
     pub const fn is_flush(&self) -> bool {
         matches!(self.effect, Effect::Flushed)
     }
+
+    /// Where its status goes.
+    pub const fn status(&self) -> &HeldStatus {
+        &self.status
+    }
 }
 
 /// What was done, or why not.
-type Outcome = Result<Done, ErrorStatus>;
+pub(super) type Outcome = Result<Done, ErrorStatus>;
 
 /// A request that has not failed.
-enum Done {
+pub(super) enum Done {
     /// It is done and counted, and has written so many data bytes without a gap from the start of the
     /// device-writable part.
     Counted(u64),
@@ -50,7 +55,7 @@ enum Done {
 
 /// A request that is done and has written no data to the guest.
 #[inline]
-const fn counted(effect: Effect, counters: &mut Counters) -> Done {
+pub(super) const fn counted(effect: Effect, counters: &mut Counters) -> Done {
     counters.count(effect);
     Done::Counted(0)
 }
@@ -86,7 +91,7 @@ impl<D: Disk> Device<D> {
     /// Begins a request that is done in slices.
     #[cold]
     #[inline(never)]
-    fn begin_slices(
+    pub(super) fn begin_slices(
         &self,
         operation: &Operation<'_>,
         head: Head,
@@ -114,9 +119,18 @@ impl<D: Disk> Device<D> {
         cache: &CacheMode,
         counters: &mut Counters,
     ) -> Result<Option<Progress>, RingError> {
-        let Some(Finished { head, status, data_bytes, name, result }) = sliced.next(self.disk()) else {
-            return Ok(None);
-        };
+        let Some(finished) = sliced.next(self.disk()) else { return Ok(None) };
+        self.finish(finished, cache, counters).map(Some)
+    }
+
+    /// Says what became of a request that was done in slices, or on another thread.
+    pub(super) fn finish(
+        &self,
+        finished: Finished,
+        cache: &CacheMode,
+        counters: &mut Counters,
+    ) -> Result<Progress, RingError> {
+        let Finished { head, status, data_bytes, name, result } = finished;
         let done = result.and_then(|effect| match effect {
             Effect::Read(bytes) => {
                 counters.count(effect);
@@ -129,12 +143,12 @@ impl<D: Disk> Device<D> {
             _ => Ok(counted(effect, counters)),
         });
         let outcome = done.map_err(|error| self.failed(name, &error));
-        Self::complete(outcome, head, data_bytes, counters, status).map(Some)
+        Self::complete(outcome, head, data_bytes, counters, status)
     }
 
     /// Stores the status and says what the used ring gets: the one place that decides both.
     #[inline(always)]
-    fn complete(
+    pub(super) fn complete(
         outcome: Outcome,
         head: Head,
         data_bytes: u64,

@@ -1,11 +1,13 @@
 //! The block device (VIRTIO 1.2 §5.2): what a request asks, and what is answered.
 
+mod begin;
 mod cache;
 mod config_space;
 mod counters;
 mod device;
 mod execute;
 pub mod features;
+mod pending;
 mod request;
 mod sliced;
 #[cfg(test)]
@@ -13,11 +15,13 @@ mod tests;
 mod transfer;
 mod units;
 
+pub use begin::Predecessors;
 pub use cache::CacheMode;
 pub use config_space::{CONFIG_BYTES, ConfigSpace, WRITEBACK_OFFSET};
 pub use counters::{Counters, Effect};
 pub use device::{Device, Identity};
 pub use execute::{HeldRequest, Progress};
+pub use pending::{Completions, PendingRequest, Span};
 pub use request::{ErrorStatus, Operation, Range, Ranges, parse, parse_ranges};
 pub use sliced::SlicedRequest;
 pub use transfer::{Rules, Transfer};

@@ -4,10 +4,13 @@
 //! A request whose ring is stopped meanwhile is not completed: where the ring goes on, it is done again from its start. That
 //! is sound, since the device has the request's buffers until it completes it, and to do any request twice changes nothing.
 
+use std::io;
+
 use super::counters::Effect;
 use super::request::{ErrorStatus, Operation, Range, Ranges, parse_ranges};
 use super::units::Limits;
 use crate::copy::{PrefetchHint, Segments};
+use crate::disk::executor::TaskName;
 use crate::disk::{Disk, DiskError};
 use crate::limits::bounds::{MAX_SLICE_BYTES, MAX_UNMAP_SLICE_BYTES};
 use crate::virtio::queue::{Head, HeldSegments, HeldStatus, StatusByte};
@@ -16,6 +19,8 @@ use crate::virtio::queue::{Head, HeldSegments, HeldStatus, StatusByte};
 #[derive(Debug, Default)]
 pub struct SlicedRequest {
     current: Option<InProgress>,
+    /// It is done by a thread that nothing else waits for: its data is not cut.
+    is_whole: bool,
     data: HeldSegments,
     ranges: Ranges,
 }
@@ -78,6 +83,11 @@ impl SlicedOperation {
 }
 
 impl SlicedRequest {
+    /// Room for a request that is [run](Self::run_step) on a thread of its own, and not in turns of its ring.
+    pub(super) fn whole() -> Self {
+        Self { is_whole: true, ..Self::default() }
+    }
+
     /// Whether there is a request that is not finished.
     #[inline]
     pub const fn is_in_progress(&self) -> bool {
@@ -146,6 +156,38 @@ impl SlicedRequest {
             Ok(()) if self.cut() => return None,
             result => result,
         };
+        self.finish(result)
+    }
+
+    /// Does a transfer, or the next step of another request: `None` if there are more.
+    pub(super) fn run_step(&mut self, disk: &impl Disk) -> Option<Result<(), DiskError>> {
+        match self.touch().and_then(|()| self.execute(disk)) {
+            // A transfer is one slice, which stays: where it has written to is marked in the dirty log.
+            Ok(()) if !self.is_transfer() && self.cut() => None,
+            result => Some(result),
+        }
+    }
+
+    /// Waits for what a write takes from guest memory. Another thread, which has come upon the loss of that memory, may have put
+    /// zeroes there.
+    fn touch(&self) -> Result<(), DiskError> {
+        let Some(current) = &self.current else { return Ok(()) };
+        if !matches!(current.slices.operation, SlicedOperation::Write(_)) || self.data.touch() {
+            return Ok(());
+        }
+        let Slices { offset, left_bytes: len, .. } = current.slices;
+        let source = io::Error::from_raw_os_error(libc::EFAULT);
+        Err(DiskError::Io { operation: "copying guest memory", offset, len, source })
+    }
+
+    /// Nothing is in progress any more.
+    pub(super) fn abandon(&mut self) {
+        self.current = None;
+        self.data.release();
+    }
+
+    /// The request, of which all was done, or it has failed.
+    pub(super) fn finish(&mut self, result: Result<(), DiskError>) -> Option<Finished> {
         let InProgress { head, status, data_bytes, slices, media_bytes, .. } = self.current.take()?;
         self.data.release();
         let (name, effect) = (slices.operation.name(), self.effect(slices.operation, media_bytes));
@@ -158,7 +200,8 @@ impl SlicedRequest {
         let slices = &mut current.slices;
         match slices.operation {
             SlicedOperation::Read(_) | SlicedOperation::Write(_) => {
-                let bytes = slice_bytes(slices.offset, slices.left_bytes, MAX_SLICE_BYTES);
+                let most_bytes = if self.is_whole { u64::MAX } else { MAX_SLICE_BYTES };
+                let bytes = slice_bytes(slices.offset, slices.left_bytes, most_bytes);
                 self.data.advance(usize::try_from(bytes).unwrap_or(usize::MAX));
                 bytes > 0
             }
@@ -175,9 +218,10 @@ impl SlicedRequest {
     /// Does the slice that was cut.
     fn execute(&mut self, disk: &impl Disk) -> Result<(), DiskError> {
         let unmap = self.range().is_some_and(|range| range.unmap);
-        let Self { current: Some(current), data, .. } = self else { return Ok(()) };
+        let Self { current: Some(current), data, is_whole, .. } = self else { return Ok(()) };
         let slices = &mut current.slices;
         let most_bytes = match slices.operation {
+            SlicedOperation::Read(_) | SlicedOperation::Write(_) if *is_whole => u64::MAX,
             SlicedOperation::Discard => MAX_UNMAP_SLICE_BYTES,
             SlicedOperation::WriteZeroes if unmap && disk.has_fast_zero() => MAX_UNMAP_SLICE_BYTES,
             SlicedOperation::Read(_) | SlicedOperation::Write(_) | SlicedOperation::WriteZeroes => {
@@ -210,6 +254,38 @@ impl SlicedRequest {
                 Effect::Zeroed { bytes, media_bytes }
             }
         }
+    }
+
+    /// What a person calls it, and which bytes of the disk it is about: from the first one to the last one of all ranges.
+    pub(super) fn name(&self) -> TaskName {
+        let Some(current) = &self.current else {
+            return TaskName { operation: "none", offset: 0, len_bytes: 0 };
+        };
+        let Slices { operation, offset, left_bytes } = current.slices;
+        let (offset, end) = match operation {
+            SlicedOperation::Read(_) | SlicedOperation::Write(_) => {
+                (offset, offset.saturating_add(left_bytes))
+            }
+            SlicedOperation::Discard | SlicedOperation::WriteZeroes => {
+                let ranges = self.ranges.as_slice().iter();
+                let ends = ranges.clone().map(|range| range.offset.saturating_add(range.len_bytes));
+                let starts = ranges.map(|range| range.offset);
+                (starts.min().unwrap_or(0), ends.max().unwrap_or(0))
+            }
+        };
+        TaskName { operation: operation.name(), offset, len_bytes: end.saturating_sub(offset) }
+    }
+
+    fn is_transfer(&self) -> bool {
+        let is_transfer = |it: &InProgress| {
+            matches!(it.slices.operation, SlicedOperation::Read(_) | SlicedOperation::Write(_))
+        };
+        self.current.as_ref().is_some_and(is_transfer)
+    }
+
+    /// Whether it changes bytes.
+    pub(super) fn is_change(&self) -> bool {
+        self.current.as_ref().is_some_and(|it| !matches!(it.slices.operation, SlicedOperation::Read(_)))
     }
 
     /// The range that is in progress.

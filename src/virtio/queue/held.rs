@@ -7,8 +7,12 @@ use std::sync::Arc;
 
 use super::chain::StatusByte;
 use super::chain_builder::MAX_CHAIN_SEGMENTS;
-use crate::copy::{Segment, Segments};
+use crate::copy::fault::losses;
+use crate::copy::{self, Segment, Segments};
 use crate::virtio::memory::MemoryTable;
+
+/// Segments of most chains. There may be many that are held, and few of them have more.
+const FEW_SEGMENTS: usize = 8;
 
 /// Room for the segments of one chain, of which a slice at a time is executed.
 #[derive(Debug)]
@@ -26,7 +30,8 @@ pub struct HeldSegments {
 unsafe impl Send for HeldSegments {}
 
 impl Default for HeldSegments {
-    /// The room is made once (D7), with the first request that needs it: most rings have none.
+    /// The room is made once (D7), with the first request that needs it, and once more with the first one of many segments:
+    /// most rings have none.
     fn default() -> Self {
         Self { table: None, list: Vec::new(), slice: 0..0, rest: Segment::EMPTY }
     }
@@ -41,10 +46,18 @@ impl HeldSegments {
         if !list.iter().all(|segment| table.has(segment)) {
             return false;
         }
-        self.list.reserve_exact(MAX_CHAIN_SEGMENTS);
+        self.list.reserve_exact(if list.len() <= FEW_SEGMENTS { FEW_SEGMENTS } else { MAX_CHAIN_SEGMENTS });
         self.list.extend_from_slice(list);
         self.table = Some(table.clone());
         true
+    }
+
+    /// Waits until the bytes of the slice are there, which in a postcopy migration may take long. False when guest memory is
+    /// lost: then what is read there may be zeroes in place of what the guest wrote.
+    pub fn touch(&self) -> bool {
+        copy::touch(self.slice());
+        // In this order: the loss is noted before there are zeroes.
+        losses() == 0 || !self.table.as_ref().is_some_and(|table| table.has_lost_pages())
     }
 
     /// Nothing is held any more.

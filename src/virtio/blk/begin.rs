@@ -1,0 +1,116 @@
+//! Requests on media that may make one wait: what takes no waiting is done at once, the rest is begun, and comes back done.
+
+use std::sync::Arc;
+use std::task::Waker;
+
+use super::cache::CacheMode;
+use super::counters::{Counters, Effect};
+use super::device::Device;
+use super::execute::{Done, Outcome, Progress, counted};
+use super::pending::{Completions, PendingRequest, RequestTask, Span};
+use super::request::{ErrorStatus, Operation, parse};
+use crate::copy;
+use crate::disk::Disk;
+use crate::disk::executor::{Submit, Task as _};
+use crate::log::Cause;
+use crate::virtio::queue::{Chain, RingError};
+
+/// What is before a request in its ring.
+#[derive(Debug)]
+pub struct Predecessors<F> {
+    /// Whether a transfer need not wait for one of them.
+    pub is_free: F,
+    /// Whether all are done.
+    pub are_done: bool,
+}
+
+impl<D: Disk> Device<D> {
+    /// Does what a chain asks if that takes no waiting, or prepares `pending` to be [submitted](Self::submit):
+    /// [`Progress::Sliced`] then.
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute).
+    pub fn begin(
+        &self,
+        chain: Chain<'_>,
+        cache: &CacheMode,
+        counters: &mut Counters,
+        pending: &mut PendingRequest,
+        before: Predecessors<impl Fn(&Span) -> bool>,
+    ) -> Result<Progress, RingError> {
+        let Chain { head, header, flaw, readable, writable, status, data_bytes } = chain;
+        let operation = match flaw {
+            None => parse(&header, readable, writable, &self.limits()),
+            Some(_) => Err(ErrorStatus::IoError),
+        };
+        let done: Option<Outcome> = match &operation {
+            Ok(Operation::Read { offset, into }) => {
+                let is_free = (before.is_free)(&Span::of_transfer(*offset, into.total_bytes(), false));
+                let read = if is_free { self.disk().try_read(*offset, *into) } else { None };
+                read.map(|read| {
+                    read.map_err(|error| self.failed("read", &error))?;
+                    let bytes = into.total_bytes() as u64;
+                    counters.count(Effect::Read(bytes));
+                    Ok(Done::Counted(bytes))
+                })
+            }
+            Ok(Operation::Write { .. } | Operation::Discard { .. } | Operation::WriteZeroes { .. }) => None,
+            Ok(Operation::Flush) => {
+                cache.saw_flush();
+                Some(match self.disk().try_flush().filter(|_| before.are_done) {
+                    Some(Ok(())) => Ok(counted(Effect::Flushed, counters)),
+                    Some(Err(error)) => Err(self.failed("flush", &error)),
+                    None => Ok(Done::Unflushed(Effect::Flushed)),
+                })
+            }
+            Ok(Operation::GetId { into }) => {
+                let bytes = copy::store_slice(*into, &self.identity().serial);
+                counters.count(Effect::Other);
+                Some(Ok(Done::Counted(bytes as u64)))
+            }
+            Err(error) => Some(Err(*error)),
+        };
+        match (done, operation) {
+            (None, Ok(operation)) => {
+                self.begin_slices(&operation, head, status, data_bytes, &mut pending.request, counters)
+            }
+            (Some(outcome), _) => Self::complete(outcome, head, data_bytes, counters, status),
+            (None, Err(error)) => Self::complete(Err(error), head, data_bytes, counters, status),
+        }
+    }
+
+    /// Has a thread of the disk's own run a request that was prepared. It comes back by `completions`, with this number, and
+    /// `waker` is woken then.
+    pub fn submit(
+        &self,
+        request: Box<PendingRequest>,
+        number: u64,
+        completions: &Arc<Completions>,
+        waker: &Waker,
+    ) {
+        let (completions, waker) = (completions.clone(), waker.clone());
+        let task = RequestTask { disk: self.shared_disk().clone(), request, number, completions, waker };
+        let Submit::NoThread(mut task, error) = self.threads().submit(task) else { return };
+        if let Some(suppressed) = self.log_limit().admit(Cause::NoThread) {
+            let disk = &self.identity().name;
+            tracing::warn!(disk, %error, suppressed, "no thread for a request: the worker waits for it");
+        }
+        while let Some(rest) = task.run() {
+            task = rest;
+        }
+    }
+
+    /// Says what became of a request that has come back; `None` if it was not done to its end.
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute).
+    pub fn complete_pending(
+        &self,
+        pending: &mut PendingRequest,
+        cache: &CacheMode,
+        counters: &mut Counters,
+    ) -> Result<Option<Progress>, RingError> {
+        let Some(finished) = pending.take_finished() else { return Ok(None) };
+        self.finish(finished, cache, counters).map(Some)
+    }
+}

@@ -1,0 +1,159 @@
+//! A request on its way to a thread of the disk's own, and back.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+
+use super::sliced::{Finished, SlicedRequest};
+use crate::copy::Segments;
+use crate::disk::executor::{Task, TaskName};
+use crate::disk::{Disk, DiskError};
+use crate::virtio::queue::HeldStatus;
+
+/// A request that is run by a thread of the disk's own, and room for what it needs, which is made once (D7) and used again.
+///
+/// It *moves* to that thread, and comes back by [`Completions`]: nothing of it is shared. The guest's memory stays mapped as
+/// long as it is there.
+#[derive(Debug)]
+pub struct PendingRequest {
+    pub(super) request: SlicedRequest,
+    result: Option<Result<(), DiskError>>,
+}
+
+impl Default for PendingRequest {
+    fn default() -> Self {
+        Self { request: SlicedRequest::whole(), result: None }
+    }
+}
+
+impl PendingRequest {
+    /// What it is about.
+    pub fn span(&self) -> Span {
+        let TaskName { operation, offset, len_bytes } = self.request.name();
+        let is_change = self.request.is_change();
+        Span { offset, len_bytes, is_change, is_long: is_change && operation != "write" }
+    }
+
+    /// What it has written to guest memory, and where its status will be.
+    pub fn writable(&self) -> Option<(Segments<'_>, &HeldStatus)> {
+        self.request.writable()
+    }
+
+    /// Takes what has become of it; `None`, and it is as if it had never been taken, if it was not done to its end.
+    pub(super) fn take_finished(&mut self) -> Option<Finished> {
+        match self.result.take() {
+            Some(result) => self.request.finish(result),
+            None => {
+                self.request.abandon();
+                None
+            }
+        }
+    }
+}
+
+/// The bytes of the disk that a request is about, and what it does to them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    offset: u64,
+    len_bytes: u64,
+    is_change: bool,
+    /// A discard, or zeroes.
+    is_long: bool,
+}
+
+impl Span {
+    /// That of a transfer.
+    pub(super) const fn of_transfer(offset: u64, len_bytes: usize, is_change: bool) -> Self {
+        Self { offset, len_bytes: len_bytes as u64, is_change, is_long: false }
+    }
+
+    /// Whether one of the two has to wait for the other, so that all happens as if one were done after the other.
+    pub fn excludes(&self, other: &Self) -> bool {
+        let ends_before = |one: &Self, two: &Self| one.offset.saturating_add(one.len_bytes) <= two.offset;
+        let overlap = !ends_before(self, other) && !ends_before(other, self);
+        self.is_long || other.is_long || (self.is_change || other.is_change) && overlap
+    }
+}
+
+/// Requests of one ring that have come back, in the order in which they were done.
+#[derive(Debug, Default)]
+pub struct Completions {
+    done: Mutex<Vec<(u64, Box<PendingRequest>)>>,
+    /// Whether there are any.
+    has_some: AtomicBool,
+    /// What is not begun is not to be done any more.
+    is_abandoned: AtomicBool,
+}
+
+impl Completions {
+    /// Whether some have come back. Costs one load.
+    #[inline]
+    pub fn has_some(&self) -> bool {
+        self.has_some.load(Ordering::Acquire)
+    }
+
+    /// What no thread has begun comes back as it is.
+    pub fn abandon(&self) {
+        self.is_abandoned.store(true, Ordering::Release);
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.is_abandoned.load(Ordering::Acquire)
+    }
+
+    /// Those that have come back since, with their numbers, in place of what is in `out`.
+    pub fn take(&self, out: &mut Vec<(u64, Box<PendingRequest>)>) {
+        out.clear();
+        let mut done = self.done();
+        self.has_some.store(false, Ordering::Release);
+        std::mem::swap(&mut *done, out);
+    }
+
+    /// Wakes who takes them, unless that is about to look anyway.
+    fn push(&self, number: u64, request: Box<PendingRequest>, waker: &Waker) {
+        let was_empty = {
+            let mut done = self.done();
+            done.push((number, request));
+            !self.has_some.swap(true, Ordering::AcqRel)
+        };
+        if was_empty {
+            waker.wake_by_ref();
+        }
+    }
+
+    fn done(&self) -> MutexGuard<'_, Vec<(u64, Box<PendingRequest>)>> {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request on its way.
+#[derive(Debug)]
+pub(super) struct RequestTask<D: Disk> {
+    pub(super) disk: Arc<D>,
+    pub(super) request: Box<PendingRequest>,
+    /// Which one it is, to its ring.
+    pub(super) number: u64,
+    pub(super) completions: Arc<Completions>,
+    pub(super) waker: Waker,
+}
+
+impl<D: Disk> Task for RequestTask<D> {
+    fn is_exclusive(&self) -> bool {
+        self.disk.changes_exclude_each_other() && self.request.request.is_change()
+    }
+
+    fn name(&self) -> TaskName {
+        self.request.request.name()
+    }
+
+    fn run(mut self) -> Option<Self> {
+        if !self.completions.is_abandoned() {
+            self.request.result = self.request.request.run_step(&*self.disk);
+            if self.request.result.is_none() {
+                return Some(self);
+            }
+        }
+        self.completions.push(self.number, self.request, &self.waker);
+        None
+    }
+}

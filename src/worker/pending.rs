@@ -1,0 +1,324 @@
+//! A ring of a disk whose media may make one wait: its requests are begun, many at once, and published in the ring's order.
+//!
+//! To the driver it is as if one were done after the other: one that touches bytes of another which is not done waits for it,
+//! a flush is begun when all before it are done, and the used ring has them in their order. So the used index says what was
+//! done ([decision D2](crate#decisions)), whatever of what comes after it is done already: it is done again.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::Waker;
+
+use crate::copy::Segments;
+use crate::disk::{Disk, Ticket};
+use crate::limits::bounds::{MAX_PENDING_REQUESTS, MAX_TURN_BYTES, MAX_TURN_REQUESTS};
+use crate::virtio::blk::{
+    CacheMode, Completions, Counters, Device, HeldRequest, PendingRequest, Predecessors, Progress, Span,
+};
+use crate::virtio::memory::Translator;
+use crate::virtio::queue::{Completion, RingError, RingLog, Virtqueue};
+
+/// What a ring waits for.
+#[derive(Debug)]
+pub(super) enum Waits {
+    /// Nothing: requests are done as they are taken.
+    Nothing,
+    /// A flush, behind which nothing is taken.
+    Flush(Ticket),
+    /// Its media: requests are begun, and come back done.
+    Media(Box<Pending>),
+}
+
+/// A request that was taken from the ring and is not published.
+#[derive(Debug)]
+enum Entry {
+    /// It has to wait for one before it.
+    Unbegun(Box<PendingRequest>, Span),
+    /// A thread of the disk's has it.
+    InFlight(Span),
+    /// It is done but for a flush, which is begun or not.
+    Unflushed(HeldRequest, Option<Ticket>),
+    /// It is done, and waits for those before it.
+    Done(Completion),
+    /// It was given up before it was done: the ring is stopped.
+    Abandoned,
+}
+
+impl Entry {
+    /// The bytes that it is still at.
+    const fn span(&self) -> Option<&Span> {
+        match self {
+            Self::Unbegun(_, span) | Self::InFlight(span) => Some(span),
+            Self::Unflushed(..) | Self::Done(_) | Self::Abandoned => None,
+        }
+    }
+}
+
+/// What a turn needs of a ring.
+#[derive(Debug)]
+pub(super) struct RingSide<'a, D: Disk, Q: Virtqueue> {
+    pub(super) queue: &'a mut Q,
+    pub(super) memory: &'a mut Translator,
+    pub(super) device: &'a Device<D>,
+    pub(super) cache: &'a CacheMode,
+    pub(super) counters: &'a mut Counters,
+    pub(super) log: &'a mut Option<Box<RingLog>>,
+}
+
+/// The requests of a ring that were taken and are not published, in the ring's order.
+#[derive(Debug)]
+pub(super) struct Pending {
+    entries: VecDeque<Entry>,
+    /// Most of them.
+    room: usize,
+    /// The number of the first one, counted from the ring's start.
+    first: u64,
+    /// How many are unbegun, and how many in flight.
+    unbegun: usize,
+    in_flight: usize,
+    /// The flush that is done first of those that are begun.
+    flush: Option<Ticket>,
+    /// Room for requests: as many as there ever were at once.
+    #[expect(clippy::vec_box, reason = "they move to threads and back as they are")]
+    free: Vec<Box<PendingRequest>>,
+    completions: Arc<Completions>,
+    /// Those that have just come back.
+    returned: Vec<(u64, Box<PendingRequest>)>,
+    /// It takes nothing more: its ring is being stopped.
+    is_leaving: bool,
+}
+
+impl Pending {
+    /// Of a ring with so many entries.
+    pub(super) fn new(ring_size: u32) -> Box<Self> {
+        let room = usize::try_from(ring_size).unwrap_or(usize::MAX).min(usize::from(MAX_PENDING_REQUESTS));
+        Box::new(Self {
+            entries: VecDeque::with_capacity(room),
+            room,
+            first: 0,
+            unbegun: 0,
+            in_flight: 0,
+            flush: None,
+            free: Vec::with_capacity(room),
+            completions: Arc::default(),
+            returned: Vec::with_capacity(room),
+            is_leaving: false,
+        })
+    }
+
+    /// Whether it takes no more before some are done.
+    pub(super) fn is_full(&self) -> bool {
+        self.entries.len() >= self.room || self.is_leaving
+    }
+
+    /// Whether there is something to do, if the ring `has_available`.
+    pub(super) fn has_work<D: Disk>(&self, device: &Device<D>, has_available: bool) -> bool {
+        self.completions.has_some()
+            || has_available && !self.is_full()
+            || self.flush.is_some_and(|ticket| device.is_flushed(ticket))
+    }
+
+    /// Whether all that it has taken is done, but for flushes.
+    fn is_finished(&self) -> bool {
+        self.unbegun == 0 && self.in_flight == 0
+    }
+
+    /// Has those begun, in order, that need not wait for one before them.
+    fn begin<D: Disk>(&mut self, device: &Device<D>, waker: &Waker) {
+        if self.unbegun == 0 || self.is_leaving {
+            return;
+        }
+        for index in 0..self.entries.len() {
+            let Some(Entry::Unbegun(_, span)) = self.entries.get(index) else { continue };
+            let span = *span;
+            if self.entries.iter().take(index).filter_map(Entry::span).any(|before| before.excludes(&span)) {
+                return;
+            }
+            let Some(entry) = self.entries.get_mut(index) else { return };
+            if let Entry::Unbegun(request, _) = std::mem::replace(entry, Entry::InFlight(span)) {
+                self.unbegun = self.unbegun.saturating_sub(1);
+                self.in_flight = self.in_flight.saturating_add(1);
+                device.submit(request, self.first.wrapping_add(index as u64), &self.completions, waker);
+            }
+        }
+    }
+
+    /// Those that wait for a flush which may be begun: a flush when all before it are done, a write that is to persist at
+    /// once.
+    fn unbegun_flushes(&mut self) -> impl Iterator<Item = &mut Option<Ticket>> {
+        let mut are_done = !self.is_leaving;
+        let is_leaving = self.is_leaving;
+        self.entries.iter_mut().filter_map(move |entry| match entry {
+            Entry::Unflushed(held, ticket) => {
+                (ticket.is_none() && !is_leaving && (are_done || !held.is_flush())).then_some(ticket)
+            }
+            Entry::Unbegun(..) | Entry::InFlight(_) => {
+                are_done = false;
+                None
+            }
+            Entry::Done(_) | Entry::Abandoned => None,
+        })
+    }
+
+    /// One turn: stores the status of what has come back, takes more, has begun what can be, and completes what is done. Returns
+    /// whether something is to be published, and whether there may be more to take.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn turn<D: Disk, Q: Virtqueue>(
+        &mut self,
+        mut ring: RingSide<'_, D, Q>,
+        waker: &Waker,
+    ) -> (bool, Result<bool, RingError>) {
+        let collected = self.collect(&mut ring);
+        let has_more = collected.and_then(|()| self.take(&mut ring));
+        self.begin(ring.device, waker);
+        let flushed = self.flush(&mut ring, waker);
+        (self.complete(ring.queue), flushed.and(has_more))
+    }
+
+    /// Takes nothing more, and what no thread has begun comes back as it is.
+    pub(super) fn leave(&mut self) {
+        self.is_leaving = true;
+        self.completions.abandon();
+    }
+
+    /// Drops what has come back: the ring is broken.
+    pub(super) fn discard(&mut self) {
+        self.completions.take(&mut self.returned);
+        self.in_flight = self.in_flight.saturating_sub(self.returned.len());
+    }
+
+    /// Whether a thread has a request.
+    pub(super) const fn is_in_flight(&self) -> bool {
+        self.in_flight != 0
+    }
+
+    /// Stores the status of those that have come back.
+    fn collect<D: Disk, Q: Virtqueue>(&mut self, ring: &mut RingSide<'_, D, Q>) -> Result<(), RingError> {
+        if !self.completions.has_some() {
+            return Ok(());
+        }
+        let RingSide { device, cache, counters, log, .. } = ring;
+        let mut collected = Ok(());
+        let Self { entries, first, in_flight, free, completions, returned, .. } = self;
+        completions.take(returned);
+        for (number, mut request) in returned.drain(..) {
+            if let (Some(log), Some((writable, status))) = (&mut **log, request.writable()) {
+                log.note_slice(writable, status);
+            }
+            let answer = device.complete_pending(&mut request, cache, counters);
+            if let Some(log) = &mut **log {
+                // As in `execute_logged`. The status of one that waits for a flush is marked again when it is stored.
+                device.fence();
+                log.executed(false);
+            }
+            free.push(request);
+            *in_flight = in_flight.saturating_sub(1);
+            let index = usize::try_from(number.wrapping_sub(*first)).unwrap_or(usize::MAX);
+            let Some(entry) = entries.get_mut(index) else { continue };
+            *entry = match answer {
+                Ok(Some(Progress::Completed(completion))) => Entry::Done(completion),
+                Ok(Some(Progress::Held(held))) => Entry::Unflushed(held, None),
+                Ok(Some(Progress::Sliced) | None) => Entry::Abandoned,
+                Err(error) => {
+                    collected = Err(error);
+                    Entry::Abandoned
+                }
+            };
+        }
+        collected
+    }
+
+    /// Takes the next requests, up to a batch. Returns whether there may be more.
+    fn take<D: Disk, Q: Virtqueue>(&mut self, ring: &mut RingSide<'_, D, Q>) -> Result<bool, RingError> {
+        let RingSide { queue, memory, device, cache, counters, log } = ring;
+        let (mut left, mut left_bytes) = (MAX_TURN_REQUESTS, u64::from(MAX_TURN_BYTES));
+        while left > 0 && left_bytes > 0 {
+            if self.is_full() {
+                return Ok(false);
+            }
+            let Some(chain) = queue.pop(memory)? else { return Ok(false) };
+            if let Some(log) = &mut **log {
+                log.note(&chain);
+            }
+            let bytes = chain.readable.total_bytes().saturating_add(chain.writable.total_bytes()) as u64;
+            let mut request = self.free.pop().unwrap_or_default();
+            let is_free = |span: &Span| {
+                !self.entries.iter().filter_map(Entry::span).any(|before| before.excludes(span))
+            };
+            let before = Predecessors { is_free, are_done: self.is_finished() };
+            let answer = device.begin(chain, cache, counters, &mut request, before);
+            if let Some(log) = &mut **log
+                && !matches!(answer, Ok(Progress::Sliced))
+            {
+                device.fence();
+                log.executed(false);
+            }
+            let entry = match answer? {
+                Progress::Sliced => {
+                    self.unbegun = self.unbegun.saturating_add(1);
+                    let span = request.span();
+                    Entry::Unbegun(request, span)
+                }
+                finished => {
+                    self.free.push(request);
+                    left_bytes = left_bytes.saturating_sub(bytes);
+                    match finished {
+                        Progress::Completed(completion) => Entry::Done(completion),
+                        Progress::Held(held) => Entry::Unflushed(held, None),
+                        Progress::Sliced => Entry::Abandoned,
+                    }
+                }
+            };
+            self.entries.push_back(entry);
+            left = left.saturating_sub(1);
+        }
+        Ok(true)
+    }
+
+    /// Stores the status of those whose flush is done, and asks for one flush for all that may be flushed by now.
+    fn flush<D: Disk, Q: Virtqueue>(
+        &mut self,
+        ring: &mut RingSide<'_, D, Q>,
+        waker: &Waker,
+    ) -> Result<(), RingError> {
+        let RingSide { device, counters, log, .. } = ring;
+        if self.flush.is_some_and(|ticket| device.is_flushed(ticket)) {
+            for entry in &mut self.entries {
+                let Entry::Unflushed(_, Some(ticket)) = entry else { continue };
+                let Some(has_flushed) = device.poll_flush(*ticket) else { continue };
+                let Entry::Unflushed(held, _) = std::mem::replace(entry, Entry::Abandoned) else { continue };
+                if let Some(log) = &mut **log {
+                    log.note_slice(Segments::empty(), held.status());
+                }
+                let settled = device.settle(held, has_flushed, counters);
+                if let Some(log) = &mut **log {
+                    log.executed(false);
+                }
+                *entry = Entry::Done(settled?);
+            }
+        }
+        let mut ticket = None;
+        for wanted in self.unbegun_flushes() {
+            // It covers the writes that have finished by now.
+            let begun = || device.begin_flush(waker, counters);
+            *wanted = Some(*ticket.get_or_insert_with(begun));
+        }
+        let begun = self.entries.iter().filter_map(|entry| match entry {
+            Entry::Unflushed(_, ticket) => *ticket,
+            _ => None,
+        });
+        self.flush = begun.min();
+        Ok(())
+    }
+
+    /// Completes those that are done, up to the first that is not. Returns whether there are any.
+    fn complete(&mut self, queue: &mut impl Virtqueue) -> bool {
+        let before = self.first;
+        while let Some(Entry::Done(_)) = self.entries.front() {
+            let Some(Entry::Done(completion)) = self.entries.pop_front() else { break };
+            queue.complete(completion);
+            self.first = self.first.wrapping_add(1);
+        }
+        self.first != before
+    }
+}

@@ -215,8 +215,9 @@ const ASKS: &[Call] = &[
 ];
 
 /// To lock a disk's file, for this process and for QEMU, and to unlock it at its end: whoever has a part of a disk may be the last that
-/// does. And to wait for the processes that check descriptors.
+/// does. And to end the processes that check descriptors, and to wait for them.
 const ENDS: &[Call] = &[
+    call!(SYS_shutdown, "shutdown"),
     call!(SYS_wait4, "wait4"),
     call!(SYS_flock, "flock"),
     call!(

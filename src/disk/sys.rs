@@ -46,7 +46,7 @@ pub(super) fn preadv_all(fd: BorrowedFd<'_>, offset: u64, into: Segments<'_>) ->
         while let Some(first) = rest.iter().position(|segment| !segment.is_empty()) {
             rest = rest.get_mut(first..).unwrap_or_default();
             // SAFETY: C1: the list is made of parts of `into`.
-            let mut read = match unsafe { preadv(fd, offset, rest) } {
+            let mut read = match unsafe { preadv(fd, offset, rest, 0) } {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(read) => read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -63,16 +63,24 @@ pub(super) fn preadv_all(fd: BorrowedFd<'_>, offset: u64, into: Segments<'_>) ->
     Ok(())
 }
 
-/// One `preadv`; answers how many bytes were read.
+/// Fills `into` with the bytes at `offset` if that is possible without waiting for media, in one call. Returns whether it was;
+/// if not, a part of it may be filled.
+pub(super) fn preadv_nowait(fd: BorrowedFd<'_>, offset: u64, into: Segments<'_>) -> bool {
+    // SAFETY: C1: the list is that of `into`.
+    let read = unsafe { preadv(fd, offset, into.as_slice(), libc::RWF_NOWAIT) };
+    read.is_ok_and(|read| read == into.total_bytes())
+}
+
+/// One `preadv2`; answers how many bytes were read.
 ///
 /// # Safety
 /// The bytes of every segment must be memory that may be written. (Where it is not there, the kernel answers
 /// `EFAULT` or less than all.)
-unsafe fn preadv(fd: BorrowedFd<'_>, offset: u64, list: &[Segment]) -> io::Result<usize> {
+unsafe fn preadv(fd: BorrowedFd<'_>, offset: u64, list: &[Segment], flags: libc::c_int) -> io::Result<usize> {
     let offset = libc::off_t::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
     let count = libc::c_int::try_from(list.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     // SAFETY: C2: the bytes. C5: `list` is `count` structures. K2: `fd` is borrowed.
-    let read = unsafe { libc::preadv(fd.as_raw_fd(), list.as_ptr().cast(), count, offset) };
+    let read = unsafe { libc::preadv2(fd.as_raw_fd(), list.as_ptr().cast(), count, offset, flags) };
     usize::try_from(read).map_err(|_| io::Error::last_os_error())
 }
 

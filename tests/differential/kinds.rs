@@ -29,7 +29,12 @@ fn packed_rings_do_what_split_ones_do() {
         for round in 0..60 {
             let count = 1 + sizes.below(u64::from(Tables::chains(&rings[0]))) as u16;
             for (ring, tables) in rings.iter_mut().zip(&tables) {
-                chains::lay_out(ring, &mut Random::new(round), count, tables);
+                let mut random = Random::new(round);
+                match place {
+                    Place::Tmpfs => drop(chains::lay_out(ring, &mut random, count, tables)),
+                    // Requests on files are under way at the same time.
+                    Place::FileSystem => chains::lay_out_apart(ring, &mut random, count, tables),
+                }
                 ring.make_available();
                 ring.kick.signal();
             }

@@ -14,7 +14,7 @@ use crate::common::frontend::{Session, settle};
 use crate::common::{MIB, metrics, pattern};
 
 /// The kinds of threads and processes that take part.
-pub(super) const KINDS: [ThreadKind; 13] = [
+pub(super) const KINDS: [ThreadKind; 14] = [
     ThreadKind::Main,
     ThreadKind::Log,
     ThreadKind::StartMessage,
@@ -24,6 +24,7 @@ pub(super) const KINDS: [ThreadKind; 13] = [
     ThreadKind::WriterLock,
     ThreadKind::Worker,
     ThreadKind::Flusher,
+    ThreadKind::Io,
     ThreadKind::Rescan,
     ThreadKind::Metrics,
     ThreadKind::Spawner,

@@ -4,7 +4,10 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, OnceLock};
+
+use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::copy::{self, PrefetchHint, Segments};
 use crate::disk::durability::syncs::Syncs;
@@ -14,10 +17,13 @@ use crate::disk::lock::BackingFile;
 use crate::disk::media::bad_blocks::BadBlocks;
 use crate::disk::space::growth::{GrowthPolicy, file_bytes};
 use crate::disk::space::{self, fallocate};
-use crate::disk::{Disk, DiskError, Durability, FileSystem, Geometry, GrowError};
+use crate::disk::{Disk, DiskError, Durability, FileSystem, Geometry, GrowError, sys};
+use crate::limits::bounds::MAX_SLICE_BYTES;
 use reader::Reader;
+use resident::ResidentWindows;
 
 mod reader;
+mod resident;
 
 /// A disk that is read through a mapping of the page cache, where there can be one, and written by system calls.
 ///
@@ -26,6 +32,12 @@ mod reader;
 #[derive(Debug)]
 pub struct FileDisk {
     reader: Reader,
+    /// What is there of what the reader has mapped.
+    resident: ResidentWindows,
+    /// The user who owned the file at the start.
+    owner: u32,
+    /// The kernel tells this process which pages are in memory; looked up when it has given up what it does not need.
+    knows_residency: OnceLock<bool>,
     file: Arc<BackingFile>,
     /// With the size at the start: that of `reader` counts.
     geometry: Geometry,
@@ -51,8 +63,31 @@ impl FileDisk {
         let reader = Reader::new(&file, geometry.capacity_bytes)?;
         // A process before this one may have left something in the page cache.
         let syncs = Syncs::new("fdatasync", !geometry.read_only);
-        let (growth, bad) = (GrowthPolicy::default(), BadBlocks::default());
-        Ok(Self { reader, file, geometry, growth, syncs, unmaps, bad })
+        let (growth, bad, resident) =
+            (GrowthPolicy::default(), BadBlocks::default(), ResidentWindows::default());
+        let (owner, knows_residency) = (file.metadata()?.uid(), OnceLock::new());
+        Ok(Self { reader, resident, owner, knows_residency, file, geometry, growth, syncs, unmaps, bad })
+    }
+
+    /// As `can_do_mincore` of the kernel (`mm/mincore.c`), but for permissions that others may change.
+    #[cold]
+    #[inline(never)]
+    fn knows_residency(&self) -> bool {
+        let may_all = || capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::FOWNER));
+        self.owner == rustix::process::geteuid().as_raw() || may_all()
+    }
+
+    /// Remembers whether media could be read.
+    #[inline]
+    fn note_read(&self, offset: u64, len: u64, read: &Result<(), DiskError>) {
+        match read {
+            Ok(()) => self.bad.remove_good(offset, len),
+            Err(error) => {
+                if let Some(at) = IoFailure::of_media(error) {
+                    self.bad.add(at..at.saturating_add(1));
+                }
+            }
+        }
     }
 
     /// The ranges in bytes that reads have run into since they were last read or written well.
@@ -126,15 +161,38 @@ impl Disk for FileDisk {
         self.reader.prefetch_hint(offset)
     }
 
+    fn may_wait(&self) -> bool {
+        true
+    }
+
+    /// The kernel locks the file for each.
+    fn changes_exclude_each_other(&self) -> bool {
+        true
+    }
+
     #[inline]
-    fn read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
-        self.reader.read(&self.file, offset, into, next).inspect_err(|error| {
-            if let Some(at) = IoFailure::of_media(error) {
-                self.bad.add(at..at.saturating_add(1));
-            }
-        })?;
-        self.bad.remove_good(offset, into.total_bytes() as u64);
-        Ok(())
+    fn try_read(&self, offset: u64, into: Segments<'_>) -> Option<Result<(), DiskError>> {
+        let len = into.total_bytes() as u64;
+        let Reader::Mapped(mapping) = &self.reader else { return None };
+        // What is at the end would be a question to the file's server.
+        if len > MAX_SLICE_BYTES || !mapping.is_interior(offset, len) {
+            return None;
+        }
+        let read = if *self.knows_residency.get_or_init(|| self.knows_residency()) {
+            self.resident.has(mapping, offset, len).then(|| mapping.read(offset, into, PrefetchHint::NONE))?
+        } else {
+            sys::preadv_nowait(self.file.as_fd(), offset, into).then_some(Ok(()))?
+        };
+        self.note_read(offset, len, &read);
+        Some(read)
+    }
+
+    fn read(&self, offset: u64, into: Segments<'_>, _next: PrefetchHint) -> Result<(), DiskError> {
+        self.try_read(offset, into).unwrap_or_else(|| {
+            let read = self.reader.read(&self.file, offset, into);
+            self.note_read(offset, into.total_bytes() as u64, &read);
+            read
+        })
     }
 
     fn write(&self, offset: u64, from: Segments<'_>, _next: PrefetchHint) -> Result<(), DiskError> {
@@ -195,7 +253,7 @@ impl Disk for FileDisk {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{FileExt, MetadataExt};
+    use std::os::unix::fs::FileExt;
 
     use super::*;
     use crate::copy::testing::{Memory, pattern};

@@ -28,6 +28,7 @@ use reservation::Reservation;
 pub(super) mod huge_pages;
 mod options;
 mod reservation;
+pub(in crate::disk) mod residency;
 pub(super) mod smaps;
 
 /// `madvise(2)`: gather pages into huge ones now (Linux 6.1).

@@ -237,6 +237,9 @@ const OF_DISKS: [u64; 4] = [0xc020_660b, 0x1277, 0x127f, 0x8008_1272];
 const DISK: &[Call] = &[
     call!(SYS_preadv, "preadv"),
     call!(SYS_preadv2, "preadv2"),
+    call!(SYS_mincore, "mincore"),
+    // Whose file the kernel tells that of.
+    call!(SYS_geteuid, "geteuid"),
     call!(SYS_pwritev, "pwritev"),
     call!(SYS_pwritev2, "pwritev2"),
     call!(SYS_pwrite64, "pwrite64"),

@@ -25,9 +25,30 @@ const CHAIN: u16 = 8;
 /// Lays out random chains in the ring, to be made available by `ring.make_available()`. Returns what may be written to: addresses
 /// and lengths in bytes.
 pub fn lay_out(ring: &mut Ring, random: &mut Random, count: u16, tables: &Tables) -> Vec<(u64, u64)> {
-    let mut writable = Vec::new();
+    lay(ring, random, count, tables, false)
+}
+
+/// The same of requests of which none writes to what another one has: a back-end may do them at the same time.
+pub fn lay_out_apart(ring: &mut Ring, random: &mut Random, count: u16, tables: &Tables) {
+    lay(ring, random, count, tables, true);
+}
+
+fn lay(
+    ring: &mut Ring,
+    random: &mut Random,
+    count: u16,
+    tables: &Tables,
+    is_apart: bool,
+) -> Vec<(u64, u64)> {
+    let (mut writable, mut all) = (Vec::new(), Vec::new());
     for number in 0..count {
-        let mut parts = parts(&ring.memory, random, tables.headers + u64::from(number) * 256);
+        let mut parts = loop {
+            let parts = parts(&ring.memory, random, tables.headers + u64::from(number) * 256);
+            if !is_apart || !all.iter().any(|other| parts.iter().any(|part| meddles(part, other))) {
+                break parts;
+            }
+        };
+        all.extend(parts.iter().copied());
         if random.one_in(12) {
             // A descriptor of no bytes: the request is refused, and nothing but its status written.
             let (status, ..) = parts[parts.len() - 1];
@@ -46,6 +67,12 @@ pub fn lay_out(ring: &mut Ring, random: &mut Random, count: u16, tables: &Tables
         ring.prepare(head, &parts);
     }
     writable
+}
+
+/// Whether one of two parts is written, and both have a byte in common.
+fn meddles(&(one, one_bytes, one_flags): &Part, &(two, two_bytes, two_flags): &Part) -> bool {
+    let is_written = (one_flags | two_flags) & WRITE != 0;
+    is_written && one < two + u64::from(two_bytes) && two < one + u64::from(one_bytes)
 }
 
 /// Places that stay the driver's.

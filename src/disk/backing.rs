@@ -183,8 +183,12 @@ impl Disk for Backing {
     }
 
     #[inline]
-    fn try_read(&self, offset: u64, into: Segments<'_>) -> Option<Result<(), DiskError>> {
-        either!(self, disk => disk.try_read(offset, into))
+    fn try_read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> bool {
+        either!(self, disk => disk.try_read(offset, into, next))
+    }
+
+    fn begin_turn(&self) {
+        either!(self, disk => disk.begin_turn());
     }
 
     #[inline]

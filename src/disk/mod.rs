@@ -227,11 +227,15 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
         false
     }
 
-    /// As [`read`](Self::read), if that is possible without waiting for media: `None` if not, or if it is not known.
-    fn try_read(&self, offset: u64, into: Segments<'_>) -> Option<Result<(), DiskError>> {
-        let _ = (offset, into);
-        None
+    /// As [`read`](Self::read), if that succeeds without waiting for media. Returns whether it was done; if not, a part of
+    /// `into` may be filled.
+    fn try_read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> bool {
+        let _ = (offset, into, next);
+        false
     }
+
+    /// Called once a turn, before requests are [tried](Self::try_read).
+    fn begin_turn(&self) {}
 
     /// Orders every write so far before whatever is stored next: called once a batch, before its completions are published.
     /// The CPU's store fence, unless an implementation needs more.

@@ -11,6 +11,14 @@ use crate::virtio::blk::{CacheMode, Device};
 use crate::virtio::memory::MemoryTable;
 use crate::virtio::queue::RingLayout;
 
+/// So many requests that were taken at once are published before others are taken, so that driver and worker work at the
+/// same time: at depth 32 each would else wait for the other a third of the time. Fewer are not worth another call.
+pub(super) const MANY_REQUESTS: u16 = 8;
+
+/// As many requests as keep a worker busy while a driver wakes up. Where no more wait behind those that were taken, the
+/// driver is called when half of these are done.
+pub(super) const WAKE_UP_REQUESTS: u16 = 16;
+
 /// Which ring: unique in the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RingKey {

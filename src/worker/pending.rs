@@ -8,14 +8,17 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
 
+use super::notifier::Notifier;
+use super::parts::{MANY_REQUESTS, WAKE_UP_REQUESTS};
 use crate::copy::Segments;
 use crate::disk::{Disk, Ticket};
+use crate::failpoint::{self, Point};
 use crate::limits::bounds::{MAX_PENDING_REQUESTS, MAX_TURN_BYTES, MAX_TURN_REQUESTS};
 use crate::virtio::blk::{
     CacheMode, Completions, Counters, Device, HeldRequest, PendingRequest, Predecessors, Progress, Span,
+    Transfer,
 };
-use crate::virtio::memory::Translator;
-use crate::virtio::queue::{Completion, RingError, RingLog, Virtqueue};
+use crate::virtio::queue::{Batch, Bounds, Chain, Completion, Next, RingError, RingLog, Virtqueue};
 
 /// What a ring waits for.
 #[derive(Debug)]
@@ -57,11 +60,27 @@ impl Entry {
 #[derive(Debug)]
 pub(super) struct RingSide<'a, D: Disk, Q: Virtqueue> {
     pub(super) queue: &'a mut Q,
-    pub(super) memory: &'a mut Translator,
+    pub(super) batch: &'a mut Batch,
+    pub(super) is_contiguous: &'a mut bool,
     pub(super) device: &'a Device<D>,
     pub(super) cache: &'a CacheMode,
     pub(super) counters: &'a mut Counters,
     pub(super) log: &'a mut Option<Box<RingLog>>,
+    pub(super) call: &'a Option<Arc<Notifier>>,
+}
+
+/// What a request needs of its ring.
+struct Side<'a, D: Disk> {
+    device: &'a Device<D>,
+    cache: &'a CacheMode,
+    counters: &'a mut Counters,
+    log: &'a mut Option<Box<RingLog>>,
+}
+
+/// What may be taken in a turn still.
+struct Left {
+    requests: u16,
+    bytes: i64,
 }
 
 /// The requests of a ring that were taken and are not published, in the ring's order.
@@ -72,6 +91,8 @@ pub(super) struct Pending {
     room: usize,
     /// The number of the first one, counted from the ring's start.
     first: u64,
+    /// Some were completed, and are not published.
+    has_completed: bool,
     /// How many are unbegun, and how many in flight.
     unbegun: usize,
     in_flight: usize,
@@ -95,6 +116,7 @@ impl Pending {
             entries: VecDeque::with_capacity(room),
             room,
             first: 0,
+            has_completed: false,
             unbegun: 0,
             in_flight: 0,
             flush: None,
@@ -161,7 +183,6 @@ impl Pending {
 
     /// One turn: stores the status of what has come back, takes more, has begun what can be, and completes what is done. Returns
     /// whether something is to be published, and whether there may be more to take.
-    #[cold]
     #[inline(never)]
     pub(super) fn turn<D: Disk, Q: Virtqueue>(
         &mut self,
@@ -170,9 +191,13 @@ impl Pending {
     ) -> (bool, Result<bool, RingError>) {
         let collected = self.collect(&mut ring);
         let has_more = collected.and_then(|()| self.take(&mut ring));
+        if self.entries.is_empty() {
+            return (std::mem::take(&mut self.has_completed), has_more);
+        }
         self.begin(ring.device, waker);
         let flushed = self.flush(&mut ring, waker);
-        (self.complete(ring.queue), flushed.and(has_more))
+        self.complete(ring.queue);
+        (std::mem::take(&mut self.has_completed), flushed.and(has_more))
     }
 
     /// Takes nothing more, and what no thread has begun comes back as it is.
@@ -230,49 +255,166 @@ impl Pending {
 
     /// Takes the next requests, up to a batch. Returns whether there may be more.
     fn take<D: Disk, Q: Virtqueue>(&mut self, ring: &mut RingSide<'_, D, Q>) -> Result<bool, RingError> {
-        let RingSide { queue, memory, device, cache, counters, log } = ring;
-        let (mut left, mut left_bytes) = (MAX_TURN_REQUESTS, u64::from(MAX_TURN_BYTES));
-        while left > 0 && left_bytes > 0 {
-            if self.is_full() {
+        ring.device.disk().begin_turn();
+        let mut left = Left { requests: MAX_TURN_REQUESTS, bytes: MAX_TURN_BYTES.into() };
+        while left.requests > 0 {
+            let Some(bytes) = u32::try_from(left.bytes).ok().filter(|bytes| *bytes > 0) else { break };
+            let room = u16::try_from(self.room.saturating_sub(self.entries.len())).unwrap_or(u16::MAX);
+            if room == 0 || self.is_leaving {
                 return Ok(false);
             }
-            let Some(chain) = queue.pop(memory)? else { return Ok(false) };
-            if let Some(log) = &mut **log {
-                log.note(&chain);
-            }
-            let bytes = chain.readable.total_bytes().saturating_add(chain.writable.total_bytes()) as u64;
-            let mut request = self.free.pop().unwrap_or_default();
-            let is_free = |span: &Span| {
-                !self.entries.iter().filter_map(Entry::span).any(|before| before.excludes(span))
-            };
-            let before = Predecessors { is_free, are_done: self.is_finished() };
-            let answer = device.begin(chain, cache, counters, &mut request, before);
-            if let Some(log) = &mut **log
-                && !matches!(answer, Ok(Progress::Sliced))
-            {
-                device.fence();
-                log.executed(false);
-            }
-            let entry = match answer? {
-                Progress::Sliced => {
-                    self.unbegun = self.unbegun.saturating_add(1);
-                    let span = request.span();
-                    Entry::Unbegun(request, span)
+            let next = match *ring.is_contiguous {
+                true => {
+                    self.take_contiguous(ring, Bounds { chains: left.requests.min(room), bytes }, &mut left)?
                 }
-                finished => {
-                    self.free.push(request);
-                    left_bytes = left_bytes.saturating_sub(bytes);
-                    match finished {
-                        Progress::Completed(completion) => Entry::Done(completion),
-                        Progress::Held(held) => Entry::Unflushed(held, None),
-                        Progress::Sliced => Entry::Abandoned,
+                false => Next::Other,
+            };
+            match next {
+                Next::Nothing if !ring.queue.has_available() => return Ok(false),
+                // There is room: none was taken before it.
+                Next::Other if left.requests > 0 && !self.is_full() => {
+                    if !self.pop(ring, &mut left)? {
+                        return Ok(false);
                     }
                 }
-            };
-            self.entries.push_back(entry);
-            left = left.saturating_sub(1);
+                Next::Nothing | Next::Any | Next::Other => {}
+            }
         }
         Ok(true)
+    }
+
+    /// Takes the next chains of the common shape. Returns what follows.
+    fn take_contiguous<D: Disk, Q: Virtqueue>(
+        &mut self,
+        ring: &mut RingSide<'_, D, Q>,
+        bounds: Bounds,
+        left: &mut Left,
+    ) -> Result<Next, RingError> {
+        let next = ring.queue.take_contiguous(ring.batch, bounds, ring.device.prefetcher())?;
+        let taken = ring.batch.len();
+        if taken > 0 {
+            left.bytes = ring.batch.left_bytes();
+        }
+        left.requests = left.requests.saturating_sub(taken);
+        // As `Ring::batch` does.
+        if taken >= MANY_REQUESTS && ring.log.is_none() && !ring.queue.has_more_than(WAKE_UP_REQUESTS) {
+            self.transfer(ring, taken / 2)?;
+            self.publish(ring)?;
+        }
+        self.transfer(ring, taken)?;
+        if taken >= MANY_REQUESTS && ring.log.is_none() && next == Next::Any && left.requests > 0 {
+            self.publish(ring)?;
+        }
+        Ok(next)
+    }
+
+    /// Does up to so many of the chains taken, or has them wait.
+    #[inline(never)]
+    fn transfer<D: Disk, Q: Virtqueue>(
+        &mut self,
+        ring: &mut RingSide<'_, D, Q>,
+        most: u16,
+    ) -> Result<(), RingError> {
+        let RingSide { queue, batch, device, cache, counters, log, .. } = ring;
+        let rules = device.rules(cache);
+        for chain in batch.drain(most) {
+            let is_free = |span: &Span| self.is_free(span);
+            let chain = match &**log {
+                None => match device.try_transfer(chain, &rules, counters, is_free) {
+                    Transfer::Done(completion) if self.entries.is_empty() => {
+                        queue.complete(completion);
+                        self.first = self.first.wrapping_add(1);
+                        self.has_completed = true;
+                        continue;
+                    }
+                    Transfer::Done(completion) => {
+                        self.entries.push_back(Entry::Done(completion));
+                        continue;
+                    }
+                    Transfer::Lost => return Err(RingError::GuestMemoryLost),
+                    Transfer::Other(chain) => chain,
+                },
+                Some(_) => chain,
+            };
+            let mut side = Side { device, cache, counters, log };
+            self.take_chain(chain.into_chain(), &mut side)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the next chain, of any shape. Returns whether there was one.
+    #[cold]
+    #[inline(never)]
+    fn pop<D: Disk, Q: Virtqueue>(
+        &mut self,
+        ring: &mut RingSide<'_, D, Q>,
+        left: &mut Left,
+    ) -> Result<bool, RingError> {
+        let RingSide { queue, batch, device, cache, counters, log, is_contiguous, .. } = ring;
+        let Some(chain) = queue.pop(batch.memory())? else { return Ok(false) };
+        **is_contiguous = chain.readable.as_slice().len() + chain.writable.as_slice().len() <= 1;
+        let bytes = chain.readable.total_bytes().saturating_add(chain.writable.total_bytes()) as u64;
+        let is_done = self.take_chain(chain, &mut Side { device, cache, counters, log })?;
+        left.requests = left.requests.saturating_sub(1);
+        // Of what is only begun, nothing was copied.
+        left.bytes = left.bytes.saturating_sub_unsigned(if is_done { bytes } else { 0 });
+        Ok(true)
+    }
+
+    /// Does what a chain asks, or has it wait. Returns whether that was done.
+    fn take_chain<D: Disk>(&mut self, chain: Chain<'_>, side: &mut Side<'_, D>) -> Result<bool, RingError> {
+        let Side { device, cache, counters, log } = side;
+        if let Some(log) = &mut **log {
+            log.note(&chain);
+        }
+        let mut request = self.free.pop().unwrap_or_default();
+        let before = Predecessors { is_free: |span: &Span| self.is_free(span), are_done: self.is_finished() };
+        let answer = device.begin(chain, cache, counters, &mut request, before);
+        if let Some(log) = &mut **log
+            && !matches!(answer, Ok(Progress::Sliced))
+        {
+            device.fence();
+            log.executed(false);
+        }
+        let entry = match answer? {
+            Progress::Sliced => {
+                self.unbegun = self.unbegun.saturating_add(1);
+                let span = request.span();
+                self.entries.push_back(Entry::Unbegun(request, span));
+                return Ok(false);
+            }
+            Progress::Completed(completion) => Entry::Done(completion),
+            Progress::Held(held) => Entry::Unflushed(held, None),
+        };
+        self.free.push(request);
+        self.entries.push_back(entry);
+        Ok(true)
+    }
+
+    /// Whether a request need not wait for one before it.
+    #[inline]
+    fn is_free(&self, span: &Span) -> bool {
+        !self.entries.iter().filter_map(Entry::span).any(|before| before.excludes(span))
+    }
+
+    /// Publishes what was completed in this turn so far, as `Ring::publish` does in the end: the driver wakes up while the
+    /// rest is done.
+    fn publish<D: Disk, Q: Virtqueue>(&mut self, ring: &mut RingSide<'_, D, Q>) -> Result<(), RingError> {
+        if !std::mem::take(&mut self.has_completed) {
+            return Ok(());
+        }
+        ring.device.fence();
+        if ring.batch.memory().is_lost() {
+            return Err(RingError::GuestMemoryLost);
+        }
+        failpoint::reached(Point::BeforeUsed);
+        let is_wanted = ring.queue.publish();
+        failpoint::reached(Point::AfterUsed);
+        if is_wanted && let Some(call) = ring.call {
+            failpoint::reached(Point::BeforeCall);
+            call.signal();
+        }
+        Ok(())
     }
 
     /// Stores the status of those whose flush is done, and asks for one flush for all that may be flushed by now.
@@ -311,14 +453,13 @@ impl Pending {
         Ok(())
     }
 
-    /// Completes those that are done, up to the first that is not. Returns whether there are any.
-    fn complete(&mut self, queue: &mut impl Virtqueue) -> bool {
-        let before = self.first;
+    /// Completes those that are done, up to the first that is not.
+    fn complete(&mut self, queue: &mut impl Virtqueue) {
         while let Some(Entry::Done(_)) = self.entries.front() {
             let Some(Entry::Done(completion)) = self.entries.pop_front() else { break };
             queue.complete(completion);
             self.first = self.first.wrapping_add(1);
+            self.has_completed = true;
         }
-        self.first != before
     }
 }

@@ -9,7 +9,7 @@ use std::task::Waker;
 
 use super::execute::{Waiting, complete_or_hold, execute};
 use super::notifier::Notifier;
-use super::parts::warn_of_small_ring;
+use super::parts::{MANY_REQUESTS, WAKE_UP_REQUESTS, warn_of_small_ring};
 pub use super::parts::{RingKey, RingParts};
 use super::pending::{Pending, RingSide, Waits};
 use crate::disk::{Disk, Ticket};
@@ -19,14 +19,6 @@ use crate::log::{Cause, LogLimit};
 use crate::virtio::blk::{CacheMode, Counters, Device, Progress, SlicedRequest, Transfer};
 use crate::virtio::memory::Translator;
 use crate::virtio::queue::{Batch, Bounds, Next, RingError, RingLog, SplitQueue, Virtqueue};
-
-/// So many requests that were taken at once are published before others are taken, so that driver and worker work at the
-/// same time: at depth 32 each would else wait for the other a third of the time. Fewer are not worth another call.
-const MANY_REQUESTS: u16 = 8;
-
-/// As many requests as keep a worker busy while a driver wakes up. Where no more wait behind those that were taken, the
-/// driver is called when half of these are done.
-const WAKE_UP_REQUESTS: u16 = 16;
 
 /// Requests whose media is prefetched at once.
 const PREFETCHED_REQUESTS: u16 = 16;
@@ -361,12 +353,11 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
 
     /// One turn of a ring whose media may make one wait.
     fn serve_pending(&mut self, waker: &Waker) -> Served {
-        let Self { queue, batch, device, cache, counters, log, waits, .. } = self;
+        let Self { queue, batch, device, cache, counters, log, waits, call, is_contiguous, .. } = self;
         let (Waits::Media(pending), None) = (waits, self.broken) else { return Served::Idle };
         queue.park_kicks();
-        let memory = batch.memory();
-        let (is_any_done, turn) =
-            pending.turn(RingSide { queue, memory, device, cache, counters, log }, waker);
+        let ring = RingSide { queue, batch, is_contiguous, device, cache, counters, log, call };
+        let (is_any_done, turn) = pending.turn(ring, waker);
         if is_any_done {
             self.fence_and_publish();
         }
@@ -396,7 +387,6 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     }
 
     /// A turn of a ring that waits for something. `None`: it does not any more, and can go on as others do.
-    #[cold]
     #[inline(never)]
     fn serve_waiting(&mut self, waker: &Waker) -> Option<Served> {
         match self.waits {

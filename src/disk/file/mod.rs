@@ -77,19 +77,6 @@ impl FileDisk {
         self.owner == rustix::process::geteuid().as_raw() || may_all()
     }
 
-    /// Remembers whether media could be read.
-    #[inline]
-    fn note_read(&self, offset: u64, len: u64, read: &Result<(), DiskError>) {
-        match read {
-            Ok(()) => self.bad.remove_good(offset, len),
-            Err(error) => {
-                if let Some(at) = IoFailure::of_media(error) {
-                    self.bad.add(at..at.saturating_add(1));
-                }
-            }
-        }
-    }
-
     /// The ranges in bytes that reads have run into since they were last read or written well.
     pub(super) fn bad_blocks(&self) -> Vec<Range<u64>> {
         self.bad.list()
@@ -171,28 +158,38 @@ impl Disk for FileDisk {
     }
 
     #[inline]
-    fn try_read(&self, offset: u64, into: Segments<'_>) -> Option<Result<(), DiskError>> {
+    fn try_read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> bool {
         let len = into.total_bytes() as u64;
-        let Reader::Mapped(mapping) = &self.reader else { return None };
+        let Reader::Mapped(mapping) = &self.reader else { return false };
         // What is at the end would be a question to the file's server.
         if len > MAX_SLICE_BYTES || !mapping.is_interior(offset, len) {
-            return None;
+            return false;
         }
-        let read = if *self.knows_residency.get_or_init(|| self.knows_residency()) {
-            self.resident.has(mapping, offset, len).then(|| mapping.read(offset, into, PrefetchHint::NONE))?
-        } else {
-            sys::preadv_nowait(self.file.as_fd(), offset, into).then_some(Ok(()))?
+        let is_read = match *self.knows_residency.get_or_init(|| self.knows_residency()) {
+            true => self.resident.has(mapping, offset, len) && mapping.read(offset, into, next).is_ok(),
+            false => sys::preadv_nowait(self.file.as_fd(), offset, into),
         };
-        self.note_read(offset, len, &read);
-        Some(read)
+        if is_read {
+            self.bad.remove_good(offset, len);
+        }
+        is_read
     }
 
-    fn read(&self, offset: u64, into: Segments<'_>, _next: PrefetchHint) -> Result<(), DiskError> {
-        self.try_read(offset, into).unwrap_or_else(|| {
-            let read = self.reader.read(&self.file, offset, into);
-            self.note_read(offset, into.total_bytes() as u64, &read);
-            read
-        })
+    fn begin_turn(&self) {
+        self.resident.begin_turn();
+    }
+
+    fn read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
+        if self.try_read(offset, into, next) {
+            return Ok(());
+        }
+        self.reader.read(&self.file, offset, into).inspect_err(|error| {
+            if let Some(at) = IoFailure::of_media(error) {
+                self.bad.add(at..at.saturating_add(1));
+            }
+        })?;
+        self.bad.remove_good(offset, into.total_bytes() as u64);
+        Ok(())
     }
 
     fn write(&self, offset: u64, from: Segments<'_>, _next: PrefetchHint) -> Result<(), DiskError> {

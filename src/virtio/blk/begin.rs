@@ -9,7 +9,7 @@ use super::device::Device;
 use super::execute::{Done, Outcome, Progress, counted};
 use super::pending::{Completions, PendingRequest, RequestTask, Span};
 use super::request::{ErrorStatus, Operation, parse};
-use crate::copy;
+use crate::copy::{self, PrefetchHint};
 use crate::disk::Disk;
 use crate::disk::executor::{Submit, Task as _};
 use crate::log::Cause;
@@ -46,9 +46,8 @@ impl<D: Disk> Device<D> {
         let done: Option<Outcome> = match &operation {
             Ok(Operation::Read { offset, into }) => {
                 let is_free = (before.is_free)(&Span::of_transfer(*offset, into.total_bytes(), false));
-                let read = if is_free { self.disk().try_read(*offset, *into) } else { None };
-                read.map(|read| {
-                    read.map_err(|error| self.failed("read", &error))?;
+                let is_read = is_free && self.disk().try_read(*offset, *into, PrefetchHint::NONE);
+                is_read.then(|| {
                     let bytes = into.total_bytes() as u64;
                     counters.count(Effect::Read(bytes));
                     Ok(Done::Counted(bytes))

@@ -3,6 +3,7 @@
 use super::cache::CacheMode;
 use super::counters::{Counters, Effect};
 use super::device::Device;
+use super::pending::Span;
 use super::request::{Direction, OK, direction, guess_offset, offset_of};
 use super::units::Limits;
 use crate::copy::PrefetchHint;
@@ -86,6 +87,30 @@ impl<D: Disk> Device<D> {
             }
             _ => Transfer::Other(chain),
         }
+    }
+
+    /// Does what a chain asks if it is a read that takes no waiting for media, nor for a request before it.
+    #[inline(always)]
+    pub fn try_transfer<'a>(
+        &self,
+        chain: ContiguousChain<'a>,
+        rules: &Rules,
+        counters: &mut Counters,
+        is_free: impl FnOnce(&Span) -> bool,
+    ) -> Transfer<'a> {
+        let data = chain.data();
+        let Some(offset) = offset_of(&chain, &rules.limits) else { return Transfer::Other(chain) };
+        if !matches!(direction(&chain), Some(Direction::Read))
+            || !is_free(&Span::of_transfer(offset, data.total_bytes(), false))
+        {
+            return Transfer::Other(chain);
+        }
+        if !self.disk().try_read(offset, data, chain.next_source()) {
+            return Transfer::Other(chain);
+        }
+        counters.count(Effect::Read(data.total_bytes() as u64));
+        let written_bytes = chain.data_bytes().wrapping_add(1);
+        chain.finish(OK, written_bytes).map_or(Transfer::Lost, Transfer::Done)
     }
 
     #[cold]

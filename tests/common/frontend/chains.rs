@@ -33,13 +33,7 @@ pub fn lay_out_apart(ring: &mut Ring, random: &mut Random, count: u16, tables: &
     lay(ring, random, count, tables, true);
 }
 
-fn lay(
-    ring: &mut Ring,
-    random: &mut Random,
-    count: u16,
-    tables: &Tables,
-    is_apart: bool,
-) -> Vec<(u64, u64)> {
+fn lay(ring: &mut Ring, random: &mut Random, count: u16, tables: &Tables, is_apart: bool) -> Vec<(u64, u64)> {
     let (mut writable, mut all) = (Vec::new(), Vec::new());
     for number in 0..count {
         let mut parts = loop {

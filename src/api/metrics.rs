@@ -49,7 +49,7 @@ const fn labelled(
 }
 
 /// All metrics there are, in the order in which they are written.
-pub(crate) const FAMILIES: [Family; 26] = [
+pub(crate) const FAMILIES: [Family; 28] = [
     Family {
         name: "build_info",
         help: "1; the version of the program is the label `version`.",
@@ -157,6 +157,16 @@ pub(crate) const FAMILIES: [Family; 26] = [
         "Requests of other kinds that succeeded: serial number, discard, write zeroes.",
         |disk| number(disk.counters.others),
     ),
+    gauge(
+        "requests_in_flight",
+        "Requests that were begun and are not done, on files and block devices; a flush counts as one.",
+        |disk| number(disk.requests_in_flight),
+    ),
+    gauge(
+        "oldest_request_seconds",
+        "How long the oldest of these has been waiting for media: since then a disk hangs, if it grows.",
+        |disk| Some(disk.oldest_request.as_secs_f64()),
+    ),
     counter("failures_total", "Requests that were answered with an error.", |disk| {
         number(disk.counters.failures)
     }),
@@ -255,6 +265,8 @@ mod tests {
             budget_refusals: 3,
             refused_connections: 4,
             populated_zero_bytes: 8192,
+            requests_in_flight: 5,
+            oldest_request: std::time::Duration::from_millis(1500),
             counters: Counters { media_written_bytes: 4096, ..Counters::default() },
         }
     }
@@ -272,6 +284,8 @@ mod tests {
             r#"vhost_user_pmem_bad_bytes{disk="a \"b\" \\"} 20480"#,
             r#"vhost_user_pmem_huge_page_bytes{disk="a \"b\" \\"} 2097152"#,
             r#"vhost_user_pmem_media_written_bytes_total{disk="a \"b\" \\"} 12288"#,
+            r#"vhost_user_pmem_requests_in_flight{disk="a \"b\" \\"} 5"#,
+            r#"vhost_user_pmem_oldest_request_seconds{disk="a \"b\" \\"} 1.5"#,
             r#"vhost_user_pmem_populated_zero_bytes_total{disk="a \"b\" \\"} 8192"#,
             r#"vhost_user_pmem_dirty_shutdowns{disk="a \"b\" \\",region="region3"} 7"#,
             r#"vhost_user_pmem_bad_block_bytes{disk="a \"b\" \\",offset="16384"} 16384"#,

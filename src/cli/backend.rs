@@ -87,6 +87,7 @@ fn serve(args: BackendArgs, confinement: Confinement) -> Result<(), Failure> {
         workers: None,
         polling: Polling::default(),
         exit_on_disconnect: false,
+        stop_timeout: None,
         should_stop: Arc::default(),
     };
     // Standard output belongs to whoever started the program: the log says enough.

@@ -139,6 +139,7 @@ fn one_of_each_kind() -> Vec<JoinHandle<()>> {
         ThreadKind::Worker,
         ThreadKind::Flusher,
         ThreadKind::Io,
+        ThreadKind::Stalls,
         ThreadKind::Populate,
         ThreadKind::Media,
         ThreadKind::Prefault,

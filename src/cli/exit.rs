@@ -35,10 +35,11 @@ pub(super) enum Exit {
     Socket = 12,
     NotDurable = 13,
     Sandbox = 14,
+    GivenUp = 15,
 }
 
 impl Exit {
-    pub(super) const ALL: [Self; 15] = [
+    pub(super) const ALL: [Self; 16] = [
         Self::Success,
         Self::Other,
         Self::Usage,
@@ -54,6 +55,7 @@ impl Exit {
         Self::Socket,
         Self::NotDurable,
         Self::Sandbox,
+        Self::GivenUp,
     ];
 
     pub(super) const fn code(self) -> u8 {
@@ -79,6 +81,9 @@ impl Exit {
             Self::Socket => "any other failure of a socket or an inherited descriptor",
             Self::NotDurable => "the disk is less durable than --require-durable asks for",
             Self::Sandbox => "a part of the sandbox that is asked for is missing",
+            Self::GivenUp => {
+                "at the end, media did not answer in time (--stop-timeout), and requests were given up"
+            }
         }
     }
 }
@@ -217,6 +222,7 @@ fn of_server(error: &ServerError) -> Exit {
         ServerError::Socket { source, .. } => of_socket(source),
         ServerError::Fd { .. } => Exit::Socket,
         ServerError::Stopped => Exit::Success,
+        ServerError::GivenUp(_) => Exit::GivenUp,
         ServerError::Config(_) | ServerError::NoCpu { .. } => Exit::Usage,
         ServerError::Copy(_) | ServerError::Faults(_) | ServerError::Threads(_) => Exit::Other,
     }

@@ -20,7 +20,7 @@ use crate::config::file::ConfigFile;
 use crate::config::options::{self, Defaults};
 use crate::config::{CpuChoice, DiskConfig, ServerConfig};
 use crate::disk::{DeepFlush, Durability, Symlinks};
-use crate::limits::bounds::{LAST_OUTPUT_TIMEOUT, MAX_POLL_US};
+use crate::limits::bounds::{LAST_OUTPUT_TIMEOUT, MAX_POLL_US, MAX_STOP_TIMEOUT_S};
 use crate::limits::thread;
 use crate::sandbox::ThreadKind;
 use crate::server::DiskSummary;
@@ -89,6 +89,13 @@ pub(super) struct ServeArgs {
     #[arg(long)]
     exit_on_disconnect: bool,
 
+    /// How many seconds the end waits for media that do not answer
+    ///
+    /// After SIGTERM, requests that were begun are finished and disks are flushed. What is not done by then is given up, and
+    /// named: exit code 15.
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = clap::value_parser!(u32).range(..=MAX_STOP_TIMEOUT_S))]
+    stop_timeout: u32,
+
     /// Refuse to start unless a write to every disk is safe: after a flush (`page`, also without a value), as soon as it
     /// has completed (`cacheline`), or even before the CPU's caches are flushed (`byte`)
     #[arg(long, value_name = "CLASS", num_args = 0..=1, require_equals = true, default_missing_value = "page")]
@@ -152,6 +159,7 @@ pub(super) fn configuration(args: ServeArgs) -> Result<ServerConfig, Failure> {
         workers: args.workers,
         polling: args.poll_max_us,
         exit_on_disconnect: args.exit_on_disconnect,
+        stop_timeout: Some(Duration::from_secs(args.stop_timeout.into())),
         should_stop: Arc::default(),
     })
 }

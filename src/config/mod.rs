@@ -19,6 +19,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use crate::disk::{DeepFlush, DiscardPolicy, Durability, LockMode, Symlinks};
 pub use crate::limits::bounds::{MAX_QUEUES, MAX_SEG_MAX, SERIAL_BYTES};
@@ -46,6 +47,8 @@ pub struct ServerConfig {
     pub polling: Polling,
     /// Stop the server when the first front-end has left.
     pub exit_on_disconnect: bool,
+    /// How long the end waits for media; by default [`STOP_TIMEOUT`](crate::limits::bounds::STOP_TIMEOUT).
+    pub stop_timeout: Option<Duration>,
     /// Once it is set, a start that is under way is given up. A signal to its thread, with a handler, interrupts the system call
     /// it may be in, after which it reads this.
     pub should_stop: Arc<AtomicBool>,
@@ -344,7 +347,15 @@ mod tests {
     fn check(disks: Vec<DiskConfig>) -> Result<(), ConfigError> {
         let polling = Polling::default();
         let should_stop = Arc::default();
-        ServerConfig { disks, workers: None, polling, exit_on_disconnect: false, should_stop }.check()
+        ServerConfig {
+            disks,
+            workers: None,
+            polling,
+            exit_on_disconnect: false,
+            stop_timeout: None,
+            should_stop,
+        }
+        .check()
     }
 
     #[test]

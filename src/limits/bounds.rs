@@ -195,6 +195,15 @@ pub const LEASE_TIMEOUT: Duration = Duration::from_secs(60);
 /// more (`ps`, monitoring): whoever does holds its memory, with the mapping of the file, and so the open file.
 pub const ENDED_HOLDER_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long the end waits for requests and flushes of media that do not answer, unless it is told otherwise …
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// … at most so many seconds: a day.
+pub const MAX_STOP_TIMEOUT_S: i64 = 86_400;
+
+/// How long a request waits before the log names it, and how often it does.
+pub const STALL_INTERVAL: Duration = Duration::from_secs(10);
+
 /// How long the end of the process waits for what a thread is at that populates a disk, reads its size or looks for bad media.
 /// On slow media that may take much longer; the thread is not waited for then, and ends with the process.
 pub const THREAD_STOP_TIMEOUT: Duration = Duration::from_millis(200);

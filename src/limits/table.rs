@@ -323,6 +323,22 @@ fn of_operators() -> Vec<Bound> {
             None,
         ),
         row(
+            "the end waits for media that do not answer",
+            format!(
+                "{}, or as `--stop-timeout` says: at most {} s",
+                time(STOP_TIMEOUT),
+                count(MAX_STOP_TIMEOUT_S)
+            ),
+            "it names what was given up; exit code 15",
+            None,
+        ),
+        row(
+            "a request waits for media before the log names it",
+            time(STALL_INTERVAL),
+            "a line as often",
+            Some("oldest_request_seconds"),
+        ),
+        row(
             "the end waits for the log and for populating, and a disk's removal for its last use",
             format!("{}; {}; {}", time(LAST_OUTPUT_TIMEOUT), time(THREAD_STOP_TIMEOUT), time(CLOSE_TIMEOUT)),
             "the last lines are lost; the process ends all the same; its file is closed later",

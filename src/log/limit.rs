@@ -67,6 +67,8 @@ pub enum Cause {
     Lock,
     /// There is no thread for a request that may wait for media.
     NoThread,
+    /// The media of a disk does not answer.
+    Stalled,
     /// Memory that is entered into the page tables.
     Populate,
     /// How much of a mapping is in huge pages.

@@ -26,6 +26,8 @@ pub enum ThreadKind {
     Flusher,
     /// Does what may wait for media.
     Io,
+    /// Names the disks that hang.
+    Stalls,
     /// Enters a mapping into the page tables.
     Populate,
     /// Reads the sizes of disks again.
@@ -48,7 +50,7 @@ pub enum ThreadKind {
 
 impl ThreadKind {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Main,
         Self::Log,
         Self::StartMessage,
@@ -59,6 +61,7 @@ impl ThreadKind {
         Self::Worker,
         Self::Flusher,
         Self::Io,
+        Self::Stalls,
         Self::Populate,
         Self::Rescan,
         Self::Media,
@@ -89,6 +92,7 @@ impl ThreadKind {
             Self::Worker => "worker",
             Self::Flusher => "flusher",
             Self::Io => "io",
+            Self::Stalls => "stalls",
             Self::Populate => "populate",
             Self::Rescan => "resize",
             Self::Media => "media",
@@ -111,7 +115,7 @@ impl ThreadKind {
     pub const fn starts(self) -> &'static [Self] {
         match self {
             Self::Main => &[Self::Populate],
-            Self::Acceptor => &[Self::Session],
+            Self::Acceptor => &[Self::Session, Self::Flusher],
             Self::Session => {
                 &[Self::Worker, Self::WriterLock, Self::Prefault, Self::ConnectionWatcher, Self::Spawner]
             }
@@ -124,6 +128,7 @@ impl ThreadKind {
             | Self::Signals
             | Self::Flusher
             | Self::Io
+            | Self::Stalls
             | Self::Populate
             | Self::Media
             | Self::Metrics

@@ -9,14 +9,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::commands::{Closing, Command, DiskListener};
 use super::disks::DiskNumber;
+use super::error::GivenUp;
 use super::farewell::farewell;
 use super::handshake::{FIRST_HANDSHAKE, Handshakes, Progress};
 use super::stopper::Stopper;
+use super::take_down::{Leaving, take_down};
 use crate::disk::Disk;
 use crate::limits::bounds::{MAX_CONNECTIONS, MAX_FRONT_ENDS};
 use crate::limits::budget::{Amounts, Charge};
@@ -60,6 +63,7 @@ pub(super) struct Acceptor<D: Disk> {
     closed: BTreeMap<DiskNumber, Sender<Closing>>,
     pool: Arc<Pool<D>>,
     exit_on_disconnect: bool,
+    stop_timeout: Duration,
     epoll: Epoll,
     stopper: Stopper,
     handshakes: Handshakes,
@@ -75,6 +79,7 @@ impl<D: Disk> Acceptor<D> {
     pub(super) fn new(
         pool: Arc<Pool<D>>,
         exit_on_disconnect: bool,
+        stop_timeout: Duration,
         commands: Receiver<Command<D>>,
     ) -> io::Result<Self> {
         let stopper = Stopper::new()?;
@@ -86,6 +91,7 @@ impl<D: Disk> Acceptor<D> {
             closed: BTreeMap::new(),
             pool,
             exit_on_disconnect,
+            stop_timeout,
             epoll,
             stopper,
             handshakes,
@@ -114,7 +120,10 @@ impl<D: Disk> Acceptor<D> {
     }
 
     /// Lets front-ends in until it is told to stop, then takes everything down.
-    pub(super) fn run(mut self) {
+    ///
+    /// # Errors
+    /// [`GivenUp`]: not everything.
+    pub(super) fn run(mut self) -> Result<(), GivenUp> {
         self.serve_connected();
         let mut events = [EpollEvent::default(); 16];
         while !self.stopper.is_stopping() {
@@ -130,7 +139,7 @@ impl<D: Disk> Acceptor<D> {
             self.obey();
             self.reap();
         }
-        self.take_down();
+        self.take_down()
     }
 
     /// Front-ends whose connection was inherited are there from the start.
@@ -399,9 +408,10 @@ impl<D: Disk> Acceptor<D> {
     }
 
     /// Steps 1 to 5 of the stop (see the module `server`).
-    fn take_down(self) {
-        let Self { listeners, pool, front_ends, handshakes, .. } = self;
-        let contexts: Vec<_> = listeners.values().map(|listener| listener.context.clone()).collect();
+    fn take_down(self) -> Result<(), GivenUp> {
+        let Self { listeners, pool, front_ends, handshakes, stop_timeout, .. } = self;
+        let contexts: Vec<_> =
+            listeners.iter().map(|(number, listener)| (*number, listener.context.clone())).collect();
         let copies: Vec<_> = listeners.values().filter_map(DiskListener::copy_of_socket).collect();
         // 1: first, so that a front-end which connects again when it is hung up on is refused.
         drop(listeners);
@@ -412,18 +422,15 @@ impl<D: Disk> Acceptor<D> {
         for front_end in front_ends.values() {
             front_end.stream.shut_down();
         }
-        for FrontEnd { stream, thread, .. } in front_ends.into_values() {
-            // If it has panicked, that is in the log, and its rings end with the workers.
-            let _ = thread.join();
-            drop(stream);
-        }
-        // 4: they have no rings any more.
+        let leaving = front_ends.into_values().map(|FrontEnd { listener, stream, thread, .. }| Leaving {
+            disk: listener,
+            thread,
+            stream,
+        });
+        // 4
+        take_down(&contexts, leaving.collect(), stop_timeout)?;
+        // 5: they have no rings any more.
         pool.stop();
-        // 5: what guests were told to be durable is; this is for what they have not flushed.
-        for context in contexts {
-            if let Err(error) = context.device.disk().flush() {
-                tracing::error!(disk = context.device.identity().name, %error, "the last flush failed");
-            }
-        }
+        Ok(())
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::disks::{Disks, Served};
 use super::open::DiskSummary;
@@ -40,6 +41,10 @@ pub struct DiskStats {
     pub guest_memory_bytes: u64,
     /// How often a front-end of it did not get what it asked for, since its disk's front-ends had all they may have.
     pub budget_refusals: u64,
+    /// Requests that are begun and not done, where media may make one wait.
+    pub requests_in_flight: u64,
+    /// How long the oldest of them has been waiting.
+    pub oldest_request: Duration,
     /// What all its rings have done since the server started.
     pub counters: Counters,
 }
@@ -91,6 +96,7 @@ impl DiskStats {
         let context = &served.context;
         let disk = context.device.disk();
         let geometry = disk.geometry();
+        let (in_flight, oldest) = context.device.unfinished();
         Self {
             name: summary.name.clone(),
             kind: summary.kind,
@@ -105,6 +111,8 @@ impl DiskStats {
             populated_zero_bytes: disk.populated_zero_bytes(),
             guest_memory_bytes: context.budget.used().memory_bytes(),
             budget_refusals: context.budget.refusals(),
+            requests_in_flight: u64::try_from(in_flight).unwrap_or(u64::MAX),
+            oldest_request: oldest.map_or(Duration::ZERO, |oldest| oldest.since.elapsed()),
             counters,
         }
     }

@@ -1,5 +1,6 @@
 //! Why a server could not start.
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
@@ -57,6 +58,11 @@ pub enum ServerError {
     /// [`ServerConfig::should_stop`](crate::config::ServerConfig::should_stop) was set.
     #[error("asked to stop while it started; nothing is served")]
     Stopped,
+    /// The end did not wait any longer for media.
+    #[error(
+        "media did not answer before --stop-timeout was over, and what was not acknowledged is given up: {0}"
+    )]
+    GivenUp(GivenUp),
     /// The CPUs chosen for a disk.
     #[error(
         "disk {disk:?}: cpus={cpus}: this process may use none of these CPUs; choose from `taskset -cp $$`"
@@ -81,5 +87,15 @@ impl ServerError {
             ListenerError::Io { path, operation, source } => Self::Socket { disk, path, operation, source },
             ListenerError::Inherited(source) => Self::Fd { disk, source },
         }
+    }
+}
+
+/// What was not done at the end, since its media did not answer: one disk after the other.
+#[derive(Debug)]
+pub struct GivenUp(pub(super) Vec<String>);
+
+impl fmt::Display for GivenUp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("; "))
     }
 }

@@ -13,6 +13,7 @@ use super::file_watches::{FileWatch, Files};
 use super::open::{Created, DiskSummary, open};
 use super::resize::Resizer;
 use super::service::{Means, Service};
+use super::stall_watcher::StallWatcher;
 use crate::config::DiskConfig;
 use crate::disk::{Backing, Disk};
 use crate::limits::bounds::CLOSE_TIMEOUT;
@@ -50,6 +51,7 @@ pub(super) struct Opening {
     pub(super) files: Option<Arc<Files>>,
     pub(super) resizer: Resizer,
     pub(super) media: Arc<MediaWatcher>,
+    pub(super) stalls: StallWatcher,
 }
 
 /// What becomes of the front-ends of a disk that is removed.
@@ -231,6 +233,9 @@ impl Prepared {
         created.keep();
         if let Err(error) = opening.media.look() {
             tracing::warn!(disk = summary.name, %error, "its bad media is only noticed when a request fails");
+        }
+        if let Err(error) = opening.stalls.look() {
+            tracing::warn!(disk = summary.name, %error, "the log does not say when its media hangs");
         }
         if !summary.sparse {
             opening.resizer.populate(&served, 0);

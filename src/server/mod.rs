@@ -6,11 +6,11 @@
 //! 2 disks are opened, sockets bound, one by one       2 connections before their first message are closed
 //! 3 `confine`: nothing is looked up by a path         3 every other front-end is hung up on: its session
 //!     from here on, and there is no thread yet            drains its rings and ends
-//! 4 the acceptor's thread lets front-ends in;         4 workers end
-//!     each gets a session with a thread of its own    5 each disk is flushed once more
+//! 4 the acceptor's thread lets front-ends in;         4 each disk is flushed once more, when its last session has ended
+//!     each gets a session with a thread of its own    5 workers end
 //!     with its first message; workers start           6 populating stops, watchers end
 //!     with the first ring                             7 the checker ends with the last of the disks
-//! 5 growth and bad media are watched for
+//! 5 growth, bad media and stalls are watched for
 //! 6 once the server is waited for: mappings
 //!     are populated
 //! ```
@@ -33,7 +33,9 @@ mod open;
 mod populate_thread;
 mod resize;
 mod service;
+mod stall_watcher;
 mod stopper;
+mod take_down;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,7 +44,7 @@ use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 
 pub use collector::{Collector, DiskStats};
-pub use error::ServerError;
+pub use error::{GivenUp, ServerError};
 pub use growth_watcher::RescanTrigger;
 pub use manager::{Departure, Manager, Prepared, RemoveError};
 pub use open::{DiskSummary, preview};
@@ -53,6 +55,7 @@ pub use stopper::Stopper;
 use crate::config::{ServerConfig, check_postcopy};
 use crate::copy::{Engine, fault};
 use crate::disk::{Backing, Disk};
+use crate::limits::bounds::STOP_TIMEOUT;
 use crate::limits::thread;
 use crate::sandbox::ThreadKind;
 use crate::vhost_user::{ConfigRecord, DescriptorChecker};
@@ -66,13 +69,14 @@ use manager::{Opening, Parts};
 use open::{Created, open};
 use populate_thread::PopulateThread;
 use service::Means;
+use stall_watcher::StallWatcher;
 
 /// A running server. Dropping it stops it.
 #[derive(Debug)]
 pub struct Server<D: Disk = Backing> {
     parts: Arc<Parts<D>>,
     stopper: Stopper,
-    acceptor: Option<JoinHandle<()>>,
+    acceptor: Option<JoinHandle<Result<(), GivenUp>>>,
     populate_thread: Option<PopulateThread>,
     growth_watcher: Option<GrowthWatcher>,
     opening: Option<Arc<Opening>>,
@@ -100,7 +104,7 @@ impl Server<Backing> {
         // First: it keeps a copy of what memory there is, and no disk is mapped yet.
         let checker = DescriptorChecker::start().map_err(ServerError::Threads)?;
         let engine = prepare()?;
-        let ServerConfig { disks, workers, polling, exit_on_disconnect, should_stop } = config;
+        let ServerConfig { disks, workers, polling, exit_on_disconnect, stop_timeout, should_stop } = config;
         check_postcopy(disks.iter().map(|it| (it.name.as_str(), it.postcopy))).map_err(ServerError::from)?;
         let (mut services, mut summaries, mut created) = (Vec::new(), Vec::new(), Created::default());
         for disk in disks {
@@ -117,7 +121,7 @@ impl Server<Backing> {
             services.push(service);
             summaries.push(summary);
         }
-        let options = ServeOptions { workers, polling, exit_on_disconnect };
+        let options = ServeOptions { workers, polling, exit_on_disconnect, stop_timeout };
         let means = Means::of_process(checker, services.len(), &options);
         let files = Files::new();
         let watches: Vec<_> = services
@@ -129,7 +133,7 @@ impl Server<Backing> {
         ConfigRecord::outlive_privileges(services.iter_mut().map(|it| &mut it.config_record));
         confine(&summaries)?;
         let about = summaries.into_iter().map(Some).zip(watches);
-        let mut server = Self::serve_with(means, services.into_iter().zip(about), exit_on_disconnect)?;
+        let mut server = Self::serve_with(means, services.into_iter().zip(about), &options)?;
         created.keep();
         tracing::info!("copies: {}", engine.describe());
         server.watch(files, should_stop).map_err(ServerError::Threads)?;
@@ -146,7 +150,9 @@ impl Server<Backing> {
         self.growth_watcher = Some(GrowthWatcher::start(resizer.clone(), files.clone())?);
         let media = Arc::new(MediaWatcher::new(disks.clone()));
         media.look()?;
-        self.opening = Some(Arc::new(Opening { should_stop, files, resizer, media }));
+        let stalls = StallWatcher::new(disks.clone());
+        stalls.look()?;
+        self.opening = Some(Arc::new(Opening { should_stop, files, resizer, media, stalls }));
         Ok(())
     }
 
@@ -183,17 +189,18 @@ impl<D: Disk> Server<D> {
         let checker = DescriptorChecker::start().map_err(ServerError::Threads)?;
         let means = Means::of_process(checker, services.len(), &options);
         let services = services.into_iter().map(|service| (service, (None, None)));
-        Self::serve_with(means, services, options.exit_on_disconnect)
+        Self::serve_with(means, services, &options)
     }
 
     fn serve_with(
         means: Means<D>,
         services: impl Iterator<Item = (Service<D>, (Option<DiskSummary>, Option<FileWatch>))>,
-        exit_on_disconnect: bool,
+        options: &ServeOptions,
     ) -> Result<Self, ServerError> {
         prepare()?;
         let (sender, receiver) = channel();
-        let acceptor = Acceptor::new(means.pool.clone(), exit_on_disconnect, receiver);
+        let stop_timeout = options.stop_timeout.unwrap_or(STOP_TIMEOUT);
+        let acceptor = Acceptor::new(means.pool.clone(), options.exit_on_disconnect, stop_timeout, receiver);
         let mut acceptor = acceptor.map_err(ServerError::Threads)?;
         let stopper = acceptor.stopper();
         let commands = Commands::new(sender, stopper.clone());
@@ -229,22 +236,30 @@ impl<D: Disk> Server<D> {
     }
 
     /// Waits until the server has stopped: asked to, or because its only front-end has left. Every request
-    /// fetched from a ring is answered by then.
+    /// that was begun is answered by then.
     ///
     /// # Errors
-    /// [`ServerError::Threads`] when the accepting thread died.
+    /// [`ServerError::Threads`] when the accepting thread died; [`ServerError::GivenUp`] when that was not so in time: what
+    /// hangs is left to itself then, with its threads, until the process ends.
     pub fn wait(mut self) -> Result<(), ServerError> {
         self.populate_thread.iter_mut().for_each(PopulateThread::begin);
         self.join()
     }
 
     fn join(&mut self) -> Result<(), ServerError> {
-        let joined = self.acceptor.take().map_or(Ok(()), JoinHandle::join);
+        let joined = self.acceptor.take().map_or(Ok(Ok(())), JoinHandle::join);
+        let opening = self.opening.take();
+        opening.iter().for_each(|opening| opening.stalls.end());
+        if let Ok(Err(given_up)) = joined {
+            // Whatever waits for a thread that hangs is not dropped.
+            std::mem::forget((self.parts.clone(), opening, self.growth_watcher.take()));
+            return Err(ServerError::GivenUp(given_up));
+        }
         // Each ends when it is dropped. What they are at is not needed any more, and would only delay the end.
         self.populate_thread = None;
-        self.opening.take().iter().for_each(|opening| opening.media.end());
+        opening.iter().for_each(|opening| opening.media.end());
         self.growth_watcher = None;
-        joined.map_err(|_| ServerError::Threads(io::Error::other("the accepting thread panicked")))
+        joined.map(drop).map_err(|_| ServerError::Threads(io::Error::other("the accepting thread panicked")))
     }
 }
 

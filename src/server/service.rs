@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU16;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crate::disk::{Disk, FileLock};
 use crate::limits::budget::{Budget, DiskBudget};
@@ -74,6 +75,8 @@ pub struct ServeOptions {
     pub polling: Polling,
     /// Stop when the first front-end has left.
     pub exit_on_disconnect: bool,
+    /// How long the end waits for media; by default [`STOP_TIMEOUT`](crate::limits::bounds::STOP_TIMEOUT).
+    pub stop_timeout: Option<Duration>,
 }
 
 /// What all disks are served with: the descriptor checker, the workers, and what the process has to share among them.

@@ -28,7 +28,7 @@ const KEYS: [&str; 21] = [
     "allow-uid",
 ];
 
-const OPTIONS: [&str; 24] = [
+const OPTIONS: [&str; 25] = [
     "--config",
     "--check",
     "--require-durable",
@@ -42,6 +42,7 @@ const OPTIONS: [&str; 24] = [
     "--metrics-listen",
     "--no-symlinks",
     "--exit-on-disconnect",
+    "--stop-timeout",
     "--socket-path",
     "--fd",
     "--blk-file",
@@ -91,7 +92,7 @@ fn exit_codes(help: &str) -> Vec<(u8, String)> {
 #[test]
 fn every_help_shows_every_exit_code_and_fits_100_columns() {
     let codes = exit_codes(&stdout(&run(["--help"])));
-    assert_eq!(codes.iter().map(|(code, _)| *code).collect::<Vec<_>>(), (0..=14).collect::<Vec<_>>());
+    assert_eq!(codes.iter().map(|(code, _)| *code).collect::<Vec<_>>(), (0..=15).collect::<Vec<_>>());
     let commands =
         ["serve", "info", "bench"].into_iter().filter(|name| *name != "bench" || cfg!(feature = "bench"));
     for args in commands.map(|name| [name, "--help"]) {

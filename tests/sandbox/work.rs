@@ -14,7 +14,7 @@ use crate::common::frontend::{Session, settle};
 use crate::common::{MIB, metrics, pattern};
 
 /// The kinds of threads and processes that take part.
-pub(super) const KINDS: [ThreadKind; 14] = [
+pub(super) const KINDS: [ThreadKind; 15] = [
     ThreadKind::Main,
     ThreadKind::Log,
     ThreadKind::StartMessage,
@@ -25,6 +25,7 @@ pub(super) const KINDS: [ThreadKind; 14] = [
     ThreadKind::Worker,
     ThreadKind::Flusher,
     ThreadKind::Io,
+    ThreadKind::Stalls,
     ThreadKind::Rescan,
     ThreadKind::Metrics,
     ThreadKind::Spawner,

@@ -293,6 +293,7 @@ const fn own(kind: Kind) -> &'static [&'static [Call]] {
         Kind::Worker => &[LIFE, STARTS_THREADS, WAITS, MAKES_WAITS, TALKS, ASKS, ENDS, DISK, ATTRIBUTES, AIO],
         Kind::Flusher => &[LIFE, ASKS, ENDS, DISK, ATTRIBUTES],
         Kind::Io => &[LIFE, ASKS, ENDS, DISK],
+        Kind::Stalls => &[LIFE, ASKS, ENDS],
         Kind::Populate => &[LIFE, ASKS, ENDS, DISK],
         Kind::Rescan => &[LIFE, STARTS_THREADS, WAITS, TALKS, ASKS, ENDS, DISK, ATTRIBUTES],
         Kind::Media => &[LIFE, WAITS, ASKS, ENDS, DISK, MACHINE_CHECKS],

@@ -1,0 +1,125 @@
+//! Media that hang: a file of a FUSE server that is stopped, and a block device over such a file.
+
+use std::fs::{DirEntry, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::common::daemon::{Place, Setup};
+use crate::common::host::Loop;
+use crate::common::process::ends_with_us;
+use crate::common::{MIB, pattern, wait_for};
+
+/// What the first disk lies on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Media {
+    /// A file of the server's.
+    File,
+    /// A loop device over it.
+    Device,
+}
+
+/// Bytes of the first disk, and what they are.
+pub(crate) const BYTES: u64 = 16 * MIB;
+
+pub(crate) fn contents() -> Vec<u8> {
+    pattern(1, BYTES as usize)
+}
+
+/// A server of FUSE, and what is mounted.
+#[derive(Debug)]
+pub(crate) struct Server {
+    process: Child,
+    pub(crate) image: PathBuf,
+}
+
+impl Server {
+    fn mount(folder: &Path) -> Self {
+        let (device, mount) = (folder.join("device"), folder.join("mount"));
+        File::create(&device).unwrap().set_len(64 * MIB).unwrap();
+        std::fs::create_dir(&mount).unwrap();
+        run(Command::new("mkfs.ext4").arg("-q").arg(&device));
+        let mut program = Command::new("fuse2fs");
+        let process = ends_with_us(program.args(["-f", "-o", "rw"]).args([&device, &mount]));
+        let process = process.stdout(Stdio::null()).spawn().unwrap();
+        wait_for("the file system is mounted", || mount.join("lost+found").exists().then_some(()));
+        let image = mount.join("disk.img");
+        std::fs::write(&image, contents()).unwrap();
+        Self { process, image }
+    }
+
+    /// Nothing is answered any more, nor read: what it has read cannot be given up (`request_wait_answer` of the kernel).
+    pub(crate) fn hang(&self) {
+        self.signal(Signal::STOP);
+        let tasks = format!("/proc/{}/task", self.process.id());
+        let is_stopped = |task: std::io::Result<DirEntry>| {
+            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('T'))
+        };
+        wait_for("the server has stopped", || {
+            std::fs::read_dir(&tasks).unwrap().all(is_stopped).then_some(())
+        });
+    }
+
+    /// All is answered again.
+    pub(crate) fn go_on(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.process), signal).unwrap();
+    }
+}
+
+impl Drop for Server {
+    /// With it, all requests fail that wait for it.
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn run(command: &mut Command) {
+    assert!(command.status().unwrap().success(), "{command:?}");
+}
+
+/// Runs a test with one disk on such media and `others` in memory, which one worker serves, in a mount namespace that ends with
+/// it; or says why it does not. Nothing is started yet.
+#[allow(unsafe_code)]
+pub(crate) fn with_disks(media: Media, others: usize, test: impl FnOnce(Setup, &Server) + Send) {
+    let is_there = |program: &str| {
+        Command::new(program).arg("-V").stderr(Stdio::null()).stdout(Stdio::null()).status().is_ok()
+    };
+    if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() || !is_there("fuse2fs") {
+        eprintln!("skipped: no root, no /dev/fuse, or no fuse2fs");
+        return;
+    }
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let body = || {
+        // SAFETY: it concerns this thread only, which ends with the test, and what it starts.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0, "unshare");
+        run(Command::new("mount").args(["--make-rprivate", "/"]));
+        let server = Server::mount(folder.path());
+        let mut setup = Setup::new(Place::Tmpfs).disk("");
+        for _ in 0..others {
+            setup = setup.disk("size=4M");
+        }
+        let setup = setup.arg("--workers=1").arg("--stop-timeout=2").with_metrics();
+        // Direct: else the loop device has a page cache of its own, which answers.
+        let device = match media {
+            Media::File => None,
+            Media::Device => {
+                let Some(device) = Loop::over(&server.image, &["--direct-io=on"]) else { return };
+                Some(device)
+            }
+        };
+        let path = device.as_ref().map_or(server.image.as_path(), Loop::path);
+        std::os::unix::fs::symlink(path, setup.image(0)).unwrap();
+        test(setup, &server);
+        drop(server);
+        drop(device);
+        run(Command::new("umount").arg("--lazy").arg(folder.path().join("mount")));
+    };
+    std::thread::scope(|scope| scope.spawn(body).join().unwrap());
+}

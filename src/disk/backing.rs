@@ -5,7 +5,10 @@ use std::ops::Range;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 
+use rustix::fs::{FileType, fstat, ftruncate};
+
 use crate::copy::{PrefetchHint, Segments};
+use crate::disk::error::cannot;
 use crate::disk::lock::BackingFile;
 use crate::disk::mapped::huge_pages;
 use crate::disk::mapped::populate::{Populated, populate};
@@ -102,6 +105,42 @@ impl Backing {
         matches!(self, Self::Mapped(disk) if kind(disk))
     }
 
+    /// Serves so many bytes, after it has made a file as long that is shorter; a chosen size (`size=`) is this from now on.
+    /// Returns what is served then.
+    ///
+    /// # Errors
+    /// As [`Disk::rescan_size`], and where so many cannot be served. Nothing has changed then.
+    pub fn grow_to(&self, to_bytes: u64) -> Result<u64, GrowError> {
+        let Geometry { capacity_bytes, block_bytes, read_only } = self.geometry();
+        if to_bytes < capacity_bytes {
+            return Err(GrowError::Smaller { wanted_bytes: to_bytes, served_bytes: capacity_bytes });
+        }
+        if !to_bytes.is_multiple_of(u64::from(block_bytes)) {
+            return Err(GrowError::NotBlocks { wanted_bytes: to_bytes, block_bytes });
+        }
+        let file = self.file();
+        let status = fstat(file).map_err(|errno| cannot("examine the file")(errno.into()))?;
+        let is_file = FileType::from_raw_mode(status.st_mode).is_file();
+        let file_bytes = u64::try_from(status.st_size).unwrap_or(0);
+        let is_short = is_file && file_bytes < to_bytes;
+        if is_short && read_only {
+            return Err(GrowError::ReadOnly);
+        }
+        if is_short {
+            ftruncate(file, to_bytes).map_err(|errno| cannot("make the file longer")(errno.into()))?;
+        }
+        let growth = either!(self, disk => &disk.growth);
+        let before = growth.has_limit().then(|| growth.set_limit(to_bytes));
+        self.rescan_size().inspect_err(|_| {
+            before.map(|before| growth.set_limit(before));
+            let is_ours = || fstat(file).is_ok_and(|now| u64::try_from(now.st_size) == Ok(to_bytes));
+            if is_short && is_ours() {
+                // The first error is the one to report.
+                let _ = ftruncate(file, file_bytes);
+            }
+        })
+    }
+
     /// The file or device, to be watched.
     pub fn file(&self) -> BorrowedFd<'_> {
         either!(self, disk => disk.file().as_fd())
@@ -113,7 +152,7 @@ impl Backing {
     }
 
     pub(super) const fn set_growth(&mut self, growth: GrowthPolicy) {
-        either!(self, disk => disk.set_growth(growth));
+        either!(self, disk => disk.growth = growth);
     }
 }
 

@@ -43,7 +43,7 @@ pub struct BlockDisk {
     /// With the size at the start.
     geometry: Geometry,
     capacity_bytes: AtomicU64,
-    growth: GrowthPolicy,
+    pub(super) growth: GrowthPolicy,
     durability: Durability,
     syncs: Syncs,
     /// Whether discards give space back.
@@ -111,10 +111,6 @@ impl BlockDisk {
 
     pub(super) fn shared_file(&self) -> Arc<BackingFile> {
         Arc::clone(&self.file)
-    }
-
-    pub(super) const fn set_growth(&mut self, growth: GrowthPolicy) {
-        self.growth = growth;
     }
 
     /// Nothing but whole blocks inside of the disk.

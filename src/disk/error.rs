@@ -83,6 +83,27 @@ pub enum GrowError {
         /// What is served, and goes on being so.
         served_bytes: u64,
     },
+    /// Less than is served was asked for.
+    #[error(
+        "{wanted_bytes} bytes are less than the {served_bytes} that are served, and a disk does not shrink while it is served"
+    )]
+    Smaller {
+        /// What was asked for.
+        wanted_bytes: u64,
+        /// What is served.
+        served_bytes: u64,
+    },
+    /// Something else than whole blocks was asked for.
+    #[error("{wanted_bytes} bytes are not a multiple of its {block_bytes}-byte blocks")]
+    NotBlocks {
+        /// What was asked for.
+        wanted_bytes: u64,
+        /// What it has to be a multiple of.
+        block_bytes: u32,
+    },
+    /// The file is only read.
+    #[error("it is served read-only; whoever may write to the file makes it longer")]
+    ReadOnly,
     /// The new part has no space on its file system.
     #[error("no space for {missing_bytes} more bytes ({source}); free some, or use sparse=on")]
     NoSpace {

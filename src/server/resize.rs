@@ -64,6 +64,18 @@ impl Resizer {
         self.rescan(&found.ok_or_else(|| ResizeError::NoSuchDisk(disk.to_owned()))?)
     }
 
+    /// Serves so many bytes of a disk, after its file has been made as long if it is shorter; a size of its own is this from now
+    /// on.
+    ///
+    /// # Errors
+    /// [`ResizeError`]; nothing has changed then.
+    pub fn grow(&self, disk: &str, to_bytes: u64) -> Result<Resized, ResizeError> {
+        let found = self.0.disks.named(disk).ok_or_else(|| ResizeError::NoSuchDisk(disk.to_owned()))?;
+        let grown = found.context.device.disk().grow_to(to_bytes);
+        grown.map_err(|source| ResizeError::Grow { disk: disk.to_owned(), source })?;
+        self.rescan(&found)
+    }
+
     /// [Resizes](Self::resize) every disk whose backing has grown, and has each find out which of its media is bad by
     /// now; the log says what became of each.
     pub fn resize_all(&self) {

@@ -24,7 +24,7 @@ use rustix::fs::{FlockOperation, flock};
 use tempfile::TempDir;
 use vhost_user_pmem::cli::configuration_of;
 use vhost_user_pmem::config::{DiskConfig, SocketSource};
-use vhost_user_pmem::server::{Departure, Manager, RemoveError, Server};
+use vhost_user_pmem::server::{Departure, Manager, RemoveError, Resized, Server};
 
 const DISK_BYTES: u64 = 8 * MIB;
 
@@ -267,6 +267,38 @@ fn a_disk_that_was_added_is_counted_grows_and_is_disconnected() {
     assert_eq!(stats(), [("stays".into(), 0)]);
     // The file's next owner finds nobody who cares.
     File::options().write(true).open(host.image("grows")).unwrap().set_len(DISK_BYTES).unwrap();
+}
+
+/// The file is made longer, and a chosen size is the new one; what cannot be leaves both as they were.
+#[test]
+fn a_disk_is_made_larger() {
+    for place in Place::ALL {
+        let host = Host::start(place);
+        let (manager, resizer) = (host.manager(), host.server.resizer().unwrap());
+        let fixed = |name: &str| DiskConfig { block_bytes: Some(4096), ..host.config(name) };
+        manager.add(fixed("chosen")).unwrap();
+        manager.add(DiskConfig { size_bytes: None, ..made(&host, "follows") }).unwrap();
+        for name in ["chosen", "follows"] {
+            let session = Session::connect(&host.socket(name));
+            let mut ring = session.ring(0, 64);
+            let resized = resizer.grow(name, 2 * DISK_BYTES).unwrap();
+            assert_eq!(resized, Resized { from_bytes: DISK_BYTES, to_bytes: 2 * DISK_BYTES });
+            assert_works(&mut ring, 2 * DISK_BYTES / 512 - 8);
+            let smaller = resizer.grow(name, DISK_BYTES).unwrap_err().to_string();
+            assert!(smaller.contains("does not shrink"), "{smaller}");
+            let too_large = resizer.grow(name, 1 << 62).unwrap_err().to_string();
+            assert!(too_large.contains(name), "{too_large}");
+            assert_eq!(host.image(name).metadata().unwrap().len(), 2 * DISK_BYTES, "{too_large}");
+            assert_eq!(resizer.resize(name).unwrap().to_bytes, 2 * DISK_BYTES);
+            assert_works(&mut ring, 8);
+        }
+        let odd = resizer.grow("chosen", 2 * DISK_BYTES + 512).unwrap_err().to_string();
+        assert!(odd.contains("not a multiple of its 4096-byte blocks"), "{odd}");
+        // A file that somebody else has made longer is served up to the chosen size.
+        File::options().write(true).open(host.image("chosen")).unwrap().set_len(4 * DISK_BYTES).unwrap();
+        assert_eq!(resizer.grow("chosen", 3 * DISK_BYTES).unwrap().to_bytes, 3 * DISK_BYTES);
+        assert_eq!(host.image("chosen").metadata().unwrap().len(), 4 * DISK_BYTES);
+    }
 }
 
 /// A disk whose file is there.

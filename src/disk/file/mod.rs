@@ -41,7 +41,7 @@ pub struct FileDisk {
     file: Arc<BackingFile>,
     /// With the size at the start: that of `reader` counts.
     geometry: Geometry,
-    growth: GrowthPolicy,
+    pub(super) growth: GrowthPolicy,
     syncs: Syncs,
     /// Whether discards give space back.
     unmaps: bool,
@@ -104,10 +104,6 @@ impl FileDisk {
 
     pub(super) fn shared_file(&self) -> Arc<BackingFile> {
         Arc::clone(&self.file)
-    }
-
-    pub(super) const fn set_growth(&mut self, growth: GrowthPolicy) {
-        self.growth = growth;
     }
 }
 

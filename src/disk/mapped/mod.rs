@@ -33,7 +33,7 @@ pub struct MappedDisk {
     file: Arc<BackingFile>,
     /// With the size at the start: that of the mapping counts.
     geometry: Geometry,
-    growth: GrowthPolicy,
+    pub(super) growth: GrowthPolicy,
     kind: BackingKind,
     durability: Durability,
     persistence: Persistence,
@@ -171,10 +171,6 @@ impl MappedDisk {
 
     pub(super) fn shared_file(&self) -> Arc<BackingFile> {
         Arc::clone(&self.file)
-    }
-
-    pub(super) const fn set_growth(&mut self, growth: GrowthPolicy) {
-        self.growth = growth;
     }
 
     /// Of a file on DAX: where its device begins in memory, if that is known.

@@ -55,7 +55,7 @@ impl OpenOptions {
 
     /// Whether the disk grows with its backing, and how.
     pub(super) const fn growth(&self) -> GrowthPolicy {
-        GrowthPolicy { follows: self.size_bytes.is_none(), sparse: self.sparse }
+        GrowthPolicy::new(self.size_bytes, self.sparse)
     }
 }
 

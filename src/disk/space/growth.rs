@@ -6,24 +6,44 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::disk::error::cannot;
 use crate::disk::space;
 use crate::disk::{Geometry, GrowError};
 
 /// Whether a disk grows with its backing, and how.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(in crate::disk) struct GrowthPolicy {
-    /// Its size is that of the backing, not a chosen one.
-    pub(in crate::disk) follows: bool,
+    /// No more bytes than this are served; [`u64::MAX`] if its size is that of the backing, not a chosen one.
+    limit_bytes: AtomicU64,
     /// Holes are left as they are.
-    pub(in crate::disk) sparse: bool,
+    sparse: bool,
 }
 
 impl GrowthPolicy {
+    /// Of a disk with a chosen size, or without.
+    pub(in crate::disk) const fn new(size_bytes: Option<u64>, sparse: bool) -> Self {
+        let limit_bytes = match size_bytes {
+            Some(bytes) => bytes,
+            None => u64::MAX,
+        };
+        Self { limit_bytes: AtomicU64::new(limit_bytes), sparse }
+    }
+
+    /// Up to so many bytes may be served from now on. Returns how many it were before.
+    pub(in crate::disk) fn set_limit(&self, bytes: u64) -> u64 {
+        self.limit_bytes.swap(bytes, Ordering::AcqRel)
+    }
+
+    /// Whether the size is a chosen one.
+    pub(in crate::disk) fn has_limit(&self) -> bool {
+        self.limit_bytes.load(Ordering::Acquire) != u64::MAX
+    }
+
     /// How many bytes are to be served of a backing of this length, if more than now: whole blocks.
     pub(in crate::disk) fn target(
-        self,
+        &self,
         backing_bytes: u64,
         served: &Geometry,
     ) -> Result<Option<u64>, GrowError> {
@@ -31,14 +51,15 @@ impl GrowthPolicy {
         if backing_bytes < served_bytes {
             return Err(GrowError::Shrunk { backing_bytes, served_bytes });
         }
-        let whole_bytes = backing_bytes - backing_bytes % u64::from(served.block_bytes.max(1));
-        Ok(Some(whole_bytes).filter(|whole| self.follows && *whole > served_bytes))
+        let most_bytes = backing_bytes.min(self.limit_bytes.load(Ordering::Acquire));
+        let whole_bytes = most_bytes - most_bytes % u64::from(served.block_bytes.max(1));
+        Ok(Some(whole_bytes).filter(|whole| *whole > served_bytes))
     }
 
     /// Gives the bytes from what is served up to `target` their space, unless they are to stay holes. Returns
     /// whether the file was touched, so that it must be synced.
     pub(in crate::disk) fn allocate(
-        self,
+        &self,
         file: &File,
         served: &Geometry,
         target: u64,
@@ -88,7 +109,7 @@ fn allocated_bytes(file: &File) -> u64 {
 impl Default for GrowthPolicy {
     /// As disks are opened by default.
     fn default() -> Self {
-        Self { follows: true, sparse: false }
+        Self::new(None, false)
     }
 }
 
@@ -136,8 +157,11 @@ mod tests {
             [(8192, None), (8193, None), (12_287, None), (12_288, Some(12_288)), (16_385, Some(16_384))]
         {
             assert_eq!(policy.target(backing, &served).unwrap(), expected, "{backing}");
-            let pinned = GrowthPolicy { follows: false, ..policy };
+            let pinned = GrowthPolicy::new(Some(8192), false);
             assert_eq!(pinned.target(backing, &served).unwrap(), None, "a chosen size stays");
+            assert_eq!(pinned.set_limit(12_289), 8192);
+            let expected = expected.map(|_| 12_288);
+            assert_eq!(pinned.target(backing, &served).unwrap(), expected, "until another is chosen");
         }
         let shrunk = policy.target(8191, &served).unwrap_err().to_string();
         assert!(shrunk.contains("only 8191 bytes, but 8192 are served"), "{shrunk}");

@@ -49,6 +49,13 @@ impl Server {
         Self { process, image }
     }
 
+    /// Nothing of the image is in the page cache any more.
+    pub(crate) fn forget(&self) {
+        let image = File::open(&self.image).unwrap();
+        image.sync_all().unwrap();
+        rustix::fs::fadvise(&image, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    }
+
     /// Nothing is answered any more, nor read: what it has read cannot be given up (`request_wait_answer` of the kernel).
     pub(crate) fn hang(&self) {
         self.signal(Signal::STOP);

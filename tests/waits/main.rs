@@ -7,6 +7,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod fuse;
+mod others;
+mod table;
 
 use common::SECTOR_BYTES;
 use common::frontend::Session;

@@ -21,6 +21,7 @@ parts=root/usr/lib/x86_64-linux-gnu/nbdkit
 # look NAME: what fsck.fat says of the file system made of `tree`.
 look() {
     local found
+    # shellcheck disable=SC2016 # nbdkit knows its address
     root/usr/bin/nbdkit -U - $parts/plugins/nbdkit-floppy-plugin.so tree --run 'root/usr/bin/nbdcopy "$uri" disk.img'
     dd if=disk.img of=fs.img bs=1M skip=1 status=none
     root/sbin/fsck.fat -n fs.img >fsck.out 2>/dev/null || true

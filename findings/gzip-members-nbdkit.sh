@@ -24,7 +24,8 @@ gzip -dc two.gz | cmp - disk
 xz -c --block-size=500000 disk >two.xz
 # serve FILTER FILE: how many bytes of the disk are served.
 serve() {
-    root/usr/bin/nbdkit -U - --filter=$parts/filters/nbdkit-$1-filter.so $parts/plugins/nbdkit-file-plugin.so "$2" \
+    # shellcheck disable=SC2016 # nbdkit knows its address
+    root/usr/bin/nbdkit -U - --filter="$parts/filters/nbdkit-$1-filter.so" $parts/plugins/nbdkit-file-plugin.so "$2" \
         --run 'root/usr/bin/nbdcopy "$uri" read.out'
     echo "$2: $(stat -c %s read.out) of $(stat -c %s disk) bytes"
     rm read.out

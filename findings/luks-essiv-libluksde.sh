@@ -21,7 +21,8 @@ print("locked" if volume.is_locked() else f"read, {volume.read_buffer(1 << 20).c
 PY
 # look KEY MODE IV [HASH]: whether 1 MiB is read back from a volume made with these.
 look() {
-    local secret=(--object secret,id=password,data='a password') options=key-secret=password,iter-time=10
+    local secret=(--object "secret,id=password,data=a password")
+    local options=key-secret=password,iter-time=10
     rm -f disk.luks
     options+=,cipher-alg=aes-$1,cipher-mode=$2,ivgen-alg=$3${4:+,ivgen-hash-alg=$4}
     qemu-img create -q "${secret[@]}" -f luks -o "$options" disk.luks 1M

@@ -21,8 +21,8 @@ look() {
     (cd tree && seq -f "a-name-of-some-length-%010.0f" "$1" | xargs touch)
     root/usr/bin/mksquashfs tree fs.img -quiet -no-progress >/dev/null
     root/usr/bin/unsquashfs -q -n -d back fs.img >/dev/null
-    root/usr/bin/grub-fstest fs.img cat "(loop0)/$(ls tree | tail -n 1)" >last 2>&1 || true
-    echo "$1 names: unsquashfs $(ls back | wc -l), GRUB $(root/usr/bin/grub-fstest fs.img ls '(loop0)/' | wc -w)," \
+    root/usr/bin/grub-fstest fs.img cat "(loop0)/$(printf "a-name-of-some-length-%010d" "$1")" >last 2>&1 || true
+    echo "$1 names: unsquashfs $(find back -type f | wc -l), GRUB $(root/usr/bin/grub-fstest fs.img ls '(loop0)/' | wc -w)," \
         "the last $(grep -o 'not found' last || echo found)"
     rm -rf back
 }

@@ -26,6 +26,7 @@ head -c 1M /dev/zero | tr '\0' z >other
 serve() {
     tar -cf disks.tar "$@" disk other
     tar -xOf disks.tar disk | cmp - disk
+    # shellcheck disable=SC2016 # nbdkit knows its address
     root/usr/bin/nbdkit -U - -r --filter=$parts/filters/nbdkit-tar-filter.so $parts/plugins/nbdkit-file-plugin.so disks.tar \
         tar-entry=disk --run 'root/usr/bin/nbdcopy "$uri" read.out'
     for at in 2 6 10 14; do dd if=read.out bs=16k skip=$at count=1 status=none | head -c 1 | tr '\0' .; done

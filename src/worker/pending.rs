@@ -290,7 +290,8 @@ impl Pending {
         bounds: Bounds,
         left: &mut Left,
     ) -> Result<Next, RingError> {
-        let next = ring.queue.take_contiguous(ring.batch, bounds, ring.device.prefetcher())?;
+        let device = ring.device;
+        let next = ring.queue.take_contiguous(ring.batch, bounds, |header| device.prefetch(header))?;
         let taken = ring.batch.len();
         if taken > 0 {
             left.bytes = ring.batch.left_bytes();

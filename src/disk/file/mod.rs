@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, OnceLock};
 
+use rustix::fs::FallocateFlags;
 use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::copy::{self, PrefetchHint, Segments};
@@ -90,6 +91,15 @@ impl FileDisk {
         len: u64,
     ) -> impl Fn(io::Error) -> DiskError {
         move |error| failed(operation, offset, len)(IoFailure::of_error(&self.file, Some(offset), error))
+    }
+
+    /// `fallocate(2)`, which takes what it changes out of the page cache: to read that is to wait for media.
+    fn fallocate(&self, what: FallocateFlags, offset: u64, len: u64) -> io::Result<bool> {
+        self.resident.forget(offset, len);
+        let is_noted = fallocate(&self.file, what, offset, len);
+        // Another ring may have asked for it meanwhile.
+        self.resident.forget(offset, len);
+        is_noted
     }
 
     /// Bad pages of the page cache are not the media's.
@@ -215,7 +225,7 @@ impl Disk for FileDisk {
         self.geometry().check_write(offset, len)?;
         if self.unmaps {
             // Only advice: a file system that has no holes keeps the bytes.
-            fallocate(&self.file, space::PUNCH, offset, len).map_err(self.change_failed(
+            self.fallocate(space::PUNCH, offset, len).map_err(self.change_failed(
                 "punching a hole",
                 offset,
                 len,
@@ -229,11 +239,8 @@ impl Disk for FileDisk {
         self.geometry().check_write(offset, len)?;
         self.reader.check_end(&self.file, offset, len)?;
         let what = if unmap && self.unmaps { space::PUNCH } else { space::ZERO };
-        let is_noted = fallocate(&self.file, what, offset, len).map_err(self.change_failed(
-            "zeroing a range",
-            offset,
-            len,
-        ))?;
+        let is_noted =
+            self.fallocate(what, offset, len).map_err(self.change_failed("zeroing a range", offset, len))?;
         if !is_noted {
             copy::pwritev_zeroes(self.file.as_fd(), offset, len)
                 .map_err(self.change_failed("pwritev", offset, len))?;
@@ -336,6 +343,28 @@ mod tests {
         let mut expected = pattern(LEN, 1);
         expected[8192..8192 + 32 * 4096].fill(0);
         assert!(image(&disk) == expected);
+    }
+
+    #[test]
+    fn what_was_taken_out_of_the_page_cache_is_not_read_at_once() {
+        let disk = disk(&pattern(LEN, 1));
+        disk.flush().unwrap();
+        let room = Memory::new(&[0; 4096]);
+        let try_read = |at| disk.try_read(at, room.segments(), PrefetchHint::NONE);
+        let changes: [fn(&FileDisk); 3] = [
+            |disk| disk.discard(4096, 128 << 10).unwrap(),
+            |disk| assert!(disk.write_zeroes(4096, 128 << 10, true).is_ok()),
+            |disk| assert!(disk.write_zeroes(4096, 128 << 10, false).is_ok()),
+        ];
+        for change in changes {
+            // All of it is there again, and known to be.
+            image(&disk);
+            disk.begin_turn();
+            assert!(try_read(8192) && try_read(128 << 10));
+            change(&disk);
+            assert!(!try_read(8192) && !try_read(128 << 10), "to read it is to wait for media");
+            assert!(try_read(0) && try_read(200 << 10), "the rest is there");
+        }
     }
 
     #[test]

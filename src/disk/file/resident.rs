@@ -60,6 +60,16 @@ impl ResidentWindows {
         true
     }
 
+    /// A range is being taken out of the page cache: what was seen of it holds no longer.
+    pub(super) fn forget(&self, offset: u64, len: u64) {
+        let end = offset.saturating_add(len);
+        let windows = offset / WINDOW_BYTES..end.div_ceil(WINDOW_BYTES);
+        // From so many on each place belongs to one of them.
+        windows.take(WINDOWS).filter_map(|window| self.place(window)).for_each(|place| {
+            place.store(0, Ordering::Relaxed);
+        });
+    }
+
     #[inline]
     fn has_window(&self, window: u64, now: u64) -> bool {
         self.place(window).is_some_and(|place| place.load(Ordering::Relaxed) == mark(window, now))

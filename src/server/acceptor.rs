@@ -128,7 +128,10 @@ impl<D: Disk> Acceptor<D> {
         let mut events = [EpollEvent::default(); 16];
         while !self.stopper.is_stopping() {
             // Only EINTR can fail here.
-            let count = self.epoll.wait(-1, &mut events).unwrap_or(0);
+            let count = self.epoll.wait(self.handshakes.limit_ms(), &mut events).unwrap_or(0);
+            while let Some(listener) = self.handshakes.hang_up_on_late(&self.epoll) {
+                self.has_left(listener, false);
+            }
             for event in events.iter().take(count) {
                 match event.data() {
                     WAKE => self.stopper.rest(),

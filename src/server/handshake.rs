@@ -1,14 +1,16 @@
 //! Connections before their first message. Each costs a descriptor and no thread, and may be closed in favour of a new one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
+use std::time::Instant;
 
 use rustix::io::ioctl_fionread;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::disks::DiskNumber;
+use crate::limits::bounds::MESSAGE_TIMEOUT;
 use crate::vhost_user::{ClosedByChecker, HEADER_BYTES};
 
 /// The first number of a connection in its events; listeners have lower ones.
@@ -26,6 +28,8 @@ struct Waiting {
 pub(super) struct Handshakes {
     waiting: BTreeMap<u64, Waiting>,
     came: u64,
+    /// Those that have begun a header, and when, in this order.
+    begun: VecDeque<(u64, Instant)>,
 }
 
 /// How far a connection has come.
@@ -78,6 +82,9 @@ impl Handshakes {
         let ends = EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR;
         let is_end = event.event_set().intersects(ends);
         if !is_header && !is_end {
+            if self.begun.iter().all(|(it, _)| *it != number) {
+                self.begun.push_back((number, Instant::now()));
+            }
             return Progress::Incomplete;
         }
         match self.take(epoll, number) {
@@ -85,6 +92,24 @@ impl Handshakes {
             Some(Waiting { listener, .. }) => Progress::Closed(listener),
             None => Progress::Incomplete,
         }
+    }
+
+    /// How long, in milliseconds, nobody can be late with the rest of a header; -1 is for ever.
+    pub(super) fn limit_ms(&self) -> i32 {
+        let Some((_, since)) = self.begun.front() else { return -1 };
+        // Rounded up: it is late then.
+        let left_ms = MESSAGE_TIMEOUT.saturating_sub(since.elapsed()).as_millis().saturating_add(1);
+        i32::try_from(left_ms).unwrap_or(i32::MAX)
+    }
+
+    /// Hangs up on a connection that has begun a header and not completed it in time; returns of which listener. What it has
+    /// sent can be a descriptor that keeps it alive, whoever has made it.
+    pub(super) fn hang_up_on_late(&mut self, epoll: &Epoll) -> Option<DiskNumber> {
+        let (number, since) = *self.begun.front()?;
+        if since.elapsed() < MESSAGE_TIMEOUT {
+            return None;
+        }
+        self.take(epoll, number).map(|it| it.listener)
     }
 
     /// Hangs up on the oldest connection of this listener, or of any; returns of which.
@@ -100,6 +125,7 @@ impl Handshakes {
     }
 
     fn take(&mut self, epoll: &Epoll, number: u64) -> Option<Waiting> {
+        self.begun.retain(|(it, _)| *it != number);
         let waiting = self.waiting.remove(&number)?;
         // To close it would not be enough: an inherited connection has another descriptor.
         if let Ok(socket) = waiting.stream.socket() {

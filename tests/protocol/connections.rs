@@ -203,6 +203,22 @@ fn a_front_end_that_says_half_a_message_holds_nobody_up() {
     drop(stalled);
 }
 
+/// Found by somebody who tried to break it: what a connection has sent before its first header is whole can hold its own end.
+#[test]
+fn a_first_message_that_is_not_completed_ends_its_connection() {
+    let daemon = daemon("");
+    let silent = Wire::connect(&daemon.socket(0));
+    let begun = [1, HEADER_BYTES - 1, HEADER_BYTES + 1].map(|length| {
+        let wire = Wire::connect(&daemon.socket(0));
+        wire.send_bytes(&Wire::encode(SET_VRING_NUM, VERSION, &[0; 8])[..length], &[]);
+        wire
+    });
+    for wire in begun {
+        assert!(wire.receive().is_none(), "it is waited for, and then hung up on");
+    }
+    assert!(silent.ask(GET_FEATURES, &[], &[]).is_some(), "who has begun nothing may take the time");
+}
+
 #[test]
 fn many_front_ends_may_be_connected_at_once() {
     let daemon = daemon("");

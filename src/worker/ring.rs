@@ -83,8 +83,10 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         if !layout.indirect && layout.size < device.longest_chain().into() {
             warn_of_small_ring(&device, &key, &layout);
         }
-        let waits =
-            if device.disk().may_wait() { Waits::Media(Pending::new(layout.size)) } else { Waits::Nothing };
+        // Where pages come later the ring has a worker of its own, which may wait; and a thread of the disk would not notice in
+        // time that they are given up, and write zeroes.
+        let is_begun = device.disk().may_wait() && !memory.awaits_pages();
+        let waits = if is_begun { Waits::Media(Pending::new(layout.size)) } else { Waits::Nothing };
         Ok(Self {
             key,
             queue,

@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::dirty_log::DirtyLog;
 use super::extents::{BufferKind, Extent, ExtentCache, Extents};
@@ -103,6 +104,8 @@ pub struct MemoryTable {
     regions: Vec<Arc<Region>>,
     by_guest: Extents,
     by_user: Box<[Extent]>,
+    /// Its pages come later.
+    awaits_pages: AtomicBool,
 }
 
 // SAFETY: M3: the pointers are read here, and lead nowhere of this thread's own. M1: they are good on any.
@@ -193,6 +196,7 @@ impl MemoryTable {
     /// # Errors
     /// [`MemoryError::Unwaitable`].
     pub fn wait_for_pages(&self, userfault: &Userfault) -> Result<(), MemoryError> {
+        self.awaits_pages.store(true, Ordering::Release);
         for region in &self.regions {
             let waits = region.watch().wait_for_pages(userfault);
             waits.map_err(|error| MemoryError::Unwaitable(region.guest_start, error))?;
@@ -200,8 +204,14 @@ impl MemoryTable {
         Ok(())
     }
 
+    /// Whether its pages come later, and may be given up before.
+    pub fn awaits_pages(&self) -> bool {
+        self.awaits_pages.load(Ordering::Acquire)
+    }
+
     /// All pages have come.
     pub fn cease_waiting(&self, userfault: &Userfault) {
+        self.awaits_pages.store(false, Ordering::Release);
         for region in &self.regions {
             if let Err(error) = region.watch().cease_waiting(userfault) {
                 tracing::debug!(region = region.guest_start, %error, "its pages were not waited for");
@@ -259,7 +269,7 @@ impl MemoryTable {
         };
         let by_user = extents(|region| region.user_start);
         let by_guest = Extents::new(extents(|region| region.guest_start));
-        Ok(Self { regions, by_guest, by_user })
+        Ok(Self { regions, by_guest, by_user, awaits_pages: AtomicBool::new(false) })
     }
 }
 

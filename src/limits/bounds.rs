@@ -204,8 +204,8 @@ pub const MAX_STOP_TIMEOUT_S: i64 = 86_400;
 /// How long a request waits before the log names it, and how often it does.
 pub const STALL_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How long the end of the process waits for what a thread is at that populates a disk, reads its size or looks for bad media.
-/// On slow media that may take much longer; the thread is not waited for then, and ends with the process.
+/// How long the end of the process waits for a step of populating that is under way. On slow media a step may take much longer;
+/// the thread is not waited for then, and ends with the process.
 pub const THREAD_STOP_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// How long it is waited until nobody uses a disk any more that was removed; its file is closed later then.

@@ -8,19 +8,15 @@ use std::panic::resume_unwind;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
-use std::time::{Duration, Instant};
 
 use crate::copy::fault::AltStack;
 use crate::limits::address_space;
-use crate::limits::bounds::{MIN_THREAD_ADDRESS_SPACE_BYTES, THREAD_STOP_TIMEOUT};
+use crate::limits::bounds::MIN_THREAD_ADDRESS_SPACE_BYTES;
 use crate::limits::map_count::{Charge, Purpose};
 use crate::sandbox::{self, ThreadKind};
 
 /// Mappings of a thread: two stacks, each with a guard page, and a heap that may be its own, with what it may grow into.
 const MAPPINGS: usize = 6;
-
-/// How often it is looked whether a thread has ended.
-const STOP_POLL: Duration = Duration::from_millis(1);
 
 /// Held while a thread begins, so that no other takes the address space that was found for it.
 static STARTING: Mutex<()> = Mutex::new(());
@@ -58,34 +54,9 @@ pub(crate) fn spawn<T: Send + 'static>(
     Ok(thread)
 }
 
-/// Waits for threads that were told to end, at most [`THREAD_STOP_TIMEOUT`] for all: what they are at may wait for media that do
-/// not answer. Then they are left to themselves, and end with the process.
-pub(crate) fn join_in_time(threads: impl IntoIterator<Item = JoinHandle<()>>) {
-    let deadline = Instant::now() + THREAD_STOP_TIMEOUT;
-    for thread in threads {
-        while !thread.is_finished() && Instant::now() < deadline {
-            std::thread::sleep(STOP_POLL);
-        }
-        if thread.is_finished() {
-            // If it has panicked, that is in the log.
-            let _ = thread.join();
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_thread_that_hangs_is_waited_for_only_so_long() {
-        let (end, wait) = std::sync::mpsc::channel::<()>();
-        let started = Instant::now();
-        join_in_time([spawn(ThreadKind::Log, "hangs", move || assert!(wait.recv().is_err())).unwrap()]);
-        assert!(started.elapsed() >= THREAD_STOP_TIMEOUT);
-        drop(end);
-        join_in_time([spawn(ThreadKind::Log, "ends", || ()).unwrap()]);
-    }
 
     #[test]
     fn threads_have_their_names_and_give_results() {

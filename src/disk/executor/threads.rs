@@ -111,26 +111,15 @@ impl<T: Task> Threads<T> {
     }
 }
 
-impl<T: Task> Threads<T> {
-    /// Tells them to end, and waits for them only as long as [`thread::join_in_time`].
-    pub fn end_in_time(&self) {
-        thread::join_in_time(self.stop());
-    }
-
-    fn stop(&self) -> Vec<JoinHandle<()>> {
+impl<T: Task> Drop for Threads<T> {
+    fn drop(&mut self) {
         let handles = {
             let mut state = self.shared.state();
             state.is_stopping = true;
             std::mem::take(&mut state.handles)
         };
         self.shared.changed.notify_all();
-        handles
-    }
-}
-
-impl<T: Task> Drop for Threads<T> {
-    fn drop(&mut self) {
-        for handle in self.stop() {
+        for handle in handles {
             // A thread that has panicked has said so already.
             let _ = handle.join();
         }

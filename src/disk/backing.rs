@@ -226,6 +226,10 @@ impl Disk for Backing {
         either!(self, disk => disk.try_read(offset, into, next))
     }
 
+    fn forget_cached(&self) {
+        either!(self, disk => disk.forget_cached());
+    }
+
     fn begin_turn(&self) {
         either!(self, disk => disk.begin_turn());
     }

@@ -234,6 +234,10 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
         false
     }
 
+    /// Another machine may have written to what this disk is made of: what has been read before is to be read anew. No call of
+    /// this disk is under way, but [`rescan_size`](Self::rescan_size).
+    fn forget_cached(&self) {}
+
     /// Called once a turn, before requests are [tried](Self::try_read).
     fn begin_turn(&self) {}
 

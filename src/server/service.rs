@@ -40,11 +40,14 @@ impl<D: Disk> Service<D> {
         let Self { device, lock, socket, cpus, postcopy, config_record } = self;
         let is_exclusive = !device.disk().geometry().read_only;
         let log_limit = device.log_limit().clone();
+        let device = Arc::new(device);
+        let disk = Arc::clone(&device);
+        let writer_lock = WriterLock::new(is_exclusive, lock, move || disk.disk().forget_cached());
         let context = Arc::new(SessionContext {
-            device: Arc::new(device),
+            device,
             pool,
             cpus: cpus.map(Arc::new),
-            writer_lock: WriterLock::new(is_exclusive, lock),
+            writer_lock,
             totals: Mutex::new(Counters::default()),
             offers_postcopy: postcopy && is_postcopy_possible(),
             is_in_postcopy: Arc::default(),

@@ -378,7 +378,7 @@ mod tests {
             device: Arc::new(device),
             pool: Arc::new(Pool::new(NonZeroU16::new(1), Polling::Never)),
             cpus: None,
-            writer_lock: WriterLock::new(true, FileLock::none()),
+            writer_lock: WriterLock::new(true, FileLock::none(), || ()),
             totals: Mutex::new(Counters::default()),
             offers_postcopy: false,
             is_in_postcopy: Arc::default(),

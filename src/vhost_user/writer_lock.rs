@@ -3,11 +3,12 @@
 //! Any number of front-ends may connect to a read-write disk and negotiate, but the rings of only one run.
 //! The others wait until its last ring has stopped, which is how a live migration hands the disk over.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::disk::{FileLock, LockError};
+use crate::disk::{FileLock, LockError, LockMode};
 use crate::log::{Cause, LogLimit};
 
 /// A front-end's session: unique in the process, however many come. 32 bits would not do: at 24,500 sessions a second, as
@@ -18,11 +19,12 @@ pub type SessionId = u64;
 const LOCK_POLL: Duration = Duration::from_millis(10);
 
 /// Who may run rings on a disk.
-#[derive(Debug)]
 pub struct WriterLock {
     /// Read-only disks serve any number at once.
     is_exclusive: bool,
     lock: FileLock,
+    /// Called when the lock is taken and others may have written before.
+    forget_cached: Box<dyn Fn() + Send + Sync>,
     holder: Mutex<Holder>,
     released: Condvar,
     log_limit: LogLimit,
@@ -36,11 +38,21 @@ struct Holder {
     rings: u32,
 }
 
+impl fmt::Debug for WriterLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WriterLock")
+            .field("lock", &self.lock)
+            .field("holder", &self.holder)
+            .finish_non_exhaustive()
+    }
+}
+
 impl WriterLock {
-    /// The writer lock of a disk whose file is protected by `lock`.
-    pub fn new(is_exclusive: bool, lock: FileLock) -> Self {
+    /// The writer lock of a disk whose file is protected by `lock`. `forget_cached` is
+    /// [`Disk::forget_cached`](crate::disk::Disk::forget_cached).
+    pub fn new(is_exclusive: bool, lock: FileLock, forget_cached: impl Fn() + Send + Sync + 'static) -> Self {
         let (holder, released, log_limit) = (Mutex::default(), Condvar::new(), LogLimit::default());
-        Self { is_exclusive, lock, holder, released, log_limit }
+        Self { is_exclusive, lock, forget_cached: Box::new(forget_cached), holder, released, log_limit }
     }
 
     /// Takes the writer lock if it is free, or held by this session already.
@@ -116,6 +128,10 @@ impl WriterLock {
                 });
                 if is_ours {
                     holder.session = Some(session);
+                    // A lock that is on has kept all others out since the start.
+                    if self.lock.mode() != LockMode::On {
+                        (self.forget_cached)();
+                    }
                 }
                 is_ours
             }
@@ -147,7 +163,7 @@ mod tests {
     use super::*;
 
     fn writer_lock(is_exclusive: bool) -> WriterLock {
-        WriterLock::new(is_exclusive, FileLock::none())
+        WriterLock::new(is_exclusive, FileLock::none(), || ())
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod common;
 mod bad_media;
 mod bytes;
 mod client;
+mod cluster;
 mod filesystems;
 mod firmware;
 mod guest;

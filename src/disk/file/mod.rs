@@ -40,6 +40,8 @@ pub struct FileDisk {
     /// The kernel tells this process which pages are in memory; looked up when it has given up what it does not need.
     knows_residency: OnceLock<bool>,
     file: Arc<BackingFile>,
+    /// Other machines may have it, too, and the kernel does not know what they write.
+    has_server: bool,
     /// With the size at the start: that of `reader` counts.
     geometry: Geometry,
     pub(super) growth: GrowthPolicy,
@@ -67,7 +69,20 @@ impl FileDisk {
         let (growth, bad, resident) =
             (GrowthPolicy::default(), BadBlocks::default(), ResidentWindows::default());
         let (owner, knows_residency) = (file.metadata()?.uid(), OnceLock::new());
-        Ok(Self { reader, resident, owner, knows_residency, file, geometry, growth, syncs, unmaps, bad })
+        let has_server = space::file_system(&file).is_some_and(FileSystem::has_server);
+        Ok(Self {
+            reader,
+            resident,
+            owner,
+            knows_residency,
+            file,
+            has_server,
+            geometry,
+            growth,
+            syncs,
+            unmaps,
+            bad,
+        })
     }
 
     /// As `can_do_mincore` of the kernel (`mm/mincore.c`), but for permissions that others may change.
@@ -179,6 +194,13 @@ impl Disk for FileDisk {
             self.bad.remove_good(offset, len);
         }
         is_read
+    }
+
+    fn forget_cached(&self) {
+        if self.has_server {
+            self.resident.forget(0, u64::MAX);
+            self.reader.forget_cached(&self.file);
+        }
     }
 
     fn begin_turn(&self) {
@@ -364,6 +386,25 @@ mod tests {
             change(&disk);
             assert!(!try_read(8192) && !try_read(128 << 10), "to read it is to wait for media");
             assert!(try_read(0) && try_read(200 << 10), "the rest is there");
+        }
+    }
+
+    /// guest/soak: "GlusterFS, nodes in turn" shows what this is for.
+    #[test]
+    fn of_a_file_that_others_may_have_changed_nothing_is_kept() {
+        let disk = disk(&pattern(LEN, 1));
+        disk.flush().unwrap();
+        let room = Memory::new(&[0; 4096]);
+        let try_read = |disk: &FileDisk| disk.try_read(8192, room.segments(), PrefetchHint::NONE);
+        for has_server in [false, true] {
+            let disk = FileDisk { has_server, ..disk_of(disk.file.try_clone().unwrap(), &[]) };
+            image(&disk);
+            disk.begin_turn();
+            assert!(try_read(&disk));
+            disk.forget_cached();
+            assert_eq!(try_read(&disk), !has_server, "{has_server}");
+            disk.read(8192, room.segments(), PrefetchHint::NONE).unwrap();
+            assert_eq!(room.bytes(), pattern(LEN, 1)[8192..8192 + 4096]);
         }
     }
 

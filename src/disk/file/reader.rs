@@ -99,6 +99,16 @@ impl Reader {
         }
     }
 
+    /// Takes the file out of the page cache, as far as nobody else has it mapped.
+    pub(super) fn forget_cached(&self, file: &File) {
+        if let Self::Mapped(mapping) = self {
+            // Of what is in page tables nothing is taken out.
+            let _ = mapping.dont_need(0..mapping.len_bytes());
+        }
+        // Without a page cache there is nothing to take out.
+        let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
+    }
+
     /// Forgets what the kernel has announced of pages of the page cache.
     pub(super) fn forget_announced(&self) {
         if let Self::Mapped(mapping) = self {

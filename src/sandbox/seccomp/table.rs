@@ -214,12 +214,13 @@ const ASKS: &[Call] = &[
     call!(SYS_readlinkat, "readlinkat"),
 ];
 
-/// To lock a disk's file, for this process and for QEMU, and to unlock it at its end: whoever has a part of a disk may be the last that
+/// To lock a disk's file, for this process and for QEMU, and to forget what has been read of it; to unlock it at its end: whoever has a part of a disk may be the last that
 /// does. And to end the processes that check descriptors, and to wait for them.
 const ENDS: &[Call] = &[
     call!(SYS_shutdown, "shutdown"),
     call!(SYS_wait4, "wait4"),
     call!(SYS_flock, "flock"),
+    call!(SYS_fadvise64, "fadvise64"),
     call!(
         SYS_fcntl,
         "fcntl",

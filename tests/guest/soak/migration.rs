@@ -44,7 +44,7 @@ const SYNCS: u64 = 4;
 /// Both machines are front-ends of one daemon.
 pub fn one_daemon(order: &Order<'_>) -> Vec<Row> {
     let setup = setup(order, "daemon.log", "size=64M,serial=soak");
-    moves(order, vec![setup.start()])
+    moves(order, Scene::new(order, vec![setup.start()]))
 }
 
 /// Each move is one to the other daemon, which waits for the file's lock.
@@ -52,7 +52,7 @@ pub fn two_daemons(order: &Order<'_>) -> Vec<Row> {
     let first = setup(order, "daemon-0.log", "size=64M,serial=soak,lock=wait").start();
     let second = setup(order, "daemon-1.log", "serial=soak,lock=wait");
     std::os::unix::fs::symlink(first.image(0), second.image(0)).unwrap();
-    moves(order, vec![first, second.start()])
+    moves(order, Scene::new(order, vec![first, second.start()]))
 }
 
 /// A daemon with one disk.
@@ -60,8 +60,8 @@ pub fn setup(order: &Order<'_>, log: &str, disk: &str) -> Setup {
     Setup::new(Place::Tmpfs).disk(disk).log_to(order.folder.join(log)).lifetime(LIFETIME)
 }
 
-fn moves(order: &Order<'_>, daemons: Vec<Daemon>) -> Vec<Row> {
-    let mut scene = Scene::new(order, daemons);
+/// Moves a guest from daemon to daemon.
+pub fn moves(order: &Order<'_>, mut scene: Scene) -> Vec<Row> {
     let mut guest = scene.boot("");
     let start = Instant::now();
     let mut monitor = scene.monitor();
@@ -100,8 +100,14 @@ pub struct Scene {
 
 impl Scene {
     pub fn new(order: &Order<'_>, daemons: Vec<Daemon>) -> Self {
+        let image = Image::open(daemons[0].image(0));
+        Self::over(order, daemons, image)
+    }
+
+    /// With `image` as the file behind all of them.
+    pub fn over(order: &Order<'_>, daemons: Vec<Daemon>, image: Image) -> Self {
         Self {
-            image: Image::open(daemons[0].image(0)),
+            image,
             daemons,
             arguments: Vec::new(),
             capabilities: Vec::new(),

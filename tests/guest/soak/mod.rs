@@ -6,7 +6,7 @@
 
 mod hotplug;
 pub mod in_guest;
-mod migration;
+pub mod migration;
 mod monitor;
 mod newer;
 mod other_cpus;
@@ -17,12 +17,13 @@ mod power;
 mod recovery;
 mod resize;
 mod restart;
-mod rig;
-mod table;
+pub mod rig;
+pub mod table;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use super::cluster::gluster;
 use super::folder;
 use super::pmem;
 use super::report::Report;
@@ -46,6 +47,12 @@ pub struct Counts {
     cxl: u32,
     /// Of what is done with each of the front-ends and guests that `ci/lab/install front-ends` brings.
     front_ends: u32,
+    /// Of replicas under a daemon on replicated storage.
+    brick_kills: u32,
+    /// Of nodes of such storage, with the daemon.
+    node_losses: u32,
+    /// Moves of a guest from one such node to another.
+    node_migrations: u32,
     /// Of every random moment.
     seed: u64,
 }
@@ -61,6 +68,9 @@ impl Counts {
         pmem_power_cuts: 1,
         cxl: 0,
         front_ends: 0,
+        brick_kills: 1,
+        node_losses: 1,
+        node_migrations: 2,
         seed: 1,
     };
 
@@ -75,6 +85,9 @@ impl Counts {
             pmem_power_cuts: 0,
             cxl: 0,
             front_ends: 0,
+            brick_kills: 0,
+            node_losses: 0,
+            node_migrations: 0,
             seed: 1,
         };
         for word in text.split(',') {
@@ -87,6 +100,9 @@ impl Counts {
                 ("pmem-power-cuts", number) => counts.pmem_power_cuts = number.parse().ok()?,
                 ("cxl", number) => counts.cxl = number.parse().ok()?,
                 ("front-ends", number) => counts.front_ends = number.parse().ok()?,
+                ("brick-kills", number) => counts.brick_kills = number.parse().ok()?,
+                ("node-losses", number) => counts.node_losses = number.parse().ok()?,
+                ("node-migrations", number) => counts.node_migrations = number.parse().ok()?,
                 ("seed", number) => counts.seed = number.parse().ok()?,
                 _ => return None,
             }
@@ -97,19 +113,19 @@ impl Counts {
 
 /// What a scenario is given.
 #[derive(Debug)]
-struct Order<'a> {
+pub struct Order<'a> {
     /// How often; at least once.
-    rounds: u32,
-    seed: u64,
+    pub rounds: u32,
+    pub seed: u64,
     /// For the machines' and the daemons' files.
-    folder: &'a Path,
+    pub folder: &'a Path,
 }
 
 type Scenario = fn(&Order<'_>) -> Vec<Row>;
 
 /// Runs every scenario that is wanted and counted.
 pub fn run(report: &mut Report, counts: &Counts) -> Table {
-    let scenarios: [(&str, u32, Scenario); 18] = [
+    let scenarios: [(&str, u32, Scenario); 22] = [
         ("soak: daemon ends under fio, split rings", counts.kills, recovery::split),
         ("soak: daemon ends under fio, packed rings", counts.kills, recovery::packed),
         ("soak: migration under fio, one daemon", counts.migrations, migration::one_daemon),
@@ -128,6 +144,10 @@ pub fn run(report: &mut Report, counts: &Counts) -> Table {
         ("soak: other CPUs, Linux on ppc64el", counts.front_ends, other_cpus::ppc64el),
         ("soak: other CPUs, Linux on s390x", counts.front_ends, other_cpus::s390x),
         ("soak: other CPUs, firmware", counts.front_ends, other_firmware::boots),
+        ("soak: GlusterFS, replicas are killed", counts.brick_kills, gluster::bricks),
+        ("soak: GlusterFS, the node that serves is lost", counts.node_losses, gluster::node_losses),
+        ("soak: GlusterFS, nodes in turn", 4 * counts.node_migrations, gluster::alternation),
+        ("soak: GlusterFS, migration between nodes under fio", counts.node_migrations, gluster::migrations),
     ];
     let mut table = Table::default();
     for (name, rounds, scenario) in scenarios {

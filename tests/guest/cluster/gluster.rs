@@ -1,0 +1,265 @@
+//! GlusterFS: three nodes with a replica each, and daemons on two of them, which see the same file.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::super::common::Random;
+use super::super::common::daemon::{Daemon, Place, Setup};
+use super::super::common::driver::{Driver, Options, Request};
+use super::super::common::wait_long_for;
+use super::super::image::Image;
+use super::super::machine::script;
+use super::super::soak::in_guest::{RECORD_BYTES, claim, record};
+use super::super::soak::migration::{self, Scene};
+use super::super::soak::table::Row;
+use super::super::soak::{Order, rig};
+use super::node::{Node, Switch};
+use super::recorder::Records;
+
+/// Nodes, each with a replica.
+const NODES: u8 = 3;
+
+/// That are written in turn.
+const BLOCKS: u64 = 256;
+
+/// Writes that must be acknowledged while something is missing.
+const ENOUGH: u64 = 200;
+
+/// The longest that the load runs before a node is lost.
+const WRITING: Duration = Duration::from_secs(3);
+
+/// What is set besides the defaults: a majority of the replicas has to be there, a node that is silent for so many
+/// seconds is gone, and its locks with it (42 without these).
+const OPTIONS: [&str; 6] = [
+    "cluster.quorum-type auto",
+    "network.ping-timeout 5",
+    "server.keepalive-time 3",
+    "server.keepalive-interval 1",
+    "server.keepalive-count 3",
+    "server.tcp-user-timeout 6",
+];
+
+/// Replicas are killed and come back under load: nothing is lost, and nothing fails.
+pub fn bricks(order: &Order<'_>) -> Vec<Row> {
+    let cluster = match Cluster::new(order) {
+        Ok(cluster) => cluster,
+        Err(why) => return vec![Row::skipped(&why)],
+    };
+    let start = Instant::now();
+    let daemon = cluster.serve(order, 1, "size=64M").start();
+    let socket = daemon.socket(0);
+    cluster.assert_locked_elsewhere(order, &daemon);
+    let recorder = Records::new(order.seed).go_on(&socket);
+    for round in 0..order.rounds {
+        let number = u8::try_from(round % u32::from(NODES)).unwrap() + 1;
+        recorder.await_more(ENOUGH);
+        cluster.node(number).run("kill -9 $(cat /run/gluster/vols/disk/*.pid)");
+        recorder.await_more(ENOUGH);
+        cluster.node(number).run("gluster --mode=script volume start disk force");
+        cluster.await_healed();
+    }
+    let records = recorder.stop();
+    records.check(&socket);
+    daemon.stop();
+    let daemon = cluster.serve(order, 2, "").start();
+    records.check(&daemon.socket(0));
+    daemon.stop();
+    let what = format!("a replica killed, {} acknowledged writes found on two nodes", records.count);
+    vec![Row { what, rounds: order.rounds, seconds: start.elapsed().as_secs_f32(), pauses: Vec::new() }]
+}
+
+/// The node that serves is lost, with its daemon and its replica; the other one goes on.
+pub fn node_losses(order: &Order<'_>) -> Vec<Row> {
+    let mut cluster = match Cluster::new(order) {
+        Ok(cluster) => cluster,
+        Err(why) => return vec![Row::skipped(&why)],
+    };
+    let start = Instant::now();
+    let mut random = Random::new(order.seed);
+    let mut daemon = cluster.serve(order, 1, "size=64M").start();
+    let (mut records, mut pauses) = (Records::new(order.seed), Vec::new());
+    for round in 0..order.rounds {
+        let (lost, other) = if round % 2 == 0 { (1, 2) } else { (2, 1) };
+        let recorder = records.go_on(&daemon.socket(0));
+        recorder.await_more(ENOUGH);
+        std::thread::sleep(rig::moment(&mut random, WRITING));
+        daemon.signal(libc::SIGKILL);
+        cluster.lose(lost);
+        let since = Instant::now();
+        records = recorder.stop();
+        drop(daemon);
+        // It waits until the cluster has given up the lost node and its lock.
+        daemon = cluster.serve(order, other, "lock=wait").start();
+        records.check(&daemon.socket(0));
+        pauses.push(since.elapsed());
+        cluster.restart(lost);
+        cluster.await_healed();
+    }
+    daemon.stop();
+    let what = format!(
+        "the node that serves lost, all of {} acknowledged writes found on the other; until then",
+        records.count
+    );
+    vec![Row { what, rounds: order.rounds, seconds: start.elapsed().as_secs_f32(), pauses }]
+}
+
+/// A guest under load moves between daemons on two nodes.
+pub fn migrations(order: &Order<'_>) -> Vec<Row> {
+    let cluster = match Cluster::new(order) {
+        Ok(cluster) => cluster,
+        Err(why) => return vec![Row::skipped(&why)],
+    };
+    let first = cluster.serve(order, 1, "size=64M,serial=soak,lock=wait").start();
+    let second = cluster.serve(order, 2, "serial=soak,lock=wait");
+    // Past the page cache: the kernel of this node knows nothing of what the others write.
+    let seen = cluster.mount(3, second.folder(), "direct-io-mode=enable");
+    let image = Image::open(seen.join("disk0.img"));
+    migration::moves(order, Scene::over(order, vec![first, second.start()], image))
+}
+
+/// What one node wrote is what the other reads, also where it has read before: page caches know nothing of each other.
+pub fn alternation(order: &Order<'_>) -> Vec<Row> {
+    let cluster = match Cluster::new(order) {
+        Ok(cluster) => cluster,
+        Err(why) => return vec![Row::skipped(&why)],
+    };
+    let start = Instant::now();
+    let first = cluster.serve(order, 1, "size=64M,lock=wait").start();
+    let daemons = [first, cluster.serve(order, 2, "lock=wait").start()];
+    let rounds = u64::from(order.rounds);
+    for round in 0..rounds {
+        take_a_turn(&daemons[usize::from(round % 2 == 1)].socket(0), round);
+    }
+    let mut setups = daemons.map(|daemon| Some(daemon.stop()));
+    // Daemons that begin anew find what the one before them has left in the page cache of its node.
+    for round in rounds..2 * rounds {
+        let setup = &mut setups[usize::from(round % 2 == 1)];
+        let daemon = setup.take().unwrap().start();
+        take_a_turn(&daemon.socket(0), round);
+        *setup = Some(daemon.stop());
+    }
+    let what = "written on one node in turn, read on the other".to_owned();
+    let seconds = start.elapsed().as_secs_f32();
+    vec![Row { what, rounds: 2 * order.rounds, seconds, pauses: Vec::new() }]
+}
+
+/// Reads what was written in the turn before, and writes something else.
+fn take_a_turn(socket: &Path, round: u64) {
+    let mut driver = Driver::connect(socket, Options::default());
+    let read = |driver: &mut Driver, block, written_in| {
+        let found = driver.queue().read(block * RECORD_BYTES as u64, RECORD_BYTES).unwrap();
+        let right = found == record(written_in, block);
+        assert!(right, "round {round}: block {block} is {:?}, not of {written_in}", claim(&found));
+    };
+    for block in 0..BLOCKS {
+        // Twice: what has just been read may be read in another way.
+        for _ in 0..2 * round.min(1) {
+            read(&mut driver, block, round - 1);
+        }
+        driver.queue().write(block * RECORD_BYTES as u64, &record(round, block)).unwrap();
+    }
+    for block in 0..BLOCKS {
+        read(&mut driver, block, round);
+    }
+    driver.queue().run(&Request::Flush).unwrap();
+}
+
+/// Three nodes, and the volume `disk`.
+#[derive(Debug)]
+struct Cluster {
+    switch: Switch,
+    nodes: Vec<Option<Node>>,
+    folder: PathBuf,
+}
+
+impl Cluster {
+    /// Starts it, or says why it cannot be had here.
+    fn new(order: &Order<'_>) -> Result<Self, String> {
+        if !Path::new("/dev/fuse").exists() {
+            return Err("no /dev/fuse".to_owned());
+        }
+        let installed = std::process::Command::new(script("install")).arg("cluster").output();
+        if !installed.map_err(|error| error.to_string())?.status.success() {
+            return Err("glusterfs-server cannot be installed here".to_owned());
+        }
+        let (switch, folder) = (Switch::new(), order.folder.join("cluster"));
+        let mut cluster = Self { switch, nodes: (0..=NODES).map(|_| None).collect(), folder };
+        (1..=NODES).for_each(|number| cluster.start(number));
+        let first = cluster.node(1);
+        for number in 2..=NODES {
+            first.run(&format!("gluster --mode=script peer probe {}", cluster.node(number).address()));
+        }
+        wait_long_for("the nodes know each other", || {
+            let status = first.run("gluster peer status");
+            (status.matches("Peer in Cluster (Connected)").count() == usize::from(NODES - 1)).then_some(())
+        });
+        let brick = |number| format!(" {}:/srv/brick", cluster.node(number).address());
+        let bricks: String = (1..=NODES).map(brick).collect();
+        first.run(&format!("gluster --mode=script volume create disk replica {NODES}{bricks} force"));
+        for option in OPTIONS {
+            first.run(&format!("gluster --mode=script volume set disk {option}"));
+        }
+        first.run("gluster --mode=script volume start disk");
+        Ok(cluster)
+    }
+
+    fn node(&self, number: u8) -> &Node {
+        self.nodes[usize::from(number)].as_ref().unwrap()
+    }
+
+    fn start(&mut self, number: u8) {
+        let folder = self.folder.join(number.to_string());
+        let places = ["/var/lib/glusterd", "/var/log/glusterfs", "/srv", "/run"];
+        let folders = places.map(|place| (folder.join(place.replace('/', "-")), place));
+        // What runs is gone with the node.
+        let _ = std::fs::remove_dir_all(&folders[3].0);
+        let node = Node::start(&self.switch, number, &folders);
+        node.run("mkdir -p /run/gluster && glusterd");
+        self.nodes[usize::from(number)] = Some(node);
+    }
+
+    fn lose(&mut self, number: u8) {
+        self.nodes[usize::from(number)].take().unwrap().lose(&self.switch);
+    }
+
+    /// A node that was lost comes back.
+    fn restart(&mut self, number: u8) {
+        self.start(number);
+    }
+
+    /// Waits until all replicas are there and have all that was written.
+    fn await_healed(&self) {
+        wait_long_for("the replicas are the same", || {
+            let told = self.node(3).attempt("gluster volume heal disk info");
+            let told = String::from_utf8_lossy(&told.stdout).into_owned();
+            let all = told.matches("Status: Connected").count() == usize::from(NODES)
+                && told.matches("Number of entries: 0").count() == usize::from(NODES);
+            all.then_some(())
+        });
+    }
+
+    /// Mounts the volume over a folder of a node; where it is seen from outside.
+    fn mount(&self, number: u8, folder: &Path, options: &str) -> PathBuf {
+        let node = self.node(number);
+        let place = folder.display();
+        node.run(&format!("mount -t glusterfs -o {options} {}:/disk {place}", node.address()));
+        node.path(folder)
+    }
+
+    /// A daemon on this node, whose images are in the volume.
+    fn serve(&self, order: &Order<'_>, number: u8, disk: &str) -> Setup {
+        let log = order.folder.join(format!("daemon-{number}.log"));
+        let words = self.node(number).command();
+        let setup = Setup::new(Place::FileSystem).disk(disk).log_to(log).lifetime(super::LIFETIME);
+        self.mount(number, setup.folder(), "log-level=WARNING");
+        setup.through(&words.each_ref().map(String::as_str))
+    }
+
+    /// The lock of the file reaches the other nodes.
+    fn assert_locked_elsewhere(&self, order: &Order<'_>, daemon: &Daemon) {
+        let refused = self.serve(order, 2, "").run();
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(9), "beside {}: {said}", daemon.pid());
+        assert!(said.contains("another process already uses it"), "{said}");
+    }
+}

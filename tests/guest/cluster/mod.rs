@@ -1,0 +1,11 @@
+//! Disks on storage that is replicated between machines, by engines that exist. The machines are namespaces ([`node`]),
+//! the engine is the real one.
+
+pub mod gluster;
+mod node;
+mod recorder;
+
+use std::time::Duration;
+
+/// Of a daemon: long enough for any number of rounds.
+const LIFETIME: Duration = Duration::from_secs(4 * 3600);

@@ -50,7 +50,7 @@
 //! | D5 | durability is probed, stated and enforced | nobody takes a page cache for persistent memory |
 //! | D6 | faults are contained: a guest's cost a request or a ring, a front-end's its connection, a media error its request | one tenant does not hurt another |
 //! | D7 | everything is bounded, and made at the start or with a ring | nothing is allocated for a request |
-//! | D8 | a worker waits for nobody: no media (requests that may block are begun, and published in the ring's order when they are done), no peer's descriptor, no reader of the log, and no request for longer than a slice | one ring does not hold up another |
+//! | D8 | a worker waits for nobody: no media (requests that may block are begun, and published in the ring's order when they are done; a thread that a write of a file holds up is relieved), no peer's descriptor, no reader of the log, and no request for longer than a slice | one ring does not hold up another |
 //! | D9 | what a peer hands over is checked before it is used, and what it is handed reaches its own memory only | a descriptor is no weapon |
 //! | D10 | promises about power failure are tried on real kernels with the power cut | a model is not believed |
 //!

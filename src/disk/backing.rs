@@ -221,6 +221,10 @@ impl Disk for Backing {
         either!(self, disk => disk.changes_exclude_each_other())
     }
 
+    fn writes_are_quick(&self) -> bool {
+        either!(self, disk => disk.writes_are_quick())
+    }
+
     #[inline]
     fn try_read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> bool {
         either!(self, disk => disk.try_read(offset, into, next))

@@ -227,6 +227,12 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
         false
     }
 
+    /// Whether a [`write`](Self::write) now is hardly more than a copy into the page cache, although it
+    /// [may wait](Self::may_wait): then a thread may do it that somebody relieves if it does wait.
+    fn writes_are_quick(&self) -> bool {
+        false
+    }
+
     /// As [`read`](Self::read), if that succeeds without waiting for media. Returns whether it was done; if not, a part of
     /// `into` may be filled.
     fn try_read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> bool {

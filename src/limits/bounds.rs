@@ -56,6 +56,9 @@ const _: () =
 /// Requests of a ring that are begun and not published, on media that may make one wait.
 pub const MAX_PENDING_REQUESTS: u16 = 128;
 
+/// Longest write of a file that a worker does itself, in bytes: others go to threads of the disk's at once.
+pub const MAX_QUICK_WRITE_BYTES: u64 = if cfg!(test) { 4 << 10 } else { 64 << 10 };
+
 /// Threads of a disk on such media: so many of its requests are under way at the same time.
 pub const MAX_IO_THREADS: usize = 64;
 

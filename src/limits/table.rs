@@ -118,10 +118,12 @@ fn of_guests() -> Vec<Bound> {
         row(
             "requests under way on media that may make one wait",
             format!(
-                "{} of a queue; {} of a disk, each on a thread that ends after {} without work",
+                "{} of a queue; {} of a disk, each on a thread that ends after {} without work, but for writes of a \
+                 local file up to {}: these are done by the worker",
                 count(MAX_PENDING_REQUESTS),
                 count(MAX_IO_THREADS),
-                time(IO_THREAD_IDLE_TIMEOUT)
+                time(IO_THREAD_IDLE_TIMEOUT),
+                bytes(MAX_QUICK_WRITE_BYTES)
             ),
             "the next ones wait for those before them",
             None,

@@ -120,6 +120,7 @@ impl ThreadKind {
                 &[Self::Worker, Self::WriterLock, Self::Prefault, Self::ConnectionWatcher, Self::Spawner]
             }
             Self::WriterLock | Self::Prefault => &[Self::Worker],
+            // And others of its own kind, when it is held up.
             Self::Worker => &[Self::Flusher, Self::Io],
             Self::Rescan => &[Self::Populate],
             Self::Spawner => &[Self::Checker],

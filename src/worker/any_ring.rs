@@ -7,7 +7,7 @@ use std::task::Waker;
 use super::ring::{Ring, RingKey, RingParts};
 use crate::disk::Disk;
 use crate::log::LogLimit;
-use crate::virtio::blk::{Counters, Device};
+use crate::virtio::blk::{Counters, Device, RequestTask};
 use crate::virtio::queue::{PackedQueue, RingError, RingKind, RingLog, SplitQueue, Virtqueue};
 
 /// A started ring of either format.
@@ -88,6 +88,16 @@ impl<D: Disk> AnyRing<D> {
     #[inline]
     pub fn arm(&mut self) -> bool {
         with_ring!(self, ring => ring.arm())
+    }
+
+    /// As [`Ring::leave_quick`].
+    pub(super) fn leave_quick(&mut self) {
+        with_ring!(self, ring => ring.leave_quick());
+    }
+
+    /// As [`Ring::take_quick`].
+    pub(super) fn take_quick(&mut self, out: &mut Vec<RequestTask<D>>) {
+        with_ring!(self, ring => ring.take_quick(out));
     }
 
     /// As [`Ring::drain`].

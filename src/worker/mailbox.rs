@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
+use std::thread::ThreadId;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -23,8 +24,8 @@ pub(super) enum Command<D: Disk> {
     Detach(RingKey, SyncSender<Option<AnyRing<D>>>),
     /// Say what each ring has done, and of which device it is; the sender is dropped when all have been named.
     Count(Sender<RingCount<D>>),
-    /// End the thread; rings still owned are dropped.
-    Stop,
+    /// End the thread, and say which one that is; rings still owned are dropped.
+    Stop(SyncSender<ThreadId>),
 }
 
 /// Wakes a worker, whether it sleeps or polls its rings.
@@ -41,6 +42,11 @@ impl EventWaker {
         self.is_woken.store(true, Ordering::Release);
         // Only a full counter can fail, and that wakes as well.
         let _ = self.event.write(1);
+    }
+
+    /// Has the worker look at once, where it is this one that is running.
+    pub(super) fn nudge(&self) {
+        self.is_woken.store(true, Ordering::Relaxed);
     }
 
     /// Whether the worker was woken since this last returned true.

@@ -33,7 +33,8 @@
 //!
 //! A ring of a file or a block device takes another way from 3 on, since these may make one wait: `Ring::serve_pending`
 //! (`worker/ring.rs`) has requests begun ([`Device::begin`], [`Device::submit`]), and publishes them in the ring's order
-//! when threads of the disk's own have done them.
+//! when threads of the disk's own have done them. Short writes of a file of a local file system the worker does itself, as they
+//! most often take a microsecond; if one holds up its thread, another thread goes on with the rings (`worker/relief.rs`).
 //!
 //! What is not a read or a write in one piece takes another way from 4 on: `Ring::pop` (`worker/ring.rs`) and
 //! [`Device::execute`] (`virtio/blk/execute.rs`).
@@ -60,6 +61,8 @@ mod parts;
 mod pending;
 mod poll;
 mod pool;
+mod quick;
+mod relief;
 mod ring;
 mod run;
 #[cfg(test)]

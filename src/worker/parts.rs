@@ -51,6 +51,19 @@ pub struct RingParts<D: Disk> {
     pub connection: Option<Arc<UnixStream>>,
 }
 
+/// How a turn of a ring ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Served {
+    /// It is empty, or broken. Before it is left alone, [`arm`](super::Ring::arm) it.
+    Idle,
+    /// There may be more to do.
+    More,
+    /// It waits for a flush; the waker will say when to serve it again.
+    Held,
+    /// It has begun what its worker is to do as soon as it can. There may be more to do.
+    Begun,
+}
+
 /// Says that the driver may form requests that its ring has no room for: it would wait for ever, without a word.
 #[cold]
 pub(super) fn warn_of_small_ring<D: Disk>(device: &Device<D>, key: &RingKey, layout: &RingLayout) {

@@ -15,20 +15,20 @@ use crate::disk::{Disk, Ticket};
 use crate::failpoint::{self, Point};
 use crate::limits::bounds::{MAX_PENDING_REQUESTS, MAX_TURN_BYTES, MAX_TURN_REQUESTS};
 use crate::virtio::blk::{
-    CacheMode, Completions, Counters, Device, HeldRequest, PendingRequest, Predecessors, Progress, Span,
-    Transfer,
+    CacheMode, Completions, Counters, Device, HeldRequest, PendingRequest, Predecessors, Progress,
+    RequestTask, Span, Transfer,
 };
 use crate::virtio::queue::{Batch, Bounds, Chain, Completion, Next, RingError, RingLog, Virtqueue};
 
 /// What a ring waits for.
 #[derive(Debug)]
-pub(super) enum Waits {
+pub(super) enum Waits<D: Disk> {
     /// Nothing: requests are done as they are taken.
     Nothing,
     /// A flush, behind which nothing is taken.
     Flush(Ticket),
     /// Its media: requests are begun, and come back done.
-    Media(Box<Pending>),
+    Media(Box<Pending<D>>),
 }
 
 /// A request that was taken from the ring and is not published.
@@ -85,7 +85,7 @@ struct Left {
 
 /// The requests of a ring that were taken and are not published, in the ring's order.
 #[derive(Debug)]
-pub(super) struct Pending {
+pub(super) struct Pending<D: Disk> {
     entries: VecDeque<Entry>,
     /// Most of them.
     room: usize,
@@ -104,11 +104,17 @@ pub(super) struct Pending {
     completions: Arc<Completions>,
     /// Those that have just come back.
     returned: Vec<(u64, Box<PendingRequest>)>,
+    /// What is about to be begun: by threads of the disk's, or by the ring's worker itself. They have room for as many as there ever
+    /// were at once.
+    tasks: Vec<RequestTask<D>>,
+    quick: Vec<RequestTask<D>>,
+    /// The worker does what is quick.
+    does_quick: bool,
     /// It takes nothing more: its ring is being stopped.
     is_leaving: bool,
 }
 
-impl Pending {
+impl<D: Disk> Pending<D> {
     /// Of a ring with so many entries.
     pub(super) fn new(ring_size: u32) -> Box<Self> {
         let room = usize::try_from(ring_size).unwrap_or(usize::MAX).min(usize::from(MAX_PENDING_REQUESTS));
@@ -123,6 +129,9 @@ impl Pending {
             free: Vec::with_capacity(room),
             completions: Arc::default(),
             returned: Vec::with_capacity(room),
+            tasks: Vec::new(),
+            quick: Vec::new(),
+            does_quick: false,
             is_leaving: false,
         })
     }
@@ -133,7 +142,7 @@ impl Pending {
     }
 
     /// Whether there is something to do, if the ring `has_available`.
-    pub(super) fn has_work<D: Disk>(&self, device: &Device<D>, has_available: bool) -> bool {
+    pub(super) fn has_work(&self, device: &Device<D>, has_available: bool) -> bool {
         self.completions.has_some()
             || has_available && !self.is_full()
             || self.flush.is_some_and(|ticket| device.is_flushed(ticket))
@@ -144,24 +153,49 @@ impl Pending {
         self.unbegun == 0 && self.in_flight == 0
     }
 
+    /// Those that its worker does itself from now on are left to it, as [`Served::Begun`](super::Served::Begun) says.
+    pub(super) fn leave_quick(&mut self) {
+        self.does_quick = true;
+    }
+
+    /// Whether some are left to the worker.
+    pub(super) const fn has_quick(&self) -> bool {
+        !self.quick.is_empty()
+    }
+
+    /// Gives these to the worker, in place of an empty vector.
+    pub(super) fn take_quick(&mut self, out: &mut Vec<RequestTask<D>>) {
+        std::mem::swap(&mut self.quick, out);
+    }
+
     /// Has those begun, in order, that need not wait for one before them.
-    fn begin<D: Disk>(&mut self, device: &Device<D>, waker: &Waker) {
+    fn begin(&mut self, device: &Device<D>, waker: &Waker) {
         if self.unbegun == 0 || self.is_leaving {
             return;
         }
+        let does_quick = self.does_quick && device.disk().writes_are_quick();
+        let mut left_bytes = u64::from(MAX_TURN_BYTES);
         for index in 0..self.entries.len() {
             let Some(Entry::Unbegun(_, span)) = self.entries.get(index) else { continue };
             let span = *span;
             if self.entries.iter().take(index).filter_map(Entry::span).any(|before| before.excludes(&span)) {
-                return;
+                break;
             }
-            let Some(entry) = self.entries.get_mut(index) else { return };
+            let Some(entry) = self.entries.get_mut(index) else { break };
             if let Entry::Unbegun(request, _) = std::mem::replace(entry, Entry::InFlight(span)) {
                 self.unbegun = self.unbegun.saturating_sub(1);
                 self.in_flight = self.in_flight.saturating_add(1);
-                device.submit(request, self.first.wrapping_add(index as u64), &self.completions, waker);
+                let number = self.first.wrapping_add(index as u64);
+                let task = device.task(request, number, &self.completions, waker);
+                if does_quick && task.is_quick() && span.len_bytes() <= left_bytes {
+                    left_bytes = left_bytes.saturating_sub(span.len_bytes());
+                    self.quick.push(task);
+                } else {
+                    self.tasks.push(task);
+                }
             }
         }
+        device.submit(&mut self.tasks);
     }
 
     /// Those that wait for a flush which may be begun: a flush when all before it are done, a write that is to persist at
@@ -184,7 +218,7 @@ impl Pending {
     /// One turn: stores the status of what has come back, takes more, has begun what can be, and completes what is done. Returns
     /// whether something is to be published, and whether there may be more to take.
     #[inline(never)]
-    pub(super) fn turn<D: Disk, Q: Virtqueue>(
+    pub(super) fn turn<Q: Virtqueue>(
         &mut self,
         mut ring: RingSide<'_, D, Q>,
         waker: &Waker,
@@ -218,7 +252,7 @@ impl Pending {
     }
 
     /// Stores the status of those that have come back.
-    fn collect<D: Disk, Q: Virtqueue>(&mut self, ring: &mut RingSide<'_, D, Q>) -> Result<(), RingError> {
+    fn collect<Q: Virtqueue>(&mut self, ring: &mut RingSide<'_, D, Q>) -> Result<(), RingError> {
         if !self.completions.has_some() {
             return Ok(());
         }
@@ -254,7 +288,7 @@ impl Pending {
     }
 
     /// Takes the next requests, up to a batch. Returns whether there may be more.
-    fn take<D: Disk, Q: Virtqueue>(&mut self, ring: &mut RingSide<'_, D, Q>) -> Result<bool, RingError> {
+    fn take<Q: Virtqueue>(&mut self, ring: &mut RingSide<'_, D, Q>) -> Result<bool, RingError> {
         ring.device.disk().begin_turn();
         let mut left = Left { requests: MAX_TURN_REQUESTS, bytes: MAX_TURN_BYTES.into() };
         while left.requests > 0 {
@@ -284,7 +318,7 @@ impl Pending {
     }
 
     /// Takes the next chains of the common shape. Returns what follows.
-    fn take_contiguous<D: Disk, Q: Virtqueue>(
+    fn take_contiguous<Q: Virtqueue>(
         &mut self,
         ring: &mut RingSide<'_, D, Q>,
         bounds: Bounds,
@@ -311,11 +345,7 @@ impl Pending {
 
     /// Does up to so many of the chains taken, or has them wait.
     #[inline(never)]
-    fn transfer<D: Disk, Q: Virtqueue>(
-        &mut self,
-        ring: &mut RingSide<'_, D, Q>,
-        most: u16,
-    ) -> Result<(), RingError> {
+    fn transfer<Q: Virtqueue>(&mut self, ring: &mut RingSide<'_, D, Q>, most: u16) -> Result<(), RingError> {
         let RingSide { queue, batch, device, cache, counters, log, .. } = ring;
         let rules = device.rules(cache);
         for chain in batch.drain(most) {
@@ -346,7 +376,7 @@ impl Pending {
     /// Takes the next chain, of any shape. Returns whether there was one.
     #[cold]
     #[inline(never)]
-    fn pop<D: Disk, Q: Virtqueue>(
+    fn pop<Q: Virtqueue>(
         &mut self,
         ring: &mut RingSide<'_, D, Q>,
         left: &mut Left,
@@ -363,7 +393,7 @@ impl Pending {
     }
 
     /// Does what a chain asks, or has it wait. Returns whether that was done.
-    fn take_chain<D: Disk>(&mut self, chain: Chain<'_>, side: &mut Side<'_, D>) -> Result<bool, RingError> {
+    fn take_chain(&mut self, chain: Chain<'_>, side: &mut Side<'_, D>) -> Result<bool, RingError> {
         let Side { device, cache, counters, log } = side;
         if let Some(log) = &mut **log {
             log.note(&chain);
@@ -400,7 +430,7 @@ impl Pending {
 
     /// Publishes what was completed in this turn so far, as `Ring::publish` does in the end: the driver wakes up while the
     /// rest is done.
-    fn publish<D: Disk, Q: Virtqueue>(&mut self, ring: &mut RingSide<'_, D, Q>) -> Result<(), RingError> {
+    fn publish<Q: Virtqueue>(&mut self, ring: &mut RingSide<'_, D, Q>) -> Result<(), RingError> {
         if !std::mem::take(&mut self.has_completed) {
             return Ok(());
         }
@@ -419,11 +449,7 @@ impl Pending {
     }
 
     /// Stores the status of those whose flush is done, and asks for one flush for all that may be flushed by now.
-    fn flush<D: Disk, Q: Virtqueue>(
-        &mut self,
-        ring: &mut RingSide<'_, D, Q>,
-        waker: &Waker,
-    ) -> Result<(), RingError> {
+    fn flush<Q: Virtqueue>(&mut self, ring: &mut RingSide<'_, D, Q>, waker: &Waker) -> Result<(), RingError> {
         let RingSide { device, counters, log, .. } = ring;
         if self.flush.is_some_and(|ticket| device.is_flushed(ticket)) {
             for entry in &mut self.entries {

@@ -4,19 +4,16 @@ use std::io;
 use std::num::NonZeroU16;
 use std::sync::mpsc::{Sender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::aio::OwnContext;
 use super::any_ring::AnyRing;
 use super::cpus::Cpus;
 use super::mailbox::{Command, Mailbox, RingCount, mailbox};
 use super::poll::Polling;
+use super::relief::{Post, Relief};
 use super::ring::RingKey;
 use super::run::Runner;
 use crate::disk::Disk;
-use crate::limits::thread;
-use crate::sandbox::ThreadKind;
 
 /// A worker, by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,9 +36,8 @@ pub enum PoolError {
 #[derive(Debug)]
 struct Worker<D: Disk> {
     mailbox: Mailbox<D>,
-    thread: JoinHandle<()>,
-    /// The CPUs that it is pinned to, if it is.
-    cpus: Option<Arc<Cpus>>,
+    /// Its threads.
+    post: Arc<Post<Runner<D>>>,
     /// Rings it owns.
     load: usize,
 }
@@ -58,6 +54,7 @@ pub struct Pool<D: Disk> {
     /// CPUs that this process may use, as they were at the start.
     cpus: NonZeroU16,
     polling: Polling,
+    relief: Arc<Relief<Runner<D>>>,
     /// Pools [beside](Self::beside) this one.
     beside: Mutex<Vec<Weak<Self>>>,
 }
@@ -66,14 +63,21 @@ impl<D: Disk> Pool<D> {
     /// A pool of at most `most` threads for each choice of CPUs, or of one a CPU; none runs yet.
     pub fn new(most: Option<NonZeroU16>, polling: Polling) -> Self {
         let (workers, cpus, beside) = (Mutex::new(Vec::new()), all_cpus(), Mutex::default());
-        Self { workers, most, cpus, polling, beside }
+        Self { workers, most, cpus, polling, relief: Arc::default(), beside }
     }
 
     /// A pool for rings that may stand still for long: each has a thread of its own, so that none holds another up.
     /// They are counted with the rings of this one.
     pub fn beside(&self) -> Arc<Self> {
         let (workers, most, beside) = (Mutex::new(Vec::new()), Some(NonZeroU16::MAX), Mutex::default());
-        let pool = Arc::new(Self { workers, most, cpus: self.cpus, polling: self.polling, beside });
+        let pool = Arc::new(Self {
+            workers,
+            most,
+            cpus: self.cpus,
+            polling: self.polling,
+            relief: Arc::default(),
+            beside,
+        });
         let mut beside = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
         beside.retain(|pool| pool.strong_count() != 0);
         beside.push(Arc::downgrade(&pool));
@@ -148,18 +152,23 @@ impl<D: Disk> Pool<D> {
     /// Ends all workers; sessions have taken their rings back before.
     pub fn stop(&self) {
         let workers = std::mem::take(&mut *self.workers.lock().unwrap_or_else(PoisonError::into_inner));
-        for worker in &workers {
-            worker.mailbox.post(Command::Stop);
+        let ends: Vec<_> = workers
+            .iter()
+            .map(|worker| {
+                let (answer, answered) = sync_channel(1);
+                worker.mailbox.post(Command::Stop(answer));
+                answered
+            })
+            .collect();
+        for (worker, answered) in workers.iter().zip(ends) {
+            worker.post.join(answered.recv().ok());
         }
-        for worker in workers {
-            // A worker that panicked has said so already.
-            let _ = worker.thread.join();
-        }
+        self.relief.stop();
     }
 
     /// The idlest worker there; a new one as long as none is idle and there may be more.
     fn choose(&self, workers: &mut Vec<Worker<D>>, cpus: Option<&Arc<Cpus>>) -> Result<WorkerId, PoolError> {
-        let is_there = |(_, worker): &(usize, &Worker<D>)| worker.cpus.as_ref() == cpus;
+        let is_there = |(_, worker): &(usize, &Worker<D>)| worker.post.cpus() == cpus;
         let there = || workers.iter().enumerate().filter(is_there);
         let most = self.most.unwrap_or_else(|| cpus.map_or(self.cpus, |cpus| cpus.count()));
         match there().min_by_key(|(_, worker)| worker.load) {
@@ -168,10 +177,18 @@ impl<D: Disk> Pool<D> {
             }
             _ => {
                 let number = workers.len();
-                workers.push(spawn(number, self.polling, cpus.cloned()).map_err(PoolError::Spawn)?);
+                workers.push(self.spawn(number, cpus.cloned()).map_err(PoolError::Spawn)?);
                 Ok(WorkerId(number))
             }
         }
+    }
+
+    fn spawn(&self, number: usize, cpus: Option<Arc<Cpus>>) -> io::Result<Worker<D>> {
+        let (mailbox, inbox) = mailbox()?;
+        let post = Post::new(&self.relief, format!("worker-{number}"), cpus);
+        let runner = Runner::new(inbox, self.polling, post.clone())?;
+        post.start(move |_| Some(runner))?;
+        Ok(Worker { mailbox, post, load: 0 })
     }
 
     fn unload(&self, id: WorkerId) {
@@ -180,22 +197,6 @@ impl<D: Disk> Pool<D> {
             worker.load = worker.load.saturating_sub(1);
         }
     }
-}
-
-fn spawn<D: Disk>(number: usize, polling: Polling, cpus: Option<Arc<Cpus>>) -> io::Result<Worker<D>> {
-    let (mailbox, inbox) = mailbox()?;
-    let runner = Runner::new(inbox, polling)?;
-    let pinned = cpus.clone();
-    let thread = thread::spawn(ThreadKind::Worker, format!("worker-{number}"), move || {
-        let _context = OwnContext::on_this_thread();
-        if let Some(cpus) = pinned
-            && let Err(error) = cpus.pin_this_thread()
-        {
-            tracing::warn!(%cpus, %error, "a worker cannot be pinned to its CPUs; it runs on any");
-        }
-        runner.run();
-    })?;
-    Ok(Worker { mailbox, thread, cpus, load: 0 })
 }
 
 fn all_cpus() -> NonZeroU16 {

@@ -10,13 +10,13 @@ use std::task::Waker;
 use super::execute::{Waiting, complete_or_hold, execute};
 use super::notifier::Notifier;
 use super::parts::{MANY_REQUESTS, WAKE_UP_REQUESTS, warn_of_small_ring};
-pub use super::parts::{RingKey, RingParts};
+pub use super::parts::{RingKey, RingParts, Served};
 use super::pending::{Pending, RingSide, Waits};
 use crate::disk::{Disk, Ticket};
 use crate::failpoint::{self, Point};
 use crate::limits::bounds::{MAX_TURN_BYTES, MAX_TURN_REQUESTS};
 use crate::log::{Cause, LogLimit};
-use crate::virtio::blk::{CacheMode, Counters, Device, Progress, SlicedRequest, Transfer};
+use crate::virtio::blk::{CacheMode, Counters, Device, Progress, RequestTask, SlicedRequest, Transfer};
 use crate::virtio::memory::Translator;
 use crate::virtio::queue::{Batch, Bounds, Next, RingError, RingLog, SplitQueue, Virtqueue};
 
@@ -43,7 +43,7 @@ pub struct Ring<D: Disk, Q: Virtqueue = SplitQueue> {
     /// Requests that wait for a flush, and those finished behind them, in the ring's order.
     held: Vec<Waiting>,
     /// Whether they do, or all of its requests may wait for media.
-    waits: Waits,
+    waits: Waits<D>,
     /// A request that takes several turns.
     sliced: SlicedRequest,
     /// Marks what is written to guest memory, while that is wanted.
@@ -59,17 +59,6 @@ enum Popped {
     Done(u64),
     /// It is a flush that takes time, or a request that is done in slices.
     Waits,
-}
-
-/// How a turn of a ring ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Served {
-    /// It is empty, or broken. Before it is left alone, [`arm`](Ring::arm) it.
-    Idle,
-    /// There may be more to do.
-    More,
-    /// It waits for a flush; the waker will say when to serve it again.
-    Held,
 }
 
 impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
@@ -364,12 +353,28 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             self.fence_and_publish();
         }
         self.check_memory();
+        let has_quick = matches!(&self.waits, Waits::Media(pending) if pending.has_quick());
         match turn {
+            _ if has_quick => return Served::Begun,
             Ok(true) => return Served::More,
             Ok(false) => {}
             Err(error) => self.break_ring(error),
         }
         Served::Idle
+    }
+
+    /// Has its worker do itself what is quick: whoever does not say so has nothing to do with [`Served::Begun`].
+    pub(super) fn leave_quick(&mut self) {
+        if let Waits::Media(pending) = &mut self.waits {
+            pending.leave_quick();
+        }
+    }
+
+    /// What its worker is to do, in place of an empty vector.
+    pub(super) fn take_quick(&mut self, out: &mut Vec<RequestTask<D>>) {
+        if let Waits::Media(pending) = &mut self.waits {
+            pending.take_quick(out);
+        }
     }
 
     /// Takes nothing more, and publishes what is done. Returns whether no thread of the disk's has a request of the ring any

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd as _;
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, SyncSender};
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -15,6 +16,8 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use super::any_ring::{AnyRing, with_ring};
 use super::mailbox::{Command, Inbox, RingCount};
 use super::poll::{PollWindow, Polling};
+use super::quick::{Batch, Quick};
+use super::relief::{Post, Relief, Runs};
 use super::ring::{RingKey, Served};
 use crate::disk::Disk;
 
@@ -75,19 +78,31 @@ pub(super) struct Runner<D: Disk> {
     /// It has just been woken, and so knows who has kicked.
     has_just_woken: bool,
     waker: Waker,
+    /// What it is to do itself of its rings' requests, as soon as each ring has had its turn.
+    quick: Quick<D>,
+    /// Where its thread leaves it meanwhile.
+    post: Arc<Post<Self>>,
+}
+
+impl<D: Disk> Runs for Runner<D> {
+    fn go_on(self: Box<Self>) {
+        // The thread before may have been about to look.
+        self.inbox.waker.nudge();
+        self.run();
+    }
 }
 
 impl<D: Disk> Runner<D> {
     /// # Errors
     /// No descriptor is left.
-    pub(super) fn new(inbox: Inbox<D>, polling: Polling) -> io::Result<Self> {
+    pub(super) fn new(inbox: Inbox<D>, polling: Polling, post: Arc<Post<Self>>) -> io::Result<Box<Self>> {
         let epoll = Epoll::new()?;
         // Edge-triggered, here and for kicks: they wake us without having to be read.
         let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, MAILBOX);
         epoll.ctl(ControlOperation::Add, inbox.waker.event().as_raw_fd(), event)?;
         let waker = Waker::from(inbox.waker.clone());
         let (slots, polled, window) = (Vec::new(), Vec::new(), PollWindow::new(polling));
-        Ok(Self {
+        Ok(Box::new(Self {
             inbox,
             epoll,
             slots,
@@ -98,14 +113,19 @@ impl<D: Disk> Runner<D> {
             last_kick_check: Instant::now(),
             has_just_woken: false,
             waker,
-        })
+            quick: Quick::default(),
+            post,
+        }))
     }
 
-    /// Serves its rings until it is told to stop. Sleeps when there is nothing to do.
-    pub(super) fn run(mut self) {
+    /// Serves its rings until it is told to stop, or its thread is relieved. Sleeps when there is nothing to do.
+    pub(super) fn run(mut self: Box<Self>) {
         loop {
-            if self.inbox.waker.take_wake() && !self.read_mailbox() {
-                return;
+            if self.inbox.waker.take_wake() {
+                match self.wake_up() {
+                    Some(runner) => self = runner,
+                    None => return,
+                }
             }
             if !self.serve_polled() {
                 self.wait();
@@ -127,6 +147,11 @@ impl<D: Disk> Runner<D> {
                 slot.state = State::Polled { idle_checks: 0 };
                 let rests = match with_ring!(&mut slot.ring, ring => ring.serve(&self.waker)) {
                     Served::Held => Some(State::Held),
+                    Served::Begun => {
+                        self.quick.add(&mut slot.ring);
+                        self.inbox.waker.nudge();
+                        slot.ring.is_broken().then_some(State::Broken)
+                    }
                     _ if slot.ring.is_broken() => Some(State::Broken),
                     Served::Idle | Served::More => None,
                 };
@@ -238,6 +263,36 @@ impl<D: Disk> Runner<D> {
         }
     }
 
+    /// Does what its rings have left to it, and what it is asked. `None`: the thread is to end.
+    #[cold]
+    #[inline(never)]
+    fn wake_up(mut self: Box<Self>) -> Option<Box<Self>> {
+        while let Some(batch) = self.quick.next() {
+            self = self.leave_for(batch)?;
+        }
+        self.read_mailbox().then_some(self)
+    }
+
+    /// Does a batch, while the rings are at the post. `None`: the thread was relieved, and is to end.
+    fn leave_for(mut self: Box<Self>, batch: Batch<D>) -> Option<Box<Self>> {
+        let Batch { device, mut tasks } = batch;
+        let (post, waker) = (self.post.clone(), self.waker.clone());
+        if !Relief::is_there(&post) {
+            // Nobody would relieve it.
+            device.submit(&mut tasks);
+            self.quick.keep(tasks);
+            return Some(self);
+        }
+        let time = post.leave(self);
+        device.do_quick(&mut tasks);
+        let Some(mut runner) = post.take(time) else {
+            waker.wake();
+            return None;
+        };
+        runner.quick.keep(tasks);
+        Some(runner)
+    }
+
     /// Does what the control plane asks, and polls rings whose flush may be done. Returns whether to go on. A reply that
     /// nobody waits for any more is dropped.
     #[cold]
@@ -255,7 +310,11 @@ impl<D: Disk> Runner<D> {
                 Command::Attach(ring, answer) => drop(answer.send(self.attach(ring))),
                 Command::Detach(key, answer) => self.detach(key, answer),
                 Command::Count(answers) => self.count(&answers),
-                Command::Stop => return false,
+                Command::Stop(answer) => {
+                    // Ignored: nobody waits for the thread.
+                    let _ = answer.send(std::thread::current().id());
+                    return false;
+                }
             }
         }
         true
@@ -268,10 +327,11 @@ impl<D: Disk> Runner<D> {
         }
     }
 
-    fn attach(&mut self, ring: AnyRing<D>) -> io::Result<()> {
+    fn attach(&mut self, mut ring: AnyRing<D>) -> io::Result<()> {
         let free = self.slots.iter().position(Option::is_none).unwrap_or(self.slots.len());
         let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, free as u64);
         self.epoll.ctl(ControlOperation::Add, ring.kick().as_raw_fd(), event)?;
+        ring.leave_quick();
         let slot = Some(Slot { ring, state: State::Polled { idle_checks: 0 } });
         match self.slots.get_mut(free) {
             Some(place) => *place = slot,

@@ -7,14 +7,17 @@ use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 
 use super::mailbox::{Command, mailbox};
+use super::relief::Post;
 use super::run::Runner;
 use super::{AnyRing, Polling, RingKey, RingParts};
 use crate::copy::recording::{Event, Omit, Recording, Watch};
-use crate::disk::{Backing, Geometry, MappedDisk};
+use crate::disk::{Backing, Disk, Geometry, MappedDisk};
 use crate::log::LogLimit;
 use crate::virtio::blk::{CacheMode, Device, Identity};
 use crate::virtio::memory::{MemoryTable, RegionSpec};
 use crate::virtio::queue::{RingAddresses, RingKind, RingLayout};
+
+mod relief;
 
 /// Where the ring, a request and its data are in the guest's memory.
 const AVAILABLE: u64 = 0x400;
@@ -104,12 +107,15 @@ fn guest(kind: u32) -> File {
     guest
 }
 
-/// The call stacks at the copies of one request, which a worker does that is this thread.
-fn stacks(kind: u32) -> Vec<Vec<Frame>> {
+/// A disk of 64 KiB.
+fn disk() -> MappedDisk {
     let geometry = Geometry { capacity_bytes: 1 << 16, block_bytes: 512, read_only: false };
-    let disk = Backing::Mapped(MappedDisk::new(memfd("disk", 1 << 16), geometry).unwrap());
+    MappedDisk::new(memfd("disk", 1 << 16), geometry).unwrap()
+}
+
+/// The ring of a guest.
+fn ring<D: Disk>(disk: D, guest: &File, session: u64) -> AnyRing<D> {
     let identity = Identity { name: "way".into(), serial: [0; 20] };
-    let guest = guest(kind);
     let spec = RegionSpec {
         guest_start: 0,
         len_bytes: MEMORY_BYTES,
@@ -124,7 +130,7 @@ fn stacks(kind: u32) -> Vec<Vec<Frame>> {
     let cache = CacheMode::unknown(true);
     cache.set_writeback(true);
     let parts = RingParts {
-        key: RingKey { session: 0, index: 0 },
+        key: RingKey { session, index: 0 },
         layout,
         memory: Arc::new(MemoryTable::map(vec![spec]).unwrap()),
         device: Arc::new(Device::new(disk, identity, 1)),
@@ -134,9 +140,23 @@ fn stacks(kind: u32) -> Vec<Vec<Frame>> {
         err: None,
         connection: None,
     };
-    let ring = AnyRing::start(parts, Arc::new(LogLimit::default())).unwrap();
+    AnyRing::start(parts, Arc::new(LogLimit::default())).unwrap()
+}
+
+/// The status of its request; 0xff as long as there is none.
+fn status(guest: &File) -> u8 {
+    let mut status = [0];
+    guest.read_exact_at(&mut status, STATUS).unwrap();
+    status[0]
+}
+
+/// The call stacks at the copies of one request, which a worker does that is this thread.
+fn stacks(kind: u32) -> Vec<Vec<Frame>> {
+    let guest = guest(kind);
+    let ring = ring(Backing::Mapped(disk()), &guest, 0);
     let (mailbox, inbox) = mailbox().unwrap();
-    let runner = Runner::new(inbox, Polling::Never).unwrap();
+    let post = Post::new(&Arc::default(), "way".into(), None);
+    let runner = Runner::new(inbox, Polling::Never, post).unwrap();
     let (attached, is_attached) = sync_channel(1);
     mailbox.post(Command::Attach(ring, attached));
     let stacks = Arc::new(Stacks::default());
@@ -145,12 +165,9 @@ fn stacks(kind: u32) -> Vec<Vec<Frame>> {
         let (mailbox, guest) = (&mailbox, &guest);
         scope.spawn(move || {
             is_attached.recv().unwrap().unwrap();
-            let mut status = [0xff];
-            while status == [0xff] {
-                guest.read_exact_at(&mut status, STATUS).unwrap();
-            }
-            assert_eq!(status, [0]);
-            mailbox.post(Command::Stop);
+            while status(guest) == 0xff {}
+            assert_eq!(status(guest), 0);
+            mailbox.post(Command::Stop(sync_channel(1).0));
         });
         runner.run();
     });

@@ -9,7 +9,7 @@ use vhost::vhost_user::message::{VhostTransferStateDirection, VhostTransferState
 use vhost_user_pmem::sandbox::ThreadKind;
 
 use crate::common::daemon::{Daemon, Place, Setup};
-use crate::common::frontend::request::{OK, Request};
+use crate::common::frontend::request::{OK, Request, WRITE_ZEROES, range};
 use crate::common::frontend::{Session, settle};
 use crate::common::{MIB, metrics, pattern};
 
@@ -46,7 +46,10 @@ pub(super) fn run(daemon: &Daemon) {
     let bytes = pattern(1, 4096);
     assert_eq!(ring.run(&Request::write(0, &bytes)).status, OK);
     assert!(ring.run(&Request::read(0, 4096)).data == bytes);
-    for request in [Request::flush(), Request::get_id()] {
+    // The worker has written that itself; this is for a thread of the disk.
+    let payload = range(64, 64, 0).to_vec();
+    let zeroes = Request { kind: WRITE_ZEROES, sector: 0, payload, writable_bytes: 0 };
+    for request in [Request::flush(), Request::get_id(), zeroes] {
         assert_eq!(ring.run(&request).status, OK);
     }
     assert_eq!(first.config(0, 60).unwrap().len(), 60);

@@ -18,10 +18,13 @@ pub(crate) enum Media {
     File,
     /// A loop device over it.
     Device,
+    /// A file of a local file system on such a device.
+    Local,
 }
 
-/// Bytes of the first disk, and what they are.
+/// Bytes of the first disk, and what they are. One of a [local](Media::Local) file system is a quarter of that.
 pub(crate) const BYTES: u64 = 16 * MIB;
+pub(crate) const LOCAL_BYTES: u64 = BYTES / 4;
 
 pub(crate) fn contents() -> Vec<u8> {
     pattern(1, BYTES as usize)
@@ -87,6 +90,18 @@ impl Drop for Server {
     }
 }
 
+/// Mounts a file system on a device, whose journal is written each second. Returns a file of it.
+fn mount_local(folder: &Path, device: &Path) -> PathBuf {
+    let mount = folder.join("local");
+    std::fs::create_dir(&mount).unwrap();
+    run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(device));
+    run(Command::new("mount").args(["-t", "ext4", "-o", "commit=1"]).args([device, &mount]));
+    let image = mount.join("disk.img");
+    std::fs::write(&image, &contents()[..LOCAL_BYTES as usize]).unwrap();
+    File::open(&image).unwrap().sync_all().unwrap();
+    image
+}
+
 fn run(command: &mut Command) {
     assert!(command.status().unwrap().success(), "{command:?}");
 }
@@ -116,14 +131,19 @@ pub(crate) fn with_disks(media: Media, others: usize, test: impl FnOnce(Setup, &
         // Direct: else the loop device has a page cache of its own, which answers.
         let device = match media {
             Media::File => None,
-            Media::Device => {
+            Media::Device | Media::Local => {
                 let Some(device) = Loop::over(&server.image, &["--direct-io=on"]) else { return };
                 Some(device)
             }
         };
         let path = device.as_ref().map_or(server.image.as_path(), Loop::path);
+        let local = (media == Media::Local).then(|| mount_local(folder.path(), path));
+        let path = local.as_deref().unwrap_or(path);
         std::os::unix::fs::symlink(path, setup.image(0)).unwrap();
         test(setup, &server);
+        if local.is_some() {
+            run(Command::new("umount").arg("--lazy").arg(folder.path().join("local")));
+        }
         drop(server);
         drop(device);
         run(Command::new("umount").arg("--lazy").arg(folder.path().join("mount")));

@@ -10,13 +10,17 @@ mod fuse;
 mod others;
 mod table;
 
+use std::time::{Duration, Instant};
+
 use common::SECTOR_BYTES;
-use common::frontend::Session;
+use common::daemon::Daemon;
 use common::frontend::load::Load;
 use common::frontend::request::{OK, Request};
 use common::frontend::ring::Ring;
-use common::{metrics, pattern};
-use fuse::{BYTES, Media, contents, with_disks};
+use common::frontend::{Session, settle};
+use common::{metrics, pattern, wait_for};
+use fuse::{BYTES, LOCAL_BYTES, Media, contents, with_disks};
+use others::{Neighbour, say_everything};
 
 /// Sectors of the requests that hang, one each.
 const HUNG: std::ops::Range<u64> = 0..16;
@@ -101,6 +105,70 @@ fn a_hung_file_costs_its_own_disk() {
 #[test]
 fn a_hung_device_costs_its_own_disk() {
     a_hung_disk_costs_itself(Media::Device);
+}
+
+/// How many threads of the daemon's are workers: more than there are where one was relieved.
+fn workers(daemon: &Daemon) -> usize {
+    let names = std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
+    let name = |task: std::io::Result<std::fs::DirEntry>| {
+        std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap_or_default()
+    };
+    names.map(name).filter(|name| name.starts_with("worker-")).count()
+}
+
+/// What writes a file of a local file system is the worker itself, as most often that takes no time. Once the journal waits for the
+/// device, so does a write.
+#[test]
+fn a_hung_local_file_costs_its_own_disk() {
+    with_disks(Media::Local, 2, |setup, server| {
+        let daemon = setup.start();
+        let neighbour = Neighbour::start(&daemon);
+        let session = Session::connect(&daemon.socket(0));
+        let mut hung = session.ring(0, 64);
+        let place = |number: u64| number * 8 % (LOCAL_BYTES / 512);
+        assert_eq!(hung.run(&Request::write(0, &pattern(9, 4096))).status, OK);
+        assert_eq!(hung.run(&Request::flush()).status, OK);
+        let before = neighbour.wait_for_progress();
+        server.hang();
+        let (mut number, since) = (1, Instant::now());
+        let submitted = loop {
+            assert!(since.elapsed() < Duration::from_secs(60), "writes do not hang");
+            let write = Request::write(place(number), &pattern(number, 4096));
+            let head = hung.submit(&write);
+            hung.notify();
+            number += 1;
+            let asked = Instant::now();
+            let used = std::iter::repeat_with(|| {
+                settle();
+                hung.next_used()
+            })
+            .find(|used| used.is_some() || asked.elapsed() > Duration::from_secs(2));
+            match used.flatten() {
+                Some(used) => assert_eq!(hung.answer(&write, used).status, OK),
+                None => break (write, head),
+            }
+        };
+        let (requests, messages) = (neighbour.wait_for_progress(), say_everything(&daemon));
+        eprintln!(
+            "{number} writes until one hung, {} workers; others' requests {requests:?} (before: {before:?}), messages up to {messages:?}",
+            workers(&daemon)
+        );
+        let metrics = metrics::read(&daemon.metrics_socket());
+        assert!(metrics["requests_in_flight{disk=\"disk0\"}"] >= 1.0, "{metrics:?}");
+        assert!(metrics["oldest_request_seconds{disk=\"disk0\"}"] >= 1.0, "{metrics:?}");
+        server.go_on();
+        let (write, head) = submitted;
+        let used = hung.wait();
+        assert_eq!((used.head, hung.answer(&write, used).status), (head, OK));
+        assert_eq!(hung.run(&Request::flush()).status, OK);
+        for number in number.saturating_sub(3)..number {
+            assert!(hung.run(&Request::read(place(number), 4096)).data == pattern(number, 4096));
+        }
+        wait_for("the relieved thread has ended", || (workers(&daemon) == 1).then_some(()));
+        neighbour.stop();
+        drop((session, hung));
+        daemon.stop();
+    });
 }
 
 /// The log says which disk hangs and with what; SIGTERM ends the daemon all the same, and what was acknowledged stays.

@@ -56,6 +56,12 @@ impl Syncs {
         }
     }
 
+    /// Whether a sync runs.
+    #[inline]
+    pub(in crate::disk) fn is_syncing(&self) -> bool {
+        self.in_flight.load(Ordering::Relaxed) != 0
+    }
+
     /// The answer to a flush, where it takes no system call.
     #[inline]
     pub(in crate::disk) fn try_answer(&self) -> Option<Result<(), DiskError>> {

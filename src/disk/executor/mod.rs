@@ -3,11 +3,12 @@
 //! What hangs takes threads of its disk alone. (The kernel's own pool for such work, that of io_uring, belongs to the thread
 //! that submits, which for a worker means: to all disks whose rings it has.)
 
+mod pause;
 mod threads;
 
 use std::time::Instant;
 
-pub use threads::{Submit, Threads};
+pub use threads::{Claim, Threads};
 
 /// Something to be done that may take long.
 pub trait Task: Sized + Send + 'static {

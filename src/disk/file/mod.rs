@@ -178,6 +178,11 @@ impl Disk for FileDisk {
         true
     }
 
+    /// While it is synced, a write may wait for the file system's journal.
+    fn writes_are_quick(&self) -> bool {
+        !self.has_server && !self.syncs.is_syncing()
+    }
+
     #[inline]
     fn try_read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> bool {
         let len = into.total_bytes() as u64;

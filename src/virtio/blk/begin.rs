@@ -11,7 +11,7 @@ use super::pending::{Completions, PendingRequest, RequestTask, Span};
 use super::request::{ErrorStatus, Operation, parse};
 use crate::copy::{self, PrefetchHint};
 use crate::disk::Disk;
-use crate::disk::executor::{Submit, Task as _};
+use crate::disk::executor::Task as _;
 use crate::log::Cause;
 use crate::virtio::queue::{Chain, RingError};
 
@@ -78,24 +78,42 @@ impl<D: Disk> Device<D> {
         }
     }
 
-    /// Has a thread of the disk's own run a request that was prepared. It comes back by `completions`, with this number, and
-    /// `waker` is woken then.
-    pub fn submit(
+    /// What is to be done of a request that was prepared. It comes back by `completions`, with this number, and `waker` is woken
+    /// then.
+    pub fn task(
         &self,
         request: Box<PendingRequest>,
         number: u64,
         completions: &Arc<Completions>,
         waker: &Waker,
-    ) {
+    ) -> RequestTask<D> {
         let (completions, waker) = (completions.clone(), waker.clone());
-        let task = RequestTask { disk: self.shared_disk().clone(), request, number, completions, waker };
-        let Submit::NoThread(mut task, error) = self.threads().submit(task) else { return };
+        RequestTask { disk: self.shared_disk().clone(), request, number, completions, waker }
+    }
+
+    /// Has threads of the disk's own do all of these.
+    pub fn submit(&self, tasks: &mut Vec<RequestTask<D>>) {
+        if tasks.is_empty() {
+            return;
+        }
+        let Err(error) = self.threads().submit(tasks) else { return };
         if let Some(suppressed) = self.log_limit().admit(Cause::NoThread) {
             let disk = &self.identity().name;
             tracing::warn!(disk, %error, suppressed, "no thread for a request: the worker waits for it");
         }
-        while let Some(rest) = task.run() {
-            task = rest;
+        for mut task in tasks.drain(..) {
+            while let Some(rest) = task.run() {
+                task = rest;
+            }
+        }
+    }
+
+    /// Does [quick](RequestTask::is_quick) tasks, whose waker is not woken; or has threads do them, if they would have to wait.
+    pub fn do_quick(&self, tasks: &mut Vec<RequestTask<D>>) {
+        let Some(first) = tasks.first() else { return };
+        match self.threads().claim(first.name(), tasks.len()) {
+            None => self.submit(tasks),
+            Some(_claim) => tasks.drain(..).for_each(RequestTask::run_unheard),
         }
     }
 

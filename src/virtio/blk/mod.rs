@@ -21,7 +21,7 @@ pub use config_space::{CONFIG_BYTES, ConfigSpace, WRITEBACK_OFFSET};
 pub use counters::{Counters, Effect};
 pub use device::{Device, Identity};
 pub use execute::{HeldRequest, Progress};
-pub use pending::{Completions, PendingRequest, Span};
+pub use pending::{Completions, PendingRequest, RequestTask, Span};
 pub use request::{ErrorStatus, Operation, Range, Ranges, parse, parse_ranges};
 pub use sliced::SlicedRequest;
 pub use transfer::{Rules, Transfer};

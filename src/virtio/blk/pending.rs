@@ -8,6 +8,7 @@ use super::sliced::{Finished, SlicedRequest};
 use crate::copy::Segments;
 use crate::disk::executor::{Task, TaskName};
 use crate::disk::{Disk, DiskError};
+use crate::limits::bounds::MAX_QUICK_WRITE_BYTES;
 use crate::virtio::queue::HeldStatus;
 
 /// A request that is run by a thread of the disk's own, and room for what it needs, which is made once (D7) and used again.
@@ -67,6 +68,11 @@ impl Span {
         Self { offset, len_bytes: len_bytes as u64, is_change, is_long: false }
     }
 
+    /// How many bytes.
+    pub const fn len_bytes(&self) -> u64 {
+        self.len_bytes
+    }
+
     /// Whether one of the two has to wait for the other, so that all happens as if one were done after the other.
     pub fn excludes(&self, other: &Self) -> bool {
         let ends_before = |one: &Self, two: &Self| one.offset.saturating_add(one.len_bytes) <= two.offset;
@@ -109,16 +115,11 @@ impl Completions {
         std::mem::swap(&mut *done, out);
     }
 
-    /// Wakes who takes them, unless that is about to look anyway.
-    fn push(&self, number: u64, request: Box<PendingRequest>, waker: &Waker) {
-        let was_empty = {
-            let mut done = self.done();
-            done.push((number, request));
-            !self.has_some.swap(true, Ordering::AcqRel)
-        };
-        if was_empty {
-            waker.wake_by_ref();
-        }
+    /// Returns whether there were none: who takes them is about to look otherwise.
+    fn push(&self, number: u64, request: Box<PendingRequest>) -> bool {
+        let mut done = self.done();
+        done.push((number, request));
+        !self.has_some.swap(true, Ordering::AcqRel)
     }
 
     fn done(&self) -> MutexGuard<'_, Vec<(u64, Box<PendingRequest>)>> {
@@ -128,13 +129,38 @@ impl Completions {
 
 /// A request on its way.
 #[derive(Debug)]
-pub(super) struct RequestTask<D: Disk> {
+pub struct RequestTask<D: Disk> {
     pub(super) disk: Arc<D>,
     pub(super) request: Box<PendingRequest>,
     /// Which one it is, to its ring.
     pub(super) number: u64,
     pub(super) completions: Arc<Completions>,
     pub(super) waker: Waker,
+}
+
+impl<D: Disk> RequestTask<D> {
+    /// Whether it is most likely done in a moment, although it may wait: a short write.
+    pub fn is_quick(&self) -> bool {
+        let TaskName { operation, len_bytes, .. } = self.name();
+        operation == "write" && len_bytes <= MAX_QUICK_WRITE_BYTES
+    }
+
+    /// Does it, or a step of it. Returns what is left, or else whether somebody is to be woken, and who.
+    fn step(mut self) -> Result<(bool, Waker), Self> {
+        if !self.completions.is_abandoned() {
+            self.request.result = self.request.request.run_step(&*self.disk);
+            if self.request.result.is_none() {
+                return Err(self);
+            }
+        }
+        Ok((self.completions.push(self.number, self.request), self.waker))
+    }
+
+    /// Does a transfer, and wakes nobody.
+    pub(super) fn run_unheard(self) {
+        // A transfer is one step.
+        let _ = self.step();
+    }
 }
 
 impl<D: Disk> Task for RequestTask<D> {
@@ -146,14 +172,12 @@ impl<D: Disk> Task for RequestTask<D> {
         self.request.request.name()
     }
 
-    fn run(mut self) -> Option<Self> {
-        if !self.completions.is_abandoned() {
-            self.request.result = self.request.request.run_step(&*self.disk);
-            if self.request.result.is_none() {
-                return Some(self);
-            }
+    fn run(self) -> Option<Self> {
+        match self.step() {
+            Ok((true, waker)) => waker.wake(),
+            Ok((false, _)) => {}
+            Err(rest) => return Some(rest),
         }
-        self.completions.push(self.number, self.request, &self.waker);
         None
     }
 }

@@ -160,7 +160,7 @@ fn try_image<Q: Virtqueue>(world: &World, kind: RingKind, input: &Input) {
 fn serve<Q: Virtqueue>(ring: &mut Ring<GuardedDisk, Q>) -> bool {
     for _ in 0..TURNS {
         match ring.serve(Waker::noop()) {
-            Served::More => {}
+            Served::More | Served::Begun => {}
             Served::Held => {
                 while ring.serve(Waker::noop()) == Served::Held {
                     std::thread::yield_now()

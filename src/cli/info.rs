@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::cli::exit::{self, Failure};
 use crate::config::size::Size;
-use crate::disk::{self, Description, Durability, Media, Region};
+use crate::disk::{self, Description, Durability, Media, Region, Storage, StorageLayer};
 
 /// Show what a path is and how it would be served, and change nothing
 #[derive(Debug, Args)]
@@ -56,6 +56,10 @@ fn write_lines(out: &mut impl Write, path: &Path, it: &Description) -> io::Resul
         line("durability", media.durability.to_string())?;
         line("because", media.why.clone())?;
         line("a flush is", media.flush().to_owned())?;
+        if let Some(storage) = &media.storage {
+            line("it lies on", storage.to_string())?;
+            line("a flush there", storage.flush().to_owned())?;
+        }
         if let Some(writeback) = it.initial_writeback() {
             line("cache at first", if writeback { "write back" } else { "write through" }.to_owned())?;
         }
@@ -110,6 +114,8 @@ struct Report<'a> {
     durability: Option<&'static str>,
     durability_reason: Option<&'a str>,
     flush: Option<&'static str>,
+    storage: Vec<LayerReport<'a>>,
+    storage_flush: Option<&'static str>,
     initial_writeback: Option<bool>,
     page_bytes: u64,
     huge_bytes: Option<u64>,
@@ -118,6 +124,13 @@ struct Report<'a> {
     regions: Vec<RegionReport<'a>>,
     bad_blocks: Vec<RangeReport>,
     refusal: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct LayerReport<'a> {
+    kind: String,
+    name: &'a str,
+    detail: Option<&'a str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -140,6 +153,7 @@ fn write_json(out: &mut impl Write, path: &Path, it: &Description) -> io::Result
     let media = it.media.as_ref();
     let (regions, bad_blocks) =
         media.map_or((&[][..], &[][..]), |media| (&media.regions[..], &media.bad_blocks[..]));
+    let storage = media.and_then(|media| media.storage.as_ref());
     let report = Report {
         path: path.to_string_lossy(),
         r#type: it.file_kind.to_string(),
@@ -153,6 +167,8 @@ fn write_json(out: &mut impl Write, path: &Path, it: &Description) -> io::Result
         durability: it.durability().map(Durability::word),
         durability_reason: media.map(|media| media.why.as_str()),
         flush: media.map(Media::flush),
+        storage: storage.map_or(&[][..], Storage::layers).iter().map(layer_report).collect(),
+        storage_flush: storage.map(Storage::flush),
         initial_writeback: it.initial_writeback(),
         page_bytes: it.page_bytes,
         huge_bytes: it.huge_bytes,
@@ -164,6 +180,10 @@ fn write_json(out: &mut impl Write, path: &Path, it: &Description) -> io::Result
     };
     serde_json::to_writer_pretty(&mut *out, &report)?;
     writeln!(out)
+}
+
+fn layer_report(layer: &StorageLayer) -> LayerReport<'_> {
+    LayerReport { kind: layer.kind.to_string(), name: &layer.name, detail: layer.detail.as_deref() }
 }
 
 fn region_report(region: &Region) -> RegionReport<'_> {

@@ -25,6 +25,9 @@ impl fmt::Display for StartMessage<'_> {
         writeln!(f, "{}-byte blocks, {access}", disk.block_bytes)?;
         writeln!(f, "  durability  {}", disk.durability)?;
         writeln!(f, "              because: {}; a flush is: {}", disk.why, disk.flush)?;
+        if let Some(storage) = &disk.storage {
+            writeln!(f, "              it lies on {storage}; there, {}", storage.flush())?;
+        }
         writeln!(f, "  queues      {}", disk.queues)?;
         if let Some(socket) = &disk.socket {
             // Whoever pastes the command may do so in another folder.

@@ -61,6 +61,7 @@ pub use mapping::Mapping;
 pub use media::Media;
 pub use media::kind::{BackingKind, FileKind, FileSystem};
 pub use media::region::Region;
+pub use media::storage::{Storage, StorageKind, StorageLayer};
 pub use open::describe::{Description, describe};
 pub use open::error::OpenError;
 pub use open::open;

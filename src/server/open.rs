@@ -10,7 +10,7 @@ use super::error::ServerError;
 use super::service::Service;
 use crate::config::{CpuChoice, DiskConfig, SocketSource};
 use crate::disk::{
-    self, Backing, BackingKind, Disk as _, Durability, Media, OpenOptions, Opened, Preview, Region,
+    self, Backing, BackingKind, Disk as _, Durability, Media, OpenOptions, Opened, Preview, Region, Storage,
 };
 use crate::vhost_user::{AllowedUsers, ConfigRecord, DiskSocket, Listener, ListenerError, SocketAccess};
 use crate::virtio::blk::{Device, Identity};
@@ -43,6 +43,8 @@ pub struct DiskSummary {
     pub regions: Vec<Region>,
     /// What FLUSH does.
     pub flush: &'static str,
+    /// What it lies on, where that changes what a flush means.
+    pub storage: Option<Storage>,
     /// Holes are left as they are.
     pub sparse: bool,
 }
@@ -97,6 +99,7 @@ pub(super) fn open(
         kind: media.kind,
         durability: media.durability,
         flush: media.flush(),
+        storage: media.storage,
         why: media.why,
         regions: media.regions,
         sparse,
@@ -153,6 +156,7 @@ fn log_media(disk: &str, media: &Media) {
         durability = durability.word(),
         why,
         flush = media.flush(),
+        storage = media.storage.as_ref().map(tracing::field::display),
         persistence_domain = (!domains.is_empty()).then(|| domains.join(",")),
         numa_node = media.numa_node(),
         "opened"

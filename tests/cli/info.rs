@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::common::daemon::{Place, Setup};
+use super::common::host::Made;
 use super::common::{folder, metrics, wait_for};
 use super::{image, run, stderr, stdout};
 
@@ -87,6 +88,39 @@ fn what_cannot_be_served_says_why() {
     assert!(json(&odd)["refusal"].is_null(), "its whole blocks are served");
     image(&odd, 100);
     assert!(json(&odd)["refusal"].as_str().unwrap().contains("less than a block"), "{}", json(&odd));
+}
+
+/// What is below the file system, or is the device, is named with what a flush has it do: by `info`, the start message and the log.
+#[test]
+fn what_a_disk_lies_on_is_told() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let Some(made) = Made::new(folder.path(), "ext4", &[], 16 << 20) else { return };
+    let path = made.folder().join("db.img");
+    image(&path, 1 << 20);
+    let behind = folder.path().join("device");
+    let layer = json(&path)["storage"][0].clone();
+    assert_eq!((&layer["kind"], &layer["detail"]), (&"loop device".into(), &behind.to_str().unwrap().into()));
+    let name = layer["name"].as_str().unwrap();
+    assert!(name.starts_with("loop"), "{name}");
+    let lies_on = format!("{name} (loop device, {})", behind.display());
+    let there = ("a flush there", "the file behind it is synced");
+    assert_lines(&lines(&path), &[("it lies on", &lies_on), there]);
+    assert_lines(&lines(&Path::new("/dev").join(name)), &[("it lies on", &lies_on), there]);
+    let setup = Setup::new(Place::Tmpfs).disk("");
+    std::os::unix::fs::symlink(&path, setup.image(0)).unwrap();
+    let daemon = setup.start();
+    daemon.wait_for_log(&format!("storage={lies_on}"));
+    let message = format!("it lies on {lies_on}; there, the file behind it is synced");
+    wait_for("the start message is written", || daemon.output().contains(&message).then_some(()));
+    daemon.stop();
+    // In memory there is nothing below.
+    let memory = folder::in_memory();
+    image(&memory.path().join("db.img"), 1 << 20);
+    let report = json(&memory.path().join("db.img"));
+    assert_eq!(
+        (&report["storage"], &report["storage_flush"]),
+        (&serde_json::json!([]), &serde_json::Value::Null)
+    );
 }
 
 /// Whether there are huge pages for tmpfs is the machine's business; the daemon and `info` say the same of it.

@@ -82,6 +82,7 @@ wait=60
 echo "case writer-beside-readers $(serve /mnt/b/x.img other)"
 finish
 
+"$daemon" info /mnt/a/x.img | sed -n 's/^ *it lies on  */case storage /p'
 truncate -s 8M /mnt/a/y.img
 begin /mnt/a/y.img name=growing
 truncate -s 24M /mnt/a/y.img

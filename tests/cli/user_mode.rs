@@ -79,6 +79,7 @@ fn clients_of_nfs_and_their_server_exclude_each_other() {
         "case server-first 9 9",
         "case readers -",
         "case writer-beside-readers 9",
+        "case storage nfs4 (NFS, 127.0.0.1:/)",
         "case growth 16 0",
         "case end",
     ];

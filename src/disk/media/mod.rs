@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, StatFs, StatxAttributes, StatxFlags, statx};
 use crate::copy::Engine;
 use crate::disk::media::bad_blocks::{BadBlockList, PAGE_BYTES};
 use crate::disk::media::region::Region;
+use crate::disk::media::storage::Storage;
 use crate::disk::media::sysfs::{Node, SECTOR_BYTES, Sysfs};
 use crate::disk::sys::can_map_sync;
 use crate::disk::{BackingKind, Durability, FileKind, FileSystem};
@@ -19,6 +20,7 @@ pub(in crate::disk) mod bad_blocks;
 pub(in crate::disk) mod kind;
 mod map_sync;
 pub(in crate::disk) mod region;
+pub(in crate::disk) mod storage;
 pub(in crate::disk) mod sysfs;
 
 /// What a path is made of.
@@ -30,6 +32,8 @@ pub struct Media {
     pub durability: Durability,
     /// Why it has this durability and no other, in words.
     pub why: String,
+    /// What is below, where that changes what a flush means.
+    pub storage: Option<Storage>,
     /// Regions of persistent memory below: one, none, or those of a device-mapper device.
     pub regions: Vec<Region>,
     /// Bytes that were known to be bad when the media was examined, as offsets in the disk.
@@ -93,6 +97,7 @@ impl Media {
         let dax = warning.clone().map_or(dax, Dax::Pages);
         let mut media = Self { warning, ..Self::of_dax(dax, file_system, regions) };
         let is_dax = matches!(media.kind, BackingKind::DaxFile { .. });
+        media.storage = Storage::of_file(metadata, sysfs);
         media.bad_block_list = device.filter(|_| is_dax).map(|device| BadBlockList::of_file(&device));
         if let Some(file) = file {
             media.find_bad_blocks(file);
@@ -185,6 +190,7 @@ impl Media {
             device_bytes: sectors.saturating_mul(SECTOR_BYTES),
             unit_bytes,
             regions,
+            storage: Storage::of_device(device.as_ref()),
             ..Self::plain(kind, durability, why)
         }
     }
@@ -200,6 +206,7 @@ impl Media {
             kind,
             durability,
             why,
+            storage: None,
             regions: Vec::new(),
             bad_blocks: Vec::new(),
             bad_block_list: None,

@@ -92,7 +92,7 @@ pub(super) struct ServeArgs {
     /// How many seconds the end waits for media that do not answer
     ///
     /// After SIGTERM, requests that were begun are finished and disks are flushed. What is not done by then is given up, and
-    /// named: exit code 15.
+    /// named: exit code 15. So is a start that waits for a disk to be opened.
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = clap::value_parser!(u32).range(..=MAX_STOP_TIMEOUT_S))]
     stop_timeout: u32,
 

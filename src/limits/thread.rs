@@ -30,14 +30,33 @@ pub(crate) fn spawn<T: Send + 'static>(
     name: impl Into<String>,
     run: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
+    start(name.into(), Some(kind), run)
+}
+
+/// Starts a thread that may all that the first one may, and has ended when that enters the sandbox.
+///
+/// # Errors
+/// There is no thread, memory or mapping left for it.
+pub(crate) fn spawn_before_sandbox<T: Send + 'static>(
+    name: &str,
+    run: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    start(name.to_owned(), None, run)
+}
+
+fn start<T: Send + 'static>(
+    name: String,
+    kind: Option<ThreadKind>,
+    run: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
     let charge = Charge::new(Purpose::Thread, MAPPINGS)?;
     let (begun, has_begun) = sync_channel(1);
     let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
     address_space::check(MIN_THREAD_ADDRESS_SPACE_BYTES)?;
-    let thread = Builder::new().name(name.into()).spawn(move || {
+    let thread = Builder::new().name(name).spawn(move || {
         let _charge = charge;
         let _stack = AltStack::on_this_thread();
-        let narrowed = sandbox::narrow(kind);
+        let narrowed = kind.map_or(Ok(()), sandbox::narrow);
         let may_run = narrowed.is_ok();
         // Ignored: `spawn` waits for it, so somebody receives it.
         let _ = begun.send(narrowed);
@@ -46,7 +65,7 @@ pub(crate) fn spawn<T: Send + 'static>(
             resume_unwind(Box::new("not narrowed"));
         }
         #[cfg(feature = "sandbox-probe")]
-        sandbox::probe::run(kind);
+        kind.into_iter().for_each(sandbox::probe::run);
         run()
     })?;
     // No answer means that the thread has panicked already, and who joins it finds that.

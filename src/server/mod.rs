@@ -34,11 +34,12 @@ mod populate_thread;
 mod resize;
 mod service;
 mod stall_watcher;
+mod start;
 mod stopper;
 mod take_down;
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
@@ -66,10 +67,10 @@ use commands::Commands;
 use file_watches::{FileWatch, Files};
 use growth_watcher::GrowthWatcher;
 use manager::{Opening, Parts};
-use open::{Created, open};
 use populate_thread::PopulateThread;
 use service::Means;
 use stall_watcher::StallWatcher;
+use start::{OpenDisks, open_all};
 
 /// A running server. Dropping it stops it.
 #[derive(Debug)]
@@ -106,21 +107,8 @@ impl Server<Backing> {
         let engine = prepare()?;
         let ServerConfig { disks, workers, polling, exit_on_disconnect, stop_timeout, should_stop } = config;
         check_postcopy(disks.iter().map(|it| (it.name.as_str(), it.postcopy))).map_err(ServerError::from)?;
-        let (mut services, mut summaries, mut created) = (Vec::new(), Vec::new(), Created::default());
-        for disk in disks {
-            let should_stop_now = || should_stop.load(Ordering::Relaxed);
-            if should_stop_now() {
-                return Err(ServerError::Stopped.into());
-            }
-            let opened = open(disk, &mut created, &should_stop);
-            let (service, summary) = opened.map_err(|error| match should_stop_now() {
-                // Opening failed as it was asked to stop; or for a reason that does not matter any more.
-                true => ServerError::Stopped,
-                false => error,
-            })?;
-            services.push(service);
-            summaries.push(summary);
-        }
+        let OpenDisks { mut services, summaries, created } =
+            open_all(disks, &should_stop, stop_timeout.unwrap_or(STOP_TIMEOUT))?;
         let options = ServeOptions { workers, polling, exit_on_disconnect, stop_timeout };
         let means = Means::of_process(checker, services.len(), &options);
         let files = Files::new();

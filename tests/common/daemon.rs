@@ -196,6 +196,13 @@ impl Setup {
 
     /// Starts the daemon and waits until it listens on every socket.
     pub fn start(self) -> Daemon {
+        let mut daemon = self.begin();
+        daemon.wait_until_ready();
+        daemon
+    }
+
+    /// Starts the daemon, and waits for nothing.
+    pub fn begin(self) -> Daemon {
         let mut child = self.command().spawn().unwrap();
         let stdout = Capture::new(child.stdout.take().unwrap());
         let log_file = self.log_file.as_ref();
@@ -203,9 +210,7 @@ impl Setup {
         let stderr = Capture::with_copy(child.stderr.take().unwrap(), log_file);
         let child = Arc::new(Mutex::new(child));
         let end_of_life = watch(Arc::clone(&child), self.lifetime);
-        let mut daemon = Daemon { setup: Some(self), child, end_of_life, stdout, stderr };
-        wait_for("the daemon listens on its sockets", || daemon.is_ready().then_some(()));
-        daemon
+        Daemon { setup: Some(self), child, end_of_life, stdout, stderr }
     }
 }
 
@@ -222,6 +227,11 @@ pub struct Daemon {
 }
 
 impl Daemon {
+    /// Waits until it listens on every socket.
+    pub fn wait_until_ready(&mut self) {
+        wait_for("the daemon listens on its sockets", || self.is_ready().then_some(()));
+    }
+
     /// Where the image of the disk of this index is.
     pub fn image(&self, index: usize) -> PathBuf {
         self.setup().image(index)

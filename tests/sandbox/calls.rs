@@ -22,7 +22,14 @@ fn threads(trace: &str) -> BTreeMap<u32, Thread> {
         // `4711<worker-0> write(7, …) = 8`.
         let (number, rest) = line.split_once('<').unwrap_or_else(|| panic!("{line}"));
         let (name, call) = rest.split_once("> ").unwrap_or_else(|| panic!("{line}"));
-        let thread = threads.entry(number.trim().parse().unwrap()).or_default();
+        let number = number.trim().parse().unwrap();
+        let serves = |threads: &BTreeMap<u32, Thread>| threads.values().any(|it| it.name == "acceptor");
+        if call.starts_with("exit(") && !threads[&number].is_narrowed && !serves(&threads) {
+            // It has opened the disks, and ended before the sandbox was entered.
+            threads.remove(&number);
+            continue;
+        }
+        let thread = threads.entry(number).or_default();
         name.clone_into(&mut thread.name);
         let Some((call, _)) = call.split_once('(') else { continue };
         if call.starts_with("<...") || call.starts_with("+++") || call.starts_with("---") {

@@ -127,7 +127,7 @@ pub(crate) fn with_disks(media: Media, others: usize, test: impl FnOnce(Setup, &
         for _ in 0..others {
             setup = setup.disk("size=4M");
         }
-        let setup = setup.arg("--workers=1").arg("--stop-timeout=2").with_metrics();
+        let setup = setup.arg("--workers=1").with_metrics();
         // Direct: else the loop device has a page cache of its own, which answers.
         let device = match media {
             Media::File => None,

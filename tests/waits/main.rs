@@ -6,6 +6,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod ends;
 mod fuse;
 mod others;
 mod table;
@@ -175,7 +176,7 @@ fn a_hung_local_file_costs_its_own_disk() {
 #[test]
 fn the_end_gives_up_what_hangs_and_names_it() {
     with_disks(Media::File, 1, |setup, server| {
-        let mut daemon = setup.start();
+        let mut daemon = setup.arg("--stop-timeout=2").start();
         let log = daemon.log();
         assert!(log.contains("storage=fuse") && log.contains("(FUSE, "), "{log}");
         let (session, other) = (Session::connect(&daemon.socket(0)), Session::connect(&daemon.socket(1)));

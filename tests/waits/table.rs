@@ -13,16 +13,16 @@ use crate::fuse::{BYTES, Media, contents, with_disks};
 use crate::others::{Neighbour, say_everything};
 
 /// What is checked once the media answers again.
-type Then = Box<dyn FnOnce(&mut Hung)>;
+pub(crate) type Then = Box<dyn FnOnce(&mut Hung)>;
 
 /// What is tried while the media hangs.
-struct Row {
-    name: &'static str,
-    begin: fn(&mut Hung) -> Then,
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    pub(crate) begin: fn(&mut Hung) -> Then,
 }
 
 /// The disk that hangs, and its front-end.
-struct Hung<'a> {
+pub(crate) struct Hung<'a> {
     daemon: &'a Daemon,
     front_end: Option<(Session, Ring)>,
     /// What is on the disk.
@@ -32,7 +32,11 @@ struct Hung<'a> {
     packed: bool,
 }
 
-impl Hung<'_> {
+impl<'a> Hung<'a> {
+    pub(crate) fn of(daemon: &'a Daemon, packed: bool) -> Self {
+        Self { daemon, front_end: None, contents: contents(), next: 0, packed }
+    }
+
     fn connect(&mut self) -> &mut (Session, Ring) {
         let (daemon, packed) = (self.daemon, self.packed);
         self.front_end.get_or_insert_with(|| {
@@ -46,6 +50,12 @@ impl Hung<'_> {
     fn place(&mut self) -> u64 {
         self.next += 1;
         self.next * 256 % (BYTES / 512)
+    }
+
+    /// Nothing is left to be flushed.
+    pub(crate) fn connect_and_flush(&mut self) {
+        let (_, ring) = self.connect();
+        assert_eq!(ring.run(&Request::flush()).status, OK);
     }
 
     fn take_front_end(&mut self) -> (Session, Ring) {
@@ -138,7 +148,7 @@ impl Hung<'_> {
 }
 
 /// What is tried with requests, and with messages.
-const ROWS: &[Row] = &[
+pub(crate) const ROWS: &[Row] = &[
     Row {
         name: "a read",
         begin: |hung| {
@@ -282,7 +292,7 @@ fn each_row(media: Media, packed: bool) -> usize {
     with_disks(media, 2, |setup, server| {
         let daemon = setup.start();
         let neighbour = Neighbour::start(&daemon);
-        let mut hung = Hung { daemon: &daemon, front_end: None, contents: contents(), next: 0, packed };
+        let mut hung = Hung::of(&daemon, packed);
         let before = (neighbour.wait_for_progress(), say_everything(&daemon));
         print(media, packed, "nothing hangs", before.0, before.1);
         for Row { name, begin } in ROWS {

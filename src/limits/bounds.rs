@@ -87,7 +87,7 @@ pub const MAX_CONNECTIONS: usize = 2 * MAX_FRONT_ENDS;
 /// Longest body of a message: as much as `vhost` takes.
 pub const MAX_MESSAGE_BYTES: u32 = 0x1000;
 
-/// How long a message may take from its first byte to its last.
+/// How long a message may take from its first byte to its last, and an answer until there is room for it.
 pub const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Descriptors with a message: one for each region of SET_MEM_TABLE.
@@ -101,6 +101,9 @@ pub const MAX_REGIONS: usize = 509;
 
 /// How long `CHECK_DEVICE_STATE` waits for an end that should have come: the front-end has written all there is, or read it.
 pub const STATE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a device's state may be under way, whether its end is asked for or not.
+pub const STATE_TRANSFER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long the descriptor checker may take on a machine that is busy. It waits for nobody but the processor.
 pub const CHECKER_TIMEOUT: Duration = Duration::from_secs(10);

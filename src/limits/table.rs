@@ -172,7 +172,7 @@ fn of_connections() -> Vec<Bound> {
             None,
         ),
         row(
-            "time from the first byte of a message to its last",
+            "time from the first byte of a message to its last, and until there is room for an answer",
             time(MESSAGE_TIMEOUT),
             "the connection is closed",
             None,
@@ -184,8 +184,8 @@ fn of_connections() -> Vec<Bound> {
             None,
         ),
         row(
-            "time that the end of a device's state may take",
-            time(STATE_TIMEOUT),
+            "time that a device's state may take, and its end once that is asked for",
+            format!("{}; {}", time(STATE_TRANSFER_TIMEOUT), time(STATE_TIMEOUT)),
             "CHECK_DEVICE_STATE fails",
             None,
         ),

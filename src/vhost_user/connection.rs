@@ -11,6 +11,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::SendFlags;
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
@@ -24,6 +27,7 @@ use super::postcopy_messages;
 use super::reply::{Hangup, Replier, Reply};
 use super::session::Session;
 use crate::disk::Disk;
+use crate::limits::bounds::MESSAGE_TIMEOUT;
 
 /// One front-end's connection.
 #[derive(Debug)]
@@ -63,7 +67,8 @@ impl<D: Disk> Connection<D> {
 
     /// Serves until the front-end leaves, or the stream is shut down to stop it.
     pub fn serve(&mut self) -> Hangup {
-        let mut dispatcher = match Dispatcher::new(self.session.clone()) {
+        let prepared = self.stream.set_write_timeout(Some(MESSAGE_TIMEOUT));
+        let mut dispatcher = match prepared.and_then(|()| Dispatcher::new(self.session.clone())) {
             Ok(dispatcher) => dispatcher,
             Err(error) => return Hangup::Broken(error),
         };
@@ -87,6 +92,7 @@ impl<D: Disk> Connection<D> {
             })?;
         self.has_sent_message.store(true, Ordering::Release);
         let line = Line::of(&message);
+        let has_descriptors = !message.files.is_empty() || !message.refused.is_empty();
         let reply = self.handle(message, dispatcher);
         if let Some(line) = line {
             let (disk, session) = (self.session.disk(), self.session.id());
@@ -95,7 +101,24 @@ impl<D: Disk> Connection<D> {
                 Err(hangup) => line.show(disk, session, &format!("hangs up: {hangup}")),
             }
         }
-        reply.map(drop)
+        reply?;
+        if has_descriptors { self.check_ear() } else { Ok(()) }
+    }
+
+    /// Whether the front-end can hear an answer. It cannot when one of its descriptors is its own end of this connection, which
+    /// is shut down for reading then: kept by us, or by another session, it would keep the connection when the front-end is gone.
+    /// Where several keep each other, the last one to be handed over tells.
+    fn check_ear(&self) -> Result<(), Hangup> {
+        match rustix::net::send(&self.stream, &[], SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            Err(Errno::PIPE) if !self.has_ended() => Err(Hangup::Deaf),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the front-end has closed its end: what it said before is done, and then its end is met.
+    fn has_ended(&self) -> bool {
+        let mut end = [PollFd::new(&self.stream, PollFlags::RDHUP)];
+        poll(&mut end, Some(&Timespec::default())).is_ok_and(|count| count != 0)
     }
 
     /// Does what a message says, and answers it.

@@ -20,6 +20,9 @@ pub enum Hangup {
     /// It can no longer be used.
     #[error("{0}")]
     Broken(#[from] io::Error),
+    /// It cannot hear any answer: it has handed over its own end of the connection.
+    #[error("the front-end's own end of the connection cannot be a descriptor that it hands over")]
+    Deaf,
     /// What came is not vhost-user.
     #[error("{0}")]
     Garbage(String),

@@ -25,7 +25,7 @@ use crate::common::wait_for;
 
 /// A FUSE mount, and a file of it that nobody has closed yet: a server that answers to the first FUSE_FLUSH that it does not
 /// know it is never sent another.
-struct Stopped {
+pub(super) struct Stopped {
     server: Child,
     file: Option<File>,
     /// The file, of which no page has been touched.
@@ -54,7 +54,7 @@ impl Stopped {
         stopped
     }
 
-    fn file(&self) -> &File {
+    pub(super) fn file(&self) -> &File {
         self.file.as_ref().unwrap()
     }
 }
@@ -70,7 +70,7 @@ impl Drop for Stopped {
 
 /// Runs a test with a daemon and such a file, in a mount namespace that ends with it, or says why it does not.
 #[allow(unsafe_code)]
-fn with_stopped_file(test: impl FnOnce(Daemon, &Stopped) + Send) {
+pub(super) fn with_stopped_file(test: impl FnOnce(Daemon, &Stopped) + Send) {
     let mut program = Command::new("fuse2fs");
     let is_installed = program.arg("-V").stderr(Stdio::null()).stdout(Stdio::null()).status().is_ok();
     if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() || !is_installed {

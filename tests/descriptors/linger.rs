@@ -31,7 +31,7 @@ fn lingering() -> (TcpStream, TcpListener, TcpStream) {
 }
 
 /// Sends a byte and a descriptor.
-fn send_with(to: &UnixStream, fd: BorrowedFd<'_>, flags: SendFlags) -> rustix::io::Result<usize> {
+pub(super) fn send_with(to: impl AsFd, fd: BorrowedFd<'_>, flags: SendFlags) -> rustix::io::Result<usize> {
     let fds = [fd];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);

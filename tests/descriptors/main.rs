@@ -9,6 +9,7 @@ mod common;
 mod fuse;
 mod kinds;
 mod linger;
+mod own_end;
 mod state;
 
 use std::os::fd::OwnedFd;

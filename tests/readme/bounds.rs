@@ -16,6 +16,7 @@ const OTHERS: &[(&str, &str)] = &[
     ("MAX_PENDING", "pages of a machine check that are handled at once; further ones are handled next"),
     ("MAX_BYTES", "room for an attribute that only this program writes"),
     ("MOST_BYTES", "room for a packet between two processes of ours"),
+    ("MOST_PACKETS", "more than a socket has room for"),
     ("MOST_LETTERS", "of a file's name in a line of the log; the rest is left out"),
     ("MOST", "chains that are taken at once: a tuning"),
     ("SEG_MAX", "a default, which the table of keys says"),

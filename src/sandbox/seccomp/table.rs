@@ -322,6 +322,8 @@ const CHECKS: &[Call] = &[
     call!(SYS_prctl, "prctl", Only::OneOf(0, &[argument(libc::PR_SET_PDEATHSIG)])),
     call!(SYS_getppid, "getppid"),
     call!(SYS_pidfd_open, "pidfd_open"),
+    // Connections to a socket that was handed over, to end them.
+    call!(SYS_accept4, "accept4"),
 ];
 
 /// What a kind may call, with what those may that it starts. A call that is in it twice may be made either way.

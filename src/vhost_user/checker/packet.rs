@@ -14,7 +14,7 @@ use crate::limits::bounds::MAX_MESSAGE_DESCRIPTORS;
 use crate::vhost_user::descriptor::Kind;
 
 /// Longer than any packet: a message of at most 4 KiB, and a description of each of its descriptors.
-const MOST_BYTES: usize = 64 << 10;
+pub(super) const MOST_BYTES: usize = 64 << 10;
 
 /// Room for as many descriptors as a message may have; the kernel drops further ones without having installed them.
 type Space = [MaybeUninit<u8>; rustix::cmsg_space!(ScmRights(MAX_MESSAGE_DESCRIPTORS))];

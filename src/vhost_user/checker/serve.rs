@@ -4,13 +4,13 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use rustix::net::RecvFlags;
+use rustix::net::{RecvFlags, sockopt};
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use vhost::vhost_user::message::FrontendReq;
 
 use super::packet::{self, Answer, Received, Request, pair};
 use super::state_relay;
-use super::unread::is_silenced;
+use super::unread::{hang_up, hang_up_on_nested, is_silenced};
 use crate::limits::bounds::MAX_KEPT_DESCRIPTORS;
 use crate::vhost_user::descriptor::Kind;
 
@@ -35,7 +35,7 @@ pub(super) fn serve(orders: &OwnedFd, retires: &OwnedFd, keeps: bool) {
             // The second half of the request: the daemon has closed its copy by now. Fails only when the daemon is gone.
             let _ = Request::receive(orders.as_fd());
             kept = kept.saturating_add(1);
-            let _stream = ManuallyDrop::new(stream);
+            let stream = ManuallyDrop::new(stream);
             // Ignored here and below: where the daemon is gone nobody needs an answer, and `receive` ends the loop.
             if request.is_awaited() {
                 // Fails only when the daemon is gone.
@@ -44,6 +44,10 @@ pub(super) fn serve(orders: &OwnedFd, retires: &OwnedFd, keeps: bool) {
             }
             if kept > most_kept {
                 retire(retires);
+                // A listener may be others' as well.
+                if sockopt::socket_acceptconn(&*stream) == Ok(false) {
+                    hang_up_on_nested(vec![stream]);
+                }
                 return;
             }
             continue;
@@ -60,11 +64,14 @@ pub(super) fn serve(orders: &OwnedFd, retires: &OwnedFd, keeps: bool) {
         // Fails only when the daemon is gone.
         let _ = Answer { number: request.number, outcome }.send(orders.as_fd());
         kept = kept.saturating_add(rest.len());
+        hang_up(&rest);
         if kept > most_kept || state.is_some() {
             // Requests from now on are for the next checker.
             retire(retires);
+            hang_up_on_nested(rest);
             if let Some((file, relay)) = state {
                 state_relay::transfer(&file, &relay);
+                hang_up_on_nested(vec![file]);
             }
             return;
         }

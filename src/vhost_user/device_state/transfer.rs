@@ -6,13 +6,13 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::SendFlags;
 
 use super::STATE_BYTES;
-use crate::limits::bounds::STATE_TIMEOUT;
+use crate::limits::bounds::{CHECKER_TIMEOUT, STATE_TIMEOUT};
 use crate::vhost_user::checker::{LOAD, SAVE, StateAnswer};
 
 /// Why a state did not come through.
@@ -26,6 +26,8 @@ pub(in crate::vhost_user) enum TransferError {
     Endless,
     #[error("it was abandoned")]
     Cancelled,
+    #[error("the socket that it is to be written to is no stream, or something waits in it to be read")]
+    NotWritable,
 }
 
 /// One state under way. Dropping it gives it up.
@@ -46,10 +48,18 @@ impl Transfer {
         Self::start(through, &[LOAD])
     }
 
+    /// Returns once nothing that came with the descriptor can outlive this.
     fn start(through: OwnedFd, order: &[u8]) -> Result<Self, TransferError> {
         let sent = rustix::net::send(&through, order, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
         sent.map_err(io::Error::from)?;
-        Ok(Self(through))
+        let transfer = Self(through);
+        match transfer.await_answer(CHECKER_TIMEOUT, None) {
+            Ok(_) => Ok(transfer),
+            Err(TransferError::Io(error)) if error.raw_os_error() == Some(libc::EBUSY) => {
+                Err(TransferError::NotWritable)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Waits for its end: what was read, or nothing after a save. Not longer than there is a front-end.
@@ -57,7 +67,15 @@ impl Transfer {
         self,
         front_end: Option<&UnixStream>,
     ) -> Result<Vec<u8>, TransferError> {
-        let deadline = Instant::now() + STATE_TIMEOUT;
+        self.await_answer(STATE_TIMEOUT, front_end)
+    }
+
+    fn await_answer(
+        &self,
+        patience: Duration,
+        front_end: Option<&UnixStream>,
+    ) -> Result<Vec<u8>, TransferError> {
+        let deadline = Instant::now() + patience;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let mut waits = vec![PollFd::new(&self.0, PollFlags::IN)];

@@ -3,6 +3,7 @@
 mod descriptors;
 mod memory;
 mod messages;
+mod own_end;
 mod rings;
 mod timing;
 mod values;
@@ -29,10 +30,9 @@ const OF_RING: [(&str, u32); 3] = [
 
 /// The rows of the table.
 pub(crate) fn rows() -> Vec<Row> {
-    [messages::rows(), values::rows(), memory::rows(), rings::rows(), descriptors::rows(), timing::rows()]
-        .into_iter()
-        .flatten()
-        .collect()
+    let said = [messages::rows(), values::rows(), memory::rows(), rings::rows()];
+    let handed_over = [descriptors::rows(), own_end::rows()];
+    said.into_iter().chain(handed_over).chain([timing::rows()]).flatten().collect()
 }
 
 /// How far a front-end has come.

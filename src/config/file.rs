@@ -219,18 +219,23 @@ impl Source<'_> {
             return Err(self.wrong_type("server", value, "a table, [server]".to_owned()));
         };
         for (name, value) in in_order(table) {
-            let of_option = match value.get_ref() {
-                DeValue::Boolean(is_on) => SettingValue::Switch(*is_on),
-                other => match plain(other) {
-                    Some(text) => SettingValue::Text(text),
-                    None => {
-                        let wanted = "text, a whole number, true or false".to_owned();
-                        return Err(self.wrong_type(name.get_ref(), value, wanted));
-                    }
-                },
-            };
             let place = self.place(&name.span());
-            config.server.push(Setting { place, name: name.get_ref().to_string(), value: of_option });
+            // An option that may be repeated.
+            let values = match value.get_ref() {
+                DeValue::Array(values) => values.iter().collect(),
+                _ => vec![value],
+            };
+            for value in values {
+                let of_option = match value.get_ref() {
+                    DeValue::Boolean(is_on) => SettingValue::Switch(*is_on),
+                    other => plain(other).map(SettingValue::Text).ok_or_else(|| {
+                        let wanted = "text, a whole number, true, false, or an array of them".to_owned();
+                        self.wrong_type(name.get_ref(), value, wanted)
+                    })?,
+                };
+                let (name, place) = (name.get_ref().to_string(), place.clone());
+                config.server.push(Setting { place, name, value: of_option });
+            }
         }
         Ok(())
     }
@@ -351,17 +356,8 @@ fn text_of(key: Key, value: &DeValue<'_>) -> Option<String> {
 /// What a value may be, in words.
 fn wanted(key: Key) -> String {
     match key.kind() {
-        Kind::Path | Kind::Text => format!("text, such as {:?}", key.form()),
-        Kind::Bytes => "a number of bytes, or text such as \"20G\"".to_owned(),
-        Kind::Switch => "true or false".to_owned(),
-        Kind::Number { min, max } => format!("a whole number from {min} to {max}"),
-        Kind::OneOf(numbers) => numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or "),
-        Kind::Word(words) => {
-            format!("one of {}", words.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(", "))
-        }
-        Kind::Mode => "permissions in octal, such as \"0660\" or 0o660".to_owned(),
-        Kind::Identity => "a name in quotes, or a number".to_owned(),
-        Kind::List => "an array, or text such as \"2-5\"".to_owned(),
+        Kind::Mode => key.wanted() + " or 0o660",
+        _ => key.wanted(),
     }
 }
 

@@ -77,6 +77,8 @@ struct Definition {
     default: &'static str,
     /// What the bare name means, where that is allowed.
     bare: Option<&'static str>,
+    /// Whether it can be changed while the disk is served.
+    is_changeable: bool,
 }
 
 const ON_OFF: &str = "on|off";
@@ -89,7 +91,7 @@ const fn row(
     meaning: &'static str,
     default: &'static str,
 ) -> Definition {
-    Definition { key, name, kind, form, meaning, default, bare: None }
+    Definition { key, name, kind, form, meaning, default, bare: None, is_changeable: false }
 }
 
 /// A switch that is off by default, and on by its bare name.
@@ -115,15 +117,18 @@ const TABLE: [Definition; 21] = [
         "Name of the disk in logs and errors",
         "the file's name without extension, made unique",
     ),
-    row(
-        Key::Size,
-        "size",
-        Kind::Bytes,
-        "SIZE",
-        "Bytes to serve, also with K, M, G, T or P (powers of 1024). A file that is missing or empty is made that long, and its \
-         space is allocated; a shorter file is refused",
-        "the file's size; the disk grows with it",
-    ),
+    Definition {
+        is_changeable: true,
+        ..row(
+            Key::Size,
+            "size",
+            Kind::Bytes,
+            "SIZE",
+            "Bytes to serve, also with K, M, G, T or P (powers of 1024). A file that is missing or empty is made that long, and \
+             its space is allocated; a shorter file is refused",
+            "the file's size; the disk grows with it",
+        )
+    },
     row(
         Key::Serial,
         "serial",
@@ -302,6 +307,29 @@ impl Key {
     /// What the bare key means, where that is allowed.
     pub(crate) const fn bare(self) -> Option<&'static str> {
         self.definition().bare
+    }
+
+    /// Whether it can be changed while the disk is served.
+    pub(crate) const fn is_changeable(self) -> bool {
+        self.definition().is_changeable
+    }
+
+    /// What a value may be, in words, where it is not plain text of the command line.
+    pub(crate) fn wanted(self) -> String {
+        match self.kind() {
+            Kind::Path | Kind::Text => format!("text, such as {:?}", self.form()),
+            Kind::Bytes => "a number of bytes, or text such as \"20G\"".to_owned(),
+            Kind::Switch => "true or false".to_owned(),
+            Kind::Number { min, max } => format!("a whole number from {min} to {max}"),
+            Kind::OneOf(numbers) => numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or "),
+            Kind::Word(words) => {
+                let words: Vec<_> = words.iter().map(|word| format!("{word:?}")).collect();
+                format!("one of {}", words.join(", "))
+            }
+            Kind::Mode => "permissions in octal, such as \"0660\"".to_owned(),
+            Kind::Identity => "a name in quotes, or a number".to_owned(),
+            Kind::List => "an array, or text such as \"2-5\"".to_owned(),
+        }
     }
 
     pub(crate) fn named(name: &str) -> Option<Self> {

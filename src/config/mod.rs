@@ -7,6 +7,8 @@ pub(crate) mod file;
 #[cfg(feature = "daemon")]
 pub(crate) mod identity;
 #[cfg(feature = "daemon")]
+pub(crate) mod json;
+#[cfg(feature = "daemon")]
 pub(crate) mod keys;
 #[cfg(feature = "daemon")]
 pub(crate) mod options;

@@ -31,6 +31,11 @@ impl AllowedUsers {
         Self(Some(uids))
     }
 
+    /// These, where there is a list.
+    pub fn uids(&self) -> Option<&[u32]> {
+        self.0.as_deref()
+    }
+
     /// Asks the kernel who is at the other end of a connection.
     ///
     /// # Errors

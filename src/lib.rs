@@ -27,7 +27,7 @@
 //! | --- | --- |
 //! | [`server`] | ties disks, sessions and workers together; who lives, who stops, in which order |
 //! | [`config`] | what a server is told to do, validated |
-//! | `api` (feature `daemon`) | what a server has done: metrics over HTTP |
+//! | `api` (feature `daemon`) | what a server has done, and what it is told while it runs: metrics and control over HTTP |
 //! | `cli` (feature `daemon`) | the program: arguments, log, signals, exit codes |
 //! | [`limits`] | what peers may take of this process: every bound, budgets of disks, threads |
 //! | `log` | lines that peers can cause are limited; nobody who logs waits for a reader |

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use clap::Args;
 
 use crate::cli::confine::Confinement;
+use crate::cli::daemon::{self, Outlets};
 use crate::cli::exit::{self, Exit, Failure};
-use crate::cli::metrics::MetricsArgs;
-use crate::cli::{daemon, inherited};
+use crate::cli::inherited;
 use crate::config::options;
 use crate::config::{DiskConfig, ServerConfig, SocketSource};
 use crate::disk::Symlinks;
@@ -91,5 +91,5 @@ fn serve(args: BackendArgs, confinement: Confinement) -> Result<(), Failure> {
         should_stop: Arc::default(),
     };
     // Standard output belongs to whoever started the program: the log says enough.
-    daemon::run(config, &MetricsArgs::default(), Symlinks::Follow, confinement, |_| ())
+    daemon::run(config, Outlets::default(), Symlinks::Follow, confinement, |_| ())
 }

@@ -5,6 +5,7 @@ use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 
+use crate::cli::control::Control;
 use crate::cli::exit::Failure;
 use crate::cli::metrics::MetricsArgs;
 use crate::cli::{activation, limits};
@@ -17,12 +18,14 @@ use crate::server::{self, ServerError};
 pub(super) fn run(
     mut config: ServerConfig,
     metrics: &MetricsArgs,
+    control: &Control,
     symlinks: Symlinks,
 ) -> Result<(), Failure> {
     config.check()?;
     limits::raise_open_files(config.disks.len())?;
     activation::take_passed(&mut config.disks)?;
     let mut failures: Vec<_> = metrics.check(symlinks).map(Failure::from).collect();
+    failures.extend(control.check(symlinks).map(Failure::from));
     let (mut text, mut files) = (String::new(), Files::default());
     for disk in &config.disks {
         match server::preview(disk).map_err(Failure::from).and_then(|it| files.add(disk).map(|()| it)) {

@@ -11,8 +11,8 @@ use crate::cli::exit::Failure;
 use crate::config::identity;
 use crate::limits::thread;
 use crate::sandbox::{
-    Enforced, Identity, InForce, Options, Parts, Reporter, Sandbox, SandboxError, ThreadKind, UnknownPart,
-    narrow,
+    Enforced, Identity, InForce, Options, Parts, Reach, Reporter, Sandbox, SandboxError, ThreadKind,
+    UnknownPart, narrow,
 };
 
 #[derive(Debug, Args)]
@@ -91,7 +91,13 @@ pub(super) struct Confined {
 
 impl Confinement {
     /// Everything is open, and no thread is there that serves.
-    pub(super) fn enter(self, sockets: &[PathBuf], postcopy: bool) -> Result<Confined, SandboxError> {
+    /// Sockets can be removed, and what else is in reach stays so.
+    pub(super) fn enter(
+        self,
+        sockets: &[PathBuf],
+        mut reach: Reach,
+        postcopy: bool,
+    ) -> Result<Confined, SandboxError> {
         let Self { sandbox, reporter } = self;
         let Some(sandbox) = sandbox else {
             tracing::warn!("sandbox: off; whoever takes this process over can do all that its user can");
@@ -100,7 +106,8 @@ impl Confinement {
         let mut folders: Vec<_> = sockets.iter().map(|socket| folder_of(socket)).collect();
         folders.sort_unstable();
         folders.dedup();
-        let in_force = sandbox.enter(folders.iter().copied(), postcopy)?;
+        reach.removable.extend(folders.iter().map(|folder| folder.to_path_buf()));
+        let in_force = sandbox.enter(&reach, postcopy)?;
         log(&in_force);
         for folder in
             folders.into_iter().filter(|folder| rustix::fs::access(*folder, Access::WRITE_OK).is_err())
@@ -116,6 +123,11 @@ impl Confinement {
 }
 
 impl Confined {
+    /// Whether what is not in reach cannot be opened.
+    pub(super) fn keeps_files_out_of_reach(&self) -> bool {
+        self.in_force.as_ref().is_some_and(|it| it.landlock.is_some())
+    }
+
     /// Everything has started, and this thread only waits. Answers whether this was all that was to be done.
     pub(super) fn narrow(self) -> Result<Option<bool>, Failure> {
         let kinds = if self.reporter.is_some() { one_of_each_kind() } else { Vec::new() };

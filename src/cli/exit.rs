@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use crate::api::EndpointError;
+use crate::api::control::ControlError;
 use crate::cli::activation::ActivationError;
 use crate::cli::inherited::InheritedError;
 use crate::cli::limits::TooFewFiles;
@@ -135,6 +136,8 @@ pub(super) enum Failure {
     #[error(transparent)]
     Metrics(#[from] EndpointError),
     #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error(transparent)]
     Describe(#[from] OpenError),
     #[cfg(feature = "bench")]
     #[error(transparent)]
@@ -172,6 +175,7 @@ impl Failure {
             Self::Inherited(_) | Self::Activation(_) => Exit::Socket,
             Self::Server(error) => of_server(error),
             Self::Metrics(error) => of_metrics(error),
+            Self::Control(error) => of_control(error),
             Self::Describe(error) => of_open(error),
             Self::Backend(failure) => failure.exit(),
             #[cfg(feature = "bench")]
@@ -233,6 +237,14 @@ fn of_metrics(error: &EndpointError) -> Exit {
         EndpointError::InUse(_) | EndpointError::PortInUse(_) => Exit::SocketInUse,
         EndpointError::Socket { source, .. } | EndpointError::Port { source, .. } => of_socket(source),
         EndpointError::Thread(_) => Exit::Other,
+    }
+}
+
+fn of_control(error: &ControlError) -> Exit {
+    match error {
+        ControlError::InUse(_) => Exit::SocketInUse,
+        ControlError::Socket { source, .. } => of_socket(source),
+        ControlError::Thread(_) => Exit::Other,
     }
 }
 

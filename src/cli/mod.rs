@@ -5,7 +5,7 @@
 //! | `serve`, `backend`, `info`, `bench`, `man`, `completions`, `reference` | one way to call the program each; `usage` lists them |
 //! | `inherited` | a descriptor that the command line names, checked and typed |
 //! | `daemon`, `signals`, `logging`, `start_message`, `activation`, `notify` | a server's life in the foreground |
-//! | `metrics` | where metrics are served |
+//! | `metrics`, `control` | where metrics are served, and the control socket |
 //! | `config_file`, `check` | `--config` joins the command line; `--check` says what would be served |
 //! | `key_help` | the keys of a disk, as help shows them |
 //! | `exit` | every way to end, one code a cause |
@@ -25,6 +25,7 @@ mod check;
 mod completions;
 mod config_file;
 mod confine;
+mod control;
 mod daemon;
 mod exit;
 mod info;
@@ -41,6 +42,7 @@ mod signals;
 mod start_message;
 mod usage;
 
+use crate::api::control::{Reload, Wanted};
 use crate::config::ServerConfig;
 use crate::config::file::{ConfigFile, FileError};
 use confine::Confinement;
@@ -144,22 +146,49 @@ enum Refused {
     ByFile(Box<Failure>, LogArgs),
 }
 
-/// Reads the command line, and the configuration file that it names. Both together are read as a command line that says it all.
-fn parse(mut args: Vec<OsString>) -> Result<Cli, Refused> {
+/// Reads what the program is told. With it goes what reads it again.
+fn parse(args: Vec<OsString>) -> Result<Cli, Refused> {
+    let (mut cli, words) = read(args.clone())?;
+    if let Some(Command::Serve(serve)) = &mut cli.command {
+        serve.reload = Some(Reload(Box::new(move || read_again(&args, &words))));
+    }
+    Ok(cli)
+}
+
+/// Reads the command line, and the configuration file that it names. Both together are read as a command line that says it all:
+/// these are the words of `[server]` in it.
+fn read(mut args: Vec<OsString>) -> Result<(Cli, Vec<OsString>), Refused> {
     let (cli, matches) = parse_line(args.clone())?;
     let (Some(path), Some(given)) = (cli.config(), matches.subcommand_matches("serve")) else {
-        return Ok(cli);
+        return Ok((cli, Vec::new()));
     };
     let (file, words) = match read_file(path, given) {
         Ok(read) => read,
         Err(error) => return Err(Refused::ByFile(Box::new(error.into()), cli.log)),
     };
-    args.extend(words);
+    args.extend(words.iter().cloned());
     let (mut cli, _) = parse_line(args)?;
     if let Some(Command::Serve(args)) = &mut cli.command {
         args.file = file;
     }
-    Ok(cli)
+    Ok((cli, words))
+}
+
+/// What is to be served by now; `before` are the words of `[server]` that the process runs with.
+fn read_again(args: &[OsString], before: &[OsString]) -> Result<Wanted, String> {
+    let (cli, now) = read(args.to_vec()).map_err(|error| error.to_string())?;
+    let differs = now.iter().find(|word| !before.contains(word));
+    if let Some(word) = differs.or_else(|| before.iter().find(|word| !now.contains(word))) {
+        let word = word.to_string_lossy();
+        let option = word.split('=').next().unwrap_or_default().trim_start_matches('-');
+        return Err(format!(
+            "[server]: {option} cannot be changed while disks are served; restart the daemon for it"
+        ));
+    }
+    let Some(Command::Serve(serve)) = cli.command else { return Err("nothing is served".to_owned()) };
+    let config = serve::configuration(serve).map_err(|failure| failure.to_string())?;
+    config.check().map_err(|error| error.to_string())?;
+    Ok(config.disks)
 }
 
 /// A configuration file, and the words to be added to the command line for its `[server]`.

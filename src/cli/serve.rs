@@ -11,7 +11,10 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::api::control::Reload;
 use crate::cli::confine::Confinement;
+use crate::cli::control::{Control, ControlArgs};
+use crate::cli::daemon::Outlets;
 use crate::cli::exit::{self, Failure};
 use crate::cli::metrics::MetricsArgs;
 use crate::cli::{check, daemon, key_help, start_message};
@@ -56,6 +59,10 @@ pub(super) struct ServeArgs {
     #[arg(skip)]
     pub(super) file: ConfigFile,
 
+    /// What reads all of this again.
+    #[arg(skip)]
+    pub(super) reload: Option<Reload>,
+
     /// Worker threads, which process the requests [default: one per CPU]
     ///
     /// Disks with cpus= or numa= of their own get as many workers of their own.
@@ -80,6 +87,9 @@ pub(super) struct ServeArgs {
 
     #[command(flatten)]
     metrics: MetricsArgs,
+
+    #[command(flatten)]
+    control: ControlArgs,
 
     /// Refuse paths of disks and sockets that contain a symbolic link anywhere; needs Linux 5.6
     #[arg(long)]
@@ -130,10 +140,16 @@ fn help() -> String {
 pub(super) fn run(mut args: ServeArgs, confinement: Confinement) -> Result<(), Failure> {
     let (symlinks, checks_only) = (symlinks(&args), args.check);
     let metrics = std::mem::take(&mut args.metrics);
+    let control = Control {
+        args: std::mem::take(&mut args.control),
+        defaults: defaults(&args),
+        config: args.config.clone(),
+        reload: args.reload.take(),
+    };
     let config = configuration(args)?;
     match checks_only {
-        true => check::run(config, &metrics, symlinks),
-        false => daemon::run(config, &metrics, symlinks, confinement, announce),
+        true => check::run(config, &metrics, &control, symlinks),
+        false => daemon::run(config, Outlets { metrics, control }, symlinks, confinement, announce),
     }
 }
 
@@ -142,16 +158,9 @@ fn symlinks(args: &ServeArgs) -> Symlinks {
 }
 
 pub(super) fn configuration(args: ServeArgs) -> Result<ServerConfig, Failure> {
-    let symlinks = symlinks(&args);
+    let defaults = defaults(&args);
     let mut disks = args.disks.iter().map(|text| disk_text::parse(text)).collect::<Result<Vec<_>, _>>()?;
     disks.extend(args.file.disks);
-    let cpus = match (args.cpus, args.numa) {
-        (Some(cpus), _) => CpuChoice::Set(cpus),
-        (None, Some(Numa::Auto)) => CpuChoice::NearBacking,
-        (None, _) => CpuChoice::Any,
-    };
-    let defaults =
-        Defaults { require_durable: args.require_durable, deep_flush: args.deep_flush, cpus, symlinks };
     let disks = options::into_configs(disks, defaults);
     warn_of_equal_serials(&disks);
     Ok(ServerConfig {
@@ -162,6 +171,17 @@ pub(super) fn configuration(args: ServeArgs) -> Result<ServerConfig, Failure> {
         stop_timeout: Some(Duration::from_secs(args.stop_timeout.into())),
         should_stop: Arc::default(),
     })
+}
+
+/// What holds for disks that do not say it themselves.
+fn defaults(args: &ServeArgs) -> Defaults {
+    let cpus = match (&args.cpus, args.numa) {
+        (Some(cpus), _) => CpuChoice::Set(cpus.clone()),
+        (None, Some(Numa::Auto)) => CpuChoice::NearBacking,
+        (None, _) => CpuChoice::Any,
+    };
+    let symlinks = symlinks(args);
+    Defaults { require_durable: args.require_durable, deep_flush: args.deep_flush, cpus, symlinks }
 }
 
 /// A guest with both disks would find one of them only under `/dev/disk/by-id`.

@@ -184,6 +184,24 @@ pub const MAX_METRICS_READERS: usize = 8;
 /// Bytes of the line and fields of a request for metrics.
 pub const MAX_HTTP_HEAD_BYTES: usize = 8192;
 
+/// How long whoever is connected to the control socket may take to ask, and to take the answer.
+pub const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Connections to the control socket at a time.
+pub const MAX_CONTROL_CONNECTIONS: usize = 32;
+
+/// Operations that are asked for there and under way at a time, each on a thread.
+pub const MAX_CONTROL_OPERATIONS: usize = 8;
+
+/// Bytes of the line and fields of a request there.
+pub const MAX_CONTROL_HEAD_BYTES: usize = 16 << 10;
+
+/// Bytes of its body.
+pub const MAX_CONTROL_BODY_BYTES: usize = 64 << 10;
+
+/// How long front-ends of a disk that is removed may be given to leave.
+pub const MAX_DRAIN_TIMEOUT: Duration = Duration::from_secs(3600);
+
 /// How long metrics wait for workers; one that is busy with slow media is left out until the next time.
 pub const COLLECT_TIMEOUT: Duration = Duration::from_secs(1);
 

@@ -284,6 +284,19 @@ fn of_the_log() -> Vec<Bound> {
             "HTTP status 431; the connection is closed; the oldest connection is closed",
             None,
         ),
+        row(
+            "a request at the control socket",
+            format!(
+                "{}, and a body of {}; {} to ask, and as long to take the answer; {MAX_CONTROL_CONNECTIONS} connections, and \
+                 {MAX_CONTROL_OPERATIONS} operations at a time; {} to leave a disk that is removed (`drain`)",
+                bytes(MAX_CONTROL_HEAD_BYTES),
+                bytes(MAX_CONTROL_BODY_BYTES),
+                time(CONTROL_TIMEOUT),
+                time(MAX_DRAIN_TIMEOUT)
+            ),
+            "HTTP status 431, 413, 408; the oldest connection that waits for nothing is closed, 503; 400",
+            None,
+        ),
     ]
 }
 

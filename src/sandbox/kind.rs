@@ -36,6 +36,8 @@ pub enum ThreadKind {
     Media,
     /// Answers readers of metrics.
     Metrics,
+    /// Does what is asked for on the control socket: it alone opens what is not open yet.
+    Control,
     /// Fetches pages of a guest that has come before its memory.
     Prefault,
     /// Watches the connection meanwhile.
@@ -50,7 +52,7 @@ pub enum ThreadKind {
 
 impl ThreadKind {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Main,
         Self::Log,
         Self::StartMessage,
@@ -66,6 +68,7 @@ impl ThreadKind {
         Self::Rescan,
         Self::Media,
         Self::Metrics,
+        Self::Control,
         Self::Prefault,
         Self::ConnectionWatcher,
         Self::Spawner,
@@ -97,6 +100,7 @@ impl ThreadKind {
             Self::Rescan => "resize",
             Self::Media => "media",
             Self::Metrics => "metrics",
+            Self::Control => "control",
             Self::Prefault => "prefault",
             Self::ConnectionWatcher => "watcher",
             Self::Spawner => "spawner",
@@ -123,6 +127,7 @@ impl ThreadKind {
             // And others of its own kind, when it is held up.
             Self::Worker => &[Self::Flusher, Self::Io],
             Self::Rescan => &[Self::Populate],
+            Self::Control => &[Self::Populate, Self::Media, Self::Stalls],
             Self::Spawner => &[Self::Checker],
             Self::Log
             | Self::StartMessage

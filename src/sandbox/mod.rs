@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | rlimits | no core is dumped, and no limit can be raised |
 //! | privileges | no capabilities, no other groups, another user if that is asked for; nobody may look into the process |
-//! | landlock | nothing on the file system can be opened, made or changed, and no port used; sockets can be removed |
+//! | landlock | nothing on the file system can be opened, made or changed, and no port used; sockets can be removed, and what a control socket is to serve later can be opened ([`Reach`]) |
 //! | seccomp | each kind of thread ([`ThreadKind`]) can make the system calls of one table (`calls_of`) |
 //!
 //! ```text
@@ -40,7 +40,7 @@ mod seccomp;
 
 pub use kind::ThreadKind;
 #[cfg(feature = "sandbox")]
-pub use landlock::{Enforced, LandlockError};
+pub use landlock::{Enforced, LandlockError, Reach};
 #[cfg(feature = "sandbox")]
 pub use part::{Part, Parts, UnknownPart};
 #[cfg(feature = "sandbox")]

@@ -1,13 +1,12 @@
 //! What is to be in force in this process, and where it already is.
 
 use std::io;
-use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::ThreadKind;
 use super::allocator;
-use super::landlock::{self, Enforced, LandlockError};
+use super::landlock::{self, Enforced, LandlockError, Reach};
 use super::part::{Part, Parts};
 use super::privileges::{self, Identity, Privileges, PrivilegesError};
 use super::rlimits::{self, LimitsError};
@@ -103,17 +102,12 @@ impl Sandbox {
         Ok(Self { policy, missing })
     }
 
-    /// Confines this thread, and all that it starts from now on: what is not open by now will not be. Files can be removed
-    /// from these folders and from nowhere else. This thread's own system calls stay as they are. Where a disk offers
-    /// `postcopy` migration, that takes some calls more.
+    /// Confines this thread, and all that it starts from now on: what is not open by now, and not in `reach`, will not be. This
+    /// thread's own system calls stay as they are. Where a disk offers `postcopy` migration, that takes some calls more.
     ///
     /// # Errors
     /// A part is required and cannot be had.
-    pub fn enter<'a>(
-        self,
-        removable: impl Iterator<Item = &'a Path>,
-        postcopy: bool,
-    ) -> Result<InForce, SandboxError> {
+    pub fn enter(self, reach: &Reach, postcopy: bool) -> Result<InForce, SandboxError> {
         let Self { policy, mut missing } = self;
         let Options { parts, required, identity, .. } = policy.options;
         let mut note = |error: SandboxError| {
@@ -137,7 +131,7 @@ impl Sandbox {
             }
         }
         if parts.contains(Part::Landlock) {
-            match landlock::restrict(removable) {
+            match landlock::restrict(reach) {
                 Ok(enforced) => in_force.landlock = Some(enforced),
                 Err(error) => note(error.into())?,
             }
@@ -171,7 +165,7 @@ pub(crate) fn narrow(kind: ThreadKind) -> io::Result<()> {
         let Options { parts, identity, .. } = policy.options;
         // What cannot be had is said where the others enter.
         if parts.contains(Part::Landlock) {
-            let _ = landlock::restrict(std::iter::empty());
+            let _ = landlock::restrict(&Reach::default());
         }
         if kind == ThreadKind::AttributeKeeper {
             privileges::keep_one().map_err(io::Error::other)?;

@@ -97,6 +97,11 @@ impl<D: Disk> Manager<D> {
         Self { parts, opening }
     }
 
+    /// The disk of this name.
+    pub(super) fn named(&self, disk: &str) -> Option<Arc<Served<D>>> {
+        self.parts.disks.named(disk)
+    }
+
     /// Serves one more disk.
     ///
     /// # Errors

@@ -26,6 +26,7 @@ mod disks;
 mod error;
 mod farewell;
 mod file_watches;
+mod flush;
 mod growth_watcher;
 mod handshake;
 mod manager;
@@ -46,6 +47,7 @@ use std::thread::JoinHandle;
 
 pub use collector::{Collector, DiskStats};
 pub use error::{GivenUp, ServerError};
+pub use flush::FlushError;
 pub use growth_watcher::RescanTrigger;
 pub use manager::{Departure, Manager, Prepared, RemoveError};
 pub use open::{DiskSummary, preview};

@@ -28,7 +28,7 @@ const KEYS: [&str; 21] = [
     "allow-uid",
 ];
 
-const OPTIONS: [&str; 25] = [
+const OPTIONS: [&str; 27] = [
     "--config",
     "--check",
     "--require-durable",
@@ -40,6 +40,8 @@ const OPTIONS: [&str; 25] = [
     "--numa",
     "--metrics",
     "--metrics-listen",
+    "--control",
+    "--allow",
     "--no-symlinks",
     "--exit-on-disconnect",
     "--stop-timeout",

@@ -1,6 +1,7 @@
 //! The table of system calls: which kind of thread may make which, and with which arguments.
 //!
-//! Whatever is not here fails with `EPERM`. No kind can open, connect, execute, trace, mount, or map memory to execute it.
+//! Whatever is not here fails with `EPERM`. No kind can execute, trace, mount, or map memory to execute it; none but that of the
+//! control socket, which is only there where it is asked for, can open or connect.
 
 use libc::{c_int, c_long};
 
@@ -280,6 +281,49 @@ pub(super) const POSTCOPY: &[Call] = &[
     call!(SYS_ioctl, "ioctl", Only::OneOf(1, &OF_PAGES)),
 ];
 
+/// `BLKROGET`, `BLKSSZGET`, `BLKPBSZGET`, `BLKFLSBUF` … of `linux/fs.h`: what a block device says of itself.
+const OF_DEVICES: [u64; 6] = [0x125e, 0x1268, 0x127b, 0x127a, 0x1278, 0x8008_1272];
+
+/// To open disks and sockets, and to make files of them. Landlock says where.
+const OPENS: &[Call] = &[
+    #[cfg(target_arch = "x86_64")]
+    call!(SYS_open, "open"),
+    call!(SYS_openat, "openat"),
+    call!(SYS_openat2, "openat2"),
+    #[cfg(target_arch = "x86_64")]
+    call!(SYS_stat, "stat"),
+    #[cfg(target_arch = "x86_64")]
+    call!(SYS_lstat, "lstat"),
+    #[cfg(target_arch = "x86_64")]
+    call!(SYS_access, "access"),
+    call!(SYS_faccessat, "faccessat"),
+    call!(SYS_faccessat2, "faccessat2"),
+    call!(SYS_statfs, "statfs"),
+    call!(SYS_getdents64, "getdents64"),
+    call!(SYS_getcwd, "getcwd"),
+    call!(SYS_ftruncate, "ftruncate"),
+    call!(SYS_linkat, "linkat"),
+    call!(SYS_renameat2, "renameat2"),
+    call!(SYS_socket, "socket", Only::OneOf(0, &[argument(libc::AF_UNIX)])),
+    call!(SYS_bind, "bind"),
+    call!(SYS_listen, "listen"),
+    // Whether somebody answers on a socket that is to be replaced.
+    call!(SYS_connect, "connect"),
+    #[cfg(target_arch = "x86_64")]
+    call!(SYS_chmod, "chmod"),
+    call!(SYS_fchmod, "fchmod"),
+    call!(SYS_fchmodat, "fchmodat"),
+    call!(SYS_fchownat, "fchownat"),
+    call!(SYS_inotify_add_watch, "inotify_add_watch"),
+    call!(SYS_inotify_rm_watch, "inotify_rm_watch"),
+    call!(SYS_ioctl, "ioctl", Only::OneOf(1, &OF_DEVICES)),
+    call!(SYS_fcntl, "fcntl", Only::OneOf(1, &[argument(libc::F_SETLK), argument(libc::F_GETLK)])),
+    // Which limits there are.
+    call!(SYS_prlimit64, "prlimit64", Only::Bits(2, u64::MAX, 0)),
+    call!(SYS_sysinfo, "sysinfo"),
+    call!(SYS_uname, "uname"),
+];
+
 /// What a kind does itself.
 const fn own(kind: Kind) -> &'static [&'static [Call]] {
     match kind {
@@ -299,6 +343,9 @@ const fn own(kind: Kind) -> &'static [&'static [Call]] {
         Kind::Rescan => &[LIFE, STARTS_THREADS, WAITS, TALKS, ASKS, ENDS, DISK, ATTRIBUTES],
         Kind::Media => &[LIFE, WAITS, ASKS, ENDS, DISK, MACHINE_CHECKS],
         Kind::Metrics => &[LIFE, TALKS, LISTENS, ASKS, ENDS],
+        Kind::Control => {
+            &[LIFE, STARTS_THREADS, WAITS, MAKES_WAITS, TALKS, LISTENS, ASKS, ENDS, DISK, ATTRIBUTES, OPENS]
+        }
         Kind::Prefault => &[LIFE, STARTS_THREADS, WAITS, MAKES_WAITS, TALKS, ASKS, ENDS],
         Kind::ConnectionWatcher => &[LIFE, TALKS, ENDS],
         Kind::AttributeKeeper => &[LIFE, ATTRIBUTES],

@@ -1,0 +1,39 @@
+//! A disk as it is shown.
+
+use serde_json::{Value, json};
+
+use crate::config::json::Object;
+use crate::server::{DiskStats, DiskSummary};
+
+/// A disk, its options, and its state at this moment.
+pub(super) fn shown(summary: &DiskSummary, options: Option<&Object>, stats: Option<&DiskStats>) -> Value {
+    json!({
+        "name": summary.name,
+        "options": options,
+        "state": stats.map(|stats| state(summary, stats)),
+    })
+}
+
+fn state(summary: &DiskSummary, stats: &DiskStats) -> Value {
+    let counters = &stats.counters;
+    let bad_bytes: u64 = stats.bad_blocks.iter().map(|bad| bad.end.saturating_sub(bad.start)).sum();
+    json!({
+        "capacity_bytes": stats.capacity_bytes,
+        "block_bytes": summary.block_bytes,
+        "read_only": stats.read_only,
+        "backing": stats.kind.to_string(),
+        "durability": stats.durability.word(),
+        "front_ends": stats.front_ends,
+        "guest_memory_bytes": stats.guest_memory_bytes,
+        "bad_bytes": bad_bytes,
+        "requests_in_flight": stats.requests_in_flight,
+        "oldest_request_seconds": stats.oldest_request.as_secs_f64(),
+        "reads": counters.reads,
+        "read_bytes": counters.read_bytes,
+        "writes": counters.writes,
+        "written_bytes": counters.written_bytes,
+        "flushes": counters.flushes,
+        "failures": counters.failures,
+        "broken_rings": counters.broken_rings,
+    })
+}

@@ -1,0 +1,306 @@
+//! Does what is asked for.
+//!
+//! What changes one disk may happen beside what changes another: names and sockets are claimed by the server. A reload changes
+//! several, and is alone.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+
+use serde_json::{Value, json};
+
+use super::answer::{Answer, Outcome};
+use super::change::{growth, names, with_remedy};
+use super::disk;
+use super::openapi;
+use super::problem::{Code, Problem};
+use super::reload::{Disks, Reload};
+use super::routes::{Call, Operation};
+use crate::api::metrics;
+use crate::config::json::{self, Object};
+use crate::config::keys::Key;
+use crate::config::options::{Defaults, into_configs};
+use crate::config::size;
+use crate::config::{DiskConfig, SocketSource};
+use crate::server::{Collector, Manager, RemoveError, Resized, Resizer};
+
+/// What the operator is told at the start.
+#[derive(Debug)]
+pub(crate) struct Options {
+    /// What holds for disks that do not say it themselves.
+    pub(crate) defaults: Defaults,
+    /// The options of the disks that are served from the start.
+    pub(crate) configured: Vec<Object>,
+    /// Where disks may be opened from now on; none for anywhere.
+    pub(crate) allowed: Option<Vec<PathBuf>>,
+    /// What reads the configuration again.
+    pub(crate) reload: Reload,
+}
+
+/// Does what is asked for, from any thread.
+#[derive(Debug)]
+pub(crate) struct Operator {
+    manager: Manager,
+    resizer: Resizer,
+    collector: Collector,
+    defaults: Defaults,
+    allowed: Option<Vec<PathBuf>>,
+    reload: Reload,
+    known: Mutex<BTreeMap<String, Known>>,
+    /// Held by each change, and by a reload alone.
+    changing: RwLock<()>,
+}
+
+/// What is known of a disk besides what the server knows.
+#[derive(Debug, Clone)]
+struct Known {
+    options: Object,
+    /// It is one of those that the configuration names: a reload may remove it.
+    is_configured: bool,
+}
+
+impl Operator {
+    pub(crate) fn new(manager: Manager, resizer: Resizer, collector: Collector, options: Options) -> Self {
+        let Options { defaults, configured, allowed, reload } = options;
+        let known = configured.into_iter().filter_map(|options| {
+            let name = options.get(Key::Name.name())?.as_str()?.to_owned();
+            Some((name, Known { options, is_configured: true }))
+        });
+        let known = Mutex::new(known.collect());
+        Self { manager, resizer, collector, defaults, allowed, reload, known, changing: RwLock::default() }
+    }
+
+    /// Does it. It may take as long as media do.
+    pub(super) fn run(&self, call: &Call, body: &[u8]) -> Outcome {
+        let name = call.disk.as_str();
+        match call.route.operation {
+            Operation::Version => Ok(Answer::json(&json!({
+                "program": "vhost-user-pmem",
+                "version": env!("CARGO_PKG_VERSION"),
+                "api": 1,
+            }))),
+            Operation::OpenApi => Ok(Answer::json(&openapi::document())),
+            Operation::Metrics => Ok(Answer::metrics(metrics::text(&self.collector.collect()))),
+            Operation::ListDisks => Ok(Answer::json(&Value::Array(self.shown(|_| true)))),
+            Operation::ShowDisk => self.show(name),
+            Operation::PutDisk => self.put(name, body),
+            Operation::PatchDisk => self.patch(name, body),
+            Operation::RemoveDisk => self.remove(call),
+            Operation::Resize => self.resize(name, body),
+            Operation::Flush => Ok(self.manager.flush(name).map(|()| Answer::done())?),
+            Operation::Disconnect => {
+                let front_ends = self.manager.disconnect(name)?;
+                Ok(Answer::json(&json!({"front_ends": front_ends})))
+            }
+            Operation::Reload => self.reload().map(|done| Answer::json(&done)),
+        }
+    }
+
+    fn shown(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<Value> {
+        let summaries = self.manager.disks().into_iter().filter(|disk| is_wanted(&disk.name));
+        let (summaries, stats) = (summaries.collect::<Vec<_>>(), self.collector.collect());
+        let stats: BTreeMap<&str, _> = stats.iter().map(|stats| (stats.name.as_str(), stats)).collect();
+        let known = self.known();
+        let options = |name: &str| known.get(name).map(|known| &known.options);
+        summaries
+            .iter()
+            .map(|disk| disk::shown(disk, options(&disk.name), stats.get(disk.name.as_str()).copied()))
+            .collect()
+    }
+
+    fn show(&self, name: &str) -> Outcome {
+        let shown = self.shown(|other| other == name).pop();
+        Ok(Answer::json(&shown.ok_or_else(|| Problem::no_such_disk(name))?))
+    }
+
+    fn put(&self, name: &str, body: &[u8]) -> Outcome {
+        let mut object = json::parse(body)?;
+        json::check_paths(&object)?;
+        match object.insert(Key::Name.name().to_owned(), name.into()) {
+            Some(given) if given != name => {
+                let text =
+                    format!("name: {given} is another name than that of the address, {name:?}; leave it out");
+                return Err(Problem::new(Code::BadOptions, text));
+            }
+            _ => {}
+        }
+        let config = self.config(&object)?;
+        let options = json::of(&config);
+        let _turn = self.turn()?;
+        if let Some(known) = self.known().get(name) {
+            let differences = json::differences(&known.options, &options);
+            if differences.is_empty() {
+                drop(_turn);
+            } else {
+                let text = format!(
+                    "disk {name:?}: it is served, and differs in {}; remove it first, or PATCH what can be changed",
+                    names(&differences)
+                );
+                return Err(Problem::new(Code::Exists, text));
+            }
+        } else {
+            return self.add(config, options);
+        }
+        self.show(name)
+    }
+
+    fn add(&self, config: DiskConfig, options: Object) -> Outcome {
+        let name = config.name.clone();
+        let remedy = self.remedy(&config);
+        let added = self.manager.add(config);
+        added.map_err(|error| with_remedy(error.into(), remedy))?;
+        self.known().insert(name.clone(), Known { options, is_configured: false });
+        tracing::info!(disk = name, "added");
+        let location = format!("/v1/disks/{}", encoded(&name));
+        Ok(Answer { location: Some(location), ..self.show(&name)?.with_status(201) })
+    }
+
+    fn patch(&self, name: &str, body: &[u8]) -> Outcome {
+        let patch = json::parse(body)?;
+        let known = self.options(name)?;
+        json::check_paths(&patch)?;
+        let mut object = known.clone();
+        json::merge(&mut object, &patch)?;
+        let options = json::of(&self.config(&object)?);
+        let _turn = self.turn()?;
+        if let Some(to_bytes) = growth(name, &known, &options)? {
+            self.grow(name, to_bytes)?;
+        }
+        self.show(name)
+    }
+
+    fn resize(&self, name: &str, body: &[u8]) -> Outcome {
+        let _turn = self.turn()?;
+        let Resized { from_bytes, to_bytes } = match size_of(body)? {
+            Some(to_bytes) => self.grow(name, to_bytes)?,
+            None => self.resizer.resize(name)?,
+        };
+        Ok(Answer::json(&json!({"from_bytes": from_bytes, "to_bytes": to_bytes})))
+    }
+
+    fn grow(&self, name: &str, to_bytes: u64) -> Result<Resized, Problem> {
+        let resized = self.resizer.grow(name, to_bytes)?;
+        if let Some(known) = self.known().get_mut(name)
+            && let Some(size) = known.options.get_mut(Key::Size.name())
+        {
+            *size = to_bytes.into();
+        }
+        Ok(resized)
+    }
+
+    fn remove(&self, call: &Call) -> Outcome {
+        let name = call.disk.as_str();
+        let _turn = self.turn()?;
+        match self.manager.remove(name, call.departure) {
+            Ok(()) => {
+                self.known().remove(name);
+                Ok(Answer::done())
+            }
+            Err(error @ RemoveError::Lingers(_)) => {
+                self.known().remove(name);
+                Ok(Answer::json(&json!({"detail": error.to_string()})).with_status(202))
+            }
+            Err(error @ RemoveError::Connected { .. }) => {
+                Err(Problem::from(error).with(": ?drain=10s gives them that time, ?force does it at once"))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Reads the configuration again, and applies what has changed as one step.
+    ///
+    /// # Errors
+    /// Nothing has changed then, unless the text says so.
+    pub(crate) fn reload(&self) -> Result<Value, Problem> {
+        let _alone = self.changing.write().unwrap_or_else(PoisonError::into_inner);
+        let wanted = self.reload.wanted()?;
+        let before: BTreeMap<String, (Object, bool)> = self
+            .known()
+            .iter()
+            .map(|(name, it)| (name.clone(), (it.options.clone(), it.is_configured)))
+            .collect();
+        let disks = Disks { manager: &self.manager, resizer: &self.resizer };
+        let remedy = |config: &DiskConfig| self.remedy(config);
+        let done = disks.become_as(wanted, &before, &remedy)?;
+        let mut known = self.known();
+        done.removed.iter().for_each(|name| {
+            known.remove(name);
+        });
+        for (name, options) in done.configured {
+            known.insert(name, Known { options, is_configured: true });
+        }
+        Ok(json!({"added": done.added, "removed": done.removed, "resized": done.resized}))
+    }
+
+    /// A change of a single disk.
+    fn turn(&self) -> Result<RwLockReadGuard<'_, ()>, Problem> {
+        self.changing.try_read().map_err(|_| {
+            Problem::new(Code::Busy, "the configuration is being read again; ask again when that is done")
+        })
+    }
+
+    fn config(&self, object: &Object) -> Result<DiskConfig, Problem> {
+        let configs = into_configs(vec![json::read(object)?], self.defaults.clone());
+        // One for each that is given.
+        let config = configs.into_iter().next();
+        let config = config.ok_or_else(|| Problem::new(Code::Failed, "there is no disk in this"))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn options(&self, name: &str) -> Result<Object, Problem> {
+        let known = self.known();
+        known.get(name).map(|known| known.options.clone()).ok_or_else(|| Problem::no_such_disk(name))
+    }
+
+    /// What else is to be said when a disk may not be opened: the sandbox lets this process open some folders only.
+    fn remedy(&self, config: &DiskConfig) -> Option<String> {
+        let allowed = self.allowed.as_ref()?;
+        let socket = match &config.socket {
+            SocketSource::Path(path) => Some(path),
+            SocketSource::Fd(_) => None,
+        };
+        let is_outside = |path: &PathBuf| !allowed.iter().any(|folder| path.starts_with(folder));
+        let outside = [Some(&config.path), socket].into_iter().flatten().find(|path| is_outside(path))?;
+        Some(format!(
+            "; {} is in no folder of --allow: name its folder there at the start, as the sandbox lets nothing else be opened \
+             afterwards",
+            outside.display()
+        ))
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeMap<String, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The size in the body of a request, if there is one.
+fn size_of(body: &[u8]) -> Result<Option<u64>, Problem> {
+    if body.iter().all(u8::is_ascii_whitespace) {
+        return Ok(None);
+    }
+    let mut object = json::parse(body)?;
+    let wrong = |text: String| Err(Problem::new(Code::BadOptions, text));
+    let size = object.remove(Key::Size.name());
+    if let Some(other) = object.keys().next() {
+        return Err(Problem::new(Code::UnknownKey, format!("unknown key {other:?}; there is only size")));
+    }
+    match size {
+        None => Ok(None),
+        Some(Value::String(text)) => match size::parse(&text) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) => wrong(format!("size={text}: {error}")),
+        },
+        Some(Value::Number(number)) if number.is_u64() => Ok(number.as_u64()),
+        Some(other) => wrong(format!("size: {other} is no value of it; write {}", Key::Size.wanted())),
+    }
+}
+
+/// A name as a part of an address.
+fn encoded(name: &str) -> String {
+    let part = |byte: u8| match byte {
+        byte if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) => char::from(byte).to_string(),
+        byte => format!("%{byte:02X}"),
+    };
+    name.bytes().map(part).collect()
+}

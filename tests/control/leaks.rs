@@ -1,0 +1,46 @@
+//! What the daemon has before and after many disks have come and gone: the same.
+
+use std::time::Duration;
+
+use super::Host;
+use super::common::daemon::Place;
+use super::common::frontend::Session;
+use super::common::frontend::load::Load;
+use super::common::process::Process;
+use super::common::wait_for;
+
+/// What threads leave to the C library: up to 40 MiB of stacks of 2 MiB, each with a guard, and some heaps.
+const MARGIN_MAPPINGS: usize = 48;
+
+/// Descriptors, threads and mappings, once nothing changes any more.
+fn at_rest(process: &Process) -> [usize; 3] {
+    let now = || [process.fds(), process.threads(), process.all_mappings()];
+    wait_for("all comes to rest", || {
+        let before = now();
+        std::thread::sleep(Duration::from_millis(300));
+        (now() == before).then_some(before)
+    })
+}
+
+/// `CONTROL_DISKS` says how many (ci/soak).
+#[test]
+fn nothing_is_left_of_many_disks() {
+    let count = std::env::var("CONTROL_DISKS").map_or(100, |count| count.parse().unwrap());
+    let host = Host::new(Place::Tmpfs);
+    let process = Process(host.daemon.pid());
+    let session = Session::connect(&host.daemon.socket(0));
+    let load = Load::start(session.ring(0, 64), 0);
+    let come_and_go = |count: usize| {
+        (0..count).for_each(|number| assert_eq!(host.add(&format!("d{number}")).status, 201));
+        assert_eq!(host.names().len(), count + 1);
+        (0..count).for_each(|number| assert_eq!(host.remove(&format!("d{number}"), "").status, 204));
+    };
+    come_and_go(count);
+    let before = at_rest(&process);
+    come_and_go(count);
+    let after = at_rest(&process);
+    println!("descriptors, threads, mappings: {before:?} before, {after:?} after {count} disks");
+    load.stop();
+    assert_eq!(before[..2], after[..2]);
+    assert!(after[2] <= before[2] + MARGIN_MAPPINGS, "{before:?} {after:?}");
+}

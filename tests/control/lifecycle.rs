@@ -1,0 +1,99 @@
+//! Disks come, change and go beside another one's load.
+
+use serde_json::json;
+
+use super::common::daemon::Place;
+use super::common::frontend::Session;
+use super::common::frontend::load::Load;
+use super::common::frontend::request::Request;
+use super::common::{pattern, wait_for};
+use super::{DISK_BYTES, Host, assert_works};
+
+#[test]
+fn a_disk_comes_and_goes_while_another_is_used() {
+    for place in Place::ALL {
+        let host = Host::new(place);
+        let neighbour = Session::connect(&host.daemon.socket(0));
+        let load = Load::start(neighbour.ring(0, 64), 0);
+        for round in 0..3 {
+            let added = host.add("comes");
+            assert_eq!(added.status, 201, "{added:?}");
+            assert!(added.head.contains("location: /v1/disks/comes"), "{added:?}");
+            let disk = added.json();
+            assert_eq!((&disk["name"], &disk["options"]["size"]), (&"comes".into(), &DISK_BYTES.into()));
+            assert_eq!(disk["state"]["capacity_bytes"], DISK_BYTES);
+            assert_eq!(host.names(), ["stays", "comes"]);
+            let again = host.add("comes");
+            assert_eq!((again.status, host.names().len()), (200, 2), "the same is no error: {again:?}");
+            let session = Session::connect(&host.socket("comes"));
+            let mut ring = session.ring(0, 64);
+            if round > 0 {
+                assert!(ring.run(&Request::read(8, 4096)).data == pattern(8, 4096), "what was there before");
+            }
+            assert_works(&mut ring, 8);
+            let (code, text) = host.remove("comes", "").problem();
+            assert!(code == "connected" && text.contains("?drain=10s"), "{text}");
+            assert_eq!(host.get("/v1/disks/comes")["state"]["front_ends"], 1);
+            assert_works(&mut ring, 16);
+            drop((ring, session));
+            wait_for("its front-end has left", || (host.remove("comes", "").status == 204).then_some(()));
+            assert!(!host.socket("comes").exists() && host.names() == ["stays"]);
+            load.wait_for_progress();
+        }
+        load.stop();
+        assert_eq!(host.remove("comes", "").problem().0, "no-such-disk");
+        host.daemon.stop();
+    }
+}
+
+/// All that was acknowledged is in the file, and the front-end sees the end of its connection.
+#[test]
+fn front_ends_are_hung_up_on_when_that_is_asked_for() {
+    let host = Host::new(Place::Tmpfs);
+    for query in ["?force", "?drain=10ms"] {
+        assert_eq!(host.add("goes").status, 201);
+        let session = Session::connect(&host.socket("goes"));
+        let mut ring = session.ring(0, 64);
+        assert_works(&mut ring, 8);
+        assert_eq!(host.remove("goes", query).status, 204);
+        assert!(session.config(0, 8).is_err(), "the connection has ended");
+        let bytes = std::fs::read(host.image("goes")).unwrap();
+        assert!(bytes[4096..8192] == pattern(8, 4096));
+    }
+    assert_eq!(host.add("stays2").status, 201);
+    let session = Session::connect(&host.socket("stays2"));
+    let answer = host.ask("POST", "/v1/disks/stays2/disconnect", None);
+    assert_eq!((answer.status, answer.json()), (200, json!({"front_ends": 1})));
+    assert!(session.config(0, 8).is_err(), "the connection has ended");
+    drop(Session::connect(&host.socket("stays2")));
+}
+
+#[test]
+fn a_disk_is_made_larger_and_its_guest_is_told() {
+    for place in Place::ALL {
+        let host = Host::new(place);
+        assert_eq!(host.add("grows").status, 201);
+        let session = Session::connect(&host.socket("grows"));
+        let capacity = || u64::from_le_bytes(session.config(0, 8).unwrap().try_into().unwrap()) * 512;
+        assert_eq!(capacity(), DISK_BYTES);
+        let answer = host.ask("POST", "/v1/disks/grows/resize", Some(&json!({"size": "16M"})));
+        assert_eq!(
+            answer.json(),
+            json!({"from_bytes": DISK_BYTES, "to_bytes": 2 * DISK_BYTES}),
+            "{answer:?}"
+        );
+        assert_eq!(capacity(), 2 * DISK_BYTES);
+        let patch = host.ask("PATCH", "/v1/disks/grows", Some(&json!({"size": 3 * DISK_BYTES})));
+        assert_eq!((patch.status, &patch.json()["options"]["size"]), (200, &(3 * DISK_BYTES).into()));
+        assert_eq!(capacity(), 3 * DISK_BYTES);
+        assert_eq!(std::fs::metadata(host.image("grows")).unwrap().len(), 3 * DISK_BYTES);
+        let refused = host.ask("POST", "/v1/disks/grows/resize", Some(&json!({"size": DISK_BYTES})));
+        assert_eq!(refused.problem().0, "bad-size");
+        let refused = host.ask("PATCH", "/v1/disks/grows", Some(&json!({"size": null})));
+        assert_eq!(refused.problem().0, "not-changeable");
+        // With a size of its own it does not follow its file.
+        let answer = host.ask("POST", "/v1/disks/grows/resize", None);
+        assert_eq!(answer.json(), json!({"from_bytes": 3 * DISK_BYTES, "to_bytes": 3 * DISK_BYTES}));
+        assert_eq!(host.ask("POST", "/v1/disks/grows/flush", None).status, 204);
+    }
+}

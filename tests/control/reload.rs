@@ -1,0 +1,133 @@
+//! The configuration is read again: what has changed is applied as one step.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use super::common::daemon::{Daemon, Place, Setup};
+use super::common::frontend::Session;
+use super::common::frontend::load::Load;
+use super::http::{Answer, ask};
+use super::{DISK_BYTES, assert_works, names, with_control};
+
+/// A daemon with a configuration file.
+struct Host {
+    daemon: Daemon,
+    folder: PathBuf,
+    sockets: PathBuf,
+}
+
+/// A disk in the file.
+type Disk<'a> = (&'a str, u64, &'a str);
+
+fn text(folder: &std::path::Path, sockets: &std::path::Path, server: &str, disks: &[Disk<'_>]) -> String {
+    let mut text = format!("[server]\n{server}\n");
+    for (name, bytes, more) in disks {
+        let (path, socket) = (folder.join(name), sockets.join(name));
+        let disk = format!(
+            "[[disk]]\nname = {name:?}\npath = {path:?}\nsocket = {socket:?}\nsize = {bytes}\n{more}\n"
+        );
+        text.write_str(&disk).unwrap();
+    }
+    text
+}
+
+impl Host {
+    fn start(server: &str, disks: &[Disk<'_>]) -> Self {
+        let setup = Setup::new(Place::Tmpfs).disk("name=line,size=1M");
+        let (folder, sockets) = (setup.folder().to_owned(), setup.socket(0).parent().unwrap().to_owned());
+        let file = folder.join("main.toml");
+        std::fs::write(&file, text(&folder, &sockets, server, disks)).unwrap();
+        let setup = with_control(setup).arg("--config").arg(&file.display().to_string());
+        let host = Self { daemon: setup.start(), folder, sockets };
+        // The socket is answered once all disks are served.
+        assert_eq!(host.names().len(), disks.len() + 1);
+        host
+    }
+
+    fn write(&self, server: &str, disks: &[Disk<'_>]) {
+        std::fs::write(self.folder.join("main.toml"), text(&self.folder, &self.sockets, server, disks))
+            .unwrap();
+    }
+
+    fn control(&self) -> PathBuf {
+        self.sockets.join("control.sock")
+    }
+
+    fn reload(&self) -> Answer {
+        ask(&self.control(), "POST", "/v1/reload", None)
+    }
+
+    fn names(&self) -> Vec<String> {
+        names(&self.control())
+    }
+
+    fn disk(&self, name: &str) -> Value {
+        ask(&self.control(), "GET", &format!("/v1/disks/{name}"), None).json()
+    }
+}
+
+#[test]
+fn what_has_changed_is_applied_as_one_step() {
+    let host = Host::start("workers = 1", &[("a", DISK_BYTES, ""), ("b", DISK_BYTES, "")]);
+    assert_eq!(host.names(), ["line", "a", "b"]);
+    let session = Session::connect(&host.sockets.join("a"));
+    let load = Load::start(session.ring(0, 64), 0);
+    let nothing = host.reload();
+    assert_eq!(nothing.json(), json!({"added": [], "removed": [], "resized": []}), "{nothing:?}");
+    host.write("workers = 1", &[("a", 2 * DISK_BYTES, ""), ("c", DISK_BYTES, "queues = 2")]);
+    let done = host.reload();
+    assert_eq!(done.json(), json!({"added": ["c"], "removed": ["b"], "resized": ["a"]}), "{done:?}");
+    assert_eq!(host.names(), ["line", "a", "c"]);
+    assert_eq!(host.disk("a")["state"]["capacity_bytes"], 2 * DISK_BYTES);
+    assert_works(&mut Session::connect(&host.sockets.join("c")).ring(0, 64), 0);
+    load.wait_for_progress();
+    load.stop();
+    // What came by the socket is not the file's to remove, but the file's to have.
+    let (path, socket) = (host.folder.join("d"), host.sockets.join("d"));
+    let options = json!({"path": path, "socket": socket, "size": DISK_BYTES}).to_string();
+    assert_eq!(ask(&host.control(), "PUT", "/v1/disks/d", Some(&options)).status, 201);
+    assert_eq!(host.reload().json(), json!({"added": [], "removed": [], "resized": []}));
+    assert_eq!(host.names(), ["line", "a", "c", "d"]);
+    host.write("workers = 1", &[("a", 2 * DISK_BYTES, ""), ("d", DISK_BYTES, "")]);
+    assert_eq!(host.reload().json(), json!({"added": [], "removed": ["c"], "resized": []}));
+    host.write("workers = 1", &[("a", 2 * DISK_BYTES, "")]);
+    assert_eq!(host.reload().json(), json!({"added": [], "removed": ["d"], "resized": []}));
+    host.daemon.stop();
+}
+
+#[test]
+fn what_cannot_be_changed_is_named_and_nothing_changes() {
+    let host = Host::start("workers = 1", &[("a", DISK_BYTES, ""), ("b", DISK_BYTES, "")]);
+    let _session = Session::connect(&host.sockets.join("b"));
+    std::fs::write(host.folder.join("short"), [0; 4096]).unwrap();
+    let (a, b, new) = (("a", DISK_BYTES, ""), ("b", DISK_BYTES, ""), ("new", DISK_BYTES, ""));
+    for (server, disks, code, what) in [
+        ("workers = 2", &[a, b, new][..], "bad-options", "[server]: workers cannot be changed"),
+        ("", &[a, b, new], "bad-options", "[server]: workers cannot be changed"),
+        (
+            "workers = 1",
+            &[("a", DISK_BYTES, "queues = 3\nserial = \"x\""), b, new],
+            "not-changeable",
+            "disk \"a\": serial, queues cannot",
+        ),
+        ("workers = 1", &[("a", 4096, ""), b, new], "bad-size", "a disk does not shrink"),
+        ("workers = 1", &[a, new], "connected", "disk \"b\": 1 of its front-ends are connected"),
+        ("workers = 1", &[a, b, new, ("short", DISK_BYTES, "")], "too-small", "short: cannot serve"),
+        ("workers = 1", &[a, b, new, ("x", DISK_BYTES, "siez = 1")], "bad-options", "main.toml:"),
+        ("workers = 1\nmetrics = \"m\"", &[a, b, new], "bad-options", "[server]: metrics cannot be changed"),
+        ("workers = 1\n[", &[a, b, new], "bad-options", "this is not TOML"),
+        ("workers = 1", &[a, b, new, new], "bad-options", "two disks have this name"),
+    ] {
+        host.write(server, disks);
+        let answer = host.reload();
+        let (found, text) = answer.problem();
+        assert!(found == code && text.contains(what), "{what}: {answer:?}");
+        assert_eq!(host.names(), ["line", "a", "b"], "{what}");
+        assert!(!host.folder.join("new").exists() && !host.sockets.join("new").exists(), "{what}");
+        assert_eq!(host.disk("a")["state"]["capacity_bytes"], DISK_BYTES, "{what}");
+    }
+    std::fs::remove_file(host.folder.join("main.toml")).unwrap();
+    assert!(host.reload().problem().1.contains("cannot read the configuration file"));
+}

@@ -1,9 +1,10 @@
-//! Disks on storage that is replicated between machines, by engines that exist. The machines are namespaces ([`node`]),
-//! the engine is the real one.
+//! Disks on storage that is replicated between machines, by engines that exist. The machines are namespaces ([`node`]) or
+//! guests, the engine is the real one.
 
+pub mod drbd;
 pub mod gluster;
 mod node;
-mod recorder;
+pub mod recorder;
 
 use std::time::Duration;
 

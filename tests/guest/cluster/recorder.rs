@@ -55,6 +55,11 @@ impl Records {
         Self { seed, count: 0 }
     }
 
+    /// The first `count` of them have been acknowledged.
+    pub fn of(seed: u64, count: u64) -> Self {
+        Self { seed, count }
+    }
+
     /// Reads the whole disk behind `socket` and insists on the last acknowledged record of each block, or one that was
     /// under way.
     pub fn check(self, socket: &Path) {
@@ -73,6 +78,16 @@ impl Records {
             // Those of a batch whose flush was not answered may be there as well.
             assert!(index < self.count + BATCH, "block {block}: {index} was never sent");
             assert!(found == record(seed, index), "block {block}: record {index} is torn");
+        }
+    }
+
+    /// Goes on behind `socket` for ever, and says after each flush how many are acknowledged.
+    pub fn write_on(mut self, socket: &Path) {
+        let mut driver = Driver::connect(socket, Options::default());
+        let shared = Shared::default();
+        while batch(&mut driver, self.seed, self.count, &shared).is_some() {
+            self.count += BATCH;
+            println!("ACK {}", self.count);
         }
     }
 

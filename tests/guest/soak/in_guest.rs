@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use vm_memory::{MmapRegion, ReadVolatile, VolatileMemory};
 
+use super::super::cluster::recorder::Records;
 use super::super::common::{Random, pattern};
 use super::pmem_power;
 
@@ -45,12 +46,18 @@ pub fn run(arguments: &[String]) {
         ["stored", seed, file, count] => {
             pmem_power::stored(seed.parse().unwrap(), Path::new(file), count.parse().unwrap());
         }
+        ["record", socket, seed, count] => records(seed, count).write_on(Path::new(socket)),
+        ["recorded", socket, seed, count] => records(seed, count).check(Path::new(socket)),
         ["append", file, seed] => append(Path::new(file), seed.parse().unwrap()),
         ["check", file, seed, count] => {
             check(Path::new(file), seed.parse().unwrap(), count.parse().unwrap());
         }
         other => panic!("{other:?} is no operation"),
     }
+}
+
+fn records(seed: &str, count: &str) -> Records {
+    Records::of(seed.parse().unwrap(), count.parse().unwrap())
 }
 
 /// Record `index` of the sequence that belongs to `seed`.

@@ -23,7 +23,7 @@ pub mod table;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::cluster::gluster;
+use super::cluster::{drbd, gluster};
 use super::folder;
 use super::pmem;
 use super::report::Report;
@@ -125,7 +125,7 @@ type Scenario = fn(&Order<'_>) -> Vec<Row>;
 
 /// Runs every scenario that is wanted and counted.
 pub fn run(report: &mut Report, counts: &Counts) -> Table {
-    let scenarios: [(&str, u32, Scenario); 22] = [
+    let scenarios: [(&str, u32, Scenario); 23] = [
         ("soak: daemon ends under fio, split rings", counts.kills, recovery::split),
         ("soak: daemon ends under fio, packed rings", counts.kills, recovery::packed),
         ("soak: migration under fio, one daemon", counts.migrations, migration::one_daemon),
@@ -146,6 +146,7 @@ pub fn run(report: &mut Report, counts: &Counts) -> Table {
         ("soak: other CPUs, firmware", counts.front_ends, other_firmware::boots),
         ("soak: GlusterFS, replicas are killed", counts.brick_kills, gluster::bricks),
         ("soak: GlusterFS, the node that serves is lost", counts.node_losses, gluster::node_losses),
+        ("soak: DRBD, the node that serves is lost", counts.node_losses, drbd::node_losses),
         ("soak: GlusterFS, nodes in turn", 4 * counts.node_migrations, gluster::alternation),
         ("soak: GlusterFS, migration between nodes under fio", counts.node_migrations, gluster::migrations),
     ];

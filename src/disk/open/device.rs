@@ -93,6 +93,9 @@ pub(in crate::disk) enum Unwritable {
     /// `blockdev --setro`, `losetup -r`, a namespace that is not armed.
     #[error("the device is read-only")]
     ReadOnly,
+    /// Of DRBD: another node has it. Nothing can be read either.
+    #[error("this node is secondary for its DRBD resource")]
+    Secondary,
     /// Shingled disks, and zoned flash.
     #[error("the device is zoned: it takes writes in order only")]
     Zoned,
@@ -111,6 +114,7 @@ impl Unwritable {
         let is_read_only = device.number("ro").is_some_and(|ro| ro != 0);
         let is_zoned = disk().find_map(|it| it.text("queue/zoned")).is_some_and(|it| it == "host-managed");
         match (is_read_only, is_zoned) {
+            (true, _) if device.name().starts_with("drbd") => Some(Self::Secondary),
             (true, _) => Some(Self::ReadOnly),
             (_, true) => Some(Self::Zoned),
             _ => None,
@@ -120,10 +124,11 @@ impl Unwritable {
     pub(in crate::disk) fn refusal(self, backing: &BackingPath) -> OpenError {
         let remedy = match self {
             Self::ReadOnly => "make it writable (blockdev --setrw), or use readonly=on",
+            Self::Secondary => "make it primary (drbdadm primary), once no other node is (drbdadm secondary)",
             Self::Zoned => "use a device-mapper device over it that takes any (dm-zoned), or readonly=on",
         };
-        let source = io::Error::other(self);
-        OpenError::Permission { backing: backing.clone(), operation: "write to", remedy, source }
+        let operation = if self == Self::Secondary { "use" } else { "write to" };
+        OpenError::Permission { backing: backing.clone(), operation, remedy, source: io::Error::other(self) }
     }
 }
 
@@ -139,6 +144,8 @@ fn open_node(backing: &BackingPath, media: &Media, options: &OpenOptions) -> Res
     let opened = options.symlinks.open(backing.path(), flags, Mode::empty());
     opened.map(File::from).map_err(|source| match source.raw_os_error() {
         Some(libc::EBUSY) => OpenError::InUse { backing: backing.clone() },
+        // What DRBD says to one who would only read.
+        Some(libc::EMEDIUMTYPE) => Unwritable::Secondary.refusal(backing),
         _ => OpenError::system(backing, "open", PATH_REMEDY, source),
     })
 }
@@ -189,6 +196,10 @@ mod tests {
         assert_eq!([of(0), of(1)], [Some(Unwritable::Zoned); 2]);
         tree.file(&format!("{part}/ro"), "1\n");
         assert_eq!([of(0), of(1)], [Some(Unwritable::Zoned), Some(Unwritable::ReadOnly)]);
+        let drbd = "devices/virtual/block/drbd0";
+        tree.device("block", "147:0", drbd).file(&format!("{drbd}/ro"), "1\n");
+        let secondary = Unwritable::of_device(&tree.sysfs().block(rustix::fs::makedev(147, 0)).unwrap());
+        assert_eq!(secondary, Some(Unwritable::Secondary));
         let refusal =
             Unwritable::Zoned.refusal(&BackingPath::of_path(std::path::Path::new("/dev/sda"))).to_string();
         assert!(refusal.starts_with("/dev/sda: cannot write to it (the device is zoned"), "{refusal}");

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::super::common::Random;
-use super::super::guest::Guest;
+use super::super::guest::{Guest, Reply};
 use super::super::machine::{Kernel, script};
 use super::super::soak::table::Row;
 use super::super::soak::{Order, rig};
@@ -60,6 +60,10 @@ pub fn node_losses(order: &Order<'_>) -> Vec<Row> {
 /// What [`Records::write_on`] says in the guest.
 const SOCKET: &str = "/tmp/disk.sock";
 
+/// What a daemon says where another node has the device.
+const SECONDARY: &str =
+    "/dev/drbd0: cannot use it (this node is secondary for its DRBD resource); make it primary";
+
 fn acknowledged(line: &str) -> u64 {
     let count = line.strip_prefix("ACK ").and_then(|count| count.parse().ok());
     count.unwrap_or_else(|| panic!("the recorder said {line:?}"))
@@ -103,8 +107,14 @@ impl Nodes {
     fn begin(&mut self) {
         self.start(0, "new");
         self.start(1, "new");
-        self.node(0)
-            .shell("/lab/drbd.sh first && /lab/drbd.sh same && /lab/drbd.sh primary && /lab/drbd.sh serve");
+        self.node(0).shell("/lab/drbd.sh first && /lab/drbd.sh same && /lab/drbd.sh primary");
+        // DRBD itself is the lock between nodes.
+        for access in ["off", "on"] {
+            let serve = format!("serve --disk path=/dev/drbd0,socket=/tmp/refused.sock,readonly={access}");
+            let Reply { status, text } = self.node(1).run(&format!("/lab/vhost-user-pmem {serve}"));
+            assert!(status == 10 && text.contains(SECONDARY), "readonly={access}: {status}: {text}");
+        }
+        self.node(0).shell("/lab/drbd.sh serve");
     }
 
     fn node(&mut self, number: usize) -> &mut Guest {

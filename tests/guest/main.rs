@@ -24,6 +24,7 @@ mod image;
 mod interrupt;
 mod lifecycle;
 mod linux;
+mod log_writes;
 mod machine;
 mod machine_check;
 mod pmem;
@@ -50,6 +51,12 @@ fn main() -> ExitCode {
         }
         Some(("clone", rest)) => {
             client::clone(rest);
+            return ExitCode::SUCCESS;
+        }
+        Some(("log-writes", [socket, seed, writes, way, promises])) => {
+            let (seed, writes) = (seed.parse().unwrap(), writes.parse().unwrap());
+            let way = log_writes::Way::parse(way);
+            log_writes::front_end::run(socket.as_ref(), seed, writes, way, promises.as_ref());
             return ExitCode::SUCCESS;
         }
         Some(("soak", rest)) => {
@@ -92,5 +99,6 @@ fn main() -> ExitCode {
     pmem::run(&mut report);
     soak::run(&mut report, &Counts::SHORT);
     machine_check::run(&mut report);
+    log_writes::run(&mut report);
     report.close()
 }

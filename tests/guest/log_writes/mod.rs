@@ -1,0 +1,149 @@
+//! A crash oracle that no one here wrote: the kernel's dm-log-writes below a device and below a file that the daemon serves
+//! in a guest. Whatever a flush has acknowledged is on the device after a loss of power at any moment since, with many
+//! writes under way.
+
+pub mod front_end;
+mod judge;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+
+use super::folder;
+use super::guest::Guest;
+use super::machine::Kernel;
+use super::report::Report;
+use super::soak::in_guest::RECORD_BYTES;
+use judge::{Judgement, judge};
+
+/// Blocks of the disk that are written to; their numbers have less than 16 bits.
+const BLOCKS: u64 = 512;
+
+/// Of the device; of the log, and of what marks promise, which take no space where nothing is written.
+const DEVICE_BYTES: u64 = 64 << 20;
+const LOG_BYTES: u64 = 4 << 30;
+const PROMISES_BYTES: u64 = 64 << 20;
+
+/// Writes of a case; of one whose mistake is there from the beginning.
+const WRITES: u64 = 6000;
+const WRITES_WITHOUT_FLUSHES: u64 = 1000;
+
+/// Of the records.
+const SEED: u64 = 77;
+
+/// How the front-end knows what is durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// By flushes.
+    Flushes,
+    /// It cannot flush: by the completion of each write.
+    WritesThrough,
+    /// Not at all: it takes flushes for answered that it has not sent. The oracle must notice.
+    OmitsFlushes,
+}
+
+impl Way {
+    pub fn parse(word: &str) -> Self {
+        match word {
+            "flushes" => Self::Flushes,
+            "writes-through" => Self::WritesThrough,
+            "omits-flushes" => Self::OmitsFlushes,
+            other => panic!("{other} is no way"),
+        }
+    }
+
+    fn writes(self) -> u64 {
+        if self == Self::OmitsFlushes { WRITES_WITHOUT_FLUSHES } else { WRITES }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Flushes => "flushes",
+            Self::WritesThrough => "writes-through",
+            Self::OmitsFlushes => "omits-flushes",
+        }
+    }
+}
+
+pub fn run(report: &mut Report) {
+    let cases = [
+        ("log-writes: a device", false, Way::Flushes),
+        ("log-writes: a device, no flush can be sent", false, Way::WritesThrough),
+        ("log-writes: a device, flushes left out are noticed", false, Way::OmitsFlushes),
+        ("log-writes: a file on ext4", true, Way::Flushes),
+        ("log-writes: a file on ext4, no flush can be sent", true, Way::WritesThrough),
+        ("log-writes: a file on ext4, flushes left out are noticed", true, Way::OmitsFlushes),
+    ];
+    for (name, is_file, way) in cases {
+        report.check(name, || check(is_file, way));
+    }
+}
+
+fn check(is_file: bool, way: Way) -> String {
+    let folder = folder::on_files();
+    let place = |name: &str| folder.path().join(name);
+    for (name, bytes) in [("device", DEVICE_BYTES), ("log", LOG_BYTES), ("promises", PROMISES_BYTES)] {
+        File::create(place(name)).unwrap().set_len(bytes).unwrap();
+    }
+    let program = place("soak");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let daemon = Path::new(env!("CARGO_BIN_EXE_vhost-user-pmem"));
+    let initramfs = Guest::initramfs(folder.path(), &[daemon, &program]);
+    let disk = |name: &str| {
+        let path = place(name);
+        format!(
+            "-drive file={},format=raw,if=none,id={name} -device virtio-blk-pci,drive={name}",
+            path.display()
+        )
+    };
+    let devices = ["device", "log", "promises"].map(disk).join(" ");
+    let devices = devices.split(' ').map(str::to_owned).collect();
+    let mut guest = Guest::boot_kernel(Kernel::Cloud, &initramfs, folder.path(), devices, "");
+    let sectors = DEVICE_BYTES / 512;
+    guest.shell(&format!(
+        "dmsetup create log --noudevrules --noudevsync --table '0 {sectors} log-writes /dev/vda /dev/vdb' && \
+         mkdir -p /dev/mapper && [ -e /dev/dm-0 ]"
+    ));
+    let blocks =
+        if is_file { make_file(&mut guest) } else { (0..BLOCKS).map(|block| (block * 8, block)).collect() };
+    let path = if is_file { "/mnt/disk.img" } else { "/dev/dm-0" };
+    guest.shell(&format!(
+        "/lab/vhost-user-pmem serve --disk path={path},socket=/tmp/disk.sock,queues=2 >/tmp/daemon 2>&1 & \
+         for try in $(seq 600); do grep -q /tmp/disk.sock /proc/net/unix && exit 0; sleep 0.1; done; cat /tmp/daemon; exit 1"
+    ));
+    let (word, writes) = (way.word(), way.writes());
+    guest.shell(&format!("/lab/soak log-writes /tmp/disk.sock {SEED} {writes} {word} /dev/vdc && sync"));
+    guest.shell("kill $(pidof vhost-user-pmem); while pidof vhost-user-pmem; do sleep 0.1; done; umount /mnt; dmsetup remove log");
+    guest.power_off();
+    let judgement = judge(&place("log"), &place("promises"), &blocks, SEED);
+    assert_judged(&judgement, way)
+}
+
+/// Makes a file whose blocks are written, so that they stay where they are; where that is on the device, by sector.
+fn make_file(guest: &mut Guest) -> BTreeMap<u64, u64> {
+    let bytes = BLOCKS * RECORD_BYTES as u64;
+    guest.shell(&format!(
+        "mkfs.ext4 -q -b 4096 /dev/dm-0 && mount -t ext4 /dev/dm-0 /mnt && \
+         head -c {bytes} /dev/zero >/mnt/disk.img && sync"
+    ));
+    let listed = guest.shell("debugfs -R 'blocks /disk.img' /dev/dm-0 2>/dev/null");
+    let blocks: BTreeMap<u64, u64> = listed
+        .split_whitespace()
+        .zip(0..)
+        .map(|(at, block)| (at.parse::<u64>().unwrap() * 8, block))
+        .collect();
+    assert_eq!(blocks.len() as u64, BLOCKS, "{listed}");
+    blocks
+}
+
+fn assert_judged(judgement: &Judgement, way: Way) -> String {
+    let Judgement { marks, flushes, records, violations } = judgement;
+    let some: Vec<&String> = violations.iter().take(5).collect();
+    assert!(*marks >= way.writes() / 20 && *records >= BLOCKS, "only {marks} marks and {records} records");
+    match way {
+        Way::OmitsFlushes => assert!(!violations.is_empty(), "nothing was noticed at {marks} marks"),
+        _ => assert!(violations.is_empty(), "{} are wrong of {marks} marks: {some:#?}", violations.len()),
+    }
+    let wrong = violations.len();
+    format!("{marks} marks, {flushes} flushes, {records} records, {wrong} violations")
+}

@@ -22,9 +22,10 @@ pub(super) struct ControlArgs {
     control: Option<PathBuf>,
 
     /// A folder with files or sockets of disks that are added at the control socket, or by reading the configuration file
-    /// again; may be repeated
+    /// again, which SIGHUP does then; may be repeated
     ///
-    /// The sandbox lets nothing else be opened once the disks of the start are.
+    /// The sandbox lets nothing else be opened once the disks of the start are. Neither with --control nor with this, SIGHUP
+    /// reads the sizes of disks only.
     #[arg(long, value_name = "DIR")]
     allow: Vec<PathBuf>,
 }
@@ -58,9 +59,14 @@ impl Control {
         self.path().and_then(|path| ControlSocket::preview(path, symlinks).err())
     }
 
+    /// Whether disks may come and go.
+    fn is_wanted(&self) -> bool {
+        self.path().is_some() || (self.config.is_some() && !self.args.allow.is_empty())
+    }
+
     /// What is to stay in reach for disks that come later.
     pub(super) fn reach(&self) -> Reach {
-        if self.path().is_none() {
+        if !self.is_wanted() {
             return Reach::default();
         }
         let system = OF_SYSTEM.iter().map(PathBuf::from).filter(|path| path.exists());
@@ -75,7 +81,7 @@ impl Control {
         }
     }
 
-    /// Has the socket answered. `configured` are the disks of the start, and `is_confined` that only `--allow` can be opened.
+    /// Has the socket answered, and the configuration read again on SIGHUP. `configured` are the disks of the start, and `is_confined` that only `--allow` can be opened.
     pub(super) fn serve(
         self,
         socket: Option<ControlSocket>,
@@ -83,12 +89,13 @@ impl Control {
         configured: Vec<Object>,
         is_confined: bool,
     ) -> Result<Option<Controlling>, ControlError> {
-        let (Some(socket), Some(resizer), Some(reload)) = (socket, server.resizer(), self.reload) else {
+        if !self.is_wanted() {
             return Ok(None);
-        };
+        }
+        let (Some(resizer), Some(reload)) = (server.resizer(), self.reload) else { return Ok(None) };
         let allowed = is_confined.then_some(self.args.allow);
         let options = Options { defaults: self.defaults, configured, allowed, reload };
         let operator = Operator::new(server.manager(), resizer, server.collector(), options);
-        Ok(Some(socket.serve(Arc::new(operator))?))
+        Ok(Some(Controlling::start(socket, Arc::new(operator))?))
     }
 }

@@ -1,5 +1,6 @@
 //! A server's life in the foreground: catch signals, start, announce, wait.
 
+use crate::api::control::Controlling;
 use crate::api::{Endpoint, EndpointError, Serving};
 use crate::cli::activation;
 use crate::cli::confine::{Confined, Confinement};
@@ -58,7 +59,8 @@ pub(super) fn run<T>(
     let metrics = serve_metrics(endpoints, &server)?;
     let is_confined = confined.as_ref().is_some_and(Confined::keeps_files_out_of_reach);
     let control = control.serve(control_socket, &server, configured, is_confined)?;
-    let forwarder = signals.forward_to(server.stopper(), server.rescan_trigger());
+    let reloads = control.as_ref().map(Controlling::reloads);
+    let forwarder = signals.forward_to(server.stopper(), server.rescan_trigger(), reloads);
     activation::notify_ready(manager.as_ref(), stored);
     let disks = server.disks();
     let _pending = announce(&disks);

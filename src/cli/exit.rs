@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use crate::api::EndpointError;
 use crate::api::control::ControlError;
 use crate::cli::activation::ActivationError;
+use crate::cli::ctl_client::CtlError;
 use crate::cli::inherited::InheritedError;
 use crate::cli::limits::TooFewFiles;
 use crate::config::ConfigError;
@@ -138,6 +139,8 @@ pub(super) enum Failure {
     #[error(transparent)]
     Control(#[from] ControlError),
     #[error(transparent)]
+    Ctl(#[from] CtlError),
+    #[error(transparent)]
     Describe(#[from] OpenError),
     #[cfg(feature = "bench")]
     #[error(transparent)]
@@ -176,6 +179,7 @@ impl Failure {
             Self::Server(error) => of_server(error),
             Self::Metrics(error) => of_metrics(error),
             Self::Control(error) => of_control(error),
+            Self::Ctl(error) => of_ctl(error),
             Self::Describe(error) => of_open(error),
             Self::Backend(failure) => failure.exit(),
             #[cfg(feature = "bench")]
@@ -245,6 +249,34 @@ fn of_control(error: &ControlError) -> Exit {
         ControlError::InUse(_) => Exit::SocketInUse,
         ControlError::Socket { source, .. } => of_socket(source),
         ControlError::Thread(_) => Exit::Other,
+    }
+}
+
+fn of_ctl(error: &CtlError) -> Exit {
+    match error {
+        CtlError::NoSocket => Exit::Usage,
+        CtlError::Unreachable { source, .. } => of_socket(source),
+        CtlError::Stranger { .. } => Exit::Socket,
+        CtlError::Problem { code, .. } => of_code(code),
+        CtlError::OtherVersion { .. } => Exit::Other,
+    }
+}
+
+/// As of a start that fails for the same reason.
+fn of_code(code: &str) -> Exit {
+    match code {
+        "missing" => Exit::Missing,
+        "not-regular" => Exit::NotRegular,
+        "bad-size" => Exit::BadSize,
+        "too-small" => Exit::TooSmall,
+        "no-space" => Exit::NoSpace,
+        "socket-in-use" => Exit::SocketInUse,
+        "locked" => Exit::Locked,
+        "permission" | "not-allowed" => Exit::Permission,
+        "unknown-key" => Exit::UnknownKey,
+        "not-durable" => Exit::NotDurable,
+        "bad-options" | "bad-query" | "bad-request" | "not-json" => Exit::Usage,
+        _ => Exit::Other,
     }
 }
 

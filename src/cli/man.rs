@@ -23,11 +23,12 @@ const SIGNALS: [(&str, &str); 3] = [
     (
         "SIGHUP",
         "Reads the sizes of files and devices again: disks without size= grow with them, and guests are told. Reads Linux's \
-         lists of bad media again, too.",
+         lists of bad media again, too; and with --control or --allow the configuration file: disks are added, made larger and \
+         removed, or the log says why nothing has changed.",
     ),
 ];
 
-const ENVIRONMENT: [(&str, &str); 6] = [
+const ENVIRONMENT: [(&str, &str); 7] = [
     ("VHOST_USER_PMEM_LOG", "What to log when there is no --log."),
     (
         "VHOST_USER_PMEM_COPY",
@@ -39,6 +40,7 @@ const ENVIRONMENT: [(&str, &str); 6] = [
     ),
     ("NOTIFY_SOCKET", "Where to tell the service manager that every socket listens (READY=1)."),
     ("FDSTORE", "If it is set and not 0, the service manager is given the sockets to keep for the next run."),
+    ("VHOST_USER_PMEM_CONTROL", "The control socket for ctl when there is no --socket."),
     ("NO_COLOR", "If it is set and not empty, the log on a terminal has no colours."),
 ];
 
@@ -82,7 +84,7 @@ pub(super) struct ManArgs {
 
 fn command_with_page(name: &str) -> Result<String, String> {
     match name {
-        "serve" | "info" => Ok(name.to_owned()),
+        "serve" | "info" | "ctl" => Ok(name.to_owned()),
         "bench" if cfg!(feature = "bench") => Ok(name.to_owned()),
         _ => Err("there is no such command".to_owned()),
     }
@@ -113,6 +115,7 @@ fn page_of(command: &Command, out: &mut impl Write) -> std::io::Result<()> {
     about(&mut roff, command);
     roff.control("SH", ["OPTIONS"]);
     options(&mut roff, command.get_arguments().filter(|arg| arg.get_help_heading().is_none()));
+    tasks(&mut roff, command);
     keys(&mut roff, command);
     under_headings(&mut roff, command);
     exit_status(&mut roff);
@@ -162,7 +165,17 @@ fn commands_options(roff: &mut Roff, command: &Command) {
     roff.control("SH", [format!("{} {}", NAME, command.get_name()).as_str()]);
     about(roff, command);
     options(roff, command.get_arguments().filter(|arg| arg.get_help_heading().is_none()));
+    tasks(roff, command);
     keys(roff, command);
+}
+
+/// What stands behind the name of a command.
+fn tasks(roff: &mut Roff, command: &Command) {
+    for task in command.get_subcommands().filter(|task| !task.is_hide_set()) {
+        roff.control("SS", [format!("{} {}", command.get_name(), task.get_name()).as_str()]);
+        about(roff, task);
+        options(roff, task.get_arguments().filter(|arg| !arg.is_global_set()));
+    }
 }
 
 fn keys(roff: &mut Roff, command: &Command) {

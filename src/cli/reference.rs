@@ -47,9 +47,17 @@ pub(super) fn print() -> Result<(), Failure> {
 }
 
 fn keys() -> Table {
-    let row =
-        |key: Key| vec![format!("`{}={}`", key.name(), key.form()), key.meaning(), key.default().to_owned()];
-    Table { name: "keys", columns: &["key", "meaning", "default"], rows: Key::all().map(row).collect() }
+    let row = |key: Key| {
+        let changes = if key.is_changeable() { "yes" } else { "" };
+        vec![
+            format!("`{}={}`", key.name(), key.form()),
+            key.meaning(),
+            key.default().to_owned(),
+            changes.to_owned(),
+        ]
+    };
+    let columns = &["key", "meaning", "default", "changeable at run time"];
+    Table { name: "keys", columns, rows: Key::all().map(row).collect() }
 }
 
 fn exit_codes() -> Table {

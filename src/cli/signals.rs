@@ -1,5 +1,5 @@
 //! SIGTERM and SIGINT stop the server; a second SIGINT does not wait for it. SIGHUP has it read the sizes of
-//! its disks.
+//! its disks, and its configuration where disks may come and go.
 
 use std::ffi::c_int;
 use std::io;
@@ -12,6 +12,7 @@ use signal_hook::flag;
 use signal_hook::iterator::{Handle, Signals};
 use vmm_sys_util::signal::unblock_signal;
 
+use crate::api::control::Reloads;
 use crate::limits::thread;
 use crate::sandbox::ThreadKind;
 use crate::server::{RescanTrigger, Stopper};
@@ -61,12 +62,21 @@ impl CaughtSignals {
         mut self,
         stopper: Stopper,
         rescan: Option<RescanTrigger>,
+        reloads: Option<Reloads>,
     ) -> io::Result<Forwarder> {
         let handle = self.signals.handle();
         let thread = thread::spawn(ThreadKind::Signals, "signals", move || {
             for signal in self.signals.forever() {
                 if signal == SIGHUP {
-                    tracing::info!("reading the sizes of the disks again on SIGHUP");
+                    match &reloads {
+                        Some(reloads) => {
+                            tracing::info!(
+                                "reading the configuration, and the sizes of the disks, again on SIGHUP"
+                            );
+                            reloads.ask();
+                        }
+                        None => tracing::info!("reading the sizes of the disks again on SIGHUP"),
+                    }
                     rescan.iter().for_each(RescanTrigger::trigger);
                     continue;
                 }

@@ -28,12 +28,28 @@ pub(crate) enum DiskTextCause {
 /// # Errors
 /// [`DiskTextError`].
 pub(crate) fn parse(text: &OsStr) -> Result<DiskOptions, DiskTextError> {
+    let error = |cause: OptionError| DiskTextError {
+        option: text.to_string_lossy().into_owned(),
+        cause: cause.into(),
+    };
+    DiskOptions::read(values(text)?).map_err(error)
+}
+
+/// Its keys with their values, which are not looked at.
+///
+/// # Errors
+/// [`DiskTextError`].
+pub(crate) fn items(text: &OsStr) -> Result<Vec<(Key, OsString)>, DiskTextError> {
+    Ok(values(text)?.into_items())
+}
+
+fn values(text: &OsStr) -> Result<Values, DiskTextError> {
     let error = |cause| DiskTextError { option: text.to_string_lossy().into_owned(), cause };
     let mut values = Values::default();
     for item in split_at_commas(text.as_bytes()) {
         add(&mut values, &item).map_err(error)?;
     }
-    DiskOptions::read(values).map_err(|cause| error(cause.into()))
+    Ok(values)
 }
 
 fn add(values: &mut Values, item: &[u8]) -> Result<(), DiskTextCause> {

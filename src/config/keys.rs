@@ -299,8 +299,11 @@ impl Key {
     /// Both, for texts without marks.
     pub(crate) fn sentence(self) -> String {
         let (meaning, default) = (self.meaning(), self.default());
-        let default =
-            if default == REQUIRED { format!("({REQUIRED})") } else { format!("[default: {default}]") };
+        let changes = if self.is_changeable() { "; can be changed while it is served" } else { "" };
+        let default = match default == REQUIRED {
+            true => format!("({REQUIRED}{changes})"),
+            false => format!("[default: {default}{changes}]"),
+        };
         format!("{meaning} {default}").replace('`', "")
     }
 

@@ -209,6 +209,10 @@ impl Values {
         Ok(())
     }
 
+    pub(crate) fn into_items(self) -> Vec<(Key, OsString)> {
+        self.0
+    }
+
     fn get(&mut self, key: Key) -> Option<OsString> {
         let place = self.0.iter().position(|(present, _)| *present == key)?;
         Some(self.0.swap_remove(place).1)

@@ -95,8 +95,9 @@ fn exit_codes(help: &str) -> Vec<(u8, String)> {
 fn every_help_shows_every_exit_code_and_fits_100_columns() {
     let codes = exit_codes(&stdout(&run(["--help"])));
     assert_eq!(codes.iter().map(|(code, _)| *code).collect::<Vec<_>>(), (0..=15).collect::<Vec<_>>());
-    let commands =
-        ["serve", "info", "bench"].into_iter().filter(|name| *name != "bench" || cfg!(feature = "bench"));
+    let commands = ["serve", "info", "ctl", "bench"]
+        .into_iter()
+        .filter(|name| *name != "bench" || cfg!(feature = "bench"));
     for args in commands.map(|name| [name, "--help"]) {
         let output = run(args);
         assert_eq!(output.status.code(), Some(0));
@@ -167,7 +168,7 @@ fn the_manual_page_is_complete() {
 
 #[test]
 fn each_command_has_a_page() {
-    let commands = ["serve", "info", "bench"];
+    let commands = ["serve", "info", "ctl", "bench"];
     for name in commands.into_iter().filter(|name| *name != "bench" || cfg!(feature = "bench")) {
         let page = stdout(&run(["man", name])).replace("\\-", "-");
         let help = stdout(&run([name, "--help"]));
@@ -181,7 +182,7 @@ fn each_command_has_a_page() {
             assert!(page.contains(&format!("\\fB--{option}\\fR")), "{name}: no --{option} in {page}");
             count += 1;
         }
-        assert!(count > 4 || name == "info", "{help}");
+        assert!(count > 4 || ["info", "ctl"].contains(&name), "{help}");
         assert_eq!(KEYS.iter().all(|key| page.contains(&format!("\\fB{key}\\fR="))), name == "serve");
         assert_eq!(page.matches("EXIT STATUS").count(), 1, "{page}");
         assert!(!page.contains('`'), "marks of code are not for readers of the page");
@@ -193,7 +194,7 @@ fn each_command_has_a_page() {
 fn shells_complete_commands_and_options() {
     for shell in ["bash", "zsh", "fish"] {
         let script = stdout(&run(["completions", shell]));
-        for word in ["serve", "info", "metrics-listen", "blk-file", "sandbox"] {
+        for word in ["serve", "info", "metrics-listen", "blk-file", "sandbox", "ctl", "disconnect", "drain"] {
             assert!(script.contains(word), "{shell}: no {word}");
         }
         assert!(!script.contains("reference"), "{shell}: a hidden command is offered");
@@ -201,9 +202,11 @@ fn shells_complete_commands_and_options() {
     assert_eq!(run(["completions", "nonsense"]).status.code(), Some(2));
     // What a person gets who presses the tabulator.
     let script = stdout(&run(["completions", "bash"]));
-    for (words, expected) in
-        [("vhost-user-pmem s", "serve"), ("vhost-user-pmem serve --metrics-l", "--metrics-listen")]
-    {
+    for (words, expected) in [
+        ("vhost-user-pmem s", "serve"),
+        ("vhost-user-pmem serve --metrics-l", "--metrics-listen"),
+        ("vhost-user-pmem ctl rem", "remove"),
+    ] {
         let ask = format!(
             "{script}\nCOMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))\n\
              $(complete -p vhost-user-pmem | sed 's/.* -F \\([^ ]*\\).*/\\1/') vhost-user-pmem \"${{COMP_WORDS[COMP_CWORD]}}\" \"${{COMP_WORDS[COMP_CWORD-1]}}\"\n\

@@ -10,6 +10,7 @@
 mod common;
 
 mod bad;
+mod ctl;
 mod http;
 mod killed;
 mod leaks;

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::common::daemon::{Daemon, Place, Setup};
 use super::common::frontend::Session;
 use super::common::frontend::load::Load;
+use super::common::wait_for;
 use super::http::{Answer, ask};
 use super::{DISK_BYTES, assert_works, names, with_control};
 
@@ -59,6 +60,13 @@ impl Host {
         ask(&self.control(), "POST", "/v1/reload", None)
     }
 
+    /// The same by a signal: the log says what has come of it.
+    fn hang_up(&self, what: &str) {
+        let before = self.daemon.log().matches(what).count();
+        self.daemon.signal(libc::SIGHUP);
+        wait_for(what, || (self.daemon.log().matches(what).count() > before).then_some(()));
+    }
+
     fn names(&self) -> Vec<String> {
         names(&self.control())
     }
@@ -94,6 +102,36 @@ fn what_has_changed_is_applied_as_one_step() {
     assert_eq!(host.reload().json(), json!({"added": [], "removed": ["c"], "resized": []}));
     host.write("workers = 1", &[("a", 2 * DISK_BYTES, "")]);
     assert_eq!(host.reload().json(), json!({"added": [], "removed": ["d"], "resized": []}));
+    host.daemon.stop();
+}
+
+/// A signal does the same, with a control socket and without one.
+#[test]
+fn sighup_reads_the_configuration_again() {
+    let host = Host::start("workers = 1", &[("a", DISK_BYTES, "")]);
+    host.write("workers = 1", &[("a", 2 * DISK_BYTES, ""), ("b", DISK_BYTES, "")]);
+    host.hang_up(r#"{"added":["b"],"removed":[],"resized":["a"]}"#);
+    assert_eq!(host.names(), ["line", "a", "b"]);
+    host.write("workers = 2", &[]);
+    host.hang_up("nothing has changed: [server]: workers cannot be changed");
+    assert_eq!(host.names(), ["line", "a", "b"]);
+    host.daemon.stop();
+
+    let setup = Setup::new(Place::Tmpfs).disk("name=line,size=1M");
+    let (folder, sockets) = (setup.folder().to_owned(), setup.socket(0).parent().unwrap().to_owned());
+    let file = folder.join("main.toml");
+    std::fs::write(&file, text(&folder, &sockets, "", &[])).unwrap();
+    let setup = setup.arg("--config").arg(&file.display().to_string());
+    let allow = format!("--allow={}", folder.display());
+    let host = Host {
+        daemon: setup.arg(&allow).arg(&format!("--allow={}", sockets.display())).start(),
+        folder,
+        sockets,
+    };
+    host.daemon.wait_for_log("ready for front-ends");
+    host.write("", &[("a", DISK_BYTES, "")]);
+    host.hang_up(r#"{"added":["a"],"removed":[],"resized":[]}"#);
+    assert_works(&mut Session::connect(&host.sockets.join("a")).ring(0, 64), 0);
     host.daemon.stop();
 }
 

@@ -49,6 +49,22 @@ impl Shared {
         Self { operator, under_way: Arc::default(), begun: AtomicUsize::new(0), owner }
     }
 
+    /// Reads the configuration again on a thread of its own; the log says what comes of it.
+    pub(super) fn reload(&self) {
+        let operator = self.operator.clone();
+        let spawned =
+            thread::spawn(ThreadKind::Control, self.thread_name(), move || match operator.reload() {
+                Ok(done) => tracing::info!(%done, "the configuration was read again"),
+                Err(problem) => tracing::error!(
+                    "the configuration was read again, and nothing has changed: {}",
+                    problem.detail
+                ),
+            });
+        if let Err(error) = spawned {
+            tracing::error!(%error, "no thread to read the configuration again; check the limits (ulimit -u, -v)");
+        }
+    }
+
     fn thread_name(&self) -> String {
         format!("{}-{}", ThreadKind::Control, self.begun.fetch_add(1, Ordering::Relaxed) % 1000)
     }

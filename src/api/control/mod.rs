@@ -32,4 +32,4 @@ mod socket;
 
 pub(crate) use operator::{Operator, Options};
 pub(crate) use reload::{Reload, Wanted};
-pub(crate) use socket::{ControlError, ControlSocket, Controlling};
+pub(crate) use socket::{ControlError, ControlSocket, Controlling, Reloads};

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::thread::JoinHandle;
 
-use tokio::net::UnixListener;
+use tokio::net::unix::SocketAddr;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::{self, Runtime};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use super::client::{self, Progress, Shared};
@@ -52,6 +53,7 @@ pub(crate) struct ControlSocket(Listener);
 #[derive(Debug)]
 pub(crate) struct Controlling {
     stop: Option<oneshot::Sender<()>>,
+    reloads: Reloads,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -71,18 +73,69 @@ impl ControlSocket {
     pub(crate) fn preview(path: &Path, symlinks: Symlinks) -> Result<(), ControlError> {
         Ok(Listener::preview(path, &SocketAccess { symlinks, ..SocketAccess::default() })?)
     }
+}
 
-    /// Has `operator` do what is asked for there.
+impl Controlling {
+    /// Has `operator` do what is asked for at the socket, if there is one, and by [`Reloads`].
     ///
     /// # Errors
     /// [`ControlError::Thread`].
-    pub(crate) fn serve(self, operator: Arc<Operator>) -> Result<Controlling, ControlError> {
+    pub(crate) fn start(
+        socket: Option<ControlSocket>,
+        operator: Arc<Operator>,
+    ) -> Result<Self, ControlError> {
         let runtime = runtime::Builder::new_current_thread().enable_io().enable_time().build();
         let runtime = runtime.map_err(ControlError::Thread)?;
         let (stop, stopped) = oneshot::channel();
-        let run = move || answer(&runtime, &self.0, &Arc::new(Shared::new(operator)), stopped);
+        let (sender, asked) = mpsc::channel(1);
+        let until = Until { stopped, asked };
+        let run = move || answer(&runtime, socket.as_ref(), &Arc::new(Shared::new(operator)), until);
         let thread = thread::spawn(ThreadKind::Control, "control", run).map_err(ControlError::Thread)?;
-        Ok(Controlling { stop: Some(stop), thread: Some(thread) })
+        Ok(Self { stop: Some(stop), reloads: Reloads(sender), thread: Some(thread) })
+    }
+
+    /// What asks for the configuration to be read again.
+    pub(crate) fn reloads(&self) -> Reloads {
+        self.reloads.clone()
+    }
+}
+
+/// Asks for the configuration to be read again, from any thread and without waiting; the log says what comes of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Reloads(mpsc::Sender<()>);
+
+impl Reloads {
+    pub(crate) fn ask(&self) {
+        // One that is asked for already, and has not begun, is this one as well.
+        let _ = self.0.try_send(());
+    }
+}
+
+/// What the thread hears of besides connections.
+struct Until {
+    stopped: oneshot::Receiver<()>,
+    asked: mpsc::Receiver<()>,
+}
+
+/// What has happened.
+enum Event {
+    Stopped,
+    Reload,
+    Connection(io::Result<(UnixStream, SocketAddr)>),
+}
+
+impl Until {
+    async fn next(&mut self, socket: Option<&UnixListener>) -> Event {
+        poll_fn(|context| {
+            if Pin::new(&mut self.stopped).poll(context).is_ready() {
+                return Poll::Ready(Event::Stopped);
+            }
+            if self.asked.poll_recv(context).is_ready() {
+                return Poll::Ready(Event::Reload);
+            }
+            socket.map_or(Poll::Pending, |socket| socket.poll_accept(context).map(Event::Connection))
+        })
+        .await
     }
 }
 
@@ -96,10 +149,13 @@ impl Drop for Controlling {
     }
 }
 
-fn answer(runtime: &Runtime, listener: &Listener, shared: &Arc<Shared>, stopped: oneshot::Receiver<()>) {
+fn answer(runtime: &Runtime, socket: Option<&ControlSocket>, shared: &Arc<Shared>, until: Until) {
     let served = runtime.block_on(async {
-        let socket = listener.as_fd().try_clone_to_owned()?;
-        accept(&UnixListener::from_std(socket.into())?, shared, stopped).await;
+        let listener = socket.map(|ControlSocket(socket)| {
+            let socket = socket.as_fd().try_clone_to_owned()?;
+            UnixListener::from_std(socket.into())
+        });
+        accept(listener.transpose()?.as_ref(), shared, until).await;
         io::Result::Ok(())
     });
     if let Err(error) = served {
@@ -114,15 +170,18 @@ struct Connection {
 }
 
 /// Lets in who connects, until it is stopped.
-async fn accept(socket: &UnixListener, shared: &Arc<Shared>, mut stopped: oneshot::Receiver<()>) {
+async fn accept(socket: Option<&UnixListener>, shared: &Arc<Shared>, mut until: Until) {
     let log_limit = LogLimit::default();
     let mut connections: Vec<Connection> = Vec::new();
     loop {
-        let next = poll_fn(|context| match Pin::new(&mut stopped).poll(context) {
-            Poll::Ready(_) => Poll::Ready(None),
-            Poll::Pending => socket.poll_accept(context).map(Some),
-        });
-        let Some(accepted) = next.await else { return };
+        let accepted = match until.next(socket).await {
+            Event::Stopped => return,
+            Event::Reload => {
+                shared.reload();
+                continue;
+            }
+            Event::Connection(accepted) => accepted,
+        };
         match accepted {
             Ok((stream, _)) => {
                 connections.retain(|connection| !connection.task.is_finished());

@@ -1,0 +1,121 @@
+//! `vhost-user-pmem ctl` against the running daemon.
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use super::Host;
+use super::common::daemon::Place;
+use super::common::frontend::Session;
+
+fn ctl(socket: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-user-pmem"));
+    command.arg("ctl").args(args).env("VHOST_USER_PMEM_CONTROL", socket).output().unwrap()
+}
+
+/// Standard output of what succeeds.
+fn done(socket: &Path, args: &[&str]) -> String {
+    let output = ctl(socket, args);
+    assert!(output.status.success() && output.stderr.is_empty(), "{args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The exit code and standard error of what fails.
+fn failed(socket: &Path, args: &[&str]) -> (i32, String) {
+    let output = ctl(socket, args);
+    assert!(output.stdout.is_empty(), "{args:?}: {output:?}");
+    (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn people_and_scripts_are_served() {
+    let host = Host::new(Place::Tmpfs);
+    let socket = host.control();
+    let disk =
+        format!("path={},socket={},size=8M", host.image("new.img").display(), host.socket("new").display());
+    let added = done(&socket, &["add", &disk]);
+    assert!(added.contains("name                    new\n") && added.contains("capacity_bytes"), "{added}");
+    done(&socket, &["add", &disk]);
+    let list = done(&socket, &["list"]);
+    let lines: Vec<_> = list.lines().collect();
+    assert!(
+        lines.len() == 3 && lines[0].starts_with("NAME   SIZE   ACCESS      DURABILITY  FRONT-ENDS  SOCKET"),
+        "{list}"
+    );
+    assert!(lines[2].starts_with("new    8 MiB  read-write  volatile    0           /"), "{list}");
+    let json: Value = serde_json::from_str(&done(&socket, &["list", "--json"])).unwrap();
+    assert_eq!(json[1]["name"], "new");
+    assert_eq!(done(&socket, &["resize", "new", "16M"]), "from 8 MiB to 16 MiB\n");
+    assert_eq!(done(&socket, &["flush", "new"]), "");
+    let session = Session::connect(&host.socket("new"));
+    let (code, text) = failed(&socket, &["remove", "new"]);
+    assert!(code == 1 && text.contains("1 of its front-ends are connected"), "{code} {text}");
+    assert!(done(&socket, &["disconnect", "new"]).contains("front_ends              1"));
+    drop(session);
+    assert_eq!(done(&socket, &["remove", "new", "--drain=10ms"]), "");
+    assert!(done(&socket, &["reload"]).contains("removed                 -"));
+    assert!(done(&socket, &["show", "stays"]).contains("durability              volatile"));
+}
+
+/// The exit code is that of a start which fails for the same reason.
+#[test]
+fn what_fails_has_the_exit_code_of_a_start() {
+    let host = Host::new(Place::Tmpfs);
+    let socket = host.control();
+    let disk = |more: &str| format!("socket={},{more}", host.socket("new").display());
+    let path = |name: &str| format!("path={}", host.image(name).display());
+    let stays = format!("path={}", host.daemon.image(0).display());
+    for (disk, code, what) in [
+        (disk(&path("missing")), 3, "missing"),
+        (disk(&format!("{},size=513", path("odd"))), 5, "cannot serve it"),
+        (disk(&stays), 9, "already uses it"),
+        (disk(&format!("{},siez=1", path("odd"))), 11, "did you mean \"size\"?"),
+        (disk(&format!("{},queues=0", path("odd"))), 2, "a whole number from 1 to 256"),
+        (disk(&format!("{},size=1M,require-durable", path("odd"))), 13, "cannot promise durability"),
+    ] {
+        let (found, text) = failed(&socket, &["add", &disk]);
+        assert!(found == code && text.contains(what), "{disk}: {found} {text}");
+    }
+    assert_eq!(failed(&socket, &["show", "none"]).0, 1);
+    assert_eq!(failed(&socket, &["remove", "stays", "--drain=soon"]).0, 2);
+    assert_eq!(failed(&socket, &["resize", "stays", "1M"]).0, 5);
+    let (code, text) = failed(&host.socket("nothing"), &["list"]);
+    assert!(code == 12 && text.contains("cannot reach the server"), "{text}");
+    let (code, text) = failed(Path::new(""), &["list"]);
+    assert!(code == 12 || code == 2, "{text}");
+}
+
+/// A server of another version is understood as far as it goes, and what it does not know is said to be its version's.
+#[test]
+fn other_servers_are_understood_or_said_to_be_others() {
+    let folder = super::common::folder::for_sockets();
+    let socket = folder.path().join("other");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let answers = [
+        "HTTP/1.1 200 OK\r\nServer: vhost-user-pmem/9.9.9\r\nContent-Length: 2\r\n\r\n[]",
+        "HTTP/1.1 404 Not Found\r\nServer: vhost-user-pmem/9.9.9\r\n\r\n{\"code\": \"no-such-path\", \"detail\": \"nothing there\"}",
+        "HTTP/1.1 200 OK\r\nServer: other/1\r\n\r\n[]",
+        "SSH-2.0-x\r\n",
+    ];
+    let server = std::thread::spawn(move || {
+        for answer in answers {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 1000]).unwrap();
+            stream.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    assert!(done(&socket, &["list"]).starts_with("NAME"));
+    let (code, text) = failed(&socket, &["list"]);
+    assert!(
+        code == 1 && text.contains("the server is version 9.9.9, and this program is 0.1.0: nothing there"),
+        "{text}"
+    );
+    for _ in 0..2 {
+        let (code, text) = failed(&socket, &["list"]);
+        assert!(code == 12 && text.contains("this is no control socket of vhost-user-pmem"), "{text}");
+    }
+    server.join().unwrap();
+}

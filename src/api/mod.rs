@@ -14,5 +14,7 @@ mod http;
 pub(crate) mod metrics;
 mod readers;
 
+#[doc(hidden)]
+pub use control::understood;
 pub use endpoint::{Endpoint, EndpointError, Serving};
 pub use metrics::text;

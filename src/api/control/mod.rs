@@ -15,6 +15,7 @@
 //! | `openapi` | the same table for programs (OpenAPI) |
 //! | `operator` | does what is asked for; `reload` applies a configuration as one step; `change`: what can change |
 //! | `disk` | a disk as it is shown |
+//! | `understood` | what a request is understood as, for the fuzzer |
 //! | `answer`, `problem` | what is answered |
 //! | `client` | one connection: who it is, its one request, its answer |
 //! | `socket` | the socket and its thread |
@@ -29,7 +30,9 @@ mod problem;
 mod reload;
 mod routes;
 mod socket;
+mod understood;
 
 pub(crate) use operator::{Operator, Options};
 pub(crate) use reload::{Reload, Wanted};
 pub(crate) use socket::{ControlError, ControlSocket, Controlling, Reloads};
+pub use understood::understood;

@@ -114,17 +114,7 @@ impl Operator {
     }
 
     fn put(&self, name: &str, body: &[u8]) -> Outcome {
-        let mut object = json::parse(body)?;
-        json::check_paths(&object)?;
-        match object.insert(Key::Name.name().to_owned(), name.into()) {
-            Some(given) if given != name => {
-                let text =
-                    format!("name: {given} is another name than that of the address, {name:?}; leave it out");
-                return Err(Problem::new(Code::BadOptions, text));
-            }
-            _ => {}
-        }
-        let config = self.config(&object)?;
+        let config = self.config(&put_object(name, body)?)?;
         let options = json::of(&config);
         let _turn = self.turn()?;
         if let Some(known) = self.known().get(name) {
@@ -240,12 +230,7 @@ impl Operator {
     }
 
     fn config(&self, object: &Object) -> Result<DiskConfig, Problem> {
-        let configs = into_configs(vec![json::read(object)?], self.defaults.clone());
-        // One for each that is given.
-        let config = configs.into_iter().next();
-        let config = config.ok_or_else(|| Problem::new(Code::Failed, "there is no disk in this"))?;
-        config.check()?;
-        Ok(config)
+        config_of(object, self.defaults.clone())
     }
 
     fn options(&self, name: &str) -> Result<Object, Problem> {
@@ -274,8 +259,32 @@ impl Operator {
     }
 }
 
+/// The options in the body of a request to serve a disk of this name.
+pub(super) fn put_object(name: &str, body: &[u8]) -> Result<Object, Problem> {
+    let mut object = json::parse(body)?;
+    json::check_paths(&object)?;
+    match object.insert(Key::Name.name().to_owned(), name.into()) {
+        Some(given) if given != name => {
+            let text =
+                format!("name: {given} is another name than that of the address, {name:?}; leave it out");
+            Err(Problem::new(Code::BadOptions, text))
+        }
+        _ => Ok(object),
+    }
+}
+
+/// The disk that options describe.
+pub(super) fn config_of(object: &Object, defaults: Defaults) -> Result<DiskConfig, Problem> {
+    let configs = into_configs(vec![json::read(object)?], defaults);
+    // One for each that is given.
+    let config = configs.into_iter().next();
+    let config = config.ok_or_else(|| Problem::new(Code::Failed, "there is no disk in this"))?;
+    config.check()?;
+    Ok(config)
+}
+
 /// The size in the body of a request, if there is one.
-fn size_of(body: &[u8]) -> Result<Option<u64>, Problem> {
+pub(super) fn size_of(body: &[u8]) -> Result<Option<u64>, Problem> {
     if body.iter().all(u8::is_ascii_whitespace) {
         return Ok(None);
     }

@@ -12,6 +12,7 @@
 mod command_line;
 mod config;
 mod config_file;
+mod control;
 mod dirty_log;
 mod image;
 mod messages;
@@ -32,10 +33,11 @@ use server::World;
 pub type Target = fn(&[u8]);
 
 /// Every target by its name, which is that of its corpus's folder.
-pub const ALL: [(&str, Target); 11] = [
+pub const ALL: [(&str, Target); 12] = [
     ("command_line", command_line::run),
     ("config", config::run),
     ("config_file", config_file::run),
+    ("control", control::run),
     ("dirty_log", dirty_log::run),
     ("messages", messages::run),
     ("metrics", metrics::run),

@@ -49,7 +49,7 @@ const fn labelled(
 }
 
 /// All metrics there are, in the order in which they are written.
-pub(crate) const FAMILIES: [Family; 28] = [
+pub(crate) const FAMILIES: [Family; 29] = [
     Family {
         name: "build_info",
         help: "1; the version of the program is the label `version`.",
@@ -82,6 +82,11 @@ pub(crate) const FAMILIES: [Family; 28] = [
         "refused_connections_total",
         "Connections that were refused because the users of their processes may not connect (`allow-uid=`).",
         |disk| number(disk.refused_connections),
+    ),
+    counter(
+        "refused_descriptors_total",
+        "Descriptors of front-ends that were refused for what they are, or for what waits in them.",
+        |disk| number(disk.refused_descriptors),
     ),
     counter(
         "budget_refusals_total",
@@ -264,6 +269,7 @@ mod tests {
             guest_memory_bytes: 1 << 30,
             budget_refusals: 3,
             refused_connections: 4,
+            refused_descriptors: 6,
             populated_zero_bytes: 8192,
             requests_in_flight: 5,
             oldest_request: std::time::Duration::from_millis(1500),
@@ -281,6 +287,7 @@ mod tests {
             r#"vhost_user_pmem_guest_memory_bytes{disk="a \"b\" \\"} 1073741824"#,
             r#"vhost_user_pmem_budget_refusals_total{disk="a \"b\" \\"} 3"#,
             r#"vhost_user_pmem_refused_connections_total{disk="a \"b\" \\"} 4"#,
+            r#"vhost_user_pmem_refused_descriptors_total{disk="a \"b\" \\"} 6"#,
             r#"vhost_user_pmem_bad_bytes{disk="a \"b\" \\"} 20480"#,
             r#"vhost_user_pmem_huge_page_bytes{disk="a \"b\" \\"} 2097152"#,
             r#"vhost_user_pmem_media_written_bytes_total{disk="a \"b\" \\"} 12288"#,

@@ -108,6 +108,13 @@ pub const STATE_TRANSFER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the descriptor checker may take on a machine that is busy. It waits for nobody but the processor.
 pub const CHECKER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a descriptor waits to be passed between these processes and the daemon, while those of the same user have too many on
+/// their way (`ETOOMANYREFS`): less than what the answer is waited for.
+pub const IN_FLIGHT_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Descriptors of a connection that are refused for what they are: each costs a process.
+pub const MAX_REFUSED_DESCRIPTORS: u64 = 64;
+
 /// Descriptors that one checker process keeps where they cannot be closed without a wait, once there is no other.
 pub const MAX_KEPT_DESCRIPTORS: usize = 256;
 

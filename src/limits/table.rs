@@ -190,10 +190,17 @@ fn of_connections() -> Vec<Bound> {
             None,
         ),
         row(
+            "descriptors of a connection that are refused for what they are",
+            count(MAX_REFUSED_DESCRIPTORS),
+            "the connection is closed",
+            Some("refused_descriptors_total"),
+        ),
+        row(
             "the processes that check descriptors",
             format!(
-                "{}; {} of them, with {} descriptors that cannot be closed",
+                "{}, of which {} while descriptors of the daemon's user are on their way; {} of them, with {} descriptors that cannot be closed",
                 time(CHECKER_TIMEOUT),
+                time(IN_FLIGHT_TIMEOUT),
                 count(MAX_RETIRED_CHECKERS),
                 count(MAX_KEPT_DESCRIPTORS)
             ),

@@ -6,7 +6,6 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -27,7 +26,7 @@ use crate::limits::thread;
 use crate::log::Cause;
 use crate::sandbox::ThreadKind;
 use crate::vhost_user::{
-    ClosedByChecker, Connection, DiskSocket, Listener, Session, SessionContext, SessionId, Stranger,
+    ClosedByChecker, Connection, DiskSocket, Listener, Session, SessionContext, SessionId, Stage, Stranger,
 };
 use crate::worker::Pool;
 
@@ -43,10 +42,18 @@ struct FrontEnd {
     /// Dropped after the session's own copies.
     stream: ClosedByChecker<UnixStream>,
     thread: JoinHandle<()>,
-    /// It has sent a whole message.
-    has_sent_message: Arc<AtomicBool>,
+    stage: Arc<Stage>,
     /// It was hung up on, and its thread is about to end.
     is_leaving: bool,
+}
+
+impl FrontEnd {
+    /// Nothing that it has sent and that is not read yet is done.
+    fn hang_up(&mut self) {
+        self.is_leaving = true;
+        self.stage.end();
+        self.stream.shut_down();
+    }
 }
 
 /// A session that has ended, and whether its front-end had ever sent a whole message.
@@ -208,10 +215,8 @@ impl<D: Disk> Acceptor<D> {
     fn hang_up(&mut self, number: DiskNumber) -> usize {
         let count = self.count(number);
         while self.handshakes.hang_up_on_oldest(&self.epoll, Some(number)).is_some() {}
-        for front_end in self.front_ends.values_mut().filter(|it| it.listener == number) {
-            front_end.is_leaving = true;
-            front_end.stream.shut_down();
-        }
+        let of_disk = self.front_ends.values_mut().filter(|it| it.listener == number);
+        of_disk.for_each(FrontEnd::hang_up);
         count
     }
 
@@ -289,13 +294,10 @@ impl<D: Disk> Acceptor<D> {
             return false;
         }
         let has_sent_nothing = |front_end: &&mut FrontEnd| {
-            front_end.listener == number
-                && !front_end.is_leaving
-                && !front_end.has_sent_message.load(Ordering::Acquire)
+            front_end.listener == number && !front_end.is_leaving && !front_end.stage.has_sent_message()
         };
         let Some(front_end) = self.front_ends.values_mut().find(has_sent_nothing) else { return false };
-        front_end.is_leaving = true;
-        front_end.stream.shut_down();
+        front_end.hang_up();
         true
     }
 
@@ -342,11 +344,10 @@ impl<D: Disk> Acceptor<D> {
             let disk = &listener.context.device.identity().name;
             tracing::info!(disk, session = id, suppressed, "a front-end connected");
         }
-        let (context, has_sent_message) = (listener.context.clone(), Arc::default());
-        match self.start_session(id, context, &stream, charge, Arc::clone(&has_sent_message)) {
+        let (context, stage) = (listener.context.clone(), Arc::<Stage>::default());
+        match self.start_session(id, context, &stream, charge, Arc::clone(&stage)) {
             Ok(thread) => {
-                let front_end =
-                    FrontEnd { listener: number, stream, thread, has_sent_message, is_leaving: false };
+                let front_end = FrontEnd { listener: number, stream, thread, stage, is_leaving: false };
                 self.front_ends.insert(id, front_end);
             }
             Err(error) => self.exhausted(number, &error),
@@ -359,17 +360,17 @@ impl<D: Disk> Acceptor<D> {
         context: Arc<SessionContext<D>>,
         stream: &ClosedByChecker<UnixStream>,
         charge: Charge,
-        has_sent_message: Arc<AtomicBool>,
+        stage: Arc<Stage>,
     ) -> io::Result<JoinHandle<()>> {
         let session = Session::new(id, context.clone(), Some(stream.try_clone()?), charge);
-        let mut connection = Connection::new(stream.try_clone()?, session, has_sent_message);
+        let mut connection = Connection::new(stream.try_clone()?, session, Arc::clone(&stage));
         let (ended, stopper) = (self.ended.0.clone(), self.stopper.clone());
         thread::spawn(ThreadKind::Session, format!("session-{id}"), move || {
             let hangup = connection.serve();
             connection.close();
             farewell(id, &context, &hangup);
             // Fails when the acceptor has ended already: it joins this thread then.
-            let _ = ended.send(Ended { session: id, has_sent_message: connection.has_sent_message() });
+            let _ = ended.send(Ended { session: id, has_sent_message: stage.has_sent_message() });
             stopper.wake();
         })
     }
@@ -413,6 +414,8 @@ impl<D: Disk> Acceptor<D> {
     /// Steps 1 to 5 of the stop (see the module `server`).
     fn take_down(self) -> Result<(), GivenUp> {
         let Self { listeners, pool, front_ends, handshakes, stop_timeout, .. } = self;
+        // Before anything is waited for: no session begins another message.
+        front_ends.values().for_each(|front_end| front_end.stage.end());
         let contexts: Vec<_> =
             listeners.iter().map(|(number, listener)| (*number, listener.context.clone())).collect();
         let copies: Vec<_> = listeners.values().filter_map(DiskListener::copy_of_socket).collect();

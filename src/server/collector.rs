@@ -31,6 +31,8 @@ pub struct DiskStats {
     pub front_ends: usize,
     /// Connections of users that may not connect.
     pub refused_connections: u64,
+    /// Descriptors of front-ends that were refused for what they are.
+    pub refused_descriptors: u64,
     /// Bytes of the disk that cannot be read any more.
     pub bad_blocks: Vec<Range<u64>>,
     /// Bytes that are mapped in huge pages; none where that was not counted.
@@ -106,6 +108,7 @@ impl DiskStats {
             read_only: geometry.read_only,
             front_ends: context.front_ends.count(),
             refused_connections: context.front_ends.refused(),
+            refused_descriptors: context.front_ends.refused_descriptors(),
             bad_blocks: disk.bad_blocks(),
             huge_bytes: disk.huge_bytes(),
             populated_zero_bytes: disk.populated_zero_bytes(),

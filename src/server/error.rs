@@ -58,10 +58,8 @@ pub enum ServerError {
     /// [`ServerConfig::should_stop`](crate::config::ServerConfig::should_stop) was set.
     #[error("asked to stop while it started; nothing is served")]
     Stopped,
-    /// The end did not wait any longer for media.
-    #[error(
-        "media did not answer before --stop-timeout was over, and what was not acknowledged is given up: {0}"
-    )]
+    /// The end did not wait any longer.
+    #[error("not all had ended when --stop-timeout was over, and what was not acknowledged is given up: {0}")]
     GivenUp(GivenUp),
     /// The CPUs chosen for a disk.
     #[error(
@@ -90,7 +88,7 @@ impl ServerError {
     }
 }
 
-/// What was not done at the end, since its media did not answer: one disk after the other.
+/// What was not done at the end, and whom that waited for: one disk after the other.
 #[derive(Debug)]
 pub struct GivenUp(pub(super) Vec<String>);
 

@@ -252,7 +252,7 @@ impl Prepared {
 impl<D: Disk> Parts<D> {
     pub(super) fn listener(&self, service: Service<D>) -> (DiskListener<D>, Arc<SessionContext<D>>) {
         let Means { pool, checker, budget } = &self.means;
-        let (socket, context) = service.into_parts(pool.clone(), checker.clone(), budget.add());
+        let (socket, context) = service.into_parts(pool.clone(), checker.for_disk(), budget.add());
         (DiskListener { socket, context: context.clone() }, context)
     }
 

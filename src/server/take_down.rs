@@ -67,7 +67,9 @@ pub(super) fn take_down<D: Disk>(
         std::thread::park_timeout(POLL);
     }
     let unfinished = contexts.iter().zip(flushes).filter(|(_, flush)| *flush != LastFlush::Over);
-    let given_up = GivenUp(unfinished.map(|((_, context), _)| describe(context)).collect());
+    let sessions = |number| leaving.iter().filter(|session| session.disk == number).count();
+    let described = unfinished.map(|((number, context), _)| describe(context, sessions(*number)));
+    let given_up = GivenUp(described.collect());
     // Their threads hang: nobody may wait for them.
     std::mem::forget(leaving);
     Err(given_up)
@@ -108,13 +110,14 @@ fn finish_flush<D: Disk>(context: &SessionContext<D>, ticket: Ticket) -> LastFlu
 }
 
 /// What hangs of a disk.
-fn describe<D: Disk>(context: &SessionContext<D>) -> String {
+fn describe<D: Disk>(context: &SessionContext<D>, sessions: usize) -> String {
     let (count, oldest) = context.device.unfinished();
     let name = &context.device.identity().name;
     match oldest {
-        None => format!("disk {name:?}: a front-end's session"),
+        None if sessions == 0 => format!("disk {name:?}: its media did not answer to a flush"),
+        None => format!("disk {name:?}: {sessions} sessions of front-ends did not end"),
         Some(Unfinished { name: what, since }) => format!(
-            "disk {name:?}: {count} of its requests, the oldest a {} of {} bytes at offset {} that waits for {} s",
+            "disk {name:?}: its media did not answer to {count} of its requests, the oldest a {} of {} bytes at offset {} that waits for {} s",
             what.operation,
             what.len_bytes,
             what.offset,

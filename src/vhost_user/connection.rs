@@ -27,15 +27,37 @@ use super::postcopy_messages;
 use super::reply::{Hangup, Replier, Reply};
 use super::session::Session;
 use crate::disk::Disk;
-use crate::limits::bounds::MESSAGE_TIMEOUT;
+use crate::limits::bounds::{MAX_REFUSED_DESCRIPTORS, MESSAGE_TIMEOUT};
 
 /// One front-end's connection.
 #[derive(Debug)]
 pub struct Connection<D: Disk> {
     stream: UnixStream,
     session: Arc<Session<D>>,
+    stage: Arc<Stage>,
+    /// Descriptors of it that were refused for what they are.
+    refused: u64,
+}
+
+/// How far a connection is; also for whoever ends it.
+#[derive(Debug, Default)]
+pub struct Stage {
     /// A whole message has come.
-    has_sent_message: Arc<AtomicBool>,
+    has_sent_message: AtomicBool,
+    /// It is over: what has been sent and not read is not for us any more.
+    is_over: AtomicBool,
+}
+
+impl Stage {
+    /// Whether a whole message has come: a connection that only probes the socket is no front-end.
+    pub fn has_sent_message(&self) -> bool {
+        self.has_sent_message.load(Ordering::Acquire)
+    }
+
+    /// No further message is begun.
+    pub fn end(&self) {
+        self.is_over.store(true, Ordering::Release);
+    }
 }
 
 /// `vhost`'s end of the socket pair, and ours.
@@ -46,18 +68,9 @@ struct Dispatcher<D: Disk> {
 }
 
 impl<D: Disk> Connection<D> {
-    /// A connection that nothing has been read from; `has_sent_message` is set once a whole message has come.
-    pub const fn new(
-        stream: UnixStream,
-        session: Arc<Session<D>>,
-        has_sent_message: Arc<AtomicBool>,
-    ) -> Self {
-        Self { stream, session, has_sent_message }
-    }
-
-    /// Whether a whole message has come: a connection that only probes the socket is no front-end.
-    pub fn has_sent_message(&self) -> bool {
-        self.has_sent_message.load(Ordering::Acquire)
+    /// A connection that nothing has been read from.
+    pub const fn new(stream: UnixStream, session: Arc<Session<D>>, stage: Arc<Stage>) -> Self {
+        Self { stream, session, stage, refused: 0 }
     }
 
     /// Drains and drops the rings, and releases the disk for other front-ends.
@@ -81,6 +94,9 @@ impl<D: Disk> Connection<D> {
 
     /// One message.
     fn message(&mut self, dispatcher: &mut Dispatcher<D>) -> Result<(), Hangup> {
+        if self.stage.is_over.load(Ordering::Acquire) {
+            return Err(Hangup::Left);
+        }
         let message =
             Message::receive(&self.stream, &self.session.context.checker).map_err(|error| match error {
                 ReceiveError::End => Hangup::Left,
@@ -90,8 +106,9 @@ impl<D: Disk> Connection<D> {
                     Hangup::Garbage(error.to_string())
                 }
             })?;
-        self.has_sent_message.store(true, Ordering::Release);
+        self.stage.has_sent_message.store(true, Ordering::Release);
         let line = Line::of(&message);
+        let refused = u64::try_from(message.refused.len()).unwrap_or(u64::MAX);
         let has_descriptors = !message.files.is_empty() || !message.refused.is_empty();
         let reply = self.handle(message, dispatcher);
         if let Some(line) = line {
@@ -102,6 +119,11 @@ impl<D: Disk> Connection<D> {
             }
         }
         reply?;
+        self.refused = self.refused.saturating_add(refused);
+        self.session.context.front_ends.count_refused_descriptors(refused);
+        if self.refused > MAX_REFUSED_DESCRIPTORS {
+            return Err(Hangup::Useless(self.refused));
+        }
         if has_descriptors { self.check_ear() } else { Ok(()) }
     }
 

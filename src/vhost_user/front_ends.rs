@@ -12,11 +12,17 @@ pub struct FrontEnds<D: Disk> {
     configs: Mutex<Vec<Weak<FrontEndConfig<D>>>>,
     /// Connections of users that may not connect.
     refused: AtomicU64,
+    /// Descriptors that were not passed on to the daemon.
+    refused_descriptors: AtomicU64,
 }
 
 impl<D: Disk> Default for FrontEnds<D> {
     fn default() -> Self {
-        Self { configs: Mutex::default(), refused: AtomicU64::default() }
+        Self {
+            configs: Mutex::default(),
+            refused: AtomicU64::default(),
+            refused_descriptors: AtomicU64::default(),
+        }
     }
 }
 
@@ -34,6 +40,16 @@ impl<D: Disk> FrontEnds<D> {
     /// How many were refused.
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Descriptors that came with a message were refused for what they are.
+    pub(super) fn count_refused_descriptors(&self, count: u64) {
+        self.refused_descriptors.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// How many were.
+    pub fn refused_descriptors(&self) -> u64 {
+        self.refused_descriptors.load(Ordering::Relaxed)
     }
 
     /// The disk has grown: every front-end is told to read the configuration again. Call it when the

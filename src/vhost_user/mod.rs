@@ -45,7 +45,7 @@ mod writer_lock;
 pub use backend_channel::BackendChannel;
 pub use checker::{ClosedByChecker, DescriptorChecker};
 pub use config_record::{ConfigRecord, KnownConfig};
-pub use connection::Connection;
+pub use connection::{Connection, Stage};
 pub use context::SessionContext;
 pub use front_ends::FrontEnds;
 pub use handler::PROTOCOL_FEATURES;

@@ -23,6 +23,9 @@ pub enum Hangup {
     /// It cannot hear any answer: it has handed over its own end of the connection.
     #[error("the front-end's own end of the connection cannot be a descriptor that it hands over")]
     Deaf,
+    /// It hands over what cannot be taken, again and again.
+    #[error("{0} of its descriptors were refused")]
+    Useless(u64),
     /// What came is not vhost-user.
     #[error("{0}")]
     Garbage(String),

@@ -6,6 +6,7 @@
 mod calls;
 #[path = "../common/mod.rs"]
 mod common;
+mod floods;
 mod fuse;
 mod kinds;
 mod linger;

@@ -42,7 +42,7 @@ fn assert_serves_the_group(daemon: &Daemon) {
     assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
 }
 
-fn is_root() -> bool {
+pub(super) fn is_root() -> bool {
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
         eprintln!("skipped: needs root to become another user");

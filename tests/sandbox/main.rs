@@ -12,6 +12,7 @@ mod common;
 
 mod calls;
 mod identity;
+mod in_flight;
 mod in_force;
 mod missing;
 mod probe;

@@ -3,7 +3,7 @@
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -12,14 +12,22 @@ use rustix::process::Pid;
 
 use super::packet::{Answer, CLOSE, IsAwaited, Received, Request, pair, send};
 use super::spawner;
+use super::turns::Turns;
 use crate::limits::bounds::CHECKER_TIMEOUT;
 use crate::sandbox::ThreadKind;
 use crate::sandbox::process::{self, DiesWithParent};
 use crate::vhost_user::descriptor::mounts;
 
-/// The spawner's process and the checkers that it forks. They end when this is dropped, or when this process ends.
+/// The spawner's process and the checkers that it forks, for one disk of those that share them. They end when the last of
+/// these is dropped, or when this process ends.
+///
+/// One request is at work at a time. Of the sessions of a disk only one waits for its turn among the disks, who have it in the
+/// order in which they came: none waits for more than one request of each of the others.
 #[derive(Debug)]
-pub struct DescriptorChecker(Mutex<Link>);
+pub struct DescriptorChecker {
+    of_disk: Mutex<()>,
+    link: Arc<Turns<Link>>,
+}
 
 #[derive(Debug)]
 struct Link {
@@ -39,7 +47,13 @@ impl DescriptorChecker {
     /// # Errors
     /// No process or descriptor is left.
     pub fn start() -> io::Result<Arc<Self>> {
-        Ok(Arc::new(Self(Mutex::new(Link::start()?))))
+        Ok(Arc::new(Self { of_disk: Mutex::default(), link: Arc::new(Turns::new(Link::start()?)) }))
+    }
+
+    /// The same processes for another disk.
+    #[must_use]
+    pub fn for_disk(&self) -> Arc<Self> {
+        Arc::new(Self { of_disk: Mutex::default(), link: self.link.clone() })
     }
 
     /// Has the checker receive up to `most` bytes that wait in `stream`, and the descriptors that come with them. `code` is
@@ -50,7 +64,8 @@ impl DescriptorChecker {
         code: u32,
         most: usize,
     ) -> io::Result<Received> {
-        let mut link = self.lock();
+        let _of_disk = self.of_disk.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut link = self.link.take();
         link.number = link.number.wrapping_add(1);
         let request = Request { number: link.number, code, most: u32::try_from(most).unwrap_or(u32::MAX) };
         let mut sent = request.send(&link.socket, stream.as_fd());
@@ -68,7 +83,8 @@ impl DescriptorChecker {
     /// Hands a copy of the socket to the checker, closes it here, and has the checker close its copy, which may take long.
     /// If that is awaited, returns a pidfd of the process that has the copy until its end.
     pub(super) fn close<T: AsFd>(&self, socket: T, is_awaited: IsAwaited) -> Option<OwnedFd> {
-        let link = self.lock();
+        // Whoever closes for many disks does not wait for the sessions of one.
+        let link = self.link.take();
         // If there is no checker any more, closing it here is all that can be done.
         let has_it = Request::close(is_awaited).send(&link.socket, socket.as_fd());
         drop(socket);
@@ -77,10 +93,6 @@ impl DescriptorChecker {
             return None;
         }
         link.await_answer(CLOSE).ok()?.files.pop()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Link> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -18,7 +18,7 @@
 //!
 //! | file | runs in |
 //! | --- | --- |
-//! | `client.rs`, `closing.rs` | the daemon: requests, and sockets that the checker closes |
+//! | `client.rs`, `turns.rs`, `closing.rs` | the daemon: requests, and sockets that the checker closes |
 //! | `packet.rs` | both: requests and answers |
 //! | `spawner.rs` | a fork of the daemon: forks checkers, one after the other |
 //! | `serve.rs`, `state_relay.rs`, `unread.rs` | a checker: a fork of the spawner |
@@ -29,6 +29,7 @@ mod packet;
 mod serve;
 mod spawner;
 mod state_relay;
+mod turns;
 mod unread;
 
 pub use client::DescriptorChecker;

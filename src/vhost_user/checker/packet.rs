@@ -3,18 +3,22 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
-use rustix::io::retry_on_intr;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv, recvmsg, sendmsg, socketpair,
 };
 
-use crate::limits::bounds::MAX_MESSAGE_DESCRIPTORS;
+use crate::limits::bounds::{IN_FLIGHT_TIMEOUT, MAX_MESSAGE_DESCRIPTORS};
 use crate::vhost_user::descriptor::Kind;
 
 /// Longer than any packet: a message of at most 4 KiB, and a description of each of its descriptors.
 pub(super) const MOST_BYTES: usize = 64 << 10;
+
+/// How often a packet is sent again whose descriptors are too many at the moment.
+const IN_FLIGHT_PAUSE: Duration = Duration::from_millis(5);
 
 /// Room for as many descriptors as a message may have; the kernel drops further ones without having installed them.
 type Space = [MaybeUninit<u8>; rustix::cmsg_space!(ScmRights(MAX_MESSAGE_DESCRIPTORS))];
@@ -110,7 +114,11 @@ impl Answer {
         }
         bytes.extend(&received.bytes);
         let files: Vec<_> = received.files.iter().map(|file| file.as_fd()).collect();
-        send(to, &bytes, &files)
+        match send(to, &bytes, &files) {
+            // Whoever asked must have some answer, or takes the next one for it.
+            Err(error) if !files.is_empty() => Self { number: self.number, outcome: Err(error) }.send(to),
+            sent => sent,
+        }
     }
 
     pub(super) fn receive(from: &OwnedFd) -> io::Result<Self> {
@@ -142,15 +150,23 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
     rest.split_off(..N)?.try_into().ok()
 }
 
-/// Sends a packet. Blocks while the other side has not received those before.
+/// Sends a packet. Blocks while the other side has not received those before; and for a while if the processes of this user have
+/// as many descriptors on their way in sockets as they may (`ETOOMANYREFS`): somebody may have to receive or close them first.
 pub(super) fn send(to: impl std::os::fd::AsFd, bytes: &[u8], files: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut space: Space = [MaybeUninit::uninit(); _];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !files.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(files)) {
-        return Err(io::Error::other("too many descriptors"));
+    let deadline = Instant::now() + IN_FLIGHT_TIMEOUT;
+    loop {
+        let mut space: Space = [MaybeUninit::uninit(); _];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !files.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(files)) {
+            return Err(io::Error::other("too many descriptors"));
+        }
+        match sendmsg(&to, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL) {
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(Errno::TOOMANYREFS) if Instant::now() < deadline => std::thread::sleep(IN_FLIGHT_PAUSE),
+            Err(error) => return Err(error.into()),
+        }
     }
-    retry_on_intr(|| sendmsg(&to, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL))?;
-    Ok(())
 }
 
 /// Receives up to `most` bytes, and the descriptors that come with them.

@@ -43,6 +43,11 @@ enum Task {
         /// The disk
         name: String,
     },
+    /// Show the rings of a disk that run, or were broken by their driver: where each stands, and what it has done
+    Rings {
+        /// The disk
+        name: String,
+    },
     /// Open a disk and serve it; one that is served with the same options already is left as it is
     Add {
         /// The keys of `serve --disk`; without name= it is called as its file is
@@ -107,6 +112,7 @@ fn request(task: &Task) -> Result<Request, Failure> {
     match task {
         Task::List => of("GET", "/v1/disks", None),
         Task::Show { name } => of("GET", &disk(name), None),
+        Task::Rings { name } => of("GET", &(disk(name) + "/rings"), None),
         Task::Add { disk: text } => {
             let options = options(text)?;
             let name = options.get(Key::Name.name()).and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -159,7 +165,8 @@ fn encoded(name: &str) -> String {
 
 fn text(task: &Task, answer: &Value) -> String {
     match (task, answer) {
-        (Task::List, Value::Array(disks)) => list(disks),
+        (Task::List, Value::Array(disks)) => table(&DISKS, disks),
+        (Task::Rings { .. }, Value::Array(rings)) => table(&RINGS, rings),
         (Task::Resize { .. }, _) => {
             let size = |name: &str| Size(answer.get(name).and_then(Value::as_u64).unwrap_or(0));
             format!("from {} to {}\n", size("from_bytes"), size("to_bytes"))
@@ -172,7 +179,7 @@ fn text(task: &Task, answer: &Value) -> String {
 /// What stands in a column.
 type Column = (&'static str, fn(&Value) -> String);
 
-const COLUMNS: [Column; 6] = [
+const DISKS: [Column; 6] = [
     ("NAME", |disk| plain(at(disk, "/name"))),
     ("SIZE", |disk| Size(at(disk, "/state/capacity_bytes").as_u64().unwrap_or(0)).to_string()),
     ("ACCESS", |disk| match at(disk, "/state/read_only").as_bool() {
@@ -184,20 +191,36 @@ const COLUMNS: [Column; 6] = [
     ("SOCKET", |disk| plain(at(disk, "/options/socket"))),
 ];
 
+const RINGS: [Column; 13] = [
+    ("FRONT-END", |ring| plain(at(ring, "/front_end"))),
+    ("RING", |ring| plain(at(ring, "/ring"))),
+    ("FORMAT", |ring| plain(at(ring, "/format"))),
+    ("SIZE", |ring| plain(at(ring, "/size"))),
+    ("STATE", |ring| plain(at(ring, "/state"))),
+    ("AVAIL", |ring| plain(at(ring, "/available"))),
+    ("TAKEN", |ring| plain(at(ring, "/taken"))),
+    ("USED", |ring| plain(at(ring, "/used"))),
+    ("SHOWN", |ring| plain(at(ring, "/shown"))),
+    ("UNDER-WAY", |ring| plain(at(ring, "/under_way"))),
+    ("READS", |ring| plain(at(ring, "/reads"))),
+    ("WRITES", |ring| plain(at(ring, "/writes"))),
+    ("FAILURES", |ring| plain(at(ring, "/failures"))),
+];
+
 /// A member of a member; null where there is none.
 fn at<'a>(value: &'a Value, pointer: &str) -> &'a Value {
     value.pointer(pointer).unwrap_or(&Value::Null)
 }
 
 /// A table, as wide as what is in it.
-fn list(disks: &[Value]) -> String {
-    let head = COLUMNS.iter().map(|(name, _)| (*name).to_owned()).collect::<Vec<_>>();
-    let rows = disks.iter().map(|disk| COLUMNS.iter().map(|(_, cell)| cell(disk)).collect::<Vec<_>>());
+fn table(columns: &[Column], items: &[Value]) -> String {
+    let head = columns.iter().map(|(name, _)| (*name).to_owned()).collect::<Vec<_>>();
+    let rows = items.iter().map(|item| columns.iter().map(|(_, cell)| cell(item)).collect::<Vec<_>>());
     let rows: Vec<_> = std::iter::once(head).chain(rows).collect();
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
     };
-    let widths: Vec<_> = (0..COLUMNS.len()).map(width).collect();
+    let widths: Vec<_> = (0..columns.len()).map(width).collect();
     let line = |row: &Vec<String>| {
         let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"

@@ -10,7 +10,7 @@ use super::open::DiskSummary;
 use crate::disk::{Backing, BackingKind, Disk as _, Durability, Region};
 use crate::limits::bounds::COLLECT_TIMEOUT;
 use crate::virtio::blk::Counters;
-use crate::worker::Pool;
+use crate::worker::{Pool, RingReport};
 
 /// What a disk is, has and has done, at one moment.
 #[derive(Debug, Clone)]
@@ -86,6 +86,21 @@ impl Collector {
             Some(DiskStats::of(disk, disk.summary.as_ref()?, *seen))
         });
         seen.collect()
+    }
+}
+
+/// A ring of a disk at one moment.
+pub type RingStats = RingReport<Backing>;
+
+impl Collector {
+    /// The rings of a disk that run, or were broken by their driver, in their order; none if no disk has this name. Those of
+    /// workers that are busy with slow media are left out.
+    pub fn rings(&self, disk: &str) -> Option<Vec<RingStats>> {
+        let served = self.disks.named(disk)?;
+        let mut rings = self.pool.report(COLLECT_TIMEOUT);
+        rings.retain(|ring| Arc::ptr_eq(&ring.device, &served.context.device));
+        rings.sort_by_key(|ring| ring.key);
+        Some(rings)
     }
 }
 

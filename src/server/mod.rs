@@ -45,7 +45,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 
-pub use collector::{Collector, DiskStats};
+pub use collector::{Collector, DiskStats, RingStats};
 pub use error::{GivenUp, ServerError};
 pub use flush::FlushError;
 pub use growth_watcher::RescanTrigger;

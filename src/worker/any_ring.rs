@@ -8,7 +8,7 @@ use super::ring::{Ring, RingKey, RingParts};
 use crate::disk::Disk;
 use crate::log::LogLimit;
 use crate::virtio::blk::{Counters, Device, RequestTask};
-use crate::virtio::queue::{PackedQueue, RingError, RingKind, RingLog, SplitQueue, Virtqueue};
+use crate::virtio::queue::{Indices, PackedQueue, RingError, RingKind, RingLog, SplitQueue, Virtqueue};
 
 /// A started ring of either format.
 #[derive(Debug)]
@@ -76,6 +76,19 @@ impl<D: Disk> AnyRing<D> {
     /// As [`Ring::counters`].
     pub fn counters(&self) -> &Counters {
         with_ring!(self, ring => ring.counters())
+    }
+
+    /// As [`Ring::standing`].
+    pub(super) fn standing(&self) -> (Indices, usize, Option<&RingError>) {
+        with_ring!(self, ring => ring.standing())
+    }
+
+    /// Which format it has.
+    pub const fn kind(&self) -> RingKind {
+        match self {
+            Self::Split(_) => RingKind::Split,
+            Self::Packed(_) => RingKind::Packed,
+        }
     }
 
     /// As [`Ring::has_work`].

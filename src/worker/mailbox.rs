@@ -8,6 +8,7 @@ use std::thread::ThreadId;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::any_ring::AnyRing;
+use super::report::RingReport;
 use super::ring::RingKey;
 use crate::disk::Disk;
 use crate::virtio::blk::{Counters, Device};
@@ -24,6 +25,8 @@ pub(super) enum Command<D: Disk> {
     Detach(RingKey, SyncSender<Option<AnyRing<D>>>),
     /// Say what each ring has done, and of which device it is; the sender is dropped when all have been named.
     Count(Sender<RingCount<D>>),
+    /// The same, with all that is to be seen of a ring.
+    Report(Sender<RingReport<D>>),
     /// End the thread, and say which one that is; rings still owned are dropped.
     Stop(SyncSender<ThreadId>),
 }

@@ -63,6 +63,7 @@ mod poll;
 mod pool;
 mod quick;
 mod relief;
+mod report;
 mod ring;
 mod run;
 #[cfg(test)]
@@ -75,4 +76,5 @@ pub use notifier::Notifier;
 pub(crate) use notifier::{is_eventfd, link};
 pub use poll::Polling;
 pub use pool::{Pool, PoolError, WorkerId};
+pub use report::RingReport;
 pub use ring::{Ring, RingKey, RingParts, Served};

@@ -46,6 +46,13 @@ enum Entry {
     Abandoned,
 }
 
+impl<D: Disk> Waits<D> {
+    /// Requests that are taken and not published.
+    pub(super) fn under_way(&self) -> usize {
+        if let Self::Media(pending) = self { pending.entries.len() } else { 0 }
+    }
+}
+
 impl Entry {
     /// The bytes that it is still at.
     const fn span(&self) -> Option<&Span> {

@@ -11,6 +11,7 @@ use super::cpus::Cpus;
 use super::mailbox::{Command, Mailbox, RingCount, mailbox};
 use super::poll::Polling;
 use super::relief::{Post, Relief};
+use super::report::RingReport;
 use super::ring::RingKey;
 use super::run::Runner;
 use crate::disk::Disk;
@@ -124,12 +125,22 @@ impl<D: Disk> Pool<D> {
     /// What each ring that runs has done so far. Workers that do not answer within `patience`, since their media
     /// is slow, are left out.
     pub fn count(&self, patience: Duration) -> Vec<RingCount<D>> {
+        self.ask(patience, Command::Count)
+    }
+
+    /// The same, with all that is to be seen of a ring.
+    pub fn report(&self, patience: Duration) -> Vec<RingReport<D>> {
+        self.ask(patience, Command::Report)
+    }
+
+    /// Asks all workers for something of each of their rings.
+    fn ask<T>(&self, patience: Duration, command: impl Fn(Sender<T>) -> Command<D>) -> Vec<T> {
         let (answer, answers) = channel();
-        self.ask_for_counts(&answer);
+        self.post_all(&|| command(answer.clone()));
         for pool in
             self.beside.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade)
         {
-            pool.ask_for_counts(&answer);
+            pool.post_all(&|| command(answer.clone()));
         }
         // Only the workers' ends are left: the answers end when the last worker has let go of its own.
         drop(answer);
@@ -138,9 +149,9 @@ impl<D: Disk> Pool<D> {
         std::iter::from_fn(next).collect()
     }
 
-    fn ask_for_counts(&self, answer: &Sender<RingCount<D>>) {
+    fn post_all(&self, command: &dyn Fn() -> Command<D>) {
         for worker in self.workers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            worker.mailbox.post(Command::Count(answer.clone()));
+            worker.mailbox.post(command());
         }
     }
 

@@ -18,7 +18,7 @@ use crate::limits::bounds::{MAX_TURN_BYTES, MAX_TURN_REQUESTS};
 use crate::log::{Cause, LogLimit};
 use crate::virtio::blk::{CacheMode, Counters, Device, Progress, RequestTask, SlicedRequest, Transfer};
 use crate::virtio::memory::Translator;
-use crate::virtio::queue::{Batch, Bounds, Next, RingError, RingLog, SplitQueue, Virtqueue};
+use crate::virtio::queue::{Batch, Bounds, Indices, Next, RingError, RingLog, SplitQueue, Virtqueue};
 
 /// Requests whose media is prefetched at once.
 const PREFETCHED_REQUESTS: u16 = 16;
@@ -133,6 +133,11 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     /// What it has done since it was started.
     pub const fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Where it stands, how many requests wait in it, and what has broken it.
+    pub(super) fn standing(&self) -> (Indices, usize, Option<&RingError>) {
+        (self.queue.indices(), self.waits.under_way().max(self.held.len()), self.broken.as_ref())
     }
 
     /// Whether there is something to do. Costs one load.

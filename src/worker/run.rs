@@ -18,6 +18,7 @@ use super::mailbox::{Command, Inbox, RingCount};
 use super::poll::{PollWindow, Polling};
 use super::quick::{Batch, Quick};
 use super::relief::{Post, Relief, Runs};
+use super::report::RingReport;
 use super::ring::{RingKey, Served};
 use crate::disk::Disk;
 
@@ -54,6 +55,18 @@ enum State {
     Leaving,
 }
 
+impl State {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Armed => "armed",
+            Self::Polled { .. } => "polled",
+            Self::Held => "held",
+            Self::Broken => "broken",
+            Self::Leaving => "leaving",
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Slot<D: Disk> {
     ring: AnyRing<D>,
@@ -67,6 +80,8 @@ pub(super) struct Runner<D: Disk> {
     epoll: Epoll,
     /// A ring's index is what epoll reports of it. The event of a ring that is gone may poll the one that has its place.
     slots: Vec<Option<Slot<D>>>,
+    /// When the ring in each place has come.
+    since: Vec<Instant>,
     /// The rings that are polled; each gets a batch in its turn.
     polled: Vec<usize>,
     /// How many are armed: if none is, epoll need not be asked.
@@ -106,6 +121,7 @@ impl<D: Disk> Runner<D> {
             inbox,
             epoll,
             slots,
+            since: Vec::new(),
             polled,
             armed: 0,
             leaving: Vec::new(),
@@ -310,6 +326,7 @@ impl<D: Disk> Runner<D> {
                 Command::Attach(ring, answer) => drop(answer.send(self.attach(ring))),
                 Command::Detach(key, answer) => self.detach(key, answer),
                 Command::Count(answers) => self.count(&answers),
+                Command::Report(answers) => self.report(&answers),
                 Command::Stop(answer) => {
                     // Ignored: nobody waits for the thread.
                     let _ = answer.send(std::thread::current().id());
@@ -327,6 +344,15 @@ impl<D: Disk> Runner<D> {
         }
     }
 
+    #[cold]
+    fn report(&self, answers: &Sender<RingReport<D>>) {
+        for (slot, since) in self.slots.iter().zip(&self.since) {
+            let Some(Slot { ring, state }) = slot else { continue };
+            // Ignored: whoever has asked has stopped waiting.
+            let _ = answers.send(RingReport::of(ring, state.word(), *since));
+        }
+    }
+
     fn attach(&mut self, mut ring: AnyRing<D>) -> io::Result<()> {
         let free = self.slots.iter().position(Option::is_none).unwrap_or(self.slots.len());
         let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, free as u64);
@@ -337,6 +363,8 @@ impl<D: Disk> Runner<D> {
             Some(place) => *place = slot,
             None => self.slots.push(slot),
         }
+        self.since.resize(self.slots.len(), Instant::now());
+        self.since.get_mut(free).into_iter().for_each(|since| *since = Instant::now());
         // Room for each of them, so that nothing is allocated after this (D7).
         self.polled.push(free);
         self.polled.reserve(self.slots.len().saturating_sub(self.polled.len()));

@@ -121,7 +121,7 @@ const BODIES: [(&str, &str, &str, &str); 14] = [
 ];
 
 /// Requests without a body.
-const REQUESTS: [(&str, &str, u16, &str); 22] = [
+const REQUESTS: [(&str, &str, u16, &str); 23] = [
     ("GET", "/", 404, "no-such-path"),
     ("GET", "/v1/disks/", 404, "no-such-path"),
     ("GET", "/v2/disks", 404, "no-such-path"),
@@ -130,6 +130,7 @@ const REQUESTS: [(&str, &str, u16, &str); 22] = [
     ("GET", "/v1/disks/%4", 400, "bad-request"),
     ("GET", "/v1/disks?x=1", 400, "bad-query"),
     ("GET", "/v1/disks/stays/flush", 405, "bad-method"),
+    ("GET", "/v1/disks/none/rings", 404, "no-such-disk"),
     ("POST", "/v1/disks", 405, "bad-method"),
     ("DELETE", "/v1/disks", 405, "bad-method"),
     ("POST", "/v1/disks/stays", 405, "bad-method"),

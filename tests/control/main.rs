@@ -17,6 +17,7 @@ mod leaks;
 mod lifecycle;
 mod operations;
 mod reload;
+mod rings;
 
 use std::path::{Path, PathBuf};
 

@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::config::json::Object;
-use crate::server::{DiskStats, DiskSummary};
+use crate::server::{DiskStats, DiskSummary, RingStats};
+use crate::virtio::queue::RingKind;
 
 /// A disk, its options, and its state at this moment.
 pub(super) fn shown(summary: &DiskSummary, options: Option<&Object>, stats: Option<&DiskStats>) -> Value {
@@ -35,5 +36,33 @@ fn state(summary: &DiskSummary, stats: &DiskStats) -> Value {
         "flushes": counters.flushes,
         "failures": counters.failures,
         "broken_rings": counters.broken_rings,
+    })
+}
+
+/// A ring, as it is at this moment.
+pub(super) fn ring(ring: &RingStats) -> Value {
+    let (indices, counters) = (&ring.indices, &ring.counters);
+    json!({
+        "front_end": ring.key.session,
+        "ring": ring.key.index,
+        "format": match ring.kind {
+            RingKind::Split => "split",
+            RingKind::Packed => "packed",
+        },
+        "size": indices.size,
+        "state": ring.state,
+        "broken": ring.broken,
+        "available": indices.available,
+        "taken": indices.taken,
+        "used": indices.used,
+        "shown": indices.shown,
+        "under_way": ring.under_way,
+        "seconds": ring.since.elapsed().as_secs_f64(),
+        "reads": counters.reads,
+        "read_bytes": counters.read_bytes,
+        "writes": counters.writes,
+        "written_bytes": counters.written_bytes,
+        "flushes": counters.flushes,
+        "failures": counters.failures,
     })
 }

@@ -36,6 +36,19 @@ pub(super) fn document() -> Value {
                     "state": {"type": "object", "description": "What is so at this moment; sizes in bytes"},
                 },
             },
+            "Ring": {
+                "type": "object",
+                "description": "Indices of a split ring count requests and wrap at 65536; of a packed ring they are places in it",
+                "required": ["front_end", "ring", "format", "size", "state", "taken", "used", "shown", "under_way", "seconds"],
+                "properties": {
+                    "format": {"enum": ["split", "packed"]},
+                    "state": {
+                        "enum": ["armed", "polled", "held", "broken", "leaving"],
+                        "description": "It waits for its driver's kick; it is polled; it waits for a flush; its driver broke it; it stops",
+                    },
+                    "seconds": {"type": "number", "description": "Since it was started"},
+                },
+            },
             "Problem": {
                 "type": "object",
                 "description": "A problem document (RFC 9457)",
@@ -90,6 +103,7 @@ fn content(operation: Operation) -> Option<Value> {
     let disk = json!({"$ref": "#/components/schemas/Disk"});
     let schema = match operation {
         Operation::ListDisks => json!({"type": "array", "items": disk}),
+        Operation::ShowRings => json!({"type": "array", "items": {"$ref": "#/components/schemas/Ring"}}),
         Operation::ShowDisk | Operation::PutDisk | Operation::PatchDisk => disk,
         Operation::RemoveDisk | Operation::Flush => return None,
         Operation::Metrics => return Some(json!({"text/plain": {"schema": {"type": "string"}}})),

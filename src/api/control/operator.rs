@@ -83,6 +83,10 @@ impl Operator {
             Operation::Metrics => Ok(Answer::metrics(metrics::text(&self.collector.collect()))),
             Operation::ListDisks => Ok(Answer::json(&Value::Array(self.shown(|_| true)))),
             Operation::ShowDisk => self.show(name),
+            Operation::ShowRings => {
+                let rings = self.collector.rings(name).ok_or_else(|| Problem::no_such_disk(name))?;
+                Ok(Answer::json(&rings.iter().map(disk::ring).collect()))
+            }
             Operation::PutDisk => self.put(name, body),
             Operation::PatchDisk => self.patch(name, body),
             Operation::RemoveDisk => self.remove(call),

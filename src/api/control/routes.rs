@@ -12,6 +12,7 @@ pub(super) enum Operation {
     Version,
     ListDisks,
     ShowDisk,
+    ShowRings,
     PutDisk,
     PatchDisk,
     RemoveDisk,
@@ -73,9 +74,14 @@ const fn post(
 
 const DISK: &str = "/v1/disks/{name}";
 
-pub(super) const ROUTES: [Route; 12] = [
+pub(super) const ROUTES: [Route; 13] = [
     get("/v1", Operation::Version, "The version of the program and of this interface"),
     get("/v1/disks", Operation::ListDisks, "All disks, in the order in which they came"),
+    get(
+        "/v1/disks/{name}/rings",
+        Operation::ShowRings,
+        "The rings of a disk that run, or were broken by their driver: where each stands, and what it has done",
+    ),
     get(DISK, Operation::ShowDisk, "A disk: its options, and its state at this moment"),
     Route {
         method: "PUT",

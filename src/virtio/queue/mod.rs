@@ -54,6 +54,22 @@ use crate::copy::PrefetchHint;
 pub use crate::limits::bounds::{MAX_CHAIN, MAX_QUEUE_SIZE};
 use crate::virtio::memory::{MemoryTable, Translator};
 
+/// Where a ring stands: in a split ring the indices of VIRTIO 1.2 §2.7, which count chains and wrap at 2^16, in a packed ring
+/// places of the ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Indices {
+    /// Entries of the ring.
+    pub size: u16,
+    /// What the driver has made available, as far as it says: a packed ring has no such index.
+    pub available: Option<u16>,
+    /// What was taken of that.
+    pub taken: u16,
+    /// What is finished, and stands in the ring.
+    pub used: u16,
+    /// What the driver was shown of that.
+    pub shown: u16,
+}
+
 /// A ring that the data path can drive, split or packed.
 pub trait Virtqueue: Sized {
     /// Starts a ring where the one before it has stopped. It must be dropped before `memory` is.
@@ -116,4 +132,7 @@ pub trait Virtqueue: Sized {
     /// Where a ring started anew goes on, which is what was published, in the form of `GET_VRING_BASE`: the used
     /// index, or in a packed ring two positions of 16 bits.
     fn base(&self) -> u32;
+
+    /// Where it stands, for whoever looks at it.
+    fn indices(&self) -> Indices;
 }

@@ -7,7 +7,6 @@
 
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
-use super::Virtqueue;
 use super::chain::{Chain, Completion, Flaw, HEADER_BYTES, Head, Header};
 use super::chain_builder::{ChainBuilder, peek_buffer, segment_buffer};
 use super::contiguous::{Batch, Bounds, ChainAddresses, MappedChain, Next};
@@ -16,6 +15,7 @@ use super::error::RingError;
 use super::layout::{RingKind, RingLayout, area};
 use super::log::RingLog;
 use super::notify::{NO_INTERRUPT, NO_NOTIFY, passed};
+use super::{Indices, Virtqueue};
 use crate::copy::{PrefetchHint, Segment};
 use crate::failpoint::{self, Point};
 use crate::virtio::memory::{BufferKind, MemoryTable, Translator};
@@ -395,5 +395,16 @@ impl Virtqueue for SplitQueue {
 
     fn base(&self) -> u32 {
         u32::from(self.next_used)
+    }
+
+    #[cold]
+    fn indices(&self) -> Indices {
+        Indices {
+            size: self.table.len,
+            available: Some(u16::from_le(self.available_word(2).load(Ordering::Relaxed))),
+            taken: self.next_avail,
+            used: self.next_used,
+            shown: self.published,
+        }
     }
 }

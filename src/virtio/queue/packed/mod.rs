@@ -13,7 +13,6 @@ mod tests;
 use std::collections::VecDeque;
 use std::sync::atomic::{Ordering, fence};
 
-use super::Virtqueue;
 use super::chain::{Chain, Completion, Flaw, HEADER_BYTES, Head, Header};
 use super::chain_builder::{ChainBuilder, peek_buffer, segment_buffer};
 use super::contiguous::{Batch, Bounds, ChainAddresses, MappedChain, Next};
@@ -22,6 +21,7 @@ use super::error::RingError;
 use super::layout::{EVENT_BYTES, RingLayout};
 use super::log::RingLog;
 use super::notify::passed;
+use super::{Indices, Virtqueue};
 use crate::copy::{PrefetchHint, Segment};
 use crate::failpoint::{self, Point};
 use crate::limits::bounds::MAX_CHAIN;
@@ -372,6 +372,12 @@ impl Virtqueue for PackedQueue {
 
     fn base(&self) -> u32 {
         self.next_used.to_base()
+    }
+
+    #[cold]
+    fn indices(&self) -> Indices {
+        let (size, taken, used) = (self.slots.size(), self.next_avail.slot, self.next_used.slot);
+        Indices { size, available: None, taken, used, shown: used }
     }
 }
 

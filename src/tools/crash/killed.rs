@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::task::Waker;
 
-use self::guest::{Guest, GuestRequest, MEMORY_BYTES, SECTORS};
+use self::guest::{Guest, GuestRequest, Size};
 use super::workload::{Random, SECTOR_BYTES};
 use crate::copy::testing::memfd;
 use crate::copy::{self, PrefetchHint, Segments};
@@ -89,18 +89,18 @@ struct Machine {
     disk: File,
     call: File,
     /// What each sector holds after all requests that the driver has seen done.
-    sectors: [u64; SECTORS],
+    sectors: Vec<u64>,
     /// So many of the first requests may have been executed, in part or wholly, by a back-end that died.
     maybe_executed: usize,
 }
 
 impl Machine {
-    fn new(kind: RingKind) -> Self {
-        let guest = Guest::new(memfd("points-guest", MEMORY_BYTES), kind);
-        let disk = memfd("points-disk", (SECTORS * SECTOR_BYTES) as u64);
+    fn new(kind: RingKind, size: Size) -> Self {
+        let guest = Guest::new(memfd("points-guest", size.memory_bytes()), kind, size);
+        let disk = memfd("points-disk", size.disk_bytes());
         let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
         let call = File::from(rustix::event::eventfd(0, flags).unwrap());
-        Self { guest, disk, call, sectors: [0; SECTORS], maybe_executed: 0 }
+        Self { guest, disk, call, sectors: vec![0; size.sectors], maybe_executed: 0 }
     }
 
     /// A back-end: a new device, a new mapping of guest memory, a ring that knows nothing.
@@ -109,19 +109,19 @@ impl Machine {
     }
 
     fn mapped_disk(&self) -> MappedDisk {
-        let capacity_bytes = (SECTORS * SECTOR_BYTES) as u64;
+        let capacity_bytes = self.guest.size.disk_bytes();
         let geometry = Geometry { capacity_bytes, block_bytes: 512, read_only: false };
         MappedDisk::new(self.disk.try_clone().unwrap(), geometry).unwrap()
     }
 
     fn start_on<D: Disk>(&self, disk: D, base: u32) -> AnyRing<D> {
-        self.start_in(table_of(&self.guest.file, MEMORY_BYTES), disk, base)
+        self.start_in(table_of(&self.guest.file, self.guest.size.memory_bytes()), disk, base)
     }
 
     fn layout(&self, base: u32) -> RingLayout {
         RingLayout {
             kind: self.guest.kind,
-            size: u32::from(self.guest.size()),
+            size: u32::from(self.guest.ring_size()),
             addresses: guest::ADDRESSES,
             base,
             event_idx: false,
@@ -196,7 +196,7 @@ impl Machine {
 
     /// The disk holds what was done, and of what was not nothing or something.
     fn check_disk(&self) {
-        for sector in 0..SECTORS {
+        for sector in 0..self.sectors.len() {
             let mut bytes = vec![0; SECTOR_BYTES];
             self.disk.read_exact_at(&mut bytes, (sector * SECTOR_BYTES) as u64).unwrap();
             let under_way = self.guest.seen..self.guest.requests.len();
@@ -221,12 +221,12 @@ fn assert_words(bytes: &[u8], allowed: &[u64], what: &str) {
 /// Returns whether it did.
 fn dies_at(kind: RingKind, base: Base, (point, passes): (Point, u32), batch: usize) -> bool {
     let mut random = Random::new((batch as u64) << 32 | u64::from(passes));
-    let mut machine = Machine::new(kind);
+    let mut machine = Machine::new(kind, Size::SMALL);
     let mut ring = machine.start(0);
     let mut has_died = false;
     for number in 0..batch + 3 {
-        let wanted = 1 + random.below(guest::MOST);
-        (0..wanted).for_each(|_| machine.guest.offer(guest::any_request(&mut random)));
+        let wanted = 1 + random.below(Size::SMALL.most);
+        (0..wanted).for_each(|_| machine.guest.offer(guest::any_request(&mut random, Size::SMALL)));
         machine.is_called();
         if number != batch {
             assert_eq!(ring.serve(Waker::noop()), Served::Idle);

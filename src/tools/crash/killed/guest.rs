@@ -8,19 +8,37 @@ use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN,
 use crate::tools::crash::workload::{Random, SECTOR_BYTES};
 use crate::virtio::queue::{RingAddresses, RingKind};
 
-pub(super) const SECTORS: usize = 8;
+/// How much there is of everything.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Size {
+    /// Requests under way at most.
+    pub(super) most: usize,
+    /// Of the disk.
+    pub(super) sectors: usize,
+}
 
-/// Requests under way at most.
-pub(super) const MOST: usize = 8;
+impl Size {
+    /// Most requests touch what others touch.
+    pub(super) const SMALL: Self = Self { most: 8, sectors: 8 };
+    /// As many as a ring may have under way, on media that has room for them.
+    pub(super) const LARGE: Self = Self { most: 128, sectors: 4096 };
+
+    pub(super) const fn memory_bytes(self) -> u64 {
+        BUFFERS + BUFFER_BYTES * self.most as u64
+    }
+
+    pub(super) const fn disk_bytes(self) -> u64 {
+        (self.sectors * SECTOR_BYTES) as u64
+    }
+}
 
 /// Descriptors of a request: header, data, status.
 const PARTS: usize = 3;
 
-pub(super) const ADDRESSES: RingAddresses = RingAddresses { descriptors: 0, available: 0x1000, used: 0x2000 };
-const BUFFERS: u64 = 0x4000;
+pub(super) const ADDRESSES: RingAddresses = RingAddresses { descriptors: 0, available: 0x2000, used: 0x3000 };
+const BUFFERS: u64 = 0x5000;
 const BUFFER_BYTES: u64 = 0x1000;
 const DATA: u64 = 0x200;
-pub(super) const MEMORY_BYTES: u64 = BUFFERS + BUFFER_BYTES * MOST as u64;
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
@@ -35,8 +53,8 @@ pub(super) enum GuestRequest {
     Flush,
 }
 
-pub(super) fn any_request(random: &mut Random) -> GuestRequest {
-    let sector = random.below(SECTORS - 1);
+pub(super) fn any_request(random: &mut Random, size: Size) -> GuestRequest {
+    let sector = random.below(size.sectors - 1);
     let count = 1 + random.below(2);
     match random.below(5) {
         0 => GuestRequest::Flush,
@@ -49,6 +67,7 @@ pub(super) fn any_request(random: &mut Random) -> GuestRequest {
 pub(super) struct Guest {
     pub(super) file: File,
     pub(super) kind: RingKind,
+    pub(super) size: Size,
     /// All requests so far, in order.
     pub(super) requests: Vec<GuestRequest>,
     /// How many of these were seen done.
@@ -58,15 +77,16 @@ pub(super) struct Guest {
 }
 
 impl Guest {
-    pub(super) const fn new(file: File, kind: RingKind) -> Self {
-        Self { file, kind, requests: Vec::new(), seen: 0, starts: Vec::new() }
+    pub(super) const fn new(file: File, kind: RingKind, size: Size) -> Self {
+        Self { file, kind, size, requests: Vec::new(), seen: 0, starts: Vec::new() }
     }
 
     /// Room for all requests; chains run over the end of the packed one.
-    pub(super) const fn size(&self) -> u16 {
+    pub(super) const fn ring_size(&self) -> u16 {
+        let descriptors = self.size.most * PARTS;
         match self.kind {
-            RingKind::Split => 32,
-            RingKind::Packed => 25,
+            RingKind::Split => descriptors.next_power_of_two() as u16,
+            RingKind::Packed => descriptors as u16 + 1,
         }
     }
 
@@ -80,21 +100,21 @@ impl Guest {
         bytes
     }
 
-    const fn buffer(number: usize) -> u64 {
-        BUFFERS + (number % MOST) as u64 * BUFFER_BYTES
+    const fn buffer(&self, number: usize) -> u64 {
+        BUFFERS + (number % self.size.most) as u64 * BUFFER_BYTES
     }
 
     /// Data of a request as it is in its buffer.
     pub(super) fn data(&self, number: usize, at: usize, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
-        self.file.read_exact_at(&mut bytes, Self::buffer(number) + DATA + at as u64).unwrap();
+        self.file.read_exact_at(&mut bytes, self.buffer(number) + DATA + at as u64).unwrap();
         bytes
     }
 
     pub(super) fn offer(&mut self, request: GuestRequest) {
         let number = self.requests.len();
-        assert!(number - self.seen < MOST);
-        let buffer = Self::buffer(number);
+        assert!(number - self.seen < self.size.most);
+        let buffer = self.buffer(number);
         let (kind, sector, data) = match request {
             GuestRequest::Flush => (VIRTIO_BLK_T_FLUSH, 0, None),
             GuestRequest::Read { sector, count } => (VIRTIO_BLK_T_IN, sector, Some((count, WRITE))),
@@ -127,13 +147,13 @@ impl Guest {
     }
 
     fn offer_split(&self, number: usize, parts: &[(u64, usize, u16)]) {
-        let head = number % MOST * PARTS;
+        let head = number % self.size.most * PARTS;
         for (place, (address, len, flags)) in (head..).zip(parts) {
             let next = if place + 1 < head + parts.len() { NEXT } else { 0 };
             let half = u64::from(flags | next) << 32 | (place as u64 + 1) << 48 | *len as u64;
             self.write(place as u64 * 16, &[address.to_le_bytes(), half.to_le_bytes()].concat());
         }
-        let slot = number as u64 % u64::from(self.size());
+        let slot = number as u64 % u64::from(self.ring_size());
         self.write(ADDRESSES.available + 4 + slot * 2, &(head as u16).to_le_bytes());
         self.write(ADDRESSES.available + 2, &(number as u16 + 1).to_le_bytes());
     }
@@ -144,13 +164,13 @@ impl Guest {
             let (slot, wrap) = self.place(start + place as u64);
             let next = if place + 1 < parts.len() { NEXT } else { 0 };
             let flags = flags | next | if wrap { AVAIL } else { USED };
-            let half = ((number % MOST) as u64 * 7) << 32 | u64::from(flags) << 48 | *len as u64;
+            let half = ((number % self.size.most) as u64 * 7) << 32 | u64::from(flags) << 48 | *len as u64;
             self.write(slot * 16, &[address.to_le_bytes(), half.to_le_bytes()].concat());
         }
     }
 
     const fn place(&self, position: u64) -> (u64, bool) {
-        let size = self.size() as u64;
+        let size = self.ring_size() as u64;
         (position % size, (position / size).is_multiple_of(2))
     }
 
@@ -160,12 +180,12 @@ impl Guest {
         while let Some(request) = self.requests.get(self.seen).copied()
             && let Some((id, written)) = self.next_used()
         {
-            let expected = self.seen % MOST * if self.kind == RingKind::Split { PARTS } else { 7 };
+            let expected = self.seen % self.size.most * if self.kind == RingKind::Split { PARTS } else { 7 };
             assert_eq!(usize::from(id), expected, "request {} completes in its turn", self.seen);
             let read_bytes =
                 if let GuestRequest::Read { count, .. } = request { count * SECTOR_BYTES } else { 0 };
             assert_eq!(written as usize, read_bytes + 1);
-            assert_eq!(self.read(Self::buffer(self.seen) + 16), [0], "request {} succeeds", self.seen);
+            assert_eq!(self.read(self.buffer(self.seen) + 16), [0], "request {} succeeds", self.seen);
             done.push((self.seen, request));
             self.seen += 1;
         }
@@ -176,7 +196,7 @@ impl Guest {
         let at = match self.kind {
             RingKind::Split => {
                 let used = u16::from_le_bytes(self.read(ADDRESSES.used + 2));
-                let slot = self.seen as u64 % u64::from(self.size());
+                let slot = self.seen as u64 % u64::from(self.ring_size());
                 (used != self.seen as u16).then_some(ADDRESSES.used + 4 + slot * 8)?
             }
             RingKind::Packed => {

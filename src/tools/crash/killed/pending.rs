@@ -7,12 +7,13 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use super::guest::{self, GuestRequest, MEMORY_BYTES};
+use super::guest::{self, GuestRequest, Size};
 use super::{Base, Machine};
 use crate::copy::testing::memfd;
 use crate::copy::{self, PrefetchHint, Segments};
 use crate::disk::{Disk, DiskError, Durability, Geometry, MappedDisk};
 use crate::failpoint::{self, Point};
+use crate::limits::bounds::{MAX_IO_THREADS, MAX_PENDING_REQUESTS};
 use crate::tools::crash::workload::Random;
 use crate::virtio::memory::DirtyLog;
 use crate::virtio::memory::testing::table_of;
@@ -175,7 +176,7 @@ impl BackEnd {
     /// What it writes to guest memory is marked in a log.
     fn start_logged(machine: &Machine, base: u32, log: Arc<DirtyLog>) -> Self {
         let (disk, gate) = Self::disk(machine);
-        let memory = table_of(&machine.guest.file, MEMORY_BYTES);
+        let memory = table_of(&machine.guest.file, machine.guest.size.memory_bytes());
         let mut ring = machine.start_in(memory.clone(), disk, base);
         ring.log_to(RingLog::new(log, memory, &machine.layout(base), Some(guest::ADDRESSES.used)));
         Self { ring, gate }
@@ -236,25 +237,26 @@ impl BackEnd {
 }
 
 /// One of the requests that the driver makes: reads of other bytes are under way at the same time as any.
-fn request(random: &mut Random) -> GuestRequest {
+fn request(random: &mut Random, size: Size) -> GuestRequest {
     match random.below(2) {
-        0 => guest::any_request(random),
-        _ => GuestRequest::Read { sector: random.below(guest::SECTORS), count: 1 },
+        0 => guest::any_request(random, size),
+        _ => GuestRequest::Read { sector: random.below(size.sectors), count: 1 },
     }
 }
 
-/// Runs a few batches, in each of which a back-end comes to an end at some step and another one goes on. Returns whether many
-/// requests were under way at once.
-fn runs(kind: RingKind, base: Base, end: End, seed: u64) -> usize {
+/// Runs a few batches, in each of which a back-end comes to an end at some step and another one goes on. Returns how many
+/// requests were under way at once, on threads of their own and in all.
+fn runs(kind: RingKind, base: Base, end: End, size: Size, seed: u64) -> (usize, usize) {
     let mut random = Random::new(seed);
-    let mut machine = Machine::new(kind);
+    let mut machine = Machine::new(kind, size);
     let mut back_end = BackEnd::start(&machine, 0);
-    let mut most = 0;
+    let (mut most, mut most_begun) = (0, 0);
     for _ in 0..4 {
-        for _ in 0..=random.below(guest::MOST) {
-            machine.guest.offer(request(&mut random));
+        // All that there may be, in every other batch.
+        for _ in 0..=random.below(size.most).max(random.below(2) * (size.most - 1)) {
+            machine.guest.offer(request(&mut random, size));
         }
-        let (mut end_at, since) = (Some(1 + random.below(40)), Instant::now());
+        let (mut end_at, since) = (Some(1 + random.below(5 * size.most)), Instant::now());
         let mut step = 0;
         while machine.guest.seen < machine.guest.requests.len() {
             assert!(
@@ -263,8 +265,10 @@ fn runs(kind: RingKind, base: Base, end: End, seed: u64) -> usize {
                 machine.guest.seen
             );
             step += 1;
-            let may_die = end == End::Killed && end_at.is_some();
+            // It may die at any time, but not always before many are under way.
+            let may_die = end == End::Killed && end_at.is_some() && random.below(size.most) < 8;
             let has_ended = end_at == Some(step) || back_end.step(&mut random, may_die).is_none();
+            most_begun = most_begun.max(back_end.ring.device().unfinished().0);
             if has_ended {
                 most = most.max(back_end.end(&mut machine, end, &mut random));
                 back_end = BackEnd::start(&machine, machine.base(base));
@@ -276,19 +280,34 @@ fn runs(kind: RingKind, base: Base, end: End, seed: u64) -> usize {
         }
         machine.check_disk();
     }
-    most.max(back_end.end(&mut machine, end, &mut random))
+    (most.max(back_end.end(&mut machine, end, &mut random)), most_begun)
+}
+
+fn run_all(size: Size, seeds: u64, least: (usize, usize)) {
+    for kind in [RingKind::Split, RingKind::Packed] {
+        for base in [Base::LastStop, Base::Used, Base::Available] {
+            for end in [End::Killed, End::Stopped] {
+                let most: Vec<_> = (0..seeds).map(|seed| runs(kind, base, end, size, seed)).collect();
+                let at_once = most.iter().map(|it| it.0).max();
+                let begun = most.iter().map(|it| it.1).max();
+                assert!(
+                    at_once >= Some(least.0) && begun >= Some(least.1),
+                    "{kind:?}, {base:?}, {end:?}: only {at_once:?} at once, {begun:?} begun"
+                );
+            }
+        }
+    }
 }
 
 #[test]
 fn many_requests_under_way_are_done_in_order_whatever_becomes_of_their_back_end() {
-    for kind in [RingKind::Split, RingKind::Packed] {
-        for base in [Base::LastStop, Base::Used, Base::Available] {
-            for end in [End::Killed, End::Stopped] {
-                let most = (0..20).map(|seed| runs(kind, base, end, seed)).max();
-                assert!(most >= Some(4), "{kind:?}, {base:?}, {end:?}: only {most:?} at once");
-            }
-        }
-    }
+    run_all(Size::SMALL, 20, (4, 4));
+}
+
+/// As many as a ring may have begun, besides flushes: more than there are threads.
+#[test]
+fn as_many_requests_as_there_may_be_are_done_in_order_whatever_becomes_of_their_back_end() {
+    run_all(Size::LARGE, 6, (MAX_IO_THREADS - 8, usize::from(MAX_PENDING_REQUESTS) - 38));
 }
 
 /// A migration: a copy of guest memory, of which pages are copied again that the log has marked.
@@ -308,7 +327,7 @@ impl Migration {
 
     /// Takes the marks, and copies what they say.
     fn copy_marked(&mut self, machine: &Machine) {
-        let mut marks = [0; MEMORY_BYTES as usize / Self::PAGE_BYTES / 8 + 1];
+        let mut marks = vec![0; machine.guest.size.memory_bytes() as usize / Self::PAGE_BYTES / 8 + 1];
         self.bits.read_exact_at(&mut marks, 0).unwrap();
         self.bits.write_all_at(&vec![0; marks.len()], 0).unwrap();
         let memory = memory_of(machine);
@@ -329,7 +348,7 @@ impl Migration {
 }
 
 fn memory_of(machine: &Machine) -> Vec<u8> {
-    let mut memory = vec![0; MEMORY_BYTES as usize];
+    let mut memory = vec![0; machine.guest.size.memory_bytes() as usize];
     machine.guest.file.read_exact_at(&mut memory, 0).unwrap();
     memory
 }
@@ -341,11 +360,12 @@ fn what_comes_back_out_of_order_is_marked_in_the_dirty_log() {
         [RingKind::Split, RingKind::Packed].into_iter().flat_map(|kind| (0..40).map(move |seed| (kind, seed)))
     {
         let mut random = Random::new(seed);
-        let mut machine = Machine::new(kind);
+        let size = Size::SMALL;
+        let mut machine = Machine::new(kind, size);
         let mut base = 0;
         for _ in 0..4 {
-            while machine.guest.requests.len() - machine.guest.seen < guest::MOST {
-                machine.guest.offer(request(&mut random));
+            while machine.guest.requests.len() - machine.guest.seen < size.most {
+                machine.guest.offer(request(&mut random, size));
             }
             // What the driver writes is the front-end's to know.
             let (mut migration, log) = Migration::of(&machine);

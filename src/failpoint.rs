@@ -27,8 +27,15 @@ pub(crate) enum Point {
 #[inline(always)]
 pub(crate) const fn reached(_point: Point) {}
 
+/// A mistake that a test has made: a flush does not wait until what is before it is done.
+#[cfg(not(test))]
+#[inline(always)]
+pub(crate) const fn has_hasty_flushes() -> bool {
+    false
+}
+
 #[cfg(test)]
-pub(crate) use armed::{reached, stops_at};
+pub(crate) use armed::{has_hasty_flushes, reached, stops_at, with_hasty_flushes};
 
 #[cfg(test)]
 mod armed {
@@ -40,6 +47,21 @@ mod armed {
     thread_local! {
         /// The point where this thread stops, and how often it passes there before.
         static ARMED: Cell<Option<(Point, u32)>> = const { Cell::new(None) };
+    }
+
+    thread_local! {
+        static HAS_HASTY_FLUSHES: Cell<bool> = const { Cell::new(false) };
+    }
+
+    pub(crate) fn has_hasty_flushes() -> bool {
+        HAS_HASTY_FLUSHES.get()
+    }
+
+    /// Does something with the mistake of this name.
+    pub(crate) fn with_hasty_flushes(act: impl FnOnce()) {
+        HAS_HASTY_FLUSHES.set(true);
+        act();
+        HAS_HASTY_FLUSHES.set(false);
     }
 
     struct Stopped;

@@ -208,11 +208,13 @@ impl<D: Disk> Pending<D> {
     /// Those that wait for a flush which may be begun: a flush when all before it are done, a write that is to persist at
     /// once.
     fn unbegun_flushes(&mut self) -> impl Iterator<Item = &mut Option<Ticket>> {
+        let is_hasty = failpoint::has_hasty_flushes();
         let mut are_done = !self.is_leaving;
         let is_leaving = self.is_leaving;
         self.entries.iter_mut().filter_map(move |entry| match entry {
             Entry::Unflushed(held, ticket) => {
-                (ticket.is_none() && !is_leaving && (are_done || !held.is_flush())).then_some(ticket)
+                (ticket.is_none() && !is_leaving && (are_done || is_hasty || !held.is_flush()))
+                    .then_some(ticket)
             }
             Entry::Unbegun(..) | Entry::InFlight(_) => {
                 are_done = false;

@@ -3,6 +3,7 @@
 
 mod guest;
 mod pending;
+mod power;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -92,6 +93,8 @@ struct Machine {
     sectors: Vec<u64>,
     /// So many of the first requests may have been executed, in part or wholly, by a back-end that died.
     maybe_executed: usize,
+    /// Each write is to persist before it is done.
+    is_write_through: bool,
 }
 
 impl Machine {
@@ -100,7 +103,7 @@ impl Machine {
         let disk = memfd("points-disk", size.disk_bytes());
         let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
         let call = File::from(rustix::event::eventfd(0, flags).unwrap());
-        Self { guest, disk, call, sectors: vec![0; size.sectors], maybe_executed: 0 }
+        Self { guest, disk, call, sectors: vec![0; size.sectors], maybe_executed: 0, is_write_through: false }
     }
 
     /// A back-end: a new device, a new mapping of guest memory, a ring that knows nothing.
@@ -116,6 +119,13 @@ impl Machine {
 
     fn start_on<D: Disk>(&self, disk: D, base: u32) -> AnyRing<D> {
         self.start_in(table_of(&self.guest.file, self.guest.size.memory_bytes()), disk, base)
+    }
+
+    fn cache(&self) -> CacheMode {
+        match self.is_write_through {
+            true => CacheMode::write_through(),
+            false => CacheMode::unknown(true),
+        }
     }
 
     fn layout(&self, base: u32) -> RingLayout {
@@ -136,7 +146,7 @@ impl Machine {
             layout: self.layout(base),
             memory,
             device: Arc::new(Device::new(disk, identity, 1)),
-            cache: Arc::new(CacheMode::unknown(true)),
+            cache: Arc::new(self.cache()),
             kick: Arc::new(File::open("/dev/null").unwrap()),
             call: Some(Arc::new(Notifier::new(self.call.try_clone().unwrap()).unwrap())),
             err: None,

@@ -21,11 +21,11 @@ use crate::virtio::queue::{RingKind, RingLog};
 use crate::worker::AnyRing;
 
 /// How long a step may take on a machine that is busy.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Media that do a request when the test says so, in any order, or never.
 #[derive(Debug, Default)]
-struct Gate {
+pub(super) struct Gate {
     state: Mutex<GateState>,
     changed: Condvar,
 }
@@ -44,14 +44,14 @@ struct GateState {
 }
 
 /// What becomes of a request.
-enum Verdict {
+pub(super) enum Verdict {
     Done,
     Half,
     Nothing,
 }
 
 impl Gate {
-    fn pass(&self) -> Verdict {
+    pub(super) fn pass(&self) -> Verdict {
         let mut state = self.state.lock().unwrap();
         let number = state.next;
         state.next += 1;
@@ -72,7 +72,7 @@ impl Gate {
     }
 
     /// Lets one of those that wait go on, if there is one.
-    fn grant(&self, random: &mut Random) {
+    pub(super) fn grant(&self, random: &mut Random) {
         let mut state = self.state.lock().unwrap();
         if state.granted.is_none() && !state.waiting.is_empty() {
             let place = random.below(state.waiting.len());
@@ -81,7 +81,7 @@ impl Gate {
         }
     }
 
-    fn die(&self) {
+    pub(super) fn die(&self) {
         self.state.lock().unwrap().is_dead = true;
         self.changed.notify_all();
     }

@@ -1,7 +1,7 @@
 //! `vhost-user-pmem bench`: the load generator.
 
 use std::io::{self, Write};
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -47,6 +47,10 @@ pub(super) struct BenchArgs {
     /// Percentage of reads in randrw
     #[arg(long, value_name = "PERCENT", default_value = "50", value_parser = clap::value_parser!(u8).range(..=100))]
     rwmixread: u8,
+
+    /// Flush after so many writes of a queue; flushes are not counted
+    #[arg(long, value_name = "N")]
+    fsync: Option<NonZeroU32>,
 
     /// Bytes of a request, also with K or M: 512, 4k, 1M
     #[arg(long, value_name = "SIZE", default_value = "4k", value_parser = block_size)]
@@ -154,6 +158,7 @@ fn plan(args: BenchArgs) -> Plan {
     let work = Work {
         rw: args.rw,
         read_percent: args.rwmixread,
+        flush_every: args.fsync,
         block_bytes: args.bs,
         depth: args.iodepth,
         queues: args.numqueues,

@@ -261,6 +261,15 @@ impl Monitor {
     }
 }
 
+/// What a request asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Read,
+    Write,
+    /// It has no block, and is not counted.
+    Flush,
+}
+
 impl Queue {
     fn new(
         mut ring: VirtioBlkQueue<'static, u16>,
@@ -288,18 +297,18 @@ impl Queue {
         }
     }
 
-    /// Puts the write of a slot's buffer to `offset` into the ring, or the read into it.
-    pub(super) fn submit(&mut self, is_write: bool, offset: u64, slot: u16) -> io::Result<()> {
+    /// Puts the write of a slot's buffer to `offset` into the ring, or the read into it, or a flush.
+    pub(super) fn submit(&mut self, kind: Kind, offset: u64, slot: u16) -> io::Result<()> {
         let start = self.start_of(slot);
         let buffer =
             self.memory.as_volatile_slice().subslice(start, self.block_bytes).map_err(io::Error::other)?;
         let (pointer, length) = (buffer.ptr_guard_mut().as_ptr(), buffer.len());
-        if is_write {
+        match kind {
             // SAFETY: B1: the buffer is a slice of the mapping, checked by `subslice`.
-            unsafe { self.ring.write_raw(offset, pointer, length, slot) }
-        } else {
+            Kind::Write => unsafe { self.ring.write_raw(offset, pointer, length, slot) },
             // SAFETY: B1: the buffer is a slice of the mapping, checked by `subslice`.
-            unsafe { self.ring.read_raw(offset, pointer, length, slot) }
+            Kind::Read => unsafe { self.ring.read_raw(offset, pointer, length, slot) },
+            Kind::Flush => self.ring.flush(slot),
         }
     }
 

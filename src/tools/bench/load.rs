@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
-use crate::tools::bench::client::Queue;
+use crate::tools::bench::client::{Kind, Queue};
 use crate::tools::bench::verify::{self, Blocks};
 use crate::tools::bench::{BenchError, Waiting, Work, cpu};
 
@@ -84,7 +84,7 @@ pub(super) struct BlockRange {
 struct InFlight {
     start: Instant,
     block: u64,
-    is_write: bool,
+    kind: Kind,
 }
 
 /// What a queue's thread works with.
@@ -102,6 +102,8 @@ pub(super) struct Load<'a> {
     random: u64,
     /// The next block where they are in order.
     next: u64,
+    /// Writes since the last flush.
+    unflushed: u32,
     reads_back: bool,
 }
 
@@ -127,6 +129,7 @@ impl<'a> Load<'a> {
             scratch: vec![0; block_bytes],
             random: verify::mix(range.first ^ u64::from(std::process::id())),
             next: 0,
+            unflushed: 0,
             reads_back: false,
         }
     }
@@ -173,11 +176,11 @@ impl<'a> Load<'a> {
     fn submit_all(&mut self) -> Result<(), BenchError> {
         let (start, before) = (Instant::now(), self.free.len());
         while let Some(slot) = self.free.pop() {
-            let Some((is_write, block)) = self.next_request() else {
+            let Some((kind, block)) = self.next_request() else {
                 self.free.push(slot);
                 break;
             };
-            self.submit(slot, InFlight { start, block, is_write })
+            self.submit(slot, InFlight { start, block, kind })
                 .map_err(|source| self.local("put a request into the ring", source))?;
         }
         if self.free.len() < before {
@@ -188,27 +191,33 @@ impl<'a> Load<'a> {
 
     fn submit(&mut self, number: u16, slot: InFlight) -> io::Result<()> {
         let offset = self.offset(slot.block);
-        if let Some(blocks) = &mut self.blocks {
+        if let Some(blocks) = &mut self.blocks
+            && slot.kind != Kind::Flush
+        {
             let block = index(slot.block);
             blocks.set_busy(block, true);
-            if slot.is_write {
+            if slot.kind == Kind::Write {
                 verify::fill(&mut self.scratch, offset, blocks.next_stamp(block));
                 self.queue.put(number, &self.scratch)?;
             }
         }
-        self.queue.submit(slot.is_write, offset, number)?;
+        self.queue.submit(slot.kind, offset, number)?;
         if let Some(place) = self.slots.get_mut(usize::from(number)) {
             *place = Some(slot);
         }
         Ok(())
     }
 
-    /// Direction and block of the next request; nothing when there is nothing more to be read back.
-    fn next_request(&mut self) -> Option<(bool, u64)> {
+    /// Kind and block of the next request; nothing when there is nothing more to be read back.
+    fn next_request(&mut self) -> Option<(Kind, u64)> {
         if self.reads_back {
             let block = self.blocks.as_ref()?.next_written(index(self.next))? as u64;
             self.next = block + 1;
-            return Some((false, block));
+            return Some((Kind::Read, block));
+        }
+        if self.work.flush_every.is_some_and(|writes| self.unflushed >= writes.get()) {
+            self.unflushed = 0;
+            return Some((Kind::Flush, 0));
         }
         let is_write = match self.work.rw {
             crate::tools::bench::Rw::RandRw => self.draw() % 100 >= u64::from(self.work.read_percent),
@@ -224,7 +233,8 @@ impl<'a> Load<'a> {
                 next
             };
             if !self.blocks.as_ref().is_some_and(|blocks| blocks.is_busy(index(block))) {
-                return Some((is_write, block));
+                self.unflushed = self.unflushed.saturating_add(u32::from(is_write));
+                return Some((if is_write { Kind::Write } else { Kind::Read }, block));
             }
         }
     }
@@ -289,15 +299,24 @@ impl<'a> Load<'a> {
         if errno != 0 {
             return Err(BenchError::Request {
                 socket: self.socket.to_owned(),
-                operation: if slot.is_write { "write" } else { "read" },
+                operation: match slot.kind {
+                    Kind::Read => "read",
+                    Kind::Write => "write",
+                    Kind::Flush => "flush",
+                },
                 offset: self.offset(slot.block),
                 bytes: self.work.block_bytes,
                 cause: io::Error::from_raw_os_error(errno),
             });
         }
+        let count = match slot.kind {
+            Kind::Read => &mut counts.reads,
+            Kind::Write => &mut counts.writes,
+            Kind::Flush => return Ok(()),
+        };
+        *count += 1;
         let elapsed = now.saturating_duration_since(slot.start).as_nanos();
         counts.latency.saturating_record(u64::try_from(elapsed).unwrap_or(LONGEST_NS));
-        *(if slot.is_write { &mut counts.writes } else { &mut counts.reads }) += 1;
         self.check(number, slot)
     }
 
@@ -308,7 +327,7 @@ impl<'a> Load<'a> {
         blocks.set_busy(block, false);
         let expected = blocks.stamp(block);
         // What this run has not written yet is unknown if it writes at all.
-        if slot.is_write || (expected.is_none() && self.work.rw.writes()) {
+        if slot.kind == Kind::Write || (expected.is_none() && self.work.rw.writes()) {
             return Ok(());
         }
         let mut scratch = std::mem::take(&mut self.scratch);

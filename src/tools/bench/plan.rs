@@ -1,7 +1,7 @@
 //! What is to be done.
 
 use std::fmt;
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -54,6 +54,8 @@ pub struct Work {
     pub rw: Rw,
     /// Reads in a hundred requests where both directions occur.
     pub read_percent: u8,
+    /// A flush after so many writes of a queue, which is not counted.
+    pub flush_every: Option<NonZeroU32>,
     /// Bytes of a request.
     pub block_bytes: u32,
     /// Requests under way in each queue.
@@ -189,6 +191,7 @@ mod tests {
         let work = Work {
             rw: Rw::RandRead,
             read_percent: 50,
+            flush_every: None,
             block_bytes: 4096,
             depth: NonZeroU16::new(depth).unwrap(),
             queues: NonZeroU16::MIN,

@@ -43,6 +43,7 @@ impl Row {
         let work = Work {
             rw: self.rw,
             read_percent: 50,
+            flush_every: None,
             block_bytes: self.block_bytes,
             depth: NonZeroU16::new(self.depth).unwrap(),
             queues: NonZeroU16::MIN,

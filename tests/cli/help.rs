@@ -60,11 +60,12 @@ const OPTIONS: [&str; 27] = [
 
 /// Those of the load generator.
 #[cfg(feature = "bench")]
-const BENCH_OPTIONS: [&str; 18] = [
+const BENCH_OPTIONS: [&str; 19] = [
     "--socket",
     "--against",
     "--rw",
     "--rwmixread",
+    "--fsync",
     "--bs",
     "--iodepth",
     "--numqueues",

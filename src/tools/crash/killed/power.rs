@@ -66,7 +66,7 @@ impl Disk for CachedDisk {
         true
     }
     fn read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
-        drop(self.gate.pass());
+        self.gate.pass();
         self.disk.read(offset, into, next)
     }
     fn write(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
@@ -89,7 +89,7 @@ impl Disk for CachedDisk {
     }
     fn flush(&self) -> Result<(), DiskError> {
         let found = self.image();
-        drop(self.gate.pass());
+        self.gate.pass();
         let mut kept = self.kept.lock().unwrap();
         let before = std::mem::replace(&mut kept.last_found, found.clone());
         kept.durable = if self.mistake == Mistake::SyncShared { before } else { found };
@@ -176,7 +176,9 @@ fn run(kind: RingKind, writeback: bool, size: Size, mistake: Mistake, seed: u64)
                 gate.0.grant(&mut random);
             }
             if ring.has_work() {
-                let mut serve = || drop(ring.serve(Waker::noop()));
+                let mut serve = || {
+                    ring.serve(Waker::noop());
+                };
                 match mistake {
                     Mistake::FlushAmongWrites => failpoint::with_hasty_flushes(serve),
                     _ => serve(),

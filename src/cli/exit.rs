@@ -84,7 +84,7 @@ impl Exit {
             Self::NotDurable => "the disk is less durable than --require-durable asks for",
             Self::Sandbox => "a part of the sandbox that is asked for is missing",
             Self::GivenUp => {
-                "at the end, media did not answer in time (--stop-timeout), or a session did not end, and requests were given up"
+                "media, or a session, did not end in time (--stop-timeout), and requests were given up"
             }
         }
     }

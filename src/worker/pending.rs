@@ -111,11 +111,9 @@ pub(super) struct Pending<D: Disk> {
     completions: Arc<Completions>,
     /// Those that have just come back.
     returned: Vec<(u64, Box<PendingRequest>)>,
-    /// What is about to be begun: by threads of the disk's, or by the ring's worker itself. They have room for as many as there ever
-    /// were at once.
+    /// What is about to be begun: by threads of the disk's, or by the ring's worker itself.
     tasks: Vec<RequestTask<D>>,
     quick: Vec<RequestTask<D>>,
-    /// The worker does what is quick.
     does_quick: bool,
     /// It takes nothing more: its ring is being stopped.
     is_leaving: bool,

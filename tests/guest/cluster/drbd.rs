@@ -1,5 +1,6 @@
 //! DRBD: two guests, each with a disk of its own, and a daemon on `/dev/drbd0` of the one that is primary.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -121,8 +122,16 @@ impl Nodes {
         self.guests[number].as_mut().unwrap()
     }
 
-    /// Boots a node.
+    /// Boots a node. An emulated Linux stands still now and then before it has come up, where nothing of ours runs yet: it is
+    /// tried once more.
     fn start(&mut self, number: usize, new: &str) {
+        let boot = catch_unwind(AssertUnwindSafe(|| self.boot(number)));
+        let mut guest = boot.unwrap_or_else(|_| self.boot(number));
+        guest.shell(&format!("/lab/drbd.sh up {} {new}", number + 1));
+        self.guests[number] = Some(guest);
+    }
+
+    fn boot(&mut self, number: usize) -> Guest {
         self.boots += 1;
         let folder = self.folder.join(format!("boot-{}", self.boots));
         std::fs::create_dir(&folder).unwrap();
@@ -131,7 +140,7 @@ impl Nodes {
         let _ = std::fs::remove_file(&own);
         let disk = self.folder.join(format!("disk-{number}"));
         let devices = format!(
-            "-drive file={},format=raw,if=none,id=disk -device virtio-blk-pci,drive=disk \
+            "-smp 1 -drive file={},format=raw,if=none,id=disk -device virtio-blk-pci,drive=disk \
              -netdev dgram,id=cable,local.type=unix,local.path={},remote.type=unix,remote.path={} \
              -device virtio-net-pci,netdev=cable,mac=52:54:00:00:00:0{number}",
             disk.display(),
@@ -139,9 +148,7 @@ impl Nodes {
             other.display()
         );
         let devices = devices.split(' ').map(str::to_owned).collect();
-        let mut guest = Guest::boot_kernel(Kernel::Generic, &self.initramfs, &folder, devices, "");
-        guest.shell(&format!("/lab/drbd.sh up {} {new}", number + 1));
-        self.guests[number] = Some(guest);
+        Guest::boot_kernel(Kernel::Generic, &self.initramfs, &folder, devices, "")
     }
 
     /// Kills a node where it stands; the lines that its recorder has still sent.

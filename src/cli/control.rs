@@ -6,6 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use crate::api::control::{ControlError, ControlSocket, Controlling, Operator, Options, Reload};
+use crate::cli::logging;
 use crate::config::json::Object;
 use crate::config::options::Defaults;
 use crate::disk::Symlinks;
@@ -94,7 +95,8 @@ impl Control {
         }
         let (Some(resizer), Some(reload)) = (server.resizer(), self.reload) else { return Ok(None) };
         let allowed = is_confined.then_some(self.args.allow);
-        let options = Options { defaults: self.defaults, configured, allowed, reload };
+        let log = logging::change;
+        let options = Options { defaults: self.defaults, configured, allowed, reload, log };
         let operator = Operator::new(server.manager(), resizer, server.collector(), options);
         Ok(Some(Controlling::start(socket, Arc::new(operator))?))
     }

@@ -82,6 +82,11 @@ enum Task {
         /// The disk
         name: String,
     },
+    /// Log what this says from now on, until the server ends
+    Log {
+        /// As `serve --log` takes it: off, error, warn, info, debug, trace, or a filter
+        level: String,
+    },
     /// Read the configuration file again, and apply what has changed as one step
     Reload,
 }
@@ -131,6 +136,7 @@ fn request(task: &Task) -> Result<Request, Failure> {
         }
         Task::Flush { name } => of("POST", &(disk(name) + "/flush"), None),
         Task::Disconnect { name } => of("POST", &(disk(name) + "/disconnect"), None),
+        Task::Log { level } => of("PUT", "/v1/log", Some(json!({"level": level}))),
         Task::Reload => of("POST", "/v1/reload", None),
     }
 }

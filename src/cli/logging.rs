@@ -3,10 +3,12 @@
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal;
 use std::panic::PanicHookInfo;
+use std::sync::OnceLock;
 
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::reload::Handle;
 
 use crate::log::LogQueue;
 
@@ -94,10 +96,38 @@ impl LogArgs {
         let log = log.with_env_filter(filter).with_writer(queue);
         // It fails only where a log is set up already, which then gets the events.
         let _ = match self.format {
-            Format::Text => log.with_target(false).with_ansi(wants_colour()).try_init(),
-            Format::Json => log.json().try_init(),
+            Format::Text => {
+                let log = log.with_target(false).with_ansi(wants_colour()).with_filter_reloading();
+                keep(log.reload_handle());
+                log.try_init()
+            }
+            Format::Json => {
+                let log = log.json().with_filter_reloading();
+                keep(log.reload_handle());
+                log.try_init()
+            }
         };
     }
+}
+
+/// What gives the log another filter.
+type Change = dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync;
+
+static CHANGE: OnceLock<Box<Change>> = OnceLock::new();
+
+fn keep<S: 'static>(handle: Handle<EnvFilter, S>) {
+    let change = move |filter| handle.reload(filter).map_err(|error| error.to_string());
+    // A second log is none.
+    let _ = CHANGE.set(Box::new(change));
+}
+
+/// Logs what this filter says from now on, which is as `--log` takes it.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn change(text: &str) -> Result<(), String> {
+    let filter = EnvFilter::try_new(check_filter(text)?).map_err(|error| error.to_string())?;
+    CHANGE.get().map_or(Ok(()), |change| change(filter))
 }
 
 fn log_panic(panic: &PanicHookInfo<'_>, queue: &LogQueue) {

@@ -8,7 +8,7 @@ pub(super) const USAGE: &[&str] = &[
     "serve --disk path=FILE,socket=SOCKET[,KEY=VALUE...] [...]",
     "serve --config FILE [--check] [...]",
     "info PATH [--json]",
-    "ctl --socket SOCKET {list | show NAME | rings NAME | add KEY=VALUE,... | reload} [--json]",
+    "ctl --socket SOCKET {list | show NAME | rings NAME | add KEY=VALUE,... | log LEVEL | reload} [--json]",
     "ctl --socket SOCKET {remove | resize | flush | disconnect} NAME [...]",
     #[cfg(feature = "bench")]
     "bench --socket SOCKET [--against SOCKET] [...]",

@@ -103,7 +103,7 @@ fn options(host: &Host) -> Vec<(Value, &'static str, &'static str)> {
 }
 
 /// Requests with a body that is not even options.
-const BODIES: [(&str, &str, &str, &str); 14] = [
+const BODIES: [(&str, &str, &str, &str); 18] = [
     ("PUT", "/v1/disks/new", "", "not-json"),
     ("PUT", "/v1/disks/new", "{", "not-json"),
     ("PUT", "/v1/disks/new", "[]", "not-json"),
@@ -118,6 +118,10 @@ const BODIES: [(&str, &str, &str, &str); 14] = [
     ("POST", "/v1/disks/stays/resize", "{\"bytes\": 3}", "unknown-key"),
     ("POST", "/v1/disks/stays/resize", "{\"size\": \"3X\"}", "bad-options"),
     ("POST", "/v1/disks/stays/flush", "{}", "bad-request"),
+    ("PUT", "/v1/log", "{}", "bad-options"),
+    ("PUT", "/v1/log", "{\"level\": 7}", "bad-options"),
+    ("PUT", "/v1/log", "{\"level\": \"loud\"}", "bad-options"),
+    ("PUT", "/v1/log", "{\"level\": \"info\", \"x\": 1}", "bad-options"),
 ];
 
 /// Requests without a body.

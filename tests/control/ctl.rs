@@ -60,6 +60,24 @@ fn people_and_scripts_are_served() {
     assert!(done(&socket, &["show", "stays"]).contains("durability              volatile"));
 }
 
+/// The log says more, or less, from then on.
+#[test]
+fn the_log_can_be_changed() {
+    let host = Host::new(Place::Tmpfs);
+    let socket = host.control();
+    drop(Session::connect(&host.daemon.socket(0)));
+    assert!(!host.daemon.log().contains("DEBUG"), "{}", host.daemon.log());
+    assert_eq!(done(&socket, &["log", "debug"]), "");
+    drop(Session::connect(&host.daemon.socket(0)));
+    host.daemon.wait_for_log("DEBUG");
+    assert_eq!(done(&socket, &["log", "off"]), "");
+    let (code, text) = failed(&socket, &["log", "loud"]);
+    assert!(code == 2 && text.contains("is no level"), "{text}");
+    let before = host.daemon.log().len();
+    done(&socket, &["flush", "stays"]);
+    assert_eq!(host.daemon.log().len(), before, "it is off");
+}
+
 /// The exit code is that of a start which fails for the same reason.
 #[test]
 fn what_fails_has_the_exit_code_of_a_start() {

@@ -105,7 +105,7 @@ fn content(operation: Operation) -> Option<Value> {
         Operation::ListDisks => json!({"type": "array", "items": disk}),
         Operation::ShowRings => json!({"type": "array", "items": {"$ref": "#/components/schemas/Ring"}}),
         Operation::ShowDisk | Operation::PutDisk | Operation::PatchDisk => disk,
-        Operation::RemoveDisk | Operation::Flush => return None,
+        Operation::RemoveDisk | Operation::Flush | Operation::Log => return None,
         Operation::Metrics => return Some(json!({"text/plain": {"schema": {"type": "string"}}})),
         Operation::Version
         | Operation::Resize
@@ -121,6 +121,12 @@ fn body(body: Body) -> Option<Value> {
         Body::Nothing => return None,
         Body::Options => ("application/json", true, json!({"$ref": "#/components/schemas/Options"})),
         Body::Patch => ("application/merge-patch+json", true, json!({"type": "object"})),
+        Body::Level => {
+            let level = json!({"type": "string", "description": "As --log takes it"});
+            let properties = json!({"level": level});
+            let schema = json!({"type": "object", "required": ["level"], "properties": properties});
+            ("application/json", true, schema)
+        }
         Body::Size => {
             let size = json!({"type": ["integer", "string"]});
             ("application/json", false, json!({"type": "object", "properties": {"size": size}}))

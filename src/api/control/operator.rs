@@ -35,6 +35,8 @@ pub(crate) struct Options {
     pub(crate) allowed: Option<Vec<PathBuf>>,
     /// What reads the configuration again.
     pub(crate) reload: Reload,
+    /// What gives the log another filter.
+    pub(crate) log: fn(&str) -> Result<(), String>,
 }
 
 /// Does what is asked for, from any thread.
@@ -46,6 +48,7 @@ pub(crate) struct Operator {
     defaults: Defaults,
     allowed: Option<Vec<PathBuf>>,
     reload: Reload,
+    log: fn(&str) -> Result<(), String>,
     known: Mutex<BTreeMap<String, Known>>,
     /// Held by each change, and by a reload alone.
     changing: RwLock<()>,
@@ -61,13 +64,23 @@ struct Known {
 
 impl Operator {
     pub(crate) fn new(manager: Manager, resizer: Resizer, collector: Collector, options: Options) -> Self {
-        let Options { defaults, configured, allowed, reload } = options;
+        let Options { defaults, configured, allowed, reload, log } = options;
         let known = configured.into_iter().filter_map(|options| {
             let name = options.get(Key::Name.name())?.as_str()?.to_owned();
             Some((name, Known { options, is_configured: true }))
         });
         let known = Mutex::new(known.collect());
-        Self { manager, resizer, collector, defaults, allowed, reload, known, changing: RwLock::default() }
+        Self {
+            manager,
+            resizer,
+            collector,
+            defaults,
+            allowed,
+            reload,
+            log,
+            known,
+            changing: RwLock::default(),
+        }
     }
 
     /// Does it. It may take as long as media do.
@@ -96,6 +109,7 @@ impl Operator {
                 let front_ends = self.manager.disconnect(name)?;
                 Ok(Answer::json(&json!({"front_ends": front_ends})))
             }
+            Operation::Log => self.set_log(body),
             Operation::Reload => self.reload().map(|done| Answer::json(&done)),
         }
     }
@@ -170,6 +184,13 @@ impl Operator {
             None => self.resizer.resize(name)?,
         };
         Ok(Answer::json(&json!({"from_bytes": from_bytes, "to_bytes": to_bytes})))
+    }
+
+    fn set_log(&self, body: &[u8]) -> Outcome {
+        let level = level_of(body)?;
+        let set = (self.log)(&level);
+        set.map_err(|text| Problem::new(Code::BadOptions, format!("level={level}: {text}")))?;
+        Ok(Answer::done())
     }
 
     fn grow(&self, name: &str, to_bytes: u64) -> Result<Resized, Problem> {
@@ -285,6 +306,15 @@ pub(super) fn config_of(object: &Object, defaults: Defaults) -> Result<DiskConfi
     let config = config.ok_or_else(|| Problem::new(Code::Failed, "there is no disk in this"))?;
     config.check()?;
     Ok(config)
+}
+
+/// The level in the body of a request.
+pub(super) fn level_of(body: &[u8]) -> Result<String, Problem> {
+    let mut object = json::parse(body)?;
+    match object.remove("level") {
+        Some(Value::String(level)) if object.is_empty() => Ok(level),
+        _ => Err(Problem::new(Code::BadOptions, "write {\"level\": \"debug\"}, with what --log takes")),
+    }
 }
 
 /// The size in the body of a request, if there is one.

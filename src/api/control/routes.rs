@@ -20,6 +20,7 @@ pub(super) enum Operation {
     Flush,
     Disconnect,
     Reload,
+    Log,
     Metrics,
     OpenApi,
 }
@@ -34,6 +35,8 @@ pub(super) enum Body {
     Patch,
     /// A size, or nothing.
     Size,
+    /// What to log.
+    Level,
 }
 
 /// A request.
@@ -74,7 +77,7 @@ const fn post(
 
 const DISK: &str = "/v1/disks/{name}";
 
-pub(super) const ROUTES: [Route; 13] = [
+pub(super) const ROUTES: [Route; 14] = [
     get("/v1", Operation::Version, "The version of the program and of this interface"),
     get("/v1/disks", Operation::ListDisks, "All disks, in the order in which they came"),
     get(
@@ -147,6 +150,15 @@ pub(super) const ROUTES: [Route; 13] = [
         Body::Nothing,
         &[(200, "which disks were added, removed and resized")],
     ),
+    Route {
+        method: "PUT",
+        path: "/v1/log",
+        operation: Operation::Log,
+        summary: "Logs what this level or filter says from now on, until the process ends",
+        body: Body::Level,
+        query: &[],
+        answers: &[(204, "it is so now")],
+    },
     get("/metrics", Operation::Metrics, "Metrics in the format of Prometheus"),
     get("/openapi.json", Operation::OpenApi, "This document"),
 ];

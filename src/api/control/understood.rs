@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::change::growth;
-use super::operator::{config_of, put_object, size_of};
+use super::operator::{config_of, level_of, put_object, size_of};
 use super::problem::Problem;
 use super::routes::{self, Body};
 use crate::config::json::{self, Object};
@@ -33,6 +33,7 @@ fn read(method: &str, target: &str, before: &Object, body: &[u8]) -> Result<Valu
             json::merge(&mut after, &patch)?;
             growth(&call.disk, before, &options(&after)?)?.into()
         }
+        Body::Level => level_of(body)?.into(),
         Body::Size => size_of(body)?.into(),
     };
     Ok(json!({"path": call.route.path, "disk": call.disk, "body": said}))

@@ -26,7 +26,7 @@ pub(in crate::vhost_user) enum TransferError {
     Endless,
     #[error("it was abandoned")]
     Cancelled,
-    #[error("the socket that it is to be written to is no stream, or something waits in it to be read")]
+    #[error("the Unix socket that it is to be written to is no stream, or something waits in it to be read")]
     NotWritable,
 }
 

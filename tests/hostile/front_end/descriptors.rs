@@ -142,11 +142,11 @@ const SAMPLES: [Sample; 48] = [
     }),
     sample("a full Unix socket", STREAMS, full_socket),
     sample("a Unix socket whose peer is gone", STREAMS, || alone(UnixStream::pair()?.0)),
-    sample("a Unix socket of datagrams", STATE, || {
+    sample("a Unix socket of datagrams", NOTHING, || {
         let (socket, peer) = UnixDatagram::pair()?;
         Ok((socket.into(), vec![peer.into()]))
     }),
-    sample("a Unix socket that listens", STATE, || {
+    sample("a Unix socket that listens", NOTHING, || {
         let folder = folder::for_sockets();
         alone(UnixListener::bind(folder.path().join("socket"))?)
     }),

@@ -1,5 +1,6 @@
 //! kill -9 at any moment of a change leaves no half state: a start with the same command line finds what was before or after.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use serde_json::json;
@@ -55,6 +56,16 @@ fn a_kill_at_any_moment_leaves_no_half_state() {
         }
         host.daemon.stop();
     }
+}
+
+/// Such a socket has no permissions yet: without privileges nobody can connect to it to see whether somebody listens.
+#[test]
+fn a_socket_whose_daemon_was_killed_before_it_listened_is_replaced() {
+    let host = Host::new(Place::Tmpfs);
+    drop(std::os::unix::net::UnixListener::bind(host.socket("a")).unwrap());
+    std::fs::set_permissions(host.socket("a"), std::fs::Permissions::from_mode(0o000)).unwrap();
+    let added = host.add("a");
+    assert_eq!(added.status, 201, "{added:?}");
 }
 
 /// Adds, resizes, reloads and removes until nobody answers any more.

@@ -111,8 +111,12 @@ fn find_room(path: &Path, access: &SocketAccess) -> Result<bool, ListenerError> 
         let taken = io::Error::new(io::ErrorKind::AlreadyExists, "the path exists and is no socket");
         return Err(failed("bind")(taken));
     }
-    if has_listener(path).map_err(failed("probe"))? {
-        return Err(ListenerError::InUse(path.to_owned()));
+    match has_listener(path) {
+        Ok(false) => {}
+        Ok(true) => return Err(ListenerError::InUse(path.to_owned())),
+        // As `listening` makes it: whoever did was killed before it listened.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && there.mode() & 0o777 == 0 => {}
+        Err(error) => return Err(failed("probe")(error)),
     }
     if !is_ours(&there, access) {
         let text = format!("a socket that nobody listens on is there, and belongs to user {}", there.uid());

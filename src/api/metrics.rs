@@ -169,7 +169,7 @@ pub(crate) const FAMILIES: [Family; 29] = [
     ),
     gauge(
         "oldest_request_seconds",
-        "How long the oldest of these has been waiting for media: since then a disk hangs, if it grows.",
+        "How long the oldest of these has been waiting for media, or the start of a queue or a look at the size: since then a disk hangs, if it grows.",
         |disk| Some(disk.oldest_request.as_secs_f64()),
     ),
     counter("failures_total", "Requests that were answered with an error.", |disk| {

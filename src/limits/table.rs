@@ -225,10 +225,11 @@ fn of_resources() -> Vec<Bound> {
         row(
             "descriptors of all front-ends",
             format!(
-                "the limit of open files less {} and {} for each disk, or {} with DAX; a connection counts as {}, a ring as {}",
-                count(PROCESS_DESCRIPTORS),
+                "the limit of open files less those that are open at the start (each disk has {}, or {} with DAX), {} to spare, and {} for each disk that comes later; a connection counts as {}, a ring as {}",
                 count(DISK_DESCRIPTORS),
                 count(DAX_DISK_DESCRIPTORS),
+                count(PROCESS_DESCRIPTORS),
+                count(DISK_DESCRIPTORS),
                 count(CONNECTION_DESCRIPTORS),
                 count(RING_DESCRIPTORS)
             ),

@@ -127,7 +127,7 @@ impl ThreadKind {
             // And others of its own kind, when it is held up.
             Self::Worker => &[Self::Flusher, Self::Io],
             Self::Rescan => &[Self::Populate],
-            Self::Control => &[Self::Populate, Self::Media, Self::Stalls],
+            Self::Control => &[Self::Populate, Self::Rescan, Self::Media, Self::Stalls],
             Self::Spawner => &[Self::Checker],
             Self::Log
             | Self::StartMessage

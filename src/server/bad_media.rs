@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -16,10 +17,14 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::disks::{Disks, Served};
 use crate::copy::fault::action_optional;
 use crate::disk::Backing;
+use crate::limits::bounds::THREAD_STOP_TIMEOUT;
 use crate::limits::thread;
 use crate::log::Cause;
 use crate::sandbox::ThreadKind;
 use crate::virtio::blk::Device;
+
+/// How often it is looked whether the thread has ended.
+const POLL: Duration = Duration::from_millis(1);
 
 /// The thread, which runs as soon as there is a disk that is persistent memory.
 #[derive(Debug)]
@@ -99,10 +104,12 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.is_stopping.store(true, Ordering::Release);
         self.wake();
-        if let Some(thread) = self.thread.take() {
-            // If it has panicked, that is in the log; bad media is only noticed later then.
-            let _ = thread.join();
+        let Some(thread) = self.thread.take() else { return };
+        let deadline = Instant::now() + THREAD_STOP_TIMEOUT;
+        while !thread.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(POLL);
         }
+        // Not waited for any longer: a device may not answer. If it has panicked, that is in the log.
     }
 }
 

@@ -45,7 +45,7 @@ pub struct DiskStats {
     pub budget_refusals: u64,
     /// Requests that are begun and not done, where media may make one wait.
     pub requests_in_flight: u64,
-    /// How long the oldest of them has been waiting.
+    /// How long the oldest of them has been waiting, or what else its media is asked for: its size, or the configuration record.
     pub oldest_request: Duration,
     /// What all its rings have done since the server started.
     pub counters: Counters,
@@ -114,6 +114,8 @@ impl DiskStats {
         let disk = context.device.disk();
         let geometry = disk.geometry();
         let (in_flight, oldest) = context.device.unfinished();
+        let oldest = oldest.map(|oldest| oldest.since).into_iter();
+        let oldest = oldest.chain(served.waits_for().map(|(_, since)| since)).min();
         Self {
             name: summary.name.clone(),
             kind: summary.kind,
@@ -130,7 +132,7 @@ impl DiskStats {
             guest_memory_bytes: context.budget.used().memory_bytes(),
             budget_refusals: context.budget.refusals(),
             requests_in_flight: u64::try_from(in_flight).unwrap_or(u64::MAX),
-            oldest_request: oldest.map_or(Duration::ZERO, |oldest| oldest.since.elapsed()),
+            oldest_request: oldest.map_or(Duration::ZERO, |since| since.elapsed()),
             counters,
         }
     }

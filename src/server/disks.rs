@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use super::file_watches::FileWatch;
 use super::open::DiskSummary;
+use super::rescan::Rescan;
 use crate::config::{ConfigError, SocketSource};
 use crate::disk::Disk;
 use crate::vhost_user::SessionContext;
@@ -26,6 +28,8 @@ pub(super) struct Served<D: Disk> {
     pub(super) watch: Option<FileWatch>,
     /// The highest that were seen by whoever collects them.
     pub(super) seen: Mutex<Counters>,
+    /// Its size is read again.
+    pub(super) rescan: Rescan,
     /// Its name and socket are its own until its file is closed.
     pub(super) claim: Claim,
     is_leaving: AtomicBool,
@@ -34,6 +38,13 @@ pub(super) struct Served<D: Disk> {
 impl<D: Disk> Served<D> {
     pub(super) fn name(&self) -> &str {
         &self.context.device.identity().name
+    }
+
+    /// What it has asked its media for longest and has no answer to: requests aside.
+    pub(super) fn waits_for(&self) -> Option<(&'static str, Instant)> {
+        let record = self.context.config_record.as_ref().and_then(|record| record.asked_since());
+        let waits = [("configuration record", record), ("size", self.rescan.since())];
+        waits.into_iter().filter_map(|(what, since)| Some((what, since?))).min_by_key(|(_, since)| *since)
     }
 
     /// It is about to be removed: nothing is begun with it any more.
@@ -91,8 +102,8 @@ impl<D: Disk> Disks<D> {
         claim: Claim,
     ) -> Arc<Served<D>> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let (seen, is_leaving) = (Mutex::default(), AtomicBool::new(false));
-        let served = Arc::new(Served { number, context, summary, watch, seen, claim, is_leaving });
+        let (seen, rescan, is_leaving) = (Mutex::default(), Rescan::default(), AtomicBool::new(false));
+        let served = Arc::new(Served { number, context, summary, watch, seen, rescan, claim, is_leaving });
         self.lock().push(served.clone());
         served
     }

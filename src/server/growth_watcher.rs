@@ -73,7 +73,7 @@ impl GrowthWatcher {
         let thread = thread::spawn(ThreadKind::Rescan, "resize", move || {
             // One may have grown since it was opened.
             for disk in resizer.disks().all() {
-                resizer.rescan_and_log(&disk);
+                resizer.begin_rescan(&disk);
             }
             while !asked.is_stopping.load(Ordering::Acquire) {
                 // Only EINTR can fail here.
@@ -118,6 +118,6 @@ fn rescan(resizer: &Resizer, changed: Option<Changed>) {
     let Some(changed) = changed else { return };
     let is_meant = |disk: &Served<Backing>| disk.watch.as_ref().is_some_and(|it| changed.contains(it));
     for disk in resizer.disks().all().into_iter().filter(|disk| is_meant(disk)) {
-        resizer.rescan_and_log(&disk);
+        resizer.begin_rescan(&disk);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::RecvTimeoutError;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use super::bad_media::MediaWatcher;
@@ -17,6 +17,8 @@ use super::stall_watcher::StallWatcher;
 use crate::config::DiskConfig;
 use crate::disk::{Backing, Disk};
 use crate::limits::bounds::CLOSE_TIMEOUT;
+use crate::limits::thread;
+use crate::sandbox::ThreadKind;
 use crate::vhost_user::{ClosedByChecker, SessionContext};
 
 /// How often it is looked whether a disk is used any more.
@@ -136,18 +138,31 @@ impl<D: Disk> Manager<D> {
         let mut first = Ok(());
         for served in leaving {
             let name = served.name().to_owned();
-            // What guests were told to be durable is; this is for what they have not flushed.
-            if let Err(error) = served.context.device.disk().flush() {
-                tracing::error!(disk = name, %error, "the last flush failed");
-            }
-            self.parts.disks.remove(served.number);
-            served.watch.iter().for_each(FileWatch::end);
-            match drop_last(served) {
+            match self.end(served) {
                 Ok(()) => tracing::info!(disk = name, "removed"),
                 Err(Lingers) => first = first.and(Err(RemoveError::Lingers(name))),
             }
         }
         first
+    }
+
+    /// Flushes a disk once more and closes it, on a thread: media may not answer. It is waited for no longer than
+    /// [`CLOSE_TIMEOUT`], and goes on then.
+    fn end(&self, served: Arc<Served<D>>) -> Result<(), Lingers> {
+        self.parts.disks.remove(served.number);
+        served.watch.iter().for_each(FileWatch::end);
+        let (sender, ended) = channel();
+        let end = move || {
+            // What guests were told to be durable is; this is for what they have not flushed.
+            if let Err(error) = served.context.device.disk().flush() {
+                tracing::error!(disk = served.name(), %error, "the last flush failed");
+            }
+            // Who asked may have given up.
+            let _ = sender.send(drop_last(served));
+        };
+        // Where there is none, it is closed without that.
+        thread::spawn(ThreadKind::Rescan, ThreadKind::Rescan.name(), end).map_err(|_| Lingers)?;
+        ended.recv_timeout(CLOSE_TIMEOUT).unwrap_or(Err(Lingers))
     }
 
     /// Marks disks as leaving, so that nobody else removes them.

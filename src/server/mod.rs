@@ -32,6 +32,7 @@ mod handshake;
 mod manager;
 mod open;
 mod populate_thread;
+mod rescan;
 mod resize;
 mod service;
 mod stall_watcher;

@@ -1,12 +1,19 @@
 //! Disks that grow while they are served.
 
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::bad_media::update_bad_blocks;
 use super::disks::{Disks, Served};
 use super::populate_thread::PopulateThread;
-use crate::disk::{Backing, GrowError};
+use crate::disk::{Backing, Disk as _, GrowError};
+use crate::limits::thread;
 use crate::log::Cause;
+use crate::sandbox::ThreadKind;
+
+/// How long the next disk waits for this one: disks that do not hang need one thread, one after the other.
+const HEAD_START: Duration = Duration::from_millis(20);
 
 /// Reads the sizes of a server's disks again, from any thread. It keeps the disks of now open as long as it lives.
 #[derive(Debug, Clone)]
@@ -80,17 +87,33 @@ impl Resizer {
     /// now; the log says what became of each.
     pub fn resize_all(&self) {
         for disk in self.0.disks.all() {
-            update_bad_blocks(&disk.context.device);
-            if let Some(Resized { from_bytes, to_bytes }) = self.rescan_and_log(&disk)
-                && from_bytes == to_bytes
-            {
-                tracing::info!(disk = disk.name(), bytes = to_bytes, "the size is the same as before");
-            }
+            self.apart(&disk, |resizer, disk| {
+                update_bad_blocks(&disk.context.device);
+                if let Some(Resized { from_bytes, to_bytes }) = resizer.rescan_and_log(disk)
+                    && from_bytes == to_bytes
+                {
+                    tracing::info!(disk = disk.name(), bytes = to_bytes, "the size is the same as before");
+                }
+            });
+        }
+    }
+
+    /// Resizes a disk if its backing has grown. One whose media may hang does so on a thread of its own.
+    pub(super) fn begin_rescan(&self, disk: &Arc<Served<Backing>>) {
+        self.apart(disk, |resizer, disk| _ = resizer.rescan_and_log(disk));
+    }
+
+    fn apart(&self, disk: &Arc<Served<Backing>>, rescan: fn(&Self, &Arc<Served<Backing>>)) {
+        if disk.context.device.disk().may_wait() {
+            let resizer = self.clone();
+            begin_apart(disk, move |disk| rescan(&resizer, disk));
+        } else {
+            rescan(self, disk);
         }
     }
 
     /// As [`rescan`](Self::rescan); the log has the reason when that fails.
-    pub(super) fn rescan_and_log(&self, disk: &Arc<Served<Backing>>) -> Option<Resized> {
+    fn rescan_and_log(&self, disk: &Arc<Served<Backing>>) -> Option<Resized> {
         match self.rescan(disk) {
             Ok(resized) => Some(resized),
             Err(error) => {
@@ -134,5 +157,34 @@ impl Resizer {
         let populating =
             std::mem::take(&mut *self.0.populating.lock().unwrap_or_else(PoisonError::into_inner));
         drop(populating);
+    }
+}
+
+/// Has a disk rescanned on a thread of its own, and waits a moment for it.
+fn begin_apart(disk: &Arc<Served<Backing>>, rescan: impl Fn(&Arc<Served<Backing>>) + Send + 'static) {
+    if !disk.rescan.begins() {
+        return;
+    }
+    let (ending, has_ended) = channel::<()>();
+    let of_thread = disk.clone();
+    let thread = thread::spawn(ThreadKind::Rescan, ThreadKind::Rescan.name(), move || {
+        loop {
+            rescan(&of_thread);
+            if of_thread.rescan.is_over() {
+                break;
+            }
+        }
+        // The disk first: who waits may want to be its last user.
+        drop((of_thread, ending));
+    });
+    match thread {
+        // It says so when it ends, and may be left to itself.
+        Ok(_) => _ = has_ended.recv_timeout(HEAD_START),
+        Err(error) => {
+            let _ = disk.rescan.is_over();
+            if let Some(suppressed) = disk.context.log_limit.admit(Cause::Size) {
+                tracing::warn!(disk = disk.name(), %error, suppressed, "no thread to read its size again");
+            }
+        }
     }
 }

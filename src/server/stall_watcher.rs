@@ -67,6 +67,19 @@ impl StallWatcher {
 
 fn report(disk: &Served<Backing>) {
     let device = &disk.context.device;
+    if let Some((what, since)) = disk.waits_for()
+        && since.elapsed() >= STALL_INTERVAL
+        && let Some(suppressed) = device.log_limit().admit(Cause::Stalled)
+    {
+        let (disk, seconds) = (disk.name(), since.elapsed().as_secs());
+        tracing::warn!(
+            disk,
+            what,
+            seconds,
+            suppressed,
+            "the disk hangs: its media does not tell what it is asked for"
+        );
+    }
     let (requests, Some(Unfinished { name, since })) = device.unfinished() else { return };
     let waits = since.elapsed();
     if waits < STALL_INTERVAL {

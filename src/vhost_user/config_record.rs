@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use super::attribute::Attribute;
 use crate::disk::{BackingFile, Durability};
@@ -27,6 +28,8 @@ pub struct ConfigRecord {
     /// Where it is kept; if none, the record lasts as long as this process.
     attribute: Option<Attribute>,
     contents: Mutex<Contents>,
+    /// Since when the file is asked, as long as it has not answered.
+    asked: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug, Default)]
@@ -44,7 +47,8 @@ impl ConfigRecord {
         let attribute = file.map(Attribute::of);
         let known = attribute.as_ref().and_then(read);
         let may_store = durability == Durability::Volatile;
-        Self { attribute, contents: Mutex::new(Contents { known, stored: known, may_store }) }
+        let contents = Mutex::new(Contents { known, stored: known, may_store });
+        Self { attribute, contents, asked: Mutex::default() }
     }
 
     /// Before this process gives up its privileges ([`crate::sandbox`]): records that take one to be kept go on being kept.
@@ -65,7 +69,7 @@ impl ConfigRecord {
     /// As [`known`](Self::known), with what another process has left meanwhile: a guest may come from there.
     pub(super) fn reload(&self) -> Option<KnownConfig> {
         let mut contents = self.lock();
-        if let Some(left) = self.attribute.as_ref().and_then(read) {
+        if let Some(left) = self.ask(read).flatten() {
             (contents.known, contents.stored) = (Some(left), Some(left));
         }
         contents.known
@@ -89,10 +93,25 @@ impl ConfigRecord {
         if !contents.may_store || contents.known == contents.stored {
             return;
         }
-        if let Some(attribute) = &self.attribute {
-            write(attribute, contents.known);
-        }
+        self.ask(|attribute| write(attribute, contents.known));
         contents.stored = contents.known;
+    }
+
+    /// Since when the file is asked for what it keeps: its media may hang.
+    pub fn asked_since(&self) -> Option<Instant> {
+        *self.asked()
+    }
+
+    fn ask<T>(&self, ask: impl FnOnce(&Attribute) -> T) -> Option<T> {
+        let attribute = self.attribute.as_ref()?;
+        *self.asked() = Some(Instant::now());
+        let answer = ask(attribute);
+        *self.asked() = None;
+        Some(answer)
+    }
+
+    fn asked(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Contents> {

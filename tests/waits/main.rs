@@ -10,6 +10,7 @@ mod ends;
 mod fuse;
 mod others;
 mod table;
+mod unseen;
 
 use std::time::{Duration, Instant};
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::common::daemon::{Daemon, Setup};
 use crate::common::frontend::request::{OK, Request};
 use crate::common::frontend::{Session, settle};
-use crate::common::{pattern, wait_for};
+use crate::common::{metrics, pattern, wait_for};
 use crate::fuse::{Media, Server, with_disks};
 use crate::table::{Hung, ROWS};
 
@@ -41,6 +41,11 @@ fn each_end(media: Media, packed: bool) {
             server.forget();
             server.hang();
             let then = (row.begin)(&mut hung);
+            // What its worker has not come to is not begun any more.
+            wait_for("it waits for the media", || {
+                let metrics = metrics::read(&daemon.metrics_socket());
+                (metrics["requests_in_flight{disk=\"disk0\"}"] >= 1.0).then_some(())
+            });
             drop((then, hung));
             let (code, given_up) = end(&mut daemon, libc::SIGTERM, server);
             eprintln!("{media:?}: {}: {given_up}", row.name);

@@ -112,8 +112,8 @@ pub const CHECKER_TIMEOUT: Duration = Duration::from_secs(10);
 /// their way (`ETOOMANYREFS`): less than what the answer is waited for.
 pub const IN_FLIGHT_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Descriptors of a connection that are refused for what they are: each costs a process.
-pub const MAX_REFUSED_DESCRIPTORS: u64 = 64;
+/// Messages of a connection with descriptors that are refused for what they are: each costs a process.
+pub const MAX_REFUSED_MESSAGES: u64 = 64;
 
 /// Descriptors that one checker process keeps where they cannot be closed without a wait, once there is no other.
 pub const MAX_KEPT_DESCRIPTORS: usize = 256;

@@ -190,8 +190,8 @@ fn of_connections() -> Vec<Bound> {
             None,
         ),
         row(
-            "descriptors of a connection that are refused for what they are",
-            count(MAX_REFUSED_DESCRIPTORS),
+            "messages of a connection with descriptors that are refused for what they are",
+            count(MAX_REFUSED_MESSAGES),
             "the connection is closed",
             Some("refused_descriptors_total"),
         ),

@@ -27,7 +27,7 @@ use super::postcopy_messages;
 use super::reply::{Hangup, Replier, Reply};
 use super::session::Session;
 use crate::disk::Disk;
-use crate::limits::bounds::{MAX_REFUSED_DESCRIPTORS, MESSAGE_TIMEOUT};
+use crate::limits::bounds::{MAX_REFUSED_MESSAGES, MESSAGE_TIMEOUT};
 
 /// One front-end's connection.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ pub struct Connection<D: Disk> {
     stream: UnixStream,
     session: Arc<Session<D>>,
     stage: Arc<Stage>,
-    /// Descriptors of it that were refused for what they are.
+    /// Messages of it with descriptors that were refused for what they are.
     refused: u64,
 }
 
@@ -119,9 +119,9 @@ impl<D: Disk> Connection<D> {
             }
         }
         reply?;
-        self.refused = self.refused.saturating_add(refused);
+        self.refused = self.refused.saturating_add(u64::from(refused != 0));
         self.session.context.front_ends.count_refused_descriptors(refused);
-        if self.refused > MAX_REFUSED_DESCRIPTORS {
+        if self.refused > MAX_REFUSED_MESSAGES {
             return Err(Hangup::Useless(self.refused));
         }
         if has_descriptors { self.check_ear() } else { Ok(()) }

@@ -24,7 +24,7 @@ pub enum Hangup {
     #[error("the front-end's own end of the connection cannot be a descriptor that it hands over")]
     Deaf,
     /// It hands over what cannot be taken, again and again.
-    #[error("{0} of its descriptors were refused")]
+    #[error("{0} of its messages came with descriptors that cannot be taken")]
     Useless(u64),
     /// What came is not vhost-user.
     #[error("{0}")]

@@ -23,7 +23,7 @@ fn who_hands_over_what_is_refused_again_and_again_is_hung_up_on() {
     }
     hand_over(&session, SET_VRING_CALL, null.as_fd());
     assert!(session.config(0, 8).is_err(), "it goes on");
-    daemon.wait_for_log("65 of its descriptors were refused");
+    daemon.wait_for_log("65 of its messages came with descriptors that cannot be taken");
     let counted = metrics::read(&daemon.metrics_socket())["refused_descriptors_total{disk=\"disk0\"}"];
     assert!((64.0..66.0).contains(&counted), "{counted}");
     drop(connect(&daemon));

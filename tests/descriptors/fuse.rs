@@ -3,12 +3,14 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
+use rustix::net::SendFlags;
 use rustix::process::{Pid, Signal, kill_process};
 use vm_memory::{FileOffset, MmapRegion};
 
@@ -197,4 +199,29 @@ fn is_held_up() -> bool {
         let syscall = std::fs::read_to_string(task.path().join("wchan")).unwrap_or_default();
         syscall.contains("fuse") || syscall.contains("request_wait_answer") || syscall.contains("folio_wait")
     })
+}
+
+/// Who receives from a socket holds its lock, for as long as the memory for it takes to come.
+#[test]
+fn a_socket_that_is_being_read_from_is_answered_for() {
+    with_stopped_file(receive_from_it);
+}
+
+#[allow(unsafe_code)]
+fn receive_from_it(daemon: Daemon, stopped: &Stopped) {
+    let (_bystander, load) = bystander(&daemon);
+    let session = connect(&daemon);
+    let (socket, peer) = UnixStream::pair().unwrap();
+    rustix::net::send(&peer, &[0], SendFlags::OOB).unwrap();
+    let (reader, memory) = (socket.try_clone().unwrap(), Arc::clone(stopped.memory.as_ref().unwrap()));
+    std::thread::spawn(move || {
+        // SAFETY: the memory is as long, nobody else uses it, and it is mapped until this has returned.
+        unsafe { libc::recv(reader.as_raw_fd(), memory.as_ptr().cast(), 1, libc::MSG_OOB) }
+    });
+    wait_for("the byte has been taken", || (rustix::io::ioctl_fionread(&socket) == Ok(0)).then_some(()));
+    assert_eq!(hand_over(&session, SET_VRING_CALL, socket.as_fd()), Outcome::Taken);
+    load.wait_for_progress();
+    load.stop();
+    drop(session);
+    daemon.stop();
 }

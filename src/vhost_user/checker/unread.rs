@@ -4,6 +4,7 @@
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, RecvFlags, Shutdown, SocketFlags, accept_with, sockopt};
 
 use super::packet::{MOST_BYTES, receive};
@@ -12,10 +13,15 @@ use super::packet::{MOST_BYTES, receive};
 const MOST_PACKETS: usize = 4096;
 
 /// Whether nothing waits to be read, in band or out of band.
+///
+/// Nothing is received, not even for a look: who receives from a socket meanwhile may hold its lock for as long as it likes, by
+/// memory whose pages do not come.
 pub(super) fn is_empty(socket: BorrowedFd<'_>) -> bool {
-    let peek = RecvFlags::OOB | RecvFlags::PEEK | RecvFlags::DONTWAIT;
-    rustix::io::ioctl_fionread(socket) == Ok(0)
-        && rustix::net::recv(socket, &mut [0_u8; 1][..], peek).is_err()
+    let mut urgent = [PollFd::new(&socket, PollFlags::PRI)];
+    let is_read =
+        rustix::io::ioctl_fionread(socket) == Ok(0) && poll(&mut urgent, Some(&Timespec::default())).is_ok();
+    let [urgent] = urgent;
+    is_read && !urgent.revents().contains(PollFlags::PRI)
 }
 
 /// Shuts a socket down for reading, and says whether it is empty then: it may be closed by any process. Used where a front-end

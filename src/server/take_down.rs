@@ -66,6 +66,12 @@ pub(super) fn take_down<D: Disk>(
         }
         std::thread::park_timeout(POLL);
     }
+    for ((_, context), _) in contexts.iter().zip(&flushes).filter(|(_, flush)| **flush == LastFlush::Over) {
+        // A process with a thread that is stuck in the kernel stays, and with it the files: another is to have this disk.
+        if context.device.unfinished().0 == 0 {
+            context.writer_lock.end();
+        }
+    }
     let unfinished = contexts.iter().zip(flushes).filter(|(_, flush)| *flush != LastFlush::Over);
     let sessions = |number| leaving.iter().filter(|session| session.disk == number).count();
     let described = unfinished.map(|((number, context), _)| describe(context, sessions(*number)));

@@ -95,6 +95,17 @@ impl WriterLock {
         }
     }
 
+    /// Gives the file up for other processes, whatever the lock's mode: no ring runs any more, and none will.
+    pub fn end(&self) {
+        let holder = self.lock_holder();
+        if holder.session.is_some() || holder.rings > 0 {
+            return never("the file is to be given up while rings may run");
+        }
+        if let Err(error) = self.lock.end() {
+            self.complain(&error);
+        }
+    }
+
     /// A ring of this session is about to be driven. False, and it must not be, without the writer lock.
     pub fn ring_starts(&self, session: SessionId) -> bool {
         let mut holder = self.lock_holder();

@@ -4,9 +4,10 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::common::daemon::{Daemon, Setup};
+use crate::common::daemon::{Daemon, Place, Setup};
 use crate::common::frontend::request::{OK, Request};
 use crate::common::frontend::{Session, settle};
+use crate::common::process::Process;
 use crate::common::{metrics, pattern, wait_for};
 use crate::fuse::{Media, Server, with_disks};
 use crate::table::{Hung, ROWS};
@@ -64,6 +65,40 @@ fn the_end_comes_in_time_whatever_waits_for_a_file() {
 #[test]
 fn the_end_comes_in_time_whatever_waits_for_a_device() {
     each_end(Media::Device, true);
+}
+
+/// A thread that waits for a device cannot be ended, and keeps the process and what it has open: not so the locks of what is over.
+#[test]
+fn another_daemon_can_have_the_disks_that_do_not_hang() {
+    with_disks(Media::Local, 1, |setup, server| {
+        let mut daemon = setup.arg("--stop-timeout=1").start();
+        let (hung, other) = (Session::connect(&daemon.socket(0)), Session::connect(&daemon.socket(1)));
+        assert_eq!(other.ring(0, 64).run(&Request::write(0, &pattern(9, 4096))).status, OK);
+        server.forget();
+        server.hang();
+        let mut ring = hung.ring(0, 64);
+        ring.submit(&Request::write(0, &pattern(8, 4096)));
+        ring.submit(&Request::flush());
+        ring.notify();
+        wait_for("it waits for the media", || {
+            let metrics = metrics::read(&daemon.metrics_socket());
+            (metrics["requests_in_flight{disk=\"disk0\"}"] >= 1.0).then_some(())
+        });
+        drop((ring, hung, other));
+        daemon.signal(libc::SIGTERM);
+        daemon.wait_for_log("--stop-timeout");
+        let process = Process(daemon.pid());
+        wait_for("its first thread is over", || process.has_ended().then_some(()));
+        let setup = Setup::new(Place::Tmpfs).disk("");
+        link(&daemon.image(1), &setup.image(0));
+        let second = setup.start();
+        let read = Session::connect(&second.socket(0)).ring(0, 64).run(&Request::read(0, 4096));
+        assert_eq!(read.data, pattern(9, 4096));
+        assert!(!process.is_gone(), "the first one is still there");
+        second.stop();
+        server.go_on();
+        assert_eq!(daemon.wait().code(), Some(15));
+    });
 }
 
 /// How a start comes upon a file that hangs.

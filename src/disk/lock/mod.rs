@@ -201,8 +201,16 @@ impl FileLock {
     /// # Errors
     /// [`LockError`] when the file system fails to.
     pub fn release(&self) -> Result<(), LockError> {
+        if self.mode == LockMode::Wait && !self.read_only { self.end() } else { Ok(()) }
+    }
+
+    /// Gives the lock back whatever its mode: nothing of the disk is written by this process any more.
+    ///
+    /// # Errors
+    /// As [`release`](Self::release).
+    pub fn end(&self) -> Result<(), LockError> {
         match &self.file {
-            Some(file) if self.mode == LockMode::Wait && !self.read_only => {
+            Some(file) if self.mode != LockMode::Off => {
                 if self.is_held.swap(false, Ordering::AcqRel) {
                     // First those that a waiter takes last. What fails here is given back when the file is closed.
                     let _ = image_lock::release(file);

@@ -111,21 +111,9 @@ impl Backing {
     /// # Errors
     /// As [`Disk::rescan_size`], and where so many cannot be served. Nothing has changed then.
     pub fn grow_to(&self, to_bytes: u64) -> Result<u64, GrowError> {
-        let Geometry { capacity_bytes, block_bytes, read_only } = self.geometry();
-        if to_bytes < capacity_bytes {
-            return Err(GrowError::Smaller { wanted_bytes: to_bytes, served_bytes: capacity_bytes });
-        }
-        if !to_bytes.is_multiple_of(u64::from(block_bytes)) {
-            return Err(GrowError::NotBlocks { wanted_bytes: to_bytes, block_bytes });
-        }
+        let file_bytes = self.check_growth(to_bytes)?;
         let file = self.file();
-        let status = fstat(file).map_err(|errno| cannot("examine the file")(errno.into()))?;
-        let is_file = FileType::from_raw_mode(status.st_mode).is_file();
-        let file_bytes = u64::try_from(status.st_size).unwrap_or(0);
-        let is_short = is_file && file_bytes < to_bytes;
-        if is_short && read_only {
-            return Err(GrowError::ReadOnly);
-        }
+        let is_short = file_bytes.is_some_and(|file_bytes| file_bytes < to_bytes);
         if is_short {
             ftruncate(file, to_bytes).map_err(|errno| cannot("make the file longer")(errno.into()))?;
         }
@@ -136,9 +124,31 @@ impl Backing {
             let is_ours = || fstat(file).is_ok_and(|now| u64::try_from(now.st_size) == Ok(to_bytes));
             if is_short && is_ours() {
                 // The first error is the one to report.
-                let _ = ftruncate(file, file_bytes);
+                let _ = file_bytes.map(|file_bytes| ftruncate(file, file_bytes));
             }
         })
+    }
+
+    /// Whether so many bytes can be served for all that is known before it is tried; nothing is changed. Returns the length of
+    /// the file, if it is one.
+    ///
+    /// # Errors
+    /// They are fewer than are served, no whole blocks, or would need a longer file that is only read.
+    pub(crate) fn check_growth(&self, to_bytes: u64) -> Result<Option<u64>, GrowError> {
+        let Geometry { capacity_bytes, block_bytes, read_only } = self.geometry();
+        if to_bytes < capacity_bytes {
+            return Err(GrowError::Smaller { wanted_bytes: to_bytes, served_bytes: capacity_bytes });
+        }
+        if !to_bytes.is_multiple_of(u64::from(block_bytes)) {
+            return Err(GrowError::NotBlocks { wanted_bytes: to_bytes, block_bytes });
+        }
+        let status = fstat(self.file()).map_err(|errno| cannot("examine the file")(errno.into()))?;
+        let is_file = FileType::from_raw_mode(status.st_mode).is_file();
+        let file_bytes = is_file.then(|| u64::try_from(status.st_size).unwrap_or(0));
+        if read_only && file_bytes.is_some_and(|file_bytes| file_bytes < to_bytes) {
+            return Err(GrowError::ReadOnly);
+        }
+        Ok(file_bytes)
     }
 
     /// The file or device, to be watched.

@@ -83,6 +83,16 @@ impl Resizer {
         self.rescan(&found)
     }
 
+    /// Whether [`grow`](Self::grow) may be done, as far as that is known before it is tried.
+    ///
+    /// # Errors
+    /// [`ResizeError`].
+    pub(crate) fn check_growth(&self, disk: &str, to_bytes: u64) -> Result<(), ResizeError> {
+        let found = self.0.disks.named(disk).ok_or_else(|| ResizeError::NoSuchDisk(disk.to_owned()))?;
+        let checked = found.context.device.disk().check_growth(to_bytes);
+        checked.map(drop).map_err(|source| ResizeError::Grow { disk: disk.to_owned(), source })
+    }
+
     /// [Resizes](Self::resize) every disk whose backing has grown, and has each find out which of its media is bad by
     /// now; the log says what became of each.
     pub fn resize_all(&self) {

@@ -13,16 +13,21 @@ use super::http::{Answer, ask};
 use super::{DISK_BYTES, assert_works, names, with_control};
 
 /// A daemon with a configuration file.
-struct Host {
-    daemon: Daemon,
-    folder: PathBuf,
-    sockets: PathBuf,
+pub(super) struct Host {
+    pub(super) daemon: Daemon,
+    pub(super) folder: PathBuf,
+    pub(super) sockets: PathBuf,
 }
 
 /// A disk in the file.
-type Disk<'a> = (&'a str, u64, &'a str);
+pub(super) type Disk<'a> = (&'a str, u64, &'a str);
 
-fn text(folder: &std::path::Path, sockets: &std::path::Path, server: &str, disks: &[Disk<'_>]) -> String {
+pub(super) fn text(
+    folder: &std::path::Path,
+    sockets: &std::path::Path,
+    server: &str,
+    disks: &[Disk<'_>],
+) -> String {
     let mut text = format!("[server]\n{server}\n");
     for (name, bytes, more) in disks {
         let (path, socket) = (folder.join(name), sockets.join(name));
@@ -35,7 +40,7 @@ fn text(folder: &std::path::Path, sockets: &std::path::Path, server: &str, disks
 }
 
 impl Host {
-    fn start(server: &str, disks: &[Disk<'_>]) -> Self {
+    pub(super) fn start(server: &str, disks: &[Disk<'_>]) -> Self {
         let setup = Setup::new(Place::Tmpfs).disk("name=line,size=1M");
         let (folder, sockets) = (setup.folder().to_owned(), setup.socket(0).parent().unwrap().to_owned());
         let file = folder.join("main.toml");
@@ -47,31 +52,31 @@ impl Host {
         host
     }
 
-    fn write(&self, server: &str, disks: &[Disk<'_>]) {
+    pub(super) fn write(&self, server: &str, disks: &[Disk<'_>]) {
         std::fs::write(self.folder.join("main.toml"), text(&self.folder, &self.sockets, server, disks))
             .unwrap();
     }
 
-    fn control(&self) -> PathBuf {
+    pub(super) fn control(&self) -> PathBuf {
         self.sockets.join("control.sock")
     }
 
-    fn reload(&self) -> Answer {
+    pub(super) fn reload(&self) -> Answer {
         ask(&self.control(), "POST", "/v1/reload", None)
     }
 
     /// The same by a signal: the log says what has come of it.
-    fn hang_up(&self, what: &str) {
+    pub(super) fn hang_up(&self, what: &str) {
         let before = self.daemon.log().matches(what).count();
         self.daemon.signal(libc::SIGHUP);
         wait_for(what, || (self.daemon.log().matches(what).count() > before).then_some(()));
     }
 
-    fn names(&self) -> Vec<String> {
+    pub(super) fn names(&self) -> Vec<String> {
         names(&self.control())
     }
 
-    fn disk(&self, name: &str) -> Value {
+    pub(super) fn disk(&self, name: &str) -> Value {
         ask(&self.control(), "GET", &format!("/v1/disks/{name}"), None).json()
     }
 }

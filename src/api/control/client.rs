@@ -39,6 +39,8 @@ pub(super) struct Shared {
     under_way: Arc<AtomicUsize>,
     /// Those that were begun.
     begun: AtomicUsize,
+    /// Reloads that nobody waits for.
+    reloads: Arc<Rounds>,
     /// Besides root, who may change something.
     owner: u32,
 }
@@ -46,27 +48,75 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(operator: Arc<Operator>) -> Self {
         let owner = rustix::process::geteuid().as_raw();
-        Self { operator, under_way: Arc::default(), begun: AtomicUsize::new(0), owner }
+        Self {
+            operator,
+            under_way: Arc::default(),
+            begun: AtomicUsize::new(0),
+            reloads: Arc::default(),
+            owner,
+        }
     }
 
-    /// Reads the configuration again on a thread of its own; the log says what comes of it.
+    /// Reads the configuration again on a thread of its own; the log says what comes of it. Those that are asked for while
+    /// one is under way are one more, after it.
     pub(super) fn reload(&self) {
-        let operator = self.operator.clone();
-        let spawned =
-            thread::spawn(ThreadKind::Control, self.thread_name(), move || match operator.reload() {
-                Ok(done) => tracing::info!(%done, "the configuration was read again"),
-                Err(problem) => tracing::error!(
-                    "the configuration was read again, and nothing has changed: {}",
-                    problem.detail
-                ),
-            });
-        if let Err(error) = spawned {
+        if !self.reloads.begins() {
+            return;
+        }
+        let (operator, reloads) = (self.operator.clone(), self.reloads.clone());
+        let run = move || {
+            let _panics = Panics(&reloads);
+            loop {
+                match operator.reload() {
+                    Ok(done) => tracing::info!(%done, "the configuration was read again"),
+                    Err(failed) => tracing::error!("the configuration was read again, and {failed}"),
+                }
+                if reloads.is_over() {
+                    break;
+                }
+            }
+        };
+        if let Err(error) = thread::spawn(ThreadKind::Control, self.thread_name(), run) {
+            self.reloads.end();
             tracing::error!(%error, "no thread to read the configuration again; check the limits (ulimit -u, -v)");
         }
     }
 
     fn thread_name(&self) -> String {
         format!("{}-{}", ThreadKind::Control, self.begun.fetch_add(1, Ordering::Relaxed) % 1000)
+    }
+}
+
+/// Rounds of something that is done by one thread: the one that is under way, and one that comes after it.
+#[derive(Debug, Default)]
+struct Rounds(AtomicUsize);
+
+impl Rounds {
+    /// Asks for one. True if there is no thread yet.
+    fn begins(&self) -> bool {
+        let one_more = |rounds: usize| Some(rounds.saturating_add(1).min(2));
+        self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more) == Ok(0)
+    }
+
+    /// One is done: whether it was the last one.
+    fn is_over(&self) -> bool {
+        self.0.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// There is no thread any more.
+    fn end(&self) {
+        self.0.store(0, Ordering::Release);
+    }
+}
+
+/// A thread that ends by a panic is no longer there.
+struct Panics<'a>(&'a Rounds);
+
+impl Drop for Panics<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.end();
+        }
     }
 }
 

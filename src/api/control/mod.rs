@@ -14,6 +14,7 @@
 //! | `routes` | which requests there are: one table |
 //! | `openapi` | the same table for programs (OpenAPI) |
 //! | `operator` | does what is asked for; `reload` applies a configuration as one step; `change`: what can change |
+//! | `turns`, `known` | who changes which disk; the options of those that are served |
 //! | `disk` | a disk as it is shown |
 //! | `understood` | what a request is understood as, for the fuzzer |
 //! | `answer`, `problem` | what is answered |
@@ -24,12 +25,14 @@ mod answer;
 mod change;
 mod client;
 mod disk;
+mod known;
 mod openapi;
 mod operator;
 mod problem;
 mod reload;
 mod routes;
 mod socket;
+mod turns;
 mod understood;
 
 pub(crate) use operator::{Operator, Options};

@@ -1,21 +1,23 @@
 //! Does what is asked for.
 //!
-//! What changes one disk may happen beside what changes another: names and sockets are claimed by the server. A reload changes
-//! several, and is alone.
+//! Who changes a disk has its turn (`turns`), and a reload that of all disks it changes: so what is known of them is what is so,
+//! and whatever is slow with one disk holds up no other.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Mutex, TryLockError};
 
 use serde_json::{Value, json};
 
 use super::answer::{Answer, Outcome};
 use super::change::{growth, names, with_remedy};
 use super::disk;
+use super::known::{Known, KnownDisks};
 use super::openapi;
 use super::problem::{Code, Problem};
-use super::reload::{Disks, Reload};
+use super::reload::{Disks, Done, Failed, Plan, Reload};
 use super::routes::{Call, Operation};
+use super::turns::{Doing, Turns};
 use crate::api::metrics;
 use crate::config::json::{self, Object};
 use crate::config::keys::Key;
@@ -49,38 +51,18 @@ pub(crate) struct Operator {
     allowed: Option<Vec<PathBuf>>,
     reload: Reload,
     log: fn(&str) -> Result<(), String>,
-    known: Mutex<BTreeMap<String, Known>>,
-    /// Held by each change, and by a reload alone.
-    changing: RwLock<()>,
-}
-
-/// What is known of a disk besides what the server knows.
-#[derive(Debug, Clone)]
-struct Known {
-    options: Object,
-    /// It is one of those that the configuration names: a reload may remove it.
-    is_configured: bool,
+    known: KnownDisks,
+    turns: Turns,
+    /// Held while the configuration is read again.
+    reloading: Mutex<()>,
 }
 
 impl Operator {
     pub(crate) fn new(manager: Manager, resizer: Resizer, collector: Collector, options: Options) -> Self {
         let Options { defaults, configured, allowed, reload, log } = options;
-        let known = configured.into_iter().filter_map(|options| {
-            let name = options.get(Key::Name.name())?.as_str()?.to_owned();
-            Some((name, Known { options, is_configured: true }))
-        });
-        let known = Mutex::new(known.collect());
-        Self {
-            manager,
-            resizer,
-            collector,
-            defaults,
-            allowed,
-            reload,
-            log,
-            known,
-            changing: RwLock::default(),
-        }
+        let known = KnownDisks::new(configured);
+        let (turns, reloading) = (Turns::default(), Mutex::default());
+        Self { manager, resizer, collector, defaults, allowed, reload, log, known, turns, reloading }
     }
 
     /// Does it. It may take as long as media do.
@@ -110,7 +92,7 @@ impl Operator {
                 Ok(Answer::json(&json!({"front_ends": front_ends})))
             }
             Operation::Log => self.set_log(body),
-            Operation::Reload => self.reload().map(|done| Answer::json(&done)),
+            Operation::Reload => Ok(Answer::json(&self.reload()?)),
         }
     }
 
@@ -118,7 +100,7 @@ impl Operator {
         let summaries = self.manager.disks().into_iter().filter(|disk| is_wanted(&disk.name));
         let (summaries, stats) = (summaries.collect::<Vec<_>>(), self.collector.collect());
         let stats: BTreeMap<&str, _> = stats.iter().map(|stats| (stats.name.as_str(), stats)).collect();
-        let known = self.known();
+        let known = self.known.all();
         let options = |name: &str| known.get(name).map(|known| &known.options);
         summaries
             .iter()
@@ -134,22 +116,17 @@ impl Operator {
     fn put(&self, name: &str, body: &[u8]) -> Outcome {
         let config = self.config(&put_object(name, body)?)?;
         let options = json::of(&config);
-        let _turn = self.turn()?;
-        if let Some(known) = self.known().get(name) {
-            let differences = json::differences(&known.options, &options);
-            if differences.is_empty() {
-                drop(_turn);
-            } else {
-                let text = format!(
-                    "disk {name:?}: it is served, and differs in {}; remove it first, or PATCH what can be changed",
-                    names(&differences)
-                );
-                return Err(Problem::new(Code::Exists, text));
-            }
-        } else {
-            return self.add(config, options);
+        let _turn = self.turns.take(name, Doing::Add)?;
+        let Some(known) = self.known.options(name) else { return self.add(config, options) };
+        let differences = json::differences(&known, &options);
+        if differences.is_empty() {
+            return self.show(name);
         }
-        self.show(name)
+        let text = format!(
+            "disk {name:?}: it is served, and differs in {}; remove it first, or PATCH what can be changed",
+            names(&differences)
+        );
+        Err(Problem::new(Code::Exists, text))
     }
 
     fn add(&self, config: DiskConfig, options: Object) -> Outcome {
@@ -157,7 +134,7 @@ impl Operator {
         let remedy = self.remedy(&config);
         let added = self.manager.add(config);
         added.map_err(|error| with_remedy(error.into(), remedy))?;
-        self.known().insert(name.clone(), Known { options, is_configured: false });
+        self.known.insert(&name, Known { options, is_configured: false });
         tracing::info!(disk = name, "added");
         let location = format!("/v1/disks/{}", encoded(&name));
         Ok(Answer { location: Some(location), ..self.show(&name)?.with_status(201) })
@@ -165,12 +142,12 @@ impl Operator {
 
     fn patch(&self, name: &str, body: &[u8]) -> Outcome {
         let patch = json::parse(body)?;
-        let known = self.options(name)?;
+        let _turn = self.turns.take(name, Doing::Grow)?;
+        let known = self.known.options(name).ok_or_else(|| Problem::no_such_disk(name))?;
         json::check_paths(&patch)?;
         let mut object = known.clone();
         json::merge(&mut object, &patch)?;
         let options = json::of(&self.config(&object)?);
-        let _turn = self.turn()?;
         if let Some(to_bytes) = growth(name, &known, &options)? {
             self.grow(name, to_bytes)?;
         }
@@ -178,7 +155,7 @@ impl Operator {
     }
 
     fn resize(&self, name: &str, body: &[u8]) -> Outcome {
-        let _turn = self.turn()?;
+        let _turn = self.turns.take(name, Doing::Grow)?;
         let Resized { from_bytes, to_bytes } = match size_of(body)? {
             Some(to_bytes) => self.grow(name, to_bytes)?,
             None => self.resizer.resize(name)?,
@@ -195,24 +172,20 @@ impl Operator {
 
     fn grow(&self, name: &str, to_bytes: u64) -> Result<Resized, Problem> {
         let resized = self.resizer.grow(name, to_bytes)?;
-        if let Some(known) = self.known().get_mut(name)
-            && let Some(size) = known.options.get_mut(Key::Size.name())
-        {
-            *size = to_bytes.into();
-        }
+        self.known.set_size(name, to_bytes);
         Ok(resized)
     }
 
     fn remove(&self, call: &Call) -> Outcome {
         let name = call.disk.as_str();
-        let _turn = self.turn()?;
+        let _turn = self.turns.take(name, Doing::Remove)?;
         match self.manager.remove(name, call.departure) {
             Ok(()) => {
-                self.known().remove(name);
+                self.known.remove(name);
                 Ok(Answer::done())
             }
             Err(error @ RemoveError::Lingers(_)) => {
-                self.known().remove(name);
+                self.known.remove(name);
                 Ok(Answer::json(&json!({"detail": error.to_string()})).with_status(202))
             }
             Err(error @ RemoveError::Connected { .. }) => {
@@ -225,42 +198,32 @@ impl Operator {
     /// Reads the configuration again, and applies what has changed as one step.
     ///
     /// # Errors
-    /// Nothing has changed then, unless the text says so.
-    pub(crate) fn reload(&self) -> Result<Value, Problem> {
-        let _alone = self.changing.write().unwrap_or_else(PoisonError::into_inner);
+    /// [`Failed`] says whether something has changed.
+    pub(super) fn reload(&self) -> Result<Value, Failed> {
+        let _alone = match self.reloading.try_lock() {
+            Ok(alone) => alone,
+            Err(TryLockError::Poisoned(alone)) => alone.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                let text = "the configuration is being read again already; ask again when that is done";
+                return Err(Problem::new(Code::Busy, text).into());
+            }
+        };
         let wanted = self.reload.wanted()?;
-        let before: BTreeMap<String, (Object, bool)> = self
-            .known()
-            .iter()
-            .map(|(name, it)| (name.clone(), (it.options.clone(), it.is_configured)))
-            .collect();
-        let disks = Disks { manager: &self.manager, resizer: &self.resizer };
-        let remedy = |config: &DiskConfig| self.remedy(config);
-        let done = disks.become_as(wanted, &before, &remedy)?;
-        let mut known = self.known();
-        done.removed.iter().for_each(|name| {
-            known.remove(name);
-        });
-        for (name, options) in done.configured {
-            known.insert(name, Known { options, is_configured: true });
+        let configured = self.known.all().into_iter().filter(|(_, known)| known.is_configured);
+        let names = configured.map(|(name, _)| name).chain(wanted.iter().map(|config| config.name.clone()));
+        let mut turn = self.turns.take_all(names.collect(), Doing::Reload)?;
+        let plan = Plan::new(wanted, &self.known.all())?;
+        turn.keep(|name| plan.changes(name));
+        let disks = Disks { manager: &self.manager, resizer: &self.resizer, known: &self.known };
+        let mut done = Box::<Done>::default();
+        match disks.apply(plan, &|config| self.remedy(config), &mut done) {
+            Ok(()) => Ok(done.json()),
+            Err(problem) => Err(Failed { problem, done }),
         }
-        Ok(json!({"added": done.added, "removed": done.removed, "resized": done.resized}))
-    }
-
-    /// A change of a single disk.
-    fn turn(&self) -> Result<RwLockReadGuard<'_, ()>, Problem> {
-        self.changing.try_read().map_err(|_| {
-            Problem::new(Code::Busy, "the configuration is being read again; ask again when that is done")
-        })
     }
 
     fn config(&self, object: &Object) -> Result<DiskConfig, Problem> {
         config_of(object, self.defaults.clone())
-    }
-
-    fn options(&self, name: &str) -> Result<Object, Problem> {
-        let known = self.known();
-        known.get(name).map(|known| known.options.clone()).ok_or_else(|| Problem::no_such_disk(name))
     }
 
     /// What else is to be said when a disk may not be opened: the sandbox lets this process open some folders only.
@@ -277,10 +240,6 @@ impl Operator {
              afterwards",
             outside.display()
         ))
-    }
-
-    fn known(&self) -> MutexGuard<'_, BTreeMap<String, Known>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

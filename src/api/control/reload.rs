@@ -1,12 +1,16 @@
 //! The configuration is read again: what has changed is applied as one step, or nothing is.
 //!
-//! All that can be refused comes first, in this order: what cannot change at run time; what front-ends hold; opening what is
-//! new. Then disks grow, then those go that are not wanted any more, and the new ones are served.
+//! All that can be refused comes first, in this order: what cannot change at run time; opening what is new; what front-ends
+//! hold. Then those go that are not wanted any more, the new ones are served, and disks grow: that is where the media may still
+//! say no, and nothing of it can be undone. What is done is known at once.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
+use serde_json::{Value, json};
+
 use super::change::{growth, with_remedy};
+use super::known::{Known, KnownDisks};
 use super::problem::{Code, Problem};
 use crate::config::DiskConfig;
 use crate::config::json::{self, Object};
@@ -33,83 +37,160 @@ impl Reload {
     }
 }
 
+/// What is to be done.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    add: Vec<DiskConfig>,
+    remove: Vec<String>,
+    grow: Vec<(String, u64)>,
+    /// These stay, and are those of the configuration.
+    stay: Vec<String>,
+}
+
+impl Plan {
+    /// What has these disks become those that are wanted.
+    ///
+    /// # Errors
+    /// That cannot be changed.
+    pub(super) fn new(wanted: Wanted, before: &BTreeMap<String, Known>) -> Result<Self, Problem> {
+        let is_wanted = |name: &String| wanted.iter().any(|config| config.name == *name);
+        let gone = before.iter().filter(|(name, known)| known.is_configured && !is_wanted(name));
+        let mut plan = Self { remove: gone.map(|(name, _)| name.clone()).collect(), ..Self::default() };
+        for config in wanted {
+            let name = config.name.clone();
+            let Some(known) = before.get(&name) else {
+                plan.add.push(config);
+                continue;
+            };
+            if let Some(to_bytes) = growth(&name, &known.options, &json::of(&config))? {
+                plan.grow.push((name.clone(), to_bytes));
+            }
+            plan.stay.push(name);
+        }
+        Ok(plan)
+    }
+
+    /// Whether it changes a disk.
+    pub(super) fn changes(&self, disk: &str) -> bool {
+        self.add.iter().any(|config| config.name == disk)
+            || self.remove.iter().any(|name| name == disk)
+            || self.grow.iter().any(|(name, _)| name == disk)
+    }
+}
+
 /// What a reload has done.
 #[derive(Debug, Default)]
 pub(super) struct Done {
-    pub(super) added: Vec<String>,
-    pub(super) removed: Vec<String>,
-    pub(super) resized: Vec<String>,
-    /// All disks that the configuration names, with their options.
-    pub(super) configured: Vec<(String, Object)>,
+    added: Vec<String>,
+    removed: Vec<String>,
+    resized: Vec<String>,
 }
 
-/// The disks of a server.
+impl Done {
+    pub(super) fn json(&self) -> Value {
+        json!({"added": self.added, "removed": self.removed, "resized": self.resized})
+    }
+
+    /// In a sentence; nothing where nothing is done.
+    fn text(&self) -> Option<String> {
+        let parts = [("removed", &self.removed), ("added", &self.added), ("resized", &self.resized)];
+        let parts = parts.iter().filter(|(_, disks)| !disks.is_empty());
+        let parts: Vec<_> = parts.map(|(what, disks)| format!("{what} {}", disks.join(", "))).collect();
+        (!parts.is_empty()).then(|| parts.join("; "))
+    }
+}
+
+/// A reload that was not done, or not all of it.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) problem: Problem,
+    pub(super) done: Box<Done>,
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let detail = &self.problem.detail;
+        match self.done.text() {
+            None => write!(f, "nothing has changed: {detail}"),
+            Some(done) => write!(f, "not all of it was applied: {detail} (done already: {done})"),
+        }
+    }
+}
+
+impl From<Problem> for Failed {
+    fn from(problem: Problem) -> Self {
+        Self { problem, done: Box::default() }
+    }
+}
+
+impl From<Failed> for Problem {
+    fn from(Failed { problem, done }: Failed) -> Self {
+        match done.text() {
+            None => problem,
+            Some(done) => problem.with(&format!(" (done already: {done})")),
+        }
+    }
+}
+
+/// The disks of a server, and what is known of them.
 pub(super) struct Disks<'a> {
     pub(super) manager: &'a Manager,
     pub(super) resizer: &'a Resizer,
+    pub(super) known: &'a KnownDisks,
 }
 
 impl Disks<'_> {
-    /// Has them become what is wanted. `before` has their options, and whether the configuration has named them.
-    pub(super) fn become_as(
+    /// Does what is planned.
+    ///
+    /// # Errors
+    /// What is `done` by then stays so.
+    pub(super) fn apply(
         &self,
-        wanted: Wanted,
-        before: &BTreeMap<String, (Object, bool)>,
+        plan: Plan,
         remedy: &dyn Fn(&DiskConfig) -> Option<String>,
-    ) -> Result<Done, Problem> {
-        let (mut done, mut grow, mut add) = (Done::default(), Vec::new(), Vec::new());
-        for config in wanted {
-            let (name, options) = (config.name.clone(), json::of(&config));
-            match before.get(&name) {
-                None => add.push(config),
-                Some((known, _)) => {
-                    if let Some(to_bytes) = growth(&name, known, &options)? {
-                        grow.push((name.clone(), to_bytes));
-                    }
-                }
-            }
-            done.configured.push((name, options));
+        done: &mut Done,
+    ) -> Result<(), Problem> {
+        let Plan { add, remove, grow, stay } = plan;
+        for (name, to_bytes) in &grow {
+            self.resizer.check_growth(name, *to_bytes)?;
         }
-        let is_wanted = |name: &String| done.configured.iter().any(|(wanted, _)| wanted == name);
-        let gone = before.iter().filter(|(name, (_, is_configured))| *is_configured && !is_wanted(name));
-        done.removed = gone.map(|(name, _)| name.clone()).collect();
-        let add: Vec<Prepared> =
-            add.into_iter().map(|it| self.prepare(it, remedy)).collect::<Result<_, _>>()?;
+        let add: Vec<_> = add.into_iter().map(|it| self.prepare(it, remedy)).collect::<Result<_, _>>()?;
+        self.remove(remove, done)?;
+        for (prepared, options) in add {
+            let name = prepared.serve()?.name;
+            self.known.insert(&name, Known { options, is_configured: true });
+            tracing::info!(disk = name, "added");
+            done.added.push(name);
+        }
         for (name, to_bytes) in grow {
-            self.resizer
-                .grow(&name, to_bytes)
-                .map_err(|error| partly(error.into(), &done.resized, "have grown"))?;
+            self.resizer.grow(&name, to_bytes)?;
+            self.known.set_size(&name, to_bytes);
             done.resized.push(name);
         }
-        let leaving: Vec<&str> = done.removed.iter().map(String::as_str).collect();
-        match self.manager.remove_all(&leaving, Departure::Unused) {
+        stay.iter().for_each(|name| self.known.set_configured(name));
+        Ok(())
+    }
+
+    /// All of them, or none.
+    fn remove(&self, disks: Vec<String>, done: &mut Done) -> Result<(), Problem> {
+        let names: Vec<&str> = disks.iter().map(String::as_str).collect();
+        match self.manager.remove_all(&names, Departure::Unused) {
             Ok(()) => {}
             Err(error @ RemoveError::Lingers(_)) => tracing::warn!("{error}"),
-            Err(error) => return Err(partly(error.into(), &done.resized, "have grown")),
+            Err(error) => return Err(error.into()),
         }
-        for prepared in add {
-            let served = prepared.serve();
-            let served = served.map_err(|error| partly(error.into(), &done.added, "are served"))?;
-            tracing::info!(disk = served.name, "added");
-            done.added.push(served.name);
-        }
-        Ok(done)
+        disks.iter().for_each(|name| self.known.remove(name));
+        done.removed = disks;
+        Ok(())
     }
 
     fn prepare(
         &self,
         config: DiskConfig,
         remedy: &dyn Fn(&DiskConfig) -> Option<String>,
-    ) -> Result<Prepared, Problem> {
-        let remedy = remedy(&config);
-        self.manager.prepare(config).map_err(|error| with_remedy(error.into(), remedy))
-    }
-}
-
-/// Says what stays done.
-fn partly(problem: Problem, disks: &[String], done: &str) -> Problem {
-    match disks {
-        [] => problem,
-        disks => problem.with(&format!(" (disks that {done} already: {})", disks.join(", "))),
+    ) -> Result<(Prepared, Object), Problem> {
+        let (remedy, options) = (remedy(&config), json::of(&config));
+        let prepared = self.manager.prepare(config);
+        Ok((prepared.map_err(|error| with_remedy(error.into(), remedy))?, options))
     }
 }

@@ -146,7 +146,7 @@ pub(super) const ROUTES: [Route; 14] = [
     post(
         "/v1/reload",
         Operation::Reload,
-        "Reads the configuration file again, and adds, removes and resizes disks as one step, or changes nothing",
+        "Reads the configuration file again, and removes, adds and resizes disks as one step; a problem says what is done already, if anything is",
         Body::Nothing,
         &[(200, "which disks were added, removed and resized")],
     ),

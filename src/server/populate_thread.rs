@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::disks::Served;
 use crate::disk::{self, Backing, Disk as _, Populated};
@@ -46,9 +46,7 @@ impl PopulateThread {
                     report(device, populated);
                 }
             }
-            if !should_stop() {
-                report_huge_pages(&disks.iter().filter_map(Weak::upgrade).collect::<Vec<_>>());
-            }
+            count_huge_pages(disks, should_stop);
         };
         match thread::spawn(ThreadKind::Populate, "populate", run) {
             Ok(_) => Some(Self { is_stopping, waits: Some(waits), has_ended }),
@@ -104,6 +102,33 @@ fn report(device: &Device<Backing>, populated: Populated) {
             "parts of the mapping could not be populated; first touches are slower"
         );
     }
+}
+
+/// Disks of this process whose huge pages are to be counted.
+static UNCOUNTED: Mutex<Uncounted> = Mutex::new(Uncounted { disks: Vec::new(), is_counting: false });
+
+#[derive(Debug)]
+struct Uncounted {
+    disks: Vec<Weak<Served<Backing>>>,
+    /// A thread counts, and will count what is added.
+    is_counting: bool,
+}
+
+/// Has the huge pages of these disks counted. A count takes the longer the more the process has mapped, whatever is asked for: it
+/// is made by one thread, for all that have come meanwhile, and no disk is held while it waits for it.
+fn count_huge_pages(disks: Vec<Weak<Served<Backing>>>, should_stop: impl Fn() -> bool) {
+    let mut uncounted = UNCOUNTED.lock().unwrap_or_else(PoisonError::into_inner);
+    uncounted.disks.extend(disks);
+    if std::mem::replace(&mut uncounted.is_counting, true) {
+        return;
+    }
+    while !uncounted.disks.is_empty() && !should_stop() {
+        let disks = std::mem::take(&mut uncounted.disks);
+        drop(uncounted);
+        report_huge_pages(&disks.iter().filter_map(Weak::upgrade).collect::<Vec<_>>());
+        uncounted = UNCOUNTED.lock().unwrap_or_else(PoisonError::into_inner);
+    }
+    uncounted.is_counting = false;
 }
 
 /// A disk of which less is mapped in huge pages is only slower.

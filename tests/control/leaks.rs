@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
-use super::Host;
 use super::common::daemon::Place;
 use super::common::frontend::Session;
 use super::common::frontend::load::Load;
 use super::common::process::Process;
 use super::common::wait_for;
+use super::{Host, setup};
+
+/// Long enough for a thousand disks on a busy machine.
+const LIFETIME: Duration = Duration::from_secs(3600);
 
 /// What threads leave to the C library: up to 40 MiB of stacks of 2 MiB, each with a guard, and some heaps.
 const MARGIN_MAPPINGS: usize = 48;
@@ -26,7 +29,7 @@ fn at_rest(process: &Process) -> [usize; 3] {
 #[test]
 fn nothing_is_left_of_many_disks() {
     let count = std::env::var("CONTROL_DISKS").map_or(100, |count| count.parse().unwrap());
-    let host = Host::new(Place::Tmpfs);
+    let host = Host::start(setup(Place::Tmpfs).lifetime(LIFETIME));
     let process = Process(host.daemon.pid());
     let session = Session::connect(&host.daemon.socket(0));
     let load = Load::start(session.ring(0, 64), 0);

@@ -161,8 +161,8 @@ pub const MAILBOXES: &[Mistake] = &[
         name: "flag_cleared_behind_the_mailbox",
         edits: &[(
             RUN,
-            "if self.inbox.waker.take_wake() && !self.read_mailbox() {",
-            "if self.inbox.waker.is_woken() && (!self.read_mailbox() || !self.inbox.waker.take_wake()) {",
+            "if self.inbox.waker.take_wake() {\n                match self.wake_up() {\n                    Some(runner) => self = runner,\n                    None => return,\n                }\n",
+            "if self.inbox.waker.is_woken() {\n                match self.wake_up() {\n                    Some(runner) => self = runner,\n                    None => return,\n                }\n                self.inbox.waker.take_wake();\n",
         )],
     },
     Mistake {

@@ -102,6 +102,8 @@ impl<D: Disk> AnyRing<D> {
         &self.shared.kick
     }
 
+    pub fn leave_quick(&mut self) {}
+
     pub fn is_broken(&self) -> bool {
         false
     }

@@ -7,6 +7,7 @@ use std::task::Waker;
 use super::any_ring::{AnyRing, Shared};
 use super::mailbox::{Command, Mailbox, mailbox};
 use super::poll::Polling;
+use super::relief::Post;
 use super::ring::RingKey;
 use super::run::Runner;
 use crate::check::explore;
@@ -28,10 +29,16 @@ fn detach(mailbox: &Mailbox<()>) -> AnyRing<()> {
     answered.recv().unwrap().unwrap()
 }
 
+fn stop(mailbox: &Mailbox<()>) {
+    let (answer, answered) = channel();
+    mailbox.post(Command::Stop(answer));
+    answered.recv().unwrap();
+}
+
 fn start(polling: Polling) -> (Mailbox<()>, loom::thread::JoinHandle<()>) {
     kernel::begin();
     let (mailbox, inbox) = mailbox().unwrap();
-    let runner = Runner::new(inbox, polling).unwrap();
+    let runner = Runner::new(inbox, polling, Post::new()).unwrap();
     let run = move || runner.run();
     (mailbox, loom::thread::Builder::new().stack_size(1 << 14).spawn(run).unwrap())
 }
@@ -51,7 +58,7 @@ pub fn driven(polling: Polling, requests: u32, returns: u32, preemptions: usize)
             attach(&mailbox, ring);
         }
         driver.join().unwrap();
-        mailbox.post(Command::Stop);
+        stop(&mailbox);
         worker.join().unwrap();
     })
 }
@@ -66,7 +73,7 @@ pub fn held(polling: Polling, preemptions: usize) -> Result<usize, String> {
         let flusher = loom::thread::spawn(move || flushed.flush());
         shared.drive(1);
         flusher.join().unwrap();
-        mailbox.post(Command::Stop);
+        stop(&mailbox);
         worker.join().unwrap();
     })
 }

@@ -8,4 +8,6 @@ pub enum Served {
     Idle,
     More,
     Held,
+    /// Never: nothing is left to a worker here.
+    Begun,
 }

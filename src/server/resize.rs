@@ -87,7 +87,7 @@ impl Resizer {
     ///
     /// # Errors
     /// [`ResizeError`].
-    pub(crate) fn check_growth(&self, disk: &str, to_bytes: u64) -> Result<(), ResizeError> {
+    pub fn check_growth(&self, disk: &str, to_bytes: u64) -> Result<(), ResizeError> {
         let found = self.0.disks.named(disk).ok_or_else(|| ResizeError::NoSuchDisk(disk.to_owned()))?;
         let checked = found.context.device.disk().check_growth(to_bytes);
         checked.map(drop).map_err(|source| ResizeError::Grow { disk: disk.to_owned(), source })

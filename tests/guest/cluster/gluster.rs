@@ -175,8 +175,8 @@ struct Cluster {
 impl Cluster {
     /// Starts it, or says why it cannot be had here.
     fn new(order: &Order<'_>) -> Result<Self, String> {
-        if !Path::new("/dev/fuse").exists() {
-            return Err("no /dev/fuse".to_owned());
+        if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
+            return Err("no root, or no /dev/fuse".to_owned());
         }
         let installed = std::process::Command::new(script("install")).arg("cluster").output();
         if !installed.map_err(|error| error.to_string())?.status.success() {

@@ -21,6 +21,7 @@ pub mod wait;
 
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use rustix::fs::MemfdFlags;
 use vm_memory::{FileOffset, MmapRegion};
@@ -39,6 +40,16 @@ pub fn shared_memory(bytes: usize) -> MmapRegion {
     let file = std::fs::File::from(rustix::fs::memfd_create("guest", MemfdFlags::CLOEXEC).unwrap());
     file.set_len(bytes as u64).unwrap();
     MmapRegion::from_file(FileOffset::new(file, 0), bytes).unwrap()
+}
+
+/// Descriptors, threads and mappings of a process, once nothing changes any more.
+pub fn at_rest(process: process::Process) -> [usize; 3] {
+    let now = || [process.fds(), process.threads(), process.all_mappings()];
+    wait_for("all comes to rest", || {
+        let before = now();
+        std::thread::sleep(Duration::from_millis(300));
+        (now() == before).then_some(before)
+    })
 }
 
 /// A pipe that waits at the next write; the reading end keeps it from being a closed one.

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use super::common::at_rest;
 use super::common::daemon::Place;
 use super::common::frontend::Session;
 use super::common::frontend::load::Load;
 use super::common::process::Process;
-use super::common::wait_for;
 use super::{Host, setup};
 
 /// Long enough for a thousand disks on a busy machine.
@@ -14,16 +14,6 @@ const LIFETIME: Duration = Duration::from_secs(3600);
 
 /// What threads leave to the C library: up to 40 MiB of stacks of 2 MiB, each with a guard, and some heaps.
 const MARGIN_MAPPINGS: usize = 48;
-
-/// Descriptors, threads and mappings, once nothing changes any more.
-fn at_rest(process: &Process) -> [usize; 3] {
-    let now = || [process.fds(), process.threads(), process.all_mappings()];
-    wait_for("all comes to rest", || {
-        let before = now();
-        std::thread::sleep(Duration::from_millis(300));
-        (now() == before).then_some(before)
-    })
-}
 
 /// `CONTROL_DISKS` says how many (ci/soak).
 #[test]
@@ -39,9 +29,9 @@ fn nothing_is_left_of_many_disks() {
         (0..count).for_each(|number| assert_eq!(host.remove(&format!("d{number}"), "").status, 204));
     };
     come_and_go(count);
-    let before = at_rest(&process);
+    let before = at_rest(process);
     come_and_go(count);
-    let after = at_rest(&process);
+    let after = at_rest(process);
     println!("descriptors, threads, mappings: {before:?} before, {after:?} after {count} disks");
     load.stop();
     assert_eq!(before[..2], after[..2]);

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use vhost_user_pmem::server::Departure;
 
+use super::common::at_rest;
 use super::common::daemon::Place;
 use super::common::frontend::Session;
 use super::common::process::Process;
-use super::common::wait_for;
 use super::{Host, assert_works};
 
 /// Disks that come and go.
@@ -15,17 +15,6 @@ const DISKS: usize = 300;
 
 /// What threads leave to the C library: stacks of them, and heaps, each with a guard.
 const MARGIN_MAPPINGS: usize = 8;
-
-/// Descriptors, threads and mappings, once nothing changes any more.
-fn at_rest() -> [usize; 3] {
-    let process = Process(std::process::id());
-    let now = || [process.fds(), process.threads(), process.all_mappings()];
-    wait_for("all comes to rest", || {
-        let before = now();
-        std::thread::sleep(Duration::from_millis(300));
-        (now() == before).then_some(before)
-    })
-}
 
 /// Runs as a test of its own process: others have descriptors.
 #[test]
@@ -45,9 +34,9 @@ fn nothing_is_left_alone() {
         }
     };
     (0..20).for_each(come_and_go);
-    let before = at_rest();
+    let before = at_rest(Process(std::process::id()));
     (0..DISKS).for_each(come_and_go);
-    let after = at_rest();
+    let after = at_rest(Process(std::process::id()));
     println!("descriptors, threads, mappings: {before:?} before, {after:?} after {DISKS} disks");
     assert_eq!(before[..2], after[..2]);
     assert!(after[2] <= before[2] + MARGIN_MAPPINGS, "{before:?} {after:?}");

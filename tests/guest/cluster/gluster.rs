@@ -41,10 +41,10 @@ const OPTIONS: [&str; 6] = [
 
 /// Replicas are killed and come back under load: nothing is lost, and nothing fails.
 pub fn bricks(order: &Order<'_>) -> Vec<Row> {
-    let cluster = match Cluster::new(order) {
-        Ok(cluster) => cluster,
-        Err(why) => return vec![Row::skipped(&why)],
-    };
+    on_cluster(order, kill_bricks)
+}
+
+fn kill_bricks(order: &Order<'_>, cluster: Cluster) -> Vec<Row> {
     let start = Instant::now();
     let daemon = cluster.serve(order, 1, "size=64M").start();
     let socket = daemon.socket(0);
@@ -70,10 +70,10 @@ pub fn bricks(order: &Order<'_>) -> Vec<Row> {
 
 /// The node that serves is lost, with its daemon and its replica; the other one goes on.
 pub fn node_losses(order: &Order<'_>) -> Vec<Row> {
-    let mut cluster = match Cluster::new(order) {
-        Ok(cluster) => cluster,
-        Err(why) => return vec![Row::skipped(&why)],
-    };
+    on_cluster(order, lose_nodes)
+}
+
+fn lose_nodes(order: &Order<'_>, mut cluster: Cluster) -> Vec<Row> {
     let start = Instant::now();
     let mut random = Random::new(order.seed);
     let mut daemon = cluster.serve(order, 1, "size=64M").start();
@@ -92,7 +92,7 @@ pub fn node_losses(order: &Order<'_>) -> Vec<Row> {
         daemon = cluster.serve(order, other, "lock=wait").start();
         records.check(&daemon.socket(0));
         pauses.push(since.elapsed());
-        cluster.restart(lost);
+        cluster.start(lost);
         cluster.await_healed();
     }
     daemon.stop();
@@ -105,10 +105,10 @@ pub fn node_losses(order: &Order<'_>) -> Vec<Row> {
 
 /// A guest under load moves between daemons on two nodes.
 pub fn migrations(order: &Order<'_>) -> Vec<Row> {
-    let cluster = match Cluster::new(order) {
-        Ok(cluster) => cluster,
-        Err(why) => return vec![Row::skipped(&why)],
-    };
+    on_cluster(order, migrate)
+}
+
+fn migrate(order: &Order<'_>, cluster: Cluster) -> Vec<Row> {
     let first = cluster.serve(order, 1, "size=64M,serial=soak,lock=wait").start();
     let second = cluster.serve(order, 2, "serial=soak,lock=wait");
     // Past the page cache: the kernel of this node knows nothing of what the others write.
@@ -119,10 +119,10 @@ pub fn migrations(order: &Order<'_>) -> Vec<Row> {
 
 /// What one node wrote is what the other reads, also where it has read before: page caches know nothing of each other.
 pub fn alternation(order: &Order<'_>) -> Vec<Row> {
-    let cluster = match Cluster::new(order) {
-        Ok(cluster) => cluster,
-        Err(why) => return vec![Row::skipped(&why)],
-    };
+    on_cluster(order, alternate)
+}
+
+fn alternate(order: &Order<'_>, cluster: Cluster) -> Vec<Row> {
     let start = Instant::now();
     let first = cluster.serve(order, 1, "size=64M,lock=wait").start();
     let daemons = [first, cluster.serve(order, 2, "lock=wait").start()];
@@ -162,6 +162,14 @@ fn take_a_turn(socket: &Path, round: u64) {
         read(&mut driver, block, round);
     }
     driver.queue().run(&Request::Flush).unwrap();
+}
+
+/// Runs a scenario, or says why it cannot be had here.
+fn on_cluster(order: &Order<'_>, scenario: fn(&Order<'_>, Cluster) -> Vec<Row>) -> Vec<Row> {
+    match Cluster::new(order) {
+        Ok(cluster) => scenario(order, cluster),
+        Err(why) => vec![Row::skipped(&why)],
+    }
 }
 
 /// Three nodes, and the volume `disk`.
@@ -207,6 +215,7 @@ impl Cluster {
         self.nodes[usize::from(number)].as_ref().unwrap()
     }
 
+    /// Starts a node: for the first time, or after it was lost.
     fn start(&mut self, number: u8) {
         let folder = self.folder.join(number.to_string());
         let places = ["/var/lib/glusterd", "/var/log/glusterfs", "/srv", "/run"];
@@ -220,11 +229,6 @@ impl Cluster {
 
     fn lose(&mut self, number: u8) {
         self.nodes[usize::from(number)].take().unwrap().lose(&self.switch);
-    }
-
-    /// A node that was lost comes back.
-    fn restart(&mut self, number: u8) {
-        self.start(number);
     }
 
     /// Waits until all replicas are there and have all that was written.

@@ -14,6 +14,39 @@ die() {
     exit 1
 }
 
+# beside NAME COMMAND...: begins it, with what others leave of the processors. `join NAME` waits for it, shows what it has said, and
+# fails as it did; `end_beside` ends all that is left.
+declare -A BESIDE=()
+beside() {
+    local name=$1 log
+    shift
+    log=$(mktemp)
+    # A group of its own, to be ended as a whole.
+    set -m
+    nice -n 10 "$@" >"$log" 2>&1 </dev/null &
+    set +m
+    BESIDE[$name]="$! $log"
+}
+
+join() {
+    local process log status=0
+    read -r process log <<<"${BESIDE[$1]}"
+    unset "BESIDE[$1]"
+    wait "$process" || status=$?
+    cat "$log"
+    rm -f "$log"
+    return $status
+}
+
+end_beside() {
+    local name process log
+    for name in "${!BESIDE[@]}"; do
+        read -r process log <<<"${BESIDE[$name]}"
+        kill -- "-$process" 2>/dev/null || true
+        rm -f "$log"
+    done
+}
+
 # as_root COMMAND...: runs it as root, directly or through sudo.
 as_root() {
     if [ "$(id -u)" = 0 ]; then

@@ -240,6 +240,18 @@ impl Disk for Backing {
         either!(self, disk => disk.try_read(offset, into, next))
     }
 
+    fn can_announce(&self, len: u64) -> bool {
+        either!(self, disk => disk.can_announce(len))
+    }
+
+    fn announce(&self, offset: u64, len: u64) {
+        either!(self, disk => disk.announce(offset, len));
+    }
+
+    fn read_announced(&self, offset: u64, into: Segments<'_>) -> bool {
+        either!(self, disk => disk.read_announced(offset, into))
+    }
+
     fn forget_cached(&self) {
         either!(self, disk => disk.forget_cached());
     }

@@ -241,6 +241,24 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
         false
     }
 
+    /// Whether the media can be [told](Self::announce) of reads of so many bytes.
+    fn can_announce(&self, len: u64) -> bool {
+        let _ = len;
+        false
+    }
+
+    /// These bytes are about to be [read](Self::read): has the media begin with that. It may wait for media.
+    fn announce(&self, offset: u64, len: u64) {
+        let _ = (offset, len);
+    }
+
+    /// As [`read`](Self::read) of what was announced, if that need not be waited for any more. Returns whether it was done; if
+    /// not, a part of `into` may be filled.
+    fn read_announced(&self, offset: u64, into: Segments<'_>) -> bool {
+        let _ = (offset, into);
+        false
+    }
+
     /// Another machine may have written to what this disk is made of: what has been read before is to be read anew. No call of
     /// this disk is under way, but [`rescan_size`](Self::rescan_size).
     fn forget_cached(&self) {}

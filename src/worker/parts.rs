@@ -7,9 +7,9 @@ use std::sync::Arc;
 use super::notifier::Notifier;
 use crate::disk::Disk;
 use crate::log::Cause;
-use crate::virtio::blk::{CacheMode, Device};
+use crate::virtio::blk::{CacheMode, Counters, Device};
 use crate::virtio::memory::MemoryTable;
-use crate::virtio::queue::RingLayout;
+use crate::virtio::queue::{Batch, RingLayout, RingLog, Virtqueue};
 
 /// So many requests that were taken at once are published before others are taken, so that driver and worker work at the
 /// same time: at depth 32 each would else wait for the other a third of the time. Fewer are not worth another call.
@@ -49,6 +49,19 @@ pub struct RingParts<D: Disk> {
     pub err: Option<Arc<Notifier>>,
     /// The front-end's connection, which is shut down when its memory is lost.
     pub connection: Option<Arc<UnixStream>>,
+}
+
+/// What a turn needs of a ring.
+#[derive(Debug)]
+pub(super) struct RingSide<'a, D: Disk, Q: Virtqueue> {
+    pub(super) queue: &'a mut Q,
+    pub(super) batch: &'a mut Batch,
+    pub(super) is_contiguous: &'a mut bool,
+    pub(super) device: &'a Device<D>,
+    pub(super) cache: &'a CacheMode,
+    pub(super) counters: &'a mut Counters,
+    pub(super) log: &'a mut Option<Box<RingLog>>,
+    pub(super) call: &'a Option<Arc<Notifier>>,
 }
 
 /// How a turn of a ring ended.

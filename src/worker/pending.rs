@@ -8,8 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
 
-use super::notifier::Notifier;
-use super::parts::{MANY_REQUESTS, WAKE_UP_REQUESTS};
+use super::parts::{MANY_REQUESTS, RingSide, WAKE_UP_REQUESTS};
 use crate::copy::Segments;
 use crate::disk::{Disk, Ticket};
 use crate::failpoint::{self, Point};
@@ -18,7 +17,7 @@ use crate::virtio::blk::{
     CacheMode, Completions, Counters, Device, HeldRequest, PendingRequest, Predecessors, Progress,
     RequestTask, Span, Transfer,
 };
-use crate::virtio::queue::{Batch, Bounds, Chain, Completion, Next, RingError, RingLog, Virtqueue};
+use crate::virtio::queue::{Bounds, Chain, Completion, Next, RingError, RingLog, Virtqueue};
 
 /// What a ring waits for.
 #[derive(Debug)]
@@ -61,19 +60,6 @@ impl Entry {
             Self::Unflushed(..) | Self::Done(_) | Self::Abandoned => None,
         }
     }
-}
-
-/// What a turn needs of a ring.
-#[derive(Debug)]
-pub(super) struct RingSide<'a, D: Disk, Q: Virtqueue> {
-    pub(super) queue: &'a mut Q,
-    pub(super) batch: &'a mut Batch,
-    pub(super) is_contiguous: &'a mut bool,
-    pub(super) device: &'a Device<D>,
-    pub(super) cache: &'a CacheMode,
-    pub(super) counters: &'a mut Counters,
-    pub(super) log: &'a mut Option<Box<RingLog>>,
-    pub(super) call: &'a Option<Arc<Notifier>>,
 }
 
 /// What a request needs of its ring.
@@ -374,8 +360,8 @@ impl<D: Disk> Pending<D> {
                 },
                 Some(_) => chain,
             };
-            let mut side = Side { device, cache, counters, log };
-            self.take_chain(chain.into_chain(), &mut side)?;
+            let is_tried = log.is_none();
+            self.take_chain(chain.into_chain(), &mut Side { device, cache, counters, log }, is_tried)?;
         }
         Ok(())
     }
@@ -392,21 +378,28 @@ impl<D: Disk> Pending<D> {
         let Some(chain) = queue.pop(batch.memory())? else { return Ok(false) };
         **is_contiguous = chain.readable.as_slice().len() + chain.writable.as_slice().len() <= 1;
         let bytes = chain.readable.total_bytes().saturating_add(chain.writable.total_bytes()) as u64;
-        let is_done = self.take_chain(chain, &mut Side { device, cache, counters, log })?;
+        let is_done = self.take_chain(chain, &mut Side { device, cache, counters, log }, false)?;
         left.requests = left.requests.saturating_sub(1);
         // Of what is only begun, nothing was copied.
         left.bytes = left.bytes.saturating_sub_unsigned(if is_done { bytes } else { 0 });
         Ok(true)
     }
 
-    /// Does what a chain asks, or has it wait. Returns whether that was done.
-    fn take_chain(&mut self, chain: Chain<'_>, side: &mut Side<'_, D>) -> Result<bool, RingError> {
+    /// Does what a chain asks, or has it wait; it may have been tried already whether that takes no waiting. Returns whether it
+    /// was done.
+    fn take_chain(
+        &mut self,
+        chain: Chain<'_>,
+        side: &mut Side<'_, D>,
+        is_tried: bool,
+    ) -> Result<bool, RingError> {
         let Side { device, cache, counters, log } = side;
         if let Some(log) = &mut **log {
             log.note(&chain);
         }
         let mut request = self.free.pop().unwrap_or_default();
-        let before = Predecessors { is_free: |span: &Span| self.is_free(span), are_done: self.is_finished() };
+        let is_free = |span: &Span| !is_tried && self.is_free(span);
+        let before = Predecessors { is_free, are_done: self.is_finished() };
         let answer = device.begin(chain, cache, counters, &mut request, before);
         if let Some(log) = &mut **log
             && !matches!(answer, Ok(Progress::Sliced))

@@ -9,9 +9,9 @@ use std::task::Waker;
 
 use super::execute::{Waiting, complete_or_hold, execute};
 use super::notifier::Notifier;
-use super::parts::{MANY_REQUESTS, WAKE_UP_REQUESTS, warn_of_small_ring};
+use super::parts::{MANY_REQUESTS, RingSide, WAKE_UP_REQUESTS, warn_of_small_ring};
 pub use super::parts::{RingKey, RingParts, Served};
-use super::pending::{Pending, RingSide, Waits};
+use super::pending::{Pending, Waits};
 use crate::disk::{Disk, Ticket};
 use crate::failpoint::{self, Point};
 use crate::limits::bounds::{MAX_TURN_BYTES, MAX_TURN_REQUESTS};

@@ -6,6 +6,7 @@
 mod pause;
 mod threads;
 
+use std::task::Waker;
 use std::time::Instant;
 
 pub use threads::{Claim, Threads};
@@ -20,6 +21,22 @@ pub trait Task: Sized + Send + 'static {
 
     /// Does it, or a step of it: returns what is left then, so that others that may not run at the same time have their turn.
     fn run(self) -> Option<Self>;
+
+    /// Whether the media can be told what it waits for, and goes on by itself: of such tasks one thread waits for many.
+    fn can_be_announced(&self) -> bool {
+        false
+    }
+
+    /// Tells the media.
+    fn announce(&self) {}
+
+    /// Does it if it was announced and need not be waited for any more. Returns who is to be woken then.
+    ///
+    /// # Errors
+    /// It would have to be waited for, and is as it was.
+    fn try_run(self) -> Result<Option<Waker>, Self> {
+        Err(self)
+    }
 }
 
 /// What a task does.

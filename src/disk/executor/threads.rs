@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -11,6 +12,12 @@ use super::{Task, TaskName, Unfinished};
 use crate::limits::bounds::IO_THREAD_IDLE_TIMEOUT;
 use crate::limits::thread;
 use crate::sandbox::ThreadKind;
+
+/// So many tasks that were announced keep the media busy while a thread waits for the first of them.
+const ANNOUNCED: usize = 32;
+
+/// So many tasks are told of at once, if none of them has to be waited for: to wake somebody takes longer than to do one.
+const UNHEARD: usize = 8;
 
 /// Such threads, of one disk. They are told to end, and waited for, when this value is dropped.
 #[derive(Debug)]
@@ -32,8 +39,13 @@ struct Shared<T> {
 struct State<T> {
     /// What no thread has begun, in the order of submission.
     waiting: VecDeque<(T, Instant)>,
-    /// How many of them are exclusive.
+    /// How many of them are exclusive, and how many are to be announced.
     waiting_exclusive: usize,
+    waiting_unannounced: usize,
+    /// What was announced, and no thread has begun.
+    announced: VecDeque<(T, Instant)>,
+    /// Threads that announce tasks, or wait for one that was.
+    announcers: usize,
     /// What is being done, and of how many tasks it is the first.
     running: Vec<Option<(Unfinished, usize)>>,
     /// Threads that wait for something to do.
@@ -53,6 +65,9 @@ impl<T: Task> Threads<T> {
         let state = State {
             waiting: VecDeque::new(),
             waiting_exclusive: 0,
+            waiting_unannounced: 0,
+            announced: VecDeque::new(),
+            announcers: 0,
             running: Vec::new(),
             idle: 0,
             count: 0,
@@ -73,9 +88,12 @@ impl<T: Task> Threads<T> {
         let exclusive = tasks.iter().filter(|task| task.is_exclusive()).count();
         // Of those that exclude each other one alone can be done at a time.
         let is_first = exclusive != 0 && state.waiting_exclusive == 0 && !state.runs_exclusive;
-        let wanted = tasks.len() - exclusive + usize::from(is_first);
+        let unannounced = tasks.iter().filter(|task| task.can_be_announced()).count();
+        let others = tasks.len() - exclusive - unannounced + usize::from(is_first);
+        let wanted = others + state.missing_announcers(unannounced);
         Shared::start_for(&self.shared, &mut state, wanted)?;
         state.waiting_exclusive += exclusive;
+        state.waiting_unannounced += unannounced;
         let now = Instant::now();
         state.waiting.extend(tasks.drain(..).map(|task| (task, now)));
         let woken = wanted.min(state.idle);
@@ -101,8 +119,8 @@ impl<T: Task> Threads<T> {
     /// How many tasks are submitted and not done, and the oldest of them.
     pub fn unfinished(&self) -> (usize, Option<Unfinished>) {
         let state = self.shared.state();
-        let waiting =
-            state.waiting.iter().map(|(task, since)| (Unfinished { name: task.name(), since: *since }, 1));
+        let waiting = state.announced.iter().chain(&state.waiting);
+        let waiting = waiting.map(|(task, since)| (Unfinished { name: task.name(), since: *since }, 1));
         let all = state.running.iter().flatten().copied().chain(waiting);
         all.fold((0, None), |(count, oldest), (task, tasks)| {
             let older = oldest.filter(|it: &Unfinished| it.since <= task.since).unwrap_or(task);
@@ -127,10 +145,34 @@ impl<T: Task> Drop for Threads<T> {
 }
 
 impl<T: Task> State<T> {
-    /// The next task that may run now.
+    /// How many more threads it takes for the tasks that are to be announced, with so many new ones.
+    fn missing_announcers(&self, new: usize) -> usize {
+        let tasks = new + self.waiting_unannounced + self.announced.len();
+        tasks.div_ceil(ANNOUNCED).saturating_sub(self.announcers)
+    }
+
+    /// Moves tasks that are to be announced.
+    fn take_unannounced(&mut self, into: &mut Vec<(T, Instant)>) {
+        let room = ANNOUNCED.saturating_sub(self.announced.len());
+        let mut next = 0;
+        while self.waiting_unannounced != 0 && into.len() < room {
+            match self.waiting.get(next) {
+                Some((task, _)) if task.can_be_announced() => {
+                    into.extend(self.waiting.remove(next));
+                    self.waiting_unannounced -= 1;
+                }
+                Some(_) => next += 1,
+                None => break,
+            }
+        }
+    }
+
+    /// The next task that may run now. First one that was not announced: more threads are there for it.
     fn take(&mut self) -> Option<(T, Instant)> {
-        let may_run = |(task, _): &(T, Instant)| !(self.runs_exclusive && task.is_exclusive());
-        let next = self.waiting.iter().position(may_run)?;
+        let may_run = |(task, _): &(T, Instant)| {
+            !(task.can_be_announced() || self.runs_exclusive && task.is_exclusive())
+        };
+        let Some(next) = self.waiting.iter().position(may_run) else { return self.announced.pop_front() };
         let (task, since) = self.waiting.remove(next)?;
         if task.is_exclusive() {
             self.runs_exclusive = true;
@@ -173,7 +215,8 @@ impl<T: Task> Shared<T> {
     /// There is none at all.
     fn start_for(self: &Arc<Self>, state: &mut State<T>, wanted: usize) -> io::Result<()> {
         let is_one_free = state.waiting_exclusive != 0 && !state.runs_exclusive;
-        let free = state.waiting.len().saturating_sub(state.waiting_exclusive) + usize::from(is_one_free);
+        let others = state.waiting_exclusive + state.waiting_unannounced;
+        let free = state.waiting.len().saturating_sub(others) + usize::from(is_one_free);
         let mut missing = free.saturating_add(wanted).saturating_sub(state.idle);
         while missing > 0 && state.count < self.most {
             if let Err(error) = self.start(state) {
@@ -195,18 +238,31 @@ impl<T: Task> Shared<T> {
 
     /// A thread: does one task after the other, or steps of them, until there has been nothing to do for a while.
     fn run(&self) {
+        let (mut room, mut unheard) = (Vec::new(), Unheard::default());
         let mut state = self.state();
         loop {
+            if state.waiting_unannounced != 0 {
+                state = self.announce(state, &mut room);
+            }
             if let Some((task, since)) = state.take() {
                 let (name, is_exclusive) = (task.name(), task.is_exclusive());
                 let place = state.runs((Unfinished { name, since }, 1));
+                let announcers = usize::from(task.can_be_announced());
+                state.announcers += announcers;
                 drop(state);
-                let rest = task.run();
+                let rest = unheard.run(task);
                 state = self.state();
                 state.ran(place, is_exclusive);
+                state.announcers -= announcers;
                 if let Some(rest) = rest {
                     state.wait_again(rest, since);
                 }
+                continue;
+            }
+            if unheard.tasks != 0 {
+                drop(state);
+                unheard.wake();
+                state = self.state();
                 continue;
             }
             if state.is_stopping {
@@ -217,15 +273,71 @@ impl<T: Task> Shared<T> {
             let (woken, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
             state = woken;
             state.idle -= 1;
-            if timeout.timed_out() && state.waiting.is_empty() {
+            let is_empty = state.waiting.is_empty() && state.announced.is_empty();
+            if timeout.timed_out() && is_empty {
                 break;
             }
         }
         state.count -= 1;
     }
 
+    /// Announces tasks, as many as there is room for; `room` is where they are meanwhile.
+    fn announce<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State<T>>,
+        room: &mut Vec<(T, Instant)>,
+    ) -> MutexGuard<'a, State<T>> {
+        state.take_unannounced(room);
+        // One that is alone is about to be waited for.
+        if let [(first, since), ..] = &**room
+            && (room.len() > 1 || !state.announced.is_empty() || state.announcers != 0)
+        {
+            let place = state.runs((Unfinished { name: first.name(), since: *since }, room.len()));
+            state.announcers += 1;
+            drop(state);
+            room.iter().for_each(|(task, _)| task.announce());
+            state = self.state();
+            state.ran(place, false);
+            state.announcers -= 1;
+        }
+        state.announced.extend(room.drain(..));
+        state
+    }
+
     fn state(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a thread has done, and has told nobody.
+#[derive(Debug, Default)]
+struct Unheard {
+    tasks: usize,
+    wakers: Vec<Waker>,
+}
+
+impl Unheard {
+    /// Does a task, or a step of it, which leaves the rest. Nobody waits for media while he is not told of what is done.
+    fn run<T: Task>(&mut self, task: T) -> Option<T> {
+        match task.try_run() {
+            Ok(waker) => {
+                self.tasks += 1;
+                self.wakers.extend(waker);
+                if self.tasks == UNHEARD {
+                    self.wake();
+                }
+                None
+            }
+            Err(task) => {
+                self.wake();
+                task.run()
+            }
+        }
+    }
+
+    fn wake(&mut self) {
+        self.tasks = 0;
+        self.wakers.drain(..).for_each(Waker::wake);
     }
 }
 
@@ -253,6 +365,7 @@ impl<T: Task> Drop for Claim<T> {
             return self.shared.changed.notify_one();
         }
         // There is no thread: who has claimed them does them.
+        state = self.shared.announce(state, &mut Vec::new());
         while let Some((task, since)) = state.take() {
             let is_exclusive = task.is_exclusive();
             drop(state);
@@ -267,160 +380,4 @@ impl<T: Task> Drop for Claim<T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::mpsc::{Receiver, Sender, channel};
-
-    use super::*;
-    use crate::limits::bounds::MAX_IO_THREADS;
-
-    /// Says that a step has begun, and ends it when the test says so.
-    struct Steps {
-        number: u64,
-        steps: u32,
-        is_exclusive: bool,
-        begun: Sender<u64>,
-        end: Receiver<()>,
-        done: Sender<u64>,
-    }
-
-    impl Task for Steps {
-        fn is_exclusive(&self) -> bool {
-            self.is_exclusive
-        }
-        fn name(&self) -> TaskName {
-            TaskName { operation: "step", offset: self.number, len_bytes: 1 }
-        }
-        fn run(mut self) -> Option<Self> {
-            self.begun.send(self.number).unwrap();
-            self.end.recv().unwrap();
-            self.steps -= 1;
-            if self.steps != 0 {
-                return Some(self);
-            }
-            self.done.send(self.number).unwrap();
-            None
-        }
-    }
-
-    struct Fixture {
-        threads: Threads<Steps>,
-        begun: (Sender<u64>, Receiver<u64>),
-        done: (Sender<u64>, Receiver<u64>),
-    }
-
-    impl Fixture {
-        fn new() -> Self {
-            Self { threads: Threads::new(ThreadKind::Io, MAX_IO_THREADS), begun: channel(), done: channel() }
-        }
-
-        /// Submits one; what is sent to the sender ends it.
-        fn submit(&self, number: u64, is_exclusive: bool) -> Sender<()> {
-            self.submit_steps(number, 1, is_exclusive)
-        }
-
-        /// As [`submit`](Self::submit); what is sent ends a step.
-        fn submit_steps(&self, number: u64, steps: u32, is_exclusive: bool) -> Sender<()> {
-            let (sender, end) = channel();
-            let (begun, done) = (self.begun.0.clone(), self.done.0.clone());
-            let mut tasks = vec![Steps { number, steps, is_exclusive, begun, end, done }];
-            self.threads.submit(&mut tasks).unwrap();
-            assert!(tasks.is_empty());
-            sender
-        }
-    }
-
-    #[test]
-    fn as_many_as_there_may_be_threads_run_at_once_and_the_others_follow() {
-        let fixture = Fixture::new();
-        let total = MAX_IO_THREADS as u64 + 3;
-        let ends: Vec<_> = (0..total).map(|number| fixture.submit(number, false)).collect();
-        let mut begun: Vec<_> = fixture.begun.1.iter().take(MAX_IO_THREADS).collect();
-        begun.sort_unstable();
-        assert_eq!(begun, (0..MAX_IO_THREADS as u64).collect::<Vec<_>>(), "in the order of submission");
-        assert!(fixture.begun.1.try_recv().is_err());
-        let (count, oldest) = fixture.threads.unfinished();
-        assert_eq!((count as u64, oldest.unwrap().name.offset), (total, 0));
-        ends.iter().for_each(|end| end.send(()).unwrap());
-        assert_eq!(fixture.done.1.iter().take(total as usize).count() as u64, total);
-        assert!(fixture.threads.shared.state().count <= MAX_IO_THREADS);
-    }
-
-    #[test]
-    fn one_that_hangs_holds_up_no_other_but_those_that_exclude_each_other() {
-        let fixture = Fixture::new();
-        let hung = fixture.submit(0, true);
-        assert_eq!(fixture.begun.1.recv(), Ok(0));
-        let second = fixture.submit(1, true);
-        let other = fixture.submit(2, false);
-        assert_eq!(fixture.begun.1.recv(), Ok(2));
-        other.send(()).unwrap();
-        assert_eq!(fixture.done.1.recv(), Ok(2));
-        assert!(fixture.begun.1.try_recv().is_err(), "it excludes the one that runs");
-        assert_eq!(fixture.threads.unfinished().1.unwrap().name.offset, 0);
-        hung.send(()).unwrap();
-        second.send(()).unwrap();
-        assert_eq!((fixture.done.1.recv(), fixture.done.1.recv()), (Ok(0), Ok(1)));
-    }
-
-    #[test]
-    fn one_of_many_steps_lets_those_in_between_that_it_excludes() {
-        let fixture = Fixture::new();
-        let long = fixture.submit_steps(0, 2, true);
-        assert_eq!(fixture.begun.1.recv(), Ok(0));
-        let short = fixture.submit(1, true);
-        long.send(()).unwrap();
-        assert_eq!(fixture.begun.1.recv(), Ok(1));
-        assert_eq!(fixture.threads.unfinished().0, 2, "the rest of the long one is not lost");
-        short.send(()).unwrap();
-        assert_eq!((fixture.done.1.recv(), fixture.begun.1.recv()), (Ok(1), Ok(0)));
-        long.send(()).unwrap();
-        assert_eq!(fixture.done.1.recv(), Ok(0));
-    }
-
-    #[test]
-    fn what_the_caller_does_itself_excludes_others_as_what_threads_do() {
-        const NAME: TaskName = TaskName { operation: "write", offset: 7, len_bytes: 1 };
-        let fixture = Fixture::new();
-        let claim = fixture.threads.claim(NAME, 3).unwrap();
-        assert!(fixture.threads.claim(NAME, 1).is_none(), "nobody does such at the same time");
-        let excluded = fixture.submit(1, true);
-        let other = fixture.submit(2, false);
-        assert_eq!(fixture.begun.1.recv(), Ok(2));
-        let (count, oldest) = fixture.threads.unfinished();
-        assert_eq!((count, oldest.unwrap().name), (5, NAME));
-        other.send(()).unwrap();
-        assert_eq!(fixture.done.1.recv(), Ok(2));
-        assert!(fixture.begun.1.try_recv().is_err(), "it waits for the claim");
-        drop(claim);
-        assert_eq!(fixture.begun.1.recv(), Ok(1), "a thread is found for it");
-        assert!(fixture.threads.claim(NAME, 1).is_none(), "a thread does one");
-        excluded.send(()).unwrap();
-        assert_eq!(fixture.done.1.recv(), Ok(1));
-    }
-
-    #[test]
-    fn one_that_was_slow_is_followed_by_a_pause() {
-        const NAME: TaskName = TaskName { operation: "write", offset: 0, len_bytes: 1 };
-        let fixture = Fixture::new();
-        let claim = fixture.threads.claim(NAME, 1).unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(20));
-        drop(claim);
-        assert!(fixture.threads.claim(NAME, 1).is_none(), "it is for threads now");
-        while fixture.threads.claim(NAME, 1).is_none() {
-            std::thread::yield_now();
-        }
-    }
-
-    #[test]
-    fn a_thread_that_is_free_is_used_again() {
-        let fixture = Fixture::new();
-        for number in 0..20 {
-            fixture.submit(number, number % 2 == 0).send(()).unwrap();
-            assert_eq!(fixture.done.1.recv(), Ok(number));
-            while fixture.threads.shared.state().idle == 0 {
-                std::thread::yield_now();
-            }
-        }
-        assert_eq!(fixture.threads.shared.state().count, 1);
-    }
-}
+mod tests;

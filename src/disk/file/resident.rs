@@ -75,7 +75,7 @@ impl ResidentWindows {
         self.place(window).is_some_and(|place| place.load(Ordering::Relaxed) == mark(window, now))
     }
 
-    /// Asks the kernel about the part of the range that lies in a window.
+    /// Asks the kernel about the part of the range that lies in a window. Of what is not there, it is asked no more than that.
     #[cold]
     #[inline(never)]
     fn ask(&self, mapping: &Mapping, window: u64, now: u64, offset: u64, end: u64) -> bool {
@@ -83,18 +83,20 @@ impl ResidentWindows {
         let mut room = [0; (WINDOW_BYTES / PAGE_BYTES) as usize];
         let page_bytes = rustix::param::page_size() as u64;
         let start = window * WINDOW_BYTES;
-        let answers = residency(mapping, start..start + WINDOW_BYTES, &mut room);
-        let is_there = |answer: &u8| answer & 1 != 0;
-        if !answers.is_empty() && answers.iter().all(is_there) {
-            if let Some(place) = self.place(window) {
-                place.store(mark(window, now), Ordering::Relaxed);
-            }
-            return true;
+        let mut are_there = |part| {
+            let answers = residency(mapping, part, &mut room);
+            !answers.is_empty() && answers.iter().all(|answer| answer & 1 != 0)
+        };
+        let first = offset.max(start);
+        if !are_there(first - first % page_bytes..end.min(start + WINDOW_BYTES)) {
+            return false;
         }
-        let first = offset.saturating_sub(start) / page_bytes;
-        let last = (end - start).min(WINDOW_BYTES).div_ceil(page_bytes);
-        let wanted = usize::try_from(first).ok().zip(usize::try_from(last).ok());
-        wanted.and_then(|(first, last)| answers.get(first..last)).is_some_and(|it| it.iter().all(is_there))
+        if are_there(start..start + WINDOW_BYTES)
+            && let Some(place) = self.place(window)
+        {
+            place.store(mark(window, now), Ordering::Relaxed);
+        }
+        true
     }
 
     fn place(&self, window: u64) -> Option<&AtomicU64> {

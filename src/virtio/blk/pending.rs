@@ -172,6 +172,30 @@ impl<D: Disk> Task for RequestTask<D> {
         self.request.request.name()
     }
 
+    fn can_be_announced(&self) -> bool {
+        let TaskName { operation, len_bytes, .. } = self.name();
+        operation == "read" && self.disk.can_announce(len_bytes)
+    }
+
+    fn announce(&self) {
+        let TaskName { offset, len_bytes, .. } = self.name();
+        if !self.completions.is_abandoned() {
+            self.disk.announce(offset, len_bytes);
+        }
+    }
+
+    fn try_run(mut self) -> Result<Option<Waker>, Self> {
+        if !self.can_be_announced() || self.completions.is_abandoned() {
+            return Err(self);
+        }
+        if !self.request.request.try_run(&*self.disk) {
+            return Err(self);
+        }
+        self.request.result = Some(Ok(()));
+        let is_first = self.completions.push(self.number, self.request);
+        Ok(is_first.then_some(self.waker))
+    }
+
     fn run(self) -> Option<Self> {
         match self.step() {
             Ok((true, waker)) => waker.wake(),

@@ -168,6 +168,13 @@ impl SlicedRequest {
         }
     }
 
+    /// Does a read that was announced, if it need not be waited for any more. Returns whether it is done.
+    pub(super) fn try_run(&self, disk: &impl Disk) -> bool {
+        let Some(InProgress { slices, .. }) = &self.current else { return false };
+        matches!(slices.operation, SlicedOperation::Read(_))
+            && disk.read_announced(slices.offset, self.data.slice())
+    }
+
     /// Waits for what a write takes from guest memory. Another thread, which has come upon the loss of that memory, may have put
     /// zeroes there.
     fn touch(&self) -> Result<(), DiskError> {

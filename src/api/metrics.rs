@@ -49,7 +49,7 @@ const fn labelled(
 }
 
 /// All metrics there are, in the order in which they are written.
-pub(crate) const FAMILIES: [Family; 29] = [
+pub(crate) const FAMILIES: [Family; 30] = [
     Family {
         name: "build_info",
         help: "1; the version of the program is the label `version`.",
@@ -161,6 +161,11 @@ pub(crate) const FAMILIES: [Family; 29] = [
         "other_requests_total",
         "Requests of other kinds that succeeded: serial number, discard, write zeroes.",
         |disk| number(disk.counters.others),
+    ),
+    counter(
+        "direct_transfers_total",
+        "Reads and writes of block devices that the kernel did while no thread waited for them; threads did the others.",
+        |disk| number(disk.counters.direct),
     ),
     gauge(
         "requests_in_flight",

@@ -14,7 +14,8 @@ use crate::disk::mapped::huge_pages;
 use crate::disk::mapped::populate::{Populated, populate};
 use crate::disk::space::growth::GrowthPolicy;
 use crate::disk::{
-    BackingKind, BlockDisk, Disk, DiskError, Durability, FileDisk, Geometry, GrowError, MappedDisk,
+    BackingKind, BlockDisk, DirectTransfer, Disk, DiskError, Durability, FileDisk, Geometry, GrowError,
+    MappedDisk,
 };
 
 /// The disks that a path can become, told apart without a virtual call.
@@ -233,6 +234,18 @@ impl Disk for Backing {
 
     fn writes_are_quick(&self) -> bool {
         either!(self, disk => disk.writes_are_quick())
+    }
+
+    fn has_direct(&self) -> bool {
+        either!(self, disk => disk.has_direct())
+    }
+
+    fn direct<'a>(&'a self, offset: u64, data: Segments<'a>, is_write: bool) -> Option<DirectTransfer<'a>> {
+        either!(self, disk => disk.direct(offset, data, is_write))
+    }
+
+    fn transferred(&self, offset: u64, len: u64, is_write: bool) {
+        either!(self, disk => disk.transferred(offset, len, is_write));
     }
 
     #[inline]

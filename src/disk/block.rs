@@ -21,8 +21,8 @@ use crate::disk::media::bad_blocks::{BadBlockList, BadBlocks, PAGE_BYTES};
 use crate::disk::ranges;
 use crate::disk::space::growth::GrowthPolicy;
 use crate::disk::space::{self, fallocate};
-use crate::disk::sys::{self, Cursor};
-use crate::disk::{Disk, DiskError, Durability, Geometry, GrowError, Media};
+use crate::disk::sys::{self, Cursor, MAX_SEGMENTS};
+use crate::disk::{DirectTransfer, Disk, DiskError, Durability, Geometry, GrowError, Media};
 use bounce::BounceBuffer;
 
 mod bounce;
@@ -251,6 +251,25 @@ impl Disk for BlockDisk {
 
     fn may_wait(&self) -> bool {
         true
+    }
+
+    fn has_direct(&self) -> bool {
+        true
+    }
+
+    fn direct<'a>(&'a self, offset: u64, data: Segments<'a>, is_write: bool) -> Option<DirectTransfer<'a>> {
+        let len = data.total_bytes() as u64;
+        let check = if is_write { self.check_write(offset, len) } else { self.check(offset, len) };
+        let is_possible = len != 0 && data.as_slice().len() <= MAX_SEGMENTS && self.is_aligned(data);
+        let file = self.file.as_fd();
+        (is_possible && check.is_ok()).then_some(DirectTransfer { file, offset, data, is_write })
+    }
+
+    fn transferred(&self, offset: u64, len: u64, is_write: bool) {
+        self.bad.remove_good(offset, len);
+        if is_write {
+            self.syncs.wrote();
+        }
     }
 
     fn read(&self, offset: u64, into: Segments<'_>, _next: PrefetchHint) -> Result<(), DiskError> {

@@ -22,6 +22,7 @@
 //! ```
 
 use std::fmt;
+use std::os::fd::BorrowedFd;
 
 use crate::copy::{self, PrefetchHint, Segments};
 
@@ -123,6 +124,19 @@ impl fmt::Display for Durability {
             Self::Byte => "byte (safe once completed, caches are protected)",
         })
     }
+}
+
+/// A read or a write that the kernel can do by itself, past the page cache.
+#[derive(Debug, Clone, Copy)]
+pub struct DirectTransfer<'a> {
+    /// Opened with `O_DIRECT`.
+    pub file: BorrowedFd<'a>,
+    /// In bytes of the file.
+    pub offset: u64,
+    /// What is filled, or stored.
+    pub data: Segments<'a>,
+    /// Which of both.
+    pub is_write: bool,
 }
 
 /// Bytes that can be read, written and persisted.
@@ -232,6 +246,24 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// [may wait](Self::may_wait): then a thread may do it that somebody relieves if it does wait.
     fn writes_are_quick(&self) -> bool {
         false
+    }
+
+    /// Whether any of its transfers can be [direct](Self::direct). It does not change.
+    fn has_direct(&self) -> bool {
+        false
+    }
+
+    /// A read or a write that somebody else may have the kernel do, in place of [`read`](Self::read) and
+    /// [`write`](Self::write): if it succeeds with all bytes, [`transferred`](Self::transferred) is called; otherwise, it is done
+    /// as always. `None` where that is not possible.
+    fn direct<'a>(&'a self, offset: u64, data: Segments<'a>, is_write: bool) -> Option<DirectTransfer<'a>> {
+        let _ = (offset, data, is_write);
+        None
+    }
+
+    /// Such a transfer was done.
+    fn transferred(&self, offset: u64, len: u64, is_write: bool) {
+        let _ = (offset, len, is_write);
     }
 
     /// As [`read`](Self::read), if that succeeds without waiting for media. Returns whether it was done; if not, a part of

@@ -20,7 +20,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 use crate::copy::{self, Segment, Segments};
 
 /// Segments given to one `preadv`: as many as an ordinary request has, fewer than `IOV_MAX` of Linux.
-const MAX_SEGMENTS: usize = 128;
+pub(super) const MAX_SEGMENTS: usize = 128;
 
 /// `BLKDISCARD` of `linux/fs.h`.
 const BLKDISCARD: libc::Ioctl = 0x1277;

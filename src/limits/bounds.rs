@@ -62,6 +62,9 @@ pub const MAX_QUICK_WRITE_BYTES: u64 = if cfg!(test) { 4 << 10 } else { 64 << 10
 /// Threads of a disk on such media: so many of its requests are under way at the same time.
 pub const MAX_IO_THREADS: usize = 64;
 
+/// Transfers of a worker that the kernel does by itself, of all its rings. (`fs.aio-max-nr` bounds those of all processes.)
+pub const MAX_DIRECT_TRANSFERS: u16 = 256;
+
 /// How long such a thread waits for something to do before it ends.
 pub const IO_THREAD_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -118,9 +118,10 @@ fn of_guests() -> Vec<Bound> {
         row(
             "requests under way on media that may make one wait",
             format!(
-                "{} of a queue; {} of a disk, each on a thread that ends after {} without work, but for writes of a \
-                 local file up to {}: these are done by the worker",
+                "{} of a queue; {} of a worker that the kernel does by itself (block devices); {} threads of a disk, each of which \
+                 ends after {} without work; writes of a local file up to {} are done by the worker",
                 count(MAX_PENDING_REQUESTS),
+                count(MAX_DIRECT_TRANSFERS),
                 count(MAX_IO_THREADS),
                 time(IO_THREAD_IDLE_TIMEOUT),
                 bytes(MAX_QUICK_WRITE_BYTES)

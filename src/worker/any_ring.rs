@@ -4,6 +4,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::task::Waker;
 
+use super::direct::DirectTasks;
 use super::ring::{Ring, RingKey, RingParts};
 use crate::disk::Disk;
 use crate::log::LogLimit;
@@ -104,8 +105,8 @@ impl<D: Disk> AnyRing<D> {
     }
 
     /// As [`Ring::leave_quick`].
-    pub(super) fn leave_quick(&mut self) {
-        with_ring!(self, ring => ring.leave_quick());
+    pub(super) fn leave_quick(&mut self, transfers: Option<Arc<DirectTasks<D>>>) {
+        with_ring!(self, ring => ring.leave_quick(transfers));
     }
 
     /// As [`Ring::take_quick`].

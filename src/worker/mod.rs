@@ -33,8 +33,9 @@
 //!
 //! A ring of a file or a block device takes another way from 3 on, since these may make one wait: `Ring::serve_pending`
 //! (`worker/ring.rs`) has requests begun ([`Device::begin`], [`Device::submit`]), and publishes them in the ring's order
-//! when threads of the disk's own have done them. Short writes of a file of a local file system the worker does itself, as they
-//! most often take a microsecond; if one holds up its thread, another thread goes on with the rings (`worker/relief.rs`).
+//! when they are done: by threads of the disk's own, or by the kernel itself (`worker/direct.rs`). Short writes of a file of a
+//! local file system the worker does itself, as they most often take a microsecond; if one holds up its thread, another thread
+//! goes on with the rings (`worker/relief.rs`).
 //!
 //! What is not a read or a write in one piece takes another way from 4 on: `Ring::pop` (`worker/ring.rs`) and
 //! [`Device::execute`] (`virtio/blk/execute.rs`).
@@ -54,6 +55,8 @@
 mod aio;
 mod any_ring;
 mod cpus;
+mod direct;
+mod entry;
 mod execute;
 mod mailbox;
 mod notifier;

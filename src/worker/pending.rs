@@ -8,16 +8,18 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
 
+use super::direct::{self, DirectTasks};
+use super::entry::Entry;
 use super::parts::{MANY_REQUESTS, RingSide, WAKE_UP_REQUESTS};
 use crate::copy::Segments;
 use crate::disk::{Disk, Ticket};
 use crate::failpoint::{self, Point};
 use crate::limits::bounds::{MAX_PENDING_REQUESTS, MAX_TURN_BYTES, MAX_TURN_REQUESTS};
 use crate::virtio::blk::{
-    CacheMode, Completions, Counters, Device, HeldRequest, PendingRequest, Predecessors, Progress,
-    RequestTask, Span, Transfer,
+    CacheMode, Completions, Counters, Device, PendingRequest, Predecessors, Progress, RequestTask, Span,
+    Transfer,
 };
-use crate::virtio::queue::{Bounds, Chain, Completion, Next, RingError, RingLog, Virtqueue};
+use crate::virtio::queue::{Bounds, Chain, Next, RingError, RingLog, Virtqueue};
 
 /// What a ring waits for.
 #[derive(Debug)]
@@ -30,35 +32,10 @@ pub(super) enum Waits<D: Disk> {
     Media(Box<Pending<D>>),
 }
 
-/// A request that was taken from the ring and is not published.
-#[derive(Debug)]
-enum Entry {
-    /// It has to wait for one before it.
-    Unbegun(Box<PendingRequest>, Span),
-    /// A thread of the disk's has it.
-    InFlight(Span),
-    /// It is done but for a flush, which is begun or not.
-    Unflushed(HeldRequest, Option<Ticket>),
-    /// It is done, and waits for those before it.
-    Done(Completion),
-    /// It was given up before it was done: the ring is stopped.
-    Abandoned,
-}
-
 impl<D: Disk> Waits<D> {
     /// Requests that are taken and not published.
     pub(super) fn under_way(&self) -> usize {
         if let Self::Media(pending) = self { pending.entries.len() } else { 0 }
-    }
-}
-
-impl Entry {
-    /// The bytes that it is still at.
-    const fn span(&self) -> Option<&Span> {
-        match self {
-            Self::Unbegun(_, span) | Self::InFlight(span) => Some(span),
-            Self::Unflushed(..) | Self::Done(_) | Self::Abandoned => None,
-        }
     }
 }
 
@@ -101,6 +78,8 @@ pub(super) struct Pending<D: Disk> {
     tasks: Vec<RequestTask<D>>,
     quick: Vec<RequestTask<D>>,
     does_quick: bool,
+    /// What the kernel does by itself for its worker.
+    transfers: Option<Arc<DirectTasks<D>>>,
     /// It takes nothing more: its ring is being stopped.
     is_leaving: bool,
 }
@@ -123,6 +102,7 @@ impl<D: Disk> Pending<D> {
             tasks: Vec::new(),
             quick: Vec::new(),
             does_quick: false,
+            transfers: None,
             is_leaving: false,
         })
     }
@@ -135,6 +115,7 @@ impl<D: Disk> Pending<D> {
     /// Whether there is something to do, if the ring `has_available`.
     pub(super) fn has_work(&self, device: &Device<D>, has_available: bool) -> bool {
         self.completions.has_some()
+            || self.has_transferred()
             || has_available && !self.is_full()
             || self.flush.is_some_and(|ticket| device.is_flushed(ticket))
     }
@@ -145,8 +126,21 @@ impl<D: Disk> Pending<D> {
     }
 
     /// Those that its worker does itself from now on are left to it, as [`Served::Begun`](super::Served::Begun) says.
-    pub(super) fn leave_quick(&mut self) {
-        self.does_quick = true;
+    /// So are those that the kernel does by itself, if there are `transfers`.
+    pub(super) fn leave_quick(&mut self, transfers: Option<Arc<DirectTasks<D>>>) {
+        (self.does_quick, self.transfers) = (true, transfers);
+    }
+
+    /// Whether the kernel has done some.
+    fn has_transferred(&self) -> bool {
+        self.in_flight != 0 && self.transfers.as_ref().is_some_and(|transfers| transfers.has_ended())
+    }
+
+    /// Takes them: its own, and those of others on the way.
+    fn reap(&self) {
+        if let Some(transfers) = self.transfers.as_ref().filter(|_| self.has_transferred()) {
+            direct::reap(transfers, &self.completions);
+        }
     }
 
     /// Whether some are left to the worker.
@@ -165,6 +159,7 @@ impl<D: Disk> Pending<D> {
             return;
         }
         let does_quick = self.does_quick && device.disk().writes_are_quick();
+        let does_direct = self.transfers.is_some() && device.has_direct();
         let mut left_bytes = u64::from(MAX_TURN_BYTES);
         for index in 0..self.entries.len() {
             let Some(Entry::Unbegun(_, span)) = self.entries.get(index) else { continue };
@@ -178,8 +173,11 @@ impl<D: Disk> Pending<D> {
                 self.in_flight = self.in_flight.saturating_add(1);
                 let number = self.first.wrapping_add(index as u64);
                 let task = device.task(request, number, &self.completions, waker);
-                if does_quick && task.is_quick() && span.len_bytes() <= left_bytes {
-                    left_bytes = left_bytes.saturating_sub(span.len_bytes());
+                let is_direct = does_direct && task.direct().is_some();
+                // The kernel looks up the pages of what it does by itself, which takes a fraction of a copy.
+                let bytes = if is_direct { span.len_bytes() / 16 } else { span.len_bytes() };
+                if (is_direct || does_quick && task.is_quick()) && bytes <= left_bytes {
+                    left_bytes = left_bytes.saturating_sub(bytes);
                     self.quick.push(task);
                 } else {
                     self.tasks.push(task);
@@ -235,6 +233,7 @@ impl<D: Disk> Pending<D> {
 
     /// Drops what has come back: the ring is broken.
     pub(super) fn discard(&mut self) {
+        self.reap();
         self.completions.take(&mut self.returned);
         self.in_flight = self.in_flight.saturating_sub(self.returned.len());
     }
@@ -246,6 +245,7 @@ impl<D: Disk> Pending<D> {
 
     /// Stores the status of those that have come back.
     fn collect<Q: Virtqueue>(&mut self, ring: &mut RingSide<'_, D, Q>) -> Result<(), RingError> {
+        self.reap();
         if !self.completions.has_some() {
             return Ok(());
         }

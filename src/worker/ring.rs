@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::task::Waker;
 
+use super::direct::DirectTasks;
 use super::execute::{Waiting, complete_or_hold, execute};
 use super::notifier::Notifier;
 use super::parts::{MANY_REQUESTS, RingSide, WAKE_UP_REQUESTS, warn_of_small_ring};
@@ -369,9 +370,9 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     }
 
     /// Has its worker do itself what is quick: whoever does not say so has nothing to do with [`Served::Begun`].
-    pub(super) fn leave_quick(&mut self) {
+    pub(super) fn leave_quick(&mut self, transfers: Option<Arc<DirectTasks<D>>>) {
         if let Waits::Media(pending) = &mut self.waits {
-            pending.leave_quick();
+            pending.leave_quick(transfers);
         }
     }
 

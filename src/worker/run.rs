@@ -28,6 +28,9 @@ const EVENTS: usize = 64;
 /// The mailbox's event; no ring has this number.
 const MAILBOX: u64 = u64::MAX;
 
+/// That of what the kernel has done by itself.
+const TRANSFERS: u64 = u64::MAX - 1;
+
 /// How often empty rings are polled before the clock is read for the first time: 1 to 3 µs, less than it takes to sleep.
 const UNTIMED_POLLS: u32 = 32;
 
@@ -262,6 +265,9 @@ impl<D: Disk> Runner<D> {
         // Only EINTR can fail here, and then there is nothing to do but to poll again.
         let count = self.epoll.wait(timeout_ms, &mut events).unwrap_or(0);
         for event in events.iter().take(count) {
+            if event.data() == TRANSFERS {
+                self.inbox.waker.nudge();
+            }
             // The mailbox's event has woken us, which is all it is for.
             if let Ok(number) = usize::try_from(event.data()) {
                 self.poll_from_now_on(number, State::Armed);
@@ -290,22 +296,21 @@ impl<D: Disk> Runner<D> {
     }
 
     /// Does a batch, while the rings are at the post. `None`: the thread was relieved, and is to end.
-    fn leave_for(mut self: Box<Self>, batch: Batch<D>) -> Option<Box<Self>> {
-        let Batch { device, mut tasks } = batch;
+    fn leave_for(mut self: Box<Self>, mut batch: Batch<D>) -> Option<Box<Self>> {
         let (post, waker) = (self.post.clone(), self.waker.clone());
         if !Relief::is_there(&post) {
             // Nobody would relieve it.
-            device.submit(&mut tasks);
-            self.quick.keep(tasks);
+            batch.device.submit(&mut batch.tasks);
+            self.quick.keep(batch.tasks);
             return Some(self);
         }
         let time = post.leave(self);
-        device.do_quick(&mut tasks);
+        batch.run();
         let Some(mut runner) = post.take(time) else {
             waker.wake();
             return None;
         };
-        runner.quick.keep(tasks);
+        runner.quick.keep(batch.tasks);
         Some(runner)
     }
 
@@ -357,7 +362,7 @@ impl<D: Disk> Runner<D> {
         let free = self.slots.iter().position(Option::is_none).unwrap_or(self.slots.len());
         let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, free as u64);
         self.epoll.ctl(ControlOperation::Add, ring.kick().as_raw_fd(), event)?;
-        ring.leave_quick();
+        self.quick.attend(&mut ring, &self.epoll, TRANSFERS)?;
         let slot = Some(Slot { ring, state: State::Polled { idle_checks: 0 } });
         match self.slots.get_mut(free) {
             Some(place) => *place = slot,

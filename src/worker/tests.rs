@@ -17,6 +17,7 @@ use crate::virtio::blk::{CacheMode, Device, Identity};
 use crate::virtio::memory::{MemoryTable, RegionSpec};
 use crate::virtio::queue::{RingAddresses, RingKind, RingLayout};
 
+mod direct;
 mod relief;
 
 /// Where the ring, a request and its data are in the guest's memory.

@@ -6,6 +6,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod direct;
 mod ends;
 mod fuse;
 mod others;
@@ -118,6 +119,33 @@ fn workers(daemon: &Daemon) -> usize {
     names.map(name).filter(|name| name.starts_with("worker-")).count()
 }
 
+/// Where a local file is written to.
+fn local_place(number: u64) -> u64 {
+    number * 8 % (LOCAL_BYTES / 512)
+}
+
+/// Writes to a local file whose media hangs, until a write does. Returns how many there were, and the last one with its head.
+fn write_until_one_hangs(hung: &mut Ring) -> (u64, (Request, u16)) {
+    let (mut number, since) = (1, Instant::now());
+    loop {
+        assert!(since.elapsed() < Duration::from_secs(60), "writes do not hang");
+        let write = Request::write(local_place(number), &pattern(number, 4096));
+        let head = hung.submit(&write);
+        hung.notify();
+        number += 1;
+        let asked = Instant::now();
+        let used = std::iter::repeat_with(|| {
+            settle();
+            hung.next_used()
+        })
+        .find(|used| used.is_some() || asked.elapsed() > Duration::from_secs(2));
+        match used.flatten() {
+            Some(used) => assert_eq!(hung.answer(&write, used).status, OK),
+            None => break (number, (write, head)),
+        }
+    }
+}
+
 /// What writes a file of a local file system is the worker itself, as most often that takes no time. Once the journal waits for the
 /// device, so does a write.
 #[test]
@@ -127,29 +155,11 @@ fn a_hung_local_file_costs_its_own_disk() {
         let neighbour = Neighbour::start(&daemon);
         let session = Session::connect(&daemon.socket(0));
         let mut hung = session.ring(0, 64);
-        let place = |number: u64| number * 8 % (LOCAL_BYTES / 512);
         assert_eq!(hung.run(&Request::write(0, &pattern(9, 4096))).status, OK);
         assert_eq!(hung.run(&Request::flush()).status, OK);
         let before = neighbour.wait_for_progress();
         server.hang();
-        let (mut number, since) = (1, Instant::now());
-        let submitted = loop {
-            assert!(since.elapsed() < Duration::from_secs(60), "writes do not hang");
-            let write = Request::write(place(number), &pattern(number, 4096));
-            let head = hung.submit(&write);
-            hung.notify();
-            number += 1;
-            let asked = Instant::now();
-            let used = std::iter::repeat_with(|| {
-                settle();
-                hung.next_used()
-            })
-            .find(|used| used.is_some() || asked.elapsed() > Duration::from_secs(2));
-            match used.flatten() {
-                Some(used) => assert_eq!(hung.answer(&write, used).status, OK),
-                None => break (write, head),
-            }
-        };
+        let (number, submitted) = write_until_one_hangs(&mut hung);
         let (requests, messages) = (neighbour.wait_for_progress(), say_everything(&daemon));
         eprintln!(
             "{number} writes until one hung, {} workers; others' requests {requests:?} (before: {before:?}), messages up to {messages:?}",
@@ -164,7 +174,7 @@ fn a_hung_local_file_costs_its_own_disk() {
         assert_eq!((used.head, hung.answer(&write, used).status), (head, OK));
         assert_eq!(hung.run(&Request::flush()).status, OK);
         for number in number.saturating_sub(3)..number {
-            assert!(hung.run(&Request::read(place(number), 4096)).data == pattern(number, 4096));
+            assert!(hung.run(&Request::read(local_place(number), 4096)).data == pattern(number, 4096));
         }
         wait_for("the relieved thread has ended", || (workers(&daemon) == 1).then_some(()));
         neighbour.stop();

@@ -1,7 +1,8 @@
 //! Who does what may wait for media: threads of the disk's own, so that no worker waits, and nothing else waits with it.
 //!
 //! What hangs takes threads of its disk alone. (The kernel's own pool for such work, that of io_uring, belongs to the thread
-//! that submits, which for a worker means: to all disks whose rings it has.)
+//! that submits, which for a worker means: to all disks whose rings it has.) Of reads that the media can be told of, one thread
+//! waits for many. What the kernel does while no thread waits at all is noted here, and done elsewhere (`worker/direct.rs`).
 
 mod pause;
 mod threads;

@@ -116,6 +116,16 @@ impl<T: Task> Threads<T> {
         Some(Claim { shared: self.shared.clone(), place, since: now })
     }
 
+    /// Notes a task that no thread does. Returns where.
+    pub fn note(&self, name: TaskName) -> usize {
+        self.shared.state().runs((Unfinished { name, since: Instant::now() }, 1))
+    }
+
+    /// What was noted there is over.
+    pub fn forget(&self, place: usize) {
+        self.shared.state().ran(place, false);
+    }
+
     /// How many tasks are submitted and not done, and the oldest of them.
     pub fn unfinished(&self) -> (usize, Option<Unfinished>) {
         let state = self.shared.state();

@@ -28,7 +28,7 @@ mod reader;
 mod resident;
 
 /// What the kernel reads ahead by default (`read_ahead_kb`).
-const MAX_ANNOUNCED_BYTES: u64 = 128 << 10;
+const READ_AHEAD_BYTES: u64 = 128 << 10;
 
 /// A disk that is read through a mapping of the page cache, where there can be one, and written by system calls.
 ///
@@ -207,7 +207,7 @@ impl Disk for FileDisk {
 
     /// As long as the kernel reads at once what it is told of.
     fn can_announce(&self, len: u64) -> bool {
-        len <= MAX_ANNOUNCED_BYTES && !self.has_server && matches!(self.reader, Reader::Mapped(_))
+        len <= READ_AHEAD_BYTES && !self.has_server && matches!(self.reader, Reader::Mapped(_))
     }
 
     fn announce(&self, offset: u64, len: u64) {

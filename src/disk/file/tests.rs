@@ -221,7 +221,7 @@ fn ignored_discards_keep_bytes_and_space() {
 #[allow(clippy::print_stderr)]
 fn what_was_announced_is_read_once_it_is_there_and_not_before() {
     let disk = disk(&pattern(LEN, 1));
-    assert!(disk.can_announce(4096) && !disk.can_announce(MAX_ANNOUNCED_BYTES + 1));
+    assert!(disk.can_announce(4096) && !disk.can_announce(READ_AHEAD_BYTES + 1));
     disk.flush().unwrap();
     rustix::fs::fadvise(&**disk.file, 0, None, Advice::DontNeed).unwrap();
     let room = Memory::new(&[0; 4096]);

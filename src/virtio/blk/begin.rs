@@ -11,7 +11,7 @@ use super::pending::{Completions, PendingRequest, RequestTask, Span};
 use super::request::{ErrorStatus, Operation, parse};
 use crate::copy::{self, PrefetchHint};
 use crate::disk::Disk;
-use crate::disk::executor::Task as _;
+use crate::disk::executor::{Claim, Task as _};
 use crate::log::Cause;
 use crate::virtio::queue::{Chain, RingError};
 
@@ -117,6 +117,22 @@ impl<D: Disk> Device<D> {
         }
     }
 
+    /// The right to have the kernel do some by itself; as [`Threads::claim`].
+    pub fn claim(&self, tasks: &[RequestTask<D>]) -> Option<Claim<RequestTask<D>>> {
+        // They are noted one by one.
+        self.threads().claim(tasks.first()?.name(), 0)
+    }
+
+    /// Notes one that the kernel does by itself among those that are not done. Returns where.
+    pub fn note(&self, task: &RequestTask<D>) -> usize {
+        self.threads().note(task.name())
+    }
+
+    /// The kernel has done what was noted there, or does not.
+    pub fn forget(&self, note: usize) {
+        self.threads().forget(note);
+    }
+
     /// Says what became of a request that has come back; `None` if it was not done to its end.
     ///
     /// # Errors
@@ -127,6 +143,7 @@ impl<D: Disk> Device<D> {
         cache: &CacheMode,
         counters: &mut Counters,
     ) -> Result<Option<Progress>, RingError> {
+        counters.direct = counters.direct.wrapping_add(u64::from(pending.take_direct()));
         let Some(finished) = pending.take_finished() else { return Ok(None) };
         self.finish(finished, cache, counters).map(Some)
     }

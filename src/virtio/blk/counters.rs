@@ -25,6 +25,8 @@ pub struct Counters {
     pub failures: u64,
     /// Rings broken by a driver's mistake.
     pub broken_rings: u64,
+    /// Reads and writes that the kernel has done by itself, while no thread waited for them.
+    pub direct: u64,
 }
 
 /// What a request has done, to be counted once it is answered.
@@ -100,6 +102,7 @@ impl Counters {
         self.others = with(self.others, other.others);
         self.failures = with(self.failures, other.failures);
         self.broken_rings = with(self.broken_rings, other.broken_rings);
+        self.direct = with(self.direct, other.direct);
     }
 }
 

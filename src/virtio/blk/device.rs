@@ -1,7 +1,7 @@
 //! The device: its disk, how it calls itself, its limits and features, and the flushes of its disk.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Waker;
 
 use super::cache::CacheMode;
@@ -41,6 +41,8 @@ pub struct Device<D: Disk> {
     capacity_sectors: AtomicU64,
     /// As [`Disk::flushes_by_fence`] says.
     flushes_by_fence: bool,
+    /// The kernel does none of its transfers by itself, it has said.
+    refuses_direct: AtomicBool,
     queues: u16,
     seg_max: u16,
     log_limit: Arc<LogLimit>,
@@ -49,7 +51,8 @@ pub struct Device<D: Disk> {
 impl<D: Disk> Device<D> {
     /// A device with `queues` queues over `disk`.
     pub fn new(disk: D, identity: Identity, queues: u16) -> Self {
-        let (limits, flushes_by_fence) = (Limits::of(&disk), disk.flushes_by_fence());
+        let (limits, flushes_by_fence, has_direct) =
+            (Limits::of(&disk), disk.flushes_by_fence(), disk.has_direct());
         let disk = Arc::new(disk);
         let flusher = Flusher::new(disk.clone());
         let capacity_sectors = AtomicU64::new(limits.capacity_sectors);
@@ -62,6 +65,7 @@ impl<D: Disk> Device<D> {
             limits,
             capacity_sectors,
             flushes_by_fence,
+            refuses_direct: AtomicBool::new(!has_direct),
             queues,
             seg_max: SEG_MAX,
             log_limit,
@@ -115,6 +119,18 @@ impl<D: Disk> Device<D> {
 
     pub(super) const fn shared_disk(&self) -> &Arc<D> {
         &self.disk
+    }
+
+    /// Whether the kernel does some of its transfers by itself.
+    #[inline]
+    pub fn has_direct(&self) -> bool {
+        !self.refuses_direct.load(Ordering::Relaxed)
+    }
+
+    /// It does not: from now on threads do them.
+    #[cold]
+    pub fn refuse_direct(&self) {
+        self.refuses_direct.store(true, Ordering::Relaxed);
     }
 
     pub(super) const fn threads(&self) -> &Threads<RequestTask<D>> {

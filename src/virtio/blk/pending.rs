@@ -7,7 +7,7 @@ use std::task::Waker;
 use super::sliced::{Finished, SlicedRequest};
 use crate::copy::Segments;
 use crate::disk::executor::{Task, TaskName};
-use crate::disk::{Disk, DiskError};
+use crate::disk::{DirectTransfer, Disk, DiskError};
 use crate::limits::bounds::MAX_QUICK_WRITE_BYTES;
 use crate::virtio::queue::HeldStatus;
 
@@ -19,11 +19,13 @@ use crate::virtio::queue::HeldStatus;
 pub struct PendingRequest {
     pub(super) request: SlicedRequest,
     result: Option<Result<(), DiskError>>,
+    /// The kernel has done it by itself.
+    is_direct: bool,
 }
 
 impl Default for PendingRequest {
     fn default() -> Self {
-        Self { request: SlicedRequest::whole(), result: None }
+        Self { request: SlicedRequest::whole(), result: None, is_direct: false }
     }
 }
 
@@ -38,6 +40,11 @@ impl PendingRequest {
     /// What it has written to guest memory, and where its status will be.
     pub fn writable(&self) -> Option<(Segments<'_>, &HeldStatus)> {
         self.request.writable()
+    }
+
+    /// Whether the kernel has done it by itself; not any more, when this was asked.
+    pub(super) const fn take_direct(&mut self) -> bool {
+        std::mem::replace(&mut self.is_direct, false)
     }
 
     /// Takes what has become of it; `None`, and it is as if it had never been taken, if it was not done to its end.
@@ -143,6 +150,27 @@ impl<D: Disk> RequestTask<D> {
     pub fn is_quick(&self) -> bool {
         let TaskName { operation, len_bytes, .. } = self.name();
         operation == "write" && len_bytes <= MAX_QUICK_WRITE_BYTES
+    }
+
+    /// The transfer that it is, if the kernel can do it by itself.
+    pub fn direct(&self) -> Option<DirectTransfer<'_>> {
+        self.request.request.direct(&*self.disk)
+    }
+
+    /// Waits for the guest's memory that it is about. False if it is lost, or if nobody wants it to be done any more.
+    pub fn is_still_wanted(&self) -> bool {
+        !self.completions.is_abandoned() && self.request.request.touch_all()
+    }
+
+    /// The kernel has done it. Somebody is woken for whom it is the first, but not who looks at `here`.
+    pub fn transferred(mut self, here: &Arc<Completions>) {
+        if let Some(DirectTransfer { offset, data, is_write, .. }) = self.direct() {
+            self.disk.transferred(offset, data.total_bytes() as u64, is_write);
+        }
+        (self.request.result, self.request.is_direct) = (Some(Ok(())), true);
+        if self.completions.push(self.number, self.request) && !Arc::ptr_eq(&self.completions, here) {
+            self.waker.wake();
+        }
     }
 
     /// Does it, or a step of it. Returns what is left, or else whether somebody is to be woken, and who.

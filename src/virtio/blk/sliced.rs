@@ -11,7 +11,7 @@ use super::request::{ErrorStatus, Operation, Range, Ranges, parse_ranges};
 use super::units::Limits;
 use crate::copy::{PrefetchHint, Segments};
 use crate::disk::executor::TaskName;
-use crate::disk::{Disk, DiskError};
+use crate::disk::{DirectTransfer, Disk, DiskError};
 use crate::limits::bounds::{MAX_SLICE_BYTES, MAX_UNMAP_SLICE_BYTES};
 use crate::virtio::queue::{Head, HeldSegments, HeldStatus, StatusByte};
 
@@ -173,6 +173,19 @@ impl SlicedRequest {
         let Some(InProgress { slices, .. }) = &self.current else { return false };
         matches!(slices.operation, SlicedOperation::Read(_))
             && disk.read_announced(slices.offset, self.data.slice())
+    }
+
+    /// The transfer that it is, if the kernel can do it by itself.
+    pub(super) fn direct<'a>(&'a self, disk: &'a impl Disk) -> Option<DirectTransfer<'a>> {
+        let InProgress { slices, .. } = self.current.as_ref()?;
+        let is_write = matches!(slices.operation, SlicedOperation::Write(_));
+        let is_transfer = self.is_transfer() && self.is_whole;
+        is_transfer.then(|| disk.direct(slices.offset, self.data.slice(), is_write)).flatten()
+    }
+
+    /// Waits for the guest's memory that a transfer is about. False if it is lost.
+    pub(super) fn touch_all(&self) -> bool {
+        self.data.touch()
     }
 
     /// Waits for what a write takes from guest memory. Another thread, which has come upon the loss of that memory, may have put

@@ -10,89 +10,38 @@
 use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, Mutex, Once, PoisonError};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-/// `IOCB_CMD_PREAD`, `IOCB_FLAG_RESFD` (`linux/aio_abi.h`).
-const PREAD: u16 = 0;
-const RESFD: u32 = 1;
-
-/// How the kernel marks a ring of completions that user space may read.
-const RING_MAGIC: u32 = 0xa10a_10a1;
+use super::context::{Context, Operation, PREAD};
 
 /// Operations at a time: one.
-const DEPTH: libc::c_long = 1;
-
-/// `struct iocb` of little- and big-endian machines alike, but for the order of `key` and `rw_flags`, which are zero.
-#[repr(C, align(8))]
-#[derive(Debug, Default)]
-struct Operation {
-    data: u64,
-    key_and_rw_flags: u64,
-    opcode: u16,
-    priority: i16,
-    fd: RawFd,
-    buffer: u64,
-    bytes: u64,
-    offset: i64,
-    reserved: u64,
-    flags: u32,
-    signalled: RawFd,
-}
-const _: () = assert!(size_of::<Operation>() == 64);
-
-/// The head of `struct aio_ring`, which the kernel maps where the context's number says.
-#[repr(C)]
-struct Completions {
-    id: u32,
-    count: u32,
-    head: AtomicU32,
-    tail: AtomicU32,
-    magic: u32,
-    compatible: u32,
-    incompatible: u32,
-    header_bytes: u32,
-}
+const DEPTH: u32 = 1;
 
 /// A context was tried out and works: then others need not be tried.
 static HAS_WORKED: AtomicBool = AtomicBool::new(false);
 
-/// An AIO context, used by one thread at a time.
-///
-/// - **A1**: its number, and the ring of completions that is mapped there, are good from `io_setup` until `io_destroy` in the drop.
-/// - **A2**: an operation is done with when `io_submit` returns, as such a read has ended by then; it has no buffer.
+/// A context that makes signals, used by one thread at a time.
 #[derive(Debug)]
-struct Context {
-    /// Its number, which is also where its ring of completions is.
-    id: usize,
+struct Signals {
+    context: Context,
     /// What is read: an eventfd, into no bytes, which is refused at once (EINVAL).
     own: EventFd,
-    operation: Box<Operation>,
 }
 
-impl Context {
+impl Signals {
     /// # Errors
-    /// The kernel has no AIO, or no room for a context (`fs.aio-max-nr`), or it does not do what is asked of it here.
+    /// As [`Context::new`], or the kernel does not do what is asked of it here.
     fn new() -> io::Result<Self> {
         let own = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        let operation = Box::new(Operation { opcode: PREAD, flags: RESFD, ..Operation::default() });
-        let mut id: usize = 0;
-        // SAFETY: A1: the kernel writes the number to a place that is ours.
-        if unsafe { libc::syscall(libc::SYS_io_setup, DEPTH, &raw mut id) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let mut context = Self { id, own, operation };
-        let Completions { magic, incompatible, .. } = context.completions();
-        if (*magic, *incompatible) != (RING_MAGIC, 0) {
-            return Err(io::Error::other("its ring of completions is of another kind"));
-        }
+        let mut signals = Self { context: Context::new(DEPTH)?, own };
         if !HAS_WORKED.load(Ordering::Relaxed) {
-            context.try_out()?;
+            signals.try_out()?;
             HAS_WORKED.store(true, Ordering::Relaxed);
         }
-        Ok(context)
+        Ok(signals)
     }
 
     /// # Errors
@@ -100,52 +49,36 @@ impl Context {
     fn try_out(&mut self) -> io::Result<()> {
         let tried = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         // More often than completions fit into the ring: each must be consumed.
-        for _ in 0..DEPTH.saturating_mul(1000) {
+        for _ in 0..1000 {
             self.signal(tried.as_raw_fd())?;
             tried.read()?;
         }
         Ok(())
     }
 
-    fn completions(&self) -> &Completions {
-        let place: *const Completions = std::ptr::with_exposed_provenance(self.id);
-        // SAFETY: A1: page-aligned and longer than that. What the kernel changes in it is atomic.
-        unsafe { &*place }
-    }
-
     #[inline]
     fn signal(&mut self, event: RawFd) -> io::Result<()> {
-        self.operation.fd = self.own.as_raw_fd();
-        self.operation.signalled = event;
-        let mut operation: *mut Operation = &raw mut *self.operation;
-        // SAFETY: A2: one operation, which is borrowed.
-        let done = unsafe { libc::syscall(libc::SYS_io_submit, self.id, 1_usize, &raw mut operation) };
-        if done != 1 {
-            return Err(io::Error::last_os_error());
+        let mut operation = Operation::signalling(PREAD, self.own.as_raw_fd(), event);
+        // SAFETY: A2: such a read has ended when the call returns, and it has no buffer.
+        let begun = unsafe { self.context.submit(&mut [&raw mut operation]) }?;
+        if begun != 1 {
+            return Err(io::ErrorKind::Interrupted.into());
         }
-        // Consumes the completion; how the read ended does not matter.
-        let ring = self.completions();
-        ring.head.store(ring.tail.load(Ordering::Acquire), Ordering::Release);
+        // How the read ended does not matter.
+        self.context.forget_ended();
         Ok(())
-    }
-}
-
-impl Drop for Context {
-    fn drop(&mut self) {
-        // SAFETY: A1: nothing uses its ring any more.
-        unsafe { libc::syscall(libc::SYS_io_destroy, self.id) };
     }
 }
 
 thread_local! {
     /// The context of a thread that signals often.
-    static OWN: RefCell<Option<Context>> = const { RefCell::new(None) };
+    static OWN: RefCell<Option<Signals>> = const { RefCell::new(None) };
 }
 
 /// The context of all other threads; none where the kernel has none for us.
-static SHARED: LazyLock<Mutex<Option<Context>>> = LazyLock::new(|| Mutex::new(open()));
+static SHARED: LazyLock<Mutex<Option<Signals>>> = LazyLock::new(|| Mutex::new(open()));
 
-fn open() -> Option<Context> {
+fn open() -> Option<Signals> {
     static TOLD: Once = Once::new();
     let told = |error: &io::Error| {
         TOLD.call_once(|| {
@@ -156,15 +89,15 @@ fn open() -> Option<Context> {
             );
         });
     };
-    Context::new().inspect_err(told).ok()
+    Signals::new().inspect_err(told).ok()
 }
 
 /// The calling thread has a context of its own from now on, until it ends or this is dropped.
 #[derive(Debug)]
-pub(super) struct OwnContext;
+pub(in crate::worker) struct OwnContext;
 
 impl OwnContext {
-    pub(super) fn on_this_thread() -> Self {
+    pub(in crate::worker) fn on_this_thread() -> Self {
         OWN.set(open());
         Self
     }
@@ -181,7 +114,7 @@ impl Drop for OwnContext {
 /// # Errors
 /// There is no AIO for us; or this is no eventfd.
 #[inline]
-pub(super) fn signal(event: BorrowedFd<'_>) -> io::Result<()> {
+pub(in crate::worker) fn signal(event: BorrowedFd<'_>) -> io::Result<()> {
     OWN.with_borrow_mut(|own| match own {
         Some(context) => context.signal(event.as_raw_fd()),
         None => match SHARED.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {

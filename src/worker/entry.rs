@@ -1,0 +1,30 @@
+//! What stands in a ring that waits for its media.
+
+use crate::disk::Ticket;
+use crate::virtio::blk::{HeldRequest, PendingRequest, Span};
+use crate::virtio::queue::Completion;
+
+/// A request that was taken from the ring and is not published.
+#[derive(Debug)]
+pub(super) enum Entry {
+    /// It has to wait for one before it.
+    Unbegun(Box<PendingRequest>, Span),
+    /// A thread of the disk's has it.
+    InFlight(Span),
+    /// It is done but for a flush, which is begun or not.
+    Unflushed(HeldRequest, Option<Ticket>),
+    /// It is done, and waits for those before it.
+    Done(Completion),
+    /// It was given up before it was done: the ring is stopped.
+    Abandoned,
+}
+
+impl Entry {
+    /// The bytes that it is still at.
+    pub(super) const fn span(&self) -> Option<&Span> {
+        match self {
+            Self::Unbegun(_, span) | Self::InFlight(span) => Some(span),
+            Self::Unflushed(..) | Self::Done(_) | Self::Abandoned => None,
+        }
+    }
+}

@@ -10,6 +10,7 @@ use crate::cli::activation::ActivationError;
 use crate::cli::ctl_client::CtlError;
 use crate::cli::inherited::InheritedError;
 use crate::cli::limits::TooFewFiles;
+use crate::cli::top::TopError;
 use crate::config::ConfigError;
 use crate::config::disk_text::{DiskTextCause, DiskTextError};
 use crate::config::file::{FileCause, FileError};
@@ -141,6 +142,8 @@ pub(super) enum Failure {
     #[error(transparent)]
     Ctl(#[from] CtlError),
     #[error(transparent)]
+    Top(#[from] TopError),
+    #[error(transparent)]
     Describe(#[from] OpenError),
     #[cfg(feature = "bench")]
     #[error(transparent)]
@@ -180,6 +183,8 @@ impl Failure {
             Self::Metrics(error) => of_metrics(error),
             Self::Control(error) => of_control(error),
             Self::Ctl(error) => of_ctl(error),
+            Self::Top(TopError::NotATerminal | TopError::Dumb(_)) => Exit::Usage,
+            Self::Top(TopError::Terminal(_)) => Exit::Other,
             Self::Describe(error) => of_open(error),
             Self::Backend(failure) => failure.exit(),
             #[cfg(feature = "bench")]
@@ -254,7 +259,7 @@ fn of_control(error: &ControlError) -> Exit {
 
 fn of_ctl(error: &CtlError) -> Exit {
     match error {
-        CtlError::NoSocket => Exit::Usage,
+        CtlError::NoSocket | CtlError::NoControl => Exit::Usage,
         CtlError::Unreachable { source, .. } => of_socket(source),
         CtlError::Stranger { .. } => Exit::Socket,
         CtlError::Problem { code, .. } => of_code(code),

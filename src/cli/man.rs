@@ -40,8 +40,11 @@ const ENVIRONMENT: [(&str, &str); 7] = [
     ),
     ("NOTIFY_SOCKET", "Where to tell the service manager that every socket listens (READY=1)."),
     ("FDSTORE", "If it is set and not 0, the service manager is given the sockets to keep for the next run."),
-    ("VHOST_USER_PMEM_CONTROL", "The control socket for ctl when there is no --socket."),
-    ("NO_COLOR", "If it is set and not empty, the log on a terminal has no colours."),
+    (
+        "VHOST_USER_PMEM_CONTROL",
+        "The control socket for ctl when there is no --socket, and for top when there is no --control.",
+    ),
+    ("NO_COLOR", "If it is set and not empty, the log on a terminal, and top, have no colours."),
 ];
 
 const EXAMPLES: &[(&str, &str)] = &[
@@ -84,7 +87,7 @@ pub(super) struct ManArgs {
 
 fn command_with_page(name: &str) -> Result<String, String> {
     match name {
-        "serve" | "info" | "ctl" => Ok(name.to_owned()),
+        "serve" | "info" | "ctl" | "top" => Ok(name.to_owned()),
         "bench" if cfg!(feature = "bench") => Ok(name.to_owned()),
         _ => Err("there is no such command".to_owned()),
     }

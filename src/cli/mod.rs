@@ -6,7 +6,7 @@
 //! | `inherited` | a descriptor that the command line names, checked and typed |
 //! | `daemon`, `signals`, `logging`, `start_message`, `activation`, `notify` | a server's life in the foreground |
 //! | `metrics`, `control` | where metrics are served, and the control socket |
-//! | `ctl`, `ctl_client` | what asks for something there |
+//! | `ctl`, `top`, `ctl_client` | what asks for something there |
 //! | `config_file`, `check` | `--config` joins the command line; `--check` says what would be served |
 //! | `key_help` | the keys of a disk, as help shows them |
 //! | `exit` | every way to end, one code a cause |
@@ -43,6 +43,7 @@ mod reference;
 mod serve;
 mod signals;
 mod start_message;
+mod top;
 mod usage;
 
 use crate::api::control::{Reload, Wanted};
@@ -89,6 +90,7 @@ enum Command {
     Serve(serve::ServeArgs),
     Info(info::InfoArgs),
     Ctl(ctl::CtlArgs),
+    Top(top::TopArgs),
     #[cfg(feature = "bench")]
     Bench(bench::BenchArgs),
     /// Print the manual page vhost-user-pmem(1), or that of a command, in roff
@@ -247,6 +249,7 @@ fn run_command(cli: Cli, confinement: Option<Confinement>) -> Result<(), Failure
         Some(Command::Serve(args)) => serve::run(args, confinement.unwrap_or_default()),
         Some(Command::Info(args)) => info::run(&args),
         Some(Command::Ctl(args)) => ctl::run(&args),
+        Some(Command::Top(args)) => top::run(args),
         #[cfg(feature = "bench")]
         Some(Command::Bench(args)) => bench::run(args),
         Some(Command::Man(args)) => man::print(&args, Cli::command()),

@@ -10,6 +10,7 @@ pub(super) const USAGE: &[&str] = &[
     "info PATH [--json]",
     "ctl --socket SOCKET {list | show NAME | rings NAME | add KEY=VALUE,... | log LEVEL | reload} [--json]",
     "ctl --socket SOCKET {remove | resize | flush | disconnect} NAME [...]",
+    "top --control SOCKET [--once] [--json] [...]",
     #[cfg(feature = "bench")]
     "bench --socket SOCKET [--against SOCKET] [...]",
     "{--socket-path=PATH | --fd=FDNUM} --blk-file=PATH [--read-only]",

@@ -97,10 +97,16 @@ impl Collector {
     /// workers that are busy with slow media are left out.
     pub fn rings(&self, disk: &str) -> Option<Vec<RingStats>> {
         let served = self.disks.named(disk)?;
-        let mut rings = self.pool.report(COLLECT_TIMEOUT);
+        let mut rings = self.all_rings();
         rings.retain(|ring| Arc::ptr_eq(&ring.device, &served.context.device));
-        rings.sort_by_key(|ring| ring.key);
         Some(rings)
+    }
+
+    /// The same of all disks. The device of each says which disk it is of.
+    pub fn all_rings(&self) -> Vec<RingStats> {
+        let mut rings = self.pool.report(COLLECT_TIMEOUT);
+        rings.sort_by_key(|ring| ring.key);
+        rings
     }
 }
 

@@ -96,7 +96,7 @@ fn exit_codes(help: &str) -> Vec<(u8, String)> {
 fn every_help_shows_every_exit_code_and_fits_100_columns() {
     let codes = exit_codes(&stdout(&run(["--help"])));
     assert_eq!(codes.iter().map(|(code, _)| *code).collect::<Vec<_>>(), (0..=15).collect::<Vec<_>>());
-    let commands = ["serve", "info", "ctl", "bench"]
+    let commands = ["serve", "info", "ctl", "top", "bench"]
         .into_iter()
         .filter(|name| *name != "bench" || cfg!(feature = "bench"));
     for args in commands.map(|name| [name, "--help"]) {
@@ -169,7 +169,7 @@ fn the_manual_page_is_complete() {
 
 #[test]
 fn each_command_has_a_page() {
-    let commands = ["serve", "info", "ctl", "bench"];
+    let commands = ["serve", "info", "ctl", "top", "bench"];
     for name in commands.into_iter().filter(|name| *name != "bench" || cfg!(feature = "bench")) {
         let page = stdout(&run(["man", name])).replace("\\-", "-");
         let help = stdout(&run([name, "--help"]));
@@ -195,7 +195,9 @@ fn each_command_has_a_page() {
 fn shells_complete_commands_and_options() {
     for shell in ["bash", "zsh", "fish"] {
         let script = stdout(&run(["completions", shell]));
-        for word in ["serve", "info", "metrics-listen", "blk-file", "sandbox", "ctl", "disconnect", "drain"] {
+        for word in
+            ["serve", "info", "metrics-listen", "blk-file", "sandbox", "ctl", "top", "disconnect", "drain"]
+        {
             assert!(script.contains(word), "{shell}: no {word}");
         }
         assert!(!script.contains("reference"), "{shell}: a hidden command is offered");

@@ -18,6 +18,7 @@ mod lifecycle;
 mod operations;
 mod reload;
 mod rings;
+mod top;
 mod turns;
 
 use std::path::{Path, PathBuf};

@@ -24,8 +24,8 @@ const OTHERS: &[(&str, &str)] = &[
     ("NO_LIMIT_BYTES", "what a control group says that has no limit"),
 ];
 
-/// Folders whose constants no peer of the daemon meets: tools of developers.
-const TOOLS: [&str; 1] = ["src/tools"];
+/// Places whose constants no peer of the daemon meets: tools of developers, and what asks a daemon for something.
+const TOOLS: [&str; 3] = ["src/tools", "src/cli/top", "src/cli/ctl_client.rs"];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {

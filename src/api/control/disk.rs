@@ -33,7 +33,10 @@ fn state(summary: &DiskSummary, stats: &DiskStats) -> Value {
         "read_bytes": counters.read_bytes,
         "writes": counters.writes,
         "written_bytes": counters.written_bytes,
+        "zeroed_bytes": counters.zeroed_bytes,
+        "media_written_bytes": counters.media_written_bytes,
         "flushes": counters.flushes,
+        "others": counters.others,
         "failures": counters.failures,
         "broken_rings": counters.broken_rings,
     })
@@ -43,6 +46,7 @@ fn state(summary: &DiskSummary, stats: &DiskStats) -> Value {
 pub(super) fn ring(ring: &RingStats) -> Value {
     let (indices, counters) = (&ring.indices, &ring.counters);
     json!({
+        "disk": ring.device.identity().name,
         "front_end": ring.key.session,
         "ring": ring.key.index,
         "format": match ring.kind {

@@ -39,7 +39,7 @@ pub(super) fn document() -> Value {
             "Ring": {
                 "type": "object",
                 "description": "Indices of a split ring count requests and wrap at 65536; of a packed ring they are places in it",
-                "required": ["front_end", "ring", "format", "size", "state", "taken", "used", "shown", "under_way", "seconds"],
+                "required": ["disk", "front_end", "ring", "format", "size", "state", "taken", "used", "shown", "under_way", "seconds"],
                 "properties": {
                     "format": {"enum": ["split", "packed"]},
                     "state": {
@@ -103,7 +103,9 @@ fn content(operation: Operation) -> Option<Value> {
     let disk = json!({"$ref": "#/components/schemas/Disk"});
     let schema = match operation {
         Operation::ListDisks => json!({"type": "array", "items": disk}),
-        Operation::ShowRings => json!({"type": "array", "items": {"$ref": "#/components/schemas/Ring"}}),
+        Operation::ShowRings | Operation::ListRings => {
+            json!({"type": "array", "items": {"$ref": "#/components/schemas/Ring"}})
+        }
         Operation::ShowDisk | Operation::PutDisk | Operation::PatchDisk => disk,
         Operation::RemoveDisk | Operation::Flush | Operation::Log => return None,
         Operation::Metrics => return Some(json!({"text/plain": {"schema": {"type": "string"}}})),

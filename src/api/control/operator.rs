@@ -82,6 +82,9 @@ impl Operator {
                 let rings = self.collector.rings(name).ok_or_else(|| Problem::no_such_disk(name))?;
                 Ok(Answer::json(&rings.iter().map(disk::ring).collect()))
             }
+            Operation::ListRings => {
+                Ok(Answer::json(&self.collector.all_rings().iter().map(disk::ring).collect()))
+            }
             Operation::PutDisk => self.put(name, body),
             Operation::PatchDisk => self.patch(name, body),
             Operation::RemoveDisk => self.remove(call),

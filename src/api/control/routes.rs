@@ -13,6 +13,7 @@ pub(super) enum Operation {
     ListDisks,
     ShowDisk,
     ShowRings,
+    ListRings,
     PutDisk,
     PatchDisk,
     RemoveDisk,
@@ -77,7 +78,7 @@ const fn post(
 
 const DISK: &str = "/v1/disks/{name}";
 
-pub(super) const ROUTES: [Route; 14] = [
+pub(super) const ROUTES: [Route; 15] = [
     get("/v1", Operation::Version, "The version of the program and of this interface"),
     get("/v1/disks", Operation::ListDisks, "All disks, in the order in which they came"),
     get(
@@ -85,6 +86,7 @@ pub(super) const ROUTES: [Route; 14] = [
         Operation::ShowRings,
         "The rings of a disk that run, or were broken by their driver: where each stands, and what it has done",
     ),
+    get("/v1/rings", Operation::ListRings, "The same of all disks"),
     get(DISK, Operation::ShowDisk, "A disk: its options, and its state at this moment"),
     Route {
         method: "PUT",

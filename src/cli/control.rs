@@ -98,6 +98,6 @@ impl Control {
         let log = logging::change;
         let options = Options { defaults: self.defaults, configured, allowed, reload, log };
         let operator = Operator::new(server.manager(), resizer, server.collector(), options);
-        Ok(Some(Controlling::start(socket, Arc::new(operator))?))
+        Ok(Some(Controlling::start(socket, Arc::new(operator), logging::events())?))
     }
 }

@@ -9,6 +9,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
 use crate::cli::ctl_client::{Client, CtlError};
+use crate::cli::ctl_events::{self, EventsArgs, plain};
 use crate::cli::exit::{self, Failure};
 use crate::config::disk_text;
 use crate::config::keys::{Key, Kind};
@@ -82,6 +83,8 @@ enum Task {
         /// The disk
         name: String,
     },
+    /// Show what happens to disks and front-ends: those events that are kept, or as they come
+    Events(EventsArgs),
     /// Log what this says from now on, until the server ends
     Log {
         /// As `serve --log` takes it: off, error, warn, info, debug, trace, or a filter
@@ -100,6 +103,9 @@ struct Request {
 
 pub(super) fn run(args: &CtlArgs) -> Result<(), Failure> {
     let socket = args.socket.as_deref().ok_or(CtlError::NoSocket)?;
+    if let Task::Events(events) = &args.command {
+        return ctl_events::run(socket, events, args.json);
+    }
     let Request { method, path, body } = request(&args.command)?;
     let answer = Client(socket).ask(method, &path, body.as_ref())?;
     let text = match (args.json, &answer) {
@@ -136,6 +142,8 @@ fn request(task: &Task) -> Result<Request, Failure> {
         }
         Task::Flush { name } => of("POST", &(disk(name) + "/flush"), None),
         Task::Disconnect { name } => of("POST", &(disk(name) + "/disconnect"), None),
+        // It is not one request and its answer.
+        Task::Events(_) => of("GET", "/v1/events", None),
         Task::Log { level } => of("PUT", "/v1/log", Some(json!({"level": level}))),
         Task::Reload => of("POST", "/v1/reload", None),
     }
@@ -246,14 +254,4 @@ fn lines(object: &Map<String, Value>, depth: usize) -> String {
         };
     }
     text
-}
-
-fn plain(value: &Value) -> String {
-    match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        Value::Array(items) if items.is_empty() => "-".to_owned(),
-        Value::Array(items) => items.iter().map(plain).collect::<Vec<_>>().join(", "),
-        other => other.to_string(),
-    }
 }

@@ -1,6 +1,6 @@
 //! A client of the control socket: one request a connection.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,6 +13,9 @@ const SERVER: &str = "vhost-user-pmem/";
 
 /// What is taken of an answer: who answers may be anybody. A hundred thousand disks have room.
 const MAX_ANSWER_BYTES: u64 = 256 << 20;
+
+/// Bytes of the lines before a stream, or of one line.
+const HEAD_BYTES: usize = 64 << 10;
 
 /// What was asked for and did not happen.
 #[derive(Debug, thiserror::Error)]
@@ -43,8 +46,6 @@ struct Answer {
     /// The version of the server.
     version: String,
     body: String,
-    /// The process that listens, if it can be seen from here.
-    process: Option<i32>,
 }
 
 /// The server behind a socket.
@@ -65,13 +66,52 @@ impl Client<'_> {
         body: Option<&Value>,
         patience: Option<Duration>,
     ) -> Result<(Value, Option<i32>), CtlError> {
-        let Answer { status, version, body, process } = self.exchange(method, path, body, patience)?;
+        let stream = self.send(method, path, body, patience)?;
+        let process = socket_peercred(&stream).ok().map(|peer| peer.pid.as_raw_nonzero().get());
+        let mut received = Vec::new();
+        let read = (&stream).take(MAX_ANSWER_BYTES).read_to_end(&mut received);
+        if received.is_empty() {
+            read.map_err(|source| self.unreachable(source))?;
+        }
+        Ok((self.judge(self.parse(&received)?)?, process))
+    }
+
+    /// Asks for a stream of JSON, an object a line, and hands each over as it comes.
+    pub(super) fn follow<E: From<CtlError>>(
+        &self,
+        path: &str,
+        mut each: impl FnMut(&Value) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut stream = BufReader::new(self.send("GET", path, None, None)?);
+        let mut received = Vec::new();
+        while !received.ends_with(b"\r\n\r\n") {
+            let read = stream.read_until(b'\n', &mut received).map_err(|source| self.unreachable(source))?;
+            if read == 0 || received.len() > HEAD_BYTES {
+                break;
+            }
+        }
+        let head = self.parse(&received)?;
+        if head.status != 200 {
+            // What it says is short.
+            let _ = stream.read_to_end(&mut received);
+            return Ok(self.judge(self.parse(&received)?).map(drop)?);
+        }
+        for line in BufReader::new(Chunks { stream, left: 0, is_over: false }).lines() {
+            let line = line.map_err(|source| self.unreachable(source))?;
+            let event = serde_json::from_str(&line).map_err(|error| self.stranger(error.to_string()))?;
+            each(&event)?;
+        }
+        Ok(())
+    }
+
+    /// What an answer comes to.
+    fn judge(&self, Answer { status, version, body }: Answer) -> Result<Value, CtlError> {
         let json = match body.trim() {
             "" => Value::Null,
             body => serde_json::from_str(body).map_err(|error| self.stranger(error.to_string()))?,
         };
         if (200..300).contains(&status) {
-            return Ok((json, process));
+            return Ok(json);
         }
         let text = |name: &str| json.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
         let (code, detail) = (text("code"), text("detail"));
@@ -87,33 +127,31 @@ impl Client<'_> {
         }
     }
 
-    fn exchange(
+    /// Sends a request; what is answered is to be read, and a part of it may take that long.
+    fn send(
         &self,
         method: &str,
         path: &str,
         body: Option<&Value>,
         patience: Option<Duration>,
-    ) -> Result<Answer, CtlError> {
-        let unreachable = |source| CtlError::Unreachable { socket: self.0.to_owned(), source };
-        let mut stream = UnixStream::connect(self.0).map_err(unreachable)?;
-        stream.set_read_timeout(patience).map_err(unreachable)?;
-        let process = socket_peercred(&stream).ok().map(|peer| peer.pid.as_raw_nonzero().get());
+    ) -> Result<UnixStream, CtlError> {
+        let mut stream = UnixStream::connect(self.0).map_err(|source| self.unreachable(source))?;
+        stream.set_read_timeout(patience).map_err(|source| self.unreachable(source))?;
         let body = body.map(Value::to_string).unwrap_or_default();
         let kind = if body.is_empty() { "" } else { "Content-Type: application/json\r\n" };
         let length = body.len();
         let head =
             format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n{kind}Content-Length: {length}\r\n\r\n");
-        let mut received = Vec::new();
-        let asked = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes()));
-        // What is refused early is answered all the same.
-        let read = (&stream).take(MAX_ANSWER_BYTES).read_to_end(&mut received);
-        if received.is_empty() {
-            asked.and(read).map_err(unreachable)?;
-        }
-        self.parse(&received, process)
+        // What is refused early is answered all the same; where nothing is, reading says so.
+        let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes()));
+        Ok(stream)
     }
 
-    fn parse(&self, received: &[u8], process: Option<i32>) -> Result<Answer, CtlError> {
+    fn unreachable(&self, source: io::Error) -> CtlError {
+        CtlError::Unreachable { socket: self.0.to_owned(), source }
+    }
+
+    fn parse(&self, received: &[u8]) -> Result<Answer, CtlError> {
         let text = String::from_utf8_lossy(received);
         let stranger = || self.stranger(format!("{:?}", text.lines().next().unwrap_or_default()));
         let (head, body) = text.split_once("\r\n\r\n").ok_or_else(stranger)?;
@@ -127,11 +165,52 @@ impl Client<'_> {
             status: status.ok_or_else(stranger)?,
             version: version.to_owned(),
             body: body.to_owned(),
-            process,
         })
     }
 
     pub(super) fn stranger(&self, found: String) -> CtlError {
         CtlError::Stranger { socket: self.0.to_owned(), found }
+    }
+}
+
+/// A body in chunks (RFC 9112 §7.1), without them. One that ends before its last chunk is an error.
+struct Chunks<R> {
+    stream: BufReader<R>,
+    /// Bytes of this chunk that are to come.
+    left: u64,
+    is_over: bool,
+}
+
+impl<R: Read> Chunks<R> {
+    /// The next line, without its end.
+    fn line(&mut self) -> io::Result<String> {
+        let mut line = String::new();
+        match self.stream.by_ref().take(HEAD_BYTES as u64).read_line(&mut line)? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(line.trim_end().to_owned()),
+        }
+    }
+}
+
+impl<R: Read> Read for Chunks<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if self.left == 0 && !self.is_over {
+            let line = self.line()?;
+            let length = u64::from_str_radix(&line, 16);
+            self.left = length.map_err(|_| io::Error::other(format!("{line:?} is no length of a chunk")))?;
+            self.is_over = self.left == 0;
+        }
+        if self.is_over {
+            return Ok(0);
+        }
+        let count = self.stream.by_ref().take(self.left).read(out)?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.left = self.left.saturating_sub(count as u64);
+        if self.left == 0 {
+            self.line()?;
+        }
+        Ok(count)
     }
 }

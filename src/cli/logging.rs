@@ -3,14 +3,16 @@
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal;
 use std::panic::PanicHookInfo;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use clap::{Args, ValueEnum};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
-use tracing_subscriber::reload::Handle;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::reload::{self, Handle};
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _, Registry, fmt};
 
-use crate::log::LogQueue;
+use crate::log::{EventLog, LogQueue, recorder};
 
 const DEFAULT_FILTER: &str = "info";
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -91,22 +93,16 @@ impl LogArgs {
     fn subscribe(&self, queue: LogQueue) {
         // The filter was checked as an argument.
         let filter = EnvFilter::try_new(&self.filter).unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
+        let (filter, handle) = reload::Layer::new(filter);
+        keep(handle);
         // Its complaint about a closed standard error would go there too, and end the thread.
-        let log = tracing_subscriber::fmt().log_internal_errors(false);
-        let log = log.with_env_filter(filter).with_writer(queue);
-        // It fails only where a log is set up already, which then gets the events.
-        let _ = match self.format {
-            Format::Text => {
-                let log = log.with_target(false).with_ansi(wants_colour()).with_filter_reloading();
-                keep(log.reload_handle());
-                log.try_init()
-            }
-            Format::Json => {
-                let log = log.json().with_filter_reloading();
-                keep(log.reload_handle());
-                log.try_init()
-            }
+        let lines = fmt::layer().log_internal_errors(false).with_writer(queue);
+        let lines = match self.format {
+            Format::Text => lines.with_target(false).with_ansi(wants_colour()).with_filter(filter).boxed(),
+            Format::Json => lines.json().with_filter(filter).boxed(),
         };
+        // It fails only where a log is set up already, which then gets the events.
+        let _ = Registry::default().with(lines).with(recorder(&events())).try_init();
     }
 }
 
@@ -114,6 +110,13 @@ impl LogArgs {
 type Change = dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync;
 
 static CHANGE: OnceLock<Box<Change>> = OnceLock::new();
+
+static EVENTS: OnceLock<Arc<EventLog>> = OnceLock::new();
+
+/// The events of this process.
+pub(super) fn events() -> Arc<EventLog> {
+    EVENTS.get_or_init(Arc::default).clone()
+}
 
 fn keep<S: 'static>(handle: Handle<EnvFilter, S>) {
     let change = move |filter| handle.reload(filter).map_err(|error| error.to_string());

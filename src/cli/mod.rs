@@ -29,6 +29,7 @@ mod confine;
 mod control;
 mod ctl;
 mod ctl_client;
+mod ctl_events;
 mod daemon;
 mod exit;
 mod info;

@@ -14,6 +14,7 @@ use vmm_sys_util::signal::unblock_signal;
 
 use crate::api::control::Reloads;
 use crate::limits::thread;
+use crate::log::kinds;
 use crate::sandbox::ThreadKind;
 use crate::server::{RescanTrigger, Stopper};
 
@@ -81,7 +82,7 @@ impl CaughtSignals {
                     continue;
                 }
                 let name = if signal == SIGTERM { "SIGTERM" } else { "SIGINT" };
-                tracing::info!("stopping on {name}");
+                tracing::info!(name: kinds::STOPPING, "stopping on {name}");
                 stopper.stop();
             }
         })?;

@@ -209,6 +209,21 @@ pub const MAX_CONTROL_HEAD_BYTES: usize = 16 << 10;
 /// Bytes of its body.
 pub const MAX_CONTROL_BODY_BYTES: usize = 64 << 10;
 
+/// Connections to the control socket that follow events at a time, besides the others.
+pub const MAX_EVENT_FOLLOWERS: usize = 32;
+
+/// Events that are kept for those who ask later, or fall behind.
+pub const MAX_EVENTS: usize = 1024;
+
+/// Bytes of them.
+pub const MAX_EVENT_BYTES: usize = 1 << 20;
+
+/// Bytes of one text in an event; what is longer is cut.
+pub const MAX_EVENT_TEXT_BYTES: usize = 4096;
+
+/// How long the end waits for followers to take the last events.
+pub const LAST_EVENTS_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// How long front-ends of a disk that is removed may be given to leave.
 pub const MAX_DRAIN_TIMEOUT: Duration = Duration::from_secs(3600);
 

@@ -297,13 +297,16 @@ fn of_the_log() -> Vec<Bound> {
             "a request at the control socket",
             format!(
                 "{}, and a body of {}; {} to ask, and as long to take the answer; {MAX_CONTROL_CONNECTIONS} connections, and \
-                 {MAX_CONTROL_OPERATIONS} operations at a time; {} to leave a disk that is removed (`drain`)",
+                 {MAX_CONTROL_OPERATIONS} operations at a time, and {MAX_EVENT_FOLLOWERS} that follow events, of which the last \
+                 {MAX_EVENTS} or {} are kept, and of a text in them {}; {} to leave a disk that is removed (`drain`)",
                 bytes(MAX_CONTROL_HEAD_BYTES),
                 bytes(MAX_CONTROL_BODY_BYTES),
                 time(CONTROL_TIMEOUT),
+                bytes(MAX_EVENT_BYTES),
+                bytes(MAX_EVENT_TEXT_BYTES),
                 time(MAX_DRAIN_TIMEOUT)
             ),
-            "HTTP status 431, 413, 408; the oldest connection that waits for nothing is closed, 503; 400",
+            "HTTP status 431, 413, 408; the oldest connection that waits for nothing is closed, 503; who follows is told how many events are lost; 400",
             None,
         ),
     ]
@@ -363,9 +366,15 @@ fn of_operators() -> Vec<Bound> {
             Some("oldest_request_seconds"),
         ),
         row(
-            "the end waits for the log and for populating, and a disk's removal for its last use",
-            format!("{}; {}; {}", time(LAST_OUTPUT_TIMEOUT), time(THREAD_STOP_TIMEOUT), time(CLOSE_TIMEOUT)),
-            "the last lines are lost; the process ends all the same; its file is closed later",
+            "the end waits for the log, for who follows events and for populating, and a disk's removal for its last use",
+            format!(
+                "{}; {}; {}; {}",
+                time(LAST_OUTPUT_TIMEOUT),
+                time(LAST_EVENTS_TIMEOUT),
+                time(THREAD_STOP_TIMEOUT),
+                time(CLOSE_TIMEOUT)
+            ),
+            "the last lines are lost; the last events are; the process ends all the same; its file is closed later",
             None,
         ),
         row(

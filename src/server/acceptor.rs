@@ -23,7 +23,7 @@ use crate::disk::Disk;
 use crate::limits::bounds::{MAX_CONNECTIONS, MAX_FRONT_ENDS};
 use crate::limits::budget::{Amounts, Charge};
 use crate::limits::thread;
-use crate::log::Cause;
+use crate::log::{Cause, kinds};
 use crate::sandbox::ThreadKind;
 use crate::vhost_user::{
     ClosedByChecker, Connection, DiskSocket, Listener, Session, SessionContext, SessionId, Stage, Stranger,
@@ -260,7 +260,7 @@ impl<D: Disk> Acceptor<D> {
         context.front_ends.count_refused();
         if let Some(suppressed) = context.log_limit.admit(Cause::Refused) {
             let disk = &context.device.identity().name;
-            tracing::warn!(disk, %stranger, suppressed, "a connection is refused");
+            tracing::warn!(name: kinds::FRONT_END_REFUSED, disk, %stranger, suppressed, "a connection is refused");
         }
         drop(ClosedByChecker::connection(stream, context.checker.clone()));
     }
@@ -305,7 +305,7 @@ impl<D: Disk> Acceptor<D> {
         let Some(DiskListener { context, .. }) = self.listeners.get(&number) else { return };
         if let Some(suppressed) = context.log_limit.admit(Cause::NoRoom) {
             let (disk, most) = (&context.device.identity().name, MAX_FRONT_ENDS);
-            tracing::warn!(disk, most, suppressed, "a front-end is turned away: too many are connected");
+            tracing::warn!(name: kinds::FRONT_END_REFUSED, disk, most, suppressed, "a front-end is turned away: too many are connected");
         }
     }
 
@@ -333,7 +333,7 @@ impl<D: Disk> Acceptor<D> {
             Err(error) => {
                 if let Some(suppressed) = listener.context.log_limit.admit(Cause::NoRoom) {
                     let disk = &listener.context.device.identity().name;
-                    tracing::warn!(disk, %error, suppressed, "a front-end is turned away");
+                    tracing::warn!(name: kinds::FRONT_END_REFUSED, disk, %error, suppressed, "a front-end is turned away");
                 }
                 return;
             }
@@ -342,7 +342,7 @@ impl<D: Disk> Acceptor<D> {
         self.next_session = self.next_session.wrapping_add(1);
         if let Some(suppressed) = listener.context.log_limit.admit(Cause::Connected) {
             let disk = &listener.context.device.identity().name;
-            tracing::info!(disk, session = id, suppressed, "a front-end connected");
+            tracing::info!(name: kinds::FRONT_END_CAME, disk, session = id, suppressed, "a front-end connected");
         }
         let (context, stage) = (listener.context.clone(), Arc::<Stage>::default());
         match self.start_session(id, context, &stream, charge, Arc::clone(&stage)) {

@@ -19,7 +19,7 @@ use crate::copy::fault::action_optional;
 use crate::disk::Backing;
 use crate::limits::bounds::THREAD_STOP_TIMEOUT;
 use crate::limits::thread;
-use crate::log::Cause;
+use crate::log::{Cause, kinds};
 use crate::sandbox::ThreadKind;
 use crate::virtio::blk::Device;
 
@@ -152,6 +152,7 @@ pub(super) fn update_bad_blocks(device: &Device<Backing>) {
     {
         let disk = &device.identity().name;
         tracing::error!(
+            name: kinds::MEDIA_BAD,
             disk,
             ?ranges,
             suppressed,

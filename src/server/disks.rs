@@ -32,6 +32,8 @@ pub(super) struct Served<D: Disk> {
     pub(super) rescan: Rescan,
     /// Its name and socket are its own until its file is closed.
     pub(super) claim: Claim,
+    /// Its media had not answered for long when that was last looked at.
+    pub(super) hangs: AtomicBool,
     is_leaving: AtomicBool,
 }
 
@@ -102,8 +104,10 @@ impl<D: Disk> Disks<D> {
         claim: Claim,
     ) -> Arc<Served<D>> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let (seen, rescan, is_leaving) = (Mutex::default(), Rescan::default(), AtomicBool::new(false));
-        let served = Arc::new(Served { number, context, summary, watch, seen, rescan, claim, is_leaving });
+        let [hangs, is_leaving] = [const { AtomicBool::new(false) }; 2];
+        let (seen, rescan) = (Mutex::default(), Rescan::default());
+        let served =
+            Arc::new(Served { number, context, summary, watch, seen, rescan, claim, hangs, is_leaving });
         self.lock().push(served.clone());
         served
     }

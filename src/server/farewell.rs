@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 
 use crate::disk::Disk;
-use crate::log::Cause;
+use crate::log::{Cause, kinds};
 use crate::vhost_user::{Hangup, SessionContext, SessionId};
 
 pub(super) fn farewell<D: Disk>(session: SessionId, context: &SessionContext<D>, hangup: &Hangup) {
@@ -13,12 +13,12 @@ pub(super) fn farewell<D: Disk>(session: SessionId, context: &SessionContext<D>,
     match hangup {
         Hangup::Left => {
             if let Some(suppressed) = limit.admit(Cause::Left) {
-                tracing::info!(disk, session, suppressed, "the front-end left");
+                tracing::info!(name: kinds::FRONT_END_LEFT, disk, session, suppressed, "the front-end left");
             }
         }
         hangup => {
             if let Some(suppressed) = limit.admit(Cause::HungUp) {
-                tracing::warn!(disk, session, reason = %hangup, suppressed, "closed the connection of the front-end");
+                tracing::warn!(name: kinds::FRONT_END_LEFT, disk, session, reason = %hangup, suppressed, "closed the connection of the front-end");
             }
         }
     }

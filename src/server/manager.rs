@@ -18,6 +18,7 @@ use crate::config::DiskConfig;
 use crate::disk::{Backing, Disk};
 use crate::limits::bounds::CLOSE_TIMEOUT;
 use crate::limits::thread;
+use crate::log::kinds;
 use crate::sandbox::ThreadKind;
 use crate::vhost_user::{ClosedByChecker, SessionContext};
 
@@ -139,7 +140,7 @@ impl<D: Disk> Manager<D> {
         for served in leaving {
             let name = served.name().to_owned();
             match self.end(served) {
-                Ok(()) => tracing::info!(disk = name, "removed"),
+                Ok(()) => tracing::info!(name: kinds::DISK_REMOVED, disk = name, "removed"),
                 Err(Lingers) => first = first.and(Err(RemoveError::Lingers(name))),
             }
         }

@@ -12,6 +12,7 @@ use crate::config::{CpuChoice, DiskConfig, SocketSource};
 use crate::disk::{
     self, Backing, BackingKind, Disk as _, Durability, Media, OpenOptions, Opened, Preview, Region, Storage,
 };
+use crate::log::kinds;
 use crate::vhost_user::{AllowedUsers, ConfigRecord, DiskSocket, Listener, ListenerError, SocketAccess};
 use crate::virtio::blk::{Device, Identity};
 use crate::worker::Cpus;
@@ -171,7 +172,7 @@ fn log_media(disk: &str, media: &Media) {
     }
     if !media.bad_blocks.is_empty() {
         let ranges = &media.bad_blocks;
-        tracing::warn!(disk, ?ranges, "bad media: reads of these ranges fail until they are written");
+        tracing::warn!(name: kinds::MEDIA_BAD, disk, ?ranges, "bad media: reads of these ranges fail until they are written");
     }
 }
 

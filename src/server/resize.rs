@@ -9,7 +9,7 @@ use super::disks::{Disks, Served};
 use super::populate_thread::PopulateThread;
 use crate::disk::{Backing, Disk as _, GrowError};
 use crate::limits::thread;
-use crate::log::Cause;
+use crate::log::{Cause, kinds};
 use crate::sandbox::ThreadKind;
 
 /// How long the next disk waits for this one: disks that do not hang need one thread, one after the other.
@@ -142,7 +142,7 @@ impl Resizer {
             grown.map_err(|source| ResizeError::Grow { disk: name.to_owned(), source })?;
         if from_bytes < to_bytes {
             if let Some(suppressed) = context.log_limit.admit(Cause::Grown) {
-                tracing::info!(disk = name, from_bytes, to_bytes, suppressed, "the disk has grown");
+                tracing::info!(name: kinds::DISK_RESIZED, disk = name, from_bytes, to_bytes, suppressed, "the disk has grown");
             }
             context.front_ends.config_changed();
             if !disk.is_sparse() {

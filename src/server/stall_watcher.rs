@@ -1,6 +1,7 @@
 //! The thread that says which disks hang, as long as they do.
 
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -10,7 +11,7 @@ use crate::disk::executor::Unfinished;
 use crate::disk::{Backing, Disk as _};
 use crate::limits::bounds::STALL_INTERVAL;
 use crate::limits::thread;
-use crate::log::Cause;
+use crate::log::{Cause, kinds};
 use crate::sandbox::ThreadKind;
 
 /// The thread, which runs as soon as there is a disk that may wait for media.
@@ -66,13 +67,26 @@ impl StallWatcher {
 }
 
 fn report(disk: &Served<Backing>) {
-    let device = &disk.context.device;
-    if let Some((what, since)) = disk.waits_for()
-        && since.elapsed() >= STALL_INTERVAL
-        && let Some(suppressed) = device.log_limit().admit(Cause::Stalled)
+    let hangs = [waits(disk), unanswered(disk)].contains(&true);
+    if disk.hangs.swap(hangs, Ordering::Relaxed)
+        && !hangs
+        && let Some(suppressed) = disk.context.log_limit.admit(Cause::Stalled)
     {
+        let disk = disk.name();
+        tracing::warn!(name: kinds::MEDIA_ANSWERS, disk, suppressed, "the disk goes on: its media has answered");
+    }
+}
+
+/// Says that the disk waits for something that no guest has asked for, if it does so for long.
+fn waits(disk: &Served<Backing>) -> bool {
+    let Some((what, since)) = disk.waits_for() else { return false };
+    if since.elapsed() < STALL_INTERVAL {
+        return false;
+    }
+    if let Some(suppressed) = disk.context.log_limit.admit(Cause::Stalled) {
         let (disk, seconds) = (disk.name(), since.elapsed().as_secs());
         tracing::warn!(
+            name: kinds::MEDIA_HANGS,
             disk,
             what,
             seconds,
@@ -80,13 +94,19 @@ fn report(disk: &Served<Backing>) {
             "the disk hangs: its media does not tell what it is asked for"
         );
     }
-    let (requests, Some(Unfinished { name, since })) = device.unfinished() else { return };
+    true
+}
+
+/// The same of requests.
+fn unanswered(disk: &Served<Backing>) -> bool {
+    let (requests, Some(Unfinished { name, since })) = disk.context.device.unfinished() else { return false };
     let waits = since.elapsed();
     if waits < STALL_INTERVAL {
-        return;
+        return false;
     }
-    if let Some(suppressed) = device.log_limit().admit(Cause::Stalled) {
+    if let Some(suppressed) = disk.context.log_limit.admit(Cause::Stalled) {
         tracing::warn!(
+            name: kinds::MEDIA_HANGS,
             disk = disk.name(),
             path = disk.summary.as_ref().map(|summary| tracing::field::display(summary.path.display())),
             operation = name.operation,
@@ -98,4 +118,5 @@ fn report(disk: &Served<Backing>) {
             "the disk hangs: its media does not answer"
         );
     }
+    true
 }

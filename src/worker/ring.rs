@@ -16,7 +16,7 @@ use super::pending::{Pending, Waits};
 use crate::disk::{Disk, Ticket};
 use crate::failpoint::{self, Point};
 use crate::limits::bounds::{MAX_TURN_BYTES, MAX_TURN_REQUESTS};
-use crate::log::{Cause, LogLimit};
+use crate::log::{Cause, LogLimit, kinds};
 use crate::virtio::blk::{CacheMode, Counters, Device, Progress, RequestTask, SlicedRequest, Transfer};
 use crate::virtio::memory::Translator;
 use crate::virtio::queue::{Batch, Bounds, Indices, Next, RingError, RingLog, SplitQueue, Virtqueue};
@@ -487,7 +487,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         }
         if let Some(suppressed) = self.log_limit.admit(Cause::RingBroken) {
             let (disk, ring) = (&self.device.identity().name, self.key.index);
-            tracing::warn!(disk, ring, %error, suppressed, "the driver broke a ring; it waits for a restart");
+            tracing::warn!(name: kinds::RING_BROKEN, disk, ring, %error, suppressed, "the driver broke a ring; it waits for a restart");
         }
         if matches!(error, RingError::GuestMemoryLost | RingError::DirtyLogLost)
             && let Some(connection) = &self.connection

@@ -50,6 +50,7 @@ fn a_start_of_a_queue_and_a_look_at_the_size_are_seen_and_hold_up_no_other_disk(
         server.go_on();
         start.join().unwrap();
         wait_for("nothing waits", || (oldest() == 0.0).then_some(()));
+        daemon.wait_for_log("the disk goes on: its media has answered");
         drop(session);
         daemon.assert_alive();
         daemon.stop();

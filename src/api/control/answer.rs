@@ -16,6 +16,9 @@ pub(super) struct Answer {
 
 const JSON: &str = "application/json";
 
+/// Of a stream of events: JSON, a line each.
+pub(super) const LINES: &str = "application/x-ndjson";
+
 /// Of a problem document.
 pub(super) const PROBLEM: &str = "application/problem+json";
 

@@ -1,31 +1,33 @@
 //! One connection: who it is, its one request, and its answer.
 
 use std::convert::Infallible;
-use std::os::fd::AsFd as _;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Either, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER, SERVER};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::answer::{Answer, Outcome, PROBLEM};
+use super::answer::{Answer, LINES, Outcome, PROBLEM};
 use super::operator::Operator;
 use super::problem::{Code, Problem};
-use super::routes::{self, Body, Call};
+use super::routes::{self, Body, Call, Operation};
+use super::stream::{Events, Stream};
 use crate::limits::bounds::{
     CONTROL_TIMEOUT, MAX_CONTROL_BODY_BYTES, MAX_CONTROL_HEAD_BYTES, MAX_CONTROL_OPERATIONS,
+    MAX_EVENT_FOLLOWERS,
 };
 use crate::limits::thread;
+use crate::log::{EventLog, Follower};
 use crate::sandbox::ThreadKind;
 
 /// How often it is looked whether a connection is late.
@@ -35,6 +37,7 @@ const TICK: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(super) struct Shared {
     operator: Arc<Operator>,
+    pub(super) events: Arc<EventLog>,
     /// Operations that are under way.
     under_way: Arc<AtomicUsize>,
     /// Those that were begun.
@@ -46,10 +49,11 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(operator: Arc<Operator>) -> Self {
+    pub(super) fn new(operator: Arc<Operator>, events: Arc<EventLog>) -> Self {
         let owner = rustix::process::geteuid().as_raw();
         Self {
             operator,
+            events,
             under_way: Arc::default(),
             begun: AtomicUsize::new(0),
             reloads: Arc::default(),
@@ -67,10 +71,8 @@ impl Shared {
         let run = move || {
             let _panics = Panics(&reloads);
             loop {
-                match operator.reload() {
-                    Ok(done) => tracing::info!(%done, "the configuration was read again"),
-                    Err(failed) => tracing::error!("the configuration was read again, and {failed}"),
-                }
+                // The log says what has come of it.
+                let _ = operator.reload();
                 if reloads.is_over() {
                     break;
                 }
@@ -137,46 +139,64 @@ impl Drop for Place {
     }
 }
 
-/// How far a connection is: until when it must have gone on, if that is for the other side to do.
+/// How far a connection is.
 #[derive(Debug)]
-pub(super) struct Progress(Mutex<Option<Instant>>);
+pub(super) struct Progress(Mutex<Stage>);
+
+#[derive(Debug, Clone, Copy)]
+enum Stage {
+    /// They ask, or take the answer: until when they must have gone on.
+    Theirs(Option<Instant>),
+    /// An operation is under way.
+    Ours,
+    /// They follow events, for as long as they like.
+    Follows,
+}
 
 impl Progress {
     pub(super) fn new() -> Self {
-        let progress = Self(Mutex::default());
-        progress.is_for_them();
-        progress
+        Self(Mutex::new(Stage::theirs()))
     }
 
-    /// They ask, or take the answer.
-    fn is_for_them(&self) {
-        self.set(Instant::now().checked_add(CONTROL_TIMEOUT));
+    fn set(&self, stage: Stage) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = stage;
     }
 
-    /// An operation is under way.
-    fn is_for_us(&self) {
-        self.set(None);
-    }
-
-    fn set(&self, deadline: Option<Instant>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = deadline;
+    fn stage(&self) -> Stage {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether nothing is done for it that would be lost.
     pub(super) fn is_idle(&self) -> bool {
-        self.deadline().is_some()
+        matches!(self.stage(), Stage::Theirs(_))
     }
 
-    fn deadline(&self) -> Option<Instant> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether it follows events.
+    pub(super) fn follows(&self) -> bool {
+        matches!(self.stage(), Stage::Follows)
+    }
+
+    /// Whether it is of no use to wait for the other side.
+    fn is_over(&self, stream: &Stream) -> bool {
+        match self.stage() {
+            Stage::Theirs(deadline) => deadline.is_some_and(|deadline| Instant::now() > deadline + 2 * TICK),
+            Stage::Ours => false,
+            // While nothing is said to it, nothing else tells.
+            Stage::Follows => stream.is_closed(),
+        }
+    }
+}
+
+impl Stage {
+    fn theirs() -> Self {
+        Self::Theirs(Instant::now().checked_add(CONTROL_TIMEOUT))
     }
 }
 
 /// Answers one request, and closes the connection.
 pub(super) async fn serve(stream: UnixStream, shared: Arc<Shared>, progress: Arc<Progress>) {
-    // As it was when it connected.
-    let uid = rustix::net::sockopt::socket_peercred(stream.as_fd()).ok().map(|peer| peer.uid.as_raw());
-    let client = Arc::new(Client { uid, shared, progress: progress.clone() });
+    let stream = Stream::new(stream);
+    let client = Arc::new(Client { uid: stream.uid(), shared, progress: progress.clone() });
     let service = service_fn(move |request| {
         let client = client.clone();
         async move { Ok::<_, Infallible>(client.answer(request).await) }
@@ -187,15 +207,13 @@ pub(super) async fn serve(stream: UnixStream, shared: Arc<Shared>, progress: Arc
         .keep_alive(false)
         .half_close(true)
         .max_buf_size(MAX_CONTROL_HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(stream.clone(), service);
     let mut connection = pin!(connection);
     loop {
         match timeout(TICK, connection.as_mut()).await {
             // What is wrong with it was said to the other side, or there is nobody any more.
             Ok(_) => return,
-            Err(_) if progress.deadline().is_some_and(|deadline| Instant::now() > deadline + 2 * TICK) => {
-                return;
-            }
+            Err(_) if progress.is_over(&stream) => return,
             Err(_) => {}
         }
     }
@@ -208,14 +226,30 @@ struct Client {
 }
 
 impl Client {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Either<Full<Bytes>, Events>> {
         let (method, path) = (request.method().to_string(), request.uri().path().to_owned());
         let outcome = match routes::find(&method, &path, request.uri().query()) {
+            Ok(call) if call.route.operation == Operation::Events => match self.follow(&call) {
+                Ok(follower) => {
+                    self.progress.set(Stage::Follows);
+                    return stream(follower);
+                }
+                Err(problem) => Err(problem),
+            },
             Ok(call) => self.outcome(call, request).await,
             Err(problem) => Err(problem),
         };
-        self.progress.is_for_them();
-        response(outcome)
+        self.progress.set(Stage::theirs());
+        response(outcome).map(Either::Left)
+    }
+
+    fn follow(&self, call: &Call) -> Result<Follower, Problem> {
+        let follower = self.shared.events.follow(call.query.since, call.query.is_once);
+        follower.ok_or_else(|| {
+            let text =
+                format!("{MAX_EVENT_FOLLOWERS} connections follow events; ask again when one has left");
+            Problem::new(Code::Crowded, text)
+        })
     }
 
     async fn outcome(&self, call: Call, request: Request<Incoming>) -> Outcome {
@@ -229,7 +263,7 @@ impl Client {
             return Err(Problem::new(Code::NotAllowed, text));
         }
         let body = body(call.route.body, request).await?;
-        self.progress.is_for_us();
+        self.progress.set(Stage::Ours);
         let (what, disk, uid) = (call.route.operation, call.disk.clone(), self.uid);
         let outcome = self.work(call, body).await;
         if changes {
@@ -312,6 +346,18 @@ async fn body(wanted: Body, request: Request<Incoming>) -> Result<Bytes, Problem
     Ok(body)
 }
 
+/// How this server calls itself.
+const NAME: HeaderValue = HeaderValue::from_static(concat!("vhost-user-pmem/", env!("CARGO_PKG_VERSION")));
+
+/// Events, a line each.
+fn stream(follower: Follower) -> Response<Either<Full<Bytes>, Events>> {
+    let mut response = Response::new(Either::Right(Events(follower)));
+    let headers = response.headers_mut();
+    headers.insert(SERVER, NAME);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(LINES));
+    response
+}
+
 fn response(outcome: Outcome) -> Response<Full<Bytes>> {
     let (answer, allow) = match outcome {
         Ok(answer) => (answer, None),
@@ -325,7 +371,7 @@ fn response(outcome: Outcome) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(answer.body)));
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(SERVER, HeaderValue::from_static(concat!("vhost-user-pmem/", env!("CARGO_PKG_VERSION"))));
+    headers.insert(SERVER, NAME);
     if has_body {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(answer.kind));
     }

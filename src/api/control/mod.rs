@@ -19,6 +19,7 @@
 //! | `understood` | what a request is understood as, for the fuzzer |
 //! | `answer`, `problem` | what is answered |
 //! | `client` | one connection: who it is, its one request, its answer |
+//! | `stream` | its bytes; events as an answer |
 //! | `socket` | the socket and its thread |
 
 mod answer;
@@ -32,6 +33,7 @@ mod problem;
 mod reload;
 mod routes;
 mod socket;
+mod stream;
 mod turns;
 mod understood;
 

@@ -2,9 +2,10 @@
 
 use serde_json::{Map, Value, json};
 
-use super::answer::PROBLEM;
+use super::answer::{LINES, PROBLEM};
 use super::routes::{Body, Operation, ROUTES, Route};
 use crate::config::json;
+use crate::log::kinds;
 
 /// The document.
 pub(super) fn document() -> Value {
@@ -49,6 +50,7 @@ pub(super) fn document() -> Value {
                     "seconds": {"type": "number", "description": "Since it was started"},
                 },
             },
+            "Event": event(),
             "Problem": {
                 "type": "object",
                 "description": "A problem document (RFC 9457)",
@@ -62,6 +64,32 @@ pub(super) fn document() -> Value {
                 },
             },
         }},
+    })
+}
+
+/// An event, in a line of a stream.
+fn event() -> Value {
+    let lost = (
+        "lost",
+        "So many (`count`) are lost to this follower, which was too slow, or asked for what is not kept",
+    );
+    let all = kinds::ALL.iter().copied().chain([lost]);
+    let words: Vec<_> = all.map(|(name, meaning)| json!({"const": name, "description": meaning})).collect();
+    json!({
+        "type": "object",
+        "description": "A line of the log that programs follow, with the fields that it has there",
+        "required": ["seq", "event"],
+        "properties": {
+            "seq": {"type": "integer", "description": "Its number; they begin with 1 when the process does"},
+            "event": {"oneOf": words},
+            "time": {"type": "string", "format": "date-time"},
+            "message": {"type": "string", "description": "What the log says, for people"},
+            "disk": {"type": "string", "description": "The disk that it is about, if it is about one"},
+            "suppressed": {
+                "type": "integer",
+                "description": "So many of this kind, of this disk, were left out before it: what a peer can cause has a limit",
+            },
+        },
     })
 }
 
@@ -108,6 +136,10 @@ fn content(operation: Operation) -> Option<Value> {
         }
         Operation::ShowDisk | Operation::PutDisk | Operation::PatchDisk => disk,
         Operation::RemoveDisk | Operation::Flush | Operation::Log => return None,
+        Operation::Events => {
+            let event = json!({"schema": {"$ref": "#/components/schemas/Event"}});
+            return Some(json!({LINES: event}));
+        }
         Operation::Metrics => return Some(json!({"text/plain": {"schema": {"type": "string"}}})),
         Operation::Version
         | Operation::Resize

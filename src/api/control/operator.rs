@@ -24,6 +24,7 @@ use crate::config::keys::Key;
 use crate::config::options::{Defaults, into_configs};
 use crate::config::size;
 use crate::config::{DiskConfig, SocketSource};
+use crate::log::kinds;
 use crate::server::{Collector, Manager, RemoveError, Resized, Resizer};
 
 /// What the operator is told at the start.
@@ -96,6 +97,7 @@ impl Operator {
             }
             Operation::Log => self.set_log(body),
             Operation::Reload => Ok(Answer::json(&self.reload()?)),
+            Operation::Events => Err(Problem::new(Code::Failed, "events are no operation")),
         }
     }
 
@@ -138,7 +140,7 @@ impl Operator {
         let added = self.manager.add(config);
         added.map_err(|error| with_remedy(error.into(), remedy))?;
         self.known.insert(&name, Known { options, is_configured: false });
-        tracing::info!(disk = name, "added");
+        tracing::info!(name: kinds::DISK_ADDED, disk = name, "added");
         let location = format!("/v1/disks/{}", encoded(&name));
         Ok(Answer { location: Some(location), ..self.show(&name)?.with_status(201) })
     }
@@ -170,6 +172,7 @@ impl Operator {
         let level = level_of(body)?;
         let set = (self.log)(&level);
         set.map_err(|text| Problem::new(Code::BadOptions, format!("level={level}: {text}")))?;
+        tracing::info!(name: kinds::LOG_CHANGED, level, "the log has another filter");
         Ok(Answer::done())
     }
 
@@ -182,7 +185,7 @@ impl Operator {
     fn remove(&self, call: &Call) -> Outcome {
         let name = call.disk.as_str();
         let _turn = self.turns.take(name, Doing::Remove)?;
-        match self.manager.remove(name, call.departure) {
+        match self.manager.remove(name, call.query.departure) {
             Ok(()) => {
                 self.known.remove(name);
                 Ok(Answer::done())
@@ -198,11 +201,22 @@ impl Operator {
         }
     }
 
-    /// Reads the configuration again, and applies what has changed as one step.
+    /// Reads the configuration again, and applies what has changed as one step. The log says what has come of it.
     ///
     /// # Errors
     /// [`Failed`] says whether something has changed.
     pub(super) fn reload(&self) -> Result<Value, Failed> {
+        let reloaded = self.reload_alone();
+        match &reloaded {
+            Ok(done) => tracing::info!(name: kinds::RELOADED, %done, "the configuration was read again"),
+            Err(failed) => {
+                tracing::error!(name: kinds::RELOAD_FAILED, "the configuration was read again, and {failed}");
+            }
+        }
+        reloaded
+    }
+
+    fn reload_alone(&self) -> Result<Value, Failed> {
         let _alone = match self.reloading.try_lock() {
             Ok(alone) => alone,
             Err(TryLockError::Poisoned(alone)) => alone.into_inner(),

@@ -14,6 +14,7 @@ use super::known::{Known, KnownDisks};
 use super::problem::{Code, Problem};
 use crate::config::DiskConfig;
 use crate::config::json::{self, Object};
+use crate::log::kinds;
 use crate::server::{Departure, Manager, Prepared, RemoveError, Resizer};
 
 /// What is to be served.
@@ -159,7 +160,7 @@ impl Disks<'_> {
         for (prepared, options) in add {
             let name = prepared.serve()?.name;
             self.known.insert(&name, Known { options, is_configured: true });
-            tracing::info!(disk = name, "added");
+            tracing::info!(name: kinds::DISK_ADDED, disk = name, "added");
             done.added.push(name);
         }
         for (name, to_bytes) in grow {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::problem::{Code, Problem};
 use crate::limits::bounds::MAX_DRAIN_TIMEOUT;
+use crate::log::Since;
 use crate::server::Departure;
 
 /// What can be done.
@@ -22,6 +23,7 @@ pub(super) enum Operation {
     Disconnect,
     Reload,
     Log,
+    Events,
     Metrics,
     OpenApi,
 }
@@ -78,7 +80,7 @@ const fn post(
 
 const DISK: &str = "/v1/disks/{name}";
 
-pub(super) const ROUTES: [Route; 15] = [
+pub(super) const ROUTES: [Route; 16] = [
     get("/v1", Operation::Version, "The version of the program and of this interface"),
     get("/v1/disks", Operation::ListDisks, "All disks, in the order in which they came"),
     get(
@@ -161,6 +163,21 @@ pub(super) const ROUTES: [Route; 15] = [
         query: &[],
         answers: &[(204, "it is so now")],
     },
+    Route {
+        query: &[
+            (
+                "since",
+                "Begin behind the event of this number, 0 for all that are kept; without it, with what comes from now on",
+            ),
+            ("once", "End when all that there are by now are told"),
+        ],
+        answers: &[(200, "an event a line, as they come, until the server ends")],
+        ..get(
+            "/v1/events",
+            Operation::Events,
+            "What happens to disks and front-ends: a stream of JSON, an event a line",
+        )
+    },
     get("/metrics", Operation::Metrics, "Metrics in the format of Prometheus"),
     get("/openapi.json", Operation::OpenApi, "This document"),
 ];
@@ -178,7 +195,15 @@ pub(super) struct Call {
     pub(super) route: &'static Route,
     /// The disk that it is about.
     pub(super) disk: String,
+    pub(super) query: Query,
+}
+
+/// What stands behind `?`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Query {
     pub(super) departure: Departure,
+    pub(super) since: Since,
+    pub(super) is_once: bool,
 }
 
 /// Understands a request.
@@ -187,8 +212,8 @@ pub(super) fn find(method: &str, path: &str, query: Option<&str>) -> Result<Call
     for route in &ROUTES {
         let Some(disk) = matched(route.path, path)? else { continue };
         if route.method == method {
-            let departure = departure(route, query)?;
-            return Ok(Call { route, disk, departure });
+            let query = read(route, query)?;
+            return Ok(Call { route, disk, query });
         }
         allow.push(route.method);
     }
@@ -230,9 +255,14 @@ fn decoded(text: &str) -> Result<String, Problem> {
     String::from_utf8(bytes).map_err(|_| wrong())
 }
 
-fn departure(route: &Route, query: Option<&str>) -> Result<Departure, Problem> {
+fn read(route: &Route, query: Option<&str>) -> Result<Query, Problem> {
     let wrong = |text: String| Problem::new(Code::BadQuery, text);
-    let mut departure = Departure::Unused;
+    let mut read = Query { departure: Departure::Unused, since: Since::Now, is_once: false };
+    let mut is_alone = |departure| {
+        let before = std::mem::replace(&mut read.departure, departure);
+        let text = "drain and force are each said once, and not both";
+        if before == Departure::Unused { Ok(()) } else { Err(wrong(text.to_owned())) }
+    };
     for item in query.unwrap_or_default().split('&').filter(|item| !item.is_empty()) {
         let (name, value) = item.split_once('=').unwrap_or((item, ""));
         if !route.query.iter().any(|(known, _)| *known == name) {
@@ -240,12 +270,14 @@ fn departure(route: &Route, query: Option<&str>) -> Result<Departure, Problem> {
             let known = if known.is_empty() { "nothing".to_owned() } else { known.join(" or ") };
             return Err(wrong(format!("{name:?} is not known here; behind ? may stand {known}")));
         }
-        if departure != Departure::Unused {
-            return Err(wrong("drain and force are each said once, and not both".to_owned()));
-        }
-        departure = match (name, value) {
-            ("force", "" | "true") => Departure::Within(Duration::ZERO),
-            ("force", value) => return Err(wrong(format!("force={value}: write force alone"))),
+        match (name, value) {
+            ("force", "" | "true") => is_alone(Departure::Within(Duration::ZERO))?,
+            ("once", "" | "true") => read.is_once = true,
+            ("force" | "once", value) => return Err(wrong(format!("{name}={value}: write {name} alone"))),
+            ("since", value) => {
+                let text = || wrong(format!("since={value}: write the number of an event, its seq"));
+                read.since = Since::Number(value.parse().map_err(|_| text())?);
+            }
             (_, value) => {
                 let time = time(value).filter(|time| *time <= MAX_DRAIN_TIMEOUT);
                 let text = || {
@@ -253,11 +285,11 @@ fn departure(route: &Route, query: Option<&str>) -> Result<Departure, Problem> {
                         "drain={value}: write a time up to {MAX_DRAIN_TIMEOUT:?}, such as 10s, 500ms or 2m"
                     )
                 };
-                Departure::Within(time.ok_or_else(|| wrong(text()))?)
+                is_alone(Departure::Within(time.ok_or_else(|| wrong(text()))?))?;
             }
-        };
+        }
     }
-    Ok(departure)
+    Ok(read)
 }
 
 /// A whole number of seconds, or of what stands behind it.
@@ -281,7 +313,15 @@ mod tests {
     fn requests_are_understood() {
         let call = find("DELETE", "/v1/disks/a%2Fb%20c", Some("drain=2m")).unwrap();
         assert_eq!((call.route.operation, call.disk.as_str()), (Operation::RemoveDisk, "a/b c"));
-        assert_eq!(call.departure, Departure::Within(Duration::from_secs(120)));
+        assert_eq!(call.query.departure, Departure::Within(Duration::from_secs(120)));
+        for (query, since, is_once) in [
+            ("", Since::Now, false),
+            ("since=0&once", Since::Number(0), true),
+            ("once=true&since=18446744073709551615", Since::Number(u64::MAX), true),
+        ] {
+            let read = find("GET", "/v1/events", Some(query)).unwrap().query;
+            assert_eq!((read.since, read.is_once), (since, is_once), "{query}");
+        }
         for (query, departure) in [
             ("", Departure::Unused),
             ("force", Departure::Within(Duration::ZERO)),
@@ -289,7 +329,11 @@ mod tests {
             ("drain=500ms", Departure::Within(Duration::from_millis(500))),
             ("drain=7", Departure::Within(Duration::from_secs(7))),
         ] {
-            assert_eq!(find("DELETE", "/v1/disks/a", Some(query)).unwrap().departure, departure, "{query}");
+            assert_eq!(
+                find("DELETE", "/v1/disks/a", Some(query)).unwrap().query.departure,
+                departure,
+                "{query}"
+            );
         }
         for route in &ROUTES {
             let path = route.path.replace("{name}", "x");
@@ -337,5 +381,10 @@ mod tests {
             assert_eq!(refused("DELETE", "/v1/disks/a", Some(query)).code, "bad-query", "{query}");
         }
         assert_eq!(refused("GET", "/v1/disks", Some("force")).code, "bad-query");
+        for query in
+            ["since", "since=", "since=-1", "since=x", "since=18446744073709551616", "once=no", "force"]
+        {
+            assert_eq!(refused("GET", "/v1/events", Some(query)).code, "bad-query", "{query}");
+        }
     }
 }

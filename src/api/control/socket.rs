@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use tokio::net::unix::SocketAddr;
 use tokio::net::{UnixListener, UnixStream};
@@ -18,11 +19,14 @@ use tokio::task::AbortHandle;
 use super::client::{self, Progress, Shared};
 use super::operator::Operator;
 use crate::disk::Symlinks;
-use crate::limits::bounds::MAX_CONTROL_CONNECTIONS;
+use crate::limits::bounds::{LAST_EVENTS_TIMEOUT, MAX_CONTROL_CONNECTIONS};
 use crate::limits::thread;
-use crate::log::{Cause, LogLimit};
+use crate::log::{Cause, EventLog, LogLimit};
 use crate::sandbox::ThreadKind;
 use crate::vhost_user::{Listener, ListenerError, SocketAccess, socket_remedy};
+
+/// How often it is looked whether followers have gone, at the end.
+const POLL: Duration = Duration::from_millis(5);
 
 /// Why there is no control socket.
 #[derive(Debug, thiserror::Error)]
@@ -83,13 +87,14 @@ impl Controlling {
     pub(crate) fn start(
         socket: Option<ControlSocket>,
         operator: Arc<Operator>,
+        events: Arc<EventLog>,
     ) -> Result<Self, ControlError> {
         let runtime = runtime::Builder::new_current_thread().enable_io().enable_time().build();
         let runtime = runtime.map_err(ControlError::Thread)?;
         let (stop, stopped) = oneshot::channel();
         let (sender, asked) = mpsc::channel(1);
         let until = Until { stopped, asked };
-        let run = move || answer(&runtime, socket.as_ref(), &Arc::new(Shared::new(operator)), until);
+        let run = move || answer(&runtime, socket.as_ref(), &Arc::new(Shared::new(operator, events)), until);
         let thread = thread::spawn(ThreadKind::Control, "control", run).map_err(ControlError::Thread)?;
         Ok(Self { stop: Some(stop), reloads: Reloads(sender), thread: Some(thread) })
     }
@@ -175,7 +180,7 @@ async fn accept(socket: Option<&UnixListener>, shared: &Arc<Shared>, mut until: 
     let mut connections: Vec<Connection> = Vec::new();
     loop {
         let accepted = match until.next(socket).await {
-            Event::Stopped => return,
+            Event::Stopped => return let_go(shared, &connections).await,
             Event::Reload => {
                 shared.reload();
                 continue;
@@ -202,9 +207,20 @@ async fn accept(socket: Option<&UnixListener>, shared: &Arc<Shared>, mut until: 
     }
 }
 
+/// Followers of events are given the last ones.
+async fn let_go(shared: &Shared, connections: &[Connection]) {
+    shared.events.end();
+    let deadline = Instant::now() + LAST_EVENTS_TIMEOUT;
+    let is_there = |it: &Connection| it.progress.follows() && !it.task.is_finished();
+    while connections.iter().any(is_there) && Instant::now() < deadline {
+        tokio::time::sleep(POLL).await;
+    }
+}
+
 /// The oldest one goes for which nothing is under way. There is one: fewer operations are under way than there are places.
 fn make_room(connections: &mut Vec<Connection>) {
-    if connections.len() >= MAX_CONTROL_CONNECTIONS
+    let others = connections.iter().filter(|connection| !connection.progress.follows()).count();
+    if others >= MAX_CONTROL_CONNECTIONS
         && let Some(place) = connections.iter().position(|connection| connection.progress.is_idle())
     {
         connections.remove(place).task.abort();

@@ -14,7 +14,7 @@ use super::units::{Limits, SECTOR_BYTES, SEG_MAX};
 use crate::disk::executor::{TaskName, Threads, Unfinished};
 use crate::disk::{Disk, DiskError, Flusher, GrowError, Ticket};
 use crate::limits::bounds::MAX_IO_THREADS;
-use crate::log::{Cause, LogLimit};
+use crate::log::{Cause, LogLimit, kinds};
 use crate::sandbox::ThreadKind;
 
 /// How a disk calls itself.
@@ -224,7 +224,7 @@ impl<D: Disk> Device<D> {
     fn log_failure(&self, operation: &str, error: &DiskError) {
         if let Some(suppressed) = self.log_limit.admit(Cause::of_request(operation)) {
             let disk = &self.identity.name;
-            tracing::warn!(disk, operation, %error, suppressed, "request failed");
+            tracing::warn!(name: kinds::REQUEST_FAILED, disk, operation, %error, suppressed, "request failed");
         }
     }
 }

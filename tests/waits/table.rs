@@ -3,6 +3,9 @@
 
 use std::time::Duration;
 
+use vhost::vhost_user::VhostUserFrontend as _;
+use vhost::vhost_user::message::VhostUserConfigFlags;
+
 use crate::common::daemon::Daemon;
 use crate::common::frontend::message::RESET_DEVICE;
 use crate::common::frontend::request::{DISCARD, OK, Request, WRITE_ZEROES, range};
@@ -138,6 +141,23 @@ impl<'a> Hung<'a> {
         })
     }
 
+    /// Has a thread say something that may be answered or not while requests are under way, which are done then.
+    fn says(&mut self, say: fn(&Session), and_then: fn(&Session)) -> Then {
+        let requests = vec![self.write(), self.read()];
+        let then = self.submit(requests);
+        let (session, ring) = self.take_front_end();
+        let says = std::thread::spawn(move || {
+            say(&session);
+            (session, ring)
+        });
+        settle();
+        Box::new(move |hung| {
+            hung.front_end = Some(says.join().unwrap());
+            then(hung);
+            and_then(&hung.front_end.as_ref().unwrap().0);
+        })
+    }
+
     /// A request that may have been done is done by another front-end.
     fn done_again(&mut self, request: &Request) {
         let (_, ring) = self.connect();
@@ -145,6 +165,12 @@ impl<'a> Hung<'a> {
         assert_eq!(answer.status, OK);
         self.apply(request, &answer.data);
     }
+}
+
+fn set_writeback(session: &Session, writeback: u8) {
+    // `writeback` of the configuration space (VIRTIO 1.2 §5.2.4).
+    let flags = VhostUserConfigFlags::empty();
+    session.ask(|control| control.set_config(32, flags, &[writeback])).unwrap();
 }
 
 /// What is tried with requests, and with messages.
@@ -244,6 +270,18 @@ pub(crate) const ROWS: &[Row] = &[
             hung.waits(|session, _| {
                 session.wire.tell(RESET_DEVICE, &[], &[]);
             })
+        },
+    },
+    Row {
+        name: "SET_CONFIG, write-through",
+        begin: |hung| hung.says(|session| set_writeback(session, 0), |session| set_writeback(session, 1)),
+    },
+    Row {
+        name: "SIGHUP, which looks at the size",
+        begin: |hung| {
+            hung.daemon.signal(libc::SIGHUP);
+            let read = hung.read();
+            hung.submit(vec![read])
         },
     },
     Row {

@@ -3,12 +3,15 @@
 
 use std::fs::File;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 use crate::common::frontend::request::{OK, Request};
 use crate::common::frontend::{Options, Session};
 use crate::common::{MIB, metrics, pattern, wait_for};
-use crate::fuse::{Media, with_disks};
+use crate::fuse::{Media, Server, with_disks};
+use crate::others::{Neighbour, say_everything};
 
 const OTHER_BYTES: u64 = 4 * MIB;
 
@@ -55,4 +58,53 @@ fn a_start_of_a_queue_and_a_look_at_the_size_are_seen_and_hold_up_no_other_disk(
         daemon.assert_alive();
         daemon.stop();
     });
+}
+
+/// Of each kind of media, with requests under way: the disk grows when its media answers again, and others notice nothing.
+#[test]
+fn growth_waits_for_its_own_media() {
+    for media in [Media::File, Media::Device, Media::Local] {
+        with_disks(media, 2, |setup, server| {
+            let daemon = setup.start();
+            let neighbour = Neighbour::start(&daemon);
+            let session = Session::connect(&daemon.socket(0));
+            let mut ring = session.ring(0, 64);
+            assert_eq!(ring.run(&Request::flush()).status, OK);
+            let sectors = || u64::from_le_bytes(session.config(0, 8).unwrap().try_into().unwrap());
+            let before = sectors();
+            server.forget();
+            grow(media, &daemon.image(0), server);
+            server.hang();
+            let requests = [Request::read(2048, 4096), Request::read(4096, 4096)];
+            let heads = requests.each_ref().map(|request| ring.submit(request));
+            ring.notify();
+            daemon.signal(libc::SIGHUP);
+            let (requests_took, messages_took) = (neighbour.wait_for_progress(), say_everything(&daemon));
+            eprintln!(
+                "{media:?}: growth: others' requests {requests_took:?}; messages up to {messages_took:?}"
+            );
+            server.go_on();
+            for (request, head) in requests.iter().zip(heads) {
+                let used = ring.wait();
+                assert_eq!((used.head, ring.answer(request, used).status), (head, OK), "{media:?}");
+            }
+            wait_for("the disk has grown", || (sectors() > before).then_some(()));
+            assert_eq!(ring.run(&Request::write(before, &pattern(3, 4096))).status, OK);
+            assert!(ring.run(&Request::read(before, 4096)).data == pattern(3, 4096));
+            neighbour.stop();
+            drop((session, ring));
+            daemon.stop();
+        });
+    }
+}
+
+/// Makes the first disk's media longer by a megabyte.
+fn grow(media: Media, path: &Path, server: &Server) {
+    let file = if media == Media::Local { path } else { &server.image };
+    let file = File::options().write(true).open(file).unwrap();
+    file.set_len(file.metadata().unwrap().len() + MIB).unwrap();
+    if media == Media::Device {
+        let device = std::fs::read_link(path).unwrap();
+        assert!(Command::new("losetup").arg("--set-capacity").arg(device).status().unwrap().success());
+    }
 }

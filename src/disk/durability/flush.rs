@@ -100,6 +100,12 @@ impl<D: Disk> Flusher<D> {
         ticket
     }
 
+    /// Whether one was asked for that is not done.
+    #[cfg(test)]
+    pub(crate) fn is_asked(&self) -> bool {
+        !self.is_done(Ticket(self.shared.requests().last))
+    }
+
     /// Since when a sync runs, if one does.
     pub fn unfinished(&self) -> Option<Instant> {
         let (covered, since) = self.shared.requests().syncing;

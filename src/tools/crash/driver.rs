@@ -107,6 +107,17 @@ impl Driver {
         self.offered = self.offered.wrapping_add(1);
     }
 
+    /// Whether the table has room for all of these.
+    pub(super) fn has_room(&self, requests: &[Request]) -> bool {
+        let descriptors = |request: &Request| match request {
+            Request::Write { cuts, .. } => cuts.len() + 2,
+            Request::Flush => 2,
+            Request::Zero { .. } | Request::Discard { .. } => 3,
+        };
+        let wanted: usize = requests.iter().map(descriptors).sum();
+        usize::from(self.next_descriptor) + wanted <= usize::from(RING_SIZE)
+    }
+
     pub(super) fn offer(&self) {
         self.write(area(self.ring, AVAIL) + 2, &self.offered.to_le_bytes());
     }

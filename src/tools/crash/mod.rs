@@ -18,6 +18,9 @@
 //! - [`check`] makes the crash states, each as an image of the disk: all of them where they are few, a sample that
 //!   contains every value of every unit of 8 bytes where they are many; and holds them against the oracle.
 //!
+//! On files and devices many requests are under way at once ([`under_way`]): they are done in any order, each begun before, in the
+//! midst of or after any sync, and answered in their ring's order.
+//!
 //! The model allows more than machines do where that is simpler: units of a line are evicted each for itself, a
 //! flush covers only what its own CPU has stored, a sync nothing that was not fenced before it began, `msync`
 //! no page whose place the file system has changed, and space that was given back may come back with what was in
@@ -42,4 +45,5 @@ mod oracle;
 mod runner;
 mod scheduler;
 mod states;
+mod under_way;
 mod workload;

@@ -107,7 +107,8 @@ impl<'p> Oracle<'p> {
         let units = trace.before.as_chunks::<UNIT_BYTES>().0.iter();
         let mut oracle = Self { trace, units: units.map(|value| vec![Version::first(*value)]).collect() };
         let mut bad = trace.bad_at.map(|at| at..trace.before.len().min(at + BAD_BYTES));
-        for (number, (_, request)) in trace.requests.iter().enumerate() {
+        for &number in &trace.order {
+            let (_, request) = &trace.requests[number];
             let range = request.range();
             let is_discard = matches!(request, Request::Discard { .. });
             if !is_discard

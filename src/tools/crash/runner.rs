@@ -103,8 +103,10 @@ pub(super) struct Trace {
     pub(super) class: Class,
     pub(super) before: Vec<u8>,
     pub(super) bad_at: Option<usize>,
-    /// In the order in which they were done, with their rings.
+    /// With their rings; those of a ring in its order.
     pub(super) requests: Vec<(usize, Request)>,
+    /// Those that change bytes, in the order in which they were done, by their numbers.
+    pub(super) order: Vec<usize>,
     pub(super) log: Vec<Logged>,
     /// What a reader of the disk saw at the end.
     pub(super) after: Vec<u8>,
@@ -180,7 +182,7 @@ impl Disk for RecordedDisk {
     }
 }
 
-fn backing(file: &File, workload: &Workload, config: RunConfig) -> Backing {
+pub(super) fn backing(file: &File, workload: &Workload, config: RunConfig) -> Backing {
     let (file, capacity_bytes) = (file.try_clone().unwrap(), workload.before.len() as u64);
     let geometry = Geometry { capacity_bytes, block_bytes: 512, read_only: false };
     let (durability, deep_flush) = match config.kind {
@@ -196,7 +198,7 @@ fn backing(file: &File, workload: &Workload, config: RunConfig) -> Backing {
     Backing::Mapped(MappedDisk::emulated(file, media))
 }
 
-fn rings(guest: &File, disk: RecordedDisk, config: RunConfig) -> Vec<Ring<RecordedDisk>> {
+pub(super) fn rings<D: Disk>(guest: &File, disk: D, config: RunConfig) -> Vec<Ring<D>> {
     let identity = Identity { name: "crash".into(), serial: [b'x'; 20] };
     let device = Arc::new(Device::new(disk, identity, RINGS as u16));
     let cache = Arc::new(CacheMode::write_through());
@@ -337,7 +339,8 @@ pub(super) fn run(workload: &Workload, config: RunConfig) -> Trace {
     disk.read_exact_at(&mut after, 0).unwrap();
     let requests = in_order(asked, &changes.lock().unwrap());
     let (class, before, bad_at) = (config.kind.class(), workload.before.clone(), workload.bad_at);
-    Trace { class, before, bad_at, requests, log, after }
+    let order = (0..requests.len()).collect();
+    Trace { class, before, bad_at, requests, order, log, after }
 }
 
 /// The requests as they were done: those that change bytes in this order of rings, flushes anywhere between.

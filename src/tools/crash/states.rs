@@ -53,7 +53,7 @@ pub(super) const fn promise_of(config: RunConfig) -> Promise {
 }
 
 /// Every store was recorded: applied once more they make what a reader found on the real disk.
-fn assert_complete(trace: &Trace) {
+pub(super) fn assert_complete(trace: &Trace) {
     let mut media = Media::new(trace.class, &trace.before);
     trace.log.iter().for_each(|logged| media.apply(logged));
     assert!(media.visible() == trace.after, "the log is not what happened");

@@ -198,6 +198,12 @@ impl<D: Disk> Device<D> {
         })
     }
 
+    /// How many requests threads have, and whether a flush was asked for that is not done.
+    #[cfg(test)]
+    pub(crate) fn under_way(&self) -> (usize, bool) {
+        (self.threads.unfinished().0, self.flusher.is_asked())
+    }
+
     /// How many requests are begun and not done, and the oldest of them. A flush counts as one, whoever waits for it.
     pub fn unfinished(&self) -> (usize, Option<Unfinished>) {
         let (count, oldest) = self.threads.unfinished();

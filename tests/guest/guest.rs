@@ -9,6 +9,9 @@ use std::time::Duration;
 use super::folder;
 use super::machine::{Kernel, Machine, PATIENCE, script};
 
+/// The kernel's, of every guest that answers.
+pub const COMMAND_LINE: &str = "console=ttyS0 no_timer_check panic=-1 lab=agent.sh";
+
 /// What a command in the guest did.
 #[derive(Debug)]
 pub struct Reply {
@@ -122,18 +125,30 @@ impl Guest {
         devices: Vec<String>,
         kernel_arguments: &str,
     ) -> Self {
+        let mut args = devices;
+        args.extend(["-kernel".to_owned(), kernel.image().display().to_string()]);
+        args.extend(["-initrd".to_owned(), initramfs.display().to_string()]);
+        args.extend(["-append".to_owned(), format!("{COMMAND_LINE} {kernel_arguments}")]);
+        args.extend(["-serial", "chardev:agent"].map(str::to_owned));
+        Self::connect(|line| {
+            args.extend(["-chardev".to_owned(), format!("socket,id=agent,path={}", line.display())]);
+            Machine::start(folder, &args)
+        })
+    }
+
+    /// Boots a machine that another program starts: its second serial line is to be connected to this socket.
+    pub fn boot_by(start: impl FnOnce(&Path) -> Machine) -> Self {
+        let mut guest = Self::connect(start);
+        guest.boot_id = guest.await_ready();
+        guest
+    }
+
+    fn connect(start: impl FnOnce(&Path) -> Machine) -> Self {
         let sockets = folder::for_sockets();
         let path = sockets.path().join("agent");
         let listener = UnixListener::bind(&path).unwrap();
         listener.set_nonblocking(true).unwrap();
-        let mut args = devices;
-        args.extend(["-kernel".to_owned(), kernel.image().display().to_string()]);
-        args.extend(["-initrd".to_owned(), initramfs.display().to_string()]);
-        let append = format!("console=ttyS0 no_timer_check panic=-1 lab=agent.sh {kernel_arguments}");
-        args.extend(["-append".to_owned(), append]);
-        args.extend(["-chardev".to_owned(), format!("socket,id=agent,path={}", path.display())]);
-        args.extend(["-serial", "chardev:agent"].map(str::to_owned));
-        let mut machine = Machine::start(folder, &args);
+        let mut machine = start(&path);
         let stream = machine.wait_for("QEMU connects the agent's line", |_| listener.accept().ok()).0;
         stream.set_nonblocking(false).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();

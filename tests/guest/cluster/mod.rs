@@ -3,7 +3,7 @@
 
 pub mod drbd;
 pub mod gluster;
-mod node;
+pub mod node;
 pub mod recorder;
 
 use std::time::Duration;

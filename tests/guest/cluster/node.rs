@@ -76,6 +76,11 @@ impl Node {
         self.holder.attempt(&["-n", "-m", "-p"], line)
     }
 
+    /// What runs a line of the shell on this node.
+    pub fn shell(&self, line: &str) -> Command {
+        self.holder.shell(&["-n", "-m", "-p"], line)
+    }
+
     /// The command that has another one see the files of this node. It does not belong to the node's processes, nor to its
     /// network: who loses the node kills it, too. It has a /proc of its own, as those of the node do not know it.
     pub fn command(&self) -> [String; 9] {
@@ -111,9 +116,14 @@ impl Holder {
     }
 
     fn attempt(&self, namespaces: &[&str], line: &str) -> Output {
+        self.shell(namespaces, line).output().unwrap()
+    }
+
+    fn shell(&self, namespaces: &[&str], line: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["-t", &self.first.to_string()]).args(namespaces).args(["sh", "-c", line]);
-        command.stdin(Stdio::null()).output().unwrap()
+        command.stdin(Stdio::null());
+        command
     }
 }
 

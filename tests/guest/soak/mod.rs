@@ -6,6 +6,7 @@
 
 mod hotplug;
 pub mod in_guest;
+mod libvirt;
 pub mod migration;
 mod monitor;
 mod newer;
@@ -53,6 +54,8 @@ pub struct Counts {
     node_losses: u32,
     /// Moves of a guest from one such node to another.
     node_migrations: u32,
+    /// Of a second disk to a guest of libvirt, and ends of the daemon meanwhile.
+    attachments: u32,
     /// Of every random moment.
     seed: u64,
 }
@@ -71,6 +74,7 @@ impl Counts {
         brick_kills: 1,
         node_losses: 1,
         node_migrations: 2,
+        attachments: 1,
         seed: 1,
     };
 
@@ -88,6 +92,7 @@ impl Counts {
             brick_kills: 0,
             node_losses: 0,
             node_migrations: 0,
+            attachments: 0,
             seed: 1,
         };
         for word in text.split(',') {
@@ -103,6 +108,7 @@ impl Counts {
                 ("brick-kills", number) => counts.brick_kills = number.parse().ok()?,
                 ("node-losses", number) => counts.node_losses = number.parse().ok()?,
                 ("node-migrations", number) => counts.node_migrations = number.parse().ok()?,
+                ("attachments", number) => counts.attachments = number.parse().ok()?,
                 ("seed", number) => counts.seed = number.parse().ok()?,
                 _ => return None,
             }
@@ -125,7 +131,7 @@ type Scenario = fn(&Order<'_>) -> Vec<Row>;
 
 /// Runs every scenario that is wanted and counted.
 pub fn run(report: &mut Report, counts: &Counts) -> Table {
-    let scenarios: [(&str, u32, Scenario); 23] = [
+    let scenarios: [(&str, u32, Scenario); 24] = [
         ("soak: daemon ends under fio, split rings", counts.kills, recovery::split),
         ("soak: daemon ends under fio, packed rings", counts.kills, recovery::packed),
         ("soak: migration under fio, one daemon", counts.migrations, migration::one_daemon),
@@ -136,6 +142,7 @@ pub fn run(report: &mut Report, counts: &Counts) -> Table {
         ("soak: disk grows under fio", counts.resizes, resize::growth),
         ("soak: power cut", counts.power_cuts, power::cuts),
         ("soak: power cut of persistent memory", counts.pmem_power_cuts, pmem_power::cuts),
+        ("soak: libvirt attaches and detaches under fio", counts.attachments, libvirt::attaches),
         ("soak: persistent memory on CXL", counts.cxl, on_cxl),
         ("soak: Debian 13, images through libblkio", counts.front_ends, newer::images),
         ("soak: Debian 13, daemon ends under fio, in order", counts.front_ends, newer::in_order),

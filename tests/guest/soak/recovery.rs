@@ -13,7 +13,7 @@ use super::rig::{self, await_pulse, moment, pulse};
 use super::table::Row;
 
 /// The longest that the daemon is left in peace between two ends.
-const PEACE: Duration = Duration::from_millis(1500);
+pub const PEACE: Duration = Duration::from_millis(1500);
 
 pub fn split(order: &Order<'_>) -> Vec<Row> {
     ends(order, "num-queues=2", "0")

@@ -160,9 +160,6 @@ fn disk_row(
     let state = disk.state.as_ref().unwrap_or(&nothing);
     let rate = |get: fn(&State) -> u64| before.map(|before| per_second(get(before), get(state), elapsed));
     let mut standing = rings.map(|(standing, _)| Standing::Idle.or_worse(standing)).unwrap_or_default();
-    if state.throttled {
-        standing = standing.or_worse(Standing::Throttled);
-    }
     if state.oldest_request_seconds >= HUNG_SECONDS {
         standing = Standing::Hung(state.oldest_request_seconds);
     }

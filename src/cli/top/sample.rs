@@ -31,7 +31,6 @@ pub(super) struct State {
     pub(super) capacity_bytes: u64,
     pub(super) front_ends: u64,
     pub(super) oldest_request_seconds: f64,
-    pub(super) throttled: bool,
     pub(super) reads: u64,
     pub(super) read_bytes: u64,
     pub(super) writes: u64,

@@ -115,25 +115,22 @@ fn a_disk_is_as_its_worst_ring() {
     };
     let now = Sample {
         at: Instant::now(),
-        disks: ["a", "b", "c"].map(|name| disk(name, state(0))).to_vec(),
+        disks: ["a", "b", "c", "d"].map(|name| disk(name, state(0))).to_vec(),
         rings: Some(vec![
             ring("a", "armed"),
             ring("a", "broken"),
             ring("a", "polled"),
-            ring("b", "new word"),
+            ring("b", "throttled"),
+            ring("c", "new word"),
         ]),
         threads: None,
     };
     let rows = picture(None, &now).disks;
     assert_eq!((rows[0].standing, rows[0].depth), (Standing::Broken, Some(9)));
-    assert_eq!(
-        (rows[1].standing, rows[2].standing, rows[2].depth),
-        (Standing::Other, Standing::Idle, Some(0))
-    );
-    let hung = State { oldest_request_seconds: 12.0, throttled: true, ..State::default() };
+    assert_eq!((rows[1].standing, rows[2].standing), (Standing::Throttled, Standing::Other));
+    assert_eq!((rows[3].standing, rows[3].depth), (Standing::Idle, Some(0)));
+    let hung = State { oldest_request_seconds: 12.0, ..State::default() };
     assert_eq!(one(1.0, state(0), hung).standing, Standing::Hung(12.0));
-    let throttled = State { throttled: true, ..State::default() };
-    assert_eq!(one(1.0, state(0), throttled).standing, Standing::Throttled);
 }
 
 #[test]

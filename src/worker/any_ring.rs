@@ -98,6 +98,11 @@ impl<D: Disk> AnyRing<D> {
         with_ring!(self, ring => ring.has_work())
     }
 
+    /// As [`Ring::waits_for_media`].
+    pub(super) fn waits_for_media(&self) -> bool {
+        with_ring!(self, ring => ring.waits_for_media())
+    }
+
     /// As [`Ring::arm`].
     #[inline]
     pub fn arm(&mut self) -> bool {

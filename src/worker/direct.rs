@@ -59,17 +59,30 @@ pub(super) fn begin<D: Disk>(
 ) {
     // Somebody whom the device holds up while he begins some, or has a moment ago.
     let Some(claim) = device.claim(tasks) else { return device.submit(tasks) };
-    let wanted = tasks.extract_if(.., |task| task.is_still_wanted());
-    let mut left = Vec::new();
-    let result = transfers.begin(wanted.map(|task| DirectTask::new(device, task)), |task| {
-        left.push(task.give_back());
-    });
-    if result.is_err_and(|error| matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL))) {
+    let mut error = try_begin(transfers, device, tasks);
+    if error == Some(libc::EOPNOTSUPP) && !device.waits_to_begin() {
+        device.wait_to_begin();
+        error = try_begin(transfers, device, tasks);
+    }
+    if matches!(error, Some(libc::EOPNOTSUPP | libc::EINVAL)) {
         device.refuse_direct();
     }
     drop(claim);
-    tasks.append(&mut left);
     device.submit(tasks);
+}
+
+/// Begins those that can be. Returns what is wrong with the next one.
+fn try_begin<D: Disk>(
+    transfers: &DirectTasks<D>,
+    device: &Arc<Device<D>>,
+    tasks: &mut Vec<RequestTask<D>>,
+) -> Option<i32> {
+    let mut left = Vec::new();
+    let wanted =
+        tasks.extract_if(.., |task| task.is_still_wanted()).map(|task| DirectTask::new(device, task));
+    let result = transfers.begin(wanted, device.waits_to_begin(), |task| left.push(task.give_back()));
+    tasks.append(&mut left);
+    result.err()?.raw_os_error()
 }
 
 /// Hands out what has ended.

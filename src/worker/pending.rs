@@ -238,6 +238,11 @@ impl<D: Disk> Pending<D> {
         self.in_flight = self.in_flight.saturating_sub(self.returned.len());
     }
 
+    /// Whether it is woken so often that its worker need not look by itself, and leaves the CPU to who has its requests.
+    pub(super) const fn has_much_in_flight(&self) -> bool {
+        self.in_flight >= 4
+    }
+
     /// Whether a thread has a request.
     pub(super) const fn is_in_flight(&self) -> bool {
         self.in_flight != 0

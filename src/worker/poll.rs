@@ -52,6 +52,11 @@ impl PollWindow {
         self.length
     }
 
+    /// Whether to poll is its own choice.
+    pub(super) const fn may_sleep(&self) -> bool {
+        !matches!(self.polling, Polling::Always)
+    }
+
     /// The rings were empty for `pause`, of which the worker has polled for as long as the window is.
     ///
     /// A pause that a longer window would have covered doubles the window; one that is longer than any allowed window

@@ -165,12 +165,13 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         }
         // Zeroes in place of lost memory are an empty ring: nothing else would ever read it again.
         self.check_memory();
-        has_more && self.broken.is_none() && !self.is_full()
+        let is_full = matches!(&self.waits, Waits::Media(pending) if pending.is_full());
+        has_more && self.broken.is_none() && !is_full
     }
 
-    /// Whether it takes no chain before one that it has taken is done.
-    fn is_full(&self) -> bool {
-        matches!(&self.waits, Waits::Media(pending) if pending.is_full())
+    /// Whether it waits for so much of its media that it is woken often.
+    pub(super) fn waits_for_media(&self) -> bool {
+        matches!(&self.waits, Waits::Media(pending) if pending.has_much_in_flight())
     }
 
     /// One turn: does up to a batch of requests, publishes them and calls the driver if it wants that, all at once or in a

@@ -190,6 +190,9 @@ impl<D: Disk> Runner<D> {
         if !self.window.length().is_zero() && !self.polled.is_empty() && self.poll(UNTIMED_POLLS) {
             return;
         }
+        if self.window.may_sleep() && self.wait_for_media() {
+            return;
+        }
         let start = Instant::now();
         let mut now = start;
         while !self.polled.is_empty() && now.saturating_duration_since(start) < self.window.length() {
@@ -206,6 +209,21 @@ impl<D: Disk> Runner<D> {
         self.wait_for_events(-1);
         self.has_just_woken = true;
         self.window.adapt(start.elapsed());
+    }
+
+    /// Sleeps, if all that is polled waits for media: what comes from there wakes it, and no pause of a driver is learnt from that.
+    fn wait_for_media(&mut self) -> bool {
+        let waits = |number: &usize| {
+            self.slots.get(*number).and_then(Option::as_ref).is_some_and(|it| it.ring.waits_for_media())
+        };
+        if self.polled.is_empty() || !self.polled.iter().all(waits) {
+            return false;
+        }
+        if !self.arm_polled() {
+            self.wait_for_events(-1);
+            self.has_just_woken = true;
+        }
+        true
     }
 
     /// Polls the rings and the mailbox so many times. Returns whether there is something to do.

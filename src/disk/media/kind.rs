@@ -121,7 +121,7 @@ impl BackingKind {
             }
             Self::OrdinaryFile { .. } => "reads through the mapping, writes by pwritev",
             Self::PmemBlock | Self::SectorBlock | Self::BlockDevice => {
-                "reads and writes past the page cache (O_DIRECT)"
+                "reads and writes past the page cache (O_DIRECT), by the kernel while no thread waits (Linux AIO)"
             }
             _ => "reads and writes through the mapping",
         }

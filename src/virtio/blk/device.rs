@@ -43,6 +43,8 @@ pub struct Device<D: Disk> {
     flushes_by_fence: bool,
     /// The kernel does none of its transfers by itself, it has said.
     refuses_direct: AtomicBool,
+    /// To begin them may wait: its driver knows of nothing else.
+    waits_to_begin: AtomicBool,
     queues: u16,
     seg_max: u16,
     log_limit: Arc<LogLimit>,
@@ -66,6 +68,7 @@ impl<D: Disk> Device<D> {
             capacity_sectors,
             flushes_by_fence,
             refuses_direct: AtomicBool::new(!has_direct),
+            waits_to_begin: AtomicBool::new(false),
             queues,
             seg_max: SEG_MAX,
             log_limit,
@@ -131,6 +134,17 @@ impl<D: Disk> Device<D> {
     #[cold]
     pub fn refuse_direct(&self) {
         self.refuses_direct.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether to begin them may wait, since otherwise none can be begun.
+    pub fn waits_to_begin(&self) -> bool {
+        self.waits_to_begin.load(Ordering::Relaxed)
+    }
+
+    /// From now on.
+    #[cold]
+    pub fn wait_to_begin(&self) {
+        self.waits_to_begin.store(true, Ordering::Relaxed);
     }
 
     pub(super) const fn threads(&self) -> &Threads<RequestTask<D>> {

@@ -5,7 +5,8 @@
 //! seccomp. Linux AIO tells from wherever the device's end is told, can do nothing that its callers could not do anyway, and
 //! takes as much time (`tests/bench/README.md`).
 //!
-//! Whatever would wait in `io_submit` fails instead (`RWF_NOWAIT`), and is done by a thread of the disk's.
+//! Whatever would wait in `io_submit` fails instead (`RWF_NOWAIT`), and is done by a thread of the disk's. Of devices that know of
+//! no such thing, one worker at a time may wait there, and is relieved (`worker/relief.rs`).
 
 #![allow(unsafe_code)]
 
@@ -83,27 +84,28 @@ impl<T: Direct> Transfers<T> {
         self.under_way.context.has_ended()
     }
 
-    /// Begins them, in order. Those that cannot be begun are `left`.
+    /// Begins them, in order, and waits for that if it may. Those that cannot be begun are `left`.
     ///
     /// # Errors
     /// Why the first of these could not be begun, although there was room for it.
     pub(in crate::worker) fn begin(
         &self,
         items: impl Iterator<Item = T>,
+        may_wait: bool,
         mut left: impl FnMut(T),
     ) -> io::Result<()> {
         let mut room = std::mem::take(&mut self.places().room);
         room.extend(items);
-        let result = self.begin_all(&mut room);
+        let result = self.begin_all(&mut room, may_wait);
         room.drain(..).for_each(&mut left);
         self.places().room = room;
         result
     }
 
-    fn begin_all(&self, items: &mut Vec<T>) -> io::Result<()> {
+    fn begin_all(&self, items: &mut Vec<T>, may_wait: bool) -> io::Result<()> {
         while !items.is_empty() {
             let mut operations = [Operation::default(); AT_ONCE];
-            let count = self.take_places(items, &mut operations);
+            let count = self.take_places(items, &mut operations, may_wait);
             if count == 0 {
                 break;
             }
@@ -119,7 +121,7 @@ impl<T: Direct> Transfers<T> {
     }
 
     /// Puts items into places, as many as there are operations, and says what is to be done.
-    fn take_places(&self, items: &mut Vec<T>, operations: &mut [Operation]) -> usize {
+    fn take_places(&self, items: &mut Vec<T>, operations: &mut [Operation], may_wait: bool) -> usize {
         let mut places = self.places();
         let most = items.len().min(operations.len()).min(places.free.len());
         let mut count = 0;
@@ -129,7 +131,8 @@ impl<T: Direct> Transfers<T> {
             let transfer = places.all.get(number).and_then(|place| place.as_ref()?.transfer());
             match (transfer, operations.get_mut(count)) {
                 (Some(transfer), Some(operation)) => {
-                    *operation = self.operation(&transfer, number as u64);
+                    let flags = if may_wait { 0 } else { libc::RWF_NOWAIT };
+                    *operation = self.operation(&transfer, number as u64).with_flags(flags);
                     count += 1;
                 }
                 _ => refused.extend(places.leave(number as u64)),
@@ -150,7 +153,7 @@ impl<T: Direct> Transfers<T> {
         (operation.data, operation.buffer, operation.len) = (data, buffer as u64, len as u64);
         // One that is too large is refused by the kernel.
         operation.offset = i64::try_from(*offset).unwrap_or(-1);
-        operation.with_flags(libc::RWF_NOWAIT)
+        operation
     }
 
     /// Submits them. Returns how many are begun, and what is wrong with the next one.
@@ -280,7 +283,7 @@ mod tests {
         items.push(whole(&file, 512, &[0; 1536], &[512, 1024], false));
         items.push(whole(&file, BYTES as u64, &pattern(1024, 9), &[512, 512], true));
         items.push(whole(&file, 1 << 40, &[0; 512], &[512], false));
-        transfers.begin(items.into_iter(), |_| unreachable!("there is room")).unwrap();
+        transfers.begin(items.into_iter(), false, |_| unreachable!("there is room")).unwrap();
         let ended = end_all(&transfers, offsets.len() + 3);
         let mut is_written = false;
         for (item, bytes) in &ended {
@@ -314,7 +317,7 @@ mod tests {
             whole(&file, 1024, &[0; 512], &[512], false),
         ];
         let mut left = Vec::new();
-        let error = transfers.begin(items.into_iter(), |item| left.push(item)).unwrap_err();
+        let error = transfers.begin(items.into_iter(), false, |item| left.push(item)).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EBADF));
         assert_eq!(left.iter().map(|item| item.offset).collect::<Vec<_>>(), [512, 1024]);
         assert_eq!(end_all(&transfers, 1)[0].1, Some(512));
@@ -322,7 +325,7 @@ mod tests {
         let room = usize::from(MAX_DIRECT_TRANSFERS);
         let many = (0..room + 2).map(|_| whole(&file, 0, &[0; 512], &[512], false));
         left.clear();
-        transfers.begin(many, |item| left.push(item)).unwrap();
+        transfers.begin(many, false, |item| left.push(item)).unwrap();
         assert_eq!(left.len(), 2);
         assert_eq!(end_all(&transfers, room).len(), room);
     }

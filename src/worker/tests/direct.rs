@@ -99,6 +99,13 @@ fn what_the_kernel_does_by_itself_takes_no_thread_and_what_it_does_not_takes_one
         assert_eq!(write_with(null(false), polling), (0, 1), "it cannot be begun: opened for reading");
         let full = File::options().write(true).open("/dev/full").unwrap();
         assert_eq!(write_with(full, polling), (0, 1), "it fails");
+        let memory = File::from(rustix::fs::memfd_create("file", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        memory.set_len(1 << 16).unwrap();
+        assert_eq!(
+            write_with(memory, polling),
+            (1, 0),
+            "it knows of nothing that does not wait, and is begun all the same"
+        );
         // Not each file system writes without waiting for its locks.
         let (by_kernel, by_threads) = write_with(tempfile::tempfile().unwrap(), polling);
         assert_eq!(by_kernel + by_threads, 1);

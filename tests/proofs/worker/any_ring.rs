@@ -102,6 +102,10 @@ impl<D: Disk> AnyRing<D> {
         &self.shared.kick
     }
 
+    pub(super) fn waits_for_media(&self) -> bool {
+        false
+    }
+
     pub fn leave_quick(&mut self) {}
 
     pub fn is_broken(&self) -> bool {

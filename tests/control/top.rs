@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use super::Host;
 use super::common::daemon::Place;
@@ -128,7 +129,8 @@ fn a_hostile_server_has_no_say_in_the_terminal() {
 
 /// A terminal of its own, which ends with it.
 struct Terminal {
-    server: String,
+    /// With the socket of its server.
+    folder: TempDir,
 }
 
 impl Terminal {
@@ -139,7 +141,7 @@ impl Terminal {
             println!("skipped: there is no tmux here (ci/lab/prepare installs it)");
             return None;
         }
-        let terminal = Self { server: format!("pmem-test-{}-{}", std::process::id(), size.0) };
+        let terminal = Self { folder: folder::for_sockets() };
         let (width, height) = (size.0.to_string(), size.1.to_string());
         // What follows keeps the screen, so that what is left of it is seen.
         let command = format!("{command}; echo ended $?; stty -a | grep -o -e '-*icanon'; exec sleep 1000");
@@ -148,10 +150,15 @@ impl Terminal {
     }
 
     fn tmux(&self, words: &[&str]) -> String {
-        let mut command = Command::new("tmux");
-        let output = command.args(["-L", &self.server, "-f", "/dev/null"]).args(words).output().unwrap();
+        let output = self.command(words).output().unwrap();
         assert!(output.status.success(), "{words:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new("tmux");
+        command.arg("-S").arg(self.folder.path().join("tmux")).args(["-f", "/dev/null"]).args(words);
+        command
     }
 
     fn press(&self, key: &str) {
@@ -177,7 +184,7 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        let _ = Command::new("tmux").args(["-L", &self.server, "kill-server"]).output();
+        let _ = self.command(&["kill-server"]).output();
     }
 }
 
@@ -234,9 +241,8 @@ fn a_terminal_shows_disks_and_rings_and_takes_keys() {
 #[test]
 fn a_terminal_is_left_as_it_was_on_each_way_out() {
     let host = Host::new(Place::Tmpfs);
-    for (column, signal) in ["C-c", "TERM", "HUP"].into_iter().enumerate() {
-        let size = (81 + u32::try_from(column).unwrap(), 24);
-        let Some(terminal) = Terminal::start(size, &shown(&host)) else { return };
+    for signal in ["C-c", "TERM", "HUP"] {
+        let Some(terminal) = Terminal::start((80, 24), &shown(&host)) else { return };
         terminal.wait_for("stays");
         match signal {
             "C-c" => terminal.press("C-c"),
@@ -248,7 +254,7 @@ fn a_terminal_is_left_as_it_was_on_each_way_out() {
         let left = terminal.wait_for("ended 0\nicanon");
         assert!(!left.contains("NAME"), "{signal}: {left}");
     }
-    let Some(terminal) = Terminal::start((90, 24), &format!("TERM=dumb {}", shown(&host))) else { return };
+    let Some(terminal) = Terminal::start((80, 24), &format!("TERM=dumb {}", shown(&host))) else { return };
     terminal.wait_for("cannot move its cursor; use --once");
     terminal.wait_for("ended 2\nicanon");
 }

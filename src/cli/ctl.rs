@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::cli::ctl_client::{Client, CtlError};
 use crate::cli::ctl_events::{self, EventsArgs, plain};
 use crate::cli::exit::{self, Failure};
+use crate::cli::printable::printable;
 use crate::config::disk_text;
 use crate::config::keys::{Key, Kind};
 use crate::config::options::default_name;
@@ -246,7 +247,7 @@ fn table(columns: &[Column], items: &[Value]) -> String {
 fn lines(object: &Map<String, Value>, depth: usize) -> String {
     let mut text = String::new();
     for (name, value) in object {
-        let indent = depth * 2;
+        let (indent, name) = (depth * 2, printable(name));
         // Writing to a string cannot fail.
         let _ = match value {
             Value::Object(object) => write!(text, "{:indent$}{name}\n{}", "", lines(object, depth + 1)),

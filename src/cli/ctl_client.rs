@@ -8,6 +8,8 @@ use std::time::Duration;
 use rustix::net::sockopt::socket_peercred;
 use serde_json::Value;
 
+use super::printable::{printable, printable_lines};
+
 /// How the server calls itself.
 const SERVER: &str = "vhost-user-pmem/";
 
@@ -114,7 +116,7 @@ impl Client<'_> {
             return Ok(json);
         }
         let text = |name: &str| json.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let (code, detail) = (text("code"), text("detail"));
+        let (code, detail) = (text("code"), printable_lines(&text("detail")));
         let is_other = version != env!("CARGO_PKG_VERSION");
         if is_other && ["", "no-such-path", "bad-method", "bad-query", "unknown-key"].contains(&code.as_str())
         {
@@ -163,7 +165,7 @@ impl Client<'_> {
         let version = server.next().and_then(|it| it.strip_prefix(SERVER)).ok_or_else(stranger)?;
         Ok(Answer {
             status: status.ok_or_else(stranger)?,
-            version: version.to_owned(),
+            version: printable(version),
             body: body.to_owned(),
         })
     }

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::ctl_client::Client;
 use super::exit::Failure;
+use super::printable::printable;
 
 #[derive(Debug, Args)]
 pub(super) struct EventsArgs {
@@ -49,7 +50,8 @@ fn line(event: &Value) -> String {
     let time = of("time").chars().take("2026-11-30T19:00:00.000".len()).collect::<String>();
     let others = event.as_object().into_iter().flatten();
     let others = others.filter(|(name, _)| !COLUMNS.contains(&name.as_str()));
-    let others: String = others.map(|(name, value)| format!(" {name}={}", plain(value))).collect();
+    let others: String =
+        others.map(|(name, value)| format!(" {}={}", printable(name), plain(value))).collect();
     let message = event.get("message").map(|_| format!("  {}", of("message"))).unwrap_or_default();
     format!("{:>6}  {time:23}  {:17}  {:12}{message}{others}", of("seq"), of("event"), of("disk"))
         .trim_end()
@@ -60,7 +62,7 @@ fn line(event: &Value) -> String {
 pub(super) fn plain(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
+        Value::String(text) => printable(text),
         Value::Array(items) if items.is_empty() => "-".to_owned(),
         Value::Array(items) => items.iter().map(plain).collect::<Vec<_>>().join(", "),
         other => other.to_string(),

@@ -8,6 +8,7 @@
 //! | `metrics`, `control` | where metrics are served, and the control socket |
 //! | `ctl`, `top`, `ctl_client` | what asks for something there |
 //! | `config_file`, `check` | `--config` joins the command line; `--check` says what would be served |
+//! | `printable` | text of others on a terminal |
 //! | `key_help` | the keys of a disk, as help shows them |
 //! | `exit` | every way to end, one code a cause |
 
@@ -40,6 +41,7 @@ mod logging;
 mod man;
 mod metrics;
 mod notify;
+mod printable;
 mod reference;
 mod serve;
 mod signals;

@@ -111,7 +111,8 @@ fn a_hostile_server_has_no_say_in_the_terminal() {
     let name = "\u{1b}[2Jx\u{202e}\u{7}";
     let ring = json!([{"disk": name, "state": "\u{1b}c", "size": 65535, "available": 1, "shown": 2}]);
     let disks = json!([{"name": name, "state": {"reads": u64::MAX, "oldest_request_seconds": 1e300}}]);
-    let answers = [disks.clone(), ring.clone(), disks, ring, json!({"not": "a list"})];
+    let odd = json!({"name": name, name: [name]});
+    let answers = [disks.clone(), ring.clone(), disks, ring, json!({"not": "a list"}), odd];
     let server = std::thread::spawn(move || {
         for answer in answers {
             let (mut stream, _) = listener.accept().unwrap();
@@ -124,6 +125,9 @@ fn a_hostile_server_has_no_say_in_the_terminal() {
     assert!(table.chars().all(|letter| letter == '\n' || !letter.is_control()), "{table:?}");
     let output = top(&socket).arg("--once").output().unwrap();
     assert!(output.status.code() == Some(12), "{output:?}");
+    let shown =
+        done(&Command::new(PROGRAM).args(["ctl", "show", "x", "--socket"]).arg(&socket).output().unwrap());
+    assert!(shown.matches("\\u{1b}[2J").count() == 3 && !shown.contains('\u{1b}'), "{shown:?}");
     server.join().unwrap();
 }
 

@@ -3,6 +3,7 @@
 //! A terminal that is too narrow does without columns, in an order: those with the highest rank are left out first.
 
 use super::rates::{DiskRow, RingRow, Standing};
+use crate::cli::printable::printable;
 use crate::config::size::Size;
 
 /// A column of a table.
@@ -115,15 +116,6 @@ pub(super) fn table<Row>(columns: &[Column<Row>], rows: &[&Row]) -> String {
     };
     let head = line(columns.iter().map(|column| column.head).collect());
     body.iter().fold(head, |table, cells| table + &line(cells.iter().map(String::as_str).collect()))
-}
-
-/// A name from somebody else's mouth: what a terminal would obey, or not show, is written as what it is.
-pub(super) fn printable(text: &str) -> String {
-    let letter = |letter: char| match letter {
-        '"' | '\'' | '\\' => letter.to_string(),
-        _ => letter.escape_debug().to_string(),
-    };
-    text.chars().map(letter).collect()
 }
 
 fn unknown() -> String {
@@ -240,13 +232,6 @@ mod tests {
         );
         assert_eq!((ratio(1.0), ratio(1e9)), ("1.00".into(), "99999".into()));
         assert_eq!(standing(Standing::Hung(1e9)), "hung 9999d");
-    }
-
-    #[test]
-    fn names_cannot_tell_a_terminal_anything() {
-        assert_eq!(printable("db0 \"a\" \\ ü"), "db0 \"a\" \\ ü");
-        assert_eq!(printable("\x1b]0;x\x07\n"), "\\u{1b}]0;x\\u{7}\\n");
-        assert_eq!(printable("a\u{202e}b\u{200b}\u{9b}"), "a\\u{202e}b\\u{200b}\\u{9b}");
     }
 
     #[test]

@@ -6,9 +6,10 @@ use ratatui_core::buffer::Buffer;
 use ratatui_core::layout::Rect;
 use ratatui_core::style::{Color, Modifier, Style};
 
-use super::cells::{Column, DISKS, GAP, RINGS, layout, megabytes, printable, rate, time};
+use super::cells::{Column, DISKS, GAP, RINGS, layout, megabytes, rate, time};
 use super::rates::{Cpu, DiskRow, Picture, RingRow, Standing};
 use super::view::View;
+use crate::cli::printable::printable;
 
 /// What is drawn.
 #[derive(Debug)]

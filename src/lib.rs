@@ -29,6 +29,7 @@
 //! | [`config`] | what a server is told to do, validated |
 //! | `api` (feature `daemon`) | what a server has done, and what it is told while it runs: metrics and control over HTTP |
 //! | `cli` (feature `daemon`) | the program: arguments, log, signals, exit codes |
+//! | [`throttle`] | limits of what guests may do a second; no ring is held by them yet |
 //! | [`limits`] | what peers may take of this process: every bound, budgets of disks, threads |
 //! | `log` | lines that peers can cause are limited; nobody who logs waits for a reader |
 //! | `sandbox` | what keeps others apart from what this process holds |
@@ -100,6 +101,7 @@ mod failpoint;
 pub mod limits;
 mod log;
 pub mod sandbox;
+pub mod throttle;
 
 mod tools;
 #[cfg(feature = "bench")]

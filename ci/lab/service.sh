@@ -26,10 +26,10 @@ wait_for() {
     done
 }
 
-# files: all there are, but for what every program changes.
+# files: all there are, but for what every program changes, and what services of others have for themselves while they run.
 files() {
-    find / -xdev \( -path /lab -o -path /tmp -o -path /var/log -o -path /var/lib/dpkg -o -path /var/lib/systemd -o -path /var/cache \) -prune \
-        -o -print | LC_ALL=C sort
+    find / -xdev \( -path /lab -o -path /tmp -o -path /var/log -o -path /var/lib/dpkg -o -path /var/lib/systemd -o -path /var/cache \
+        -o -path '/var/tmp/systemd-private-*' ! -name '*vhost-user-pmem*' \) -prune -o -print | LC_ALL=C sort
     find /run -xdev -name '*vhost-user-pmem*'
 }
 

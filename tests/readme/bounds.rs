@@ -21,6 +21,8 @@ const OTHERS: &[(&str, &str)] = &[
     ("MOST", "chains that are taken at once: a tuning"),
     ("SEG_MAX", "a default, which the table of keys says"),
     ("MOST_SECONDS", "of the load generator's command line"),
+    ("MAX_RATE", "of what an operator limits guests to: as in QEMU"),
+    ("MAX_BURST_SECONDS", "the same"),
     ("NO_LIMIT_BYTES", "what a control group says that has no limit"),
 ];
 

@@ -91,7 +91,7 @@ pub(crate) const FAMILIES: [Family; 30] = [
     counter(
         "budget_refusals_total",
         "Connections and messages that were refused because the disk's front-ends had used up their share of memory, \
-         regions, descriptors or threads.",
+         regions, descriptors, threads, or processes that close what they have sent.",
         |disk| number(disk.budget_refusals),
     ),
     gauge("bad_bytes", "Bytes of the disk whose media is known to be bad.", |disk| {

@@ -118,11 +118,13 @@ pub const IN_FLIGHT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Messages of a connection with descriptors that are refused for what they are: each costs a process.
 pub const MAX_REFUSED_MESSAGES: u64 = 64;
 
-/// Descriptors that one checker process keeps where they cannot be closed without a wait, once there is no other.
-pub const MAX_KEPT_DESCRIPTORS: usize = 256;
-
-/// Checker processes that close what may make them wait. Beyond it, what is refused is kept rather than closed.
+/// Checker processes that close what front-ends of one disk have sent, which may make them wait: beyond it nothing more with
+/// descriptors is taken of its front-ends, and nobody is let in. Each connection that there is then may take one more at its
+/// end, and so may the disk's socket.
 pub const MAX_RETIRED_CHECKERS: usize = 64;
+
+/// How long a message with descriptors waits until one of them has ended.
+pub const RETIRED_CHECKERS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Guest memory of all front-ends: half of what a process can address (47 bits on x86-64); disks are mapped, too.
 pub const MAX_GUEST_MEMORY_BYTES: u64 = 64 << 40;

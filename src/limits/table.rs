@@ -199,14 +199,14 @@ fn of_connections() -> Vec<Bound> {
         row(
             "the processes that check descriptors",
             format!(
-                "{}, of which {} while descriptors of the daemon's user are on their way; {} of them, with {} descriptors that cannot be closed",
+                "{}, of which {} while descriptors of the daemon's user are on their way; {} of each disk that still close what its front-ends have sent, and one for each connection that there is then; a message waits {} for one to end",
                 time(CHECKER_TIMEOUT),
                 time(IN_FLIGHT_TIMEOUT),
                 count(MAX_RETIRED_CHECKERS),
-                count(MAX_KEPT_DESCRIPTORS)
+                time(RETIRED_CHECKERS_TIMEOUT)
             ),
-            "the connection is closed; the process is replaced, and closes them at its end",
-            None,
+            "the connection is closed, and the process replaced; while too many of a disk close, who connects to it waits, and so does a message with descriptors, whose connection is closed in the end",
+            Some("budget_refusals_total"),
         ),
     ]
 }

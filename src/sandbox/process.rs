@@ -95,9 +95,9 @@ pub(crate) fn kill(child: Pid) {
     let _ = kill_process(child, Signal::KILL);
 }
 
-/// How many children have ended, of all that this process has. Those that are at their end do not count.
-pub(crate) fn reap() -> usize {
-    std::iter::from_fn(|| waitpid(None, WaitOptions::NOHANG).ok().flatten()).count()
+/// A child that has ended, if one has that was not told of before. Those that are at their end have not.
+pub(crate) fn reap() -> Option<Pid> {
+    waitpid(None, WaitOptions::NOHANG).ok().flatten().map(|(child, _)| child)
 }
 
 /// Waits until a child has ended, but not longer than this.

@@ -20,7 +20,7 @@ use super::handshake::{FIRST_HANDSHAKE, Handshakes, Progress};
 use super::stopper::Stopper;
 use super::take_down::{Leaving, take_down};
 use crate::disk::Disk;
-use crate::limits::bounds::{MAX_CONNECTIONS, MAX_FRONT_ENDS};
+use crate::limits::bounds::{MAX_CONNECTIONS, MAX_FRONT_ENDS, MAX_RETIRED_CHECKERS};
 use crate::limits::budget::{Amounts, Charge};
 use crate::limits::thread;
 use crate::log::{Cause, kinds};
@@ -33,6 +33,9 @@ use crate::worker::Pool;
 /// The event of [`Stopper`], of [`Command`] and of sessions that end; listeners have the numbers of their disks, connections
 /// before their first message those from 2⁶³ on.
 const WAKE: u64 = u64::MAX;
+
+/// How often it is looked whether disks may be let in to again.
+const CLOGGED_PAUSE_MS: i32 = 100;
 
 /// A front-end whose session has begun.
 #[derive(Debug)]
@@ -74,6 +77,8 @@ pub(super) struct Acceptor<D: Disk> {
     epoll: Epoll,
     stopper: Stopper,
     handshakes: Handshakes,
+    /// Disks that nobody is let in to before something of what their front-ends have sent is closed.
+    clogged: Vec<DiskNumber>,
     front_ends: BTreeMap<SessionId, FrontEnd>,
     next_session: SessionId,
     ended: (Sender<Ended>, Receiver<Ended>),
@@ -102,6 +107,7 @@ impl<D: Disk> Acceptor<D> {
             epoll,
             stopper,
             handshakes,
+            clogged: Vec::new(),
             front_ends,
             next_session: 0,
             ended: channel(),
@@ -135,7 +141,8 @@ impl<D: Disk> Acceptor<D> {
         let mut events = [EpollEvent::default(); 16];
         while !self.stopper.is_stopping() {
             // Only EINTR can fail here.
-            let count = self.epoll.wait(self.handshakes.limit_ms(), &mut events).unwrap_or(0);
+            let count = self.epoll.wait(self.limit_ms(), &mut events).unwrap_or(0);
+            std::mem::take(&mut self.clogged).into_iter().for_each(|number| self.let_in_again(number));
             while let Some(listener) = self.handshakes.hang_up_on_late(&self.epoll) {
                 self.has_left(listener, false);
             }
@@ -150,6 +157,52 @@ impl<D: Disk> Acceptor<D> {
             self.reap();
         }
         self.take_down()
+    }
+
+    /// How long there is nothing to do, in milliseconds; -1 is for ever.
+    fn limit_ms(&self) -> i32 {
+        match self.handshakes.limit_ms() {
+            limit_ms if self.clogged.is_empty() => limit_ms,
+            -1 => CLOGGED_PAUSE_MS,
+            limit_ms => limit_ms.min(CLOGGED_PAUSE_MS),
+        }
+    }
+
+    /// Too much that a disk's front-ends have sent cannot be closed: who connects waits in the kernel.
+    fn let_nobody_in(&mut self, number: DiskNumber) {
+        let Some(DiskListener { socket: DiskSocket::Listening(socket), context }) =
+            self.listeners.get(&number)
+        else {
+            return;
+        };
+        if let Some(suppressed) = context.log_limit.admit(Cause::NoRoom) {
+            let (disk, most) = (&context.device.identity().name, MAX_RETIRED_CHECKERS);
+            tracing::warn!(
+                disk,
+                most,
+                suppressed,
+                "nobody is let in for now: too many processes cannot close what front-ends have sent; end whoever makes them wait"
+            );
+        }
+        let (delete, fd) = (ControlOperation::Delete, socket.as_fd().as_raw_fd());
+        // Fails only if it is not there.
+        let _ = self.epoll.ctl(delete, fd, EpollEvent::default());
+        self.clogged.push(number);
+    }
+
+    /// Ends that, if something of it is closed.
+    fn let_in_again(&mut self, number: DiskNumber) {
+        let Some(DiskListener { socket: DiskSocket::Listening(socket), context }) =
+            self.listeners.get(&number)
+        else {
+            return;
+        };
+        let (add, fd) = (ControlOperation::Add, socket.as_fd().as_raw_fd());
+        if context.checker.is_full()
+            || self.epoll.ctl(add, fd, EpollEvent::new(EventSet::IN, number)).is_err()
+        {
+            self.clogged.push(number);
+        }
     }
 
     /// Front-ends whose connection was inherited are there from the start.
@@ -236,10 +289,14 @@ impl<D: Disk> Acceptor<D> {
     }
 
     fn accept(&mut self, number: DiskNumber) {
-        let Some(DiskListener { socket: DiskSocket::Listening(socket), .. }) = self.listeners.get(&number)
+        let Some(DiskListener { socket: DiskSocket::Listening(socket), context }) =
+            self.listeners.get(&number)
         else {
             return;
         };
+        if context.checker.is_full() {
+            return self.let_nobody_in(number);
+        }
         match socket.accept() {
             Ok(stream) => match socket.check(&stream) {
                 Ok(()) => self.let_in(number, stream),

@@ -136,7 +136,7 @@ impl DiskStats {
             huge_bytes: disk.huge_bytes(),
             populated_zero_bytes: disk.populated_zero_bytes(),
             guest_memory_bytes: context.budget.used().memory_bytes(),
-            budget_refusals: context.budget.refusals(),
+            budget_refusals: context.budget.refusals().saturating_add(context.checker.refusals()),
             requests_in_flight: u64::try_from(in_flight).unwrap_or(u64::MAX),
             oldest_request: oldest.map_or(Duration::ZERO, |since| since.elapsed()),
             counters,

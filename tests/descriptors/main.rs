@@ -11,6 +11,7 @@ mod fuse;
 mod kinds;
 mod linger;
 mod own_end;
+mod share;
 mod state;
 
 use std::os::fd::OwnedFd;
@@ -24,7 +25,7 @@ use common::frontend::{EVENT_IDX, Options, Session, handover};
 
 /// Two disks, and one worker for both: whatever holds it up holds up both.
 fn two_disks() -> Daemon {
-    Setup::new(Place::Tmpfs).disk("size=16M").disk("size=16M").arg("--workers=1").start()
+    Setup::new(Place::Tmpfs).disk("size=16M").disk("size=16M").arg("--workers=1").with_metrics().start()
 }
 
 /// An honest front-end of the second disk.

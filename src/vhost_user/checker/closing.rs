@@ -14,8 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, sockopt};
 
-use super::client::DescriptorChecker;
-use super::packet::IsAwaited;
+use super::client::{DescriptorChecker, IsAwaited};
 use super::unread::is_empty;
 use crate::limits::bounds::CHECKER_TIMEOUT;
 

@@ -14,19 +14,25 @@
 //!                                                               writes the state itself; spawner makes another; ends
 //! ```
 //!
+//! What cannot be closed for long costs a process for each message, and so [a bounded number](share) of each disk: at the bound
+//! its front-ends wait, and others' do not.
+//!
 //! A message without descriptors is received by the session's thread itself.
 //!
 //! | file | runs in |
 //! | --- | --- |
-//! | `client.rs`, `turns.rs`, `closing.rs` | the daemon: requests, and sockets that the checker closes |
+//! | `client.rs`, `turns.rs`, `share.rs`, `closing.rs` | the daemon: requests, what a disk may leave unclosed, and sockets that the checker closes |
 //! | `packet.rs` | both: requests and answers |
-//! | `spawner.rs` | a fork of the daemon: forks checkers, one after the other |
+//! | `notice.rs` | the checker and the spawner |
+//! | `spawner.rs` | a fork of the daemon: forks checkers, one after the other, and counts those that are at their end |
 //! | `serve.rs`, `state_relay.rs`, `unread.rs` | a checker: a fork of the spawner |
 
 mod client;
 mod closing;
+mod notice;
 mod packet;
 mod serve;
+mod share;
 mod spawner;
 mod state_relay;
 mod turns;

@@ -32,10 +32,28 @@ pub(in crate::vhost_user) struct Received {
     pub(in crate::vhost_user) refused: Vec<Kind>,
 }
 
-/// A request to receive up to `most` bytes from the stream whose descriptor comes with it.
+/// What is asked of the checker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum What {
+    /// To receive up to `most` bytes from the stream whose descriptor comes with the request.
+    Receive,
+    /// To close the socket that comes with it. Sent twice: with the socket, which the checker keeps; and without, once the
+    /// daemon has closed its own copy.
+    Close,
+    /// The same, with an answer: a pidfd of the process that closes.
+    CloseAwaited,
+    /// How many checkers are at their end with what the disk's front-ends have sent. The spawner answers.
+    Count,
+}
+
+/// A request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Request {
     pub(super) number: u64,
+    /// Whose front-ends it is about.
+    pub(super) disk: u64,
+    pub(super) what: What,
     /// The message's request number, if its header is known.
     pub(super) code: u32,
     pub(super) most: u32,
@@ -45,41 +63,39 @@ pub(super) struct Request {
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) number: u64,
+    /// The process that answers serves nobody any more: it is about to close what it has.
+    pub(super) retires: bool,
     pub(super) outcome: io::Result<Received>,
 }
 
-/// The number of requests to close a socket; those to receive have others.
-pub(super) const CLOSE: u64 = 0;
+impl Received {
+    /// An answer that is no message.
+    pub(super) const fn of(bytes: Vec<u8>, files: Vec<OwnedFd>) -> Self {
+        Self { bytes, files, refused: Vec::new() }
+    }
+}
 
-/// Whether the daemon waits until the socket is closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum IsAwaited {
-    No,
-    Yes,
+impl What {
+    const fn of(byte: u8) -> Option<Self> {
+        Some(match byte {
+            0 => Self::Receive,
+            1 => Self::Close,
+            2 => Self::CloseAwaited,
+            3 => Self::Count,
+            _ => return None,
+        })
+    }
 }
 
 impl Request {
-    /// Sent twice: with the socket, which the checker keeps; and without, once the daemon has closed its own copy.
-    pub(super) const fn close(is_awaited: IsAwaited) -> Self {
-        Self { number: CLOSE, code: matches!(is_awaited, IsAwaited::Yes) as u32, most: 0 }
-    }
-
-    pub(super) const fn is_close(&self) -> bool {
-        self.number == CLOSE
-    }
-
-    /// Of a request to close: whether there is an answer, which comes with a pidfd of the process that closes.
-    pub(super) const fn is_awaited(&self) -> bool {
-        self.code != 0
-    }
-
     pub(super) fn bytes(&self) -> Vec<u8> {
-        let Self { number, code, most } = self;
-        [&number.to_ne_bytes()[..], &code.to_ne_bytes(), &most.to_ne_bytes()].concat()
+        let Self { number, disk, what, code, most } = self;
+        let (number, disk) = (number.to_ne_bytes(), disk.to_ne_bytes());
+        [&number[..], &disk, &[*what as u8], &code.to_ne_bytes(), &most.to_ne_bytes()].concat()
     }
 
-    pub(super) fn send(&self, to: &OwnedFd, stream: BorrowedFd<'_>) -> io::Result<()> {
-        send(to, &self.bytes(), &[stream])
+    pub(super) fn send(&self, to: &OwnedFd, stream: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        send(to, &self.bytes(), stream.as_slice())
     }
 
     /// The next request, and the descriptor that came with it; none when the daemon is gone.
@@ -88,6 +104,8 @@ impl Request {
         let mut rest = bytes.as_slice();
         let request = Self {
             number: u64::from_ne_bytes(take(&mut rest)?),
+            disk: u64::from_ne_bytes(take(&mut rest)?),
+            what: What::of(u8::from_ne_bytes(take(&mut rest)?))?,
             code: u32::from_ne_bytes(take(&mut rest)?),
             most: u32::from_ne_bytes(take(&mut rest)?),
         };
@@ -97,7 +115,7 @@ impl Request {
 
 impl Answer {
     pub(super) fn send(&self, to: BorrowedFd<'_>) -> io::Result<()> {
-        let number = self.number.to_ne_bytes();
+        let number = [&self.number.to_ne_bytes()[..], &[u8::from(self.retires)]].concat();
         let received = match &self.outcome {
             Ok(received) => received,
             Err(error) => {
@@ -116,7 +134,7 @@ impl Answer {
         let files: Vec<_> = received.files.iter().map(|file| file.as_fd()).collect();
         match send(to, &bytes, &files) {
             // Whoever asked must have some answer, or takes the next one for it.
-            Err(error) if !files.is_empty() => Self { number: self.number, outcome: Err(error) }.send(to),
+            Err(error) if !files.is_empty() => Self { outcome: Err(error), ..*self }.send(to),
             sent => sent,
         }
     }
@@ -132,9 +150,11 @@ impl Answer {
     fn decode(bytes: &[u8], files: Vec<OwnedFd>) -> Option<Self> {
         let mut rest = bytes;
         let number = u64::from_ne_bytes(take(&mut rest)?);
+        let retires = take(&mut rest)? != [0];
         let error = i32::from_ne_bytes(take(&mut rest)?);
         if error != 0 {
-            return Some(Self { number, outcome: Err(io::Error::from_raw_os_error(error)) });
+            let outcome = Err(io::Error::from_raw_os_error(error));
+            return Some(Self { number, retires, outcome });
         }
         let mut refused = Vec::new();
         for _ in 0..u32::from_ne_bytes(take(&mut rest)?) {
@@ -142,11 +162,12 @@ impl Answer {
             let words = rest.split_off(..len)?;
             refused.push(Kind::Other(String::from_utf8_lossy(words).into_owned()));
         }
-        Some(Self { number, outcome: Ok(Received { bytes: rest.to_owned(), files, refused }) })
+        let outcome = Ok(Received { bytes: rest.to_owned(), files, refused });
+        Some(Self { number, retires, outcome })
     }
 }
 
-fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+pub(super) fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
     rest.split_off(..N)?.try_into().ok()
 }
 

@@ -8,10 +8,10 @@ use rustix::net::{RecvFlags, sockopt};
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use vhost::vhost_user::message::FrontendReq;
 
-use super::packet::{self, Answer, Received, Request, pair};
+use super::notice::{IsOver, Notice};
+use super::packet::{self, Answer, Received, Request, What, pair};
 use super::state_relay;
 use super::unread::{hang_up, hang_up_on_nested, is_silenced};
-use crate::limits::bounds::MAX_KEPT_DESCRIPTORS;
 use crate::vhost_user::descriptor::Kind;
 
 /// What was received, and what is to be done with descriptors that are not passed on.
@@ -24,82 +24,84 @@ struct Checked {
     state: Option<(ManuallyDrop<OwnedFd>, OwnedFd)>,
 }
 
-/// Serves requests until it has a descriptor that may block whoever closes it, or the daemon is gone. `retires` tells the
-/// spawner to fork another. With `keeps` it goes on with up to [`MAX_KEPT_DESCRIPTORS`] of them, since too many processes
-/// are still at their end.
-pub(super) fn serve(orders: &OwnedFd, retires: &OwnedFd, keeps: bool) {
-    let (mut kept, most_kept) = (0_usize, if keeps { MAX_KEPT_DESCRIPTORS } else { 0 });
+/// Serves requests until it has a descriptor that may block whoever closes it, or the daemon is gone. `notices` go to the
+/// spawner.
+pub(super) fn serve(orders: &OwnedFd, notices: &OwnedFd) {
     while let Some((request, stream)) = Request::receive(orders.as_fd()) {
-        let Some(stream) = stream else { continue };
-        if request.is_close() {
-            // The second half of the request: the daemon has closed its copy by now. Fails only when the daemon is gone.
-            let _ = Request::receive(orders.as_fd());
-            kept = kept.saturating_add(1);
-            let stream = ManuallyDrop::new(stream);
-            // Ignored here and below: where the daemon is gone nobody needs an answer, and `receive` ends the loop.
-            if request.is_awaited() {
-                // Fails only when the daemon is gone.
-                let _ =
-                    Answer { number: request.number, outcome: closer(kept > most_kept) }.send(orders.as_fd());
+        let is_over = match (request.what, stream) {
+            (What::Receive, Some(stream)) => receive(&request, stream, orders, notices),
+            (What::Close | What::CloseAwaited, Some(socket)) => {
+                close(&request, socket, orders, notices);
+                IsOver::Yes
             }
-            if kept > most_kept {
-                retire(retires);
-                // A listener may be others' as well.
-                if sockopt::socket_acceptconn(&*stream) == Ok(false) {
-                    hang_up_on_nested(vec![stream]);
-                }
-                return;
+            (What::Count, _) => {
+                Notice::of(request, IsOver::No).send(notices);
+                IsOver::No
             }
-            continue;
-        }
-        let most = usize::try_from(request.most).unwrap_or(usize::MAX);
-        let (outcome, rest, state) = match packet::receive(stream.as_fd(), most, RecvFlags::DONTWAIT) {
-            Ok((bytes, files)) => {
-                let Checked { received, rest, state } = check(request.code, bytes, files, keeps);
-                (Ok(received), rest, state)
-            }
-            Err(error) => (Err(error), Vec::new(), None),
+            (_, None) => IsOver::No,
         };
-        drop(stream);
-        // Fails only when the daemon is gone.
-        let _ = Answer { number: request.number, outcome }.send(orders.as_fd());
-        kept = kept.saturating_add(rest.len());
-        hang_up(&rest);
-        if kept > most_kept || state.is_some() {
-            // Requests from now on are for the next checker.
-            retire(retires);
-            hang_up_on_nested(rest);
-            if let Some((file, relay)) = state {
-                state_relay::transfer(&file, &relay);
-                hang_up_on_nested(vec![file]);
-            }
+        if is_over == IsOver::Yes {
             return;
         }
     }
 }
 
-/// Has the spawner fork another checker.
-fn retire(retires: &OwnedFd) {
-    // Fails only when the spawner is gone.
-    let _ = rustix::io::write(retires, &[0]);
+/// Receives what waits in a stream. Whether descriptors came with it that are not passed on: requests from now on are for the
+/// next checker then, and this one ends.
+fn receive(request: &Request, stream: OwnedFd, orders: &OwnedFd, notices: &OwnedFd) -> IsOver {
+    let most = usize::try_from(request.most).unwrap_or(usize::MAX);
+    let (outcome, rest, state) = match packet::receive(stream.as_fd(), most, RecvFlags::DONTWAIT) {
+        Ok((bytes, files)) => {
+            let Checked { received, rest, state } = check(request.code, bytes, files);
+            (Ok(received), rest, state)
+        }
+        Err(error) => (Err(error), Vec::new(), None),
+    };
+    drop(stream);
+    let retires = !rest.is_empty() || state.is_some();
+    // Fails only when the daemon is gone: then nobody needs an answer, and the next request ends the loop.
+    let _ = Answer { number: request.number, retires, outcome }.send(orders.as_fd());
+    if !retires {
+        return IsOver::No;
+    }
+    hang_up(&rest);
+    Notice::of(*request, IsOver::Yes).send(notices);
+    hang_up_on_nested(rest);
+    if let Some((file, relay)) = state {
+        state_relay::transfer(&file, &relay);
+        hang_up_on_nested(vec![file]);
+    }
+    IsOver::Yes
 }
 
-/// A pidfd of this process, which closes at its end what it keeps; none if it goes on: nobody is to wait for it then.
-fn closer(ends: bool) -> io::Result<Received> {
-    let files = if ends { vec![pidfd_open(getpid(), PidfdFlags::empty())?] } else { Vec::new() };
-    Ok(Received { bytes: Vec::new(), files, refused: Vec::new() })
+/// Closes a socket, at the end of this process.
+fn close(request: &Request, socket: OwnedFd, orders: &OwnedFd, notices: &OwnedFd) {
+    // The second half of the request: the daemon has closed its copy by now. Fails only when the daemon is gone.
+    let _ = Request::receive(orders.as_fd());
+    let socket = ManuallyDrop::new(socket);
+    if request.what == What::CloseAwaited {
+        let process = pidfd_open(getpid(), PidfdFlags::empty()).map_err(io::Error::from);
+        let outcome = process.map(|process| Received::of(Vec::new(), vec![process]));
+        // As above.
+        let _ = Answer { number: request.number, retires: true, outcome }.send(orders.as_fd());
+    }
+    Notice::of(*request, IsOver::Yes).send(notices);
+    // A listener may be others' as well.
+    if sockopt::socket_acceptconn(&*socket) == Ok(false) {
+        hang_up_on_nested(vec![socket]);
+    }
 }
 
-fn check(code: u32, bytes: Vec<u8>, files: Vec<OwnedFd>, keeps: bool) -> Checked {
+fn check(code: u32, bytes: Vec<u8>, files: Vec<OwnedFd>) -> Checked {
     let is_one = files.len() == 1;
     let is_state = FrontendReq::try_from(code) == Ok(FrontendReq::SET_DEVICE_STATE_FD);
-    let received = Received { bytes, files: Vec::new(), refused: Vec::new() };
+    let received = Received::of(bytes, Vec::new());
     let mut checked = Checked { received, rest: Vec::new(), state: None };
     for file in files {
         let kind = Kind::of(file.as_fd());
         let Checked { received, rest, state } = &mut checked;
         if is_state && is_one && kind.is_stream() {
-            match relay(keeps) {
+            match pair() {
                 Ok((relay, passed)) => {
                     received.files.push(passed);
                     *state = Some((ManuallyDrop::new(file), relay));
@@ -122,11 +124,4 @@ fn check(code: u32, bytes: Vec<u8>, files: Vec<OwnedFd>, keeps: bool) -> Checked
         }
     }
     checked
-}
-
-fn relay(keeps: bool) -> io::Result<(OwnedFd, OwnedFd)> {
-    if keeps {
-        return Err(io::Error::other("too many descriptors of others do not close"));
-    }
-    pair()
 }

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::Pid;
 
+use super::notice::{IsOver, Notice};
+use super::packet::{Answer, Received};
 use super::serve;
-use crate::limits::bounds::MAX_RETIRED_CHECKERS;
 use crate::sandbox::ThreadKind;
 use crate::sandbox::process::{self, DiesWithParent};
 use crate::vhost_user::descriptor::mounts;
@@ -19,57 +21,109 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// The longest pause: whoever waits for a checker gives up later.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
+/// Why a checker serves no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    /// It closes what a disk's front-ends have sent.
+    Retired(u64),
+    Died,
+    /// It did not answer; or the daemon is gone.
+    Asked,
+}
+
+/// What the daemon wants of the spawner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    None,
+    /// Another checker: the one that there is does not answer to what front-ends of this disk have sent.
+    Replace(u64),
+    /// The daemon is gone (the socket's other end is closed).
+    End,
+}
+
 /// Forks a checker whenever the one before has retired, until the daemon is gone.
 pub(super) fn run(orders: &OwnedFd, control: &UnixStream) {
-    let (mut made, mut ended) = (0_usize, 0_usize);
+    // Checkers at their end, each with its disk.
+    let mut retired = Vec::new();
     let mut pause = PAUSE;
     loop {
-        ended = ended.saturating_add(process::reap());
-        let keeps = made.saturating_sub(ended) >= MAX_RETIRED_CHECKERS;
-        let Ok((retired, retires)) = pipe_with(PipeFlags::CLOEXEC) else { return };
-        let own = [orders.as_fd(), retires.as_fd()];
+        forget_ended(&mut retired);
+        let Ok((noticed, notices)) = pipe_with(PipeFlags::CLOEXEC) else { return };
+        let own = [orders.as_fd(), notices.as_fd()];
         let given: Vec<_> = own.into_iter().chain(mounts().map(|mounts| mounts.as_fd())).collect();
         let Ok(checker) = process::fork(Some(ThreadKind::Checker), &given, DiesWithParent::Yes, || {
-            serve::serve(orders, &retires, keeps)
+            serve::serve(orders, &notices);
         }) else {
-            if is_over(control, Some(PAUSE)) {
+            if order(control, Some(PAUSE)) == Order::End {
                 return;
             }
             continue;
         };
-        made = made.saturating_add(1);
-        drop(retires);
-        let mut waits = [PollFd::new(&retired, PollFlags::IN), PollFd::new(control, PollFlags::IN)];
-        while poll(&mut waits, None).is_err() {}
-        let [_, asked] = waits;
-        if !asked.revents().is_empty() {
-            process::kill(checker);
-            if is_over(control, None) {
-                return;
+        drop(notices);
+        match watch(&noticed, control, orders, &mut retired) {
+            Reason::Retired(disk) => {
+                retired.push((checker, disk));
+                pause = PAUSE;
             }
-        } else if has_retired(&retired) {
-            pause = PAUSE;
-        } else {
-            // It has died. What kills them all, such as a lack of memory, is not to be made worse.
-            if is_over(control, Some(pause)) {
-                return;
+            Reason::Asked => {
+                process::kill(checker);
+                match order(control, None) {
+                    Order::End => return,
+                    Order::Replace(disk) => retired.push((checker, disk)),
+                    Order::None => {}
+                }
             }
-            pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
+            Reason::Died => {
+                // What kills them all, such as a lack of memory, is not to be made worse.
+                if order(control, Some(pause)) == Order::End {
+                    return;
+                }
+                pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
+            }
         }
     }
 }
 
-/// Whether the checker that has the other end has said that it retires.
-fn has_retired(retired: &OwnedFd) -> bool {
-    matches!(rustix::io::read(retired, &mut [0_u8]), Ok(1..))
+/// Waits until a checker serves no more, and answers meanwhile how many are at their end.
+fn watch(noticed: &OwnedFd, control: &UnixStream, orders: &OwnedFd, retired: &mut Vec<(Pid, u64)>) -> Reason {
+    loop {
+        let mut waits = [PollFd::new(noticed, PollFlags::IN), PollFd::new(control, PollFlags::IN)];
+        while poll(&mut waits, None).is_err() {}
+        let [_, asked] = waits;
+        if !asked.revents().is_empty() {
+            return Reason::Asked;
+        }
+        match Notice::receive(noticed) {
+            None => return Reason::Died,
+            Some(Notice { is_over: IsOver::Yes, disk, .. }) => return Reason::Retired(disk),
+            Some(Notice { is_over: IsOver::No, disk, number }) => {
+                forget_ended(retired);
+                let count = retired.iter().filter(|(_, of)| *of == disk).count();
+                let outcome = Ok(Received::of(count.to_ne_bytes().to_vec(), Vec::new()));
+                // Fails only when the daemon is gone.
+                let _ = Answer { number, retires: false, outcome }.send(orders.as_fd());
+            }
+        }
+    }
 }
 
-/// Whether the daemon is gone (the socket's other end is closed). A byte from it asks for another checker.
-fn is_over(control: &UnixStream, patience: Option<Duration>) -> bool {
+/// Those that are at their end still have something to close.
+fn forget_ended(retired: &mut Vec<(Pid, u64)>) {
+    while let Some(ended) = process::reap() {
+        retired.retain(|(checker, _)| *checker != ended);
+    }
+}
+
+/// What the daemon wants, if it wants anything by then.
+fn order(control: &UnixStream, patience: Option<Duration>) -> Order {
     let mut asked = [PollFd::new(control, PollFlags::IN)];
     let patience = patience.map(|it| Timespec::try_from(it).unwrap_or_default());
+    let mut bytes = [0; 8];
     match poll(&mut asked, patience.as_ref()) {
-        Ok(0) | Err(_) => false,
-        Ok(_) => !matches!(rustix::io::read(control, &mut [0_u8; 64]), Ok(1..)),
+        Ok(0) | Err(_) => Order::None,
+        Ok(_) => match rustix::io::read(control, &mut bytes) {
+            Ok(1..) => Order::Replace(u64::from_ne_bytes(bytes)),
+            _ => Order::End,
+        },
     }
 }

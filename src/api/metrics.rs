@@ -49,7 +49,7 @@ const fn labelled(
 }
 
 /// All metrics there are, in the order in which they are written.
-pub(crate) const FAMILIES: [Family; 30] = [
+pub(crate) const FAMILIES: [Family; 31] = [
     Family {
         name: "build_info",
         help: "1; the version of the program is the label `version`.",
@@ -87,6 +87,11 @@ pub(crate) const FAMILIES: [Family; 30] = [
         "refused_descriptors_total",
         "Descriptors of front-ends that were refused for what they are, or for what waits in them.",
         |disk| number(disk.refused_descriptors),
+    ),
+    counter(
+        "slow_calls_total",
+        "Calls of drivers that held up others: very many wait for a front-end's call descriptor. A thread of the disk's own makes the next.",
+        |disk| number(disk.slow_calls),
     ),
     counter(
         "budget_refusals_total",
@@ -275,6 +280,7 @@ mod tests {
             budget_refusals: 3,
             refused_connections: 4,
             refused_descriptors: 6,
+            slow_calls: 8,
             populated_zero_bytes: 8192,
             requests_in_flight: 5,
             oldest_request: std::time::Duration::from_millis(1500),
@@ -293,6 +299,7 @@ mod tests {
             r#"vhost_user_pmem_budget_refusals_total{disk="a \"b\" \\"} 3"#,
             r#"vhost_user_pmem_refused_connections_total{disk="a \"b\" \\"} 4"#,
             r#"vhost_user_pmem_refused_descriptors_total{disk="a \"b\" \\"} 6"#,
+            r#"vhost_user_pmem_slow_calls_total{disk="a \"b\" \\"} 8"#,
             r#"vhost_user_pmem_bad_bytes{disk="a \"b\" \\"} 20480"#,
             r#"vhost_user_pmem_huge_page_bytes{disk="a \"b\" \\"} 2097152"#,
             r#"vhost_user_pmem_media_written_bytes_total{disk="a \"b\" \\"} 12288"#,

@@ -126,6 +126,12 @@ pub const MAX_RETIRED_CHECKERS: usize = 64;
 /// How long a message with descriptors waits until one of them has ended.
 pub const RETIRED_CHECKERS_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What a call of a driver may take of the caller's processor: most take less than a microsecond.
+pub const SLOW_CALL: Duration = Duration::from_millis(1);
+
+/// How long a thread of the disk's own calls its drivers after the last call that took more.
+pub const SLOW_CALLS_MEMORY: Duration = Duration::from_secs(600);
+
 /// Guest memory of all front-ends: half of what a process can address (47 bits on x86-64); disks are mapped, too.
 pub const MAX_GUEST_MEMORY_BYTES: u64 = 64 << 40;
 

@@ -208,6 +208,12 @@ fn of_connections() -> Vec<Bound> {
             "the connection is closed, and the process replaced; while too many of a disk close, who connects to it waits, and so does a message with descriptors, whose connection is closed in the end",
             Some("budget_refusals_total"),
         ),
+        row(
+            "time that a call of a driver takes, as all wake who wait for its descriptor",
+            format!("{}; {}", time(SLOW_CALL), time(SLOW_CALLS_MEMORY)),
+            "a thread of the disk's own calls its drivers, until none has taken that long for that time",
+            Some("slow_calls_total"),
+        ),
     ]
 }
 

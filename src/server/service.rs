@@ -10,7 +10,7 @@ use crate::vhost_user::{
     ConfigRecord, DescriptorChecker, DiskSocket, FrontEnds, SessionContext, WriterLock, is_postcopy_possible,
 };
 use crate::virtio::blk::{Counters, Device};
-use crate::worker::{Cpus, Polling, Pool};
+use crate::worker::{Calls, Cpus, Polling, Pool};
 
 /// A disk of any kind and the socket its front-ends connect to: what an embedder serves.
 #[derive(Debug)]
@@ -40,6 +40,7 @@ impl<D: Disk> Service<D> {
         let Self { device, lock, socket, cpus, postcopy, config_record } = self;
         let is_exclusive = !device.disk().geometry().read_only;
         let log_limit = device.log_limit().clone();
+        let calls = Calls::of(device.identity().name.clone(), log_limit.clone());
         let device = Arc::new(device);
         let disk = Arc::clone(&device);
         let writer_lock = WriterLock::new(is_exclusive, lock, move || disk.disk().forget_cached());
@@ -53,6 +54,7 @@ impl<D: Disk> Service<D> {
             is_in_postcopy: Arc::default(),
             config_record: is_exclusive.then(|| Arc::new(config_record)),
             checker,
+            calls,
             budget,
             front_ends: FrontEnds::default(),
             log_limit,

@@ -147,8 +147,8 @@ impl<D: Disk> MessageHandler<D> {
         Ok(())
     }
 
-    fn notifier(index: u8, what: &'static str, file: Option<File>) -> Result<Option<Arc<Notifier>>> {
-        let notifier = file.map(Notifier::new).transpose();
+    fn notifier(&self, index: u8, what: &'static str, file: Option<File>) -> Result<Option<Arc<Notifier>>> {
+        let notifier = file.map(|file| Notifier::new(file, self.0.context.calls.clone())).transpose();
         let notifier = notifier.map_err(|error| SessionError::Descriptor(u32::from(index), what, error))?;
         Ok(notifier.map(Arc::new))
     }
@@ -264,7 +264,7 @@ impl<D: Disk> VhostUserBackendReqHandler for MessageHandler<D> {
     }
 
     fn set_vring_call(&self, index: u8, fd: Option<File>) -> Result<()> {
-        let call = Self::notifier(index, "call", fd)?;
+        let call = self.notifier(index, "call", fd)?;
         self.take_for_ring(u32::from(index))?;
         let first = call.clone();
         self.0.rings.change(u32::from(index), |vring| vring.call = call)?;
@@ -276,7 +276,7 @@ impl<D: Disk> VhostUserBackendReqHandler for MessageHandler<D> {
     }
 
     fn set_vring_err(&self, index: u8, fd: Option<File>) -> Result<()> {
-        let err = Self::notifier(index, "err", fd)?;
+        let err = self.notifier(index, "err", fd)?;
         self.take_for_ring(u32::from(index))?;
         Ok(self.0.rings.change(u32::from(index), |vring| vring.err = err)?)
     }

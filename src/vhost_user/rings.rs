@@ -384,6 +384,7 @@ mod tests {
             is_in_postcopy: Arc::default(),
             config_record: None,
             checker: DescriptorChecker::start().unwrap(),
+            calls: Arc::default(),
             budget: Budget::of_process(1).add(),
             front_ends: FrontEnds::default(),
         })

@@ -54,6 +54,7 @@
 
 mod aio;
 mod any_ring;
+mod calls;
 mod cpus;
 mod direct;
 mod entry;
@@ -69,10 +70,12 @@ mod relief;
 mod report;
 mod ring;
 mod run;
+mod target;
 #[cfg(test)]
 mod tests;
 
 pub use any_ring::AnyRing;
+pub use calls::Calls;
 pub use cpus::{Cpus, NotCpus};
 pub use mailbox::RingCount;
 pub use notifier::Notifier;

@@ -15,10 +15,10 @@ use crate::common::frontend::settle;
 use crate::common::frontend::wire::Verdict;
 use crate::common::{is_readable, wait_for, wait_readable};
 
-const RING: [u8; 8] = [0; 8];
+pub(super) const RING: [u8; 8] = [0; 8];
 
 /// A request is done, whoever is told of it.
-fn run_untold(ring: &mut Ring) {
+pub(super) fn run_untold(ring: &mut Ring) {
     let request = Request::read(0, 4096);
     ring.submit(&request);
     ring.kick.signal();

@@ -13,6 +13,7 @@ mod linger;
 mod own_end;
 mod share;
 mod state;
+mod watched;
 
 use std::os::fd::OwnedFd;
 

@@ -148,7 +148,7 @@ impl Machine {
             device: Arc::new(Device::new(disk, identity, 1)),
             cache: Arc::new(self.cache()),
             kick: Arc::new(File::open("/dev/null").unwrap()),
-            call: Some(Arc::new(Notifier::new(self.call.try_clone().unwrap()).unwrap())),
+            call: Some(Arc::new(Notifier::new(self.call.try_clone().unwrap(), Arc::default()).unwrap())),
             err: None,
             connection: None,
         };

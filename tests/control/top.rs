@@ -262,3 +262,15 @@ fn a_terminal_is_left_as_it_was_on_each_way_out() {
     terminal.wait_for("cannot move its cursor; use --once");
     terminal.wait_for("ended 2\nicanon");
 }
+
+#[test]
+fn it_ends_with_its_terminal() {
+    let host = Host::new(Place::Tmpfs);
+    let Some(terminal) = Terminal::start((80, 24), &shown(&host)) else { return };
+    terminal.wait_for("stays");
+    let process = terminal.process();
+    drop(terminal);
+    let stat = format!("/proc/{process}/stat");
+    let is_over = || std::fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z"));
+    wait_for("it ends", || is_over().then_some(()));
+}

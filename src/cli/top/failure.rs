@@ -5,7 +5,7 @@ use std::io;
 /// Why there is no live view.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::cli) enum TopError {
-    #[error("standard output is no terminal; use --once for one table, or --json")]
+    #[error("standard input or output is no terminal; use --once for one table, or --json")]
     NotATerminal,
     #[error(
         "the terminal is {0:?} (TERM), which cannot move its cursor; use --once for one table, or --json"

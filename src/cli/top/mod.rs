@@ -100,7 +100,7 @@ pub(super) fn run(args: TopArgs) -> Result<(), Failure> {
 }
 
 fn check_terminal() -> Result<(), TopError> {
-    if !io::stdout().is_terminal() {
+    if !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
         return Err(TopError::NotATerminal);
     }
     let term = std::env::var("TERM").unwrap_or_default();

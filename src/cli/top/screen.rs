@@ -18,8 +18,10 @@ use ratatui_core::buffer::Cell;
 use ratatui_core::layout::{Position, Size};
 use ratatui_core::style::{Color, Modifier};
 use ratatui_core::terminal::Terminal;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::flag;
+use signal_hook::{flag, low_level};
 
 use super::draw::{Scene, draw};
 use super::rates::{Picture, picture};
@@ -47,6 +49,7 @@ pub(super) fn run(source: Source, interval: Duration, view: View) -> io::Result<
     let news = follow(source, interval)?;
     let is_coloured = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let entered = Entered::new()?;
+    end_with_the_terminal()?;
     let mut terminal = Terminal::new(Screen(BufWriter::new(io::stdout())))?;
     let mut watched = Watched::new(view);
     while !is_over.load(Ordering::Relaxed) {
@@ -63,6 +66,19 @@ pub(super) fn run(source: Source, interval: Duration, view: View) -> io::Result<
         }
     }
     drop(entered);
+    Ok(())
+}
+
+/// Ends the process once its terminal is gone, on a thread that ends with it: the first one may be in `event::poll`, which then reads
+/// again and again and does not return (crossterm 0.29).
+fn end_with_the_terminal() -> io::Result<()> {
+    thread::spawn_before_sandbox("terminal", || {
+        let input = io::stdin();
+        // Without an event that is asked for, a hang-up is all there is to wait for.
+        while poll(&mut [PollFd::new(&input, PollFlags::empty())], None) == Err(Errno::INTR) {}
+        // Ignored: there is nobody left to tell.
+        let _ = low_level::emulate_default_handler(SIGHUP);
+    })?;
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::net::sockopt::socket_peercred;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use serde_json::Value;
 
 use super::printable::{printable, printable_lines};
@@ -69,7 +69,8 @@ impl Client<'_> {
         patience: Option<Duration>,
     ) -> Result<(Value, Option<i32>), CtlError> {
         let stream = self.send(method, path, body, patience)?;
-        let process = socket_peercred(&stream).ok().map(|peer| peer.pid.as_raw_nonzero().get());
+        // 0 is a process that has no number here (another PID namespace).
+        let process = getsockopt(&stream, PeerCredentials).ok().map(|peer| peer.pid()).filter(|pid| *pid > 0);
         let mut received = Vec::new();
         let read = (&stream).take(MAX_ANSWER_BYTES).read_to_end(&mut received);
         if received.is_empty() {

@@ -95,6 +95,21 @@ fn a_user_that_is_not_listed_is_refused_and_counted() {
     daemon.stop();
 }
 
+/// A daemon in a container, and front-ends outside of it: their processes have no numbers there (SO_PEERCRED says 0), but users.
+#[test]
+fn a_listed_user_of_another_pid_namespace_is_let_in() {
+    if !is_root() {
+        return;
+    }
+    let keys = format!(",socket-mode=0666,allow-uid={USER}");
+    let daemon = setup(&keys).through(&["unshare", "--pid", "--fork", "--kill-child"]).start();
+    drop(assert_served(connect_as(&daemon.socket(0), USER, GROUP).unwrap()));
+    let stranger = connect_as(&daemon.socket(0), USER + 1, GROUP).unwrap();
+    daemon.wait_for_log(&format!("a process of user {}, which is not in allow-uid=", USER + 1));
+    crate::common::wait_for("it is hung up on", || is_closed(&stranger).then_some(()));
+    daemon.kill();
+}
+
 #[test]
 fn an_image_that_is_created_is_its_owners_alone() {
     let daemon = setup("").through(&["sh", "-c", "umask 0; exec \"$0\" \"$@\""]).start();

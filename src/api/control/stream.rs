@@ -3,7 +3,6 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::os::fd::AsFd as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -27,7 +26,7 @@ impl Stream {
 
     /// The user at the other end, as it was when it connected.
     pub(super) fn uid(&self) -> Option<u32> {
-        rustix::net::sockopt::socket_peercred(self.0.as_fd()).ok().map(|peer| peer.uid.as_raw())
+        self.0.peer_cred().ok().map(|peer| peer.uid())
     }
 
     /// Whether the other end is closed. One that only says nothing more is not.

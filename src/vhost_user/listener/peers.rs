@@ -3,7 +3,7 @@
 use std::fmt;
 use std::os::fd::AsFd;
 
-use rustix::net::sockopt::socket_peercred;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 /// The users whose processes may connect (`SO_PEERCRED`); by default there is no such list.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -42,7 +42,7 @@ impl AllowedUsers {
     /// It may not connect.
     pub fn check(&self, connection: impl AsFd) -> Result<(), Stranger> {
         let Some(allowed) = &self.0 else { return Ok(()) };
-        let uid = socket_peercred(connection).ok().map(|peer| peer.uid.as_raw());
+        let uid = getsockopt(&connection, PeerCredentials).ok().map(|peer| peer.uid());
         if uid.is_some_and(|uid| allowed.contains(&uid)) { Ok(()) } else { Err(Stranger { uid }) }
     }
 }

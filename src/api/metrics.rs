@@ -182,6 +182,16 @@ pub(crate) const FAMILIES: [Family; 31] = [
         "How long the oldest of these has been waiting for media, or the start of a queue or a look at the size: since then a disk hangs, if it grows.",
         |disk| Some(disk.oldest_request.as_secs_f64()),
     ),
+    Family {
+        kind: "histogram",
+        ..labelled(
+            "request_seconds",
+            "How long requests took, from when they were taken from their queue until they were shown as done, by `operation`. Borders are \
+             powers of two, from 256 ns to 8.6 s. Of disks in memory, one turn in 61 of a queue is timed and stands for the others: \
+             the count is an estimate.",
+            latency,
+        )
+    },
     counter("failures_total", "Requests that were answered with an error.", |disk| {
         number(disk.counters.failures)
     }),
@@ -205,6 +215,24 @@ fn region_info(disk: &DiskStats, out: &mut Writer<'_>) {
             ("numa_node", &node),
         ];
         out.sample(&labels, 1.0);
+    }
+}
+
+/// Histograms of a disk.
+fn latency(disk: &DiskStats, out: &mut Writer<'_>) {
+    for (what, counts) in &disk.latency {
+        let operation = what.name();
+        for (border, count) in counts.borders() {
+            let labels: [(_, &dyn Display); 3] =
+                [("disk", &disk.name), ("operation", &operation), ("le", &border)];
+            out.part("_bucket", &labels, count as f64);
+        }
+        let labels: [(_, &dyn Display); 3] =
+            [("disk", &disk.name), ("operation", &operation), ("le", &"+Inf")];
+        out.part("_bucket", &labels, counts.count() as f64);
+        let labels: [(_, &dyn Display); 2] = [("disk", &disk.name), ("operation", &operation)];
+        out.part("_sum", &labels, counts.sum_seconds());
+        out.part("_count", &labels, counts.count() as f64);
     }
 }
 
@@ -248,11 +276,16 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn sample(&mut self, labels: &[(&str, &dyn Display)], value: f64) {
+        self.part("", labels, value);
+    }
+
+    /// One whose name has an end.
+    fn part(&mut self, end: &str, labels: &[(&str, &dyn Display)], value: f64) {
         let label =
             |(name, value): &(&str, &dyn Display)| format!("{name}=\"{}\"", escaped(&value.to_string()));
         let labels = labels.iter().map(label).collect::<Vec<_>>().join(",");
         // Writing to a string cannot fail.
-        let _ = writeln!(self.text, "vhost_user_pmem_{}{{{labels}}} {value}", self.name);
+        let _ = writeln!(self.text, "vhost_user_pmem_{}{end}{{{labels}}} {value}", self.name);
     }
 }
 
@@ -264,6 +297,14 @@ fn escaped(value: &str) -> String {
 mod tests {
     use super::*;
     use crate::disk::{BackingKind, Durability, Region};
+    use crate::virtio::blk::{Latency, LatencyCounts, Timed};
+
+    fn timed() -> LatencyCounts {
+        let latency = Latency::default();
+        latency.prepare();
+        latency.add(Timed::Write, std::time::Duration::from_nanos(500), 3);
+        latency.counts(Timed::Write)
+    }
 
     fn disk() -> DiskStats {
         DiskStats {
@@ -284,6 +325,7 @@ mod tests {
             populated_zero_bytes: 8192,
             requests_in_flight: 5,
             oldest_request: std::time::Duration::from_millis(1500),
+            latency: vec![(Timed::Write, timed())],
             counters: Counters { media_written_bytes: 4096, ..Counters::default() },
         }
     }
@@ -307,6 +349,10 @@ mod tests {
             r#"vhost_user_pmem_oldest_request_seconds{disk="a \"b\" \\"} 1.5"#,
             r#"vhost_user_pmem_populated_zero_bytes_total{disk="a \"b\" \\"} 8192"#,
             r#"vhost_user_pmem_dirty_shutdowns{disk="a \"b\" \\",region="region3"} 7"#,
+            r#"vhost_user_pmem_request_seconds_bucket{disk="a \"b\" \\",operation="write",le="0.000000256"} 0"#,
+            r#"vhost_user_pmem_request_seconds_bucket{disk="a \"b\" \\",operation="write",le="0.000000512"} 3"#,
+            r#"vhost_user_pmem_request_seconds_bucket{disk="a \"b\" \\",operation="write",le="+Inf"} 3"#,
+            r#"vhost_user_pmem_request_seconds_count{disk="a \"b\" \\",operation="write"} 3"#,
             r#"vhost_user_pmem_bad_block_bytes{disk="a \"b\" \\",offset="16384"} 16384"#,
         ] {
             assert!(text.lines().any(|it| it == line), "no line {line} in:\n{text}");
@@ -318,6 +364,8 @@ mod tests {
         assert!(!text.contains("write_amplification{"), "nothing was written: {text}");
         for sample in text.lines().filter(|line| !line.starts_with('#')) {
             let name = sample.split('{').next().unwrap();
+            let name =
+                ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
             assert_eq!(text.matches(&format!("# TYPE {name} ")).count(), 1, "{name}");
         }
     }

@@ -9,7 +9,7 @@ use super::disks::{Disks, Served};
 use super::open::DiskSummary;
 use crate::disk::{Backing, BackingKind, Disk as _, Durability, Region};
 use crate::limits::bounds::COLLECT_TIMEOUT;
-use crate::virtio::blk::Counters;
+use crate::virtio::blk::{Counters, LatencyCounts, Timed};
 use crate::worker::{Pool, RingReport};
 
 /// What a disk is, has and has done, at one moment.
@@ -51,6 +51,8 @@ pub struct DiskStats {
     pub oldest_request: Duration,
     /// What all its rings have done since the server started.
     pub counters: Counters,
+    /// How long requests took, of each operation that there were some of.
+    pub latency: Vec<(Timed, LatencyCounts)>,
 }
 
 /// Collects what the metrics say of a server's disks (Prometheus calls it a collector). The disks of now stay open for as long
@@ -124,6 +126,7 @@ impl DiskStats {
         let (in_flight, oldest) = context.device.unfinished();
         let oldest = oldest.map(|oldest| oldest.since).into_iter();
         let oldest = oldest.chain(served.waits_for().map(|(_, since)| since)).min();
+        let latencies = Timed::ALL.into_iter().map(|what| (what, context.device.latency().counts(what)));
         Self {
             name: summary.name.clone(),
             kind: summary.kind,
@@ -143,6 +146,7 @@ impl DiskStats {
             requests_in_flight: u64::try_from(in_flight).unwrap_or(u64::MAX),
             oldest_request: oldest.map_or(Duration::ZERO, |since| since.elapsed()),
             counters,
+            latency: latencies.filter(|(_, counts)| counts.count() != 0).collect(),
         }
     }
 }

@@ -103,6 +103,11 @@ impl<D: Disk> AnyRing<D> {
         with_ring!(self, ring => ring.waits_for_media())
     }
 
+    /// As [`Ring::is_timed`].
+    pub(super) fn is_timed(&self) -> bool {
+        with_ring!(self, ring => ring.is_timed())
+    }
+
     /// As [`Ring::arm`].
     #[inline]
     pub fn arm(&mut self) -> bool {

@@ -28,3 +28,9 @@ impl Entry {
         }
     }
 }
+
+/// What may be taken in a turn still.
+pub(super) struct Left {
+    pub(super) requests: u16,
+    pub(super) bytes: i64,
+}

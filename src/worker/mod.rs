@@ -73,6 +73,8 @@ mod run;
 mod target;
 #[cfg(test)]
 mod tests;
+mod timer;
+mod times;
 
 pub use any_ring::AnyRing;
 pub use calls::Calls;

@@ -93,3 +93,13 @@ pub(super) fn warn_of_small_ring<D: Disk>(device: &Device<D>, key: &RingKey, lay
         );
     }
 }
+
+/// What became of the next chain.
+pub(super) enum Popped {
+    /// There is none.
+    Nothing,
+    /// It is done, and was to move so many bytes.
+    Done(u64),
+    /// It is a flush that takes time, or a request that is done in slices.
+    Waits,
+}

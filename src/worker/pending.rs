@@ -9,15 +9,16 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use super::direct::{self, DirectTasks};
-use super::entry::Entry;
+use super::entry::{Entry, Left};
 use super::parts::{MANY_REQUESTS, RingSide, WAKE_UP_REQUESTS};
+use super::times::Times;
 use crate::copy::Segments;
 use crate::disk::{Disk, Ticket};
 use crate::failpoint::{self, Point};
 use crate::limits::bounds::{MAX_PENDING_REQUESTS, MAX_TURN_BYTES, MAX_TURN_REQUESTS};
 use crate::virtio::blk::{
     CacheMode, Completions, Counters, Device, PendingRequest, Predecessors, Progress, RequestTask, Span,
-    Transfer,
+    Timed, Transfer,
 };
 use crate::virtio::queue::{Bounds, Chain, Next, RingError, RingLog, Virtqueue};
 
@@ -47,16 +48,11 @@ struct Side<'a, D: Disk> {
     log: &'a mut Option<Box<RingLog>>,
 }
 
-/// What may be taken in a turn still.
-struct Left {
-    requests: u16,
-    bytes: i64,
-}
-
 /// The requests of a ring that were taken and are not published, in the ring's order.
 #[derive(Debug)]
 pub(super) struct Pending<D: Disk> {
     entries: VecDeque<Entry>,
+    times: Times,
     /// Most of them.
     room: usize,
     /// The number of the first one, counted from the ring's start.
@@ -90,6 +86,7 @@ impl<D: Disk> Pending<D> {
         let room = usize::try_from(ring_size).unwrap_or(usize::MAX).min(usize::from(MAX_PENDING_REQUESTS));
         Box::new(Self {
             entries: VecDeque::with_capacity(room),
+            times: Times::new(room),
             room,
             first: 0,
             has_completed: false,
@@ -214,15 +211,17 @@ impl<D: Disk> Pending<D> {
         mut ring: RingSide<'_, D, Q>,
         waker: &Waker,
     ) -> (bool, Result<bool, RingError>) {
+        self.times.begin_turn();
         let collected = self.collect(&mut ring);
-        let has_more = collected.and_then(|()| self.take(&mut ring));
-        if self.entries.is_empty() {
-            return (std::mem::take(&mut self.has_completed), has_more);
+        let mut has_more = collected.and_then(|()| self.take(&mut ring));
+        if !self.entries.is_empty() {
+            self.begin(ring.device, waker);
+            let flushed = self.flush(&mut ring, waker);
+            self.complete(ring.queue);
+            has_more = flushed.and(has_more);
         }
-        self.begin(ring.device, waker);
-        let flushed = self.flush(&mut ring, waker);
-        self.complete(ring.queue);
-        (std::mem::take(&mut self.has_completed), flushed.and(has_more))
+        self.times.end_turn(ring.device.latency());
+        (std::mem::take(&mut self.has_completed), has_more)
     }
 
     /// Takes nothing more, and what no thread has begun comes back as it is.
@@ -354,10 +353,12 @@ impl<D: Disk> Pending<D> {
                         queue.complete(completion);
                         self.first = self.first.wrapping_add(1);
                         self.has_completed = true;
+                        self.times.done_at_once();
                         continue;
                     }
                     Transfer::Done(completion) => {
                         self.entries.push_back(Entry::Done(completion));
+                        self.times.took(Some(Timed::Read));
                         continue;
                     }
                     Transfer::Lost => return Err(RingError::GuestMemoryLost),
@@ -402,7 +403,7 @@ impl<D: Disk> Pending<D> {
         if let Some(log) = &mut **log {
             log.note(&chain);
         }
-        let mut request = self.free.pop().unwrap_or_default();
+        let (mut request, what) = (self.free.pop().unwrap_or_default(), Timed::of(&chain.header));
         let is_free = |span: &Span| !is_tried && self.is_free(span);
         let before = Predecessors { is_free, are_done: self.is_finished() };
         let answer = device.begin(chain, cache, counters, &mut request, before);
@@ -417,6 +418,7 @@ impl<D: Disk> Pending<D> {
                 self.unbegun = self.unbegun.saturating_add(1);
                 let span = request.span();
                 self.entries.push_back(Entry::Unbegun(request, span));
+                self.times.took(what);
                 return Ok(false);
             }
             Progress::Completed(completion) => Entry::Done(completion),
@@ -424,6 +426,7 @@ impl<D: Disk> Pending<D> {
         };
         self.free.push(request);
         self.entries.push_back(entry);
+        self.times.took(what);
         Ok(true)
     }
 
@@ -490,6 +493,7 @@ impl<D: Disk> Pending<D> {
         while let Some(Entry::Done(_)) = self.entries.front() {
             let Some(Entry::Done(completion)) = self.entries.pop_front() else { break };
             queue.complete(completion);
+            self.times.completed();
             self.first = self.first.wrapping_add(1);
             self.has_completed = true;
         }

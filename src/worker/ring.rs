@@ -10,7 +10,7 @@ use std::task::Waker;
 use super::direct::DirectTasks;
 use super::execute::{Waiting, complete_or_hold, execute};
 use super::notifier::Notifier;
-use super::parts::{MANY_REQUESTS, RingSide, WAKE_UP_REQUESTS, warn_of_small_ring};
+use super::parts::{MANY_REQUESTS, Popped, RingSide, WAKE_UP_REQUESTS, warn_of_small_ring};
 pub use super::parts::{RingKey, RingParts, Served};
 use super::pending::{Pending, Waits};
 use crate::disk::{Disk, Ticket};
@@ -52,16 +52,6 @@ pub struct Ring<D: Disk, Q: Virtqueue = SplitQueue> {
     log_limit: Arc<LogLimit>,
 }
 
-/// What became of the next chain.
-enum Popped {
-    /// There is none.
-    Nothing,
-    /// It is done, and was to move so many bytes.
-    Done(u64),
-    /// It is a flush that takes time, or a request that is done in slices.
-    Waits,
-}
-
 impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     /// Starts a ring where the one before it has stopped.
     ///
@@ -70,6 +60,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     pub fn start(parts: RingParts<D>, log_limit: Arc<LogLimit>) -> Result<Self, RingError> {
         let RingParts { key, layout, memory, device, cache, kick, call, err, connection } = parts;
         let queue = Q::start(&layout, &memory)?;
+        device.latency().prepare();
         if !layout.indirect && layout.size < device.longest_chain().into() {
             warn_of_small_ring(&device, &key, &layout);
         }
@@ -150,6 +141,11 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
                 Waits::Flush(_) => true,
                 Waits::Media(pending) => pending.has_work(&self.device, self.queue.has_available()),
             }
+    }
+
+    /// Whether a turn of it is as long as the requests take that it counts then.
+    pub(super) fn is_timed(&self) -> bool {
+        matches!(self.waits, Waits::Nothing) && !self.sliced.is_in_progress() && self.has_work()
     }
 
     /// Asks the driver to kick when it makes chains available. Returns whether some have come meanwhile, for

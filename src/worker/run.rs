@@ -20,6 +20,7 @@ use super::quick::{Batch, Quick};
 use super::relief::{Post, Relief, Runs};
 use super::report::RingReport;
 use super::ring::{RingKey, Served};
+use super::timer::Timer;
 use crate::disk::Disk;
 
 /// Events taken from the kernel at once.
@@ -98,6 +99,7 @@ pub(super) struct Runner<D: Disk> {
     waker: Waker,
     /// What it is to do itself of its rings' requests, as soon as each ring has had its turn.
     quick: Quick<D>,
+    timer: Timer,
     /// Where its thread leaves it meanwhile.
     post: Arc<Post<Self>>,
 }
@@ -133,6 +135,7 @@ impl<D: Disk> Runner<D> {
             has_just_woken: false,
             waker,
             quick: Quick::default(),
+            timer: Timer::new(),
             post,
         }))
     }
@@ -147,11 +150,32 @@ impl<D: Disk> Runner<D> {
                 }
             }
             if !self.serve_polled() {
-                self.wait();
+                self.rest();
+            } else if self.timer.counts() {
+                self.time();
             } else if self.armed > 0 && !std::mem::take(&mut self.has_just_woken) {
                 self.check_kicks(Instant::now());
             }
         }
+    }
+
+    /// No ring had anything to do.
+    fn rest(&mut self) {
+        if self.timer.is_timing() {
+            return self.timer.stop(&mut self.polled);
+        }
+        self.wait();
+        if self.timer.is_due() {
+            self.time();
+        }
+    }
+
+    /// Has the next turn of a ring timed, or says how long it took.
+    #[cold]
+    #[inline(never)]
+    fn time(&mut self) {
+        let Self { slots, polled, timer, .. } = self;
+        timer.step(polled, |number| slots.get(number).and_then(Option::as_ref).map(|slot| &slot.ring));
     }
 
     /// One batch for each polled ring that has something to do. Returns whether any had.
@@ -307,6 +331,9 @@ impl<D: Disk> Runner<D> {
     #[cold]
     #[inline(never)]
     fn wake_up(mut self: Box<Self>) -> Option<Box<Self>> {
+        if self.timer.is_timing() {
+            self.timer.stop(&mut self.polled);
+        }
         while let Some(batch) = self.quick.next() {
             self = self.leave_for(batch)?;
         }
@@ -391,6 +418,7 @@ impl<D: Disk> Runner<D> {
         // Room for each of them, so that nothing is allocated after this (D7).
         self.polled.push(free);
         self.polled.reserve(self.slots.len().saturating_sub(self.polled.len()));
+        self.timer.make_room(self.slots.len());
         Ok(())
     }
 

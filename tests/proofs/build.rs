@@ -162,7 +162,7 @@ fn main() {
         for file in ["mailbox", "poll", "run"] {
             all += &module(copied.join(format!("worker/{file}.rs")), file);
         }
-        for file in ["any_ring", "quick", "relief", "report", "ring", "model"] {
+        for file in ["any_ring", "quick", "relief", "report", "ring", "timer", "model"] {
             all += &module(proofs.join(format!("worker/{file}.rs")), file);
         }
         all += "}\n";

@@ -9,6 +9,7 @@ mod common;
 mod direct;
 mod ends;
 mod fuse;
+mod latency;
 mod others;
 mod table;
 mod unseen;

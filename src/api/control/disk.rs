@@ -39,7 +39,21 @@ fn state(summary: &DiskSummary, stats: &DiskStats) -> Value {
         "others": counters.others,
         "failures": counters.failures,
         "broken_rings": counters.broken_rings,
+        "latency": latency(stats),
     })
+}
+
+/// The histogram of each operation that was timed: how many requests took at most so many seconds, and at the end, all of them;
+/// and the border that half of them, and 99 % of them, did not exceed.
+fn latency(stats: &DiskStats) -> Object {
+    let shown = stats.latency.iter().map(|(what, counts)| {
+        let (le, mut count): (Vec<_>, Vec<_>) = counts.borders().unzip();
+        count.push(counts.count());
+        let (p50, p99) = (counts.quantile_seconds(0.5), counts.quantile_seconds(0.99));
+        let shown = json!({"le": le, "count": count, "p50_seconds": p50, "p99_seconds": p99});
+        (what.name().to_owned(), shown)
+    });
+    shown.collect()
 }
 
 /// A ring, as it is at this moment.

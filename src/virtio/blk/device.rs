@@ -8,6 +8,7 @@ use super::cache::CacheMode;
 use super::config_space::ConfigSpace;
 use super::counters::Counters;
 use super::features;
+use super::latency::Latency;
 use super::pending::RequestTask;
 use super::request::ErrorStatus;
 use super::units::{Limits, SECTOR_BYTES, SEG_MAX};
@@ -48,6 +49,7 @@ pub struct Device<D: Disk> {
     queues: u16,
     seg_max: u16,
     log_limit: Arc<LogLimit>,
+    latency: Latency,
 }
 
 impl<D: Disk> Device<D> {
@@ -72,6 +74,7 @@ impl<D: Disk> Device<D> {
             queues,
             seg_max: SEG_MAX,
             log_limit,
+            latency: Latency::default(),
         }
     }
 
@@ -89,6 +92,11 @@ impl<D: Disk> Device<D> {
     /// For lines of the log that its guest, its front-ends or its file can cause.
     pub const fn log_limit(&self) -> &Arc<LogLimit> {
         &self.log_limit
+    }
+
+    /// How long its requests take.
+    pub const fn latency(&self) -> &Latency {
+        &self.latency
     }
 
     /// What a request is checked against now.

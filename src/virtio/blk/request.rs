@@ -199,7 +199,7 @@ pub(super) const fn guess_offset(header: &Header) -> Option<u64> {
 
 /// The type of a request.
 #[inline]
-const fn kind(header: &Header) -> u32 {
+pub(super) const fn kind(header: &Header) -> u32 {
     let [first, _] = *header;
     let [t0, t1, t2, t3, ..] = first.to_le_bytes();
     u32::from_le_bytes([t0, t1, t2, t3])

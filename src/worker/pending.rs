@@ -104,7 +104,6 @@ impl<D: Disk> Pending<D> {
         })
     }
 
-    /// Whether it takes no more before some are done.
     pub(super) fn is_full(&self) -> bool {
         self.entries.len() >= self.room || self.is_leaving
     }

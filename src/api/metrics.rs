@@ -49,7 +49,7 @@ const fn labelled(
 }
 
 /// All metrics there are, in the order in which they are written.
-pub(crate) const FAMILIES: [Family; 31] = [
+pub(crate) const FAMILIES: [Family; 32] = [
     Family {
         name: "build_info",
         help: "1; the version of the program is the label `version`.",

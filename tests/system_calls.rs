@@ -60,12 +60,15 @@ fn requests_take_no_system_call_but_those_of_kick_and_call() {
         });
         // Attaching interrupts a call that sleeps.
         others.remove("restart_syscall");
+        // A call of the driver that seems slow, as strace makes it now and then, has the next one looked at closely.
+        let looks = others.remove("clock_gettime").unwrap_or(0);
         assert_eq!(others, BTreeMap::new(), "{BATCHES} batches: {calls:?}");
         let signals = calls.get("io_submit").copied().unwrap_or(0);
         assert!(
             signals <= if polled { 0 } else { BATCHES * BATCH_REQUESTS },
             "calls of the driver: {calls:?}"
         );
+        assert!(looks <= 2 * signals, "{looks} looks at the thread's clock: {calls:?}");
         assert!(!calls.is_empty(), "nothing was traced");
     }
 }

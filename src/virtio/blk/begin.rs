@@ -117,7 +117,7 @@ impl<D: Disk> Device<D> {
         }
     }
 
-    /// The right to have the kernel do some by itself; as [`Threads::claim`].
+    /// The right to have the kernel do some by itself; as `Threads::claim`.
     pub fn claim(&self, tasks: &[RequestTask<D>]) -> Option<Claim<RequestTask<D>>> {
         // They are noted one by one.
         self.threads().claim(tasks.first()?.name(), 0)

@@ -81,7 +81,8 @@ fn each_kind_is_told_as_it_happens() {
     drop((ring, session));
     let left = events.find("front-end-left");
     assert_eq!((&left["disk"], left["session"].is_u64()), (&"new".into(), true));
-    assert_eq!(host.remove("new", "").status, 204);
+    // Its place is given back a moment after that was said.
+    wait_for("the disk is removed", || (host.remove("new", "").status == 204).then_some(()));
     assert_eq!(events.find("disk-removed")["disk"], "new");
     drop(UnixStream::connect(host.daemon.socket(1)).unwrap());
     assert_eq!(events.find("front-end-refused")["disk"], "closed");

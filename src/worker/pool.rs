@@ -6,6 +6,7 @@ use std::sync::mpsc::{Sender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use super::aio::prepare;
 use super::any_ring::AnyRing;
 use super::cpus::Cpus;
 use super::mailbox::{Command, Mailbox, RingCount, mailbox};
@@ -63,6 +64,7 @@ pub struct Pool<D: Disk> {
 impl<D: Disk> Pool<D> {
     /// A pool of at most `most` threads for each choice of CPUs, or of one a CPU; none runs yet.
     pub fn new(most: Option<NonZeroU16>, polling: Polling) -> Self {
+        prepare();
         let (workers, cpus, beside) = (Mutex::new(Vec::new()), all_cpus(), Mutex::default());
         Self { workers, most, cpus, polling, relief: Arc::default(), beside }
     }

@@ -118,3 +118,12 @@ fn a_socket_is_called_and_a_full_or_closed_one_holds_nobody_up() {
     load.wait_for_progress();
     load.stop();
 }
+
+/// Whoever uses up the machine's contexts of Linux AIO later (`fs.aio-max-nr`) takes none away from calls.
+#[test]
+fn what_calls_are_made_with_is_there_from_the_start() {
+    let daemon = two_disks();
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", daemon.pid())).unwrap();
+    assert!(maps.contains("[aio]"), "{maps}");
+    daemon.stop();
+}

@@ -4,5 +4,5 @@ mod context;
 mod signal;
 mod transfers;
 
-pub(super) use signal::{OwnContext, signal};
+pub(super) use signal::{OwnContext, prepare, signal};
 pub(super) use transfers::{Direct, Transfers};

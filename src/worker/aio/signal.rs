@@ -109,6 +109,12 @@ impl Drop for OwnContext {
     }
 }
 
+/// Makes the context that threads without one of their own use: later there may be none to be had, as any user of the machine can
+/// use up `fs.aio-max-nr`.
+pub(in crate::worker) fn prepare() {
+    LazyLock::force(&SHARED);
+}
+
 /// Adds one to an eventfd's counter, if there is room.
 ///
 /// # Errors

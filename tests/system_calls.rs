@@ -53,7 +53,12 @@ fn traced(args: &[&str], polled: bool) -> BTreeMap<String, usize> {
 #[test]
 fn requests_take_no_system_call_but_those_of_kick_and_call() {
     for polled in [false, true] {
-        let calls = traced(&[], polled);
+        // Where strace makes a call of the driver take a millisecond, a thread of the disk's own makes them from then on: that is
+        // another case.
+        let has_handed_over =
+            |calls: &BTreeMap<_, _>| calls.contains_key("clone3") || calls.contains_key("clone");
+        let mut tries = (0..10).map(|_| traced(&[], polled));
+        let calls = tries.find(|calls| !has_handed_over(calls)).expect("no call takes long but under strace");
         let mut others = calls.clone();
         others.retain(|call, _| {
             !["epoll_wait", "epoll_pwait", "epoll_pwait2", "io_submit"].contains(&call.as_str())

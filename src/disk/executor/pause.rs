@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 const QUICK: Duration = Duration::from_millis(2);
 
 /// How long threads do such tasks after one that was not quick, and after many.
-const FIRST_PAUSE: Duration = Duration::from_millis(4);
+pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(4);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long nobody is to do tasks himself, since some were not quick.

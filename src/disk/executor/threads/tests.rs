@@ -1,8 +1,10 @@
 //! Tests of the threads, with tasks that begin and end when the test says so.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
 
 use super::*;
+use crate::disk::executor::pause::FIRST_PAUSE;
 use crate::limits::bounds::MAX_IO_THREADS;
 
 /// Says that a step has begun, and ends it when the test says so.
@@ -135,12 +137,13 @@ fn one_that_was_slow_is_followed_by_a_pause() {
     const NAME: TaskName = TaskName { operation: "write", offset: 0, len_bytes: 1 };
     let fixture = Fixture::new();
     let claim = fixture.threads.claim(NAME, 1).unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(20));
+    std::thread::sleep(Duration::from_millis(20));
+    let ended = Instant::now();
     drop(claim);
-    assert!(fixture.threads.claim(NAME, 1).is_none(), "it is for threads now");
     while fixture.threads.claim(NAME, 1).is_none() {
         std::thread::yield_now();
     }
+    assert!(ended.elapsed() >= FIRST_PAUSE, "it was for threads only after {:?}", ended.elapsed());
 }
 
 #[test]

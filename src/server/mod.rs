@@ -64,6 +64,7 @@ use crate::limits::thread;
 use crate::sandbox::ThreadKind;
 use crate::vhost_user::{ConfigRecord, DescriptorChecker};
 use crate::virtio::blk::Counters;
+use crate::worker::prepare_calls;
 use acceptor::Acceptor;
 use bad_media::MediaWatcher;
 use commands::Commands;
@@ -264,9 +265,11 @@ impl<D: Disk> Drop for Server<D> {
     }
 }
 
-/// Chooses how bytes are copied and contains the faults of that, once in a process.
+/// Chooses how bytes are copied and contains the faults of that, once in a process, and what drivers are called with: before there
+/// are sockets.
 fn prepare() -> Result<&'static Engine, ServerError> {
     let engine = Engine::choose()?;
     fault::install().map_err(ServerError::Faults)?;
+    prepare_calls();
     Ok(engine)
 }

@@ -76,6 +76,7 @@ mod tests;
 mod timer;
 mod times;
 
+pub(crate) use aio::prepare as prepare_calls;
 pub use any_ring::AnyRing;
 pub use calls::Calls;
 pub use cpus::{Cpus, NotCpus};

@@ -4,5 +4,6 @@ mod context;
 mod signal;
 mod transfers;
 
-pub(super) use signal::{OwnContext, prepare, signal};
+pub(crate) use signal::prepare;
+pub(super) use signal::{OwnContext, signal};
 pub(super) use transfers::{Direct, Transfers};

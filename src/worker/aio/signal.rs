@@ -111,7 +111,7 @@ impl Drop for OwnContext {
 
 /// Makes the context that threads without one of their own use: later there may be none to be had, as any user of the machine can
 /// use up `fs.aio-max-nr`.
-pub(in crate::worker) fn prepare() {
+pub(crate) fn prepare() {
     LazyLock::force(&SHARED);
 }
 

@@ -30,15 +30,27 @@ pub struct Judgement {
     pub marks: u64,
     pub flushes: u64,
     pub records: u64,
+    /// Records whose page changed while it was written.
+    pub mixtures: u64,
     /// What is wrong, in the order of the log.
     pub violations: Vec<String>,
+}
+
+/// Where records come from.
+#[derive(Debug, Clone, Copy)]
+pub struct Source {
+    pub seed: u64,
+    /// The highest number of a record.
+    pub numbers: u64,
+    /// Whether they pass through the page cache, which may change a page while that is written.
+    pub is_cached: bool,
 }
 
 /// Number of the record by block.
 type Numbers = BTreeMap<u64, u64>;
 
 struct Judge<'a> {
-    seed: u64,
+    source: Source,
     /// The block of the disk that is at this sector of the device.
     blocks: &'a BTreeMap<u64, u64>,
     /// What each mark promises.
@@ -51,9 +63,9 @@ struct Judge<'a> {
 }
 
 /// Judges the log in `log`. `blocks` says where on the device each block of the disk is, by sector.
-pub fn judge(log: &Path, promises: &Path, blocks: &BTreeMap<u64, u64>, seed: u64) -> Judgement {
+pub fn judge(log: &Path, promises: &Path, blocks: &BTreeMap<u64, u64>, source: Source) -> Judgement {
     let mut judge = Judge {
-        seed,
+        source,
         blocks,
         promises: read_promises(promises),
         flushed: Numbers::new(),
@@ -155,17 +167,18 @@ impl Judge<'_> {
 
     /// `found` is written to a block.
     fn record(&mut self, block: u64, found: &[u8], is_flushed: bool) {
-        let number = match claim(found) {
-            Some((seed, index))
-                if seed == self.seed && index & 0xffff == block && found == record(seed, index) =>
-            {
-                index >> 16
-            }
-            _ if found.iter().all(|byte| *byte == 0) => 0,
-            other => {
-                self.seen.violations.push(format!("block {block} is torn: {other:?}"));
-                return;
-            }
+        let number = match self.source.whole(block, found) {
+            Some(number) => number,
+            None => match self.source.parts(block, found) {
+                Ok(parts) if self.source.is_cached => {
+                    self.seen.mixtures += 1;
+                    parts.into_iter().min().unwrap_or_default()
+                }
+                parts => {
+                    self.seen.violations.push(format!("block {block} is torn, into parts of {parts:?}"));
+                    return;
+                }
+            },
         };
         self.seen.records += 1;
         let promised = self.promised.get(&block).copied().unwrap_or_default();
@@ -178,4 +191,59 @@ impl Judge<'_> {
             false => self.unflushed.push((block, number)),
         }
     }
+}
+
+impl Source {
+    fn record(&self, block: u64, number: u64) -> Vec<u8> {
+        match number {
+            0 => vec![0; RECORD_BYTES],
+            _ => record(self.seed, number << 16 | block),
+        }
+    }
+
+    /// The number of the record that `found` is; 0 before the first.
+    fn whole(&self, block: u64, found: &[u8]) -> Option<u64> {
+        let number = claim(found).map_or(0, |(_, index)| index >> 16);
+        (found == self.record(block, number)).then_some(number)
+    }
+
+    /// Of a page that was copied while a later record replaced an earlier one: the numbers of those of which there are
+    /// 8 bytes. Older ones than the oldest cannot come after it. It fails if there are bytes of no record.
+    fn parts(&self, block: u64, found: &[u8]) -> Result<Vec<u64>, Vec<u64>> {
+        // All begin alike.
+        let has_part =
+            |record: &[u8]| record.chunks(8).zip(found.chunks(8)).skip(2).any(|(one, other)| one == other);
+        let mut rest: Vec<usize> = (0..found.len()).collect();
+        let mut parts = Vec::new();
+        for number in 0..=self.numbers {
+            let record = self.record(block, number);
+            if has_part(&record) {
+                parts.push(number);
+                rest.retain(|&at| record[at] != found[at]);
+            }
+        }
+        if rest.is_empty() { Ok(parts) } else { Err(parts) }
+    }
+}
+
+/// That a mixture is told apart from what no order of writes can leave.
+pub fn check_mixtures() -> String {
+    let source = Source { seed: 7, numbers: 50, is_cached: true };
+    let mixed = |earlier: u64, later: u64, at: usize| {
+        let mut page = source.record(3, earlier);
+        page[..at].copy_from_slice(&source.record(3, later)[..at]);
+        page
+    };
+    assert_eq!(source.whole(3, &source.record(3, 40)), Some(40));
+    assert_eq!(source.whole(3, &source.record(2, 40)), None, "of another block");
+    assert_eq!(source.parts(3, &source.record(2, 40)), Err(vec![]), "of another block");
+    for at in [24, 100, 512, 4088] {
+        assert_eq!(source.whole(3, &mixed(20, 40, at)), None);
+        assert_eq!(source.parts(3, &mixed(20, 40, at)), Ok(vec![20, 40]), "at {at}");
+        assert_eq!(source.parts(3, &mixed(0, 40, at)), Ok(vec![0, 40]), "at {at}, before the first");
+    }
+    let mut foreign = mixed(20, 40, 512);
+    foreign[1000] ^= 1;
+    assert_eq!(source.parts(3, &foreign), Err(vec![20, 40]), "a byte of no record");
+    "4 places".to_owned()
 }

@@ -29,7 +29,7 @@
 //! | [`config`] | what a server is told to do, validated |
 //! | `api` (feature `daemon`) | what a server has done, and what it is told while it runs: metrics and control over HTTP |
 //! | `cli` (feature `daemon`) | the program: arguments, log, signals, exit codes |
-//! | [`throttle`] | limits of what guests may do a second; no ring is held by them yet |
+//! | [`throttle`] | what guests may do a second, of a disk or a group |
 //! | [`limits`] | what peers may take of this process: every bound, budgets of disks, threads |
 //! | `log` | lines that peers can cause are limited; nobody who logs waits for a reader |
 //! | `sandbox` | what keeps others apart from what this process holds |
@@ -68,7 +68,7 @@
 //! | turn | what a worker does for one ring before it goes on to the next: at most a batch, or a slice |
 //! | slice | a part of a long request that is done in one turn, so that other rings need not wait for the whole |
 //! | pending | a request that is begun on media that may make one wait: unbegun, in flight, unflushed or done, and not published |
-//! | held | a request that waits for a flush, or a ring that takes no other request before such a one is done |
+//! | held | a request that waits for a flush, or a ring that takes no other request before such a one is done, or a limit allows it |
 //! | contiguous chain | a descriptor chain of three buffers, each in one memory region: header, data, status; nearly all are |
 //! | flaw | what is wrong with a chain that has a place for its status: its request fails, its ring goes on |
 //! | ticket | the number of a flush that was asked for; its holder polls whether the flush is done |

@@ -1,6 +1,7 @@
 //! Metrics in the text format of Prometheus: a family of samples after another, one sample a disk.
 
 use std::fmt::{Display, Write as _};
+use std::time::Duration;
 
 use crate::limits::bounds::MAX_LISTED_BAD_BLOCKS;
 use crate::log::dropped_lines;
@@ -49,7 +50,7 @@ const fn labelled(
 }
 
 /// All metrics there are, in the order in which they are written.
-pub(crate) const FAMILIES: [Family; 32] = [
+pub(crate) const FAMILIES: [Family; 35] = [
     Family {
         name: "build_info",
         help: "1; the version of the program is the label `version`.",
@@ -192,6 +193,23 @@ pub(crate) const FAMILIES: [Family; 32] = [
             latency,
         )
     },
+    labelled(
+        "limit",
+        "What the disk is limited to, a second: of what is the label `limit`. Of a group, what all its disks together are.",
+        |disk, out| {
+            for (measure, rate) in disk.throttling.limits.all() {
+                out.sample(&[("disk", &disk.name), ("limit", &measure.name())], rate.average.get() as f64);
+            }
+        },
+    ),
+    counter("throttled_total", "How often a queue with requests in it was held by a limit.", |disk| {
+        number(disk.counters.throttled)
+    }),
+    counter(
+        "throttled_seconds_total",
+        "For how long, of all queues, once they go on. It is not part of `request_seconds`: what is held is not taken.",
+        |disk| Some(Duration::from_nanos(disk.counters.throttled_ns).as_secs_f64()),
+    ),
     counter("failures_total", "Requests that were answered with an error.", |disk| {
         number(disk.counters.failures)
     }),
@@ -302,7 +320,7 @@ mod tests {
     fn timed() -> LatencyCounts {
         let latency = Latency::default();
         latency.prepare();
-        latency.add(Timed::Write, std::time::Duration::from_nanos(500), 3);
+        latency.add(Timed::Write, Duration::from_nanos(500), 3);
         latency.counts(Timed::Write)
     }
 
@@ -324,8 +342,9 @@ mod tests {
             slow_calls: 8,
             populated_zero_bytes: 8192,
             requests_in_flight: 5,
-            oldest_request: std::time::Duration::from_millis(1500),
+            oldest_request: Duration::from_millis(1500),
             latency: vec![(Timed::Write, timed())],
+            throttling: crate::config::Throttling::default(),
             counters: Counters { media_written_bytes: 4096, ..Counters::default() },
         }
     }

@@ -91,6 +91,9 @@ impl fmt::Display for Line<'_> {
             None => writeln!(f, "  durability  known once the file is there: its file system has DAX")?,
         }
         writeln!(f, "  queues      {}", disk.queues)?;
+        if !disk.limits.is_empty() {
+            writeln!(f, "  limits      {}", disk.limits)?;
+        }
         match disk.socket.path() {
             Some(socket) => writeln!(f, "  socket      {}", socket.display())?,
             None => writeln!(f, "  socket      passed by the service manager")?,

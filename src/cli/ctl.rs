@@ -74,6 +74,14 @@ enum Task {
         /// Bytes, also with K, M, G, T or P
         size: Option<String>,
     },
+    /// Show what limits a disk, or limit it and its group; 0 or none: no longer
+    Limit {
+        /// The disk
+        name: String,
+        /// Limits of `serve --disk`: iops=1000, bps-wr=100M, iops-max=none
+        #[arg(value_name = "KEY=VALUE")]
+        limits: Vec<String>,
+    },
     /// Make durable what was written
     Flush {
         /// The disk
@@ -141,6 +149,8 @@ fn request(task: &Task) -> Result<Request, Failure> {
         Task::Resize { name, size } => {
             of("POST", &(disk(name) + "/resize"), size.as_ref().map(|size| json!({"size": size})))
         }
+        Task::Limit { name, limits } if limits.is_empty() => of("GET", &disk(name), None),
+        Task::Limit { name, limits } => of("PATCH", &disk(name), Some(Value::Object(patch(limits)?))),
         Task::Flush { name } => of("POST", &(disk(name) + "/flush"), None),
         Task::Disconnect { name } => of("POST", &(disk(name) + "/disconnect"), None),
         // It is not one request and its answer.
@@ -169,6 +179,30 @@ fn options(text: &std::ffi::OsStr) -> Result<Map<String, Value>, Failure> {
     Ok(options)
 }
 
+/// Limits as a patch: what is `none` is taken out.
+fn patch(limits: &[String]) -> Result<Map<String, Value>, Failure> {
+    let mut patch = Map::new();
+    for limit in limits {
+        for (key, value) in disk_text::items(limit.as_ref())? {
+            if !Key::limits().any(|limit| limit == key) {
+                return Err(CtlError::NoLimit(key.name()).into());
+            }
+            let value = value.to_string_lossy();
+            let is_none = ["0", "none"].contains(&&*value);
+            patch.insert(key.name().to_owned(), if is_none { Value::Null } else { value.into() });
+        }
+    }
+    Ok(patch)
+}
+
+/// What limits a disk, in the order of the table.
+fn limits(disk: &Value) -> String {
+    let of = |key: Key| Some((key.name(), disk.pointer("/options")?.get(key.name())?));
+    let text: String =
+        Key::limits().filter_map(of).map(|(name, value)| format!("{name:<24}{}\n", plain(value))).collect();
+    if text.is_empty() { "none\n".to_owned() } else { text }
+}
+
 /// As a part of an address (RFC 3986).
 fn encoded(name: &str) -> String {
     let part = |byte: u8| match byte {
@@ -186,6 +220,7 @@ fn text(task: &Task, answer: &Value) -> String {
             let size = |name: &str| Size(answer.get(name).and_then(Value::as_u64).unwrap_or(0));
             format!("from {} to {}\n", size("from_bytes"), size("to_bytes"))
         }
+        (Task::Limit { .. }, disk) => limits(disk),
         (_, Value::Object(object)) => lines(object, 0),
         _ => format!("{answer}\n"),
     }

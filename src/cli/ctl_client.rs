@@ -30,6 +30,10 @@ pub(super) enum CtlError {
         "--control is missing; name the control socket of the server (serve --control), or set VHOST_USER_PMEM_CONTROL"
     )]
     NoControl,
+    #[error(
+        "{0} is no limit; write iops, iops-rd, iops-wr, bps, bps-rd, bps-wr, each also with -max and -max-length, or throttle-group"
+    )]
+    NoLimit(&'static str),
     #[error("{}: cannot reach the server ({source}); check that it runs, and that this is what serve --control names", socket.display())]
     Unreachable { socket: PathBuf, source: io::Error },
     #[error("{}: this is no control socket of vhost-user-pmem ({found}); check --socket", socket.display())]

@@ -9,7 +9,7 @@ pub(super) fn help() -> String {
     let style = clap::builder::Styles::styled();
     let (header, literal) = (style.get_header(), style.get_literal());
     let mut text = format!("{header}Keys of --disk:{header:#}\n");
-    for key in Key::all() {
+    for key in Key::listed() {
         let pad = KEY_COLUMNS.saturating_sub(key.name().len() + key.form().len() + 1);
         let lines = wrapped(&key.sentence());
         // Writing to a string cannot fail.

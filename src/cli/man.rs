@@ -184,7 +184,7 @@ fn tasks(roff: &mut Roff, command: &Command) {
 fn keys(roff: &mut Roff, command: &Command) {
     if command.get_name() == "serve" {
         roff.control("SS", ["Keys of --disk"]);
-        for key in Key::all() {
+        for key in Key::listed() {
             let head = vec![bold(key.name()), roman("="), italic(key.form())];
             entry(roff, head, &key.sentence());
         }

@@ -57,7 +57,7 @@ fn keys() -> Table {
         ]
     };
     let columns = &["key", "meaning", "default", "changeable at run time"];
-    Table { name: "keys", columns, rows: Key::all().map(row).collect() }
+    Table { name: "keys", columns, rows: Key::listed().map(row).collect() }
 }
 
 fn exit_codes() -> Table {

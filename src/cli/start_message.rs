@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
+use crate::config::Throttling;
 use crate::config::size::Size;
 use crate::server::DiskSummary;
 
@@ -29,6 +30,11 @@ impl fmt::Display for StartMessage<'_> {
             writeln!(f, "              it lies on {storage}; there, {}", storage.flush())?;
         }
         writeln!(f, "  queues      {}", disk.queues)?;
+        let Throttling { group, limits } = &disk.throttling;
+        if !limits.is_empty() {
+            let group = group.as_ref().map(|group| format!(" (of group {group:?})")).unwrap_or_default();
+            writeln!(f, "  limits      {limits}{group}")?;
+        }
         if let Some(socket) = &disk.socket {
             // Whoever pastes the command may do so in another folder.
             let socket = std::path::absolute(socket).unwrap_or_else(|_| socket.clone());

@@ -342,7 +342,12 @@ fn text_of(key: Key, value: &DeValue<'_>) -> Option<String> {
         (Kind::Switch, DeValue::Boolean(is_on)) => Some(if *is_on { "on" } else { "off" }.to_owned()),
         (Kind::Mode, DeValue::Integer(mode)) if mode.radix() == 8 => Some(mode.as_str().to_owned()),
         (
-            Kind::Bytes | Kind::Number { .. } | Kind::OneOf(_) | Kind::Identity | Kind::List,
+            Kind::Bytes
+            | Kind::Limit(..)
+            | Kind::Number { .. }
+            | Kind::OneOf(_)
+            | Kind::Identity
+            | Kind::List,
             DeValue::Integer(_),
         ) => plain(value),
         (Kind::List, DeValue::Array(items)) => {

@@ -9,10 +9,11 @@ use std::path::Path;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value, json};
 
-use super::keys::{Key, Kind};
+use super::keys::{Key, Kind, Part};
 use super::options::{DiskOptions, OptionError, Values};
 use super::{CpuChoice, DiskConfig};
 use crate::disk::Durability;
+use crate::throttle::Limits;
 
 /// Options by their keys.
 pub(crate) type Object = Map<String, Value>;
@@ -126,6 +127,14 @@ pub(crate) fn merge(object: &mut Object, patch: &Object) -> Result<(), JsonError
             }
             value => object.insert(name.clone(), value.clone()),
         };
+        // Without an average there is no burst.
+        if let Kind::Limit(measure, Part::Average) = key.kind()
+            && (*value == 0 || *value == "0" || *value == "none" || value.is_null())
+        {
+            let bursts = [Part::Max, Part::MaxLength].into_iter();
+            let bursts = bursts.filter_map(|part| Key::of_limit(measure, part)).map(Key::name);
+            bursts.filter(|name| !patch.contains_key(*name)).for_each(|name| _ = object.remove(name));
+        }
     }
     Ok(())
 }
@@ -138,7 +147,12 @@ fn text_of(key: Key, value: &Value) -> Option<String> {
             Some(items.iter().map(plain).collect::<Option<Vec<_>>>()?.join(","))
         }
         (
-            Kind::Bytes | Kind::Number { .. } | Kind::OneOf(_) | Kind::Identity | Kind::List,
+            Kind::Bytes
+            | Kind::Limit(..)
+            | Kind::Number { .. }
+            | Kind::OneOf(_)
+            | Kind::Identity
+            | Kind::List,
             Value::Number(_),
         ) => plain(value),
         (_, Value::String(text)) => Some(text.clone()),
@@ -205,7 +219,20 @@ fn value_of(config: &DiskConfig, key: Key) -> Option<Value> {
         Key::SocketOwner => config.access.owner?.into(),
         Key::SocketGroup => config.access.group?.into(),
         Key::AllowUid => config.allowed_users.uids()?.into(),
+        Key::ThrottleGroup => config.throttle_group.as_deref()?.into(),
+        _ => return limit_of(&config.limits, key),
     })
+}
+
+fn limit_of(limits: &Limits, key: Key) -> Option<Value> {
+    let Kind::Limit(measure, part) = key.kind() else { return None };
+    let rate = limits.rate(measure)?;
+    let number = match part {
+        Part::Average => rate.average,
+        Part::Max => rate.burst?.rate,
+        Part::MaxLength => rate.burst?.seconds,
+    };
+    Some(number.get().into())
 }
 
 /// The keys in which two disks differ.
@@ -229,6 +256,7 @@ fn schema_of(key: Key) -> Value {
     let mut schema = match key.kind() {
         Kind::Path | Kind::Text => json!({"type": "string"}),
         Kind::Bytes => json!({"type": ["integer", "string"], "minimum": 0}),
+        Kind::Limit(..) => json!({"type": ["integer", "string"], "minimum": 0}),
         Kind::Switch => json!({"type": ["boolean", "string"]}),
         Kind::Number { min, max } => json!({"type": ["integer", "string"], "minimum": min, "maximum": max}),
         Kind::OneOf(numbers) => json!({"enum": numbers}),

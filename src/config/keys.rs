@@ -4,6 +4,7 @@
 //! (`vhost-user-pmem reference`), and tests check what is read against it.
 
 use crate::limits::bounds::{MAX_QUEUES, MAX_SEG_MAX, SERIAL_BYTES};
+use crate::throttle::Measure;
 
 /// In place of a default.
 const REQUIRED: &str = "required";
@@ -32,6 +33,36 @@ pub(crate) enum Key {
     SocketOwner,
     SocketGroup,
     AllowUid,
+    Iops,
+    IopsMax,
+    IopsMaxLength,
+    IopsRd,
+    IopsRdMax,
+    IopsRdMaxLength,
+    IopsWr,
+    IopsWrMax,
+    IopsWrMaxLength,
+    Bps,
+    BpsMax,
+    BpsMaxLength,
+    BpsRd,
+    BpsRdMax,
+    BpsRdMaxLength,
+    BpsWr,
+    BpsWrMax,
+    BpsWrMaxLength,
+    ThrottleGroup,
+}
+
+/// What is said of a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// How much in the long run.
+    Average,
+    /// How much in a burst.
+    Max,
+    /// How many seconds a burst may last.
+    MaxLength,
 }
 
 /// What kind of value an option has.
@@ -43,6 +74,8 @@ pub(crate) enum Kind {
     Text,
     /// Bytes, also with a unit.
     Bytes,
+    /// A limit: a whole number, or `none`; of bytes also with a unit.
+    Limit(Measure, Part),
     /// On or off.
     Switch,
     /// A whole number in a range.
@@ -99,7 +132,30 @@ const fn switch(key: Key, name: &'static str, meaning: &'static str) -> Definiti
     Definition { bare: Some("on"), ..row(key, name, Kind::Switch, ON_OFF, meaning, "`off`") }
 }
 
-const TABLE: [Definition; 21] = [
+/// A limit. What the first of them says stands for all of them in tables for people.
+const fn limit(key: Key, name: &'static str, measure: Measure, part: Part) -> Definition {
+    let (form, meaning, default) = match (measure, part) {
+        (Measure::Iops, Part::Average) => (
+            "N",
+            "Most operations a second. `iops-rd` and `iops-wr` limit reads or writes, `bps`, `bps-rd` and `bps-wr` bytes; each also \
+             with `-max`, the rate of a burst, and `-max-length`, its seconds, as QEMU's `throttling.*`. `0` or `none`: no limit",
+            "no limit",
+        ),
+        (Measure::IopsRead, Part::Average) => ("N", "Most reads a second", "no limit"),
+        (Measure::IopsWrite, Part::Average) => ("N", "Most writes a second", "no limit"),
+        (Measure::Bps, Part::Average) => ("SIZE", "Most bytes read and written a second", "no limit"),
+        (Measure::BpsRead, Part::Average) => ("SIZE", "Most bytes read a second", "no limit"),
+        (Measure::BpsWrite, Part::Average) => ("SIZE", "Most bytes written a second", "no limit"),
+        (Measure::Bps | Measure::BpsRead | Measure::BpsWrite, Part::Max) => {
+            ("SIZE", "The same in a burst", "what the average lets through in 0.1 s, at once")
+        }
+        (_, Part::Max) => ("N", "The same in a burst", "what the average lets through in 0.1 s, at once"),
+        (_, Part::MaxLength) => ("SECONDS", "How long such a burst may last", "one second"),
+    };
+    Definition { is_changeable: true, ..row(key, name, Kind::Limit(measure, part), form, meaning, default) }
+}
+
+const TABLE: [Definition; 40] = [
     row(Key::Path, "path", Kind::Path, "FILE", "File or device whose bytes are the disk", REQUIRED),
     row(
         Key::Socket,
@@ -255,12 +311,57 @@ const TABLE: [Definition; 21] = [
         "Users whose processes may connect, by name or number, whatever the permissions are: `107`, or `libvirt-qemu,,1000`",
         "everybody who may write to the socket",
     ),
+    limit(Key::Iops, "iops", Measure::Iops, Part::Average),
+    limit(Key::IopsMax, "iops-max", Measure::Iops, Part::Max),
+    limit(Key::IopsMaxLength, "iops-max-length", Measure::Iops, Part::MaxLength),
+    limit(Key::IopsRd, "iops-rd", Measure::IopsRead, Part::Average),
+    limit(Key::IopsRdMax, "iops-rd-max", Measure::IopsRead, Part::Max),
+    limit(Key::IopsRdMaxLength, "iops-rd-max-length", Measure::IopsRead, Part::MaxLength),
+    limit(Key::IopsWr, "iops-wr", Measure::IopsWrite, Part::Average),
+    limit(Key::IopsWrMax, "iops-wr-max", Measure::IopsWrite, Part::Max),
+    limit(Key::IopsWrMaxLength, "iops-wr-max-length", Measure::IopsWrite, Part::MaxLength),
+    limit(Key::Bps, "bps", Measure::Bps, Part::Average),
+    limit(Key::BpsMax, "bps-max", Measure::Bps, Part::Max),
+    limit(Key::BpsMaxLength, "bps-max-length", Measure::Bps, Part::MaxLength),
+    limit(Key::BpsRd, "bps-rd", Measure::BpsRead, Part::Average),
+    limit(Key::BpsRdMax, "bps-rd-max", Measure::BpsRead, Part::Max),
+    limit(Key::BpsRdMaxLength, "bps-rd-max-length", Measure::BpsRead, Part::MaxLength),
+    limit(Key::BpsWr, "bps-wr", Measure::BpsWrite, Part::Average),
+    limit(Key::BpsWrMax, "bps-wr-max", Measure::BpsWrite, Part::Max),
+    limit(Key::BpsWrMaxLength, "bps-wr-max-length", Measure::BpsWrite, Part::MaxLength),
+    Definition {
+        is_changeable: true,
+        ..row(
+            Key::ThrottleGroup,
+            "throttle-group",
+            Kind::Text,
+            "NAME",
+            "Disks of one group share its limits, which each of them says, and all say alike; a change of one is one of all",
+            "the limits are its own",
+        )
+    },
 ];
 
 impl Key {
     /// In the order of the table.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         TABLE.iter().map(|row| row.key)
+    }
+
+    /// Those that tables for people have a row for.
+    pub(crate) fn listed() -> impl Iterator<Item = Self> {
+        let is_listed = |key: &Self| !matches!(key.kind(), Kind::Limit(..)) || *key == Self::Iops;
+        Self::all().filter(is_listed)
+    }
+
+    /// What limits a disk: all its limits, and its group.
+    pub(crate) fn limits() -> impl Iterator<Item = Self> {
+        Self::all().filter(|key| matches!(key.kind(), Kind::Limit(..)) || *key == Self::ThrottleGroup)
+    }
+
+    /// The one that says this of a limit.
+    pub(crate) fn of_limit(measure: Measure, part: Part) -> Option<Self> {
+        Self::all().find(|key| key.kind() == Kind::Limit(measure, part))
     }
 
     const fn definition(self) -> &'static Definition {
@@ -322,6 +423,7 @@ impl Key {
         match self.kind() {
             Kind::Path | Kind::Text => format!("text, such as {:?}", self.form()),
             Kind::Bytes => "a number of bytes, or text such as \"20G\"".to_owned(),
+            Kind::Limit(..) => "a whole number, or \"none\"".to_owned(),
             Kind::Switch => "true or false".to_owned(),
             Kind::Number { min, max } => format!("a whole number from {min} to {max}"),
             Kind::OneOf(numbers) => numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or "),

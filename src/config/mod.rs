@@ -4,6 +4,7 @@
 pub(crate) mod disk_text;
 #[cfg(feature = "daemon")]
 pub(crate) mod file;
+mod groups;
 #[cfg(feature = "daemon")]
 pub(crate) mod identity;
 #[cfg(feature = "daemon")]
@@ -23,8 +24,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+pub(crate) use groups::check_groups;
+pub use groups::{GroupDisagrees, Throttling, ThrottlingChanges};
+
 use crate::disk::{DeepFlush, DiscardPolicy, Durability, LockMode, Symlinks};
 pub use crate::limits::bounds::{MAX_QUEUES, MAX_SEG_MAX, SERIAL_BYTES};
+use crate::throttle::{LimitError, Limits};
 use crate::vhost_user::{AllowedUsers, SocketAccess};
 use crate::virtio::blk::SEG_MAX;
 use crate::worker::Cpus;
@@ -99,6 +104,10 @@ pub struct DiskConfig {
     pub allowed_users: AllowedUsers,
     /// Whether the backing's path may lead through symbolic links.
     pub symlinks: Symlinks,
+    /// What its guests may do, at most.
+    pub limits: Limits,
+    /// The disks that share these limits; they all say the same ones.
+    pub throttle_group: Option<String>,
 }
 
 /// Where workers run.
@@ -187,6 +196,17 @@ pub enum ConfigError {
         /// What was asked for.
         seg_max: u16,
     },
+    /// Limits that make no sense.
+    #[error("disk {disk:?}: {error}")]
+    Limits {
+        /// The disk's name.
+        disk: String,
+        /// Why.
+        error: LimitError,
+    },
+    /// A group has one set of limits.
+    #[error(transparent)]
+    GroupDisagrees(#[from] GroupDisagrees),
     /// More queues than can be offered.
     #[error("disk {disk:?}: {queues} queues are too many; at most {MAX_QUEUES} can be offered")]
     TooManyQueues {
@@ -207,6 +227,9 @@ impl ServerConfig {
             return Err(ConfigError::NoDisk);
         }
         check_postcopy(self.disks.iter().map(|disk| (disk.name.as_str(), disk.postcopy)))?;
+        check_groups(
+            self.disks.iter().map(|disk| (&*disk.name, disk.throttle_group.as_deref(), &disk.limits)),
+        )?;
         // As there may be thousands of disks, each is not compared with each.
         let (mut names, mut sockets) = (HashSet::new(), HashMap::new());
         for disk in &self.disks {
@@ -259,7 +282,14 @@ impl DiskConfig {
             access: SocketAccess::default(),
             allowed_users: AllowedUsers::default(),
             symlinks: Symlinks::Follow,
+            limits: Limits::default(),
+            throttle_group: None,
         }
+    }
+
+    /// What its guests are limited to.
+    pub fn throttling(&self) -> Throttling {
+        Throttling { group: self.throttle_group.clone(), limits: self.limits }
     }
 
     /// Checks for contradictions of this disk alone.
@@ -275,6 +305,9 @@ impl DiskConfig {
         }
         if !(1..=MAX_SEG_MAX).contains(&self.seg_max) {
             return Err(ConfigError::SegMax { disk: self.name.clone(), seg_max: self.seg_max });
+        }
+        if let Err(error) = self.limits.check() {
+            return Err(ConfigError::Limits { disk: self.name.clone(), error });
         }
         if self.queues.get() > MAX_QUEUES {
             return Err(ConfigError::TooManyQueues { disk: self.name.clone(), queues: self.queues.get() });

@@ -2,16 +2,17 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU64};
 use std::path::{Path, PathBuf};
 
 use crate::config::identity::{self, IdentityError};
-use crate::config::keys::{self, Key};
+use crate::config::keys::{self, Key, Kind, Part};
 use crate::config::size::{self, SizeError};
 use crate::config::{
     BLOCK_SIZES, CpuChoice, DiskConfig, MAX_QUEUES, MAX_SEG_MAX, Serial, SerialTooLong, SocketSource,
 };
 use crate::disk::{DeepFlush, DiscardPolicy, Durability, LockMode, Symlinks, UnknownLockMode, UnknownWord};
+use crate::throttle::{Burst, LimitError, Limits, Measure, Rate};
 use crate::vhost_user::{AllowedUsers, SocketAccess};
 use crate::worker::NotCpus;
 
@@ -28,16 +29,22 @@ pub(crate) enum OptionError {
     NoValue(Key),
     #[error("cpus and numa=auto both say where its workers run; leave one of them out")]
     TwoPlaces,
+    #[error("{} needs {}; add it, or leave {} out", key.name(), needed.name(), key.name())]
+    Needs { key: Key, needed: Key },
+    #[error(transparent)]
+    Limits(#[from] LimitError),
     #[error("{}={value}: {cause}", key.name())]
     Value { key: Key, value: String, cause: ValueError },
 }
 
 impl OptionError {
     /// The option that it is about, where it is one that was written.
-    pub(crate) const fn key(&self) -> Option<Key> {
+    pub(crate) fn key(&self) -> Option<Key> {
         match self {
             Self::Twice(key) | Self::NoValue(key) | Self::Value { key, .. } => Some(*key),
             Self::TwoPlaces => Some(Key::Numa),
+            Self::Needs { key, .. } => Some(*key),
+            Self::Limits(error) => Key::of_limit(error.measure(), Part::Average),
             Self::UnknownKey { .. } | Self::Missing(_) => None,
         }
     }
@@ -76,6 +83,10 @@ pub(crate) enum ValueError {
     NotAMode,
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    #[error("write a whole number, or none")]
+    NotALimit,
+    #[error("it has control characters; use letters, digits, - and _")]
+    NotAGroup,
 }
 
 /// The options of a disk, which make sense by themselves.
@@ -100,6 +111,8 @@ pub(crate) struct DiskOptions {
     postcopy: bool,
     access: SocketAccess,
     allowed_users: AllowedUsers,
+    limits: Limits,
+    throttle_group: Option<String>,
 }
 
 /// What holds for disks that do not say it themselves.
@@ -132,6 +145,8 @@ impl DiskOptions {
             postcopy: values.take(Key::Postcopy, switch)?.unwrap_or(false),
             access: values.access()?,
             allowed_users: values.take(Key::AllowUid, allowed_users)?.unwrap_or_default(),
+            limits: values.limits()?,
+            throttle_group: values.take(Key::ThrottleGroup, group)?,
         })
     }
 
@@ -152,6 +167,8 @@ impl DiskOptions {
         config.postcopy = self.postcopy;
         config.access = SocketAccess { symlinks: defaults.symlinks, ..self.access };
         config.allowed_users = self.allowed_users;
+        config.limits = self.limits;
+        config.throttle_group = self.throttle_group;
         config.symlinks = defaults.symlinks;
         config
     }
@@ -250,6 +267,41 @@ impl Values {
         Ok(cpus.or(numa))
     }
 
+    fn limits(&mut self) -> Result<Limits, OptionError> {
+        let mut limits = Limits::default();
+        for measure in Measure::ALL {
+            let [average, burst, seconds] =
+                [Part::Average, Part::Max, Part::MaxLength].map(|part| self.limit(measure, part));
+            let (average, burst, seconds) = (average?, burst?, seconds?);
+            let needs = |part, needed| {
+                let (key, needed) = (Key::of_limit(measure, part), Key::of_limit(measure, needed));
+                key.zip(needed).map_or(Ok(()), |(key, needed)| Err(OptionError::Needs { key, needed }))
+            };
+            if seconds.is_some() && burst.is_none() {
+                needs(Part::MaxLength, Part::Max)?;
+            }
+            if burst.is_some() && average.is_none() {
+                needs(Part::Max, Part::Average)?;
+            }
+            let burst = burst.map(|rate| Burst { rate, seconds: seconds.unwrap_or(NonZeroU64::MIN) });
+            limits = limits.with(measure, average.map(|average| Rate { average, burst }));
+        }
+        limits.check()?;
+        Ok(limits)
+    }
+
+    fn limit(&mut self, measure: Measure, part: Part) -> Result<Option<NonZeroU64>, OptionError> {
+        let Some(key) = Key::of_limit(measure, part) else { return Ok(None) };
+        let is_bytes =
+            matches!(key.kind(), Kind::Limit(measure, Part::Average | Part::Max) if measure.is_bytes());
+        let number = |value: &str| match value {
+            "none" => Ok(0),
+            value if is_bytes => Ok(size::parse(value)?),
+            value => value.parse().map_err(|_| ValueError::NotALimit),
+        };
+        Ok(self.take(key, number)?.and_then(NonZeroU64::new))
+    }
+
     /// What the socket's inode says of who may connect.
     fn access(&mut self) -> Result<SocketAccess, OptionError> {
         let default = SocketAccess::default();
@@ -297,6 +349,13 @@ fn mode(text: &str) -> Result<u32, ValueError> {
 fn allowed_users(text: &str) -> Result<AllowedUsers, ValueError> {
     let users: Result<_, _> = text.split(',').map(identity::user).collect();
     Ok(AllowedUsers::only(users?))
+}
+
+fn group(text: &str) -> Result<String, ValueError> {
+    if text.chars().any(char::is_control) {
+        return Err(ValueError::NotAGroup);
+    }
+    Ok(text.to_owned())
 }
 
 fn serial(text: &str) -> Result<Serial, ValueError> {

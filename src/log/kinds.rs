@@ -26,6 +26,7 @@ kinds! {
     RING_BROKEN = "ring-broken": "A driver's mistake has stopped a ring; `error` says which",
     DISK_ADDED = "disk-added": "A disk is served from now on",
     DISK_REMOVED = "disk-removed": "A disk is not served any more",
+    LIMITS_CHANGED = "limits-changed": "What limits a disk has changed",
     DISK_RESIZED = "disk-resized": "A disk has grown",
     REQUEST_FAILED = "request-failed": "A request of a guest was answered with an error",
     MEDIA_BAD = "media-bad": "Bad media was found in these ranges",

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::disks::{Disks, Served};
 use super::open::DiskSummary;
+use crate::config::Throttling;
 use crate::disk::{Backing, BackingKind, Disk as _, Durability, Region};
 use crate::limits::bounds::COLLECT_TIMEOUT;
 use crate::virtio::blk::{Counters, LatencyCounts, Timed};
@@ -49,6 +50,8 @@ pub struct DiskStats {
     pub requests_in_flight: u64,
     /// How long the oldest of them has been waiting, or what else its media is asked for: its size, or the configuration record.
     pub oldest_request: Duration,
+    /// What limits it.
+    pub throttling: Throttling,
     /// What all its rings have done since the server started.
     pub counters: Counters,
     /// How long requests took, of each operation that there were some of.
@@ -145,6 +148,7 @@ impl DiskStats {
             budget_refusals: context.budget.refusals().saturating_add(context.checker.refusals()),
             requests_in_flight: u64::try_from(in_flight).unwrap_or(u64::MAX),
             oldest_request: oldest.map_or(Duration::ZERO, |since| since.elapsed()),
+            throttling: served.throttling(),
             counters,
             latency: latencies.filter(|(_, counts)| counts.count() != 0).collect(),
         }

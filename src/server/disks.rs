@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::file_watches::FileWatch;
 use super::open::DiskSummary;
 use super::rescan::Rescan;
-use crate::config::{ConfigError, SocketSource};
+use crate::config::{ConfigError, SocketSource, Throttling};
 use crate::disk::Disk;
 use crate::vhost_user::SessionContext;
 use crate::virtio::blk::Counters;
@@ -35,11 +35,22 @@ pub(super) struct Served<D: Disk> {
     /// Its media had not answered for long when that was last looked at.
     pub(super) hangs: AtomicBool,
     is_leaving: AtomicBool,
+    /// What limits it.
+    pub(super) throttling: Mutex<Throttling>,
 }
 
 impl<D: Disk> Served<D> {
     pub(super) fn name(&self) -> &str {
         &self.context.device.identity().name
+    }
+
+    /// What it is limited to.
+    pub(super) fn throttling(&self) -> Throttling {
+        self.lock_throttling().clone()
+    }
+
+    pub(super) fn lock_throttling(&self) -> MutexGuard<'_, Throttling> {
+        self.throttling.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What it has asked its media for longest and has no answer to: requests aside.
@@ -76,11 +87,18 @@ pub(super) struct Disks<D: Disk> {
     served: Mutex<Vec<Arc<Served<D>>>>,
     claims: Arc<Claims>,
     next: AtomicU64,
+    /// Held by who changes limits.
+    pub(super) throttling: Mutex<()>,
 }
 
 impl<D: Disk> Default for Disks<D> {
     fn default() -> Self {
-        Self { served: Mutex::default(), claims: Arc::default(), next: AtomicU64::new(0) }
+        Self {
+            served: Mutex::default(),
+            claims: Arc::default(),
+            next: AtomicU64::new(0),
+            throttling: Mutex::default(),
+        }
     }
 }
 
@@ -105,9 +123,19 @@ impl<D: Disk> Disks<D> {
     ) -> Arc<Served<D>> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let [hangs, is_leaving] = [const { AtomicBool::new(false) }; 2];
-        let (seen, rescan) = (Mutex::default(), Rescan::default());
-        let served =
-            Arc::new(Served { number, context, summary, watch, seen, rescan, claim, hangs, is_leaving });
+        let (seen, rescan, throttling) = (Mutex::default(), Rescan::default(), Mutex::default());
+        let served = Arc::new(Served {
+            number,
+            context,
+            summary,
+            watch,
+            seen,
+            rescan,
+            claim,
+            hangs,
+            is_leaving,
+            throttling,
+        });
         self.lock().push(served.clone());
         served
     }

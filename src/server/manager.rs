@@ -14,9 +14,10 @@ use super::open::{Created, DiskSummary, open};
 use super::resize::Resizer;
 use super::service::{Means, Service};
 use super::stall_watcher::StallWatcher;
-use crate::config::DiskConfig;
+use super::throttling::{check_throttling, set_throttling};
+use crate::config::{ConfigError, DiskConfig, Throttling, ThrottlingChanges};
 use crate::disk::{Backing, Disk};
-use crate::limits::bounds::CLOSE_TIMEOUT;
+use crate::limits::bounds::{CLOSE_TIMEOUT, COLLECT_TIMEOUT};
 use crate::limits::thread;
 use crate::log::kinds;
 use crate::sandbox::ThreadKind;
@@ -205,6 +206,8 @@ impl Manager<Backing> {
     /// # Errors
     /// [`ServerError`]; nothing is left behind then.
     pub fn add(&self, config: DiskConfig) -> Result<DiskSummary, ServerError> {
+        let limited = ThrottlingChanges::from([(config.name.clone(), config.throttling())]);
+        self.check_throttling(&limited, &[])?;
         self.prepare(config)?.serve()
     }
 
@@ -220,6 +223,27 @@ impl Manager<Backing> {
         let (service, summary) = open(config, &mut created, &opening.should_stop)?;
         let (parts, opening) = (self.parts.clone(), opening.clone());
         Ok(Prepared { service, summary, created, claim, parts, opening })
+    }
+
+    /// Whether disks may be limited so, some of which need not be here yet, when others have gone.
+    ///
+    /// # Errors
+    /// [`ConfigError::GroupDisagrees`].
+    pub fn check_throttling(&self, changes: &ThrottlingChanges, gone: &[String]) -> Result<(), ConfigError> {
+        check_throttling(&self.parts.disks, changes, gone)
+    }
+
+    /// Limits disks from now on, all of these or none. Requests that were taken are not affected.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn set_throttling(&self, changes: &ThrottlingChanges) -> Result<(), ConfigError> {
+        set_throttling(&self.parts.disks, changes)?;
+        self.parts.means.pool.renew_limits(COLLECT_TIMEOUT);
+        for (disk, Throttling { group, limits }) in changes {
+            tracing::info!(name: kinds::LIMITS_CHANGED, disk, group, %limits, "limits changed");
+        }
+        Ok(())
     }
 
     /// What is served now, in the order in which it came.
@@ -250,6 +274,12 @@ impl Prepared {
         let file = context.device.disk().file();
         let watch = opening.files.as_ref().and_then(|files| files.watch(&summary.name, file));
         let served = parts.disks.add(context, Some(summary.clone()), watch, claim);
+        let limited = ThrottlingChanges::from([(summary.name.clone(), summary.throttling.clone())]);
+        if let Err(error) = set_throttling(&parts.disks, &limited) {
+            served.watch.iter().for_each(FileWatch::end);
+            parts.disks.remove(served.number);
+            return Err(error.into());
+        }
         parts.let_in(&served, listener).inspect_err(|_| served.watch.iter().for_each(FileWatch::end))?;
         created.keep();
         if let Err(error) = opening.media.look() {

@@ -39,6 +39,7 @@ mod stall_watcher;
 mod start;
 mod stopper;
 mod take_down;
+mod throttling;
 
 use std::io;
 use std::sync::atomic::AtomicBool;
@@ -56,7 +57,7 @@ pub use resize::{ResizeError, Resized, Resizer};
 pub use service::{ServeOptions, Service};
 pub use stopper::Stopper;
 
-use crate::config::{ServerConfig, check_postcopy};
+use crate::config::{ServerConfig, ThrottlingChanges, check_postcopy};
 use crate::copy::{Engine, fault};
 use crate::disk::{Backing, Disk};
 use crate::limits::bounds::STOP_TIMEOUT;
@@ -75,6 +76,7 @@ use populate_thread::PopulateThread;
 use service::Means;
 use stall_watcher::StallWatcher;
 use start::{OpenDisks, open_all};
+use throttling::set_throttling;
 
 /// A running server. Dropping it stops it.
 #[derive(Debug)]
@@ -197,14 +199,17 @@ impl<D: Disk> Server<D> {
         let stopper = acceptor.stopper();
         let commands = Commands::new(sender, stopper.clone());
         let parts = Arc::new(Parts { disks: Arc::default(), means, commands });
+        let mut limited = ThrottlingChanges::new();
         for (service, (summary, watch)) in services {
             let name = service.device.identity().name.clone();
             let socket = summary.as_ref().and_then(|summary| summary.socket.clone());
             let claim = parts.disks.claim(&name, socket, service.postcopy)?;
             let (listener, context) = parts.listener(service);
             let served = parts.disks.add(context, summary, watch, claim);
+            limited.extend(served.summary.as_ref().map(|it| (it.name.clone(), it.throttling.clone())));
             acceptor.add(served.number, listener).map_err(ServerError::Threads)?;
         }
+        set_throttling(&parts.disks, &limited)?;
         let thread = thread::spawn(ThreadKind::Acceptor, "acceptor", || acceptor.run());
         let acceptor = Some(thread.map_err(ServerError::Threads)?);
         let (populate_thread, growth_watcher, opening) = (None, None, None);

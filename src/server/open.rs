@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::error::ServerError;
 use super::service::Service;
-use crate::config::{CpuChoice, DiskConfig, SocketSource};
+use crate::config::{CpuChoice, DiskConfig, SocketSource, Throttling};
 use crate::disk::{
     self, Backing, BackingKind, Disk as _, Durability, Media, OpenOptions, Opened, Preview, Region, Storage,
 };
@@ -48,6 +48,8 @@ pub struct DiskSummary {
     pub storage: Option<Storage>,
     /// Holes are left as they are.
     pub sparse: bool,
+    /// What its guests may do when it is opened.
+    pub throttling: Throttling,
 }
 
 /// Files that this start has created: removed if it fails, so that the next try starts afresh.
@@ -79,7 +81,7 @@ pub(super) fn open(
     files: &mut Created,
     should_stop: &Arc<AtomicBool>,
 ) -> Result<(Service<Backing>, DiskSummary), ServerError> {
-    let options = options_of(&config, should_stop);
+    let (options, throttling) = (options_of(&config, should_stop), config.throttling());
     let DiskConfig { name, path, socket, serial, queues, seg_max, sparse, cpus, postcopy, .. } = config;
     let (access, allowed_users) = (config.access, config.allowed_users);
     let Opened { disk, lock, media, created } = disk::open(&path, &options)?;
@@ -104,6 +106,7 @@ pub(super) fn open(
         why: media.why,
         regions: media.regions,
         sparse,
+        throttling,
     };
     let socket = open_socket(socket, &access, allowed_users)
         .map_err(|error| ServerError::listener(name.clone(), error))?;

@@ -22,7 +22,7 @@
 mod bucket;
 mod clock;
 mod limits;
-pub mod share;
+mod share;
 #[cfg(test)]
 mod tests;
 

@@ -3,8 +3,11 @@
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::task::Waker;
+use std::time::Instant;
 
 use super::direct::DirectTasks;
+use super::ring::limited::renew_limits;
+use super::ring::waiting::leave_quick;
 use super::ring::{Ring, RingKey, RingParts};
 use crate::disk::Disk;
 use crate::log::LogLimit;
@@ -114,9 +117,24 @@ impl<D: Disk> AnyRing<D> {
         with_ring!(self, ring => ring.arm())
     }
 
-    /// As [`Ring::leave_quick`].
+    /// As [`leave_quick`].
     pub(super) fn leave_quick(&mut self, transfers: Option<Arc<DirectTasks<D>>>) {
-        with_ring!(self, ring => ring.leave_quick(transfers));
+        with_ring!(self, ring => leave_quick(ring, transfers));
+    }
+
+    /// As [`renew_limits`].
+    pub(super) fn renew_limits(&mut self) {
+        with_ring!(self, ring => renew_limits(ring));
+    }
+
+    /// As [`Ring::held_until`].
+    pub(super) fn held_until(&self) -> Option<Instant> {
+        with_ring!(self, ring => ring.held_until())
+    }
+
+    /// As [`Ring::resume`].
+    pub(super) fn resume(&mut self) {
+        with_ring!(self, ring => ring.resume());
     }
 
     /// As [`Ring::take_quick`].

@@ -1,6 +1,9 @@
 //! What stands in a ring that waits for its media.
 
+use std::collections::VecDeque;
+
 use crate::disk::Ticket;
+use crate::failpoint;
 use crate::virtio::blk::{HeldRequest, PendingRequest, Span};
 use crate::virtio::queue::Completion;
 
@@ -33,4 +36,23 @@ impl Entry {
 pub(super) struct Left {
     pub(super) requests: u16,
     pub(super) bytes: i64,
+}
+
+/// Those that wait for a flush which may be begun: a flush when all before it are done, a write that is to persist at once.
+pub(super) fn unbegun_flushes(
+    entries: &mut VecDeque<Entry>,
+    is_leaving: bool,
+) -> impl Iterator<Item = &mut Option<Ticket>> {
+    let is_hasty = failpoint::has_hasty_flushes();
+    let mut are_done = !is_leaving;
+    entries.iter_mut().filter_map(move |entry| match entry {
+        Entry::Unflushed(held, ticket) => {
+            (ticket.is_none() && !is_leaving && (are_done || is_hasty || !held.is_flush())).then_some(ticket)
+        }
+        Entry::Unbegun(..) | Entry::InFlight(_) => {
+            are_done = false;
+            None
+        }
+        Entry::Done(_) | Entry::Abandoned => None,
+    })
 }

@@ -27,6 +27,8 @@ pub(super) enum Command<D: Disk> {
     Count(Sender<RingCount<D>>),
     /// The same, with all that is to be seen of a ring.
     Report(Sender<RingReport<D>>),
+    /// Limit each ring as its device says by now; the sender is dropped when that is done.
+    RenewLimits(Sender<()>),
     /// End the thread, and say which one that is; rings still owned are dropped.
     Stop(SyncSender<ThreadId>),
 }

@@ -32,7 +32,7 @@
 //!     (`copy/x86_64/kernels.rs`).
 //!
 //! A ring of a file or a block device takes another way from 3 on, since these may make one wait: `Ring::serve_pending`
-//! (`worker/ring.rs`) has requests begun ([`Device::begin`], [`Device::submit`]), and publishes them in the ring's order
+//! (`worker/ring/waiting.rs`) has requests begun ([`Device::begin`], [`Device::submit`]), and publishes them in the ring's order
 //! when they are done: by threads of the disk's own, or by the kernel itself (`worker/direct.rs`). Short writes of a file of a
 //! local file system the worker does itself, as they most often take a microsecond; if one holds up its thread, another thread
 //! goes on with the rings (`worker/relief.rs`).
@@ -70,9 +70,11 @@ mod relief;
 mod report;
 mod ring;
 mod run;
+mod state;
 mod target;
 #[cfg(test)]
 mod tests;
+mod throttled;
 mod timer;
 mod times;
 

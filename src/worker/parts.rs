@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::notifier::Notifier;
 use crate::disk::Disk;
 use crate::log::Cause;
+use crate::throttle::Share;
 use crate::virtio::blk::{CacheMode, Counters, Device};
 use crate::virtio::memory::MemoryTable;
 use crate::virtio::queue::{Batch, RingLayout, RingLog, Virtqueue};
@@ -62,6 +63,7 @@ pub(super) struct RingSide<'a, D: Disk, Q: Virtqueue> {
     pub(super) counters: &'a mut Counters,
     pub(super) log: &'a mut Option<Box<RingLog>>,
     pub(super) call: &'a Option<Arc<Notifier>>,
+    pub(super) limit: &'a mut Option<Box<Share>>,
 }
 
 /// How a turn of a ring ended.

@@ -4,12 +4,14 @@
 //! a flush is begun when all before it are done, and the used ring has them in their order. So the used index says what was
 //! done ([decision D2](crate#decisions)), whatever of what comes after it is done already: it is done again.
 
+pub(super) mod limited;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
 
 use super::direct::{self, DirectTasks};
-use super::entry::{Entry, Left};
+use super::entry::{Entry, Left, unbegun_flushes};
 use super::parts::{MANY_REQUESTS, RingSide, WAKE_UP_REQUESTS};
 use super::times::Times;
 use crate::copy::Segments;
@@ -31,6 +33,8 @@ pub(super) enum Waits<D: Disk> {
     Flush(Ticket),
     /// Its media: requests are begun, and come back done.
     Media(Box<Pending<D>>),
+    /// Nothing, but each request is taken only when limits allow it.
+    Limit,
 }
 
 impl<D: Disk> Waits<D> {
@@ -183,25 +187,6 @@ impl<D: Disk> Pending<D> {
         device.submit(&mut self.tasks);
     }
 
-    /// Those that wait for a flush which may be begun: a flush when all before it are done, a write that is to persist at
-    /// once.
-    fn unbegun_flushes(&mut self) -> impl Iterator<Item = &mut Option<Ticket>> {
-        let is_hasty = failpoint::has_hasty_flushes();
-        let mut are_done = !self.is_leaving;
-        let is_leaving = self.is_leaving;
-        self.entries.iter_mut().filter_map(move |entry| match entry {
-            Entry::Unflushed(held, ticket) => {
-                (ticket.is_none() && !is_leaving && (are_done || is_hasty || !held.is_flush()))
-                    .then_some(ticket)
-            }
-            Entry::Unbegun(..) | Entry::InFlight(_) => {
-                are_done = false;
-                None
-            }
-            Entry::Done(_) | Entry::Abandoned => None,
-        })
-    }
-
     /// One turn: stores the status of what has come back, takes more, has begun what can be, and completes what is done. Returns
     /// whether something is to be published, and whether there may be more to take.
     #[inline(never)]
@@ -286,6 +271,9 @@ impl<D: Disk> Pending<D> {
     /// Takes the next requests, up to a batch. Returns whether there may be more.
     fn take<Q: Virtqueue>(&mut self, ring: &mut RingSide<'_, D, Q>) -> Result<bool, RingError> {
         ring.device.disk().begin_turn();
+        if ring.limit.is_some() {
+            return self.take_limited(ring);
+        }
         let mut left = Left { requests: MAX_TURN_REQUESTS, bytes: MAX_TURN_BYTES.into() };
         while left.requests > 0 {
             let Some(bytes) = u32::try_from(left.bytes).ok().filter(|bytes| *bytes > 0) else { break };
@@ -474,7 +462,7 @@ impl<D: Disk> Pending<D> {
             }
         }
         let mut ticket = None;
-        for wanted in self.unbegun_flushes() {
+        for wanted in unbegun_flushes(&mut self.entries, self.is_leaving) {
             // It covers the writes that have finished by now.
             let begun = || device.begin_flush(waker, counters);
             *wanted = Some(*ticket.get_or_insert_with(begun));

@@ -135,6 +135,11 @@ impl<D: Disk> Pool<D> {
         self.ask(patience, Command::Report)
     }
 
+    /// Has each ring limited as its device says by now. Workers that are busy for longer than `patience` do so later.
+    pub fn renew_limits(&self, patience: Duration) {
+        self.ask(patience, Command::RenewLimits);
+    }
+
     /// Asks all workers for something of each of their rings.
     fn ask<T>(&self, patience: Duration, command: impl Fn(Sender<T>) -> Command<D>) -> Vec<T> {
         let (answer, answers) = channel();

@@ -1,5 +1,8 @@
 //! A running ring: the queue, its guest memory, its device and its three descriptors.
 
+pub(super) mod limited;
+pub(super) mod waiting;
+
 use std::fs::File;
 use std::net::Shutdown;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -7,17 +10,17 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::task::Waker;
 
-use super::direct::DirectTasks;
 use super::execute::{Waiting, complete_or_hold, execute};
 use super::notifier::Notifier;
-use super::parts::{MANY_REQUESTS, Popped, RingSide, WAKE_UP_REQUESTS, warn_of_small_ring};
+use super::parts::{MANY_REQUESTS, Popped, WAKE_UP_REQUESTS, warn_of_small_ring};
 pub use super::parts::{RingKey, RingParts, Served};
 use super::pending::{Pending, Waits};
-use crate::disk::{Disk, Ticket};
+use crate::disk::Disk;
 use crate::failpoint::{self, Point};
-use crate::limits::bounds::{MAX_TURN_BYTES, MAX_TURN_REQUESTS};
+use crate::limits::bounds::{MAX_SLICE_BYTES, MAX_TURN_BYTES, MAX_TURN_REQUESTS};
 use crate::log::{Cause, LogLimit, kinds};
-use crate::virtio::blk::{CacheMode, Counters, Device, Progress, RequestTask, SlicedRequest, Transfer};
+use crate::throttle::{Kind, Share};
+use crate::virtio::blk::{CacheMode, Counters, Device, Progress, SlicedRequest, Transfer, kind_for_limits};
 use crate::virtio::memory::Translator;
 use crate::virtio::queue::{Batch, Bounds, Indices, Next, RingError, RingLog, SplitQueue, Virtqueue};
 
@@ -47,6 +50,8 @@ pub struct Ring<D: Disk, Q: Virtqueue = SplitQueue> {
     waits: Waits<D>,
     /// A request that takes several turns.
     sliced: SlicedRequest,
+    /// What it may do, where its disk is limited.
+    limit: Option<Box<Share>>,
     /// Marks what is written to guest memory, while that is wanted.
     log: Option<Box<RingLog>>,
     log_limit: Arc<LogLimit>,
@@ -84,6 +89,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             held: Vec::with_capacity(usize::from(MAX_TURN_REQUESTS)),
             waits,
             sliced: SlicedRequest::default(),
+            limit: None,
             log: None,
             log_limit,
         })
@@ -139,23 +145,33 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             && match &self.waits {
                 Waits::Nothing => self.sliced.is_in_progress() || self.queue.has_available(),
                 Waits::Flush(_) => true,
-                Waits::Media(pending) => pending.has_work(&self.device, self.queue.has_available()),
+                Waits::Media(pending) => {
+                    pending.has_work(&self.device, self.queue.has_available() && !self.is_held_by_limit())
+                }
+                Waits::Limit => {
+                    !self.is_held_by_limit() && (self.sliced.is_in_progress() || self.queue.has_available())
+                }
             }
     }
 
-    /// Whether a turn of it is as long as the requests take that it counts then.
+    /// Whether a turn of it is as long as the requests take that it counts then. While a limit holds it, none is taken.
     pub(super) fn is_timed(&self) -> bool {
-        matches!(self.waits, Waits::Nothing) && !self.sliced.is_in_progress() && self.has_work()
+        matches!(self.waits, Waits::Nothing | Waits::Limit)
+            && !self.sliced.is_in_progress()
+            && self.has_work()
     }
 
     /// Asks the driver to kick when it makes chains available. Returns whether some have come meanwhile, for
     /// which no kick will come.
     #[inline]
     pub fn arm(&mut self) -> bool {
-        if self.broken.is_some() {
+        if self.broken.is_some() || self.is_held_by_limit() {
             return false;
         }
         let has_more = self.queue.arm_kicks();
+        if !has_more && self.limit.is_some() {
+            self.rest();
+        }
         if let Some(log) = &self.log {
             self.queue.log(log);
         }
@@ -273,7 +289,13 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             // To find the flaw may have taken as long.
             Some(_) => u64::from(MAX_TURN_BYTES),
         };
-        let Self { device, cache, counters, sliced, log, .. } = self;
+        let Self { device, cache, counters, sliced, log, limit, .. } = self;
+        if let Some(limit) = limit {
+            let kind = if chain.flaw.is_none() { kind_for_limits(&chain.header) } else { Kind::Other };
+            limit.count(kind);
+            // What has more is done, and counted, in slices, or refused.
+            limit.count_bytes(kind, if bytes <= MAX_SLICE_BYTES { bytes } else { 0 });
+        }
         let progress = execute(chain, device, cache, counters, sliced, log)?;
         let waits = complete_or_hold(&mut self.queue, &mut self.held, progress);
         Ok(if waits { Popped::Waits } else { Popped::Done(bytes) })
@@ -343,93 +365,6 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             let Some(header) = self.queue.peek(ahead, self.batch.memory()) else { return };
             prefetch(&header);
         }
-    }
-
-    /// One turn of a ring whose media may make one wait.
-    fn serve_pending(&mut self, waker: &Waker) -> Served {
-        let Self { queue, batch, device, cache, counters, log, waits, call, is_contiguous, .. } = self;
-        let (Waits::Media(pending), None) = (waits, self.broken) else { return Served::Idle };
-        queue.park_kicks();
-        let ring = RingSide { queue, batch, is_contiguous, device, cache, counters, log, call };
-        let (is_any_done, turn) = pending.turn(ring, waker);
-        if is_any_done {
-            self.fence_and_publish();
-        }
-        self.check_memory();
-        let has_quick = matches!(&self.waits, Waits::Media(pending) if pending.has_quick());
-        match turn {
-            _ if has_quick => return Served::Begun,
-            Ok(true) => return Served::More,
-            Ok(false) => {}
-            Err(error) => self.break_ring(error),
-        }
-        Served::Idle
-    }
-
-    /// Has its worker do itself what is quick: whoever does not say so has nothing to do with [`Served::Begun`].
-    pub(super) fn leave_quick(&mut self, transfers: Option<Arc<DirectTasks<D>>>) {
-        if let Waits::Media(pending) = &mut self.waits {
-            pending.leave_quick(transfers);
-        }
-    }
-
-    /// What its worker is to do, in place of an empty vector.
-    pub(super) fn take_quick(&mut self, out: &mut Vec<RequestTask<D>>) {
-        if let Waits::Media(pending) = &mut self.waits {
-            pending.take_quick(out);
-        }
-    }
-
-    /// Takes nothing more, and publishes what is done. Returns whether no thread of the disk's has a request of the ring any
-    /// more: before that, bytes may still be written to the disk or to guest memory. `waker` is woken when it is worth asking
-    /// again.
-    ///
-    /// What was not done to its end is done again where the ring goes on.
-    pub fn drain(&mut self, waker: &Waker) -> bool {
-        let Waits::Media(pending) = &mut self.waits else { return true };
-        pending.leave();
-        self.serve_pending(waker);
-        let Waits::Media(pending) = &mut self.waits else { return true };
-        if self.broken.is_some() {
-            pending.discard();
-        }
-        !pending.is_in_flight()
-    }
-
-    /// A turn of a ring that waits for something. `None`: it does not any more, and can go on as others do.
-    #[inline(never)]
-    fn serve_waiting(&mut self, waker: &Waker) -> Option<Served> {
-        match self.waits {
-            Waits::Nothing => None,
-            Waits::Media(_) => Some(self.serve_pending(waker)),
-            Waits::Flush(ticket) => match self.settle_flush(ticket) {
-                Ok(true) => None,
-                Ok(false) => Some(Served::Held),
-                Err(error) => {
-                    self.break_ring(error);
-                    None
-                }
-            },
-        }
-    }
-
-    /// Answers what waited for a flush, once that is done. Returns whether nothing waits any more.
-    fn settle_flush(&mut self, ticket: Ticket) -> Result<bool, RingError> {
-        let Some(has_flushed) = self.device.poll_flush(ticket) else { return Ok(false) };
-        self.waits = Waits::Nothing;
-        for waiting in self.held.drain(..) {
-            let completion = match waiting {
-                Waiting::Finished(completion) => completion,
-                Waiting::Unsettled(held) => self.device.settle(held, has_flushed, &mut self.counters)?,
-            };
-            self.queue.complete(completion);
-        }
-        if let Some(log) = &mut self.log {
-            log.settled();
-        }
-        self.publish();
-        self.check_memory();
-        Ok(true)
     }
 
     /// Orders the stores to the media, then publishes what is done.

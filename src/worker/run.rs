@@ -20,6 +20,8 @@ use super::quick::{Batch, Quick};
 use super::relief::{Post, Relief, Runs};
 use super::report::RingReport;
 use super::ring::{RingKey, Served};
+use super::state::{Slot, State};
+use super::throttled::Throttled;
 use super::timer::Timer;
 use crate::disk::Disk;
 
@@ -44,39 +46,6 @@ const KICK_CHECK_INTERVAL: Duration = Duration::from_micros(20);
 /// A polled ring that was empty at so many checks for kicks, one after the other, while others were not, is armed.
 const MAX_IDLE_CHECKS: u8 = 100;
 
-/// What the worker does with a ring.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// Waits for its driver's kick.
-    Armed,
-    /// Polls it. How many checks for kicks there were since it had something to do.
-    Polled { idle_checks: u8 },
-    /// Waits for a flush that it has asked for.
-    Held,
-    /// Nothing: its driver broke it.
-    Broken,
-    /// Nothing more: it is given back as soon as no request of it is under way.
-    Leaving,
-}
-
-impl State {
-    const fn word(self) -> &'static str {
-        match self {
-            Self::Armed => "armed",
-            Self::Polled { .. } => "polled",
-            Self::Held => "held",
-            Self::Broken => "broken",
-            Self::Leaving => "leaving",
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Slot<D: Disk> {
-    ring: AnyRing<D>,
-    state: State,
-}
-
 /// A worker's thread: its rings, and which of them are polled.
 #[derive(Debug)]
 pub(super) struct Runner<D: Disk> {
@@ -90,6 +59,7 @@ pub(super) struct Runner<D: Disk> {
     polled: Vec<usize>,
     /// How many are armed: if none is, epoll need not be asked.
     armed: usize,
+    throttled: Throttled,
     /// Rings that are leaving, and who waits for each.
     leaving: Vec<(usize, SyncSender<Option<AnyRing<D>>>)>,
     window: PollWindow,
@@ -129,6 +99,7 @@ impl<D: Disk> Runner<D> {
             since: Vec::new(),
             polled,
             armed: 0,
+            throttled: Throttled::default(),
             leaving: Vec::new(),
             window,
             last_kick_check: Instant::now(),
@@ -189,7 +160,7 @@ impl<D: Disk> Runner<D> {
                 has_served = true;
                 slot.state = State::Polled { idle_checks: 0 };
                 let rests = match with_ring!(&mut slot.ring, ring => ring.serve(&self.waker)) {
-                    Served::Held => Some(State::Held),
+                    Served::Held => Some(State::of_held(&slot.ring)),
                     Served::Begun => {
                         self.quick.add(&mut slot.ring);
                         self.inbox.waker.nudge();
@@ -200,6 +171,8 @@ impl<D: Disk> Runner<D> {
                 };
                 if let Some(state) = rests {
                     slot.state = state;
+                    self.throttled.note(state);
+                    self.armed = self.armed.saturating_add(state.is_armed().into());
                     self.polled.swap_remove(turn);
                     continue;
                 }
@@ -230,7 +203,7 @@ impl<D: Disk> Runner<D> {
         if self.arm_polled() {
             return;
         }
-        self.wait_for_events(-1);
+        self.wait_for_events(self.throttled.timeout_ms(&self.slots));
         self.has_just_woken = true;
         self.window.adapt(start.elapsed());
     }
@@ -244,7 +217,7 @@ impl<D: Disk> Runner<D> {
             return false;
         }
         if !self.arm_polled() {
-            self.wait_for_events(-1);
+            self.wait_for_events(self.throttled.timeout_ms(&self.slots));
             self.has_just_woken = true;
         }
         true
@@ -267,13 +240,14 @@ impl<D: Disk> Runner<D> {
 
     /// Arms the polled rings. Returns whether one has got something to do meanwhile.
     fn arm_polled(&mut self) -> bool {
-        let Self { slots, polled, armed, .. } = self;
+        let Self { slots, polled, armed, throttled, .. } = self;
         polled.retain(|number| {
             let Some(slot) = slots.get_mut(*number).and_then(Option::as_mut) else { return false };
             if slot.ring.arm() {
                 return true;
             }
-            slot.state = State::Armed;
+            slot.state = State::at_rest(&slot.ring);
+            throttled.note(slot.state);
             *armed = armed.saturating_add(1);
             false
         });
@@ -288,7 +262,7 @@ impl<D: Disk> Runner<D> {
         }
         self.last_kick_check = now;
         self.wait_for_events(0);
-        let Self { slots, polled, armed, .. } = self;
+        let Self { slots, polled, armed, throttled, .. } = self;
         polled.retain(|number| {
             let Some(slot) = slots.get_mut(*number).and_then(Option::as_mut) else { return false };
             let State::Polled { idle_checks } = &mut slot.state else { return false };
@@ -296,7 +270,8 @@ impl<D: Disk> Runner<D> {
             if *idle_checks <= MAX_IDLE_CHECKS || slot.ring.arm() {
                 return true;
             }
-            slot.state = State::Armed;
+            slot.state = State::at_rest(&slot.ring);
+            throttled.note(slot.state);
             *armed = armed.saturating_add(1);
             false
         });
@@ -315,6 +290,22 @@ impl<D: Disk> Runner<D> {
                 self.poll_from_now_on(number, State::Armed);
             }
         }
+        if self.throttled.has_some() {
+            let Self { slots, polled, armed, throttled, .. } = self;
+            throttled.resume(slots, polled, armed);
+        }
+    }
+
+    /// Has each ring limited as its device says by now.
+    #[cold]
+    fn renew_limits(&mut self) {
+        for number in 0..self.slots.len() {
+            let Some(slot) = self.slots.get_mut(number).and_then(Option::as_mut) else { continue };
+            slot.ring.renew_limits();
+            if slot.ring.held_until().is_none() {
+                self.poll_from_now_on(number, State::Throttled);
+            }
+        }
     }
 
     /// Polls a ring from now on, if it is in this state.
@@ -323,7 +314,7 @@ impl<D: Disk> Runner<D> {
         if slot.state == from {
             slot.state = State::Polled { idle_checks: 0 };
             self.polled.push(number);
-            self.armed = self.armed.saturating_sub(usize::from(from == State::Armed));
+            self.armed = self.armed.saturating_sub(usize::from(from.is_armed()));
         }
     }
 
@@ -368,6 +359,7 @@ impl<D: Disk> Runner<D> {
             // Requests of it have come back, which no kick tells.
             if self.slots.get(number).and_then(Option::as_ref).is_some_and(|slot| slot.ring.has_work()) {
                 self.poll_from_now_on(number, State::Armed);
+                self.poll_from_now_on(number, State::Throttled);
             }
         }
         self.give_back();
@@ -377,6 +369,10 @@ impl<D: Disk> Runner<D> {
                 Command::Detach(key, answer) => self.detach(key, answer),
                 Command::Count(answers) => self.count(&answers),
                 Command::Report(answers) => self.report(&answers),
+                Command::RenewLimits(done) => {
+                    self.renew_limits();
+                    drop(done);
+                }
                 Command::Stop(answer) => {
                     // Ignored: nobody waits for the thread.
                     let _ = answer.send(std::thread::current().id());
@@ -408,6 +404,7 @@ impl<D: Disk> Runner<D> {
         let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, free as u64);
         self.epoll.ctl(ControlOperation::Add, ring.kick().as_raw_fd(), event)?;
         self.quick.attend(&mut ring, &self.epoll, TRANSFERS)?;
+        ring.renew_limits();
         let slot = Some(Slot { ring, state: State::Polled { idle_checks: 0 } });
         match self.slots.get_mut(free) {
             Some(place) => *place = slot,
@@ -432,7 +429,7 @@ impl<D: Disk> Runner<D> {
         };
         if let Some(slot) = self.slots.get_mut(number).and_then(Option::as_mut) {
             let state = std::mem::replace(&mut slot.state, State::Leaving);
-            self.armed = self.armed.saturating_sub(usize::from(state == State::Armed));
+            self.armed = self.armed.saturating_sub(usize::from(state.is_armed()));
         }
         self.polled.retain(|polled| *polled != number);
         self.leaving.push((number, answer));
@@ -453,7 +450,8 @@ impl<D: Disk> Runner<D> {
     }
 
     fn take(&mut self, number: usize) -> Option<AnyRing<D>> {
-        let Slot { ring, .. } = self.slots.get_mut(number)?.take()?;
+        let Slot { mut ring, .. } = self.slots.get_mut(number)?.take()?;
+        ring.resume();
         let nothing = EpollEvent::default();
         // Cannot fail for a descriptor that was added; the ring still holds it open.
         let _ = self.epoll.ctl(ControlOperation::Delete, ring.kick().as_raw_fd(), nothing);

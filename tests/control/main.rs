@@ -16,6 +16,7 @@ mod http;
 mod killed;
 mod leaks;
 mod lifecycle;
+mod limits;
 mod operations;
 mod reload;
 mod rings;

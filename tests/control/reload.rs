@@ -88,10 +88,18 @@ fn what_has_changed_is_applied_as_one_step() {
     let session = Session::connect(&host.sockets.join("a"));
     let load = Load::start(session.ring(0, 64), 0);
     let nothing = host.reload();
-    assert_eq!(nothing.json(), json!({"added": [], "removed": [], "resized": []}), "{nothing:?}");
+    assert_eq!(
+        nothing.json(),
+        json!({"added": [], "limited": [], "removed": [], "resized": []}),
+        "{nothing:?}"
+    );
     host.write("workers = 1", &[("a", 2 * DISK_BYTES, ""), ("c", DISK_BYTES, "queues = 2")]);
     let done = host.reload();
-    assert_eq!(done.json(), json!({"added": ["c"], "removed": ["b"], "resized": ["a"]}), "{done:?}");
+    assert_eq!(
+        done.json(),
+        json!({"added": ["c"], "limited": [], "removed": ["b"], "resized": ["a"]}),
+        "{done:?}"
+    );
     assert_eq!(host.names(), ["line", "a", "c"]);
     assert_eq!(host.disk("a")["state"]["capacity_bytes"], 2 * DISK_BYTES);
     assert_works(&mut Session::connect(&host.sockets.join("c")).ring(0, 64), 0);
@@ -101,12 +109,12 @@ fn what_has_changed_is_applied_as_one_step() {
     let (path, socket) = (host.folder.join("d"), host.sockets.join("d"));
     let options = json!({"path": path, "socket": socket, "size": DISK_BYTES}).to_string();
     assert_eq!(ask(&host.control(), "PUT", "/v1/disks/d", Some(&options)).status, 201);
-    assert_eq!(host.reload().json(), json!({"added": [], "removed": [], "resized": []}));
+    assert_eq!(host.reload().json(), json!({"added": [], "limited": [], "removed": [], "resized": []}));
     assert_eq!(host.names(), ["line", "a", "c", "d"]);
     host.write("workers = 1", &[("a", 2 * DISK_BYTES, ""), ("d", DISK_BYTES, "")]);
-    assert_eq!(host.reload().json(), json!({"added": [], "removed": ["c"], "resized": []}));
+    assert_eq!(host.reload().json(), json!({"added": [], "limited": [], "removed": ["c"], "resized": []}));
     host.write("workers = 1", &[("a", 2 * DISK_BYTES, "")]);
-    assert_eq!(host.reload().json(), json!({"added": [], "removed": ["d"], "resized": []}));
+    assert_eq!(host.reload().json(), json!({"added": [], "limited": [], "removed": ["d"], "resized": []}));
     host.daemon.stop();
 }
 
@@ -115,7 +123,7 @@ fn what_has_changed_is_applied_as_one_step() {
 fn sighup_reads_the_configuration_again() {
     let host = Host::start("workers = 1", &[("a", DISK_BYTES, "")]);
     host.write("workers = 1", &[("a", 2 * DISK_BYTES, ""), ("b", DISK_BYTES, "")]);
-    host.hang_up(r#"{"added":["b"],"removed":[],"resized":["a"]}"#);
+    host.hang_up(r#"{"added":["b"],"limited":[],"removed":[],"resized":["a"]}"#);
     assert_eq!(host.names(), ["line", "a", "b"]);
     host.write("workers = 2", &[]);
     host.hang_up("nothing has changed: [server]: workers cannot be changed");
@@ -135,7 +143,7 @@ fn sighup_reads_the_configuration_again() {
     };
     host.daemon.wait_for_log("ready for front-ends");
     host.write("", &[("a", DISK_BYTES, "")]);
-    host.hang_up(r#"{"added":["a"],"removed":[],"resized":[]}"#);
+    host.hang_up(r#"{"added":["a"],"limited":[],"removed":[],"resized":[]}"#);
     assert_works(&mut Session::connect(&host.sockets.join("a")).ring(0, 64), 0);
     host.daemon.stop();
 }

@@ -69,7 +69,7 @@ fn a_slow_removal_holds_up_no_other_disk() {
     let removed = answer(draining).unwrap();
     assert_eq!(removed.status, 204, "{removed:?}");
     host.write("workers = 1", &[("a", DISK_BYTES, ""), ("b", 2 * DISK_BYTES, "")]);
-    assert_eq!(host.reload().json(), json!({"added": ["a"], "removed": [], "resized": []}));
+    assert_eq!(host.reload().json(), json!({"added": ["a"], "limited": [], "removed": [], "resized": []}));
     host.daemon.stop();
 }
 
@@ -102,9 +102,9 @@ fn a_reload_that_is_under_way_holds_up_nobody_and_signals_are_one_more() {
     let text = |disks: &[reload::Disk<'_>]| reload::text(&host.folder, &host.sockets, "workers = 1", disks);
     first.write_all(text(&[a, b]).as_bytes()).unwrap();
     drop(first);
-    host.daemon.wait_for_log(r#"{"added":["b"],"removed":[],"resized":[]}"#);
+    host.daemon.wait_for_log(r#"{"added":["b"],"limited":[],"removed":[],"resized":[]}"#);
     writer(&file).write_all(text(&[a, b, c]).as_bytes()).unwrap();
-    host.daemon.wait_for_log(r#"{"added":["c"],"removed":[],"resized":[]}"#);
+    host.daemon.wait_for_log(r#"{"added":["c"],"limited":[],"removed":[],"resized":[]}"#);
     wait_for("nobody reads any more", || (operations(&host.daemon) == 0).then_some(()));
     assert_works(&mut Session::connect(&host.sockets.join("c")).ring(0, 64), 0);
     host.daemon.stop();
@@ -128,7 +128,7 @@ fn a_reload_that_is_refused_has_not_grown_a_disk() {
     assert_eq!((size, capacity), (&DISK_BYTES.into(), &DISK_BYTES.into()));
     assert_eq!(len(&host.folder.join("b")), DISK_BYTES);
     host.write("workers = 1", &[a, b]);
-    assert_eq!(host.reload().json(), json!({"added": [], "removed": [], "resized": []}));
+    assert_eq!(host.reload().json(), json!({"added": [], "limited": [], "removed": [], "resized": []}));
 }
 
 /// A growth that nobody can foresee to fail comes last: what was done before is said, and is what is so from then on.
@@ -144,7 +144,7 @@ fn a_reload_that_fails_says_what_is_done() {
     assert_eq!(host.disk("b")["options"]["size"], DISK_BYTES);
     assert_eq!(len(&host.folder.join("b")), DISK_BYTES);
     host.write("workers = 1", &[("b", DISK_BYTES, ""), ("c", DISK_BYTES, "")]);
-    assert_eq!(host.reload().json(), json!({"added": [], "removed": [], "resized": []}));
+    assert_eq!(host.reload().json(), json!({"added": [], "limited": [], "removed": [], "resized": []}));
     assert_eq!(put(&host, "a", DISK_BYTES).status, 201);
     assert_eq!(done(&host, "DELETE", "/v1/disks/a").status, 204);
     host.write("workers = 1", &[("b", 1 << 62, "")]);

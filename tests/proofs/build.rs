@@ -107,6 +107,7 @@ const IN_MAILBOXES: &[Replaced] = &[
             ("const POLLS: u32 = 16;", "const POLLS: u32 = 1;"),
         ],
     ),
+    ("worker/throttled.rs", &[("use std::time::Instant;", "use crate::sync::kernel::Instant;")]),
 ];
 
 fn main() {
@@ -159,7 +160,7 @@ fn main() {
         let files = copy(&source, &copied, "worker", "crate::virtio::queue");
         change(&files, IN_MAILBOXES, edits, name);
         let _ = writeln!(all, "pub mod {name} {{");
-        for file in ["mailbox", "poll", "run"] {
+        for file in ["mailbox", "poll", "run", "state", "throttled"] {
             all += &module(copied.join(format!("worker/{file}.rs")), file);
         }
         for file in ["any_ring", "quick", "relief", "report", "ring", "timer", "model"] {

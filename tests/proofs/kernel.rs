@@ -144,7 +144,7 @@ impl Epoll {
 }
 
 /// Time goes on by being asked for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Instant(u64);
 
 impl Instant {

@@ -1,5 +1,7 @@
 //! A disk as it is shown.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::config::json::Object;
@@ -40,6 +42,8 @@ fn state(summary: &DiskSummary, stats: &DiskStats) -> Value {
         "failures": counters.failures,
         "broken_rings": counters.broken_rings,
         "latency": latency(stats),
+        "throttled": counters.throttled,
+        "throttled_seconds": Duration::from_nanos(counters.throttled_ns).as_secs_f64(),
     })
 }
 

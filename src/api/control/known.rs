@@ -56,6 +56,20 @@ impl KnownDisks {
         }
     }
 
+    /// Their limits are these from now on: those of `options`.
+    pub(super) fn set_limits<'a>(&self, names: impl Iterator<Item = &'a String>, options: &Object) {
+        let mut known = self.lock();
+        for name in names {
+            let Some(known) = known.get_mut(name) else { continue };
+            for key in Key::limits().map(Key::name) {
+                match options.get(key) {
+                    Some(value) => known.options.insert(key.to_owned(), value.clone()),
+                    None => known.options.remove(key),
+                };
+            }
+        }
+    }
+
     /// The configuration names it from now on.
     pub(super) fn set_configured(&self, name: &str) {
         if let Some(known) = self.lock().get_mut(name) {

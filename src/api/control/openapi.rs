@@ -44,8 +44,8 @@ pub(super) fn document() -> Value {
                 "properties": {
                     "format": {"enum": ["split", "packed"]},
                     "state": {
-                        "enum": ["armed", "polled", "held", "broken", "leaving"],
-                        "description": "It waits for its driver's kick; it is polled; it waits for a flush; its driver broke it; it stops",
+                        "enum": ["armed", "polled", "held", "throttled", "broken", "leaving"],
+                        "description": "It waits for its driver's kick; it is polled; it waits for a flush; a limit holds it; its driver broke it; it stops",
                     },
                     "seconds": {"type": "number", "description": "Since it was started"},
                 },

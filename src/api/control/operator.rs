@@ -5,12 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Mutex, TryLockError};
+use std::sync::{Mutex, PoisonError, TryLockError};
 
 use serde_json::{Value, json};
 
 use super::answer::{Answer, Outcome};
-use super::change::{growth, names, with_remedy};
+use super::change::{Change, change, names, of_group, with_remedy};
 use super::disk;
 use super::known::{Known, KnownDisks};
 use super::openapi;
@@ -23,7 +23,7 @@ use crate::config::json::{self, Object};
 use crate::config::keys::Key;
 use crate::config::options::{Defaults, into_configs};
 use crate::config::size;
-use crate::config::{DiskConfig, SocketSource};
+use crate::config::{DiskConfig, SocketSource, Throttling};
 use crate::log::kinds;
 use crate::server::{Collector, Manager, RemoveError, Resized, Resizer};
 
@@ -56,14 +56,28 @@ pub(crate) struct Operator {
     turns: Turns,
     /// Held while the configuration is read again.
     reloading: Mutex<()>,
+    /// Held while limits are changed.
+    limiting: Mutex<()>,
 }
 
 impl Operator {
     pub(crate) fn new(manager: Manager, resizer: Resizer, collector: Collector, options: Options) -> Self {
         let Options { defaults, configured, allowed, reload, log } = options;
         let known = KnownDisks::new(configured);
-        let (turns, reloading) = (Turns::default(), Mutex::default());
-        Self { manager, resizer, collector, defaults, allowed, reload, log, known, turns, reloading }
+        let (turns, reloading, limiting) = (Turns::default(), Mutex::default(), Mutex::default());
+        Self {
+            manager,
+            resizer,
+            collector,
+            defaults,
+            allowed,
+            reload,
+            log,
+            known,
+            turns,
+            reloading,
+            limiting,
+        }
     }
 
     /// Does it. It may take as long as media do.
@@ -147,16 +161,35 @@ impl Operator {
 
     fn patch(&self, name: &str, body: &[u8]) -> Outcome {
         let patch = json::parse(body)?;
-        let _turn = self.turns.take(name, Doing::Grow)?;
+        let is_limit = |key: &String| Key::limits().any(|limit| limit.name() == key);
+        let doing = if patch.keys().all(is_limit) { Doing::Limit } else { Doing::Grow };
+        let _turn = self.turns.take(name, doing)?;
         let known = self.known.options(name).ok_or_else(|| Problem::no_such_disk(name))?;
         json::check_paths(&patch)?;
         let mut object = known.clone();
         json::merge(&mut object, &patch)?;
-        let options = json::of(&self.config(&object)?);
-        if let Some(to_bytes) = growth(name, &known, &options)? {
+        let config = self.config(&object)?;
+        let Change { to_bytes, throttling } = change(name, &known, &config)?;
+        if let Some(to_bytes) = to_bytes {
+            self.resizer.check_growth(name, to_bytes)?;
+        }
+        if let Some(throttling) = throttling {
+            self.limit(name, throttling, &json::of(&config))?;
+        }
+        if let Some(to_bytes) = to_bytes {
             self.grow(name, to_bytes)?;
         }
         self.show(name)
+    }
+
+    /// Limits a disk, and the others of its group.
+    fn limit(&self, name: &str, throttling: Throttling, options: &Object) -> Result<(), Problem> {
+        // What is known of the disks is what is so.
+        let _alone = self.limiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let changes = of_group(name, throttling, &self.known.all());
+        self.manager.set_throttling(&changes)?;
+        self.known.set_limits(changes.keys(), options);
+        Ok(())
     }
 
     fn resize(&self, name: &str, body: &[u8]) -> Outcome {
@@ -233,6 +266,7 @@ impl Operator {
         turn.keep(|name| plan.changes(name));
         let disks = Disks { manager: &self.manager, resizer: &self.resizer, known: &self.known };
         let mut done = Box::<Done>::default();
+        let _limiting = self.limiting.lock().unwrap_or_else(PoisonError::into_inner);
         match disks.apply(plan, &|config| self.remedy(config), &mut done) {
             Ok(()) => Ok(done.json()),
             Err(problem) => Err(Failed { problem, done }),

@@ -9,11 +9,11 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
-use super::change::{growth, with_remedy};
+use super::change::{Change, change, with_remedy};
 use super::known::{Known, KnownDisks};
 use super::problem::{Code, Problem};
-use crate::config::DiskConfig;
 use crate::config::json::{self, Object};
+use crate::config::{DiskConfig, Throttling, ThrottlingChanges};
 use crate::log::kinds;
 use crate::server::{Departure, Manager, Prepared, RemoveError, Resizer};
 
@@ -44,6 +44,8 @@ pub(super) struct Plan {
     add: Vec<DiskConfig>,
     remove: Vec<String>,
     grow: Vec<(String, u64)>,
+    /// Those whose limits change, and their options.
+    limit: Vec<(String, Throttling, Object)>,
     /// These stay, and are those of the configuration.
     stay: Vec<String>,
 }
@@ -63,9 +65,9 @@ impl Plan {
                 plan.add.push(config);
                 continue;
             };
-            if let Some(to_bytes) = growth(&name, &known.options, &json::of(&config))? {
-                plan.grow.push((name.clone(), to_bytes));
-            }
+            let Change { to_bytes, throttling } = change(&name, &known.options, &config)?;
+            plan.grow.extend(to_bytes.map(|to_bytes| (name.clone(), to_bytes)));
+            plan.limit.extend(throttling.map(|it| (name.clone(), it, json::of(&config))));
             plan.stay.push(name);
         }
         Ok(plan)
@@ -76,6 +78,7 @@ impl Plan {
         self.add.iter().any(|config| config.name == disk)
             || self.remove.iter().any(|name| name == disk)
             || self.grow.iter().any(|(name, _)| name == disk)
+            || self.limit.iter().any(|(name, ..)| name == disk)
     }
 }
 
@@ -85,16 +88,22 @@ pub(super) struct Done {
     added: Vec<String>,
     removed: Vec<String>,
     resized: Vec<String>,
+    limited: Vec<String>,
 }
 
 impl Done {
     pub(super) fn json(&self) -> Value {
-        json!({"added": self.added, "removed": self.removed, "resized": self.resized})
+        json!({"added": self.added, "removed": self.removed, "resized": self.resized, "limited": self.limited})
     }
 
     /// In a sentence; nothing where nothing is done.
     fn text(&self) -> Option<String> {
-        let parts = [("removed", &self.removed), ("added", &self.added), ("resized", &self.resized)];
+        let parts = [
+            ("removed", &self.removed),
+            ("limited", &self.limited),
+            ("added", &self.added),
+            ("resized", &self.resized),
+        ];
         let parts = parts.iter().filter(|(_, disks)| !disks.is_empty());
         let parts: Vec<_> = parts.map(|(what, disks)| format!("{what} {}", disks.join(", "))).collect();
         (!parts.is_empty()).then(|| parts.join("; "))
@@ -151,12 +160,24 @@ impl Disks<'_> {
         remedy: &dyn Fn(&DiskConfig) -> Option<String>,
         done: &mut Done,
     ) -> Result<(), Problem> {
-        let Plan { add, remove, grow, stay } = plan;
+        let Plan { add, remove, grow, limit, stay } = plan;
+        let limited: ThrottlingChanges =
+            limit.iter().map(|(name, throttling, _)| (name.clone(), throttling.clone())).collect();
+        let mut all = limited.clone();
+        all.extend(add.iter().map(|config| (config.name.clone(), config.throttling())));
+        self.manager.check_throttling(&all, &remove)?;
         for (name, to_bytes) in &grow {
             self.resizer.check_growth(name, *to_bytes)?;
         }
         let add: Vec<_> = add.into_iter().map(|it| self.prepare(it, remedy)).collect::<Result<_, _>>()?;
         self.remove(remove, done)?;
+        if !limited.is_empty() {
+            self.manager.set_throttling(&limited)?;
+        }
+        for (name, _, options) in limit {
+            self.known.set_limits(std::iter::once(&name), &options);
+            done.limited.push(name);
+        }
         for (prepared, options) in add {
             let name = prepared.serve()?.name;
             self.known.insert(&name, Known { options, is_configured: true });

@@ -150,9 +150,9 @@ pub(super) const ROUTES: [Route; 16] = [
     post(
         "/v1/reload",
         Operation::Reload,
-        "Reads the configuration file again, and removes, adds and resizes disks as one step; a problem says what is done already, if anything is",
+        "Reads the configuration file again, and removes, limits, adds and resizes disks as one step; a problem says what is done already, if anything is",
         Body::Nothing,
-        &[(200, "which disks were added, removed and resized")],
+        &[(200, "which disks were added, removed, resized and limited")],
     ),
     Route {
         method: "PUT",

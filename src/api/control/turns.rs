@@ -10,21 +10,26 @@ use crate::server::RemoveError;
 pub(super) enum Doing {
     Add,
     Grow,
+    Limit,
     Remove,
     /// Adds, grows or removes it.
     Reload,
 }
 
 impl Doing {
-    /// Whether it may begin while the other is under way. What grows may be removed: its media may hang.
+    /// Whether it may begin while the other is under way. What grows may be limited and removed: its media may hang.
     const fn goes_with(self, other: Self) -> bool {
-        matches!((self, other), (Self::Grow | Self::Remove, Self::Grow))
+        matches!(
+            (self, other),
+            (Self::Grow | Self::Limit | Self::Remove, Self::Grow) | (Self::Grow, Self::Limit)
+        )
     }
 
     const fn what(self) -> &'static str {
         match self {
             Self::Add => "it is being added",
             Self::Grow => "its size is being changed",
+            Self::Limit => "its limits are being changed",
             Self::Remove => "it is being removed",
             Self::Reload => "the configuration that has changed for it is being applied",
         }

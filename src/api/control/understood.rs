@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::change::growth;
+use super::change::{Change, change};
 use super::operator::{config_of, level_of, put_object, size_of};
 use super::problem::Problem;
 use super::routes::{self, Body};
@@ -31,7 +31,9 @@ fn read(method: &str, target: &str, before: &Object, body: &[u8]) -> Result<Valu
             json::check_paths(&patch)?;
             let mut after = before.clone();
             json::merge(&mut after, &patch)?;
-            growth(&call.disk, before, &options(&after)?)?.into()
+            let config = config_of(&after, Defaults::default())?;
+            let Change { to_bytes, throttling } = change(&call.disk, before, &config)?;
+            json!({"size": to_bytes, "limits": throttling.map(|it| it.limits.to_string())})
         }
         Body::Level => level_of(body)?.into(),
         Body::Size => size_of(body)?.into(),

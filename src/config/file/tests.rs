@@ -6,6 +6,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::config::disk_text;
+use crate::config::keys::Part;
 use crate::config::options::{Defaults, into_configs};
 
 fn folder(files: &[(&str, &str)]) -> TempDir {
@@ -39,6 +40,11 @@ fn every_key_means_the_same_as_on_the_command_line() {
             ("\"1M\"".into(), "1M".into()),
             ("1_024".into(), "1K".into()),
         ],
+        Kind::Limit(_, Part::Average) => {
+            vec![("1_024".into(), "1024".into()), ("\"none\"".into(), "0".into())]
+        }
+        // These do not stand alone.
+        Kind::Limit(..) => Vec::new(),
         Kind::Switch => {
             vec![("true".into(), "on".into()), ("false".into(), "off".into()), ("\"on\"".into(), "on".into())]
         }

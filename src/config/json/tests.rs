@@ -32,6 +32,11 @@ fn every_key_means_the_same_as_on_the_command_line() {
         Kind::Path => vec![(json!("/x, y"), "/x,, y".to_owned())],
         Kind::Text => vec![(json!("a,b"), "a,,b".into())],
         Kind::Bytes => vec![(json!(4096), "4096".into()), (json!("1M"), "1M".into())],
+        Kind::Limit(_, Part::Average) => {
+            vec![(json!(7), "7".into()), (json!("70"), "70".into()), (json!("none"), "0".into())]
+        }
+        // These do not stand alone.
+        Kind::Limit(..) => Vec::new(),
         Kind::Switch => {
             vec![(json!(true), "on".into()), (json!(false), "off".into()), (json!("yes"), "on".into())]
         }
@@ -64,7 +69,7 @@ fn every_key_means_the_same_as_on_the_command_line() {
 fn what_is_shown_makes_the_same_disk() {
     let text = "path=/p,socket=/s,name=n,size=1M,serial=a b,readonly=on,block-size=4096,queues=3,seg-max=7,sparse=on,lock=wait,\
                 require-durable=page,discard=unmap,deep-flush=always,postcopy=on,socket-mode=0600,socket-owner=1,\
-                socket-group=2,allow-uid=3,,4";
+                socket-group=2,allow-uid=3,,4,iops-rd=1,iops-rd-max=2,iops-rd-max-length=3,iops-wr=4,bps=5K,bps-max=6K,throttle-group=g";
     let other = || Defaults {
         require_durable: Some(Durability::Byte),
         cpus: CpuChoice::Set("1".parse::<Cpus>().unwrap()),
@@ -78,8 +83,17 @@ fn what_is_shown_makes_the_same_disk() {
         }
     }
     let all = of(&configs(disk_text::parse(format!("{text},cpus=1").as_ref()).unwrap(), Defaults::default()));
-    let left_out: Vec<_> = Key::all().filter(|key| !all.contains_key(key.name())).collect();
-    assert_eq!(left_out, [Key::Numa], "it stands for cpus=");
+    let left_out: Vec<_> = Key::listed().filter(|key| !all.contains_key(key.name())).collect();
+    assert_eq!(left_out, [Key::Numa, Key::Iops], "cpus= stands for it, and iops-rd= beside iops-wr=");
+    let shown = |key: &str| all.get(key).and_then(Value::as_u64);
+    assert_eq!(
+        (shown("iops-rd-max-length"), shown("iops-wr-max-length"), shown("iops-wr-max")),
+        (Some(3), None, None)
+    );
+    assert_eq!(
+        (shown("bps"), shown("bps-max"), shown("bps-max-length")),
+        (Some(5 << 10), Some(6 << 10), Some(1))
+    );
 }
 
 #[test]

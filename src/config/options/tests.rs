@@ -20,7 +20,7 @@ fn every_key_reaches_the_configuration() {
     let option = parse(
         "path=/a.img,socket=/a.sock,name=db,size=1M,serial=S1,readonly=yes,block-size=4096,queues=3,\
          sparse=true,lock=wait,require-durable=byte,discard=ignore,deep-flush=always,\
-         postcopy=on,socket-mode=0600,socket-owner=7,socket-group=8,allow-uid=9,,root",
+         postcopy=on,socket-mode=0600,socket-owner=7,socket-group=8,allow-uid=9,,root,throttle-group=g,iops=9",
     );
     let disk = into_configs(vec![option.unwrap()], Defaults::default()).remove(0);
     assert_eq!((disk.name.as_str(), disk.path), ("db", "/a.img".into()));
@@ -32,6 +32,7 @@ fn every_key_reaches_the_configuration() {
     assert_eq!(disk.require_durable, Some(Durability::Byte));
     assert_eq!((disk.discard, disk.deep_flush), (DiscardPolicy::Ignore, DeepFlush::Always));
     let access = SocketAccess { mode: 0o600, owner: Some(7), group: Some(8), symlinks: Symlinks::Follow };
+    assert_eq!((disk.throttle_group.as_deref(), disk.limits.to_string().as_str()), (Some("g"), "iops=9"));
     assert_eq!((disk.access, disk.allowed_users), (access, AllowedUsers::only(vec![9, 0])));
 }
 
@@ -215,6 +216,11 @@ fn values_are_of_the_kind_that_the_table_says() {
         let (good, bad): (Vec<String>, Vec<String>) = match key.kind() {
             Kind::Path | Kind::Text => (vec!["a b,c=d".into(), "1".into()], vec![]),
             Kind::Bytes => (vec!["512".into(), "1G".into()], vec!["on".into(), "-1".into(), "1.5".into()]),
+            Kind::Limit(_, Part::Average) => {
+                (vec!["1".into(), "0".into(), "none".into()], vec!["on".into(), "-1".into(), "1.5".into()])
+            }
+            // These do not stand alone.
+            Kind::Limit(..) => (vec![], vec!["on".into(), "-1".into()]),
             Kind::Switch => (["on", "off", "true", "false"].map(Into::into).into(), vec!["1".into()]),
             Kind::Number { min, max } => {
                 assert!(key.meaning().contains(&format!("{min} to {max}")), "{}", key.meaning());
@@ -245,4 +251,28 @@ fn values_are_of_the_kind_that_the_table_says() {
             );
         }
     }
+}
+
+#[test]
+fn limits_that_make_no_sense_are_refused() {
+    let refused = |keys: &str| error(&format!("path=/a,socket=/b,{keys}"));
+    for (keys, cause) in [
+        ("iops-max=5", "iops-max needs iops; add it, or leave iops-max out"),
+        ("iops=5,iops-max-length=2", "iops-max-length needs iops-max; add it"),
+        (
+            "bps-wr=5M,bps-wr-max=4M",
+            "bps-wr-max is lower than bps-wr; a burst is at least as fast as the average",
+        ),
+        ("iops=5,iops-rd=5", "iops and iops-rd both limit the same requests; leave one of them out"),
+        ("iops=-1", "iops=-1: write a whole number, or none"),
+        ("iops=1K", "iops=1K: write a whole number, or none"),
+        ("bps=1MB", "bps=1MB: \"1MB\" is ambiguous"),
+        ("bps=16384P", "bps=16384P: \"16384P\" is more than 2^64 bytes"),
+        ("bps=1P", "bps is limited to more than can be counted"),
+    ] {
+        let found = refused(keys);
+        assert!(found.contains(cause), "{keys}: {found}");
+    }
+    let none = parse("path=/a,socket=/b,iops=none,bps=0").unwrap();
+    assert!(into_configs(vec![none], Defaults::default()).remove(0).limits.is_empty());
 }

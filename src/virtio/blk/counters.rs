@@ -27,6 +27,10 @@ pub struct Counters {
     pub broken_rings: u64,
     /// Reads and writes that the kernel has done by itself, while no thread waited for them.
     pub direct: u64,
+    /// How often a ring was held by a limit, with requests in it.
+    pub throttled: u64,
+    /// For how long, in nanoseconds.
+    pub throttled_ns: u64,
 }
 
 /// What a request has done, to be counted once it is answered.
@@ -103,6 +107,8 @@ impl Counters {
         self.failures = with(self.failures, other.failures);
         self.broken_rings = with(self.broken_rings, other.broken_rings);
         self.direct = with(self.direct, other.direct);
+        self.throttled = with(self.throttled, other.throttled);
+        self.throttled_ns = with(self.throttled_ns, other.throttled_ns);
     }
 }
 

@@ -1,7 +1,7 @@
 //! The device: its disk, how it calls itself, its limits and features, and the flushes of its disk.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
 
 use super::cache::CacheMode;
@@ -17,6 +17,7 @@ use crate::disk::{Disk, DiskError, Flusher, GrowError, Ticket};
 use crate::limits::bounds::MAX_IO_THREADS;
 use crate::log::{Cause, LogLimit, kinds};
 use crate::sandbox::ThreadKind;
+use crate::throttle::Throttle;
 
 /// How a disk calls itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +51,8 @@ pub struct Device<D: Disk> {
     seg_max: u16,
     log_limit: Arc<LogLimit>,
     latency: Latency,
+    /// What limits its rings. A ring keeps what it has of it: this is looked at when it comes, and when its worker is told.
+    throttle: Mutex<Option<Arc<Throttle>>>,
 }
 
 impl<D: Disk> Device<D> {
@@ -75,7 +78,18 @@ impl<D: Disk> Device<D> {
             seg_max: SEG_MAX,
             log_limit,
             latency: Latency::default(),
+            throttle: Mutex::default(),
         }
+    }
+
+    /// Limits what its rings do, from when their workers are told ([`Pool::renew_limits`](crate::worker::Pool::renew_limits)).
+    pub fn set_throttle(&self, throttle: Option<Arc<Throttle>>) {
+        *self.throttle.lock().unwrap_or_else(PoisonError::into_inner) = throttle;
+    }
+
+    /// What limits its rings.
+    pub fn throttle(&self) -> Option<Arc<Throttle>> {
+        self.throttle.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Tells drivers that a request may have so many data segments, in place of [`SEG_MAX`]. More are taken all the same.

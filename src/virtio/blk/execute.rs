@@ -7,6 +7,7 @@ use super::request::{ErrorStatus, OK, Operation, parse};
 use super::sliced::{Finished, SlicedRequest, takes_long};
 use crate::copy::{self, PrefetchHint};
 use crate::disk::{Disk, DiskError};
+use crate::throttle::Kind;
 use crate::virtio::queue::{Chain, Completion, Head, HeldStatus, RingError, Status, StatusByte};
 
 /// What became of a request.
@@ -107,6 +108,11 @@ impl<D: Disk> Device<D> {
             }
             Err(error) => Self::complete(Err(error), head, data_bytes, counters, status),
         }
+    }
+
+    /// How limits count the next slice of the request in progress: its kind, and its bytes.
+    pub fn next_slice_for_limits(&self, sliced: &SlicedRequest) -> (Kind, u64) {
+        (sliced.for_limits().0, sliced.next_bytes(self.disk()))
     }
 
     /// Does the next slice of the request in progress. Returns what became of it with the last one.

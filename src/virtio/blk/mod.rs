@@ -24,7 +24,7 @@ pub use device::{Device, Identity};
 pub use execute::{HeldRequest, Progress};
 pub use latency::{Latency, LatencyCounts, Timed};
 pub use pending::{Completions, PendingRequest, RequestTask, Span};
-pub use request::{ErrorStatus, Operation, Range, Ranges, parse, parse_ranges};
+pub use request::{ErrorStatus, Operation, Range, Ranges, kind_for_limits, parse, parse_ranges};
 pub use sliced::SlicedRequest;
 pub use transfer::{Rules, Transfer};
 pub use units::{Limits, MAX_DISCARD_SECTORS, MAX_RANGES, MAX_WRITE_ZEROES_SECTORS, SECTOR_BYTES, SEG_MAX};

@@ -9,6 +9,7 @@ use crate::copy::Segments;
 use crate::disk::executor::{Task, TaskName};
 use crate::disk::{DirectTransfer, Disk, DiskError};
 use crate::limits::bounds::MAX_QUICK_WRITE_BYTES;
+use crate::throttle::Kind;
 use crate::virtio::queue::HeldStatus;
 
 /// A request that is run by a thread of the disk's own, and room for what it needs, which is made once (D7) and used again.
@@ -35,6 +36,11 @@ impl PendingRequest {
         let TaskName { operation, offset, len_bytes } = self.request.name();
         let is_change = self.request.is_change();
         Span { offset, len_bytes, is_change, is_long: is_change && operation != "write" }
+    }
+
+    /// How limits count it: its kind, and its bytes.
+    pub fn for_limits(&self) -> (Kind, u64) {
+        self.request.for_limits()
     }
 
     /// What it has written to guest memory, and where its status will be.

@@ -9,6 +9,7 @@ use virtio_bindings::bindings::virtio_blk as spec;
 use super::units::{Limits, MAX_RANGES, SECTOR_BYTES};
 use crate::copy::{self, Segments};
 use crate::limits::bounds::MAX_SLICE_BYTES;
+use crate::throttle::Kind;
 use crate::virtio::memory::speculation::below;
 use crate::virtio::queue::{ContiguousChain, Header};
 
@@ -194,6 +195,15 @@ pub(super) const fn guess_offset(header: &Header) -> Option<u64> {
     match kind(header) {
         spec::VIRTIO_BLK_T_IN | spec::VIRTIO_BLK_T_OUT => Some(sector.wrapping_mul(SECTOR_BYTES)),
         _ => None,
+    }
+}
+
+/// How limits count a request that begins with this header.
+pub const fn kind_for_limits(header: &Header) -> Kind {
+    match kind(header) & !BARRIER {
+        spec::VIRTIO_BLK_T_IN => Kind::Read,
+        spec::VIRTIO_BLK_T_OUT | spec::VIRTIO_BLK_T_DISCARD | spec::VIRTIO_BLK_T_WRITE_ZEROES => Kind::Write,
+        _ => Kind::Other,
     }
 }
 

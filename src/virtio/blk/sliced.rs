@@ -13,6 +13,7 @@ use crate::copy::{PrefetchHint, Segments};
 use crate::disk::executor::TaskName;
 use crate::disk::{DirectTransfer, Disk, DiskError};
 use crate::limits::bounds::{MAX_SLICE_BYTES, MAX_UNMAP_SLICE_BYTES};
+use crate::throttle::Kind;
 use crate::virtio::queue::{Head, HeldSegments, HeldStatus, StatusByte};
 
 /// A request that is done in slices, and room for what it needs, which is made once (D7): one for each ring.
@@ -238,17 +239,10 @@ impl SlicedRequest {
     /// Does the slice that was cut.
     fn execute(&mut self, disk: &impl Disk) -> Result<(), DiskError> {
         let unmap = self.range().is_some_and(|range| range.unmap);
-        let Self { current: Some(current), data, is_whole, .. } = self else { return Ok(()) };
+        let bytes = self.next_bytes(disk);
+        let Self { current: Some(current), data, .. } = self else { return Ok(()) };
         let slices = &mut current.slices;
-        let most_bytes = match slices.operation {
-            SlicedOperation::Read(_) | SlicedOperation::Write(_) if *is_whole => u64::MAX,
-            SlicedOperation::Discard => MAX_UNMAP_SLICE_BYTES,
-            SlicedOperation::WriteZeroes if unmap && disk.has_fast_zero() => MAX_UNMAP_SLICE_BYTES,
-            SlicedOperation::Read(_) | SlicedOperation::Write(_) | SlicedOperation::WriteZeroes => {
-                MAX_SLICE_BYTES
-            }
-        };
-        let (offset, bytes) = (slices.offset, slice_bytes(slices.offset, slices.left_bytes, most_bytes));
+        let offset = slices.offset;
         match slices.operation {
             SlicedOperation::Read(_) => disk.read(offset, data.slice(), PrefetchHint::NONE)?,
             SlicedOperation::Write(_) => disk.write(offset, data.slice(), PrefetchHint::NONE)?,
@@ -263,16 +257,42 @@ impl SlicedRequest {
         Ok(())
     }
 
+    /// Bytes of the disk that the slice which was cut is about.
+    pub(super) fn next_bytes(&self, disk: &impl Disk) -> u64 {
+        let Some(InProgress { slices, .. }) = &self.current else { return 0 };
+        let unmap = self.range().is_some_and(|range| range.unmap);
+        let most_bytes = match slices.operation {
+            SlicedOperation::Read(_) | SlicedOperation::Write(_) if self.is_whole => u64::MAX,
+            SlicedOperation::Discard => MAX_UNMAP_SLICE_BYTES,
+            SlicedOperation::WriteZeroes if unmap && disk.has_fast_zero() => MAX_UNMAP_SLICE_BYTES,
+            SlicedOperation::Read(_) | SlicedOperation::Write(_) | SlicedOperation::WriteZeroes => {
+                MAX_SLICE_BYTES
+            }
+        };
+        slice_bytes(slices.offset, slices.left_bytes, most_bytes)
+    }
+
+    /// How limits count what is in progress: its kind, and bytes of the disk that it has still to do, of all its ranges.
+    pub(super) fn for_limits(&self) -> (Kind, u64) {
+        let Some(InProgress { slices, .. }) = &self.current else { return (Kind::Other, 0) };
+        match slices.operation {
+            SlicedOperation::Read(_) => (Kind::Read, slices.left_bytes),
+            SlicedOperation::Write(_) => (Kind::Write, slices.left_bytes),
+            SlicedOperation::Discard | SlicedOperation::WriteZeroes => (Kind::Write, self.ranges_bytes()),
+        }
+    }
+
+    fn ranges_bytes(&self) -> u64 {
+        let sum = |sum: u64, range: &Range| sum.saturating_add(range.len_bytes);
+        self.ranges.as_slice().iter().fold(0, sum)
+    }
+
     /// What the whole request has done.
     fn effect(&self, operation: SlicedOperation, media_bytes: u64) -> Effect {
         match operation {
             SlicedOperation::Read(effect) | SlicedOperation::Write(effect) => effect,
             SlicedOperation::Discard => Effect::Other,
-            SlicedOperation::WriteZeroes => {
-                let sum = |sum: u64, range: &Range| sum.saturating_add(range.len_bytes);
-                let bytes = self.ranges.as_slice().iter().fold(0, sum);
-                Effect::Zeroed { bytes, media_bytes }
-            }
+            SlicedOperation::WriteZeroes => Effect::Zeroed { bytes: self.ranges_bytes(), media_bytes },
         }
     }
 

@@ -12,7 +12,7 @@ use super::ring::{RingKey, Served};
 use crate::disk::Disk;
 use crate::stubs::blk::{Counters, Device};
 use crate::sync::Event;
-use crate::sync::kernel::EventFd;
+use crate::sync::kernel::{EventFd, Instant};
 
 /// What driver and device share.
 #[derive(Debug)]
@@ -107,6 +107,15 @@ impl<D: Disk> AnyRing<D> {
     }
 
     pub fn leave_quick(&mut self) {}
+
+    /// Nothing limits it.
+    pub fn renew_limits(&mut self) {}
+
+    pub fn resume(&mut self) {}
+
+    pub fn held_until(&self) -> Option<Instant> {
+        None
+    }
 
     pub fn is_broken(&self) -> bool {
         false

@@ -36,19 +36,18 @@ fn own_bytes(daemon: &Daemon) -> u64 {
     Process(daemon.pid()).resident_bytes_except(&[image.to_str().unwrap(), "memfd:guest", program])
 }
 
-/// Insists that no thread of the daemon wakes up for a while, or computes anything.
+/// Insists that no thread of the daemon wakes up for a while, or computes anything. What was going on before may end first, late on
+/// a machine that is busy: what goes on and on is there each time.
 fn assert_idle(daemon: &Daemon, what: &str) {
     let process = Process(daemon.pid());
-    // What is going on still may end first.
-    let sleeps = wait_for("the daemon comes to rest", || {
-        let before = process.sleeps();
-        std::thread::sleep(Duration::from_millis(300));
-        (process.sleeps() == before).then_some(before)
-    });
-    let ticks = process.ticks();
-    std::thread::sleep(A_WHILE);
-    assert_eq!(process.ticks() - ticks, 0, "{what}: processor time in clock ticks");
-    assert_eq!(process.sleeps() - sleeps, 0, "{what}: threads that woke up");
+    let used_in_a_while = || {
+        let (ticks, sleeps) = (process.ticks(), process.sleeps());
+        std::thread::sleep(A_WHILE);
+        (process.ticks() - ticks, process.sleeps().wrapping_sub(sleeps))
+    };
+    let used: Vec<_> =
+        std::iter::repeat_with(used_in_a_while).take(5).take_while(|used| *used != (0, 0)).collect();
+    assert!(used.len() < 5, "{what}: clock ticks of processor time, and threads that woke up: {used:?}");
 }
 
 fn use_ring(ring: &mut Ring) {
@@ -164,16 +163,17 @@ fn threads_are_as_many_as_processors_and_no_more_than_rings() {
     let session = Session::connect(&daemon.socket(0));
     let mut rings = vec![session.ring(0, 64)];
     use_ring(&mut rings[0]);
-    assert!(process.threads() <= 1 + OTHERS, "{} threads for one ring", process.threads());
+    // One that populates a disk ends after it has said so.
+    let has = |process: &Process, most: usize| (process.threads() <= most).then_some(());
+    wait_for("a thread for one ring", || has(&process, 1 + OTHERS));
     rings.extend((1..64).map(|index| session.ring(index, 64)));
     rings.iter_mut().for_each(use_ring);
-    assert!(process.threads() <= processors + OTHERS, "{} threads for 64 rings", process.threads());
+    wait_for("as many threads as processors for 64 rings", || has(&process, processors + OTHERS));
 
     let with_three = Setup::new(Place::Tmpfs).disk("size=64M").arg("--workers").arg("3").start();
     with_three.wait_for_log(" populated ");
     let session = Session::connect(&with_three.socket(0));
     let mut rings: Vec<Ring> = (0..16).map(|index| session.ring(index, 64)).collect();
     rings.iter_mut().for_each(use_ring);
-    let threads = Process(with_three.pid()).threads();
-    assert!(threads <= 3 + OTHERS, "{threads} threads with three workers");
+    wait_for("three workers", || has(&Process(with_three.pid()), 3 + OTHERS));
 }

@@ -1,7 +1,7 @@
 //! The daemon that is attacked, and what must be so after each attack.
 
 use std::os::unix::fs::FileExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,9 @@ const LIFETIME: Duration = Duration::from_secs(3600);
 
 /// How soon the log says why, if it does.
 const LOGGED: Duration = Duration::from_millis(50);
+
+/// How long the places of front-ends that are gone may be taken: a descriptor of theirs may hold one up for seconds.
+const NEXT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long a row is tried again until the log does: it may have had too many lines of the cause in a second.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -132,12 +135,24 @@ impl Target {
     fn assert_unharmed(&mut self, disk: usize, neighbour: &Neighbour) {
         self.daemon.assert_alive();
         neighbour.wait_for_progress();
-        let session = Session::connect(&self.daemon.socket(disk));
+        let session = self.next_front_end(disk);
         let answer = session.ring(0, 16).run(&Request::read(KEPT_BYTES / 512, 4096));
         assert_eq!((answer.status, answer.used_bytes), (OK, 4097), "the next front-end's read");
         let mut bytes = vec![0; self.kept.len()];
         std::fs::File::open(self.daemon.image(disk)).unwrap().read_exact_at(&mut bytes, 0).unwrap();
         assert!(bytes == self.kept, "the disk has changed");
+    }
+
+    /// Those before it may have all places until the daemon has noticed that they are gone.
+    fn next_front_end(&self, disk: usize) -> Session {
+        let deadline = Instant::now() + NEXT_PATIENCE;
+        loop {
+            match catch_unwind(AssertUnwindSafe(|| Session::connect(&self.daemon.socket(disk)))) {
+                Ok(session) => return session,
+                Err(panic) if Instant::now() > deadline => resume_unwind(panic),
+                Err(_) => std::thread::sleep(Duration::from_millis(50)),
+            }
+        }
     }
 }
 

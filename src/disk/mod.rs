@@ -44,6 +44,8 @@ mod ranges;
 mod space;
 mod symlinks;
 mod sys;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use backing::{Backing, count_huge_pages};
 pub use backing_path::BackingPath;

@@ -14,7 +14,8 @@ use self::guest::{Guest, GuestRequest, Size};
 use super::workload::{Random, SECTOR_BYTES};
 use crate::copy::testing::memfd;
 use crate::copy::{self, PrefetchHint, Segments};
-use crate::disk::{Disk, DiskError, Durability, Geometry, MappedDisk};
+use crate::disk::testing::pass_on;
+use crate::disk::{Disk, DiskError, Geometry, MappedDisk};
 use crate::failpoint::{self, Point};
 use crate::log::LogLimit;
 use crate::virtio::blk::{CacheMode, Device, Identity};
@@ -31,12 +32,7 @@ struct HalfCopyDisk {
 }
 
 impl Disk for HalfCopyDisk {
-    fn geometry(&self) -> Geometry {
-        self.disk.geometry()
-    }
-    fn durability(&self) -> Durability {
-        self.disk.durability()
-    }
+    pass_on!(disk: geometry, durability, fence, try_flush, flush, discard, write_zeroes);
     fn read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
         failpoint::reached(Point::BeforeCopy);
         let mut half = vec![0; into.total_bytes() / 2];
@@ -52,21 +48,6 @@ impl Disk for HalfCopyDisk {
         self.file.write_all_at(&half, offset).unwrap();
         failpoint::reached(Point::MidCopy);
         self.disk.write(offset, from, next)
-    }
-    fn fence(&self) {
-        self.disk.fence();
-    }
-    fn try_flush(&self) -> Option<Result<(), DiskError>> {
-        self.disk.try_flush()
-    }
-    fn flush(&self) -> Result<(), DiskError> {
-        self.disk.flush()
-    }
-    fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        self.disk.discard(offset, len)
-    }
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<u64, DiskError> {
-        self.disk.write_zeroes(offset, len, unmap)
     }
 }
 

@@ -13,6 +13,7 @@ use super::workload::{Random, Request, Workload};
 use crate::copy::recording::{self, Logged, Omit, Recording};
 use crate::copy::testing::memfd;
 use crate::copy::{PrefetchHint, Segments};
+use crate::disk::testing::pass_on;
 use crate::disk::{
     Backing, BlockDisk, Disk, DiskError, Durability, EmulatedMedia, FileDisk, Geometry, MappedDisk,
 };
@@ -97,6 +98,42 @@ pub(super) enum Bug {
     AnswerDuringSync,
 }
 
+/// What a disk believes to be clean: as it is, or with a bug.
+#[derive(Debug)]
+pub(super) struct Belief {
+    bug: Option<Bug>,
+    /// Something was written since the last sync, as a disk with a bug believes.
+    is_dirty: Mutex<bool>,
+}
+
+impl Belief {
+    pub(super) const fn new(bug: Option<Bug>) -> Self {
+        Self { bug, is_dirty: Mutex::new(true) }
+    }
+
+    pub(super) fn wrote(&self) {
+        *self.is_dirty.lock().unwrap() = true;
+    }
+
+    pub(super) fn try_flush(&self, disk: &Backing) -> Option<Result<(), DiskError>> {
+        match self.bug {
+            None => disk.try_flush(),
+            Some(_) => (!*self.is_dirty.lock().unwrap()).then_some(Ok(())),
+        }
+    }
+
+    pub(super) fn flush(&self, disk: &Backing) -> Result<(), DiskError> {
+        if self.bug == Some(Bug::AnswerDuringSync) {
+            *self.is_dirty.lock().unwrap() = false;
+        }
+        let done = disk.flush();
+        if self.bug == Some(Bug::CleanAfterSync) {
+            *self.is_dirty.lock().unwrap() = false;
+        }
+        done
+    }
+}
+
 /// A workload that was run, and everything that happened meanwhile.
 #[derive(Debug, Clone)]
 pub(super) struct Trace {
@@ -120,9 +157,7 @@ struct RecordedDisk {
     scheduler: Arc<Scheduler>,
     /// Changes in the order in which they were made: the ring, and how many bytes. A request done in slices makes several.
     changes: Arc<Mutex<Vec<(usize, u64)>>>,
-    bug: Option<Bug>,
-    /// Something was written since the last sync, as a disk with a bug believes.
-    is_dirty: Mutex<bool>,
+    belief: Belief,
 }
 
 impl RecordedDisk {
@@ -131,44 +166,24 @@ impl RecordedDisk {
     }
 
     fn changed<T>(&self, done: Result<T, DiskError>) -> Result<T, DiskError> {
-        *self.is_dirty.lock().unwrap() = true;
+        self.belief.wrote();
         done
     }
 }
 
 impl Disk for RecordedDisk {
-    fn geometry(&self) -> Geometry {
-        self.disk.geometry()
-    }
-    fn durability(&self) -> Durability {
-        self.disk.durability()
-    }
-    fn read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
-        self.disk.read(offset, into, next)
-    }
+    pass_on!(disk: geometry, durability, read, fence);
     fn write(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
         self.changes(from.total_bytes() as u64);
         self.changed(self.disk.write(offset, from, next))
     }
-    fn fence(&self) {
-        self.disk.fence();
-    }
     fn try_flush(&self) -> Option<Result<(), DiskError>> {
-        match self.bug {
-            None => self.disk.try_flush(),
-            Some(_) => (!*self.is_dirty.lock().unwrap()).then_some(Ok(())),
-        }
+        self.belief.try_flush(&self.disk)
     }
     fn flush(&self) -> Result<(), DiskError> {
         let _on_cpu = self.recording.on_cpu(FLUSHER);
         self.scheduler.pause();
-        if self.bug == Some(Bug::AnswerDuringSync) {
-            *self.is_dirty.lock().unwrap() = false;
-        }
-        let done = self.disk.flush();
-        if self.bug == Some(Bug::CleanAfterSync) {
-            *self.is_dirty.lock().unwrap() = false;
-        }
+        let done = self.belief.flush(&self.disk);
         self.scheduler.pause();
         done
     }
@@ -298,8 +313,7 @@ pub(super) fn run(workload: &Workload, config: RunConfig) -> Trace {
         recording: recording.clone(),
         scheduler: scheduler.clone(),
         changes: changes.clone(),
-        bug: config.bug,
-        is_dirty: Mutex::new(true),
+        belief: Belief::new(config.bug),
     };
     let rings = rings(&guest, recorded, config);
     let drivers = (0..RINGS).map(|ring| Driver::new(&guest, ring)).collect();

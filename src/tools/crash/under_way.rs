@@ -11,14 +11,15 @@ use std::time::{Duration, Instant};
 use super::check::{Coverage, Exploration, Violation, check};
 use super::driver::{Driver, MEMORY_BYTES, RINGS, indices, indices_of};
 use super::oracle::Oracle;
-use super::runner::{Bug, DiskKind, RunConfig, Trace, backing, rings};
+use super::runner::{Belief, Bug, DiskKind, RunConfig, Trace, backing, rings};
 use super::scheduler::FLUSHER;
 use super::states::{assert_complete, promise_of};
 use super::workload::{self, Batch, Op, Random, Request, Workload, WorkloadKind};
 use crate::copy::recording::{Event, Omit, Recording, Watch};
 use crate::copy::testing::memfd;
 use crate::copy::{PrefetchHint, Segments, load_slice};
-use crate::disk::{Backing, Disk, DiskError, Durability, Geometry};
+use crate::disk::testing::pass_on;
+use crate::disk::{Backing, Disk, DiskError};
 use crate::worker::Ring;
 
 /// Longer than any step takes.
@@ -137,8 +138,7 @@ struct GatedDisk {
     asked: Arc<Mutex<Asked>>,
     /// Those that a thread has come with.
     known: Mutex<BTreeSet<usize>>,
-    bug: Option<Bug>,
-    is_dirty: Mutex<bool>,
+    belief: Belief,
 }
 
 impl GatedDisk {
@@ -156,17 +156,9 @@ impl GatedDisk {
 }
 
 impl Disk for GatedDisk {
-    fn geometry(&self) -> Geometry {
-        self.disk.geometry()
-    }
-    fn durability(&self) -> Durability {
-        self.disk.durability()
-    }
+    pass_on!(disk: geometry, durability, read, fence);
     fn may_wait(&self) -> bool {
         true
-    }
-    fn read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
-        self.disk.read(offset, into, next)
     }
     fn write(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
         let who = Who::Request(self.number(offset, from));
@@ -176,29 +168,17 @@ impl Disk for GatedDisk {
             self.asked.lock().unwrap().begun.push(number);
         }
         let done = self.disk.write(offset, from, next);
-        *self.is_dirty.lock().unwrap() = true;
+        self.belief.wrote();
         self.gate.is_done(who);
         done
     }
-    fn fence(&self) {
-        self.disk.fence();
-    }
     fn try_flush(&self) -> Option<Result<(), DiskError>> {
-        match self.bug {
-            None => self.disk.try_flush(),
-            Some(_) => (!*self.is_dirty.lock().unwrap()).then_some(Ok(())),
-        }
+        self.belief.try_flush(&self.disk)
     }
     fn flush(&self) -> Result<(), DiskError> {
         let _on_cpu = self.recording.on_cpu(FLUSHER);
         self.gate.wait(Who::Flusher, false);
-        if self.bug == Some(Bug::AnswerDuringSync) {
-            *self.is_dirty.lock().unwrap() = false;
-        }
-        let done = self.disk.flush();
-        if self.bug == Some(Bug::CleanAfterSync) {
-            *self.is_dirty.lock().unwrap() = false;
-        }
+        let done = self.belief.flush(&self.disk);
         self.gate.wait(Who::Flusher, false);
         done
     }
@@ -298,8 +278,7 @@ fn run(workload: &Workload, config: RunConfig, seed: u64) -> (Trace, usize) {
         gate: gate.clone(),
         asked: asked.clone(),
         known: Mutex::default(),
-        bug: config.bug,
-        is_dirty: Mutex::new(true),
+        belief: Belief::new(config.bug),
     };
     let rings = rings(&guest, disk, config);
     let drivers = (0..RINGS).map(|ring| Driver::new(&guest, ring)).collect();

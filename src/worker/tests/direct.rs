@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::{disk, guest, ring, status};
 use crate::copy::{PrefetchHint, Segments};
-use crate::disk::{DirectTransfer, Disk, DiskError, Durability, Geometry, MappedDisk};
+use crate::disk::testing::pass_on;
+use crate::disk::{DirectTransfer, Disk, DiskError, MappedDisk};
 use crate::worker::{Polling, Pool, RingKey};
 
 /// How long a step may take on a machine that is busy.
@@ -31,12 +32,7 @@ struct DirectDisk {
 }
 
 impl Disk for DirectDisk {
-    fn geometry(&self) -> Geometry {
-        self.disk.geometry()
-    }
-    fn durability(&self) -> Durability {
-        self.disk.durability()
-    }
+    pass_on!(disk: geometry, durability, read, try_flush, flush, discard, write_zeroes);
     fn may_wait(&self) -> bool {
         true
     }
@@ -50,24 +46,9 @@ impl Disk for DirectDisk {
         assert!(is_write);
         self.writes.by_kernel.fetch_add(1, Ordering::SeqCst);
     }
-    fn read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
-        self.disk.read(offset, into, next)
-    }
     fn write(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
         self.writes.by_threads.fetch_add(1, Ordering::SeqCst);
         self.disk.write(offset, from, next)
-    }
-    fn try_flush(&self) -> Option<Result<(), DiskError>> {
-        self.disk.try_flush()
-    }
-    fn flush(&self) -> Result<(), DiskError> {
-        self.disk.flush()
-    }
-    fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        self.disk.discard(offset, len)
-    }
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<u64, DiskError> {
-        self.disk.write_zeroes(offset, len, unmap)
     }
 }
 

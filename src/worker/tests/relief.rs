@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::{disk, guest, ring, status};
 use crate::copy::{PrefetchHint, Segments};
-use crate::disk::{Disk, DiskError, Durability, Geometry, MappedDisk};
+use crate::disk::testing::pass_on;
+use crate::disk::{Disk, DiskError, MappedDisk};
 use crate::worker::{AnyRing, Polling, Pool, RingKey};
 
 /// How long a step may take on a machine that is busy.
@@ -42,12 +43,7 @@ struct GatedDisk {
 }
 
 impl Disk for GatedDisk {
-    fn geometry(&self) -> Geometry {
-        self.disk.geometry()
-    }
-    fn durability(&self) -> Durability {
-        self.disk.durability()
-    }
+    pass_on!(disk: geometry, durability, read, fence, try_flush, flush, discard, write_zeroes);
     fn may_wait(&self) -> bool {
         true
     }
@@ -57,29 +53,11 @@ impl Disk for GatedDisk {
     fn writes_are_quick(&self) -> bool {
         true
     }
-    fn read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
-        self.disk.read(offset, into, next)
-    }
     fn write(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
         *self.gate.writer.lock().unwrap() = Some(std::thread::current().id());
         let is_open = self.gate.is_open.lock().unwrap();
         drop(self.gate.changed.wait_while(is_open, |is_open| !*is_open).unwrap());
         self.disk.write(offset, from, next)
-    }
-    fn fence(&self) {
-        self.disk.fence();
-    }
-    fn try_flush(&self) -> Option<Result<(), DiskError>> {
-        self.disk.try_flush()
-    }
-    fn flush(&self) -> Result<(), DiskError> {
-        self.disk.flush()
-    }
-    fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        self.disk.discard(offset, len)
-    }
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<u64, DiskError> {
-        self.disk.write_zeroes(offset, len, unmap)
     }
 }
 

@@ -11,7 +11,8 @@ use super::guest::{self, GuestRequest, Size};
 use super::{Base, Machine};
 use crate::copy::testing::memfd;
 use crate::copy::{self, PrefetchHint, Segments};
-use crate::disk::{Disk, DiskError, Durability, Geometry, MappedDisk};
+use crate::disk::testing::pass_on;
+use crate::disk::{Disk, DiskError, MappedDisk};
 use crate::failpoint::{self, Point};
 use crate::limits::bounds::{MAX_IO_THREADS, MAX_PENDING_REQUESTS};
 use crate::tools::crash::workload::Random;
@@ -105,12 +106,7 @@ fn dead() -> DiskError {
 }
 
 impl Disk for GatedDisk {
-    fn geometry(&self) -> Geometry {
-        self.disk.geometry()
-    }
-    fn durability(&self) -> Durability {
-        self.disk.durability()
-    }
+    pass_on!(disk: geometry, durability, fence, flush, discard, write_zeroes);
     fn may_wait(&self) -> bool {
         true
     }
@@ -138,20 +134,8 @@ impl Disk for GatedDisk {
             Verdict::Nothing => Err(dead()),
         }
     }
-    fn fence(&self) {
-        self.disk.fence();
-    }
     fn try_flush(&self) -> Option<Result<(), DiskError>> {
         None
-    }
-    fn flush(&self) -> Result<(), DiskError> {
-        self.disk.flush()
-    }
-    fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        self.disk.discard(offset, len)
-    }
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<u64, DiskError> {
-        self.disk.write_zeroes(offset, len, unmap)
     }
 }
 

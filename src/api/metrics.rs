@@ -50,7 +50,7 @@ const fn labelled(
 }
 
 /// All metrics there are, in the order in which they are written.
-pub(crate) const FAMILIES: [Family; 35] = [
+pub(crate) const FAMILIES: [Family; 36] = [
     Family {
         name: "build_info",
         help: "1; the version of the program is the label `version`.",
@@ -182,6 +182,11 @@ pub(crate) const FAMILIES: [Family; 35] = [
         "oldest_request_seconds",
         "How long the oldest of these has been waiting for media, or the start of a queue or a look at the size: since then a disk hangs, if it grows.",
         |disk| Some(disk.oldest_request.as_secs_f64()),
+    ),
+    counter(
+        "slow_requests_total",
+        "Requests that took longer than `slow-ms=` says, or have not ended after that time; 0 without it.",
+        |disk| number(disk.slow_requests),
     ),
     Family {
         kind: "histogram",
@@ -343,6 +348,7 @@ mod tests {
             populated_zero_bytes: 8192,
             requests_in_flight: 5,
             oldest_request: Duration::from_millis(1500),
+            slow_requests: 9,
             latency: vec![(Timed::Write, timed())],
             throttling: crate::config::Throttling::default(),
             counters: Counters { media_written_bytes: 4096, ..Counters::default() },
@@ -364,6 +370,7 @@ mod tests {
             r#"vhost_user_pmem_bad_bytes{disk="a \"b\" \\"} 20480"#,
             r#"vhost_user_pmem_huge_page_bytes{disk="a \"b\" \\"} 2097152"#,
             r#"vhost_user_pmem_media_written_bytes_total{disk="a \"b\" \\"} 12288"#,
+            r#"vhost_user_pmem_slow_requests_total{disk="a \"b\" \\"} 9"#,
             r#"vhost_user_pmem_requests_in_flight{disk="a \"b\" \\"} 5"#,
             r#"vhost_user_pmem_oldest_request_seconds{disk="a \"b\" \\"} 1.5"#,
             r#"vhost_user_pmem_populated_zero_bytes_total{disk="a \"b\" \\"} 8192"#,

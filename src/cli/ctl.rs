@@ -78,7 +78,7 @@ enum Task {
     Limit {
         /// The disk
         name: String,
-        /// Limits of `serve --disk`: iops=1000, bps-wr=100M, iops-max=none
+        /// Limits of `serve --disk`: iops=1000, bps-wr=100M, iops-max=none; also slow-ms=100
         #[arg(value_name = "KEY=VALUE")]
         limits: Vec<String>,
     },
@@ -184,7 +184,7 @@ fn patch(limits: &[String]) -> Result<Map<String, Value>, Failure> {
     let mut patch = Map::new();
     for limit in limits {
         for (key, value) in disk_text::items(limit.as_ref())? {
-            if !Key::limits().any(|limit| limit == key) {
+            if !Key::tunable().any(|limit| limit == key) {
                 return Err(CtlError::NoLimit(key.name()).into());
             }
             let value = value.to_string_lossy();
@@ -199,7 +199,7 @@ fn patch(limits: &[String]) -> Result<Map<String, Value>, Failure> {
 fn limits(disk: &Value) -> String {
     let of = |key: Key| Some((key.name(), disk.pointer("/options")?.get(key.name())?));
     let text: String =
-        Key::limits().filter_map(of).map(|(name, value)| format!("{name:<24}{}\n", plain(value))).collect();
+        Key::tunable().filter_map(of).map(|(name, value)| format!("{name:<24}{}\n", plain(value))).collect();
     if text.is_empty() { "none\n".to_owned() } else { text }
 }
 

@@ -31,7 +31,7 @@ pub(super) enum CtlError {
     )]
     NoControl,
     #[error(
-        "{0} is no limit; write iops, iops-rd, iops-wr, bps, bps-rd, bps-wr, each also with -max and -max-length, or throttle-group"
+        "{0} is no limit; write iops, iops-rd, iops-wr, bps, bps-rd, bps-wr, each also with -max and -max-length, throttle-group or slow-ms"
     )]
     NoLimit(&'static str),
     #[error("{}: cannot reach the server ({source}); check that it runs, and that this is what serve --control names", socket.display())]

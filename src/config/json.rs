@@ -220,6 +220,7 @@ fn value_of(config: &DiskConfig, key: Key) -> Option<Value> {
         Key::SocketGroup => config.access.group?.into(),
         Key::AllowUid => config.allowed_users.uids()?.into(),
         Key::ThrottleGroup => config.throttle_group.as_deref()?.into(),
+        Key::SlowMs => config.slow_ms?.get().into(),
         _ => return limit_of(&config.limits, key),
     })
 }

@@ -3,7 +3,7 @@
 //! `--disk` and the configuration file take them by these names. Help, the manual page and the README show this table
 //! (`vhost-user-pmem reference`), and tests check what is read against it.
 
-use crate::limits::bounds::{MAX_QUEUES, MAX_SEG_MAX, SERIAL_BYTES};
+use crate::limits::bounds::{MAX_QUEUES, MAX_SEG_MAX, MAX_SLOW_MS, SERIAL_BYTES};
 use crate::throttle::Measure;
 
 /// In place of a default.
@@ -52,6 +52,7 @@ pub(crate) enum Key {
     BpsWrMax,
     BpsWrMaxLength,
     ThrottleGroup,
+    SlowMs,
 }
 
 /// What is said of a limit.
@@ -155,7 +156,7 @@ const fn limit(key: Key, name: &'static str, measure: Measure, part: Part) -> De
     Definition { is_changeable: true, ..row(key, name, Kind::Limit(measure, part), form, meaning, default) }
 }
 
-const TABLE: [Definition; 40] = [
+const TABLE: [Definition; 41] = [
     row(Key::Path, "path", Kind::Path, "FILE", "File or device whose bytes are the disk", REQUIRED),
     row(
         Key::Socket,
@@ -340,6 +341,18 @@ const TABLE: [Definition; 40] = [
             "the limits are its own",
         )
     },
+    Definition {
+        is_changeable: true,
+        ..row(
+            Key::SlowMs,
+            "slow-ms",
+            Kind::Number { min: 0, max: MAX_SLOW_MS },
+            "N",
+            "Requests that take longer than so many milliseconds, {range}, are named by the log and an event, also before they \
+             have ended. `0`: none are",
+            "`0`",
+        )
+    },
 ];
 
 impl Key {
@@ -357,6 +370,11 @@ impl Key {
     /// What limits a disk: all its limits, and its group.
     pub(crate) fn limits() -> impl Iterator<Item = Self> {
         Self::all().filter(|key| matches!(key.kind(), Kind::Limit(..)) || *key == Self::ThrottleGroup)
+    }
+
+    /// What can be changed of a disk besides its size.
+    pub(crate) fn tunable() -> impl Iterator<Item = Self> {
+        Self::limits().chain([Self::SlowMs])
     }
 
     /// The one that says this of a limit.

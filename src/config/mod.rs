@@ -28,7 +28,7 @@ pub(crate) use groups::check_groups;
 pub use groups::{GroupDisagrees, Throttling, ThrottlingChanges};
 
 use crate::disk::{DeepFlush, DiscardPolicy, Durability, LockMode, Symlinks};
-pub use crate::limits::bounds::{MAX_QUEUES, MAX_SEG_MAX, SERIAL_BYTES};
+pub use crate::limits::bounds::{MAX_QUEUES, MAX_SEG_MAX, MAX_SLOW_MS, SERIAL_BYTES};
 use crate::throttle::{LimitError, Limits};
 use crate::vhost_user::{AllowedUsers, SocketAccess};
 use crate::virtio::blk::SEG_MAX;
@@ -83,6 +83,8 @@ pub struct DiskConfig {
     /// Most data segments of a request that drivers are told, 1 to [`MAX_SEG_MAX`]: a driver without indirect descriptors
     /// needs a ring of two more.
     pub seg_max: u16,
+    /// Requests that take longer than so many milliseconds, at most [`MAX_SLOW_MS`], are named by the log; `None`: none are.
+    pub slow_ms: Option<NonZeroU16>,
     /// Do not allocate the file's space at start.
     pub sparse: bool,
     /// How the backing is protected from a second writer.
@@ -272,6 +274,7 @@ impl DiskConfig {
             block_bytes: None,
             queues: DEFAULT_QUEUES,
             seg_max: SEG_MAX,
+            slow_ms: None,
             sparse: false,
             lock: LockMode::On,
             require_durable: None,

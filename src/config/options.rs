@@ -9,7 +9,8 @@ use crate::config::identity::{self, IdentityError};
 use crate::config::keys::{self, Key, Kind, Part};
 use crate::config::size::{self, SizeError};
 use crate::config::{
-    BLOCK_SIZES, CpuChoice, DiskConfig, MAX_QUEUES, MAX_SEG_MAX, Serial, SerialTooLong, SocketSource,
+    BLOCK_SIZES, CpuChoice, DiskConfig, MAX_QUEUES, MAX_SEG_MAX, MAX_SLOW_MS, Serial, SerialTooLong,
+    SocketSource,
 };
 use crate::disk::{DeepFlush, DiscardPolicy, Durability, LockMode, Symlinks, UnknownLockMode, UnknownWord};
 use crate::throttle::{Burst, LimitError, Limits, Measure, Rate};
@@ -63,6 +64,8 @@ pub(crate) enum ValueError {
     NotAQueueCount,
     #[error("write a whole number from 1 to {MAX_SEG_MAX}")]
     NotASegMax,
+    #[error("write a whole number from 0 to {MAX_SLOW_MS}")]
+    NotASlowTime,
     #[error(transparent)]
     Size(#[from] SizeError),
     #[error("{0}; shorten it")]
@@ -101,6 +104,7 @@ pub(crate) struct DiskOptions {
     block_bytes: Option<u32>,
     queues: Option<NonZeroU16>,
     seg_max: Option<u16>,
+    slow_ms: Option<NonZeroU16>,
     sparse: bool,
     lock: Option<LockMode>,
     /// `Some(None)` is "off": nothing, whatever is required of the other disks.
@@ -147,6 +151,7 @@ impl DiskOptions {
             allowed_users: values.take(Key::AllowUid, allowed_users)?.unwrap_or_default(),
             limits: values.limits()?,
             throttle_group: values.take(Key::ThrottleGroup, group)?,
+            slow_ms: values.take(Key::SlowMs, slow_ms)?.flatten(),
         })
     }
 
@@ -158,6 +163,7 @@ impl DiskOptions {
         config.block_bytes = self.block_bytes;
         config.queues = self.queues.unwrap_or(config.queues);
         config.seg_max = self.seg_max.unwrap_or(config.seg_max);
+        config.slow_ms = self.slow_ms;
         config.sparse = self.sparse;
         config.lock = self.lock.unwrap_or(config.lock);
         config.require_durable = self.require_durable.unwrap_or(defaults.require_durable);
@@ -340,6 +346,11 @@ fn queues(text: &str) -> Result<NonZeroU16, ValueError> {
 
 fn seg_max(text: &str) -> Result<u16, ValueError> {
     text.parse().ok().filter(|number| (1..=MAX_SEG_MAX).contains(number)).ok_or(ValueError::NotASegMax)
+}
+
+fn slow_ms(text: &str) -> Result<Option<NonZeroU16>, ValueError> {
+    let number: Option<u16> = text.parse().ok().filter(|number| *number <= MAX_SLOW_MS);
+    number.map(NonZeroU16::new).ok_or(ValueError::NotASlowTime)
 }
 
 fn mode(text: &str) -> Result<u32, ValueError> {

@@ -261,6 +261,12 @@ pub const MAX_STOP_TIMEOUT_S: i64 = 86_400;
 /// How long a request waits before the log names it, and how often it does.
 pub const STALL_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Longest time that a request may take and not be called slow (`slow-ms=`), in milliseconds.
+pub const MAX_SLOW_MS: u16 = 60_000;
+
+/// How often it is looked for requests that are slow and have not ended: as `slow-ms=` says, and within these.
+pub const SLOW_INTERVALS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
 /// How long the end of the process waits for a step of populating that is under way. On slow media a step may take much longer;
 /// the thread is not waited for then, and ends with the process.
 pub const THREAD_STOP_TIMEOUT: Duration = Duration::from_millis(200);

@@ -327,6 +327,17 @@ fn of_operators() -> Vec<Bound> {
             "exit code 2 (`seg-max=`)",
             None,
         ),
+        row(
+            "time that a request may take and not be called slow; how often it is looked for those that have not ended",
+            format!(
+                "{}; as `slow-ms=` says, at least every {} and at most every {}",
+                time(Duration::from_millis(MAX_SLOW_MS.into())),
+                time(SLOW_INTERVALS.1),
+                time(SLOW_INTERVALS.0)
+            ),
+            "exit code 2 (`slow-ms=`)",
+            Some("slow_requests_total"),
+        ),
         row("a configuration file", bytes(MAX_CONFIG_FILE_BYTES), "exit code 2 (`--config`)", None),
         row("serial number", bytes(SERIAL_BYTES), "exit code 2 (`serial=`)", None),
         row("path of a socket", bytes(MAX_SOCKET_PATH_BYTES), "exit code 12", None),

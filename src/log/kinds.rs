@@ -29,6 +29,7 @@ kinds! {
     LIMITS_CHANGED = "limits-changed": "What limits a disk has changed",
     DISK_RESIZED = "disk-resized": "A disk has grown",
     REQUEST_FAILED = "request-failed": "A request of a guest was answered with an error",
+    REQUEST_SLOW = "request-slow": "A request took longer than `slow-ms=` says, or has not ended after it (`done`)",
     MEDIA_BAD = "media-bad": "Bad media was found in these ranges",
     MEDIA_HANGS = "media-hangs": "Media has not answered for long; again and again while that lasts",
     MEDIA_ANSWERS = "media-answers": "Media that hung has answered",

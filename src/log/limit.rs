@@ -55,6 +55,8 @@ pub enum Cause {
     Flush,
     /// A discard, or another request that is no transfer, failed.
     OtherRequest,
+    /// A request takes long.
+    Slow,
     /// Media that is bad.
     Media,
     /// Bad media that was repaired.

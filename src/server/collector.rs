@@ -50,6 +50,8 @@ pub struct DiskStats {
     pub requests_in_flight: u64,
     /// How long the oldest of them has been waiting, or what else its media is asked for: its size, or the configuration record.
     pub oldest_request: Duration,
+    /// Requests that were slow.
+    pub slow_requests: u64,
     /// What limits it.
     pub throttling: Throttling,
     /// What all its rings have done since the server started.
@@ -148,6 +150,7 @@ impl DiskStats {
             budget_refusals: context.budget.refusals().saturating_add(context.checker.refusals()),
             requests_in_flight: u64::try_from(in_flight).unwrap_or(u64::MAX),
             oldest_request: oldest.map_or(Duration::ZERO, |since| since.elapsed()),
+            slow_requests: context.device.slow().requests(),
             throttling: served.throttling(),
             counters,
             latency: latencies.filter(|(_, counts)| counts.count() != 0).collect(),

@@ -1,5 +1,6 @@
 //! Disks that come and go while the server runs.
 
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -243,6 +244,25 @@ impl Manager<Backing> {
         for (disk, Throttling { group, limits }) in changes {
             tracing::info!(name: kinds::LIMITS_CHANGED, disk, group, %limits, "limits changed");
         }
+        Ok(())
+    }
+
+    /// Has requests of a disk that take longer named by the log from now on; `None`: no request.
+    ///
+    /// # Errors
+    /// [`RemoveError::NoSuchDisk`].
+    pub fn set_slow_ms(&self, disk: &str, slow_ms: Option<NonZeroU16>) -> Result<(), RemoveError> {
+        let Some(served) = self.parts.disks.named(disk) else {
+            return Err(RemoveError::NoSuchDisk(disk.to_owned()));
+        };
+        served.context.device.slow().set_threshold_ms(slow_ms);
+        self.parts.means.pool.renew_limits(COLLECT_TIMEOUT);
+        if let Some(opening) = &self.opening
+            && let Err(error) = opening.stalls.look()
+        {
+            tracing::warn!(disk, %error, "its slow requests are named when they have ended");
+        }
+        tracing::info!(disk, slow_ms, "other requests are slow from now on");
         Ok(())
     }
 

@@ -144,7 +144,7 @@ impl Server<Backing> {
         self.growth_watcher = Some(GrowthWatcher::start(resizer.clone(), files.clone())?);
         let media = Arc::new(MediaWatcher::new(disks.clone()));
         media.look()?;
-        let stalls = StallWatcher::new(disks.clone());
+        let stalls = StallWatcher::new(disks.clone(), self.parts.means.pool.clone());
         stalls.look()?;
         self.opening = Some(Arc::new(Opening { should_stop, files, resizer, media, stalls }));
         Ok(())

@@ -82,7 +82,8 @@ pub(super) fn open(
     should_stop: &Arc<AtomicBool>,
 ) -> Result<(Service<Backing>, DiskSummary), ServerError> {
     let (options, throttling) = (options_of(&config, should_stop), config.throttling());
-    let DiskConfig { name, path, socket, serial, queues, seg_max, sparse, cpus, postcopy, .. } = config;
+    let DiskConfig { name, path, socket, serial, queues, seg_max, slow_ms, sparse, cpus, postcopy, .. } =
+        config;
     let (access, allowed_users) = (config.access, config.allowed_users);
     let Opened { disk, lock, media, created } = disk::open(&path, &options)?;
     log_media(&name, &media);
@@ -114,6 +115,7 @@ pub(super) fn open(
     let config_record =
         ConfigRecord::load((!geometry.read_only).then(|| disk.shared_file()), media.durability);
     let device = Device::new(disk, identity, queues.get()).with_seg_max(seg_max);
+    device.slow().set_threshold_ms(slow_ms);
     Ok((Service { device, lock, socket, cpus, postcopy, config_record }, summary))
 }
 

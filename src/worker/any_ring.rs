@@ -127,6 +127,11 @@ impl<D: Disk> AnyRing<D> {
         with_ring!(self, ring => renew_limits(ring));
     }
 
+    /// As [`Ring::tell_slow`].
+    pub(super) fn tell_slow(&mut self) {
+        with_ring!(self, ring => ring.tell_slow());
+    }
+
     /// As [`Ring::held_until`].
     pub(super) fn held_until(&self) -> Option<Instant> {
         with_ring!(self, ring => ring.held_until())

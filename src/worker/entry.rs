@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::times::WaitsFor;
 use crate::disk::Ticket;
 use crate::failpoint;
 use crate::virtio::blk::{HeldRequest, PendingRequest, Span};
@@ -28,6 +29,15 @@ impl Entry {
         match self {
             Self::Unbegun(_, span) | Self::InFlight(span) => Some(span),
             Self::Unflushed(..) | Self::Done(_) | Self::Abandoned => None,
+        }
+    }
+
+    /// What it waits for.
+    pub(super) const fn waits_for(&self) -> WaitsFor {
+        match self {
+            Self::InFlight(_) => WaitsFor::Media,
+            Self::Unflushed(_, Some(_)) => WaitsFor::Flush,
+            Self::Unbegun(..) | Self::Unflushed(_, None) | Self::Done(_) | Self::Abandoned => WaitsFor::Order,
         }
     }
 }

@@ -29,6 +29,8 @@ pub(super) enum Command<D: Disk> {
     Report(Sender<RingReport<D>>),
     /// Limit each ring as its device says by now; the sender is dropped when that is done.
     RenewLimits(Sender<()>),
+    /// Say which requests of each ring are slow and have not ended.
+    TellSlow,
     /// End the thread, and say which one that is; rings still owned are dropped.
     Stop(SyncSender<ThreadId>),
 }

@@ -9,18 +9,19 @@ pub(super) mod limited;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
+use std::time::Instant;
 
 use super::direct::{self, DirectTasks};
 use super::entry::{Entry, Left, unbegun_flushes};
 use super::parts::{MANY_REQUESTS, RingSide, WAKE_UP_REQUESTS};
-use super::times::Times;
+use super::times::{Times, WaitsFor};
 use crate::copy::Segments;
 use crate::disk::{Disk, Ticket};
 use crate::failpoint::{self, Point};
 use crate::limits::bounds::{MAX_PENDING_REQUESTS, MAX_TURN_BYTES, MAX_TURN_REQUESTS};
 use crate::virtio::blk::{
-    CacheMode, Completions, Counters, Device, PendingRequest, Predecessors, Progress, RequestTask, Span,
-    Timed, Transfer,
+    Asked, CacheMode, Completions, Counters, Device, PendingRequest, Predecessors, Progress, RequestTask,
+    Span, Transfer,
 };
 use crate::virtio::queue::{Bounds, Chain, Next, RingError, RingLog, Virtqueue};
 
@@ -29,8 +30,8 @@ use crate::virtio::queue::{Bounds, Chain, Next, RingError, RingLog, Virtqueue};
 pub(super) enum Waits<D: Disk> {
     /// Nothing: requests are done as they are taken.
     Nothing,
-    /// A flush, behind which nothing is taken.
-    Flush(Ticket),
+    /// A flush, behind which nothing is taken, and since when.
+    Flush(Ticket, Instant),
     /// Its media: requests are begun, and come back done.
     Media(Box<Pending<D>>),
     /// Nothing, but each request is taken only when limits allow it.
@@ -85,12 +86,12 @@ pub(super) struct Pending<D: Disk> {
 }
 
 impl<D: Disk> Pending<D> {
-    /// Of a ring with so many entries.
-    pub(super) fn new(ring_size: u32) -> Box<Self> {
+    /// Of a ring with so many entries, the one with this index.
+    pub(super) fn new(ring_size: u32, ring: u16) -> Box<Self> {
         let room = usize::try_from(ring_size).unwrap_or(usize::MAX).min(usize::from(MAX_PENDING_REQUESTS));
         Box::new(Self {
             entries: VecDeque::with_capacity(room),
-            times: Times::new(room),
+            times: Times::new(room, ring),
             room,
             first: 0,
             has_completed: false,
@@ -195,17 +196,25 @@ impl<D: Disk> Pending<D> {
         mut ring: RingSide<'_, D, Q>,
         waker: &Waker,
     ) -> (bool, Result<bool, RingError>) {
-        self.times.begin_turn();
+        self.times.begin_turn(ring.device.slow());
         let collected = self.collect(&mut ring);
         let mut has_more = collected.and_then(|()| self.take(&mut ring));
         if !self.entries.is_empty() {
             self.begin(ring.device, waker);
             let flushed = self.flush(&mut ring, waker);
+            if self.times.is_watched() {
+                self.times.wait_for(self.entries.iter().map(Entry::waits_for));
+            }
             self.complete(ring.queue);
             has_more = flushed.and(has_more);
         }
-        self.times.end_turn(ring.device.latency());
+        self.times.end_turn(ring.device);
         (std::mem::take(&mut self.has_completed), has_more)
+    }
+
+    /// Says which requests are slow and have not ended.
+    pub(super) fn tell_slow(&mut self, device: &Device<D>) {
+        self.times.look(device);
     }
 
     /// Takes nothing more, and what no thread has begun comes back as it is.
@@ -334,18 +343,19 @@ impl<D: Disk> Pending<D> {
         let rules = device.rules(cache);
         for chain in batch.drain(most) {
             let is_free = |span: &Span| self.is_free(span);
+            let asked = Asked::of(chain.header(), chain.data_bytes().into());
             let chain = match &**log {
                 None => match device.try_transfer(chain, &rules, counters, is_free) {
                     Transfer::Done(completion) if self.entries.is_empty() => {
                         queue.complete(completion);
                         self.first = self.first.wrapping_add(1);
                         self.has_completed = true;
-                        self.times.done_at_once();
+                        self.times.done_at_once(asked);
                         continue;
                     }
                     Transfer::Done(completion) => {
                         self.entries.push_back(Entry::Done(completion));
-                        self.times.took(Some(Timed::Read));
+                        self.times.took(asked, WaitsFor::Order);
                         continue;
                     }
                     Transfer::Lost => return Err(RingError::GuestMemoryLost),
@@ -390,7 +400,8 @@ impl<D: Disk> Pending<D> {
         if let Some(log) = &mut **log {
             log.note(&chain);
         }
-        let (mut request, what) = (self.free.pop().unwrap_or_default(), Timed::of(&chain.header));
+        let asked = Asked::of(&chain.header, chain.data_bytes);
+        let mut request = self.free.pop().unwrap_or_default();
         let is_free = |span: &Span| !is_tried && self.is_free(span);
         let before = Predecessors { is_free, are_done: self.is_finished() };
         let answer = device.begin(chain, cache, counters, &mut request, before);
@@ -405,7 +416,7 @@ impl<D: Disk> Pending<D> {
                 self.unbegun = self.unbegun.saturating_add(1);
                 let span = request.span();
                 self.entries.push_back(Entry::Unbegun(request, span));
-                self.times.took(what);
+                self.times.took(asked.at(span), WaitsFor::Order);
                 return Ok(false);
             }
             Progress::Completed(completion) => Entry::Done(completion),
@@ -413,7 +424,7 @@ impl<D: Disk> Pending<D> {
         };
         self.free.push(request);
         self.entries.push_back(entry);
-        self.times.took(what);
+        self.times.took(asked, WaitsFor::Order);
         Ok(true)
     }
 

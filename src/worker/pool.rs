@@ -140,20 +140,30 @@ impl<D: Disk> Pool<D> {
         self.ask(patience, Command::RenewLimits);
     }
 
+    /// Has the log say which requests are slow and have not ended, soon.
+    pub fn tell_slow(&self) {
+        self.post_to_all(&|| Command::TellSlow);
+    }
+
     /// Asks all workers for something of each of their rings.
     fn ask<T>(&self, patience: Duration, command: impl Fn(Sender<T>) -> Command<D>) -> Vec<T> {
         let (answer, answers) = channel();
-        self.post_all(&|| command(answer.clone()));
-        for pool in
-            self.beside.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade)
-        {
-            pool.post_all(&|| command(answer.clone()));
-        }
+        self.post_to_all(&|| command(answer.clone()));
         // Only the workers' ends are left: the answers end when the last worker has let go of its own.
         drop(answer);
         let deadline = Instant::now() + patience;
         let next = || answers.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok();
         std::iter::from_fn(next).collect()
+    }
+
+    /// Also of pools beside this one.
+    fn post_to_all(&self, command: &dyn Fn() -> Command<D>) {
+        self.post_all(command);
+        for pool in
+            self.beside.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade)
+        {
+            pool.post_all(command);
+        }
     }
 
     fn post_all(&self, command: &dyn Fn() -> Command<D>) {

@@ -15,6 +15,7 @@ use super::notifier::Notifier;
 use super::parts::{MANY_REQUESTS, Popped, WAKE_UP_REQUESTS, warn_of_small_ring};
 pub use super::parts::{RingKey, RingParts, Served};
 use super::pending::{Pending, Waits};
+use super::times::Times;
 use crate::disk::Disk;
 use crate::failpoint::{self, Point};
 use crate::limits::bounds::{MAX_SLICE_BYTES, MAX_TURN_BYTES, MAX_TURN_REQUESTS};
@@ -52,6 +53,8 @@ pub struct Ring<D: Disk, Q: Virtqueue = SplitQueue> {
     sliced: SlicedRequest,
     /// What it may do, where its disk is limited.
     limit: Option<Box<Share>>,
+    /// When its requests were taken, where some may be slow and their media makes none wait.
+    times: Option<Box<Times>>,
     /// Marks what is written to guest memory, while that is wanted.
     log: Option<Box<RingLog>>,
     log_limit: Arc<LogLimit>,
@@ -72,7 +75,8 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         // Where pages come later the ring has a worker of its own, which may wait; and a thread of the disk would not notice in
         // time that they are given up, and write zeroes.
         let is_begun = device.disk().may_wait() && !memory.awaits_pages();
-        let waits = if is_begun { Waits::Media(Pending::new(layout.size)) } else { Waits::Nothing };
+        let waits =
+            if is_begun { Waits::Media(Pending::new(layout.size, key.index)) } else { Waits::Nothing };
         Ok(Self {
             key,
             queue,
@@ -90,6 +94,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             waits,
             sliced: SlicedRequest::default(),
             limit: None,
+            times: None,
             log: None,
             log_limit,
         })
@@ -144,7 +149,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         self.broken.is_none()
             && match &self.waits {
                 Waits::Nothing => self.sliced.is_in_progress() || self.queue.has_available(),
-                Waits::Flush(_) => true,
+                Waits::Flush(..) => true,
                 Waits::Media(pending) => {
                     pending.has_work(&self.device, self.queue.has_available() && !self.is_held_by_limit())
                 }
@@ -156,7 +161,8 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
 
     /// Whether a turn of it is as long as the requests take that it counts then. While a limit holds it, none is taken.
     pub(super) fn is_timed(&self) -> bool {
-        matches!(self.waits, Waits::Nothing | Waits::Limit)
+        self.times.is_none()
+            && matches!(self.waits, Waits::Nothing | Waits::Limit)
             && !self.sliced.is_in_progress()
             && self.has_work()
     }
@@ -204,8 +210,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         self.fence_and_publish();
         self.check_memory();
         if !self.held.is_empty() {
-            // It covers the writes that have finished; others need not be covered (VIRTIO 1.2 §5.2.6.2).
-            self.waits = Waits::Flush(self.device.begin_flush(waker, &self.counters));
+            self.wait_for_flush(waker);
         }
         match has_more {
             _ if self.broken.is_some() => {}
@@ -305,10 +310,11 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     #[cold]
     #[inline(never)]
     fn next_slice(&mut self) -> Result<bool, RingError> {
-        let Self { queue, device, cache, counters, held, sliced, log, .. } = self;
+        let Self { queue, device, cache, counters, held, sliced, log, times, .. } = self;
         if let (Some(log), Some((writable, status))) = (&mut *log, sliced.writable()) {
             log.note_slice(writable, status);
         }
+        let timed = sliced.timed().filter(|_| times.is_none());
         let progress = device.next_slice(sliced, cache, counters);
         if let Some(log) = log {
             // As in `execute_logged`.
@@ -316,6 +322,9 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             log.executed(matches!(progress, Ok(Some(Progress::Held(_)))));
         }
         if let Some(progress) = progress? {
+            if let Some((what, since)) = timed {
+                device.latency().add(what, since.elapsed(), 1);
+            }
             complete_or_hold(queue, held, progress);
         }
         Ok(true)

@@ -373,6 +373,7 @@ impl<D: Disk> Runner<D> {
                     self.renew_limits();
                     drop(done);
                 }
+                Command::TellSlow => self.slots.iter_mut().flatten().for_each(|slot| slot.ring.tell_slow()),
                 Command::Stop(answer) => {
                     // Ignored: nobody waits for the thread.
                     let _ = answer.send(std::thread::current().id());

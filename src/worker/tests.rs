@@ -19,6 +19,7 @@ use crate::virtio::queue::{RingAddresses, RingKind, RingLayout};
 
 mod direct;
 mod relief;
+mod slow;
 
 /// Where the ring, a request and its data are in the guest's memory.
 const AVAILABLE: u64 = 0x400;

@@ -22,7 +22,7 @@ const MAX_FOLLOWERS: usize = 32;
 const MAX_EVENTS: u64 = 1024;
 
 /// Somebody who follows: to HTTP/1.0 the stream is sent as it is.
-struct Follower(BufReader<UnixStream>);
+pub(super) struct Follower(BufReader<UnixStream>);
 
 impl Follower {
     /// Follows, or is answered otherwise.
@@ -37,7 +37,7 @@ impl Follower {
         }
     }
 
-    fn new(socket: &Path, query: &str) -> Self {
+    pub(super) fn new(socket: &Path, query: &str) -> Self {
         Self::try_new(socket, query).unwrap()
     }
 
@@ -49,7 +49,7 @@ impl Follower {
     }
 
     /// The next of this kind; those before it are of others.
-    fn find(&mut self, event: &str) -> Value {
+    pub(super) fn find(&mut self, event: &str) -> Value {
         loop {
             let next = self.next().unwrap_or_else(|| panic!("the stream ended before {event:?}"));
             if next["event"] == event {

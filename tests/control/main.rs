@@ -20,6 +20,7 @@ mod limits;
 mod operations;
 mod reload;
 mod rings;
+mod slow;
 mod top;
 mod turns;
 

@@ -108,8 +108,18 @@ fn run(command: &mut Command) {
 
 /// Runs a test with one disk on such media and `others` in memory, which one worker serves, in a mount namespace that ends with
 /// it; or says why it does not. Nothing is started yet.
-#[allow(unsafe_code)]
 pub(crate) fn with_disks(media: Media, others: usize, test: impl FnOnce(Setup, &Server) + Send) {
+    with_disks_of(media, "", others, test);
+}
+
+/// The same, with options of the first disk.
+#[allow(unsafe_code)]
+pub(crate) fn with_disks_of(
+    media: Media,
+    options: &str,
+    others: usize,
+    test: impl FnOnce(Setup, &Server) + Send,
+) {
     let is_there = |program: &str| {
         Command::new(program).arg("-V").stderr(Stdio::null()).stdout(Stdio::null()).status().is_ok()
     };
@@ -123,7 +133,7 @@ pub(crate) fn with_disks(media: Media, others: usize, test: impl FnOnce(Setup, &
         assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0, "unshare");
         run(Command::new("mount").args(["--make-rprivate", "/"]));
         let server = Server::mount(folder.path());
-        let mut setup = Setup::new(Place::Tmpfs).disk("");
+        let mut setup = Setup::new(Place::Tmpfs).disk(options);
         for _ in 0..others {
             setup = setup.disk("size=4M");
         }

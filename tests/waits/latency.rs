@@ -92,3 +92,27 @@ fn a_disk_in_memory_is_timed_in_part() {
     assert_eq!(borders(&daemon, "memory", "read")[&u64::MAX], all, "they stay when their ring is gone");
     daemon.stop();
 }
+
+/// What is done in slices is timed each time.
+#[test]
+fn long_requests_in_memory_are_timed_each() {
+    use crate::common::daemon::{Place, Setup};
+    use crate::common::frontend::request::range;
+    let daemon = Setup::new(Place::Tmpfs).disk("name=memory,size=16M").with_metrics().start();
+    let session = Session::connect(&daemon.socket(0));
+    let mut ring = session.ring(0, 64);
+    for (operation, kind) in [("write_zeroes", 13), ("discard", 11)] {
+        let payload = range(0, 8192, 0).to_vec();
+        let request = Request { kind, sector: 0, payload, writable_bytes: 0 };
+        let asked = Instant::now();
+        assert_eq!(ring.run(&request).status, OK);
+        let measured = asked.elapsed();
+        let counts = borders(&daemon, "memory", operation);
+        assert_eq!(
+            (counts[&u64::MAX], counts[&border_of(measured).min(1 << 33)]),
+            (1, 1),
+            "{operation}: {counts:?}"
+        );
+    }
+    daemon.stop();
+}

@@ -11,6 +11,7 @@ mod ends;
 mod fuse;
 mod latency;
 mod others;
+mod slow;
 mod table;
 mod unseen;
 

@@ -1,6 +1,7 @@
 //! What can change of a disk that is served.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU16;
 
 use serde_json::Value;
 
@@ -25,6 +26,8 @@ pub(super) struct Change {
     pub(super) to_bytes: Option<u64>,
     /// Its limits.
     pub(super) throttling: Option<Throttling>,
+    /// Which of its requests are slow.
+    pub(super) slow_ms: Option<Option<NonZeroU16>>,
 }
 
 /// What has to change when a disk with these options is to become this one, if it can.
@@ -41,11 +44,12 @@ pub(super) fn change(name: &str, before: &Object, config: &DiskConfig) -> Result
     }
     let is_limited_anew = Key::limits().any(|key| differences.contains(&key));
     let throttling = is_limited_anew.then(|| config.throttling());
+    let slow_ms = differences.contains(&Key::SlowMs).then_some(config.slow_ms);
     if !differences.contains(&Key::Size) {
-        return Ok(Change { to_bytes: None, throttling });
+        return Ok(Change { to_bytes: None, throttling, slow_ms });
     }
     let size = after.get(Key::Size.name()).and_then(Value::as_u64);
-    size.map(|to_bytes| Change { to_bytes: Some(to_bytes), throttling }).ok_or_else(|| {
+    size.map(|to_bytes| Change { to_bytes: Some(to_bytes), throttling, slow_ms }).ok_or_else(|| {
         let text = format!("disk {name:?}: its size cannot be left to the file while it is served; remove it, and add it again");
         Problem::new(Code::Fixed, text)
     })

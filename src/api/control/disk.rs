@@ -30,6 +30,7 @@ fn state(summary: &DiskSummary, stats: &DiskStats) -> Value {
         "guest_memory_bytes": stats.guest_memory_bytes,
         "bad_bytes": bad_bytes,
         "requests_in_flight": stats.requests_in_flight,
+        "slow_requests": stats.slow_requests,
         "oldest_request_seconds": stats.oldest_request.as_secs_f64(),
         "reads": counters.reads,
         "read_bytes": counters.read_bytes,

@@ -70,6 +70,16 @@ impl KnownDisks {
         }
     }
 
+    /// This option is as in `options` from now on.
+    pub(super) fn set_option(&self, name: &str, key: Key, options: &Object) {
+        if let Some(known) = self.lock().get_mut(name) {
+            match options.get(key.name()) {
+                Some(value) => known.options.insert(key.name().to_owned(), value.clone()),
+                None => known.options.remove(key.name()),
+            };
+        }
+    }
+
     /// The configuration names it from now on.
     pub(super) fn set_configured(&self, name: &str) {
         if let Some(known) = self.lock().get_mut(name) {

@@ -161,7 +161,7 @@ impl Operator {
 
     fn patch(&self, name: &str, body: &[u8]) -> Outcome {
         let patch = json::parse(body)?;
-        let is_limit = |key: &String| Key::limits().any(|limit| limit.name() == key);
+        let is_limit = |key: &String| Key::tunable().any(|limit| limit.name() == key);
         let doing = if patch.keys().all(is_limit) { Doing::Limit } else { Doing::Grow };
         let _turn = self.turns.take(name, doing)?;
         let known = self.known.options(name).ok_or_else(|| Problem::no_such_disk(name))?;
@@ -169,12 +169,16 @@ impl Operator {
         let mut object = known.clone();
         json::merge(&mut object, &patch)?;
         let config = self.config(&object)?;
-        let Change { to_bytes, throttling } = change(name, &known, &config)?;
+        let Change { to_bytes, throttling, slow_ms } = change(name, &known, &config)?;
         if let Some(to_bytes) = to_bytes {
             self.resizer.check_growth(name, to_bytes)?;
         }
         if let Some(throttling) = throttling {
             self.limit(name, throttling, &json::of(&config))?;
+        }
+        if let Some(slow_ms) = slow_ms {
+            self.manager.set_slow_ms(name, slow_ms)?;
+            self.known.set_option(name, Key::SlowMs, &json::of(&config));
         }
         if let Some(to_bytes) = to_bytes {
             self.grow(name, to_bytes)?;

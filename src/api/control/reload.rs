@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::num::NonZeroU16;
 
 use serde_json::{Value, json};
 
@@ -13,6 +14,7 @@ use super::change::{Change, change, with_remedy};
 use super::known::{Known, KnownDisks};
 use super::problem::{Code, Problem};
 use crate::config::json::{self, Object};
+use crate::config::keys::Key;
 use crate::config::{DiskConfig, Throttling, ThrottlingChanges};
 use crate::log::kinds;
 use crate::server::{Departure, Manager, Prepared, RemoveError, Resizer};
@@ -46,6 +48,8 @@ pub(super) struct Plan {
     grow: Vec<(String, u64)>,
     /// Those whose limits change, and their options.
     limit: Vec<(String, Throttling, Object)>,
+    /// Those of which other requests are slow from now on, and their options.
+    slow: Vec<(String, Option<NonZeroU16>, Object)>,
     /// These stay, and are those of the configuration.
     stay: Vec<String>,
 }
@@ -65,9 +69,10 @@ impl Plan {
                 plan.add.push(config);
                 continue;
             };
-            let Change { to_bytes, throttling } = change(&name, &known.options, &config)?;
+            let Change { to_bytes, throttling, slow_ms } = change(&name, &known.options, &config)?;
             plan.grow.extend(to_bytes.map(|to_bytes| (name.clone(), to_bytes)));
             plan.limit.extend(throttling.map(|it| (name.clone(), it, json::of(&config))));
+            plan.slow.extend(slow_ms.map(|it| (name.clone(), it, json::of(&config))));
             plan.stay.push(name);
         }
         Ok(plan)
@@ -79,6 +84,7 @@ impl Plan {
             || self.remove.iter().any(|name| name == disk)
             || self.grow.iter().any(|(name, _)| name == disk)
             || self.limit.iter().any(|(name, ..)| name == disk)
+            || self.slow.iter().any(|(name, ..)| name == disk)
     }
 }
 
@@ -160,7 +166,7 @@ impl Disks<'_> {
         remedy: &dyn Fn(&DiskConfig) -> Option<String>,
         done: &mut Done,
     ) -> Result<(), Problem> {
-        let Plan { add, remove, grow, limit, stay } = plan;
+        let Plan { add, remove, grow, limit, slow, stay } = plan;
         let limited: ThrottlingChanges =
             limit.iter().map(|(name, throttling, _)| (name.clone(), throttling.clone())).collect();
         let mut all = limited.clone();
@@ -177,6 +183,13 @@ impl Disks<'_> {
         for (name, _, options) in limit {
             self.known.set_limits(std::iter::once(&name), &options);
             done.limited.push(name);
+        }
+        for (name, slow_ms, options) in slow {
+            self.manager.set_slow_ms(&name, slow_ms)?;
+            self.known.set_option(&name, Key::SlowMs, &options);
+            if !done.limited.contains(&name) {
+                done.limited.push(name);
+            }
         }
         for (prepared, options) in add {
             let name = prepared.serve()?.name;

@@ -32,8 +32,8 @@ fn read(method: &str, target: &str, before: &Object, body: &[u8]) -> Result<Valu
             let mut after = before.clone();
             json::merge(&mut after, &patch)?;
             let config = config_of(&after, Defaults::default())?;
-            let Change { to_bytes, throttling } = change(&call.disk, before, &config)?;
-            json!({"size": to_bytes, "limits": throttling.map(|it| it.limits.to_string())})
+            let Change { to_bytes, throttling, slow_ms } = change(&call.disk, before, &config)?;
+            json!({"size": to_bytes, "limits": throttling.map(|it| it.limits.to_string()), "slow_ms": slow_ms})
         }
         Body::Level => level_of(body)?.into(),
         Body::Size => size_of(body)?.into(),

@@ -69,7 +69,8 @@ fn every_key_means_the_same_as_on_the_command_line() {
 fn what_is_shown_makes_the_same_disk() {
     let text = "path=/p,socket=/s,name=n,size=1M,serial=a b,readonly=on,block-size=4096,queues=3,seg-max=7,sparse=on,lock=wait,\
                 require-durable=page,discard=unmap,deep-flush=always,postcopy=on,socket-mode=0600,socket-owner=1,\
-                socket-group=2,allow-uid=3,,4,iops-rd=1,iops-rd-max=2,iops-rd-max-length=3,iops-wr=4,bps=5K,bps-max=6K,throttle-group=g";
+                socket-group=2,allow-uid=3,,4,iops-rd=1,iops-rd-max=2,iops-rd-max-length=3,iops-wr=4,bps=5K,bps-max=6K,throttle-group=g,\
+                slow-ms=8";
     let other = || Defaults {
         require_durable: Some(Durability::Byte),
         cpus: CpuChoice::Set("1".parse::<Cpus>().unwrap()),

@@ -20,7 +20,8 @@ fn every_key_reaches_the_configuration() {
     let option = parse(
         "path=/a.img,socket=/a.sock,name=db,size=1M,serial=S1,readonly=yes,block-size=4096,queues=3,\
          sparse=true,lock=wait,require-durable=byte,discard=ignore,deep-flush=always,\
-         postcopy=on,socket-mode=0600,socket-owner=7,socket-group=8,allow-uid=9,,root,throttle-group=g,iops=9",
+         postcopy=on,socket-mode=0600,socket-owner=7,socket-group=8,allow-uid=9,,root,throttle-group=g,iops=9,\
+         slow-ms=100",
     );
     let disk = into_configs(vec![option.unwrap()], Defaults::default()).remove(0);
     assert_eq!((disk.name.as_str(), disk.path), ("db", "/a.img".into()));
@@ -33,6 +34,7 @@ fn every_key_reaches_the_configuration() {
     assert_eq!((disk.discard, disk.deep_flush), (DiscardPolicy::Ignore, DeepFlush::Always));
     let access = SocketAccess { mode: 0o600, owner: Some(7), group: Some(8), symlinks: Symlinks::Follow };
     assert_eq!((disk.throttle_group.as_deref(), disk.limits.to_string().as_str()), (Some("g"), "iops=9"));
+    assert_eq!(disk.slow_ms.map(NonZeroU16::get), Some(100));
     assert_eq!((disk.access, disk.allowed_users), (access, AllowedUsers::only(vec![9, 0])));
 }
 
@@ -67,7 +69,7 @@ fn the_defaults_that_help_shows_are_those_that_hold() {
         let text = format!("path=/a,socket=/b,{}={value}", key.name());
         assert_eq!(config(&text), config("path=/a,socket=/b"), "{text}");
     }
-    assert_eq!(values, 8, "readonly, queues, seg-max, sparse, lock, discard, postcopy, socket-mode");
+    assert_eq!(values, 9, "readonly, queues, seg-max, sparse, lock, discard, postcopy, socket-mode, slow-ms");
 }
 
 #[test]
@@ -224,7 +226,7 @@ fn values_are_of_the_kind_that_the_table_says() {
             Kind::Switch => (["on", "off", "true", "false"].map(Into::into).into(), vec!["1".into()]),
             Kind::Number { min, max } => {
                 assert!(key.meaning().contains(&format!("{min} to {max}")), "{}", key.meaning());
-                let outside = [(u32::from(min) - 1).to_string(), (u32::from(max) + 1).to_string()];
+                let outside = [(i32::from(min) - 1).to_string(), (i32::from(max) + 1).to_string()];
                 (vec![min.to_string(), max.to_string()], outside.into())
             }
             Kind::OneOf(numbers) => {

@@ -11,6 +11,7 @@ use super::features;
 use super::latency::Latency;
 use super::pending::RequestTask;
 use super::request::ErrorStatus;
+use super::slow::Slow;
 use super::units::{Limits, SECTOR_BYTES, SEG_MAX};
 use crate::disk::executor::{TaskName, Threads, Unfinished};
 use crate::disk::{Disk, DiskError, Flusher, GrowError, Ticket};
@@ -51,6 +52,7 @@ pub struct Device<D: Disk> {
     seg_max: u16,
     log_limit: Arc<LogLimit>,
     latency: Latency,
+    slow: Slow,
     /// What limits its rings. A ring keeps what it has of it: this is looked at when it comes, and when its worker is told.
     throttle: Mutex<Option<Arc<Throttle>>>,
 }
@@ -78,6 +80,7 @@ impl<D: Disk> Device<D> {
             seg_max: SEG_MAX,
             log_limit,
             latency: Latency::default(),
+            slow: Slow::default(),
             throttle: Mutex::default(),
         }
     }
@@ -111,6 +114,11 @@ impl<D: Disk> Device<D> {
     /// How long its requests take.
     pub const fn latency(&self) -> &Latency {
         &self.latency
+    }
+
+    /// Which of them are slow.
+    pub const fn slow(&self) -> &Slow {
+        &self.slow
     }
 
     /// What a request is checked against now.

@@ -3,6 +3,7 @@
 use super::cache::CacheMode;
 use super::counters::{Counters, Effect};
 use super::device::Device;
+use super::latency::Timed;
 use super::request::{ErrorStatus, OK, Operation, parse};
 use super::sliced::{Finished, SlicedRequest, takes_long};
 use crate::copy::{self, PrefetchHint};
@@ -34,6 +35,16 @@ impl HeldRequest {
     /// Whether it is a flush: nothing that comes after it in the ring needs to wait with it.
     pub const fn is_flush(&self) -> bool {
         matches!(self.effect, Effect::Flushed)
+    }
+
+    /// What it is.
+    pub const fn timed(&self) -> Option<Timed> {
+        match self.effect {
+            Effect::Flushed => Some(Timed::Flush),
+            Effect::Written { .. } => Some(Timed::Write),
+            Effect::Zeroed { .. } => Some(Timed::WriteZeroes),
+            Effect::Read(_) | Effect::Other | Effect::Failed => None,
+        }
     }
 
     /// Where its status goes.

@@ -11,6 +11,7 @@ mod latency;
 mod pending;
 mod request;
 mod sliced;
+mod slow;
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -26,5 +27,6 @@ pub use latency::{Latency, LatencyCounts, Timed};
 pub use pending::{Completions, PendingRequest, RequestTask, Span};
 pub use request::{ErrorStatus, Operation, Range, Ranges, kind_for_limits, parse, parse_ranges};
 pub use sliced::SlicedRequest;
+pub use slow::{Asked, Slow};
 pub use transfer::{Rules, Transfer};
 pub use units::{Limits, MAX_DISCARD_SECTORS, MAX_RANGES, MAX_WRITE_ZEROES_SECTORS, SECTOR_BYTES, SEG_MAX};

@@ -81,6 +81,11 @@ impl Span {
         Self { offset, len_bytes: len_bytes as u64, is_change, is_long: false }
     }
 
+    /// Where they begin.
+    pub const fn offset(&self) -> u64 {
+        self.offset
+    }
+
     /// How many bytes.
     pub const fn len_bytes(&self) -> u64 {
         self.len_bytes

@@ -5,8 +5,10 @@
 //! is sound, since the device has the request's buffers until it completes it, and to do any request twice changes nothing.
 
 use std::io;
+use std::time::Instant;
 
 use super::counters::Effect;
+use super::latency::Timed;
 use super::request::{ErrorStatus, Operation, Range, Ranges, parse_ranges};
 use super::units::Limits;
 use crate::copy::{PrefetchHint, Segments};
@@ -34,6 +36,8 @@ struct InProgress {
     /// As of [`Chain`](crate::virtio::queue::Chain).
     data_bytes: u64,
     slices: Slices,
+    /// When it began, where it takes turns of its ring.
+    since: Option<Instant>,
     /// Ranges that are done or in progress.
     ranges: usize,
     /// What the media took for zeroes so far.
@@ -147,7 +151,9 @@ impl SlicedRequest {
 
     /// Begins what was [prepared](Self::prepare).
     pub(super) fn begin(&mut self, slices: Slices, head: Head, status: HeldStatus, data_bytes: u64) {
-        self.current = Some(InProgress { head, status, data_bytes, slices, ranges: 0, media_bytes: 0 });
+        let since = (!self.is_whole).then(Instant::now);
+        self.current =
+            Some(InProgress { head, status, data_bytes, slices, since, ranges: 0, media_bytes: 0 });
         self.cut();
     }
 
@@ -296,8 +302,20 @@ impl SlicedRequest {
         }
     }
 
+    /// What it is, and when it began, where it takes turns of its ring.
+    pub fn timed(&self) -> Option<(Timed, Instant)> {
+        let InProgress { slices, since, .. } = self.current.as_ref()?;
+        let what = match slices.operation {
+            SlicedOperation::Read(_) => Timed::Read,
+            SlicedOperation::Write(_) => Timed::Write,
+            SlicedOperation::Discard => Timed::Discard,
+            SlicedOperation::WriteZeroes => Timed::WriteZeroes,
+        };
+        Some((what, (*since)?))
+    }
+
     /// What a person calls it, and which bytes of the disk it is about: from the first one to the last one of all ranges.
-    pub(super) fn name(&self) -> TaskName {
+    pub fn name(&self) -> TaskName {
         let Some(current) = &self.current else {
             return TaskName { operation: "none", offset: 0, len_bytes: 0 };
         };

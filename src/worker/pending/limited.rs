@@ -35,6 +35,7 @@ impl<D: Disk> Pending<D> {
             let header = ring.queue.peek(0, ring.batch.memory());
             let kind = header.map_or(Kind::Other, |header| kind_for_limits(&header));
             if !admits(limit, kind, now, ring.counters) {
+                self.times.held_by_limit(header.as_ref());
                 return Ok(false);
             }
             let (reads, bytes) = (ring.counters.reads, ring.counters.read_bytes);

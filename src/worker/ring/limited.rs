@@ -1,4 +1,5 @@
-//! A ring that is limited: it takes a request when its [`Share`] of the limits admits that, and is held until then.
+//! A ring that is limited: it takes a request when its [`Share`] of the limits admits that, and is held until then. So is each
+//! request taken on its own where it is to be known which are slow.
 
 use std::sync::Arc;
 use std::task::Waker;
@@ -8,27 +9,57 @@ use super::{Popped, Ring, Served, Waits};
 use crate::disk::Disk;
 use crate::limits::bounds::{MAX_TURN_BYTES, MAX_TURN_REQUESTS};
 use crate::throttle::{Kind, Moment, Share};
-use crate::virtio::blk::kind_for_limits;
+use crate::virtio::blk::{Asked, kind_for_limits};
 use crate::virtio::queue::{RingError, Virtqueue};
 use crate::worker::pending::limited::admits;
+use crate::worker::times::{Times, WaitsFor};
 
 /// Has a ring limited as its device says by now. It is not held any more, and may be held again.
 pub(in crate::worker) fn renew_limits<D: Disk, Q: Virtqueue>(ring: &mut Ring<D, Q>) {
+    let is_watched = ring.device.slow().threshold().is_some() && !matches!(ring.waits, Waits::Media(_));
+    if is_watched != ring.times.is_some() {
+        let times = || Box::new(Times::new(usize::from(MAX_TURN_REQUESTS), ring.key.index));
+        ring.times = is_watched.then(times);
+    }
     let throttle = ring.device.throttle();
     let before = ring.limit.as_ref().map(|limit| limit.throttle());
-    if before.map(Arc::as_ptr) == throttle.as_ref().map(Arc::as_ptr) {
-        return;
+    if before.map(Arc::as_ptr) != throttle.as_ref().map(Arc::as_ptr) {
+        ring.resume();
+        ring.limit = throttle.map(|throttle| Box::new(Share::new(throttle)));
     }
-    ring.resume();
-    ring.limit = throttle.map(|throttle| Box::new(Share::new(throttle)));
     ring.waits = match std::mem::replace(&mut ring.waits, Waits::Nothing) {
-        Waits::Nothing | Waits::Limit if ring.limit.is_some() => Waits::Limit,
+        Waits::Nothing | Waits::Limit if ring.takes_singly() => Waits::Limit,
         Waits::Nothing | Waits::Limit => Waits::Nothing,
-        waits @ (Waits::Flush(_) | Waits::Media(_)) => waits,
+        waits @ (Waits::Flush(..) | Waits::Media(_)) => waits,
     };
 }
 
 impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
+    /// Whether its requests are taken one by one: there is a limit, or it is to be known how long each takes.
+    pub(super) fn takes_singly(&self) -> bool {
+        self.limit.is_some() || self.times.is_some()
+    }
+
+    /// Says which of its requests are slow and have not ended.
+    pub(in crate::worker) fn tell_slow(&mut self) {
+        match &mut self.waits {
+            Waits::Media(pending) => pending.tell_slow(&self.device),
+            _ => self.times.iter_mut().for_each(|times| times.look(&self.device)),
+        }
+    }
+
+    /// What is done of its requests is shown.
+    pub(super) fn end_times(&mut self) {
+        let Some(times) = &mut self.times else { return };
+        // All that is not done, in the ring's order: what waits for a flush, and what is done in slices.
+        times.completed_but(self.held.len().saturating_add(self.sliced.is_in_progress().into()));
+        times.end_turn(&self.device);
+        if matches!(self.waits, Waits::Flush(..)) {
+            let held = self.held.iter().map(|_| WaitsFor::Flush);
+            times.wait_for(held);
+        }
+    }
+
     /// Whether a limit holds it.
     pub(in crate::worker) fn is_held_by_limit(&self) -> bool {
         self.limit.as_ref().is_some_and(|limit| limit.is_held())
@@ -58,19 +89,21 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             return Served::Idle;
         }
         self.queue.park_kicks();
+        self.times.iter_mut().for_each(|times| times.begin_turn(self.device.slow()));
         let has_more = self.limited_batch();
         self.fence_and_publish();
         self.check_memory();
         if !self.held.is_empty() {
-            self.waits = Waits::Flush(self.device.begin_flush(waker, &self.counters));
+            self.wait_for_flush(waker);
         }
+        self.end_times();
         match has_more {
             _ if self.broken.is_some() => Served::Idle,
             Err(error) => {
                 self.break_ring(error);
                 Served::Idle
             }
-            Ok(_) if matches!(self.waits, Waits::Flush(_)) || self.is_held_by_limit() => Served::Held,
+            Ok(_) if matches!(self.waits, Waits::Flush(..)) || self.is_held_by_limit() => Served::Held,
             Ok(true) => Served::More,
             Ok(false) => Served::Idle,
         }
@@ -92,16 +125,28 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             if !self.queue.has_available() {
                 return Ok(false);
             }
-            let Self { limit: Some(limit), queue, batch, counters, .. } = self else { return Ok(true) };
-            let kind = match limit.is_by_kind() {
-                // A guess: what it was is counted.
-                true => queue.peek(0, batch.memory()).map_or(Kind::Other, |header| kind_for_limits(&header)),
-                false => Kind::Write,
-            };
-            if !admits(limit, kind, now, counters) {
-                break;
+            let Self { limit, times, queue, batch, counters, .. } = self;
+            let is_by_kind = limit.as_ref().is_some_and(|limit| limit.is_by_kind());
+            // A guess: what it was is counted.
+            let header = (is_by_kind || times.is_some()).then(|| queue.peek(0, batch.memory())).flatten();
+            if let Some(limit) = limit {
+                let kind = match is_by_kind {
+                    true => header.as_ref().map_or(Kind::Other, kind_for_limits),
+                    false => Kind::Write,
+                };
+                if !admits(limit, kind, now, counters) {
+                    times.iter_mut().for_each(|times| times.held_by_limit(header.as_ref()));
+                    break;
+                }
             }
-            match self.pop(popped)? {
+            let popped = self.pop(popped)?;
+            if let (Some(times), false) = (&mut self.times, matches!(popped, Popped::Nothing)) {
+                let asked = header.map_or(Asked::UNKNOWN, |header| Asked::of(&header, popped.bytes()));
+                let is_sliced = self.sliced.is_in_progress();
+                let asked = if is_sliced { asked.of_slices(self.sliced.name()) } else { asked };
+                times.took(asked, WaitsFor::Media);
+            }
+            match popped {
                 Popped::Nothing => return Ok(false),
                 Popped::Waits => break,
                 Popped::Done(bytes) => left_bytes = left_bytes.saturating_sub_unsigned(bytes),
@@ -112,12 +157,17 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
 
     fn limited_slice(&mut self, now: Moment) -> Result<(), RingError> {
         let (kind, bytes) = self.device.next_slice_for_limits(&self.sliced);
-        let Self { limit: Some(limit), counters, .. } = self else { return Ok(()) };
-        // It was counted as a request when it was taken.
-        if !admits(limit, kind, now, counters) {
-            return Ok(());
+        let Self { limit, counters, .. } = self;
+        if let Some(limit) = limit {
+            // It was counted as a request when it was taken.
+            let is_admitted = admits(limit, kind, now, counters);
+            let waits_for = if is_admitted { WaitsFor::Media } else { WaitsFor::Limit };
+            self.times.iter_mut().for_each(|times| times.wait_for(std::iter::once(waits_for)));
+            if !is_admitted {
+                return Ok(());
+            }
+            limit.count_bytes(kind, bytes);
         }
-        limit.count_bytes(kind, bytes);
         self.next_slice().map(drop)
     }
 }

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 use std::task::Waker;
+use std::time::Instant;
 
 use super::{Ring, Served, Waits};
 use crate::disk::{Disk, Ticket};
-use crate::virtio::blk::RequestTask;
+use crate::virtio::blk::{RequestTask, Timed};
 use crate::virtio::queue::{RingError, Virtqueue};
 use crate::worker::direct::DirectTasks;
 use crate::worker::execute::Waiting;
@@ -73,8 +74,8 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             Waits::Nothing => None,
             Waits::Media(_) => Some(self.serve_pending(waker)),
             Waits::Limit => Some(self.serve_limited(waker)),
-            Waits::Flush(ticket) => match self.settle_flush(ticket) {
-                Ok(true) if self.limit.is_some() => Some(self.serve_limited(waker)),
+            Waits::Flush(ticket, since) => match self.settle_flush(ticket, since) {
+                Ok(true) if self.takes_singly() => Some(self.serve_limited(waker)),
                 Ok(true) => None,
                 Ok(false) => Some(Served::Held),
                 Err(error) => {
@@ -85,14 +86,27 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         }
     }
 
+    /// Has what is held wait for a flush: it covers the writes that have finished; others need not be covered (VIRTIO 1.2
+    /// §5.2.6.2).
+    #[cold]
+    #[inline(never)]
+    pub(super) fn wait_for_flush(&mut self, waker: &Waker) {
+        self.waits = Waits::Flush(self.device.begin_flush(waker, &self.counters), Instant::now());
+    }
+
     /// Answers what waited for a flush, once that is done. Returns whether nothing waits any more.
-    fn settle_flush(&mut self, ticket: Ticket) -> Result<bool, RingError> {
+    fn settle_flush(&mut self, ticket: Ticket, since: Instant) -> Result<bool, RingError> {
         let Some(has_flushed) = self.device.poll_flush(ticket) else { return Ok(false) };
-        self.waits = if self.limit.is_some() { Waits::Limit } else { Waits::Nothing };
+        self.waits = if self.takes_singly() { Waits::Limit } else { Waits::Nothing };
+        let mut timed = [0_u64; Timed::ALL.len()];
         for waiting in self.held.drain(..) {
             let completion = match waiting {
                 Waiting::Finished(completion) => completion,
-                Waiting::Unsettled(held) => self.device.settle(held, has_flushed, &mut self.counters)?,
+                Waiting::Unsettled(held) => {
+                    let count = held.timed().and_then(|what| timed.get_mut(what as usize));
+                    count.into_iter().for_each(|count| *count = count.saturating_add(1));
+                    self.device.settle(held, has_flushed, &mut self.counters)?
+                }
             };
             self.queue.complete(completion);
         }
@@ -100,6 +114,13 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             log.settled();
         }
         self.publish();
+        if self.times.is_none() {
+            // Behind what waited longest of this turn: the time before that is short.
+            let took = since.elapsed();
+            let all = Timed::ALL.into_iter().zip(timed).filter(|(_, count)| *count != 0);
+            all.for_each(|(what, count)| self.device.latency().add(what, took, count));
+        }
+        self.end_times();
         self.check_memory();
         Ok(true)
     }

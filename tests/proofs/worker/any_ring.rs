@@ -111,6 +111,8 @@ impl<D: Disk> AnyRing<D> {
     /// Nothing limits it.
     pub fn renew_limits(&mut self) {}
 
+    pub fn tell_slow(&mut self) {}
+
     pub fn resume(&mut self) {}
 
     pub fn held_until(&self) -> Option<Instant> {

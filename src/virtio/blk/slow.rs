@@ -1,0 +1,91 @@
+//! Which requests of a disk are slow: those that take longer than `slow-ms=` says.
+
+use std::num::NonZeroU16;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::latency::Timed;
+use super::pending::Span;
+use super::units::SECTOR_BYTES;
+use crate::disk::executor::TaskName;
+use crate::virtio::queue::Header;
+
+/// What a request asks for, and of which bytes of the disk.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked {
+    /// None where that is not timed.
+    pub what: Option<Timed>,
+    /// Where it begins, as its driver says.
+    pub offset: u64,
+    /// How many.
+    pub len_bytes: u64,
+}
+
+impl Asked {
+    /// Nothing is known of it.
+    pub const UNKNOWN: Self = Self { what: None, offset: 0, len_bytes: 0 };
+
+    /// By the header of a request, and how long its data is.
+    #[inline]
+    pub fn of(header: &Header, len_bytes: u64) -> Self {
+        let [_, sector] = *header;
+        Self { what: Timed::of(header), offset: sector.saturating_mul(SECTOR_BYTES), len_bytes }
+    }
+
+    /// It is about these.
+    #[must_use]
+    pub const fn at(self, span: Span) -> Self {
+        Self { offset: span.offset(), len_bytes: span.len_bytes(), ..self }
+    }
+
+    /// It is about those of a request that is done in slices.
+    #[must_use]
+    pub const fn of_slices(self, name: TaskName) -> Self {
+        Self { offset: name.offset, len_bytes: name.len_bytes, ..self }
+    }
+}
+
+/// What counts as slow, which may change at any time, and how many were.
+#[derive(Debug, Default)]
+pub struct Slow {
+    /// In milliseconds; none are where it is 0.
+    threshold_ms: AtomicU16,
+    requests: AtomicU64,
+    /// Some request may become slow that has not ended: a ring is to be asked, soon.
+    may_wait: AtomicBool,
+}
+
+impl Slow {
+    /// From now on; `None`: no request is slow. Rings in memory heed it from when their workers are told
+    /// ([`Pool::renew_limits`](crate::worker::Pool::renew_limits)).
+    pub fn set_threshold_ms(&self, threshold_ms: Option<NonZeroU16>) {
+        self.threshold_ms.store(threshold_ms.map_or(0, NonZeroU16::get), Ordering::Relaxed);
+    }
+
+    /// How long a request may take that is not slow; `None`: any time.
+    #[inline]
+    pub fn threshold(&self) -> Option<Duration> {
+        let threshold_ms = self.threshold_ms.load(Ordering::Relaxed);
+        (threshold_ms != 0).then(|| Duration::from_millis(threshold_ms.into()))
+    }
+
+    /// One was slow.
+    pub fn count(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many were.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// One waits, and was not slow when that was looked at.
+    pub fn one_waits(&self) {
+        self.may_wait.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether one may, since this was asked last.
+    pub fn take_may_wait(&self) -> bool {
+        self.may_wait.swap(false, Ordering::Relaxed)
+    }
+}

@@ -1,10 +1,12 @@
 //! Bad media, by the lists that Linux lets a test write to: who fails, and what a write mends.
 
+use serde_json::Value;
+
 use super::pmem::Pmem;
 use crate::common::MIB;
 
-/// Where the client looks for the metrics of the disk named `disk`.
-pub(super) const METRICS: &str = "--metrics /tmp/metrics.sock";
+/// Where the client looks for the metrics of the disk named `disk`, and for events.
+pub(super) const METRICS: &str = "--metrics /tmp/metrics.sock --control /tmp/control.sock --allow /tmp";
 
 impl Pmem {
     /// Serves a new file of an ext4 with DAX on this device, fills its first bytes with seed 7, and has its third
@@ -19,6 +21,15 @@ impl Pmem {
         let ranges = self.info("/mnt/disk")["bad_blocks"].to_string();
         assert_eq!(ranges, r#"[{"length_bytes":4096,"offset_bytes":8192}]"#);
         self.serve("/mnt/disk", "", METRICS);
+        self.assert_event("[8192..12288]");
+    }
+
+    /// Whoever follows events is told that these ranges are bad.
+    pub(super) fn assert_event(&mut self, ranges: &str) {
+        let told = self.guest.shell("/lab/vhost-user-pmem ctl --socket /tmp/control.sock events --json");
+        let events = told.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let bad: Vec<_> = events.filter(|event| event["event"] == "media-bad").collect();
+        assert!(bad.iter().any(|it| it["disk"] == "disk" && it["ranges"] == ranges), "{told}");
     }
 
     /// Where the file system has this page of the file `disk`, in pages of the device.

@@ -100,6 +100,7 @@ impl Pmem {
         let name = block.trim_start_matches("/dev/").to_owned();
         let start = self.number(&format!("/sys/block/{name}/device/resource"));
         self.machine_check(start + page * 4096);
+        self.assert_event("[8192..12288]");
     }
 }
 

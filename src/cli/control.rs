@@ -61,7 +61,7 @@ impl Control {
     }
 
     /// Whether disks may come and go.
-    fn is_wanted(&self) -> bool {
+    pub(super) fn is_wanted(&self) -> bool {
         self.path().is_some() || (self.config.is_some() && !self.args.allow.is_empty())
     }
 

@@ -93,6 +93,9 @@ fn serve_metrics(endpoints: Vec<Endpoint>, server: &Server) -> Result<Vec<Servin
 }
 
 fn log(disks: &[DiskSummary]) {
+    if disks.is_empty() {
+        tracing::info!("ready for disks");
+    }
     for disk in disks {
         let (path, bytes, durability) = (disk.path.display(), disk.capacity_bytes, disk.durability);
         tracing::info!(disk = disk.name, %path, bytes, %durability, "ready for front-ends");

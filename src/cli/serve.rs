@@ -21,12 +21,12 @@ use crate::cli::{check, daemon, key_help, start_message};
 use crate::config::disk_text;
 use crate::config::file::ConfigFile;
 use crate::config::options::{self, Defaults};
-use crate::config::{CpuChoice, DiskConfig, ServerConfig};
+use crate::config::{ConfigError, CpuChoice, DiskConfig, ServerConfig};
 use crate::disk::{DeepFlush, Durability, Symlinks};
 use crate::limits::bounds::{LAST_OUTPUT_TIMEOUT, MAX_POLL_US, MAX_STOP_TIMEOUT_S};
 use crate::limits::thread;
 use crate::sandbox::ThreadKind;
-use crate::server::DiskSummary;
+use crate::server::{DiskSummary, ServerError};
 use crate::worker::Cpus;
 use crate::worker::Polling;
 
@@ -41,7 +41,7 @@ pub(super) struct ServeArgs {
     ///
     /// The keys are separated by commas, and a comma inside a value is written twice (,,). Switches take on, off, yes,
     /// no, true and false, and a bare `readonly` is `readonly=on`.
-    #[arg(long = "disk", value_name = "KEY=VALUE,...", required_unless_present = "config")]
+    #[arg(long = "disk", value_name = "KEY=VALUE,...", required_unless_present_any = ["config", "control"])]
     disks: Vec<OsString>,
 
     /// Read a configuration file (TOML): a disk is `[[disk]]` with the keys below, and `[server]` has the other options
@@ -147,6 +147,9 @@ pub(super) fn run(mut args: ServeArgs, confinement: Confinement) -> Result<(), F
         reload: args.reload.take(),
     };
     let config = configuration(args)?;
+    if config.disks.is_empty() && !control.is_wanted() {
+        return Err(ServerError::from(ConfigError::NoDisk).into());
+    }
     match checks_only {
         true => check::run(config, &metrics, &control, symlinks),
         false => daemon::run(config, Outlets { metrics, control }, symlinks, confinement, announce),
@@ -200,7 +203,11 @@ fn warn_of_equal_serials(disks: &[DiskConfig]) {
 
 /// The start message, on a thread that nobody waits for: standard output may be a pipe that is not read.
 fn announce(disks: &[DiskSummary]) -> PendingMessage {
-    let text: String = disks.iter().map(|disk| start_message::StartMessage(disk).to_string()).collect();
+    let mut text: String = disks.iter().map(|disk| start_message::StartMessage(disk).to_string()).collect();
+    if disks.is_empty() {
+        "no disk yet: they are added at the control socket, or by reading the configuration again\n"
+            .clone_into(&mut text);
+    }
     let (working, done) = mpsc::channel();
     let thread = thread::spawn(ThreadKind::StartMessage, "start-message", move || {
         let _working: mpsc::Sender<()> = working;

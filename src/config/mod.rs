@@ -45,7 +45,7 @@ pub const BLOCK_SIZES: [u32; 2] = [512, 4096];
 /// What one process serves.
 #[derive(Debug)]
 pub struct ServerConfig {
-    /// The disks, at least one.
+    /// The disks; more may come later, by [`Manager`](crate::server::Manager).
     pub disks: Vec<DiskConfig>,
     /// Worker threads; by default one per CPU that they may run on. Disks whose workers run on other CPUs
     /// than those of other disks have as many of their own.
@@ -140,8 +140,8 @@ pub struct Serial([u8; SERIAL_BYTES]);
 /// A configuration that contradicts itself or leaves the limits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// There is nothing to serve.
-    #[error("no disk is given; a server has at least one")]
+    /// There is nothing to serve, and nothing may come.
+    #[error("no disk is given; describe one, or let some be added later (--control)")]
     NoDisk,
     /// A name that logs cannot show.
     #[error("disk {name:?}: the name is empty or has control characters; use letters, digits, - and _")]
@@ -225,9 +225,6 @@ impl ServerConfig {
     /// # Errors
     /// The first [`ConfigError`] in the order of the disks.
     pub fn check(&self) -> Result<(), ConfigError> {
-        if self.disks.is_empty() {
-            return Err(ConfigError::NoDisk);
-        }
         check_postcopy(self.disks.iter().map(|disk| (disk.name.as_str(), disk.postcopy)))?;
         check_groups(
             self.disks.iter().map(|disk| (&*disk.name, disk.throttle_group.as_deref(), &disk.limits)),
@@ -411,7 +408,7 @@ mod tests {
 
     #[test]
     fn limits_are_kept() {
-        assert_eq!(check(vec![]), Err(ConfigError::NoDisk));
+        assert_eq!(check(vec![]), Ok(()), "they may come later");
         assert_eq!(check(vec![disk("a\n", "/a")]), Err(ConfigError::BadName { name: "a\n".into() }));
         let mut odd = disk("a", "/a");
         odd.block_bytes = Some(1024);

@@ -96,6 +96,15 @@ impl Collector {
         });
         seen.collect()
     }
+
+    /// The same of one disk, and no worker is asked: what its rings that run have done is not in it.
+    pub fn collect_quietly(&self, disk: &str) -> Option<DiskStats> {
+        let served = self.disks.named(disk)?;
+        let mut counters = *lock(&served.context.totals);
+        let seen = lock(&served.seen);
+        counters.raise_to(&seen);
+        Some(DiskStats::of(&served, served.summary.as_ref()?, counters))
+    }
 }
 
 /// A ring of a disk at one moment.

@@ -3,9 +3,9 @@
 use serde_json::json;
 
 use super::common::daemon::Place;
-use super::common::frontend::Session;
 use super::common::frontend::load::Load;
 use super::common::frontend::request::Request;
+use super::common::frontend::{Session, settle};
 use super::common::{pattern, wait_for};
 use super::{DISK_BYTES, Host, assert_works};
 
@@ -96,4 +96,46 @@ fn a_disk_is_made_larger_and_its_guest_is_told() {
         assert_eq!(answer.json(), json!({"from_bytes": 3 * DISK_BYTES, "to_bytes": 3 * DISK_BYTES}));
         assert_eq!(host.ask("POST", "/v1/disks/grows/flush", None).status, 204);
     }
+}
+
+/// Disks that come and go wake up no worker, and so no other disk.
+#[test]
+fn no_worker_wakes_up_when_disks_come_and_go() {
+    let host = Host::new(Place::Tmpfs);
+    let session = Session::connect(&host.daemon.socket(0));
+    let mut ring = session.ring(0, 64);
+    assert_works(&mut ring, 8);
+    let sleeps = || {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", host.daemon.pid())).unwrap();
+        let read =
+            |path: &std::path::Path, file: &str| std::fs::read_to_string(path.join(file)).unwrap_or_default();
+        let workers =
+            tasks.map(|task| task.unwrap().path()).filter(|task| read(task, "comm").starts_with("worker-"));
+        let switches = |task: std::path::PathBuf| {
+            let status = read(&task, "status");
+            let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+            line.trim().parse::<u64>().unwrap()
+        };
+        workers.map(switches).collect::<Vec<_>>()
+    };
+    let before = wait_for("the worker sleeps", || {
+        let before = sleeps();
+        settle();
+        settle();
+        (sleeps() == before).then_some(before)
+    });
+    assert_eq!(before.len(), 1, "one has the ring");
+    for number in 0..20 {
+        assert_eq!(host.add(&format!("d{number}")).status, 201);
+    }
+    for number in 0..20 {
+        assert_eq!(host.remove(&format!("d{number}"), "").status, 204);
+    }
+    // One that was woken up would sleep again by then.
+    settle();
+    settle();
+    assert_eq!(sleeps(), before);
+    assert_works(&mut ring, 8);
+    wait_for("it is seen when it wakes up", || (sleeps() != before).then_some(()));
+    host.daemon.stop();
 }

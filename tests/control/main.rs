@@ -11,6 +11,7 @@ mod common;
 
 mod bad;
 mod ctl;
+mod empty;
 mod events;
 mod http;
 mod killed;

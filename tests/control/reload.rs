@@ -182,3 +182,17 @@ fn what_cannot_be_changed_is_named_and_nothing_changes() {
     std::fs::remove_file(host.folder.join("main.toml")).unwrap();
     assert!(host.reload().problem().1.contains("cannot read the configuration file"));
 }
+
+/// A disk that was made larger at the socket is smaller in the file: what is to be written there is said.
+#[test]
+fn a_growth_that_the_file_does_not_know_is_named_with_its_remedy() {
+    let host = Host::start("", &[("a", DISK_BYTES, "")]);
+    let size = json!({"size": 2 * DISK_BYTES}).to_string();
+    assert_eq!(ask(&host.control(), "PATCH", "/v1/disks/a", Some(&size)).status, 200);
+    let (code, text) = host.reload().problem();
+    let remedy = format!("write size = {} in the configuration file", 2 * DISK_BYTES);
+    assert!(code == "bad-size" && text.contains("does not shrink") && text.contains(&remedy), "{text}");
+    host.write("", &[("a", 2 * DISK_BYTES, "")]);
+    assert_eq!(host.reload().status, 200);
+    host.daemon.stop();
+}

@@ -132,6 +132,16 @@ impl Operator {
         Ok(Answer::json(&shown.ok_or_else(|| Problem::no_such_disk(name))?))
     }
 
+    /// A disk that has just come, which no worker knows: none is woken up for it.
+    fn show_new(&self, name: &str) -> Outcome {
+        let summary = self.manager.disks().into_iter().find(|disk| disk.name == name);
+        let shown = summary.map(|summary| {
+            let stats = self.collector.collect_quietly(name);
+            disk::shown(&summary, self.known.options(name).as_ref(), stats.as_ref())
+        });
+        Ok(Answer::json(&shown.ok_or_else(|| Problem::no_such_disk(name))?))
+    }
+
     fn put(&self, name: &str, body: &[u8]) -> Outcome {
         let config = self.config(&put_object(name, body)?)?;
         let options = json::of(&config);
@@ -156,7 +166,7 @@ impl Operator {
         self.known.insert(&name, Known { options, is_configured: false });
         tracing::info!(name: kinds::DISK_ADDED, disk = name, "added");
         let location = format!("/v1/disks/{}", encoded(&name));
-        Ok(Answer { location: Some(location), ..self.show(&name)?.with_status(201) })
+        Ok(Answer { location: Some(location), ..self.show_new(&name)?.with_status(201) })
     }
 
     fn patch(&self, name: &str, body: &[u8]) -> Outcome {

@@ -173,7 +173,8 @@ impl Disks<'_> {
         all.extend(add.iter().map(|config| (config.name.clone(), config.throttling())));
         self.manager.check_throttling(&all, &remove)?;
         for (name, to_bytes) in &grow {
-            self.resizer.check_growth(name, *to_bytes)?;
+            let checked = self.resizer.check_growth(name, *to_bytes);
+            checked.map_err(|error| Problem::from(error).with(&self.remedy_of_size(name, *to_bytes)))?;
         }
         let add: Vec<_> = add.into_iter().map(|it| self.prepare(it, remedy)).collect::<Result<_, _>>()?;
         self.remove(remove, done)?;
@@ -204,6 +205,19 @@ impl Disks<'_> {
         }
         stay.iter().for_each(|name| self.known.set_configured(name));
         Ok(())
+    }
+
+    /// What else is to be said of a size that is refused: the disk may have been made larger at the control socket.
+    fn remedy_of_size(&self, name: &str, to_bytes: u64) -> String {
+        let options = self.known.options(name).unwrap_or_default();
+        match options.get(Key::Size.name()).and_then(Value::as_u64) {
+            Some(bytes) if bytes > to_bytes => {
+                format!(
+                    "; it has grown since it was configured: write size = {bytes} in the configuration file"
+                )
+            }
+            _ => String::new(),
+        }
     }
 
     /// All of them, or none.

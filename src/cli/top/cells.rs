@@ -3,6 +3,7 @@
 //! A terminal that is too narrow does without columns, in an order: those with the highest rank are left out first.
 
 use super::rates::{DiskRow, RingRow, Standing};
+use crate::cli::ctl_events::plain;
 use crate::cli::printable::printable;
 use crate::config::size::Size;
 
@@ -29,7 +30,7 @@ const fn number<Row>(rank: u8, head: &'static str, width: usize, cell: fn(&Row) 
 }
 
 /// Of disks. All up to AMPL have room in 80 columns, with 12 for the name.
-pub(super) const DISKS: [Column<DiskRow>; 14] = [
+pub(super) const DISKS: [Column<DiskRow>; 15] = [
     text(0, "NAME", 12, |disk| printable(&disk.name)),
     number(2, "READ/S", 7, |disk| rate(disk.done.reads)),
     number(3, "WRITE/S", 7, |disk| rate(disk.done.writes)),
@@ -44,6 +45,7 @@ pub(super) const DISKS: [Column<DiskRow>; 14] = [
     number(11, "FAIL/S", 6, |disk| rate(disk.done.failures)),
     number(12, "FRONT-ENDS", 10, |disk| disk.front_ends.to_string()),
     number(13, "SIZE", 10, |disk| Size(disk.capacity_bytes).to_string()),
+    text(14, "LIMITS", 24, limits),
 ];
 
 /// Of the rings of a disk.
@@ -116,6 +118,12 @@ pub(super) fn table<Row>(columns: &[Column<Row>], rows: &[&Row]) -> String {
     };
     let head = line(columns.iter().map(|column| column.head).collect());
     body.iter().fold(head, |table, cells| table + &line(cells.iter().map(String::as_str).collect()))
+}
+
+/// By the keys of `--disk`; nothing where nothing limits it.
+fn limits(disk: &DiskRow) -> String {
+    let said = disk.limits.iter().map(|(key, value)| format!("{key}={}", plain(value)));
+    printable(&said.collect::<Vec<_>>().join(","))
 }
 
 fn unknown() -> String {
@@ -249,7 +257,7 @@ mod tests {
         assert_eq!(heads(23, 5), "NAME STATE");
         assert_eq!(heads(22, 5), "NAME");
         assert_eq!(heads(1, 500), "NAME");
-        assert!(heads(200, 500).ends_with("FLUSH/S FAIL/S FRONT-ENDS SIZE"));
+        assert!(heads(200, 500).ends_with("FLUSH/S FAIL/S FRONT-ENDS SIZE LIMITS"));
         assert_eq!(layout(&DISKS, 200, 30)[0].1, 30, "a name has the room that it needs");
         assert_eq!(layout(&DISKS, 81, 30)[0].1, 14);
         let rings = layout(&RINGS, 80, 5).iter().map(|(column, _)| column.head).collect::<Vec<_>>();

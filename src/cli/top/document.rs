@@ -45,6 +45,8 @@ fn disk(disk: &DiskRow) -> Value {
         "write_amplification": disk.amplification,
         "state": word(disk.standing),
         "hung_seconds": hung_seconds(disk.standing),
+        "limits": disk.limits,
+        "throttled_seconds_per_second": disk.throttled,
         "front_ends": disk.front_ends,
         "capacity_bytes": disk.capacity_bytes,
     });

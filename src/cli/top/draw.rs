@@ -45,8 +45,8 @@ const HELP: [&str; 19] = [
     "/                show disks whose name has this in it; Esc: all",
     "p, space         pause                     q, Ctrl-C  quit",
     "",
-    "A narrow terminal does without SIZE first, then FRONT-ENDS, FAIL/S, FLUSH/S,",
-    "AMPL, DEPTH, P50, P99, WR-MB/S, RD-MB/S, WRITE/S, READ/S and STATE.",
+    "A narrow terminal does without LIMITS first, then SIZE, FRONT-ENDS, FAIL/S,",
+    "FLUSH/S, AMPL, DEPTH, P50, P99, WR-MB/S, RD-MB/S, WRITE/S, READ/S and STATE.",
     "vhost-user-pmem top --help says what it is called with.",
 ];
 

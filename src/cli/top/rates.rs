@@ -6,7 +6,10 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use serde_json::{Map, Value};
+
 use super::sample::{Disk, Histogram, Ring, Sample, State, Thread};
+use crate::config::keys::Key;
 
 /// Since when something is said to hang.
 const HUNG_SECONDS: f64 = 2.0;
@@ -57,6 +60,10 @@ pub(super) struct DiskRow {
     /// Bytes that the media took for each byte that guests wrote or zeroed.
     pub(super) amplification: Option<f64>,
     pub(super) standing: Standing,
+    /// What limits it, by the keys of `--disk`.
+    pub(super) limits: Map<String, Value>,
+    /// For how many seconds a second limits held its rings, of those that have gone on in between.
+    pub(super) throttled: Option<f64>,
     pub(super) front_ends: u64,
     pub(super) capacity_bytes: u64,
 }
@@ -179,6 +186,12 @@ fn disk_row(
         depth: rings.map(|(_, depth)| depth),
         amplification: before.and_then(|before| amplification(before, state)),
         standing,
+        limits: limits(&disk.options),
+        throttled: before.map(|before| {
+            let (before, now) = (before.throttled_seconds, state.throttled_seconds);
+            let seconds = if now >= before { now - before } else { now };
+            seconds / elapsed.as_secs_f64()
+        }),
         front_ends: state.front_ends,
         capacity_bytes: state.capacity_bytes,
     }
@@ -204,6 +217,11 @@ fn ring_row(ring: &Ring, before: Option<&&Ring>, elapsed: Duration) -> RingRow {
         standing: Standing::of_word(&ring.state),
         seconds: ring.seconds,
     }
+}
+
+/// Those of its options that limit it.
+fn limits(options: &Map<String, Value>) -> Map<String, Value> {
+    Key::limits().filter_map(|key| Some((key.name().to_owned(), options.get(key.name())?.clone()))).collect()
 }
 
 /// What a counter has gone up by. One that is smaller than before has begun anew.

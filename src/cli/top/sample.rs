@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 /// At one moment.
 #[derive(Debug, Clone)]
@@ -20,6 +21,9 @@ pub(super) struct Sample {
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(super) struct Disk {
     pub(super) name: String,
+    /// By the keys of `--disk`.
+    #[serde(default)]
+    pub(super) options: Map<String, Value>,
     /// None while it comes or goes.
     pub(super) state: Option<State>,
 }
@@ -41,6 +45,7 @@ pub(super) struct State {
     pub(super) flushes: u64,
     pub(super) others: u64,
     pub(super) failures: u64,
+    pub(super) throttled_seconds: f64,
     /// By operation: read, write, flush.
     pub(super) latency: BTreeMap<String, Histogram>,
 }

@@ -27,6 +27,7 @@ fn picture() -> Picture {
         standing: Standing::Polled,
         front_ends: 1,
         capacity_bytes: 20 << 30,
+        ..DiskRow::default()
     };
     let hung = DiskRow {
         name: "a-disk-with-a-long-name-\x1b[2J".to_owned(),
@@ -114,7 +115,9 @@ fn any_size_can_be_drawn() {
     view.rings_of = None;
     let lines = drawn(&scene(&view, &picture), 32, 3);
     assert_eq!(lines, ["NAME           READ/S STATE", "db0             2.28M polled", KEYS[..32].trim_end()]);
-    assert!(drawn(&scene(&view, &picture), 200, 8)[3].ends_with("FLUSH/S FAIL/S FRONT-ENDS       SIZE"));
+    assert!(
+        drawn(&scene(&view, &picture), 200, 8)[3].ends_with("FLUSH/S FAIL/S FRONT-ENDS       SIZE LIMITS")
+    );
     assert!(drawn(&scene(&view, &picture), 200, 8)[5].contains("a-disk-with-a-long-name-\\u{1b}[2J "));
 }
 

@@ -7,7 +7,7 @@ fn state(reads: u64) -> State {
 }
 
 fn disk(name: &str, state: State) -> Disk {
-    Disk { name: name.to_owned(), state: Some(state) }
+    Disk { name: name.to_owned(), state: Some(state), ..Disk::default() }
 }
 
 /// Two samples, so many seconds apart.
@@ -42,7 +42,11 @@ fn disks_come_and_go() {
     let picture = between(
         1.0,
         vec![disk("gone", state(5)), disk("stays", state(5))],
-        vec![disk("stays", state(6)), disk("new", state(7)), Disk { name: "opens".to_owned(), state: None }],
+        vec![
+            disk("stays", state(6)),
+            disk("new", state(7)),
+            Disk { name: "opens".to_owned(), ..Disk::default() },
+        ],
     );
     let reads: Vec<_> = picture.disks.iter().map(|row| (row.name.as_str(), row.done.reads)).collect();
     assert_eq!(reads, [("stays", Some(1.0)), ("new", None), ("opens", None)]);

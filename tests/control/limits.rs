@@ -3,11 +3,13 @@
 use serde_json::{Value, json};
 
 use super::common::daemon::Place;
+use super::common::frontend::load::Load;
 use super::common::frontend::request::{FLUSH, OK, Request};
 use super::common::frontend::ring::Ring;
 use super::common::frontend::{Session, settle};
 use super::common::process::Process;
-use super::{Host, assert_works, setup};
+use super::events::Follower;
+use super::{DISK_BYTES, Host, assert_works, http, reload, setup};
 use crate::common::wait_for;
 
 /// Three reads of 4 KiB at once: one is taken while there is no more in the bucket than its 8 KiB. The next an hour later.
@@ -263,5 +265,90 @@ fn limits_of_the_start_hold() {
     limit(&host, "stays", &unlimited());
     take(&mut ring, 4);
     assert_eq!(ring.run(&Request::get_id()).status, OK);
+    host.daemon.stop();
+}
+
+/// Whoever looks at disks sees what limits them, and is told when that changes.
+#[test]
+fn limits_are_seen_wherever_disks_are() {
+    let host = Host::start(setup(Place::Tmpfs));
+    let mut events = Follower::new(&host.control(), "");
+    limit(&host, "stays", &json!({"bps": 1, "bps-max": "8K"}));
+    let changed = events.find("limits-changed");
+    assert_eq!((&changed["disk"], &changed["message"]), (&"stays".into(), &"limits changed".into()));
+    assert_eq!(changed["limits"], "bps=1,bps-max=8192,bps-max-length=1", "{changed}");
+    let session = Session::connect(&host.daemon.socket(0));
+    let mut ring = session.ring(0, 64);
+    ask(&mut ring, 10);
+    wait_until_held(&host, "stays", 1);
+    let control = host.control().display().to_string();
+    let said = |words: &[&str]| {
+        let output =
+            std::process::Command::new(env!("CARGO_BIN_EXE_vhost-user-pmem")).args(words).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let shown = said(&["ctl", "--socket", &control, "show", "stays"]);
+    for line in ["bps-max 8192", "throttled 1"] {
+        let has = |it: &str| it.split_whitespace().eq(line.split(' '));
+        assert!(shown.lines().any(has), "{line}: {shown}");
+    }
+    let document = said(&["top", "--control", &control, "--once", "--json", "--interval", "0.2"]);
+    let document: Value = serde_json::from_str(&document).unwrap();
+    let disk = &document["disks"][0];
+    assert_eq!((&disk["state"], &document["rings"][0]["state"]), (&"throttled".into(), &"throttled".into()));
+    assert_eq!(disk["limits"], json!({"bps": 1, "bps-max": 8192, "bps-max-length": 1}), "{document}");
+    let table = said(&["top", "--control", &control, "--once", "--interval", "0.2"]);
+    assert!(table.contains("LIMITS") && table.contains("bps=1,bps-max=8192"), "{table}");
+    limit(&host, "stays", &unlimited());
+    assert_eq!(events.find("limits-changed")["limits"], "none");
+    take(&mut ring, 10);
+    host.daemon.stop();
+}
+
+/// The file changes limits of disks that are busy, all of them or none; of those that it leaves as they are, no bucket is emptied.
+#[test]
+fn a_reload_changes_limits_under_load() {
+    let (free, low) = ("", "bps = 1\nbps-max = 8192");
+    let (member, low_member) = ("throttle-group = 'g'", "throttle-group = 'g'\nbps = 1\nbps-max = 8192");
+    let disks = |a, b, c| [("a", DISK_BYTES, a), ("b", DISK_BYTES, b), ("c", DISK_BYTES, c)];
+    let host = reload::Host::start("workers = 1", &disks(free, member, member));
+    let sessions = ["a", "b", "c"].map(|name| Session::connect(&host.sockets.join(name)));
+    let [a, b, c] = [0, 1, 2].map(|number: usize| Load::start(sessions[number].ring(0, 64), 0));
+    let wait_until_held = |names: &[&str]| {
+        wait_for("they are held", || {
+            let state = |name: &&str| {
+                http::ask(&host.control(), "GET", &format!("/v1/disks/{name}/rings"), None).json()[0]["state"]
+                    .clone()
+            };
+            names.iter().all(|name| state(name) == "throttled").then_some(())
+        });
+    };
+    let limited = |names: Value| json!({"added": [], "limited": names, "removed": [], "resized": []});
+    host.write("workers = 1", &disks(low, member, member));
+    assert_eq!(host.reload().json(), limited(json!(["a"])));
+    wait_until_held(&["a"]);
+    let held_at = a.done();
+    [&b, &c].into_iter().for_each(Load::wait_for_progress);
+
+    // What the file says of others does not give it anything.
+    host.write("workers = 1", &disks(low, low_member, low_member));
+    host.hang_up("the configuration was read again");
+    wait_until_held(&["b", "c"]);
+    assert_eq!(a.done(), held_at);
+
+    // Members of a group that say different things: nothing changes, not even what would be well.
+    host.write("workers = 1", &disks(free, low_member, member));
+    let refused = host.reload();
+    assert_eq!((refused.status, refused.json()["code"].as_str()), (422, Some("bad-options")), "{refused:?}");
+    wait_until_held(&["a", "b", "c"]);
+    assert_eq!((a.done(), &host.disk("a")["options"]["bps"]), (held_at, &1.into()));
+
+    host.write("workers = 1", &disks(free, member, member));
+    host.hang_up("the configuration was read again");
+    for load in [a, b, c] {
+        load.stop();
+    }
+    assert_eq!(host.disk("b")["options"].get("bps"), None);
     host.daemon.stop();
 }

@@ -113,6 +113,30 @@ fn a_hung_device_costs_its_own_disk() {
 }
 
 /// How many threads of the daemon's are workers: more than there are where one was relieved.
+/// A limit lets a queue go on when it is time, also while all else that its worker has waits for media.
+#[test]
+fn a_limited_disk_goes_on_while_another_hangs() {
+    with_disks(Media::File, 0, |setup, server| {
+        let daemon = setup.disk("size=4M,iops=20").start();
+        let hanging = Session::connect(&daemon.socket(0));
+        let mut hung = hanging.ring(0, 64);
+        server.hang();
+        let submitted = submit_to_hung(&mut hung);
+        let session = Session::connect(&daemon.socket(1));
+        let mut limited = session.ring(0, 64);
+        // Two at once, and then one each 50 ms. Nobody kicks again, or asks the worker for anything.
+        let reads: Vec<_> = (0..20).map(|number| limited.submit(&Request::read(number * 8, 512))).collect();
+        limited.notify();
+        for head in reads {
+            assert_eq!(limited.wait().head, head);
+        }
+        assert_eq!(hung.next_used(), None, "nothing of the hung disk is done");
+        server.go_on();
+        take_answers(&mut hung, submitted);
+        daemon.stop();
+    });
+}
+
 fn workers(daemon: &Daemon) -> usize {
     let names = std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
     let name = |task: std::io::Result<std::fs::DirEntry>| {

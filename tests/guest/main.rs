@@ -23,6 +23,7 @@ mod identity;
 mod image;
 mod interrupt;
 mod lifecycle;
+mod limits;
 mod linux;
 mod log_writes;
 mod machine;
@@ -100,5 +101,6 @@ fn main() -> ExitCode {
     soak::run(&mut report, &Counts::SHORT);
     machine_check::run(&mut report);
     log_writes::run(&mut report);
+    limits::run(&mut report);
     report.close()
 }

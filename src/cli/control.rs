@@ -31,6 +31,13 @@ pub(super) struct ControlArgs {
     allow: Vec<PathBuf>,
 }
 
+impl ControlArgs {
+    /// Whether disks may come to a server that has none: others may only have theirs changed.
+    pub(super) const fn lets_disks_come(&self) -> bool {
+        self.control.is_some()
+    }
+}
+
 /// The same, with what the operator is to know.
 #[derive(Debug, Default)]
 pub(super) struct Control {
@@ -61,7 +68,7 @@ impl Control {
     }
 
     /// Whether disks may come and go.
-    pub(super) fn is_wanted(&self) -> bool {
+    fn is_wanted(&self) -> bool {
         self.path().is_some() || (self.config.is_some() && !self.args.allow.is_empty())
     }
 

@@ -138,7 +138,9 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
 pub fn configuration_of(args: Vec<OsString>) -> Result<ServerConfig, String> {
     match parse(args).map_err(|error| error.to_string())?.command {
         Some(Command::Serve(args)) => {
-            let config = serve::configuration(args).map_err(|failure| failure.to_string())?;
+            let lets_disks_come = args.lets_disks_come();
+            let config =
+                serve::configuration(args, lets_disks_come).map_err(|failure| failure.to_string())?;
             config.check().map_err(|error| error.to_string())?;
             Ok(config)
         }
@@ -195,7 +197,7 @@ fn read_again(args: &[OsString], before: &[OsString]) -> Result<Wanted, String> 
         ));
     }
     let Some(Command::Serve(serve)) = cli.command else { return Err("nothing is served".to_owned()) };
-    let config = serve::configuration(serve).map_err(|failure| failure.to_string())?;
+    let config = serve::configuration(serve, true).map_err(|failure| failure.to_string())?;
     config.check().map_err(|error| error.to_string())?;
     Ok(config.disks)
 }

@@ -146,10 +146,7 @@ pub(super) fn run(mut args: ServeArgs, confinement: Confinement) -> Result<(), F
         config: args.config.clone(),
         reload: args.reload.take(),
     };
-    let config = configuration(args)?;
-    if config.disks.is_empty() && !control.is_wanted() {
-        return Err(ServerError::from(ConfigError::NoDisk).into());
-    }
+    let config = configuration(args, control.args.lets_disks_come())?;
     match checks_only {
         true => check::run(config, &metrics, &control, symlinks),
         false => daemon::run(config, Outlets { metrics, control }, symlinks, confinement, announce),
@@ -160,10 +157,20 @@ fn symlinks(args: &ServeArgs) -> Symlinks {
     if args.no_symlinks { Symlinks::Refuse } else { Symlinks::Follow }
 }
 
-pub(super) fn configuration(args: ServeArgs) -> Result<ServerConfig, Failure> {
+impl ServeArgs {
+    /// Whether it may begin without a disk.
+    pub(super) fn lets_disks_come(&self) -> bool {
+        self.control.lets_disks_come()
+    }
+}
+
+pub(super) fn configuration(args: ServeArgs, lets_disks_come: bool) -> Result<ServerConfig, Failure> {
     let defaults = defaults(&args);
     let mut disks = args.disks.iter().map(|text| disk_text::parse(text)).collect::<Result<Vec<_>, _>>()?;
     disks.extend(args.file.disks);
+    if disks.is_empty() && !lets_disks_come {
+        return Err(ServerError::from(ConfigError::NoDisk).into());
+    }
     let disks = options::into_configs(disks, defaults);
     warn_of_equal_serials(&disks);
     Ok(ServerConfig {

@@ -266,6 +266,11 @@ impl Manager<Backing> {
         Ok(())
     }
 
+    /// What is served by this name.
+    pub fn disk(&self, name: &str) -> Option<DiskSummary> {
+        self.named(name)?.summary.clone()
+    }
+
     /// What is served now, in the order in which it came.
     pub fn disks(&self) -> Vec<DiskSummary> {
         self.parts.disks.all().iter().filter_map(|disk| disk.summary.clone()).collect()

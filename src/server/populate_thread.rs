@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use super::disks::Served;
 use crate::disk::{self, Backing, Disk as _, Populated};
@@ -11,6 +12,9 @@ use crate::limits::thread;
 use crate::log::Cause;
 use crate::sandbox::ThreadKind;
 use crate::virtio::blk::Device;
+
+/// How often it is looked whether it is to end, while it pauses.
+const POLL: Duration = Duration::from_millis(10);
 
 /// A running thread. Dropping it stops it.
 #[derive(Debug)]
@@ -114,6 +118,10 @@ struct Uncounted {
     is_counting: bool,
 }
 
+/// A count has a pause behind it that is so many times as long: whatever maps something meanwhile waits for it, as do other threads
+/// for the processor.
+const PAUSES_OF_COUNT: u32 = 20;
+
 /// Has the huge pages of these disks counted. A count takes the longer the more the process has mapped, whatever is asked for: it
 /// is made by one thread, for all that have come meanwhile, and no disk is held while it waits for it.
 fn count_huge_pages(disks: Vec<Weak<Served<Backing>>>, should_stop: impl Fn() -> bool) {
@@ -125,7 +133,12 @@ fn count_huge_pages(disks: Vec<Weak<Served<Backing>>>, should_stop: impl Fn() ->
     while !uncounted.disks.is_empty() && !should_stop() {
         let disks = std::mem::take(&mut uncounted.disks);
         drop(uncounted);
+        let start = Instant::now();
         report_huge_pages(&disks.iter().filter_map(Weak::upgrade).collect::<Vec<_>>());
+        let end = Instant::now() + start.elapsed().saturating_mul(PAUSES_OF_COUNT);
+        while Instant::now() < end && !should_stop() {
+            std::thread::sleep(POLL.min(end.saturating_duration_since(Instant::now())));
+        }
         uncounted = UNCOUNTED.lock().unwrap_or_else(PoisonError::into_inner);
     }
     uncounted.is_counting = false;

@@ -17,6 +17,10 @@ pub(super) fn check_throttling<D: Disk>(
     changes: &ThrottlingChanges,
     gone: &[String],
 ) -> Result<(), ConfigError> {
+    if changes.values().all(|to| to.group.is_none()) {
+        // Those that stay agree with each other.
+        return Ok(());
+    }
     let stays = |disk: &Arc<Served<D>>| {
         !changes.contains_key(disk.name()) && !gone.iter().any(|name| name == disk.name())
     };
@@ -40,8 +44,10 @@ pub(super) fn set_throttling<D: Disk>(
     let disks = all.all();
     let changed = |disk: &Served<D>| changes.get(disk.name()).filter(|to| **to != disk.throttling());
     let mut groups: HashMap<&str, Option<Arc<Throttle>>> = HashMap::new();
-    let staying: Vec<_> =
-        disks.iter().filter(|disk| changed(disk).is_none()).map(|it| (it, it.throttling())).collect();
+    // Of these only groups matter.
+    let has_groups = changes.values().any(|to| to.group.is_some());
+    let staying = disks.iter().filter(|disk| has_groups && changed(disk).is_none());
+    let staying: Vec<_> = staying.map(|it| (it, it.throttling())).collect();
     for (disk, throttling) in &staying {
         if let Some(group) = &throttling.group {
             groups.entry(group).or_insert_with(|| disk.context.device.throttle());

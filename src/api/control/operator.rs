@@ -134,7 +134,7 @@ impl Operator {
 
     /// A disk that has just come, which no worker knows: none is woken up for it.
     fn show_new(&self, name: &str) -> Outcome {
-        let summary = self.manager.disks().into_iter().find(|disk| disk.name == name);
+        let summary = self.manager.disk(name);
         let shown = summary.map(|summary| {
             let stats = self.collector.collect_quietly(name);
             disk::shown(&summary, self.known.options(name).as_ref(), stats.as_ref())

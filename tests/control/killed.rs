@@ -1,6 +1,8 @@
 //! kill -9 at any moment of a change leaves no half state: a start with the same command line finds what was before or after.
 
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use serde_json::json;
@@ -8,7 +10,7 @@ use serde_json::json;
 use super::common::Random;
 use super::common::daemon::Place;
 use super::common::frontend::Session;
-use super::{DISK_BYTES, Host, assert_works, http, setup};
+use super::{DISK_BYTES, Host, assert_works, http, reload, setup};
 
 const KILLS: u64 = 20;
 
@@ -74,7 +76,7 @@ fn change(control: &std::path::Path, [a, b]: &[String; 2]) {
         let length = body.len();
         let request =
             format!("{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}");
-        let stream = std::os::unix::net::UnixStream::connect(control);
+        let stream = UnixStream::connect(control);
         stream.is_ok() && http::send(control, request.as_bytes()).is_some()
     };
     for round in 1.. {
@@ -89,4 +91,53 @@ fn change(control: &std::path::Path, [a, b]: &[String; 2]) {
             return;
         }
     }
+}
+
+/// A reload that adds, grows and removes is killed under way: a start with the same file serves what the file says, and files are as
+/// before or as after.
+#[test]
+fn a_kill_during_a_reload_is_no_obstacle() {
+    let (before, after) = (
+        [("a", DISK_BYTES, ""), ("b", DISK_BYTES, "")],
+        [("a", 2 * DISK_BYTES, ""), ("c", DISK_BYTES, "queues = 2")],
+    );
+    let mut host = reload::Host::start("", &before);
+    let (mut random, mut added) = (Random::new(11), 0);
+    for kill in 0..KILLS {
+        host.write("", &after);
+        let control = host.control();
+        // It is answered, or the connection ends.
+        let reloading = std::thread::spawn(move || {
+            let Ok(mut stream) = UnixStream::connect(control) else { return };
+            let _ = stream.write_all(b"POST /v1/reload HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n");
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
+        std::thread::sleep(Duration::from_micros(random.below(30_000)));
+        let reload::Host { daemon, folder, sockets } = host;
+        let setup = daemon.kill();
+        reloading.join().unwrap();
+        let bytes = |name: &str| std::fs::metadata(folder.join(name)).map_or(0, |it| it.len());
+        assert!([DISK_BYTES, 2 * DISK_BYTES].contains(&bytes("a")), "{kill}: {}", bytes("a"));
+        assert_eq!(bytes("b"), DISK_BYTES, "{kill}: a file stays when its disk is removed");
+        assert!([0, DISK_BYTES].contains(&bytes("c")), "{kill}: {}", bytes("c"));
+        added += u64::from(bytes("c") != 0);
+        // A start does not make a file longer: it has grown, or it has not, and the file says so.
+        let after = [("a", bytes("a"), ""), after[1]];
+        std::fs::write(folder.join("main.toml"), reload::text(&folder, &sockets, "", &after)).unwrap();
+        host = reload::Host { daemon: setup.start(), folder, sockets };
+        assert_eq!(host.names(), ["line", "a", "c"], "{kill}");
+        for (name, size, _) in after {
+            assert_eq!(host.disk(name)["state"]["capacity_bytes"], size, "{kill}: {name}");
+            assert_works(&mut Session::connect(&host.sockets.join(name)).ring(0, 64), 0);
+        }
+        let reload::Host { daemon, folder, sockets } = host;
+        let setup = daemon.stop();
+        for name in ["a", "c"] {
+            std::fs::remove_file(folder.join(name)).unwrap();
+        }
+        std::fs::write(folder.join("main.toml"), reload::text(&folder, &sockets, "", &before)).unwrap();
+        host = reload::Host { daemon: setup.start(), folder, sockets };
+    }
+    println!("{added} of {KILLS} were killed when the new disk's file was there");
+    host.daemon.stop();
 }

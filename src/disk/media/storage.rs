@@ -80,12 +80,13 @@ impl StorageKind {
             Self::Drbd => {
                 "it empties the caches of the disks of this node and, with protocol C, of the peer while that is connected"
             }
-            Self::Rbd => "all replicas that the cluster wants have what was written",
             Self::Nbd => "the server flushes, if it has said that it can; else nothing happens",
             Self::DeviceMapper | Self::Md => "it is passed on to each device below",
             Self::Loop => "the file behind it is synced",
             Self::Gluster => "each brick that can be reached has synced its file",
-            Self::CephFs => "all replicas that the cluster wants have what was written",
+            Self::Rbd | Self::CephFs => {
+                "all replicas that are there have what was written: at least as many as the min_size of the pool"
+            }
             Self::Nfs => "the server has it on stable storage (COMMIT)",
             Self::Smb => "the server is asked to flush, unless it is mounted with nostrictsync",
             Self::Plan9 => "the server is asked to sync",
@@ -299,6 +300,10 @@ mod tests {
         let storage = Storage::of(mount(mounts, dev(45)), None).unwrap();
         assert_eq!(storage.to_string(), "fuse.glusterfs (GlusterFS, node1:/vol ume)");
         assert_eq!(storage.flush(), StorageKind::Gluster.flush());
+        let ceph = "92 22 0:48 / /c rw,nosuid - fuse.ceph-fuse ceph-fuse rw,user_id=0,allow_other\n";
+        let storage = Storage::of(mount(ceph, dev(48)), None).unwrap();
+        assert_eq!(storage.to_string(), "fuse.ceph-fuse (CephFS, ceph-fuse)");
+        assert!(storage.flush().contains("min_size"));
         assert_eq!(Storage::of(mount(mounts, rustix::fs::makedev(254, 0)), None), None);
     }
 

@@ -4,11 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::super::common::Random;
-use super::super::common::daemon::{Daemon, Place, Setup};
+use super::super::common::daemon::Setup;
 use super::super::common::driver::{Driver, Options, Request};
 use super::super::common::wait_long_for;
 use super::super::image::Image;
-use super::super::machine::script;
 use super::super::soak::in_guest::{RECORD_BYTES, claim, record};
 use super::super::soak::migration::{self, Scene};
 use super::super::soak::table::Row;
@@ -48,7 +47,7 @@ fn kill_bricks(order: &Order<'_>, cluster: Cluster) -> Vec<Row> {
     let start = Instant::now();
     let daemon = cluster.serve(order, 1, "size=64M").start();
     let socket = daemon.socket(0);
-    cluster.assert_locked_elsewhere(order, &daemon);
+    super::assert_locked(&daemon, &cluster.serve(order, 2, ""));
     let recorder = Records::new(order.seed).go_on(&socket);
     for round in 0..order.rounds {
         let number = u8::try_from(round % u32::from(NODES)).unwrap() + 1;
@@ -166,9 +165,9 @@ fn take_a_turn(socket: &Path, round: u64) {
 
 /// Runs a scenario, or says why it cannot be had here.
 fn on_cluster(order: &Order<'_>, scenario: fn(&Order<'_>, Cluster) -> Vec<Row>) -> Vec<Row> {
-    match Cluster::new(order) {
-        Ok(cluster) => scenario(order, cluster),
-        Err(why) => vec![Row::skipped(&why)],
+    match super::missing("cluster") {
+        None => scenario(order, Cluster::new(order)),
+        Some(why) => vec![Row::skipped(&why)],
     }
 }
 
@@ -181,15 +180,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    /// Starts it, or says why it cannot be had here.
-    fn new(order: &Order<'_>) -> Result<Self, String> {
-        if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
-            return Err("no root, or no /dev/fuse".to_owned());
-        }
-        let installed = std::process::Command::new(script("install")).arg("cluster").output();
-        if !installed.map_err(|error| error.to_string())?.status.success() {
-            return Err("glusterfs-server cannot be installed here".to_owned());
-        }
+    fn new(order: &Order<'_>) -> Self {
         let (switch, folder) = (Switch::new(), order.folder.join("cluster"));
         let mut cluster = Self { switch, nodes: (0..=NODES).map(|_| None).collect(), folder };
         (1..=NODES).for_each(|number| cluster.start(number));
@@ -208,7 +199,7 @@ impl Cluster {
             first.run(&format!("gluster --mode=script volume set disk {option}"));
         }
         first.run("gluster --mode=script volume start disk");
-        Ok(cluster)
+        cluster
     }
 
     fn node(&self, number: u8) -> &Node {
@@ -252,18 +243,8 @@ impl Cluster {
 
     /// A daemon on this node, whose images are in the volume.
     fn serve(&self, order: &Order<'_>, number: u8, disk: &str) -> Setup {
-        let log = order.folder.join(format!("daemon-{number}.log"));
-        let words = self.node(number).command();
-        let setup = Setup::new(Place::FileSystem).disk(disk).log_to(log).lifetime(super::LIFETIME);
+        let setup = super::setup(order, self.node(number), disk);
         self.mount(number, setup.folder(), "log-level=WARNING");
-        setup.through(&words.each_ref().map(String::as_str))
-    }
-
-    /// The lock of the file reaches the other nodes.
-    fn assert_locked_elsewhere(&self, order: &Order<'_>, daemon: &Daemon) {
-        let refused = self.serve(order, 2, "").run();
-        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-        assert_eq!(refused.status.code(), Some(9), "beside {}: {said}", daemon.pid());
-        assert!(said.contains("another process already uses it"), "{said}");
+        setup
     }
 }

@@ -24,7 +24,7 @@ pub mod table;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::cluster::{drbd, gluster};
+use super::cluster::{ceph, drbd, gluster};
 use super::folder;
 use super::pmem;
 use super::report::Report;
@@ -50,6 +50,10 @@ pub struct Counts {
     front_ends: u32,
     /// Of replicas under a daemon on replicated storage.
     brick_kills: u32,
+    /// Of OSDs under a daemon on Ceph, and of all of it.
+    osd_kills: u32,
+    /// Of clients of Ceph, with the daemon.
+    client_losses: u32,
     /// Of nodes of such storage, with the daemon.
     node_losses: u32,
     /// Moves of a guest from one such node to another.
@@ -72,6 +76,9 @@ impl Counts {
         cxl: 0,
         front_ends: 0,
         brick_kills: 1,
+        osd_kills: 1,
+        // It takes the cluster half a minute to give a client up.
+        client_losses: 0,
         node_losses: 1,
         node_migrations: 2,
         attachments: 1,
@@ -90,6 +97,8 @@ impl Counts {
             cxl: 0,
             front_ends: 0,
             brick_kills: 0,
+            osd_kills: 0,
+            client_losses: 0,
             node_losses: 0,
             node_migrations: 0,
             attachments: 0,
@@ -106,6 +115,8 @@ impl Counts {
                 ("cxl", number) => counts.cxl = number.parse().ok()?,
                 ("front-ends", number) => counts.front_ends = number.parse().ok()?,
                 ("brick-kills", number) => counts.brick_kills = number.parse().ok()?,
+                ("osd-kills", number) => counts.osd_kills = number.parse().ok()?,
+                ("client-losses", number) => counts.client_losses = number.parse().ok()?,
                 ("node-losses", number) => counts.node_losses = number.parse().ok()?,
                 ("node-migrations", number) => counts.node_migrations = number.parse().ok()?,
                 ("attachments", number) => counts.attachments = number.parse().ok()?,
@@ -131,7 +142,7 @@ type Scenario = fn(&Order<'_>) -> Vec<Row>;
 
 /// Runs every scenario that is wanted and counted.
 pub fn run(report: &mut Report, counts: &Counts) -> Table {
-    let scenarios: [(&str, u32, Scenario); 24] = [
+    let scenarios: [(&str, u32, Scenario); 26] = [
         ("soak: daemon ends under fio, split rings", counts.kills, recovery::split),
         ("soak: daemon ends under fio, packed rings", counts.kills, recovery::packed),
         ("soak: migration under fio, one daemon", counts.migrations, migration::one_daemon),
@@ -156,6 +167,8 @@ pub fn run(report: &mut Report, counts: &Counts) -> Table {
         ("soak: DRBD, the node that serves is lost", counts.node_losses, drbd::node_losses),
         ("soak: GlusterFS, nodes in turn", 4 * counts.node_migrations, gluster::alternation),
         ("soak: GlusterFS, migration between nodes under fio", counts.node_migrations, gluster::migrations),
+        ("soak: CephFS, OSDs are killed, and all of it", counts.osd_kills, ceph::osds),
+        ("soak: CephFS, the client that serves is lost", counts.client_losses, ceph::client_losses),
     ];
     let mut table = Table::default();
     for (name, rounds, scenario) in scenarios {

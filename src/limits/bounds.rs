@@ -126,11 +126,30 @@ pub const MAX_RETIRED_CHECKERS: usize = 64;
 /// How long a message with descriptors waits until one of them has ended.
 pub const RETIRED_CHECKERS_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a call of a driver may take of the caller's processor: most take less than a microsecond.
-pub const SLOW_CALL: Duration = Duration::from_millis(1);
+/// What a call of a driver, or to begin or end to wait for its kicks, may take of the processor without being noted: most take a
+/// few microseconds at most.
+pub const LONG_CALL: Duration = Duration::from_micros(100);
 
-/// How long a thread of the disk's own calls its drivers after the last call that took more.
-pub const SLOW_CALLS_MEMORY: Duration = Duration::from_secs(600);
+/// The same of a turn of a ring, waits for guest memory included: 32 huge pages that are touched first take that.
+pub const LONG_TURN: Duration = Duration::from_millis(4);
+
+/// What such calls and turns of a disk's rings may take together until it has workers of its own …
+pub const HOLD_UP: Duration = Duration::from_millis(3);
+
+/// … besides this part of the time (1 of 200) …
+pub const HOLD_UP_SHARE: u32 = 200;
+
+/// … and at least so many of them, however long each takes.
+pub const HOLD_UPS: u32 = 3;
+
+/// How long a disk has workers of its own after the last of them.
+pub const HOLD_UPS_MEMORY: Duration = Duration::from_secs(600);
+
+/// How nice such a worker is to the others (nice(1)): where there are too few processors it has a tenth of one.
+pub const OWN_WORKER_NICE: i32 = 10;
+
+/// Longest pause of such a worker after a long turn: it pauses for as long as that took.
+pub const MAX_PAUSE: Duration = Duration::from_millis(100);
 
 /// Guest memory of all front-ends: half of what a process can address (47 bits on x86-64); disks are mapped, too.
 pub const MAX_GUEST_MEMORY_BYTES: u64 = 64 << 40;

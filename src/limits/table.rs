@@ -36,6 +36,7 @@ impl fmt::Display for Amount {
                     None => write!(f, "{} bytes", grouped(bytes)),
                 }
             }
+            Self::Time(time) if time < Duration::from_millis(1) => write!(f, "{} µs", time.as_micros()),
             Self::Time(time) if time.subsec_millis() == 0 => write!(f, "{} s", time.as_secs()),
             Self::Time(time) => write!(f, "{} ms", time.as_millis()),
         }
@@ -209,10 +210,17 @@ fn of_connections() -> Vec<Bound> {
             Some("budget_refusals_total"),
         ),
         row(
-            "time that a call of a driver takes, as all wake who wait for its descriptor",
-            format!("{}; {}", time(SLOW_CALL), time(SLOW_CALLS_MEMORY)),
-            "a thread of the disk's own calls its drivers, until none has taken that long for that time",
-            Some("slow_calls_total"),
+            "time that a front-end holds up its worker: a call of its driver, a kick's lock, a turn in which guest memory is waited for",
+            format!(
+                "{} of what takes more than {} (a turn: {}), from {HOLD_UPS} times on, besides 1/{HOLD_UP_SHARE} of the time; {}, nice {OWN_WORKER_NICE}, pauses up to {}",
+                time(HOLD_UP),
+                time(LONG_CALL),
+                time(LONG_TURN),
+                time(HOLD_UPS_MEMORY),
+                time(MAX_PAUSE)
+            ),
+            "the disk has workers of its own, behind all others and on any CPU, until nothing has taken long for that time; they pause after long turns",
+            Some("hold_ups_total"),
         ),
     ]
 }

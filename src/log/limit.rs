@@ -75,12 +75,12 @@ pub enum Cause {
     Populate,
     /// How much of a mapping is in huge pages.
     HugePages,
-    /// Calls of drivers that take long.
-    SlowCalls,
+    /// Front-ends that hold up their workers.
+    HoldUps,
 }
 
 /// One for each [`Cause`].
-const CAUSES: usize = Cause::SlowCalls as usize + 1;
+const CAUSES: usize = Cause::HoldUps as usize + 1;
 
 /// Lines of a cause that were left out since the last one that was written. `None` stands for zero: the log does not
 /// mention it.

@@ -34,8 +34,8 @@ pub struct DiskStats {
     pub refused_connections: u64,
     /// Descriptors of front-ends that were refused for what they are.
     pub refused_descriptors: u64,
-    /// Calls of drivers that held up others.
-    pub slow_calls: u64,
+    /// What its front-ends have held up others with.
+    pub hold_ups: u64,
     /// Bytes of the disk that cannot be read any more.
     pub bad_blocks: Vec<Range<u64>>,
     /// Bytes that are mapped in huge pages; none where that was not counted.
@@ -151,7 +151,7 @@ impl DiskStats {
             front_ends: context.front_ends.count(),
             refused_connections: context.front_ends.refused(),
             refused_descriptors: context.front_ends.refused_descriptors(),
-            slow_calls: context.calls.slow(),
+            hold_ups: context.hold_ups.count(),
             bad_blocks: disk.bad_blocks(),
             huge_bytes: disk.huge_bytes(),
             populated_zero_bytes: disk.populated_zero_bytes(),

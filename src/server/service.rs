@@ -10,7 +10,7 @@ use crate::vhost_user::{
     ConfigRecord, DescriptorChecker, DiskSocket, FrontEnds, SessionContext, WriterLock, is_postcopy_possible,
 };
 use crate::virtio::blk::{Counters, Device};
-use crate::worker::{Calls, Cpus, Polling, Pool};
+use crate::worker::{Cpus, HoldUps, Polling, Pool};
 
 /// A disk of any kind and the socket its front-ends connect to: what an embedder serves.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ impl<D: Disk> Service<D> {
         let Self { device, lock, socket, cpus, postcopy, config_record } = self;
         let is_exclusive = !device.disk().geometry().read_only;
         let log_limit = device.log_limit().clone();
-        let calls = Calls::of(device.identity().name.clone(), log_limit.clone());
+        let hold_ups = HoldUps::of(device.identity().name.clone(), log_limit.clone());
         let device = Arc::new(device);
         let disk = Arc::clone(&device);
         let writer_lock = WriterLock::new(is_exclusive, lock, move || disk.disk().forget_cached());
@@ -54,10 +54,16 @@ impl<D: Disk> Service<D> {
             is_in_postcopy: Arc::default(),
             config_record: is_exclusive.then(|| Arc::new(config_record)),
             checker,
-            calls,
+            hold_ups,
             budget,
             front_ends: FrontEnds::default(),
             log_limit,
+        });
+        let weak = Arc::downgrade(&context);
+        context.hold_ups.move_by(move || {
+            if let Some(context) = weak.upgrade() {
+                context.front_ends.move_rings();
+            }
         });
         let weak = Arc::downgrade(&context);
         context.device.after_first_flush(move || {

@@ -11,7 +11,7 @@ use crate::disk::Disk;
 use crate::limits::budget::DiskBudget;
 use crate::log::LogLimit;
 use crate::virtio::blk::{Counters, Device};
-use crate::worker::{Calls, Cpus, Pool};
+use crate::worker::{Cpus, HoldUps, Pool};
 
 /// What the sessions of one disk share.
 #[derive(Debug)]
@@ -34,8 +34,8 @@ pub struct SessionContext<D: Disk> {
     pub config_record: Option<Arc<ConfigRecord>>,
     /// What receives descriptors.
     pub checker: Arc<DescriptorChecker>,
-    /// Who calls their drivers.
-    pub calls: Arc<Calls>,
+    /// What they hold up.
+    pub hold_ups: Arc<HoldUps>,
     /// What they may take of the process.
     pub budget: DiskBudget,
     /// Who is connected.

@@ -1,5 +1,6 @@
 //! Who is connected to a disk.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -10,16 +11,24 @@ use crate::disk::Disk;
 #[derive(Debug)]
 pub struct FrontEnds<D: Disk> {
     configs: Mutex<Vec<Weak<FrontEndConfig<D>>>>,
+    rings: Mutex<Vec<Weak<dyn MoveRings>>>,
     /// Connections of users that may not connect.
     refused: AtomicU64,
     /// Descriptors that were not passed on to the daemon.
     refused_descriptors: AtomicU64,
 }
 
+/// The rings of one of them.
+pub(super) trait MoveRings: fmt::Debug + Send + Sync {
+    /// Takes those that run back from their workers, and has them go on with others.
+    fn move_rings(&self);
+}
+
 impl<D: Disk> Default for FrontEnds<D> {
     fn default() -> Self {
         Self {
             configs: Mutex::default(),
+            rings: Mutex::default(),
             refused: AtomicU64::default(),
             refused_descriptors: AtomicU64::default(),
         }
@@ -61,11 +70,26 @@ impl<D: Disk> FrontEnds<D> {
         }
     }
 
-    /// Another one has come.
-    pub(super) fn add(&self, config: &Arc<FrontEndConfig<D>>) {
+    /// Another one has come, with these rings.
+    pub(super) fn add(&self, config: &Arc<FrontEndConfig<D>>, its_rings: Weak<dyn MoveRings>) {
         let mut configs = self.lock();
         configs.retain(|it| it.strong_count() != 0);
         configs.push(Arc::downgrade(config));
+        let mut rings = self.rings();
+        rings.retain(|it| it.strong_count() != 0);
+        rings.push(its_rings);
+    }
+
+    /// Has the rings of all of them given to workers anew.
+    pub fn move_rings(&self) {
+        let rings: Vec<_> = self.rings().iter().filter_map(Weak::upgrade).collect();
+        for its_rings in rings {
+            its_rings.move_rings();
+        }
+    }
+
+    fn rings(&self) -> MutexGuard<'_, Vec<Weak<dyn MoveRings>>> {
+        self.rings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Weak<FrontEndConfig<D>>>> {

@@ -148,7 +148,7 @@ impl<D: Disk> MessageHandler<D> {
     }
 
     fn notifier(&self, index: u8, what: &'static str, file: Option<File>) -> Result<Option<Arc<Notifier>>> {
-        let notifier = file.map(|file| Notifier::new(file, self.0.context.calls.clone())).transpose();
+        let notifier = file.map(|file| Notifier::new(file, self.0.context.hold_ups.clone())).transpose();
         let notifier = notifier.map_err(|error| SessionError::Descriptor(u32::from(index), what, error))?;
         Ok(notifier.map(Arc::new))
     }

@@ -12,6 +12,7 @@ use super::context::SessionContext;
 use super::debug_log;
 use super::error::SessionError;
 use super::front_end_config::FrontEndConfig;
+use super::front_ends::MoveRings;
 use super::state::{MissingRing, SessionState};
 use super::vring::Vring;
 use super::writer_lock::SessionId;
@@ -23,6 +24,21 @@ use crate::sandbox::ThreadKind;
 use crate::virtio::memory::MemoryTable;
 use crate::virtio::queue::{RingLayout, RingLog};
 use crate::worker::{AnyRing, PoolError, RingKey, RingParts, WorkerId};
+
+impl<D: Disk> MoveRings for Rings<D> {
+    fn move_rings(&self) {
+        let mut state = self.state();
+        // In a postcopy migration each ring has a worker of its own already, and may wait for pages.
+        if self.is_closed() || state.postcopy.is_some() {
+            return;
+        }
+        for index in state.running() {
+            self.halt(&mut state, index);
+        }
+        self.start_all(&mut state);
+        self.release_if_idle(&state);
+    }
+}
 
 /// The rings of one front-end, and what they share.
 #[derive(Debug)]
@@ -87,6 +103,11 @@ impl<D: Disk> Rings<D> {
         if let Some(postcopy) = postcopy {
             postcopy.finish();
         }
+    }
+
+    /// For when they are to have other workers.
+    pub(super) fn for_moves(&self) -> Weak<dyn MoveRings> {
+        self.me.clone()
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, SessionState<D>> {
@@ -259,6 +280,7 @@ impl<D: Disk> Rings<D> {
             call: vring.call.clone(),
             err: vring.err.clone(),
             connection: self.connection.clone(),
+            hold_ups: self.context.hold_ups.clone(),
         };
         let log = state.log_in_force();
         let log = log.map(|log| RingLog::new(log, state.memory.clone(), &layout, vring.log_address));
@@ -384,7 +406,7 @@ mod tests {
             is_in_postcopy: Arc::default(),
             config_record: None,
             checker: DescriptorChecker::start().unwrap(),
-            calls: Arc::default(),
+            hold_ups: Arc::default(),
             budget: Budget::of_process(1).add(),
             front_ends: FrontEnds::default(),
         })

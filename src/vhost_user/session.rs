@@ -45,8 +45,8 @@ impl<D: Disk> Session<D> {
         let SessionContext { device, config_record, log_limit, .. } = &*context;
         let config = FrontEndConfig::new(id, device.clone(), config_record.clone(), log_limit.clone());
         let config = Arc::new(config);
-        context.front_ends.add(&config);
         let rings = Rings::new(id, context.clone(), config.clone(), connection.clone(), charge);
+        context.front_ends.add(&config, rings.for_moves());
         let (protocol_features, transfer) = (AtomicU64::new(0), Mutex::default());
         Arc::new(Self { id, context, config, rings, protocol_features, transfer, connection })
     }

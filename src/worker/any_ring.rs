@@ -6,6 +6,7 @@ use std::task::Waker;
 use std::time::Instant;
 
 use super::direct::DirectTasks;
+use super::hold_ups::HoldUps;
 use super::ring::limited::renew_limits;
 use super::ring::waiting::leave_quick;
 use super::ring::{Ring, RingKey, RingParts};
@@ -75,6 +76,11 @@ impl<D: Disk> AnyRing<D> {
     /// As [`Ring::device`].
     pub fn device(&self) -> &Arc<Device<D>> {
         with_ring!(self, ring => ring.device())
+    }
+
+    /// As [`Ring::hold_ups`].
+    pub fn hold_ups(&self) -> &Arc<HoldUps> {
+        with_ring!(self, ring => ring.hold_ups())
     }
 
     /// As [`Ring::counters`].

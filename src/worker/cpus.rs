@@ -8,6 +8,8 @@ use std::str::FromStr;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
+use crate::limits::bounds::OWN_WORKER_NICE;
+
 /// Which CPUs a worker may run on: at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cpus(Vec<usize>);
@@ -85,6 +87,15 @@ impl Cpus {
         self.0.iter().for_each(|cpu| set.set(*cpu));
         Ok(sched_setaffinity(None, &set)?)
     }
+}
+
+/// Has this thread run wherever its process may, and behind others.
+pub(super) fn give_way() {
+    // Of the first thread, as it is now: who has started this one may be pinned.
+    let process = Some(rustix::process::getpid());
+    // Ignored: it is served all the same then.
+    let _ = sched_getaffinity(process).and_then(|cpus| sched_setaffinity(None, &cpus));
+    let _ = rustix::process::setpriority_process(None, OWN_WORKER_NICE);
 }
 
 #[cfg(test)]

@@ -54,11 +54,11 @@
 
 mod aio;
 mod any_ring;
-mod calls;
 mod cpus;
 mod direct;
 mod entry;
 mod execute;
+mod hold_ups;
 mod mailbox;
 mod notifier;
 mod parts;
@@ -77,11 +77,12 @@ mod tests;
 mod throttled;
 mod timer;
 mod times;
+mod usage;
 
 pub(crate) use aio::prepare as prepare_calls;
 pub use any_ring::AnyRing;
-pub use calls::Calls;
 pub use cpus::{Cpus, NotCpus};
+pub use hold_ups::HoldUps;
 pub use mailbox::RingCount;
 pub use notifier::Notifier;
 pub(crate) use notifier::{is_eventfd, link};

@@ -7,16 +7,16 @@ use std::sync::Arc;
 
 use rustix::net::{AddressFamily, sockopt};
 
-use super::calls::Calls;
+use super::hold_ups::HoldUps;
 use super::target::Target;
 
 /// A descriptor that wakes the other side. Signalling it never blocks, and leaves the flags of the open file alone: they are
 /// also those of whoever sent it.
 #[derive(Debug)]
 pub struct Notifier {
-    target: Arc<Target>,
+    target: Target,
     /// Those of its disk.
-    calls: Arc<Calls>,
+    hold_ups: Arc<HoldUps>,
 }
 
 impl Notifier {
@@ -24,7 +24,7 @@ impl Notifier {
     ///
     /// # Errors
     /// It is neither an eventfd nor a Unix socket.
-    pub fn new(file: File, calls: Arc<Calls>) -> io::Result<Self> {
+    pub fn new(file: File, hold_ups: Arc<HoldUps>) -> io::Result<Self> {
         let target = if is_eventfd(file.as_fd()) {
             Target::Event(file)
         } else if sockopt::socket_domain(&file) == Ok(AddressFamily::UNIX) {
@@ -32,14 +32,14 @@ impl Notifier {
         } else {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "neither an eventfd nor a Unix socket"));
         };
-        Ok(Self { target: Arc::new(target), calls })
+        Ok(Self { target, hold_ups })
     }
 
     /// Wakes the other side. A full counter or socket means that it has been woken already, and a closed socket that
     /// nobody is there: neither is our concern.
     #[inline(never)] // a system call that few turns make: inlined, all turns would save its registers
     pub fn signal(&self) {
-        self.calls.make(&self.target);
+        self.hold_ups.call(&self.target);
     }
 }
 

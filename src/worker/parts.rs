@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use super::hold_ups::HoldUps;
 use super::notifier::Notifier;
 use crate::disk::Disk;
 use crate::log::Cause;
@@ -50,6 +51,8 @@ pub struct RingParts<D: Disk> {
     pub err: Option<Arc<Notifier>>,
     /// The front-end's connection, which is shut down when its memory is lost.
     pub connection: Option<Arc<UnixStream>>,
+    /// Those of its disk.
+    pub hold_ups: Arc<HoldUps>,
 }
 
 /// What a turn needs of a ring.

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use super::aio::prepare;
 use super::any_ring::AnyRing;
 use super::cpus::Cpus;
+use super::hold_ups::HoldUps;
 use super::mailbox::{Command, Mailbox, RingCount, mailbox};
 use super::poll::Polling;
-use super::relief::{Post, Relief};
+use super::relief::{Place, Post, Relief};
 use super::report::RingReport;
 use super::ring::RingKey;
 use super::run::Runner;
@@ -42,6 +43,14 @@ struct Worker<D: Disk> {
     post: Arc<Post<Runner<D>>>,
     /// Rings it owns.
     load: usize,
+    /// The disk that it serves alone, or has served last.
+    owner: Option<Weak<HoldUps>>,
+}
+
+impl<D: Disk> Worker<D> {
+    fn is_for(&self, disk: &Arc<HoldUps>) -> bool {
+        self.owner.as_ref().is_some_and(|owner| std::ptr::eq(owner.as_ptr(), Arc::as_ptr(disk)))
+    }
 }
 
 /// The workers. They are started when rings need them: never more than rings were in use at once.
@@ -87,7 +96,8 @@ impl<D: Disk> Pool<D> {
         pool
     }
 
-    /// Hands a ring to the worker that has the fewest rings on these CPUs (or on any), which polls it at once.
+    /// Hands a ring to the worker that has the fewest rings on these CPUs (or on any), which polls it at once. One of a disk that
+    /// [holds up](HoldUps) its workers has those of the disk's own.
     ///
     /// # Errors
     /// [`PoolError`]; the ring is stopped then.
@@ -95,7 +105,8 @@ impl<D: Disk> Pool<D> {
         let (answer, answered) = sync_channel(1);
         let id = {
             let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
-            let id = self.choose(&mut workers, cpus)?;
+            let apart = Some(ring.hold_ups()).filter(|disk| disk.is_apart());
+            let id = self.choose(&mut workers, cpus, apart)?;
             let worker = workers.get_mut(id.0).ok_or(PoolError::Stopped)?;
             worker.load = worker.load.saturating_add(1);
             worker.mailbox.post(Command::Attach(ring, answer));
@@ -195,28 +206,47 @@ impl<D: Disk> Pool<D> {
     }
 
     /// The idlest worker there; a new one as long as none is idle and there may be more.
-    fn choose(&self, workers: &mut Vec<Worker<D>>, cpus: Option<&Arc<Cpus>>) -> Result<WorkerId, PoolError> {
-        let is_there = |(_, worker): &(usize, &Worker<D>)| worker.post.cpus() == cpus;
+    fn choose(
+        &self,
+        workers: &mut Vec<Worker<D>>,
+        cpus: Option<&Arc<Cpus>>,
+        apart: Option<&Arc<HoldUps>>,
+    ) -> Result<WorkerId, PoolError> {
+        let place = match (apart, cpus) {
+            (Some(_), _) => Place::Behind,
+            (None, Some(cpus)) => Place::On(cpus.clone()),
+            (None, None) => Place::Anywhere,
+        };
+        let is_there = |(_, worker): &(usize, &Worker<D>)| {
+            *worker.post.place() == place && apart.is_none_or(|disk| worker.load == 0 || worker.is_for(disk))
+        };
         let there = || workers.iter().enumerate().filter(is_there);
-        let most = self.most.unwrap_or_else(|| cpus.map_or(self.cpus, |cpus| cpus.count()));
-        match there().min_by_key(|(_, worker)| worker.load) {
+        let most = match (self.most, &place) {
+            (Some(most), _) => most,
+            (None, Place::On(cpus)) => cpus.count(),
+            (None, Place::Anywhere | Place::Behind) => self.cpus,
+        };
+        let number = match there().min_by_key(|(_, worker)| worker.load) {
             Some((number, worker)) if worker.load == 0 || there().count() >= usize::from(most.get()) => {
-                Ok(WorkerId(number))
+                number
             }
             _ => {
-                let number = workers.len();
-                workers.push(self.spawn(number, cpus.cloned()).map_err(PoolError::Spawn)?);
-                Ok(WorkerId(number))
+                workers.push(self.spawn(workers.len(), place).map_err(PoolError::Spawn)?);
+                workers.len().saturating_sub(1)
             }
+        };
+        if let (Some(disk), Some(worker)) = (apart, workers.get_mut(number)) {
+            worker.owner = Some(Arc::downgrade(disk));
         }
+        Ok(WorkerId(number))
     }
 
-    fn spawn(&self, number: usize, cpus: Option<Arc<Cpus>>) -> io::Result<Worker<D>> {
+    fn spawn(&self, number: usize, place: Place) -> io::Result<Worker<D>> {
         let (mailbox, inbox) = mailbox()?;
-        let post = Post::new(&self.relief, format!("worker-{number}"), cpus);
+        let post = Post::new(&self.relief, format!("worker-{number}"), place);
         let runner = Runner::new(inbox, self.polling, post.clone())?;
         post.start(move |_| Some(runner))?;
-        Ok(Worker { mailbox, post, load: 0 })
+        Ok(Worker { mailbox, post, load: 0, owner: None })
     }
 
     fn unload(&self, id: WorkerId) {

@@ -15,7 +15,7 @@ use std::thread::{JoinHandle, ThreadId};
 use std::time::Duration;
 
 use super::aio::OwnContext;
-use super::cpus::Cpus;
+use super::cpus::{Cpus, give_way};
 use crate::limits::thread;
 use crate::sandbox::ThreadKind;
 
@@ -41,26 +41,41 @@ pub(super) struct Post<R: Runs> {
     threads: Mutex<Vec<JoinHandle<()>>>,
     relief: Arc<Relief<R>>,
     name: String,
-    /// The CPUs that it is pinned to, if it is.
-    cpus: Option<Arc<Cpus>>,
+    place: Place,
+}
+
+/// Where a worker's threads run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Wherever who starts them does.
+    Anywhere,
+    /// On these CPUs.
+    On(Arc<Cpus>),
+    /// Behind others: it serves a disk that holds up its worker.
+    Behind,
 }
 
 impl<R: Runs> Post<R> {
     /// That of a worker of this name.
-    pub(super) fn new(relief: &Arc<Relief<R>>, name: String, cpus: Option<Arc<Cpus>>) -> Arc<Self> {
+    pub(super) fn new(relief: &Arc<Relief<R>>, name: String, place: Place) -> Arc<Self> {
         Arc::new(Self {
             left: Mutex::new(None),
             times: AtomicU64::new(0),
             threads: Mutex::default(),
             relief: relief.clone(),
             name,
-            cpus,
+            place,
         })
     }
 
-    /// The CPUs that the worker is pinned to.
-    pub(super) const fn cpus(&self) -> Option<&Arc<Cpus>> {
-        self.cpus.as_ref()
+    /// Where the worker's threads run.
+    pub(super) const fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Whether it serves a disk that holds up its worker.
+    pub(super) fn is_behind(&self) -> bool {
+        self.place == Place::Behind
     }
 
     /// Starts a thread of the worker's, which goes on with what `runner` gives it.
@@ -74,12 +89,17 @@ impl<R: Runs> Post<R> {
         let thread = thread::spawn(ThreadKind::Worker, self.name.clone(), move || {
             let Some(runner) = runner(&post) else { return };
             let _context = OwnContext::on_this_thread();
-            if let Some(cpus) = &post.cpus
-                && let Err(error) = cpus.pin_this_thread()
-                // The worker's first thread has said so.
-                && post.times.load(Ordering::Relaxed) == 0
-            {
-                tracing::warn!(%cpus, %error, "a worker cannot be pinned to its CPUs; it runs on any");
+            match &post.place {
+                Place::Anywhere => {}
+                Place::Behind => give_way(),
+                Place::On(cpus) => {
+                    if let Err(error) = cpus.pin_this_thread()
+                        // The worker's first thread has said so.
+                        && post.times.load(Ordering::Relaxed) == 0
+                    {
+                        tracing::warn!(%cpus, %error, "a worker cannot be pinned to its CPUs; it runs on any");
+                    }
+                }
             }
             drop(post);
             runner.go_on();

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use super::execute::{Waiting, complete_or_hold, execute};
+use super::hold_ups::HoldUps;
 use super::notifier::Notifier;
 use super::parts::{MANY_REQUESTS, Popped, WAKE_UP_REQUESTS, warn_of_small_ring};
 pub use super::parts::{RingKey, RingParts, Served};
@@ -41,6 +42,7 @@ pub struct Ring<D: Disk, Q: Virtqueue = SplitQueue> {
     call: Option<Arc<Notifier>>,
     err: Option<Arc<Notifier>>,
     connection: Option<Arc<UnixStream>>,
+    hold_ups: Arc<HoldUps>,
     counters: Counters,
     broken: Option<RingError>,
     /// The next chain is probably of the common shape.
@@ -66,14 +68,13 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     /// # Errors
     /// Size or addresses are not usable.
     pub fn start(parts: RingParts<D>, log_limit: Arc<LogLimit>) -> Result<Self, RingError> {
-        let RingParts { key, layout, memory, device, cache, kick, call, err, connection } = parts;
+        let RingParts { key, layout, memory, device, cache, kick, call, err, connection, hold_ups } = parts;
         let queue = Q::start(&layout, &memory)?;
         device.latency().prepare();
         if !layout.indirect && layout.size < device.longest_chain().into() {
             warn_of_small_ring(&device, &key, &layout);
         }
-        // Where pages come later the ring has a worker of its own, which may wait; and a thread of the disk would not notice in
-        // time that they are given up, and write zeroes.
+        // Where pages come later the ring has a worker of its own; and a thread of the disk would write zeroes in place of them.
         let is_begun = device.disk().may_wait() && !memory.awaits_pages();
         let waits =
             if is_begun { Waits::Media(Pending::new(layout.size, key.index)) } else { Waits::Nothing };
@@ -87,6 +88,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             call,
             err,
             connection,
+            hold_ups,
             counters: Counters::default(),
             broken: None,
             is_contiguous: true,
@@ -122,8 +124,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         self.broken.is_some()
     }
 
-    /// Where the ring goes on: a request that still waits for a flush comes after it and is done again. As
-    /// `GET_VRING_BASE` answers it.
+    /// Where the ring goes on (`GET_VRING_BASE`): a request that still waits for a flush comes after it, and is done again.
     pub fn base(&self) -> u32 {
         self.queue.base()
     }
@@ -131,6 +132,11 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     /// The device behind it.
     pub const fn device(&self) -> &Arc<Device<D>> {
         &self.device
+    }
+
+    /// What its disk's front-ends hold up.
+    pub const fn hold_ups(&self) -> &Arc<HoldUps> {
+        &self.hold_ups
     }
 
     /// What it has done since it was started.
@@ -366,7 +372,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         Ok(false)
     }
 
-    /// Prefetches the media of the next requests, one right after the other: their page walks overlap then.
+    /// Prefetches the media of the next requests at once: their page walks overlap then.
     #[inline(never)]
     fn prefetch_media(&mut self) {
         let prefetch = self.device.prefetcher();

@@ -57,9 +57,10 @@ pub(super) struct Runner<D: Disk> {
     since: Vec<Instant>,
     /// The rings that are polled; each gets a batch in its turn.
     polled: Vec<usize>,
-    /// How many are armed: if none is, epoll need not be asked.
+    /// How many are armed, and one more where disks share the worker: if none is, neither epoll nor the clock need be asked.
     armed: usize,
     throttled: Throttled,
+    is_shared: bool,
     /// Rings that are leaving, and who waits for each.
     leaving: Vec<(usize, SyncSender<Option<AnyRing<D>>>)>,
     window: PollWindow,
@@ -92,6 +93,7 @@ impl<D: Disk> Runner<D> {
         epoll.ctl(ControlOperation::Add, inbox.waker.event().as_raw_fd(), event)?;
         let waker = Waker::from(inbox.waker.clone());
         let (slots, polled, window) = (Vec::new(), Vec::new(), PollWindow::new(polling));
+        let timer = Timer::new(post.is_behind());
         Ok(Box::new(Self {
             inbox,
             epoll,
@@ -100,13 +102,14 @@ impl<D: Disk> Runner<D> {
             polled,
             armed: 0,
             throttled: Throttled::default(),
+            is_shared: false,
             leaving: Vec::new(),
             window,
             last_kick_check: Instant::now(),
             has_just_woken: false,
             waker,
             quick: Quick::default(),
-            timer: Timer::new(),
+            timer,
             post,
         }))
     }
@@ -147,6 +150,9 @@ impl<D: Disk> Runner<D> {
     fn time(&mut self) {
         let Self { slots, polled, timer, .. } = self;
         timer.step(polled, |number| slots.get(number).and_then(Option::as_ref).map(|slot| &slot.ring));
+        if self.timer.is_timing() {
+            self.check_kicks(Instant::now());
+        }
     }
 
     /// One batch for each polled ring that has something to do. Returns whether any had.
@@ -203,9 +209,18 @@ impl<D: Disk> Runner<D> {
         if self.arm_polled() {
             return;
         }
+        self.sleep();
+        self.window.adapt(self.last_kick_check.saturating_duration_since(start));
+    }
+
+    fn sleep(&mut self) {
+        if self.is_shared {
+            let since = Instant::now().saturating_duration_since(self.last_kick_check);
+            self.timer.took(since, self.polled.len());
+        }
         self.wait_for_events(self.throttled.timeout_ms(&self.slots));
         self.has_just_woken = true;
-        self.window.adapt(start.elapsed());
+        self.last_kick_check = Instant::now();
     }
 
     /// Sleeps, if all that is polled waits for media: what comes from there wakes it, and no pause of a driver is learnt from that.
@@ -217,8 +232,7 @@ impl<D: Disk> Runner<D> {
             return false;
         }
         if !self.arm_polled() {
-            self.wait_for_events(self.throttled.timeout_ms(&self.slots));
-            self.has_just_woken = true;
+            self.sleep();
         }
         true
     }
@@ -255,12 +269,19 @@ impl<D: Disk> Runner<D> {
     }
 
     /// Every [`KICK_CHECK_INTERVAL`]: asks epoll for kicks of armed rings while others are polled, and arms those that have
-    /// been empty for long.
+    /// been empty for long. Since the last one there was no more than a round: it is looked who made it long.
     fn check_kicks(&mut self, now: Instant) {
-        if self.armed == 0 || now.saturating_duration_since(self.last_kick_check) < KICK_CHECK_INTERVAL {
+        let since = now.saturating_duration_since(self.last_kick_check);
+        if self.armed == 0 || since < KICK_CHECK_INTERVAL {
             return;
         }
         self.last_kick_check = now;
+        if self.is_shared {
+            self.timer.took(since, self.polled.len());
+            if self.armed == 1 {
+                return;
+            }
+        }
         self.wait_for_events(0);
         let Self { slots, polled, armed, throttled, .. } = self;
         polled.retain(|number| {
@@ -403,7 +424,8 @@ impl<D: Disk> Runner<D> {
     fn attach(&mut self, mut ring: AnyRing<D>) -> io::Result<()> {
         let free = self.slots.iter().position(Option::is_none).unwrap_or(self.slots.len());
         let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, free as u64);
-        self.epoll.ctl(ControlOperation::Add, ring.kick().as_raw_fd(), event)?;
+        let kick = ring.kick().as_raw_fd();
+        ring.hold_ups().watch(|| self.epoll.ctl(ControlOperation::Add, kick, event))?;
         self.quick.attend(&mut ring, &self.epoll, TRANSFERS)?;
         ring.renew_limits();
         let slot = Some(Slot { ring, state: State::Polled { idle_checks: 0 } });
@@ -417,7 +439,18 @@ impl<D: Disk> Runner<D> {
         self.polled.push(free);
         self.polled.reserve(self.slots.len().saturating_sub(self.polled.len()));
         self.timer.make_room(self.slots.len());
+        self.see_who_shares();
         Ok(())
+    }
+
+    fn see_who_shares(&mut self) {
+        let mut devices = self.slots.iter().flatten().map(|slot| slot.ring.device());
+        let first = devices.next();
+        let is_shared = devices.any(|device| first.is_none_or(|first| !Arc::ptr_eq(first, device)));
+        let armed = self.armed.saturating_sub(self.is_shared.into());
+        self.armed = armed.saturating_add(is_shared.into());
+        self.is_shared = is_shared;
+        self.last_kick_check = Instant::now();
     }
 
     /// Gives a ring back, now or when no request of it is under way any more.
@@ -455,7 +488,9 @@ impl<D: Disk> Runner<D> {
         ring.resume();
         let nothing = EpollEvent::default();
         // Cannot fail for a descriptor that was added; the ring still holds it open.
-        let _ = self.epoll.ctl(ControlOperation::Delete, ring.kick().as_raw_fd(), nothing);
+        let kick = ring.kick().as_raw_fd();
+        let _ = ring.hold_ups().watch(|| self.epoll.ctl(ControlOperation::Delete, kick, nothing));
+        self.see_who_shares();
         Some(ring)
     }
 }

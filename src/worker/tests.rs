@@ -7,7 +7,7 @@ use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 
 use super::mailbox::{Command, mailbox};
-use super::relief::Post;
+use super::relief::{Place, Post};
 use super::run::Runner;
 use super::{AnyRing, Polling, RingKey, RingParts};
 use crate::copy::recording::{Event, Omit, Recording, Watch};
@@ -141,6 +141,7 @@ fn ring<D: Disk>(disk: D, guest: &File, session: u64) -> AnyRing<D> {
         call: None,
         err: None,
         connection: None,
+        hold_ups: Arc::default(),
     };
     AnyRing::start(parts, Arc::new(LogLimit::default())).unwrap()
 }
@@ -157,7 +158,7 @@ fn stacks(kind: u32) -> Vec<Vec<Frame>> {
     let guest = guest(kind);
     let ring = ring(Backing::Mapped(disk()), &guest, 0);
     let (mailbox, inbox) = mailbox().unwrap();
-    let post = Post::new(&Arc::default(), "way".into(), None);
+    let post = Post::new(&Arc::default(), "way".into(), Place::Anywhere);
     let runner = Runner::new(inbox, Polling::Never, post).unwrap();
     let (attached, is_attached) = sync_channel(1);
     mailbox.post(Command::Attach(ring, attached));

@@ -123,7 +123,8 @@ fn a_socket_is_called_and_a_full_or_closed_one_holds_nobody_up() {
 #[test]
 fn what_calls_are_made_with_is_there_from_the_start() {
     let daemon = two_disks();
-    let maps = std::fs::read_to_string(format!("/proc/{}/maps", daemon.pid())).unwrap();
-    assert!(maps.contains("[aio]"), "{maps}");
+    // What is read of maps that change meanwhile may lack some.
+    let maps = || std::fs::read_to_string(format!("/proc/{}/maps", daemon.pid())).unwrap();
+    wait_for("there is a context", || maps().contains("[aio]").then_some(()));
     daemon.stop();
 }

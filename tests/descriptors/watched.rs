@@ -1,17 +1,25 @@
-//! A call descriptor that very many wait for: each call wakes all of them, which takes milliseconds inside the kernel.
+//! Front-ends that have what a worker does for them take milliseconds inside the kernel: descriptors that very many wait for, and
+//! memory that is taken away while it is used. Their disk has workers of its own then.
 
+use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::fs::FallocateFlags;
+use rustix::mm::{MapFlags, ProtFlags};
 
 use super::calls::{RING, run_untold};
 use super::{blocking_event, bystander, often_called, two_disks};
-use crate::common::daemon::Daemon;
-use crate::common::frontend::message::{SET_VRING_CALL, SET_VRING_ERR};
+use crate::common::daemon::{Daemon, Place, Setup};
+use crate::common::frontend::Session;
+use crate::common::frontend::message::{SET_VRING_CALL, SET_VRING_ERR, SET_VRING_KICK};
+use crate::common::frontend::request::OK;
 use crate::common::frontend::settle;
 use crate::common::frontend::wire::Verdict;
 use crate::common::process::Process;
-use crate::common::{metrics, wait_for, wait_readable};
+use crate::common::{is_readable, metrics, wait_long_for, wait_readable};
 
 /// As many as an ordinary limit of open files allows.
 const COPIES: usize = 400;
@@ -20,16 +28,19 @@ const EPOLLS: usize = 150;
 /// Requests, each of which is called for.
 const REQUESTS: usize = 20;
 
+/// What the log says when a disk has workers of its own.
+const APART: &str = "a front-end holds up its worker";
+
 /// An eventfd, and those who wait for it.
 struct Watched {
     event: OwnedFd,
     _watchers: Vec<OwnedFd>,
 }
 
-fn watched() -> Watched {
+fn watched(epolls: usize) -> Watched {
     let event = blocking_event();
     let mut watchers: Vec<OwnedFd> = (0..COPIES).map(|_| event.try_clone().unwrap()).collect();
-    for _ in 0..EPOLLS {
+    for _ in 0..epolls {
         let epoll = epoll::create(CreateFlags::CLOEXEC).unwrap();
         for copy in watchers.iter().take(COPIES) {
             let flags = EventFlags::IN | EventFlags::ET;
@@ -57,29 +68,219 @@ fn serve_one(daemon: &Daemon, watched: &Watched) {
     settle();
 }
 
-/// How many calls others have waited for.
-fn slow(daemon: &Daemon) -> f64 {
-    metrics::read(&daemon.metrics_socket())["slow_calls_total{disk=\"disk0\"}"]
+/// How often others were held up.
+fn hold_ups(daemon: &Daemon) -> f64 {
+    metrics::read(&daemon.metrics_socket())["hold_ups_total{disk=\"disk0\"}"]
+}
+
+fn is_apart(daemon: &Daemon) -> bool {
+    daemon.log().contains(APART)
+}
+
+/// The niceness of each worker and the CPUs it may run on, by its number.
+fn workers(daemon: &Daemon) -> Vec<(i64, String)> {
+    let mut threads = Process(daemon.pid()).threads_named("worker-");
+    threads.sort_unstable();
+    let of = |thread| {
+        let task = format!("/proc/{}/task/{thread}", daemon.pid());
+        let stat = std::fs::read_to_string(format!("{task}/stat")).unwrap();
+        let (_, fields) = stat.rsplit_once(") ").unwrap();
+        let nice = fields.split(' ').nth(16).unwrap().parse().unwrap();
+        let status = std::fs::read_to_string(format!("{task}/status")).unwrap();
+        let cpus = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:\t")).unwrap();
+        (nice, cpus.to_owned())
+    };
+    threads.into_iter().map(of).collect()
+}
+
+/// The disk has its own worker. Returns how often others were held up before.
+fn check_apart(daemon: &Daemon) -> f64 {
+    wait_long_for("it has a worker", || (workers(daemon).len() == 2).then_some(()));
+    let nice = |number: usize| workers(daemon)[number].0;
+    wait_long_for("that is behind the other", || (nice(1) == nice(0).max(10)).then_some(()));
+    let hold_ups = hold_ups(daemon);
+    assert!(hold_ups >= 3.0, "one look may be wrong: {hold_ups}");
+    hold_ups
 }
 
 #[test]
-fn a_thread_of_the_disk_s_own_makes_calls_that_are_slow() {
-    let daemon = two_disks();
+fn a_disk_whose_calls_take_long_has_workers_of_its_own() {
+    // Whose worker is pinned: the disk's own is not.
+    let own = std::fs::read_to_string("/proc/self/status").unwrap();
+    let all = own.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:\t")).unwrap();
+    let first = all.split(['-', ',']).next().unwrap();
+    let setup = Setup::new(Place::Tmpfs).disk("size=16M").disk("size=16M").arg("--workers=1");
+    let daemon = setup.arg(&format!("--cpus={first}")).with_metrics().start();
     let (_bystander, load) = bystander(&daemon);
-    let watched = watched();
+    let watched = watched(EPOLLS);
     serve_one(&daemon, &watched);
-    daemon.wait_for_log("a thread of the disk's own makes them");
-    assert_eq!(Process(daemon.pid()).threads_named("calls-disk0").len(), 1);
-    let held_up = slow(&daemon);
-    // One by its session's thread, and one by the worker, at the same time.
-    assert!((1.0..=2.0).contains(&held_up), "{held_up}");
+    daemon.wait_for_log(APART);
+    let before = check_apart(&daemon);
+    let of_process = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+    let cpus: Vec<_> = workers(&daemon).into_iter().map(|(_, cpus)| cpus).collect();
+    assert!(
+        cpus[0] == first && of_process.contains(&format!("Cpus_allowed_list:\t{}\n", cpus[1])),
+        "{cpus:?}"
+    );
     load.wait_for_progress();
     // Whoever comes next is known.
     (0..3).for_each(|_| serve_one(&daemon, &watched));
-    assert!(slow(&daemon) <= held_up, "{} after {held_up}", slow(&daemon));
-    let threads = || Process(daemon.pid()).threads_named("calls-");
-    wait_for("there is one thread for the disk", || (threads().len() == 1).then_some(()));
+    assert_eq!(check_apart(&daemon), before, "nobody else waits any more");
+    assert_eq!(Process(daemon.pid()).threads_named("apart-disk0").len(), 1);
     load.wait_for_progress();
+    load.stop();
+    daemon.stop();
+}
+
+/// Each takes less than a millisecond.
+#[test]
+fn calls_that_take_some_time_each_are_added_up() {
+    let daemon = two_disks();
+    let (_bystander, load) = bystander(&daemon);
+    let session = often_called(&daemon);
+    let mut ring = session.ring(0, 64);
+    let watched = watched(4);
+    assert_eq!(session.wire.tell(SET_VRING_CALL, &RING, &[watched.event.as_fd()]), Verdict::Ack);
+    wait_long_for("the disk has workers of its own", || {
+        run_untold(&mut ring);
+        is_apart(&daemon).then_some(())
+    });
+    load.wait_for_progress();
+    run_untold(&mut ring);
+    load.stop();
+    daemon.stop();
+}
+
+/// Once another one is in its place it is the front-end's own again, however long its calls take.
+#[test]
+fn a_descriptor_that_was_replaced_is_not_signalled_any_more() {
+    let daemon = two_disks();
+    let session = often_called(&daemon);
+    let mut ring = session.ring(0, 64);
+    let (watched, other) = (watched(EPOLLS), blocking_event());
+    let hand_over = |event: &OwnedFd| {
+        assert_eq!(session.wire.tell(SET_VRING_CALL, &RING, &[event.as_fd()]), Verdict::Ack)
+    };
+    for _ in 0..12 {
+        hand_over(&watched.event);
+        run_untold(&mut ring);
+        hand_over(&other);
+        wait_readable("it was called", &watched.event);
+        rustix::io::read(&watched.event, &mut [0; 8]).unwrap();
+        run_untold(&mut ring);
+        wait_readable("the other one is called", &other);
+        settle();
+        assert!(!is_readable(&watched.event, Duration::ZERO), "the first one is not");
+    }
+    daemon.stop();
+}
+
+/// Whoever begins or ends to wait for it waits for the lock that is held while all are woken.
+#[test]
+fn a_disk_whose_kicks_are_locked_for_long_has_workers_of_its_own() {
+    let daemon = two_disks();
+    let (_bystander, load) = bystander(&daemon);
+    let session = often_called(&daemon);
+    let mut ring = session.ring(0, 64);
+    let (watched, is_over) = (watched(EPOLLS), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                rustix::io::write(&watched.event, &1_u64.to_ne_bytes()).unwrap();
+            }
+        });
+        wait_long_for("the disk has workers of its own", || {
+            let kick = [watched.event.as_fd()];
+            assert_eq!(session.wire.tell(SET_VRING_KICK, &RING, &kick), Verdict::Ack);
+            is_apart(&daemon).then_some(())
+        });
+        is_over.store(true, Ordering::Relaxed);
+    });
+    let before = check_apart(&daemon);
+    session.set_events(&ring.vring()).unwrap();
+    run_untold(&mut ring);
+    load.wait_for_progress();
+    assert_eq!(hold_ups(&daemon), before, "nobody else waits any more");
+    load.stop();
+    daemon.stop();
+}
+
+/// Pages of guest memory, of which the first is mapped so often that to punch a hole there takes long: all mappings are looked at.
+struct MappedOften {
+    file: File,
+    offset: u64,
+    mappings: *mut std::ffi::c_void,
+}
+
+const MAPPINGS: usize = 30_000;
+const PAGE_BYTES: usize = 4096;
+/// Of these each is waited for.
+const AREA_BYTES: u32 = 8 * PAGE_BYTES as u32;
+
+#[allow(unsafe_code)]
+impl MappedOften {
+    fn new(session: &Session, page: u64) -> Self {
+        let region = session.memory.announcement()[0];
+        let offset = region.mmap_offset + (page - region.guest_phys_addr);
+        let file: File = session.memory.fd().try_clone_to_owned().unwrap().into();
+        let bytes = MAPPINGS * PAGE_BYTES;
+        let (nothing, shared) = (std::ptr::null_mut(), MapFlags::SHARED);
+        // SAFETY: memory of its own, which nobody touches; it stays where it is until the drop.
+        let mappings = unsafe {
+            rustix::mm::mmap_anonymous(nothing, bytes, ProtFlags::empty(), MapFlags::PRIVATE).unwrap()
+        };
+        for number in 0..MAPPINGS {
+            let place = mappings.wrapping_byte_add(number * PAGE_BYTES);
+            // SAFETY: in place of a page of that.
+            let mapped = unsafe {
+                rustix::mm::mmap(place, PAGE_BYTES, ProtFlags::READ, shared | MapFlags::FIXED, &file, offset)
+            };
+            mapped.unwrap();
+        }
+        Self { file, offset, mappings }
+    }
+
+    fn punch(&self) {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(&self.file, flags, self.offset, AREA_BYTES.into()).unwrap();
+    }
+}
+
+#[allow(unsafe_code)]
+impl Drop for MappedOften {
+    fn drop(&mut self) {
+        // SAFETY: nobody has touched it.
+        unsafe { rustix::mm::munmap(self.mappings, MAPPINGS * PAGE_BYTES).unwrap() };
+    }
+}
+
+// SAFETY: the mappings are not touched.
+#[allow(unsafe_code)]
+unsafe impl Sync for MappedOften {}
+
+#[test]
+fn a_disk_whose_memory_is_taken_away_while_it_is_used_has_workers_of_its_own() {
+    let daemon = two_disks();
+    let (_bystander, load) = bystander(&daemon);
+    let session = often_called(&daemon);
+    let mut ring = session.ring(0, 64);
+    let page = session.memory.allocate(AREA_BYTES.into(), PAGE_BYTES as u64);
+    let (mapped, is_over) = (MappedOften::new(&session, page), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                mapped.punch();
+            }
+        });
+        wait_long_for("the disk has workers of its own", || {
+            assert_eq!(ring.read_to(0, page, AREA_BYTES), OK);
+            is_apart(&daemon).then_some(())
+        });
+        check_apart(&daemon);
+        (0..3).for_each(|_| assert_eq!(ring.read_to(0, page, AREA_BYTES), OK));
+        load.wait_for_progress();
+        is_over.store(true, Ordering::Relaxed);
+    });
     load.stop();
     daemon.stop();
 }

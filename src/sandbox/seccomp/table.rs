@@ -260,7 +260,7 @@ const ATTRIBUTES: &[Call] = &[
     call!(SYS_fremovexattr, "fremovexattr"),
 ];
 
-/// To wake a guest without waiting for it.
+/// To wake a guest without waiting for it, and to look what that took.
 const AIO: &[Call] = &[
     call!(SYS_io_setup, "io_setup"),
     call!(SYS_io_submit, "io_submit"),
@@ -268,6 +268,12 @@ const AIO: &[Call] = &[
     call!(SYS_io_destroy, "io_destroy"),
     // Of itself only.
     call!(SYS_sched_setaffinity, "sched_setaffinity", Only::OneOf(0, &[0])),
+    call!(
+        SYS_setpriority,
+        "setpriority",
+        Only::Both((0, &[argument(libc::PRIO_PROCESS as c_int)]), (1, u64::MAX, &[0]))
+    ),
+    call!(SYS_getrusage, "getrusage", Only::OneOf(0, &[argument(libc::RUSAGE_THREAD)])),
 ];
 
 /// `UFFDIO_API`, `_REGISTER`, `_UNREGISTER`, `_WAKE`, `_COPY` of `linux/userfaultfd.h`.

@@ -132,6 +132,7 @@ impl Machine {
             call: Some(Arc::new(Notifier::new(self.call.try_clone().unwrap(), Arc::default()).unwrap())),
             err: None,
             connection: None,
+            hold_ups: Arc::default(),
         };
         AnyRing::start(parts, Arc::new(LogLimit::default())).unwrap()
     }

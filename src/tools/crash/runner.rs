@@ -239,6 +239,7 @@ pub(super) fn rings<D: Disk>(guest: &File, disk: D, config: RunConfig) -> Vec<Ri
             call: None,
             err: None,
             connection: None,
+            hold_ups: Arc::default(),
         };
         Ring::start(parts, Arc::new(LogLimit::default())).unwrap()
     };

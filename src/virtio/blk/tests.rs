@@ -114,6 +114,7 @@ fn ring(kind: RingKind, guest: &File, event_idx: bool, indirect: bool) -> (AnyRi
         call: None,
         err: None,
         connection: None,
+        hold_ups: Arc::default(),
     };
     let ring = AnyRing::start(parts, Arc::new(LogLimit::default())).unwrap();
     (ring, disk)

@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{LazyLock, Mutex, Once, PoisonError};
+use std::sync::{LazyLock, Mutex, Once, PoisonError, TryLockError};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -75,7 +75,7 @@ thread_local! {
     static OWN: RefCell<Option<Signals>> = const { RefCell::new(None) };
 }
 
-/// The context of all other threads; none where the kernel has none for us.
+/// The context of all other threads, one after the other; none where the kernel has none for us.
 static SHARED: LazyLock<Mutex<Option<Signals>>> = LazyLock::new(|| Mutex::new(open()));
 
 fn open() -> Option<Signals> {
@@ -123,11 +123,25 @@ pub(crate) fn prepare() {
 pub(in crate::worker) fn signal(event: BorrowedFd<'_>) -> io::Result<()> {
     OWN.with_borrow_mut(|own| match own {
         Some(context) => context.signal(event.as_raw_fd()),
-        None => match SHARED.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-            Some(context) => context.signal(event.as_raw_fd()),
-            None => Err(io::ErrorKind::Unsupported.into()),
-        },
+        None => signal_by_shared(event.as_raw_fd()),
     })
+}
+
+/// With the shared context; if another thread is at a signal that takes long, with one for this signal.
+fn signal_by_shared(event: RawFd) -> io::Result<()> {
+    let mut shared = match SHARED.try_lock() {
+        Ok(shared) => shared,
+        Err(TryLockError::Poisoned(error)) => error.into_inner(),
+        Err(TryLockError::WouldBlock) => match Signals::new() {
+            Ok(mut context) => return context.signal(event),
+            // Others have used them all up: it waits.
+            Err(_) => SHARED.lock().unwrap_or_else(PoisonError::into_inner),
+        },
+    };
+    match shared.as_mut() {
+        Some(context) => context.signal(event),
+        None => Err(io::ErrorKind::Unsupported.into()),
+    }
 }
 
 #[cfg(test)]

@@ -329,6 +329,7 @@ fn start(
         call: None,
         err: None,
         connection: None,
+        hold_ups: Arc::default(),
     };
     Ring::start(parts, Arc::default()).unwrap()
 }

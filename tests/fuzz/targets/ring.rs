@@ -100,6 +100,7 @@ impl World {
             call: None,
             err: None,
             connection: None,
+            hold_ups: Arc::default(),
         }
     }
 }

@@ -65,6 +65,15 @@ impl Shared {
     }
 }
 
+/// Nothing takes long.
+pub(super) struct HoldUps;
+
+impl HoldUps {
+    pub(super) fn watch<R>(&self, work: impl FnOnce() -> R) -> R {
+        work()
+    }
+}
+
 #[derive(Debug)]
 pub struct AnyRing<D: Disk> {
     shared: Arc<Shared>,
@@ -125,6 +134,10 @@ impl<D: Disk> AnyRing<D> {
 
     pub fn device(&self) -> &Arc<Device<D>> {
         &self.device
+    }
+
+    pub(super) fn hold_ups(&self) -> HoldUps {
+        HoldUps
     }
 
     pub fn counters(&self) -> &Counters {

@@ -15,6 +15,10 @@ impl<R: Runs> Post<R> {
         Arc::new(Self(PhantomData))
     }
 
+    pub(super) fn is_behind(&self) -> bool {
+        false
+    }
+
     pub(super) fn leave(&self, _: Box<R>) -> u64 {
         unreachable!("nobody is there who would take it");
     }

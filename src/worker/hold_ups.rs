@@ -1,0 +1,335 @@
+//! Disks whose front-ends hold up those who serve them have workers of their own.
+//!
+//! Some of what a worker does takes as long as a front-end has it take, and nobody can end it: a call wakes all who wait for an
+//! eventfd, one after the other, inside the system call, and that can be hundreds of thousands (`fs.epoll.max_user_watches`);
+//! who waits for a kick from now on, or not any more, waits for the lock that is held meanwhile; and who touches guest memory
+//! waits while the front-end punches holes into it that it has mapped thousands of times. So it is looked how long that takes.
+//! A disk for which it is [too much](Level) is served by workers that serve no other, after all others and on any CPU: there it
+//! holds up itself alone, until nothing has taken long for [`HOLD_UPS_MEMORY`].
+
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::target::Target;
+use super::usage;
+use crate::limits::bounds::{HOLD_UP, HOLD_UP_SHARE, HOLD_UPS, HOLD_UPS_MEMORY, LONG_CALL};
+use crate::limits::thread;
+use crate::log::{Cause, LogLimit};
+use crate::sandbox::ThreadKind;
+
+/// What the front-ends of one disk hold up.
+#[derive(Debug)]
+pub struct HoldUps(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    disk: String,
+    log_limit: Arc<LogLimit>,
+    /// A call that takes as long is a long one.
+    long_call: Duration,
+    /// How long the disk has workers of its own after the last of it.
+    memory: Duration,
+    /// A call took long by the clock: the processor may have been another's meanwhile. The next are looked at more closely.
+    is_suspect: AtomicBool,
+    is_apart: AtomicBool,
+    /// How often others were held up.
+    count: AtomicU64,
+    state: Mutex<State>,
+    changed: Condvar,
+    move_rings: MoveRings,
+}
+
+/// Has all rings of the disk given to workers anew.
+#[derive(Default)]
+struct MoveRings(OnceLock<Box<dyn Fn() + Send + Sync>>);
+
+impl fmt::Debug for MoveRings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MoveRings")
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    level: Level,
+    /// When something took long last.
+    last: Instant,
+    suspect_until: Instant,
+    has_thread: bool,
+    /// Nobody serves the disk any more.
+    is_over: bool,
+}
+
+/// How much was held up lately: it sinks by a [share](HOLD_UP_SHARE) of the time that passes, which so is what a disk may hold up
+/// for ever. It is too much from [`HOLD_UP`] on, but after [`HOLD_UPS`] looks only: a hypervisor that runs others meanwhile makes
+/// one look wrong.
+#[derive(Debug)]
+struct Level {
+    held_up: Duration,
+    looks: u32,
+    at: Instant,
+}
+
+impl Level {
+    const fn new(at: Instant) -> Self {
+        Self { held_up: Duration::ZERO, looks: 0, at }
+    }
+
+    /// Adds what was held up until now. Returns whether that is too much.
+    fn add(&mut self, now: Instant, took: Duration) -> bool {
+        let sinks = now.saturating_duration_since(self.at) / HOLD_UP_SHARE;
+        if sinks >= self.held_up {
+            *self = Self::new(now);
+        }
+        self.held_up = self.held_up.saturating_sub(sinks).saturating_add(took);
+        self.looks = self.looks.saturating_add(1);
+        self.at = now;
+        self.looks >= HOLD_UPS && self.held_up >= HOLD_UP
+    }
+}
+
+impl HoldUps {
+    /// Those of the disk of this name.
+    pub fn of(disk: String, log_limit: Arc<LogLimit>) -> Arc<Self> {
+        Arc::new(Self::with(disk, log_limit, LONG_CALL, HOLD_UPS_MEMORY))
+    }
+
+    fn with(disk: String, log_limit: Arc<LogLimit>, long_call: Duration, memory: Duration) -> Self {
+        let now = Instant::now();
+        let state = State {
+            level: Level::new(now),
+            last: now,
+            suspect_until: now,
+            has_thread: false,
+            is_over: false,
+        };
+        Self(Arc::new(Inner {
+            disk,
+            log_limit,
+            long_call,
+            memory,
+            is_suspect: AtomicBool::new(false),
+            is_apart: AtomicBool::new(false),
+            count: AtomicU64::new(0),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            move_rings: MoveRings::default(),
+        }))
+    }
+
+    /// What takes all rings of the disk back from their workers and [attaches](super::Pool::attach) them anew.
+    pub fn move_by(&self, move_rings: impl Fn() + Send + Sync + 'static) {
+        // Only the first one counts.
+        let _ = self.0.move_rings.0.set(Box::new(move_rings));
+    }
+
+    /// Whether the disk's rings are for workers of its own.
+    pub(super) fn is_apart(&self) -> bool {
+        self.0.is_apart.load(Ordering::Acquire)
+    }
+
+    /// How often others were held up.
+    pub fn count(&self) -> u64 {
+        self.0.count.load(Ordering::Relaxed)
+    }
+
+    /// Makes a call.
+    #[inline]
+    pub(super) fn call(&self, target: &Target) {
+        if self.0.is_suspect.load(Ordering::Relaxed) {
+            return self.call_suspect(target);
+        }
+        let start = Instant::now();
+        target.wake();
+        let took = start.elapsed();
+        if took >= self.0.long_call {
+            self.suspect(took);
+        }
+    }
+
+    /// Has calls looked at more closely for so long that what took so long is no more than the share that may be held up.
+    #[cold]
+    #[inline(never)]
+    fn suspect(&self, took: Duration) {
+        let until = Instant::now() + took.saturating_mul(HOLD_UP_SHARE).min(self.0.memory);
+        let mut state = self.0.state();
+        state.suspect_until = state.suspect_until.max(until);
+        self.0.is_suspect.store(true, Ordering::Relaxed);
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn call_suspect(&self, target: &Target) {
+        self.watch(|| target.wake());
+        let state = self.0.state();
+        if Instant::now() >= state.suspect_until {
+            self.0.is_suspect.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Does what a front-end may make long, and looks how long it takes this thread's processor.
+    pub(super) fn watch<R>(&self, work: impl FnOnce() -> R) -> R {
+        let before = usage::cpu_time();
+        let result = work();
+        let took = usage::cpu_time().saturating_sub(before);
+        if took >= self.0.long_call {
+            self.add(took);
+        }
+        result
+    }
+
+    /// Something took long.
+    #[cold]
+    pub(super) fn add(&self, took: Duration) {
+        let (mut state, now) = (self.0.state(), Instant::now());
+        state.last = now;
+        if self.is_apart() {
+            return;
+        }
+        self.0.count.fetch_add(1, Ordering::Relaxed);
+        if !state.level.add(now, took) || state.has_thread {
+            return;
+        }
+        match self.0.begin() {
+            Ok(()) => state.has_thread = true,
+            Err(error) => {
+                if let Some(suppressed) = self.0.log_limit.admit(Cause::HoldUps) {
+                    let disk = &self.0.disk;
+                    tracing::warn!(disk, %error, suppressed, "no thread for a disk that holds up its worker: others wait for it");
+                }
+            }
+        }
+    }
+}
+
+impl Drop for HoldUps {
+    fn drop(&mut self) {
+        self.0.state().is_over = true;
+        self.0.changed.notify_one();
+    }
+}
+
+impl Inner {
+    /// Starts the thread that moves the disk's rings, and moves them back in the end.
+    fn begin(self: &Arc<Self>) -> io::Result<()> {
+        if let Some(suppressed) = self.log_limit.admit(Cause::HoldUps) {
+            tracing::warn!(
+                disk = self.disk,
+                seconds = self.memory.as_secs(),
+                suppressed,
+                "a front-end holds up its worker: calls, kicks or guest memory of it take long; the disk has workers of its own now"
+            );
+        }
+        let this = self.clone();
+        thread::spawn(ThreadKind::Worker, format!("apart-{}", self.disk), move || this.run())?;
+        self.is_apart.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// The thread: nothing of the disk has taken long for a while when it ends, or the disk is gone.
+    fn run(&self) {
+        loop {
+            if let Some(move_rings) = self.move_rings.0.get() {
+                move_rings();
+            }
+            let mut state = self.state();
+            let left = |state: &State| self.memory.saturating_sub(state.last.elapsed());
+            while self.is_apart.load(Ordering::Relaxed) && !state.is_over && !left(&state).is_zero() {
+                let left = left(&state);
+                state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            }
+            if !self.is_apart.swap(false, Ordering::AcqRel) || state.is_over {
+                state.level = Level::new(Instant::now());
+                state.has_thread = false;
+                return;
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for HoldUps {
+    fn default() -> Self {
+        Self::with(String::new(), Arc::default(), LONG_CALL, HOLD_UPS_MEMORY)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use rustix::event::{EventfdFlags, eventfd};
+
+    use super::*;
+
+    const TOOK: Duration = Duration::from_millis(100);
+
+    fn target() -> Target {
+        Target::Event(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map(File::from).unwrap())
+    }
+
+    fn wait_until(condition: impl Fn() -> bool) {
+        while !condition() {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn too_much_is_a_share_of_the_time_and_more_than_one_look() {
+        let start = Instant::now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        let mut level = Level::new(start);
+        assert_eq!([0, 0, 0].map(|now| level.add(at(now), TOOK)), [false, false, true], "three looks");
+        let mut level = Level::new(start);
+        let gap = 100 * u64::from(HOLD_UP_SHARE);
+        assert!((0..9).all(|turn| !level.add(at(turn * gap), TOOK)), "a share of the time");
+        let mut level = Level::new(start);
+        let short = Duration::from_micros(200);
+        let first = (0..100).find(|turn| level.add(at(*turn), short)).unwrap();
+        assert!((15..=20).contains(&first), "short ones are added up: {first}");
+    }
+
+    #[test]
+    fn a_disk_is_apart_until_nothing_has_taken_long_for_a_while() {
+        let hold_ups = HoldUps::with("slow".into(), Arc::default(), LONG_CALL, Duration::from_millis(20));
+        let moves = Arc::new(AtomicU64::new(0));
+        let moved = moves.clone();
+        hold_ups.move_by(move || _ = moved.fetch_add(1, Ordering::SeqCst));
+        for round in 1..=2 {
+            (0..2).for_each(|_| hold_ups.add(TOOK));
+            assert!(!hold_ups.is_apart(), "one look more may show that it was the machine");
+            hold_ups.add(TOOK);
+            wait_until(|| moves.load(Ordering::SeqCst) == 2 * round && !hold_ups.0.state().has_thread);
+            assert_eq!((hold_ups.is_apart(), hold_ups.count()), (false, 3 * round));
+        }
+    }
+
+    /// A busy machine is no slow call.
+    #[test]
+    fn what_takes_long_by_the_clock_alone_is_looked_at_and_nothing_else() {
+        let hold_ups = HoldUps::default();
+        hold_ups.suspect(Duration::from_nanos(1));
+        hold_ups.call(&target());
+        assert!(!hold_ups.0.is_suspect.load(Ordering::Relaxed));
+        hold_ups.suspect(TOOK);
+        (0..2).for_each(|_| hold_ups.call(&target()));
+        assert!(hold_ups.0.is_suspect.load(Ordering::Relaxed), "as long as it may hold up others");
+    }
+
+    #[test]
+    fn its_thread_ends_with_the_disk() {
+        let hold_ups =
+            HoldUps::with("gone".into(), Arc::default(), Duration::ZERO, Duration::from_secs(3600));
+        (0..3).for_each(|_| hold_ups.add(TOOK));
+        wait_until(|| hold_ups.is_apart());
+        let inner = Arc::downgrade(&hold_ups.0);
+        drop(hold_ups);
+        wait_until(|| inner.strong_count() == 0);
+    }
+}

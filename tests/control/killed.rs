@@ -137,6 +137,8 @@ fn a_kill_during_a_reload_is_no_obstacle() {
         }
         std::fs::write(folder.join("main.toml"), reload::text(&folder, &sockets, "", &before)).unwrap();
         host = reload::Host { daemon: setup.start(), folder, sockets };
+        // The socket is answered once all disks are served.
+        assert_eq!(host.names(), ["line", "a", "b"]);
     }
     println!("{added} of {KILLS} were killed when the new disk's file was there");
     host.daemon.stop();

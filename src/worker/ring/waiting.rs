@@ -91,7 +91,8 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     #[cold]
     #[inline(never)]
     pub(super) fn wait_for_flush(&mut self, waker: &Waker) {
-        self.waits = Waits::Flush(self.device.begin_flush(waker, &self.counters), Instant::now());
+        let since = Instant::now();
+        self.waits = Waits::Flush(self.device.begin_flush(waker, &self.counters), since);
     }
 
     /// Answers what waited for a flush, once that is done. Returns whether nothing waits any more.

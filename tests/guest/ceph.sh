@@ -10,7 +10,7 @@
 set -euo pipefail
 
 OSDS='0 1 2'
-TRIES=600
+TRIES=1500
 
 # await WHAT COMMAND...: until it succeeds.
 await() {

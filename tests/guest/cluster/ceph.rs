@@ -134,6 +134,16 @@ fn lose_clients(order: &Order<'_>, mut cluster: Cluster) -> Vec<Row> {
     vec![Row { what, rounds: order.rounds, seconds: start.elapsed().as_secs_f32(), pauses }]
 }
 
+/// What one client wrote is what the other reads, whatever each has in its caches.
+pub fn alternation(order: &Order<'_>) -> Vec<Row> {
+    on_cluster(order, alternate)
+}
+
+fn alternate(order: &Order<'_>, cluster: Cluster) -> Vec<Row> {
+    let first = cluster.serve(order, 2, "size=64M,lock=wait").start();
+    super::turns::take_turns(order, [first, cluster.serve(order, 3, "lock=wait").start()])
+}
+
 /// Runs a scenario, or says why it cannot be had here.
 fn on_cluster(order: &Order<'_>, scenario: fn(&Order<'_>, Cluster) -> Vec<Row>) -> Vec<Row> {
     match super::missing("ceph") {

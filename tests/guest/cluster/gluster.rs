@@ -5,10 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::super::common::Random;
 use super::super::common::daemon::Setup;
-use super::super::common::driver::{Driver, Options, Request};
 use super::super::common::wait_long_for;
 use super::super::image::Image;
-use super::super::soak::in_guest::{RECORD_BYTES, claim, record};
 use super::super::soak::migration::{self, Scene};
 use super::super::soak::table::Row;
 use super::super::soak::{Order, rig};
@@ -17,9 +15,6 @@ use super::recorder::Records;
 
 /// Nodes, each with a replica.
 const NODES: u8 = 3;
-
-/// That are written in turn.
-const BLOCKS: u64 = 256;
 
 /// Writes that must be acknowledged while something is missing.
 const ENOUGH: u64 = 200;
@@ -122,45 +117,8 @@ pub fn alternation(order: &Order<'_>) -> Vec<Row> {
 }
 
 fn alternate(order: &Order<'_>, cluster: Cluster) -> Vec<Row> {
-    let start = Instant::now();
     let first = cluster.serve(order, 1, "size=64M,lock=wait").start();
-    let daemons = [first, cluster.serve(order, 2, "lock=wait").start()];
-    let rounds = u64::from(order.rounds);
-    for round in 0..rounds {
-        take_a_turn(&daemons[usize::from(round % 2 == 1)].socket(0), round);
-    }
-    let mut setups = daemons.map(|daemon| Some(daemon.stop()));
-    // Daemons that begin anew find what the one before them has left in the page cache of its node.
-    for round in rounds..2 * rounds {
-        let setup = &mut setups[usize::from(round % 2 == 1)];
-        let daemon = setup.take().unwrap().start();
-        take_a_turn(&daemon.socket(0), round);
-        *setup = Some(daemon.stop());
-    }
-    let what = "written on one node in turn, read on the other".to_owned();
-    let seconds = start.elapsed().as_secs_f32();
-    vec![Row { what, rounds: 2 * order.rounds, seconds, pauses: Vec::new() }]
-}
-
-/// Reads what was written in the turn before, and writes something else.
-fn take_a_turn(socket: &Path, round: u64) {
-    let mut driver = Driver::connect(socket, Options::default());
-    let read = |driver: &mut Driver, block, written_in| {
-        let found = driver.queue().read(block * RECORD_BYTES as u64, RECORD_BYTES).unwrap();
-        let right = found == record(written_in, block);
-        assert!(right, "round {round}: block {block} is {:?}, not of {written_in}", claim(&found));
-    };
-    for block in 0..BLOCKS {
-        // Twice: what has just been read may be read in another way.
-        for _ in 0..2 * round.min(1) {
-            read(&mut driver, block, round - 1);
-        }
-        driver.queue().write(block * RECORD_BYTES as u64, &record(round, block)).unwrap();
-    }
-    for block in 0..BLOCKS {
-        read(&mut driver, block, round);
-    }
-    driver.queue().run(&Request::Flush).unwrap();
+    super::turns::take_turns(order, [first, cluster.serve(order, 2, "lock=wait").start()])
 }
 
 /// Runs a scenario, or says why it cannot be had here.

@@ -6,6 +6,7 @@ pub mod drbd;
 pub mod gluster;
 pub mod node;
 pub mod recorder;
+mod turns;
 
 use std::path::Path;
 use std::process::Command;

@@ -142,7 +142,7 @@ type Scenario = fn(&Order<'_>) -> Vec<Row>;
 
 /// Runs every scenario that is wanted and counted.
 pub fn run(report: &mut Report, counts: &Counts) -> Table {
-    let scenarios: [(&str, u32, Scenario); 26] = [
+    let scenarios: [(&str, u32, Scenario); 27] = [
         ("soak: daemon ends under fio, split rings", counts.kills, recovery::split),
         ("soak: daemon ends under fio, packed rings", counts.kills, recovery::packed),
         ("soak: migration under fio, one daemon", counts.migrations, migration::one_daemon),
@@ -169,6 +169,7 @@ pub fn run(report: &mut Report, counts: &Counts) -> Table {
         ("soak: GlusterFS, migration between nodes under fio", counts.node_migrations, gluster::migrations),
         ("soak: CephFS, OSDs are killed, and all of it", counts.osd_kills, ceph::osds),
         ("soak: CephFS, the client that serves is lost", counts.client_losses, ceph::client_losses),
+        ("soak: CephFS, clients in turn", 4 * counts.client_losses, ceph::alternation),
     ];
     let mut table = Table::default();
     for (name, rounds, scenario) in scenarios {

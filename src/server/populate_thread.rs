@@ -122,6 +122,9 @@ struct Uncounted {
 /// for the processor.
 const PAUSES_OF_COUNT: u32 = 20;
 
+/// The longest pause: the thread is seen by whoever counts threads.
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+
 /// Has the huge pages of these disks counted. A count takes the longer the more the process has mapped, whatever is asked for: it
 /// is made by one thread, for all that have come meanwhile, and no disk is held while it waits for it.
 fn count_huge_pages(disks: Vec<Weak<Served<Backing>>>, should_stop: impl Fn() -> bool) {
@@ -135,7 +138,8 @@ fn count_huge_pages(disks: Vec<Weak<Served<Backing>>>, should_stop: impl Fn() ->
         drop(uncounted);
         let start = Instant::now();
         report_huge_pages(&disks.iter().filter_map(Weak::upgrade).collect::<Vec<_>>());
-        let end = Instant::now() + start.elapsed().saturating_mul(PAUSES_OF_COUNT);
+        let pause = start.elapsed().saturating_mul(PAUSES_OF_COUNT).min(LONGEST_PAUSE);
+        let end = Instant::now() + pause;
         while Instant::now() < end && !should_stop() {
             std::thread::sleep(POLL.min(end.saturating_duration_since(Instant::now())));
         }

@@ -214,8 +214,8 @@ fn a_hung_local_file_costs_its_own_disk() {
 fn the_end_gives_up_what_hangs_and_names_it() {
     with_disks(Media::File, 1, |setup, server| {
         let mut daemon = setup.arg("--stop-timeout=2").start();
-        let log = daemon.log();
-        assert!(log.contains("storage=fuse") && log.contains("(FUSE, "), "{log}");
+        daemon.wait_for_log("storage=fuse");
+        daemon.wait_for_log("(FUSE, ");
         let (session, other) = (Session::connect(&daemon.socket(0)), Session::connect(&daemon.socket(1)));
         let (mut hung, mut fine) = (session.ring(0, 64), other.ring(0, 64));
         let acknowledged = pattern(9, 4096);

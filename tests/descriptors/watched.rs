@@ -214,8 +214,7 @@ struct MappedOften {
 
 const MAPPINGS: usize = 30_000;
 const PAGE_BYTES: usize = 4096;
-/// Of these each is waited for.
-const AREA_BYTES: u32 = 8 * PAGE_BYTES as u32;
+const AREA_BYTES: u32 = PAGE_BYTES as u32;
 
 #[allow(unsafe_code)]
 impl MappedOften {
@@ -270,6 +269,8 @@ fn a_disk_whose_memory_is_taken_away_while_it_is_used_has_workers_of_its_own() {
         scope.spawn(|| {
             while !is_over.load(Ordering::Relaxed) {
                 mapped.punch();
+                // Who waits for it is to have the page, for a while.
+                std::thread::sleep(Duration::from_millis(1));
             }
         });
         wait_long_for("the disk has workers of its own", || {

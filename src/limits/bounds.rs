@@ -148,7 +148,7 @@ pub const HOLD_UPS_MEMORY: Duration = Duration::from_secs(600);
 /// How nice such a worker is to the others (nice(1)): where there are too few processors it has a tenth of one.
 pub const OWN_WORKER_NICE: i32 = 10;
 
-/// Longest pause of such a worker after a long turn: it pauses for as long as that took.
+/// Longest pause of such a worker after a turn that took its processor for long: it pauses for as long.
 pub const MAX_PAUSE: Duration = Duration::from_millis(100);
 
 /// Guest memory of all front-ends: half of what a process can address (47 bits on x86-64); disks are mapped, too.

@@ -18,6 +18,7 @@ use crate::virtio::memory::{MemoryTable, RegionSpec};
 use crate::virtio::queue::{RingAddresses, RingKind, RingLayout};
 
 mod direct;
+mod hold_ups;
 mod relief;
 mod slow;
 

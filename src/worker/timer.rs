@@ -143,11 +143,13 @@ impl Timer {
     /// Whether a turn that took so long by the clock took long.
     fn judge<D: Disk>(&self, ring: &AnyRing<D>, begun: &Begun, took: Duration) {
         let Some(usage) = begun.usage.filter(|_| took >= LONG_TURN) else { return };
-        let took = usage.elapsed(took);
+        let used = usage.elapsed();
+        let took = used.time(took);
         if took >= LONG_TURN {
             ring.hold_ups().add(took);
-            if self.gives_way {
-                std::thread::sleep(took.min(MAX_PAUSE));
+            // What waits leaves the processor to others anyway.
+            if self.gives_way && used.cpu_time >= LONG_TURN {
+                std::thread::sleep(used.cpu_time.min(MAX_PAUSE));
             }
         }
     }

@@ -26,14 +26,25 @@ impl Usage {
         Self { cpu_time, waits: usage.voluntary_context_switches() }
     }
 
-    /// How long something that has just ended, and begun here, took without what others used the processor for meanwhile: if it
-    /// has waited, that is as long as it `took`.
-    pub(super) fn elapsed(&self, took: Duration) -> Duration {
+    /// What was used since.
+    pub(super) fn elapsed(&self) -> Elapsed {
         let now = Self::now();
-        match now.waits == self.waits {
-            true => now.cpu_time.saturating_sub(self.cpu_time),
-            false => took,
-        }
+        let cpu_time = now.cpu_time.saturating_sub(self.cpu_time);
+        Elapsed { cpu_time, has_waited: now.waits != self.waits }
+    }
+}
+
+/// What something has used.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Elapsed {
+    pub(super) cpu_time: Duration,
+    has_waited: bool,
+}
+
+impl Elapsed {
+    /// How long it took without what others used the processor for meanwhile; by the clock it `took` so long.
+    pub(super) const fn time(&self, took: Duration) -> Duration {
+        if self.has_waited { took } else { self.cpu_time }
     }
 }
 
@@ -51,13 +62,13 @@ mod tests {
         let took = Duration::from_secs(3600);
         let before = Usage::now();
         std::thread::sleep(Duration::from_millis(1));
-        assert_eq!(before.elapsed(took), took);
+        assert_eq!(before.elapsed().time(took), took);
         // By itself it may wait for a lock of the allocator's, say, but not each time.
         let used = |_| {
             let before = Usage::now();
             let start = cpu_time();
             while cpu_time() < start + Duration::from_millis(2) {}
-            before.elapsed(took)
+            before.elapsed().time(took)
         };
         let used = (0..100).map(used).find(|used| *used < took).unwrap();
         assert!(used >= Duration::from_millis(2), "{used:?}");

@@ -212,7 +212,8 @@ struct MappedOften {
     mappings: *mut std::ffi::c_void,
 }
 
-const MAPPINGS: usize = 30_000;
+/// A process can have 65,530.
+const MAPPINGS: usize = 60_000;
 const PAGE_BYTES: usize = 4096;
 const AREA_BYTES: u32 = PAGE_BYTES as u32;
 
@@ -258,6 +259,7 @@ impl Drop for MappedOften {
 unsafe impl Sync for MappedOften {}
 
 #[test]
+#[ignore = "how long a hole takes to punch is the machine's: `worker/tests/hold_ups` is the same with a disk that waits"]
 fn a_disk_whose_memory_is_taken_away_while_it_is_used_has_workers_of_its_own() {
     let daemon = two_disks();
     let (_bystander, load) = bystander(&daemon);
@@ -268,9 +270,9 @@ fn a_disk_whose_memory_is_taken_away_while_it_is_used_has_workers_of_its_own() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !is_over.load(Ordering::Relaxed) {
-                mapped.punch();
-                // Who waits for it is to have the page, for a while.
-                std::thread::sleep(Duration::from_millis(1));
+                (0..10).for_each(|_| mapped.punch());
+                // Who waits for it has the page for a while: else a turn might never end.
+                std::thread::sleep(Duration::from_millis(5));
             }
         });
         wait_long_for("the disk has workers of its own", || {

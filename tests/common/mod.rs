@@ -47,7 +47,7 @@ pub fn at_rest(process: process::Process) -> [usize; 3] {
     let now = || [process.fds(), process.threads(), process.all_mappings()];
     wait_for("all comes to rest", || {
         let before = now();
-        std::thread::sleep(Duration::from_millis(300));
+        std::thread::sleep(Duration::from_secs(1));
         (now() == before).then_some(before)
     })
 }

@@ -38,7 +38,12 @@ fn use_queue(queue: &mut Queue, batches: usize) {
 
 /// The system calls of so many requests.
 fn traced(args: &[&str], polled: bool) -> BTreeMap<String, usize> {
-    let setup = Setup::new(Place::Tmpfs).disk("size=64M").arg("--workers").arg("1");
+    // Who traces a worker holds it up.
+    let setup = Setup::new(Place::Tmpfs)
+        .disk("size=64M")
+        .env("VHOST_USER_PMEM_HOLD_UPS", "0")
+        .arg("--workers")
+        .arg("1");
     let daemon = args.iter().fold(setup, |setup, arg| setup.arg(arg)).start();
     let mut driver = Driver::connect(&daemon.socket(0), Options { polled, ..Options::default() });
     use_queue(driver.queue(), 2);

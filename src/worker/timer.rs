@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::any_ring::AnyRing;
+use super::hold_ups::is_looked_at;
 use super::usage::Usage;
 use crate::disk::Disk;
 use crate::limits::bounds::{HOLD_UP_SHARE, HOLD_UPS_MEMORY, LONG_TURN, MAX_PAUSE};
@@ -92,7 +93,7 @@ impl Timer {
     #[cold]
     fn suspect(&mut self, time: Duration, rings: usize) {
         let turns = u32::try_from(rings).unwrap_or(u32::MAX);
-        if time < LONG_TURN.saturating_add(USUAL_TURN.saturating_mul(turns)) {
+        if time < LONG_TURN.saturating_add(USUAL_TURN.saturating_mul(turns)) || !is_looked_at() {
             return;
         }
         let until = Instant::now() + time.saturating_mul(HOLD_UP_SHARE).min(HOLD_UPS_MEMORY);

@@ -117,16 +117,15 @@ fn a_hung_device_costs_its_own_disk() {
 #[test]
 fn a_limited_disk_goes_on_while_another_hangs() {
     with_disks(Media::File, 0, |setup, server| {
-        let daemon = setup.disk("size=4M,iops=20").start();
-        let hanging = Session::connect(&daemon.socket(0));
-        let mut hung = hanging.ring(0, 64);
+        let daemon = setup.disk("size=4M,iops=10").start();
+        let (hanging, session) = (Session::connect(&daemon.socket(0)), Session::connect(&daemon.socket(1)));
+        let (mut hung, mut limited) = (hanging.ring(0, 64), session.ring(0, 64));
         server.hang();
-        let submitted = submit_to_hung(&mut hung);
-        let session = Session::connect(&daemon.socket(1));
-        let mut limited = session.ring(0, 64);
-        // Two at once, and then one each 50 ms. Nobody kicks again, or asks the worker for anything.
+        // Two at once, and then one each 100 ms.
         let reads: Vec<_> = (0..20).map(|number| limited.submit(&Request::read(number * 8, 512))).collect();
         limited.notify();
+        // Meanwhile its worker gets what waits for media. Nobody kicks again, or asks it for anything.
+        let submitted = submit_to_hung(&mut hung);
         for head in reads {
             assert_eq!(limited.wait().head, head);
         }

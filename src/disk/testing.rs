@@ -25,6 +25,16 @@ macro_rules! pass_on {
             self.$disk.read(offset, into, next)
         }
     };
+    (@ $disk:ident write) => {
+        fn write(
+            &self,
+            offset: u64,
+            from: $crate::copy::Segments<'_>,
+            next: $crate::copy::PrefetchHint,
+        ) -> Result<(), $crate::disk::DiskError> {
+            self.$disk.write(offset, from, next)
+        }
+    };
     (@ $disk:ident fence) => {
         fn fence(&self) {
             self.$disk.fence();

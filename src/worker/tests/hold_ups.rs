@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use super::{AVAILABLE, STATUS, disk, guest, ring, status};
 use crate::copy::{PrefetchHint, Segments};
-use crate::disk::{Disk, DiskError, Durability, Geometry, MappedDisk};
+use crate::disk::testing::pass_on;
+use crate::disk::{Disk, DiskError, MappedDisk};
 use crate::limits::bounds::LONG_TURN;
 use crate::worker::{Polling, Pool};
 
@@ -26,36 +27,13 @@ struct WaitingDisk {
 }
 
 impl Disk for WaitingDisk {
-    fn geometry(&self) -> Geometry {
-        self.disk.geometry()
-    }
-    fn durability(&self) -> Durability {
-        self.disk.durability()
-    }
+    pass_on!(disk: geometry, durability, write, fence, try_flush, flush, discard, write_zeroes);
     fn read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
         *self.reader.lock().unwrap() = Some(std::thread::current().id());
         if self.waits {
             std::thread::sleep(2 * LONG_TURN);
         }
         self.disk.read(offset, into, next)
-    }
-    fn write(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
-        self.disk.write(offset, from, next)
-    }
-    fn fence(&self) {
-        self.disk.fence();
-    }
-    fn try_flush(&self) -> Option<Result<(), DiskError>> {
-        self.disk.try_flush()
-    }
-    fn flush(&self) -> Result<(), DiskError> {
-        self.disk.flush()
-    }
-    fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        self.disk.discard(offset, len)
-    }
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<u64, DiskError> {
-        self.disk.write_zeroes(offset, len, unmap)
     }
 }
 

@@ -4,8 +4,10 @@
     ci/bench disks [ROUNDS [DISKS [SECONDS [FOLDER]]]]
 
 Files of 1 MiB that are there already in FOLDER (/dev/shm by default) are added one after the other, and removed. Beside them
-`vhost-user-pmem bench --rw randrw --verify --event` loads another disk for SECONDS a round, alternately with nothing else and with
-disks that come and go all the time. Each number is the median of the rounds, with the least and the most."""
+`vhost-user-pmem bench --rw randrw --verify --event` loads another disk for SECONDS a round: in turn with nothing else, with all
+disks added and removed once in this time, with disks that come and go without a pause, and with those of another daemon. The last
+one is what the processors cost that the client, the worker and who adds disks share. Each number is the median of the rounds,
+with the least and the most."""
 
 import json
 import os
@@ -53,9 +55,14 @@ class Disks:
             added += 1
         return added
 
-    def remove_all(self, count):
+    def remove_all(self, count, waits=lambda: True):
         for number in range(count):
+            waits()
             self.removing.append(self.timed("DELETE", f"/v1/disks/d{number}", None, 204))
+
+    def forget(self):
+        self.adding.clear()
+        self.removing.clear()
 
     def timed(self, method, path, body, wanted):
         start = time.perf_counter()
@@ -91,23 +98,80 @@ def quantiles(name, numbers):
     print(f"{name}: {len(numbers)}, median {at(0.5):.2f} ms, p99 {at(0.99):.2f} ms, slowest {numbers[-1]:.2f} ms", flush=True)
 
 
-def compare(tool, disk, disks, rounds, seconds, depth):
-    alone, beside, ratios = [], [], []
+def changes(disks, seconds, is_over):
+    """All disks are added and removed within this time, or again and again without a pause where it is zero."""
+    start, done = time.monotonic(), 0
+
+    def goes_on():
+        nonlocal done
+        done += 1
+        if seconds:
+            is_over.wait(max(0, start + done * seconds / (2 * disks.count) - time.monotonic()))
+        return not is_over.is_set()
+
+    while not is_over.is_set():
+        disks.remove_all(disks.add_all(goes_on), goes_on)
+        if seconds:
+            return
+
+
+def compare(tool, disk, ours, other, rounds, seconds, depth):
+    """A row for each kind of disturbance, from rounds that have each of them once."""
+    alone, beside = [], {"all once": [], "without a pause": [], "without a pause, of another daemon": []}
     for _ in range(rounds):
         alone.append(p99(tool, disk, seconds, depth))
-        is_over = threading.Event()
+        for (name, numbers), disks, pace in zip(beside.items(), (ours, ours, other), (seconds, 0, 0)):
+            is_over = threading.Event()
+            others = threading.Thread(target=changes, args=(disks, pace, is_over))
+            others.start()
+            numbers.append(p99(tool, disk, seconds, depth))
+            is_over.set()
+            others.join()
+    for name, numbers in beside.items():
+        ratios = [with_it / without for with_it, without in zip(numbers, alone)]
+        print(f"| {depth} | {name} | {spread(alone, 'µs')} | {spread(numbers, 'µs')} | {spread(ratios, '×')} |", flush=True)
 
-        def come_and_go():
-            while not is_over.is_set():
-                disks.remove_all(disks.add_all(lambda: not is_over.is_set()))
 
-        others = threading.Thread(target=come_and_go)
-        others.start()
-        beside.append(p99(tool, disk, seconds, depth))
-        is_over.set()
-        others.join()
-        ratios.append(beside[-1] / alone[-1])
-    print(f"| {depth} | {spread(alone, 'µs')} | {spread(beside, 'µs')} | {spread(ratios, '×')} |", flush=True)
+class Daemon:
+    """A server with a disk of its own, and a control socket."""
+
+    def __init__(self, tool, folder):
+        folder.mkdir()
+        self.disk, self.control = folder / "neighbour.sock", folder / "control"
+        options = f"path={folder}/neighbour,socket={self.disk},size=64M"
+        words = [tool, "--log=warn", "serve", f"--disk={options}", f"--control={self.control}", f"--allow={folder}"]
+        self.process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+
+    def wait(self):
+        while not self.control.exists():
+            time.sleep(0.01)
+
+    def end(self):
+        self.process.terminate()
+        self.process.wait()
+
+
+def measure(tool, server, ours, theirs, rounds, seconds):
+    # What threads leave to the C library is there after the first time.
+    ours.remove_all(ours.add_all())
+    time.sleep(1)
+    before = state(server.process.pid)
+    ours.forget()
+    added = ours.add_all()
+    full = state(server.process.pid)
+    ours.remove_all(added)
+    time.sleep(1)
+    after = state(server.process.pid)
+    quantiles("add, nothing else", ours.adding)
+    quantiles("remove, nothing else", ours.removing)
+    for name, numbers in [("before", before), (f"with {added} disks", full), ("after", after)]:
+        print(f"{name}: {numbers[0]} descriptors, {numbers[1]} threads, {numbers[2]} KiB")
+    ours.forget()
+    print("\n| depth | disks come and go | p99 alone | p99 beside them | ratio |\n| ---: | :--- | ---: | ---: | ---: |")
+    for depth in (1, 32):
+        compare(tool, server.disk, ours, theirs, rounds, seconds, depth)
+    quantiles("add, beside the load", ours.adding)
+    quantiles("remove, beside the load", ours.removing)
 
 
 def main():
@@ -115,39 +179,16 @@ def main():
     rounds, count, seconds = (int(word) for word in sys.argv[2:5])
     with tempfile.TemporaryDirectory(prefix="disks-", dir=sys.argv[5]) as folder:
         folder = pathlib.Path(folder)
-        disk, control = folder / "neighbour.sock", folder / "control"
-        options = f"path={folder}/neighbour,socket={disk},size=64M"
-        words = [tool, "--log=warn", "serve", f"--disk={options}", f"--control={control}", f"--allow={folder}"]
-        server = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+        server, other = Daemon(tool, folder / "ours"), Daemon(tool, folder / "other")
         try:
-            while not control.exists():
-                time.sleep(0.01)
-            disks = Disks(folder, control, count)
-            # What threads leave to the C library is there after the first time.
-            disks.remove_all(disks.add_all())
-            time.sleep(1)
-            before = state(server.pid)
-            disks.adding.clear()
-            disks.removing.clear()
-            added = disks.add_all()
-            full = state(server.pid)
-            disks.remove_all(added)
-            time.sleep(1)
-            after = state(server.pid)
-            quantiles("add, nothing else", disks.adding)
-            quantiles("remove, nothing else", disks.removing)
-            for name, numbers in [("before", before), (f"with {added} disks", full), ("after", after)]:
-                print(f"{name}: {numbers[0]} descriptors, {numbers[1]} threads, {numbers[2]} KiB")
-            disks.adding.clear()
-            disks.removing.clear()
-            print("\n| depth | p99 alone | p99 beside disks that come and go | ratio |\n| ---: | ---: | ---: | ---: |")
-            for depth in (1, 32):
-                compare(tool, disk, disks, rounds, seconds, depth)
-            quantiles("add, beside the load", disks.adding)
-            quantiles("remove, beside the load", disks.removing)
-        finally:
-            server.terminate()
             server.wait()
+            other.wait()
+            ours = Disks(folder / "ours", server.control, count)
+            theirs = Disks(folder / "other", other.control, count)
+            measure(tool, server, ours, theirs, rounds, seconds)
+        finally:
+            server.end()
+            other.end()
 
 
 main()

@@ -53,5 +53,5 @@ pub use routines::{
     zero,
 };
 pub use segments::{Segment, Segments};
-pub use syscall::{pwritev_all, pwritev_zeroes};
+pub use syscall::{pwritev_all, pwritev_zeroes, touch_lost};
 pub use transfer::{Load, Persist, Store};

@@ -34,10 +34,18 @@ pub fn pwritev_all(fd: BorrowedFd<'_>, offset: u64, from: Segments<'_>) -> io::R
     write_all_with(offset, from.as_slice(), |offset, list| {
         // SAFETY: C1: the list is a part of `from`.
         unsafe { pwritev(fd, offset, list) }
-    })?;
+    })
+    .inspect_err(|error| touch_lost(error, from))?;
     #[cfg(test)]
     super::recording::wrote_file(offset, from);
     Ok(())
+}
+
+/// Where the kernel has not found guest memory, its loss is noted (`fault`) by a look from here: the kernel's own raises no signal.
+pub fn touch_lost(error: &io::Error, segments: Segments<'_>) {
+    if error.raw_os_error() == Some(libc::EFAULT) {
+        super::touch(segments);
+    }
 }
 
 /// Writes `len` zero bytes at `offset` of the file.

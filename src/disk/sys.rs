@@ -37,6 +37,10 @@ const XFS_IOC_FSGEOMETRY: libc::Ioctl = 0x8100_587E;
 /// The error of `preadv` (guest memory that is gone is `EFAULT`), `UnexpectedEof` at the file's end, also
 /// when the kernel stopped at an odd place: direct I/O cannot go on there.
 pub(super) fn preadv_all(fd: BorrowedFd<'_>, offset: u64, into: Segments<'_>) -> io::Result<()> {
+    read_all(fd, offset, into).inspect_err(|error| copy::touch_lost(error, into))
+}
+
+fn read_all(fd: BorrowedFd<'_>, offset: u64, into: Segments<'_>) -> io::Result<()> {
     let mut offset = offset;
     for list in into.as_slice().chunks(MAX_SEGMENTS) {
         // What is left to be filled of each; the rest is empty.

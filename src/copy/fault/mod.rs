@@ -3,7 +3,8 @@
 //! The kernel reports them as `SIGBUS` (a truncated file, a full file system, a bad cell) in the thread that
 //! touched the memory. Three things can be done:
 //!
-//! 1. The fault is in one of the copy routines: it goes on at its fix-up, which returns how much is missing.
+//! 1. The fault is in one of the copy routines: it goes on at its fix-up, which returns how much is missing. Guest memory
+//!    that its front-end has taken away is marked as lost besides; of a page that went bad only who needs it is told.
 //! 2. It is elsewhere, but in guest memory: somebody reads a ring, or marks a page in a dirty log. The range is marked
 //!    as lost ([`WatchedRange::has_faulted`]), so that its owner stops using it, and zeroes are put in place of all of
 //!    it. That is never done over the media: a guest would read zeroes that it did not write.
@@ -50,6 +51,9 @@ pub use userfault::Userfault;
 /// `si_code` of a `SIGBUS` that only says that a page has gone bad: nothing has touched it yet.
 const BUS_MCEERR_AO: c_int = 5;
 
+/// `si_code` of a `SIGBUS` of a page that its file does not have: it was truncated, or there is no room for the page.
+const BUS_ADRERR: c_int = 2;
+
 /// Contains faults from now on, in the whole process. Once is enough; to do it again does no harm, and is needed on
 /// threads that this one has not started: there the signals may be blocked.
 ///
@@ -80,6 +84,9 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
     let is_of_instruction = code > 0 && !is_about_bad_page;
     // SAFETY: F1: the context is passed on.
     if is_of_instruction && unsafe { mend(context) } {
+        if signal == libc::SIGBUS && code == BUS_ADRERR {
+            ranges::note_lost(address);
+        }
         return;
     }
     if signal == libc::SIGBUS && is_of_instruction && ranges::replace_lost(address) {

@@ -32,7 +32,7 @@ struct Slot {
     kind: AtomicUsize,
     /// Bytes right before `start` that are reserved and may be given up for its replacement.
     spare: AtomicUsize,
-    /// It, or a page of it, was replaced since it was registered.
+    /// It, or a page of it, was found lost since it was registered.
     has_faulted: AtomicBool,
 }
 
@@ -144,6 +144,11 @@ impl Slot {
         self.version.store(version.wrapping_add(2), Ordering::Release);
     }
 
+    fn note_lost(&self) {
+        self.has_faulted.store(true, Ordering::Relaxed);
+        LOSSES.fetch_add(1, Ordering::SeqCst);
+    }
+
     /// Unmaps the spare mapping. Called by the signal handler, and when the range is dropped.
     fn give_up_spare(&self) -> SpareMapping {
         match self.spare.swap(GIVEN_UP, Ordering::Relaxed) {
@@ -194,6 +199,13 @@ pub(super) fn is_watched(address: usize) -> bool {
     find(address).is_some()
 }
 
+/// Marks guest memory, a page of which was taken away, as lost; it stays as it is. For the handler.
+pub(super) fn note_lost(address: usize) {
+    if let Some((slot, _)) = find(address).filter(|(_, kind)| *kind != MEDIA) {
+        slot.note_lost();
+    }
+}
+
 /// Puts zeroes in place of guest memory, a page of which is lost. For the handler.
 ///
 /// All of the range at once: each page by itself would be a mapping of its own, and the process may have so many only.
@@ -201,8 +213,7 @@ pub(super) fn is_watched(address: usize) -> bool {
 pub(super) fn replace_lost(address: usize) -> bool {
     let Some((slot, page_bytes)) = find(address).filter(|(_, kind)| *kind != MEDIA) else { return false };
     // Before the zeroes are there: a reader that finds them can find this as well.
-    slot.has_faulted.store(true, Ordering::Relaxed);
-    LOSSES.fetch_add(1, Ordering::SeqCst);
+    slot.note_lost();
     // SAFETY: F2: the place of this thread.
     let errno = unsafe { libc::__errno_location() };
     // SAFETY: F2: read, to be put back.

@@ -7,12 +7,12 @@ use vhost::VhostBackend as _;
 use super::messages::event;
 use super::{FrontEnd, Stage, state, words};
 use crate::common::frontend::message::*;
-use crate::common::frontend::request::{IOERR, OK, Request};
-use crate::common::frontend::ring::Ring;
+use crate::common::frontend::request::{IN, OK, Request, header};
+use crate::common::frontend::ring::{Ring, WRITE};
 use crate::common::frontend::wire::{HEADER_BYTES, NEED_REPLY, VERSION, Wire};
 use crate::common::frontend::{Options, SPANS, Session, handover, settle};
 use crate::common::{PATIENCE, wait_for};
-use crate::table::Answer::{self, Done, HungUp, Nack, Served, Status};
+use crate::table::Answer::{self, Done, HungUp, Nack, Served};
 use crate::table::{Kind, Place, Row};
 
 /// Front-ends of one disk at the same time.
@@ -284,13 +284,17 @@ fn late() -> Vec<Row> {
             if session.wire.receive().is_none() { HungUp } else { Served }
         })
         .logged("guest memory is lost"),
-        row("the memory of its data is cut off", Status(IOERR, 0), |place| {
+        row("the memory of its data is cut off", HungUp, |place| {
             let FrontEnd { session, ring } = FrontEnd::at(Stage::Running, place);
             let mut ring = ring.unwrap();
             let start = SPANS[1].guest_start;
             assert_eq!(ring.read_to(0, start, 4096), OK);
             rustix::fs::ftruncate(session.memory.fd(), SPANS[0].bytes).unwrap();
-            Status(ring.read_to(0, start, 4096), 0)
+            let frame = ring.buffers(0);
+            ring.memory.write(frame.header, &header(IN, 0));
+            ring.chain(0, &[(frame.header, 16, 0), (start, 4096, WRITE), (frame.status, 1, WRITE)]);
+            ring.kick.signal();
+            if session.wire.receive().is_none() { HungUp } else { Served }
         })
         .logged("guest memory is lost"),
         row("its ring is disabled under requests", Served, |place| {

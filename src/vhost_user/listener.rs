@@ -35,7 +35,7 @@ pub struct Listener {
 #[derive(Debug)]
 struct Bound {
     path: PathBuf,
-    inode: Option<(u64, u64)>,
+    inode: bind::Inode,
 }
 
 /// The socket that a disk's front-ends use: bound, or inherited.
@@ -56,9 +56,9 @@ impl Listener {
     /// # Errors
     /// [`ListenerError`].
     pub fn bind(path: &Path, access: &SocketAccess) -> Result<Self, ListenerError> {
-        let socket = released_first(bind::listening(path, access)?);
-        let bound = Some(Bound { path: path.to_owned(), inode: inode(path) });
-        Ok(Self { socket, bound, allowed: AllowedUsers::default() })
+        let (socket, inode) = bind::listening(path, access)?;
+        let bound = Some(Bound { path: path.to_owned(), inode });
+        Ok(Self { socket: released_first(socket), bound, allowed: AllowedUsers::default() })
     }
 
     /// Whether [`bind`](Self::bind) would find what it needs; nothing is bound or removed. Whoever listens there already sees a
@@ -137,7 +137,7 @@ impl Drop for Listener {
     fn drop(&mut self) {
         let Some(Bound { path, inode: ours }) = &self.bound else { return };
         // Another daemon may have taken the path over meanwhile.
-        if ours.is_some() && inode(path) == *ours {
+        if inode(path) == Some(*ours) {
             // Ignored: nobody is left to tell, and the next daemon replaces a stale socket.
             let _ = std::fs::remove_file(path);
         }
@@ -156,7 +156,7 @@ fn released_first(socket: UnixListener) -> UnixListener {
     fcntl_dupfd_cloexec(&socket, least).map(UnixListener::from).unwrap_or(socket)
 }
 
-fn inode(path: &Path) -> Option<(u64, u64)> {
+fn inode(path: &Path) -> Option<bind::Inode> {
     std::fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 

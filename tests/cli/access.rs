@@ -195,3 +195,44 @@ fn links_are_refused_where_that_is_asked_for() {
         assert_eq!(daemon.terminate().code(), Some(0));
     }
 }
+
+/// What its folder is called leads elsewhere, to a socket of the same user, while a start waits for the folder.
+#[test]
+fn a_start_whose_folder_is_swapped_removes_nothing_elsewhere() {
+    for arg in ["--no-symlinks", "--workers=1"] {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        let stale = |name: &str| {
+            std::fs::create_dir(root.join(name)).unwrap();
+            drop(UnixListener::bind(root.join(name).join("s")).unwrap());
+            symlink_metadata(root.join(name).join("s")).unwrap().ino()
+        };
+        stale("named");
+        let elsewhere = stale("elsewhere");
+        image(&root.join("disk"), 1 << 20);
+        let lock = std::fs::File::open(root.join("named")).unwrap();
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+        let disk = format!("path={},socket={}", root.join("disk").display(), root.join("named/s").display());
+        let mut daemon = super::Running::spawn(super::program(["serve", "--disk", &disk, arg]));
+        let process = crate::common::process::Process(daemon.0.id());
+        crate::common::wait_for("it waits for the folder", || {
+            process.has_open(&root.join("named")).then_some(())
+        });
+        std::fs::rename(root.join("named"), root.join("away")).unwrap();
+        symlink("elsewhere", root.join("named")).unwrap();
+        drop(lock);
+        let inode = |path: &str| symlink_metadata(root.join(path)).ok().map(|it| it.ino());
+        if arg == "--no-symlinks" {
+            // No link is followed, also not one that was none before.
+            crate::common::wait_for("it listens", || UnixStream::connect(root.join("away/s")).ok());
+            assert_eq!(daemon.terminate().code(), Some(0));
+        } else {
+            assert_eq!(daemon.wait().code(), Some(8), "there is a socket where the path leads now");
+        }
+        assert_eq!(
+            inode("elsewhere/s"),
+            Some(elsewhere),
+            "{arg}: a socket elsewhere was replaced or removed"
+        );
+    }
+}

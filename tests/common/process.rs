@@ -42,6 +42,12 @@ impl Process {
         fs::read_dir(format!("/proc/{}/fd", self.0)).unwrap().count()
     }
 
+    /// Whether one of them leads there.
+    pub fn has_open(self, path: &std::path::Path) -> bool {
+        let fds = fs::read_dir(format!("/proc/{}/fd", self.0)).unwrap();
+        fds.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|it| it == path))
+    }
+
     /// Threads.
     pub fn threads(self) -> usize {
         self.tasks().len()

@@ -2,18 +2,21 @@
 //!
 //! The inode is made without any permission, gets its owner, group and mode, and listens last: whatever the process's
 //! umask is, there is no moment at which somebody else may connect.
+//!
+//! Its folder is looked up once. What is looked at, removed and given away is in that folder, whatever its path leads to
+//! meanwhile: whoever may write to a folder above can have it lead to another one, with files that are not his.
 
-use std::fs::{File, Metadata};
+use std::ffi::OsStr;
 use std::io;
-use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{
-    Access, AtFlags, FlockOperation, Gid, Mode, OFlags, Uid, chmod, chownat, fchmod, flock, fstat,
+    Access, AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, Stat, Uid, chmod, chownat, fchmod, flock,
+    fstat, openat, statat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::net::{
@@ -29,6 +32,9 @@ const BACKLOG: i32 = i32::MAX;
 
 /// Pause between two attempts to lock the folder.
 const FOLDER_POLL: Duration = Duration::from_millis(5);
+
+/// Why nothing is removed, or given away.
+const TAKEN: &str = "something else has taken its place";
 
 /// Who may connect to a socket: its inode says so (unix(7): to connect is to write).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,18 +56,29 @@ impl Default for SocketAccess {
     }
 }
 
+/// Where a socket is to be: a name in a folder.
+#[derive(Debug)]
+struct Place<'a> {
+    path: &'a Path,
+    folder: OwnedFd,
+    name: &'a OsStr,
+}
+
+/// Which inode it is.
+pub(super) type Inode = (u64, u64);
+
 /// Listens on a path. A socket that nobody answers on, and that is ours to replace, is replaced.
-pub(super) fn listening(path: &Path, access: &SocketAccess) -> Result<UnixListener, ListenerError> {
-    let failed = |operation| {
-        move |source| ListenerError::Io { path: path.to_owned(), operation, source: named(source) }
+pub(super) fn listening(path: &Path, access: &SocketAccess) -> Result<(UnixListener, Inode), ListenerError> {
+    let failed = |operation| move |source| error_at(path, operation, source);
+    let place = Place::find(path, access.symlinks).map_err(failed("bind"))?;
+    let _alone = place.lock().map_err(failed("bind"))?;
+    place.make_room(access)?;
+    // Its name for everybody (`ss -l`) is the path. One that may not lead through links is that of the folder that was found.
+    let address = match access.symlinks {
+        Symlinks::Follow => address(path),
+        Symlinks::Refuse => address(&place.inside()),
     };
-    if access.symlinks == Symlinks::Refuse {
-        let folder = OFlags::PATH | OFlags::DIRECTORY;
-        access.symlinks.open(folder_of(path), folder, Mode::empty()).map_err(failed("bind"))?;
-    }
-    let _alone = lock_folder(path).map_err(failed("bind"))?;
-    make_room(path, access)?;
-    let address = address(path).map_err(failed("bind"))?;
+    let address = address.map_err(failed("bind"))?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
         .map_err(|errno| failed("make")(errno.into()))?;
@@ -71,81 +88,153 @@ pub(super) fn listening(path: &Path, access: &SocketAccess) -> Result<UnixListen
         Err(Errno::ADDRINUSE) => return Err(ListenerError::InUse(path.to_owned())),
         bound => bound.map_err(|errno| failed("bind")(errno.into()))?,
     }
-    let listens = give_away(path, access)
+    let made = place.made_here().map_err(failed("bind"))?;
+    let listens = place
+        .give_away(&made, access)
         .map_err(failed("set the owner and the mode of"))
         .and_then(|()| listen(&socket, BACKLOG).map_err(|errno| failed("listen on")(errno.into())));
     if let Err(error) = listens {
         // Ignored: the first error is the one to report.
-        let _ = std::fs::remove_file(path);
+        let _ = place.replace(&made);
         return Err(error);
     }
-    Ok(socket.into())
+    Ok((socket.into(), inode(&made)))
 }
 
 /// Whether a path can be listened on, as far as that shows without a change to anything.
 pub(super) fn preview(path: &Path, access: &SocketAccess) -> Result<(), ListenerError> {
-    let failed = |operation| move |source| ListenerError::Io { path: path.to_owned(), operation, source };
-    let folder = OFlags::PATH | OFlags::DIRECTORY;
-    access.symlinks.open(folder_of(path), folder, Mode::empty()).map_err(failed("bind"))?;
+    let failed = |operation| move |source| error_at(path, operation, source);
+    let place = Place::find(path, access.symlinks).map_err(failed("bind"))?;
     address(path).map_err(failed("bind"))?;
     rustix::fs::access(folder_of(path), Access::WRITE_OK | Access::EXEC_OK)
         .map_err(|errno| failed("bind")(errno.into()))?;
-    find_room(path, access).map(drop)
+    place.find_stale(access).map(drop)
 }
 
-/// Sees to it that there is nothing at the path.
-fn make_room(path: &Path, access: &SocketAccess) -> Result<(), ListenerError> {
-    if find_room(path, access)? {
-        return Ok(());
+impl<'a> Place<'a> {
+    fn find(path: &'a Path, symlinks: Symlinks) -> io::Result<Self> {
+        let name = path.file_name().ok_or_else(|| io::Error::other("the path has no name"))?;
+        let folder = symlinks.open(folder_of(path), OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
+        Ok(Self { path, folder, name })
     }
-    tracing::info!(socket = %path.display(), "replacing a stale socket");
-    let failed = |source| ListenerError::Io { path: path.to_owned(), operation: "replace", source };
-    std::fs::remove_file(path).map_err(failed)
-}
 
-/// Whether there is nothing at the path, or a socket of ours that nobody listens on.
-fn find_room(path: &Path, access: &SocketAccess) -> Result<bool, ListenerError> {
-    let failed = |operation| move |source| ListenerError::Io { path: path.to_owned(), operation, source };
-    let Ok(there) = std::fs::symlink_metadata(path) else { return Ok(true) };
-    if !there.file_type().is_socket() {
-        let taken = io::Error::new(io::ErrorKind::AlreadyExists, "the path exists and is no socket");
-        return Err(failed("bind")(taken));
+    /// A path that leads there, whatever the folder is called by now.
+    fn inside(&self) -> PathBuf {
+        Path::new(&format!("/proc/self/fd/{}", self.folder.as_raw_fd())).join(self.name)
     }
-    match has_listener(path) {
-        Ok(false) => {}
-        Ok(true) => return Err(ListenerError::InUse(path.to_owned())),
-        // As `listening` makes it: whoever did was killed before it listened.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && there.mode() & 0o777 == 0 => {}
-        Err(error) => return Err(failed("probe")(error)),
+
+    /// What is there.
+    fn status(&self) -> Result<Option<Stat>, Errno> {
+        match statat(&self.folder, self.name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(status) => Ok(Some(status)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno),
+        }
     }
-    if !is_ours(&there, access) {
-        let text = format!("a socket that nobody listens on is there, and belongs to user {}", there.uid());
-        return Err(failed("replace")(io::Error::new(io::ErrorKind::AlreadyExists, text)));
+
+    /// Sees to it that there is nothing.
+    fn make_room(&self, access: &SocketAccess) -> Result<(), ListenerError> {
+        let Some(stale) = self.find_stale(access)? else { return Ok(()) };
+        tracing::info!(socket = %self.path.display(), "replacing a stale socket");
+        self.replace(&stale).map_err(|source| error_at(self.path, "replace", source))
     }
-    Ok(false)
+
+    /// Removes what was found to be stale, and nothing that has taken its place.
+    fn replace(&self, stale: &Stat) -> io::Result<()> {
+        match self.status()? {
+            Some(there) if inode(&there) == inode(stale) => {
+                Ok(unlinkat(&self.folder, self.name, AtFlags::empty())?)
+            }
+            Some(_) => Err(io::Error::other(TAKEN)),
+            None => Ok(()),
+        }
+    }
+
+    /// A socket of ours that nobody listens on; none if there is nothing.
+    fn find_stale(&self, access: &SocketAccess) -> Result<Option<Stat>, ListenerError> {
+        let failed = |operation| move |source| error_at(self.path, operation, source);
+        // What cannot be looked at cannot be bound, which says why.
+        let Ok(Some(there)) = self.status() else { return Ok(None) };
+        if !FileType::from_raw_mode(there.st_mode).is_socket() {
+            let taken = io::Error::new(io::ErrorKind::AlreadyExists, "the path exists and is no socket");
+            return Err(failed("bind")(taken));
+        }
+        match has_listener(&self.inside()) {
+            Ok(false) => {}
+            Ok(true) => return Err(ListenerError::InUse(self.path.to_owned())),
+            // As `listening` makes it: whoever did was killed before it listened.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && there.st_mode & 0o777 == 0 => {}
+            Err(error) => return Err(failed("probe")(error)),
+        }
+        if !is_ours(&there, access) {
+            let text =
+                format!("a socket that nobody listens on is there, and belongs to user {}", there.st_uid);
+            return Err(failed("replace")(io::Error::new(io::ErrorKind::AlreadyExists, text)));
+        }
+        Ok(Some(there))
+    }
+
+    /// The socket that was bound just now.
+    fn made_here(&self) -> io::Result<Stat> {
+        let there =
+            self.status()?.ok_or_else(|| io::Error::other("its folder has been replaced meanwhile"))?;
+        let is_socket = FileType::from_raw_mode(there.st_mode).is_socket();
+        let is_closed = there.st_mode & 0o777 == 0;
+        match is_socket && is_closed && there.st_uid == rustix::process::geteuid().as_raw() {
+            true => Ok(there),
+            false => Err(io::Error::other(TAKEN)),
+        }
+    }
+
+    /// Gives it its owner, its group and its mode.
+    fn give_away(&self, made: &Stat, access: &SocketAccess) -> io::Result<()> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let node = openat(&self.folder, self.name, flags, Mode::empty())?;
+        let status = fstat(&node)?;
+        if inode(&status) != inode(made) {
+            return Err(io::Error::other(TAKEN));
+        }
+        let owner = access.owner.filter(|owner| *owner != status.st_uid).map(Uid::from_raw);
+        let group = access.group.filter(|group| *group != status.st_gid).map(Gid::from_raw);
+        if owner.is_some() || group.is_some() {
+            chownat(&node, "", owner, group, AtFlags::EMPTY_PATH)?;
+        }
+        // Linux has no fchmod(2) for such a descriptor.
+        chmod(format!("/proc/self/fd/{}", node.as_raw_fd()), Mode::from_raw_mode(access.mode))?;
+        Ok(())
+    }
+
+    /// Until it is dropped, no other daemon takes the same path: what one has found to be stale may be another's that was
+    /// bound since. None where the folder cannot be read, or its file system has no locks.
+    fn lock(&self) -> io::Result<Option<OwnedFd>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let Ok(folder) = openat(&self.folder, ".", flags, Mode::empty()) else { return Ok(None) };
+        let started = Instant::now();
+        loop {
+            match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Some(folder)),
+                Err(Errno::WOULDBLOCK) if started.elapsed() < SOCKET_FOLDER_TIMEOUT => sleep(FOLDER_POLL),
+                Err(Errno::WOULDBLOCK) => {
+                    let text = format!("another process has locked its folder for {SOCKET_FOLDER_TIMEOUT:?}");
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+                }
+                Err(_) => return Ok(None),
+            }
+        }
+    }
 }
 
 /// Whoever may write to a folder of ours can put a socket there; only one of our own is known to be left by us.
-fn is_ours(there: &Metadata, access: &SocketAccess) -> bool {
-    there.uid() == rustix::process::geteuid().as_raw() || Some(there.uid()) == access.owner
+fn is_ours(there: &Stat, access: &SocketAccess) -> bool {
+    there.st_uid == rustix::process::geteuid().as_raw() || Some(there.st_uid) == access.owner
 }
 
-/// Gives a socket that was bound just now its owner, its group and its mode.
-fn give_away(path: &Path, access: &SocketAccess) -> io::Result<()> {
-    let node = access.symlinks.open(path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?;
-    let status = fstat(&node)?;
-    let is_socket = rustix::fs::FileType::from_raw_mode(status.st_mode).is_socket();
-    if !is_socket || status.st_uid != rustix::process::geteuid().as_raw() {
-        return Err(io::Error::other("something else has taken its place"));
-    }
-    let owner = access.owner.filter(|owner| *owner != status.st_uid).map(Uid::from_raw);
-    let group = access.group.filter(|group| *group != status.st_gid).map(Gid::from_raw);
-    if owner.is_some() || group.is_some() {
-        chownat(&node, "", owner, group, AtFlags::EMPTY_PATH)?;
-    }
-    // Linux has no fchmod(2) for such a descriptor.
-    chmod(format!("/proc/self/fd/{}", node.as_raw_fd()), Mode::from_raw_mode(access.mode))?;
-    Ok(())
+fn inode(of: &Stat) -> Inode {
+    (of.st_dev, of.st_ino)
+}
+
+fn error_at(path: &Path, operation: &'static str, source: io::Error) -> ListenerError {
+    ListenerError::Io { path: path.to_owned(), operation, source: named(source) }
 }
 
 /// An error of a call that creates something at a path, or opens its folder: what is missing is the folder.
@@ -180,25 +269,4 @@ fn has_listener(path: &Path) -> io::Result<bool> {
 
 fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// Until it is dropped, no other daemon takes the same path: what one has found to be stale may be another's that was
-/// bound since. None where the folder cannot be read, or its file system has no locks.
-fn lock_folder(path: &Path) -> io::Result<Option<File>> {
-    let flags = libc::O_DIRECTORY | libc::O_NONBLOCK;
-    let Ok(folder) = File::options().read(true).custom_flags(flags).open(folder_of(path)) else {
-        return Ok(None);
-    };
-    let started = Instant::now();
-    loop {
-        match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(Some(folder)),
-            Err(Errno::WOULDBLOCK) if started.elapsed() < SOCKET_FOLDER_TIMEOUT => sleep(FOLDER_POLL),
-            Err(Errno::WOULDBLOCK) => {
-                let text = format!("another process has locked its folder for {SOCKET_FOLDER_TIMEOUT:?}");
-                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
-            }
-            Err(_) => return Ok(None),
-        }
-    }
 }

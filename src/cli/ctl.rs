@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::cli::ctl_client::{Client, CtlError};
 use crate::cli::ctl_events::{self, EventsArgs, plain};
 use crate::cli::exit::{self, Failure};
-use crate::cli::printable::printable;
+use crate::cli::printable::{printable, printable_json};
 use crate::config::disk_text;
 use crate::config::keys::{Key, Kind};
 use crate::config::options::default_name;
@@ -119,7 +119,7 @@ pub(super) fn run(args: &CtlArgs) -> Result<(), Failure> {
     let answer = Client(socket).ask(method, &path, body.as_ref())?;
     let text = match (args.json, &answer) {
         (_, Value::Null) => String::new(),
-        (true, answer) => format!("{answer}\n"),
+        (true, answer) => printable_json(&answer.to_string()) + "\n",
         (false, answer) => text(&args.command, answer),
     };
     let mut out = io::stdout().lock();
@@ -222,7 +222,7 @@ fn text(task: &Task, answer: &Value) -> String {
         }
         (Task::Limit { .. }, disk) => limits(disk),
         (_, Value::Object(object)) => lines(object, 0),
-        _ => format!("{answer}\n"),
+        _ => printable_json(&answer.to_string()) + "\n",
     }
 }
 

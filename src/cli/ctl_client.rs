@@ -1,6 +1,6 @@
 //! A client of the control socket: one request a connection.
 
-use std::io::{self, BufRead as _, BufReader, Read, Write as _};
+use std::io::{self, BufRead, BufReader, Read, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,6 +18,9 @@ const MAX_ANSWER_BYTES: u64 = 256 << 20;
 
 /// Bytes of the lines before a stream, or of one line.
 const HEAD_BYTES: usize = 64 << 10;
+
+/// Of what is no answer.
+const SHOWN_LETTERS: usize = 100;
 
 /// What was asked for and did not happen.
 #[derive(Debug, thiserror::Error)]
@@ -92,23 +95,32 @@ impl Client<'_> {
         let mut stream = BufReader::new(self.send("GET", path, None, None)?);
         let mut received = Vec::new();
         while !received.ends_with(b"\r\n\r\n") {
-            let read = stream.read_until(b'\n', &mut received).map_err(|source| self.unreachable(source))?;
-            if read == 0 || received.len() > HEAD_BYTES {
+            let left = HEAD_BYTES.saturating_sub(received.len());
+            let read =
+                read_line(&mut stream, left, &mut received).map_err(|source| self.unreachable(source))?;
+            if read == 0 {
                 break;
             }
         }
         let head = self.parse(&received)?;
         if head.status != 200 {
-            // What it says is short.
-            let _ = stream.read_to_end(&mut received);
+            // What it says is short; where it is cut off, it is no problem document.
+            let _ = stream.by_ref().take(HEAD_BYTES as u64).read_to_end(&mut received);
             return Ok(self.judge(self.parse(&received)?).map(drop)?);
         }
-        for line in BufReader::new(Chunks { stream, left: 0, is_over: false }).lines() {
-            let line = line.map_err(|source| self.unreachable(source))?;
-            let event = serde_json::from_str(&line).map_err(|error| self.stranger(error.to_string()))?;
+        let mut lines = BufReader::new(Chunks { stream, left: 0, is_over: false });
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let read =
+                read_line(&mut lines, HEAD_BYTES, &mut line).map_err(|source| self.unreachable(source))?;
+            if read == 0 {
+                return Ok(());
+            }
+            // One that is longer is cut off.
+            let event = serde_json::from_slice(&line).map_err(|error| self.stranger(error.to_string()))?;
             each(&event)?;
         }
-        Ok(())
     }
 
     /// What an answer comes to.
@@ -160,7 +172,9 @@ impl Client<'_> {
 
     fn parse(&self, received: &[u8]) -> Result<Answer, CtlError> {
         let text = String::from_utf8_lossy(received);
-        let stranger = || self.stranger(format!("{:?}", text.lines().next().unwrap_or_default()));
+        let begin =
+            || text.lines().next().unwrap_or_default().chars().take(SHOWN_LETTERS).collect::<String>();
+        let stranger = || self.stranger(format!("{:?}", begin()));
         let (head, body) = text.split_once("\r\n\r\n").ok_or_else(stranger)?;
         let mut lines = head.lines();
         let status = lines.next().and_then(|line| line.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok());
@@ -180,6 +194,11 @@ impl Client<'_> {
     }
 }
 
+/// Appends a line, with its end, or so many bytes of it. Returns how many there were.
+fn read_line(stream: &mut impl BufRead, most_bytes: usize, line: &mut Vec<u8>) -> io::Result<usize> {
+    stream.take(most_bytes as u64).read_until(b'\n', line)
+}
+
 /// A body in chunks (RFC 9112 §7.1), without them. One that ends before its last chunk is an error.
 struct Chunks<R> {
     stream: BufReader<R>,
@@ -192,7 +211,7 @@ impl<R: Read> Chunks<R> {
     /// The next line, without its end.
     fn line(&mut self) -> io::Result<String> {
         let mut line = String::new();
-        match self.stream.by_ref().take(HEAD_BYTES as u64).read_line(&mut line)? {
+        match self.stream.by_ref().take(SHOWN_LETTERS as u64).read_line(&mut line)? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             _ => Ok(line.trim_end().to_owned()),
         }

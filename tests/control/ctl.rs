@@ -137,3 +137,65 @@ fn other_servers_are_understood_or_said_to_be_others() {
     }
     server.join().unwrap();
 }
+
+/// Whoever answers is listened to no longer than it takes to know that it is no server of ours.
+#[test]
+fn a_server_that_never_ends_is_left() {
+    const ENOUGH_BYTES: usize = 32 << 20;
+    const OK: &str = "HTTP/1.1 200 OK\r\nServer: vhost-user-pmem/0.1.0\r\nTransfer-Encoding: chunked\r\n";
+    let folder = super::common::folder::for_sockets();
+    let socket = folder.path().join("endless");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let fails = OK.replace("200 OK", "404 Not Found") + "\r\n";
+    let answers: [(String, &[u8]); 5] = [
+        // A line of the head, its lines, a line of events, what is said of a failure, and the length of a chunk.
+        (String::new(), b"x"),
+        (OK.to_owned(), b"a: b\r\n"),
+        (format!("{OK}\r\n7fffffff\r\n\""), b"x"),
+        (fails, b"x"),
+        (format!("{OK}\r\n"), b"1"),
+    ];
+    for (begin, more) in answers {
+        let many = more.repeat((1 << 16) / more.len());
+        let text = std::thread::scope(|scope| {
+            let server = scope.spawn(|| {
+                let (mut stream, _) = listener.accept().unwrap();
+                let _ = stream.read(&mut [0; 1000]).unwrap();
+                stream.write_all(begin.as_bytes()).unwrap();
+                let turns = (0..ENOUGH_BYTES / many.len()).take_while(|_| stream.write_all(&many).is_ok());
+                turns.count() * many.len()
+            });
+            let (code, text) = failed(&socket, &["events", "--follow"]);
+            assert_eq!(code, 12, "{text}");
+            assert!(server.join().unwrap() < ENOUGH_BYTES, "{begin:?}: it was listened to");
+            text
+        });
+        let is_named =
+            ["no control socket of vhost-user-pmem", "is no length of a chunk"].map(|it| text.contains(it));
+        assert!(text.len() < 1000 && is_named.contains(&true), "{begin:?}: {text}");
+    }
+}
+
+/// A terminal in which this is shown is not told anything either, and it is the same JSON.
+#[test]
+fn json_of_a_hostile_server_says_nothing_to_a_terminal() {
+    let folder = super::common::folder::for_sockets();
+    let socket = folder.path().join("hostile");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let hostile = serde_json::json!({"name\u{9b}2J": ["\u{1b}c\u{9b}31m\u{202e}\u{7f}", {"\u{9d}": 1}]});
+    let answer = format!("HTTP/1.1 200 OK\r\nServer: vhost-user-pmem/0.1.0\r\n\r\n{hostile}");
+    let server = std::thread::spawn(move || {
+        for _ in 0..2 {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 1000]).unwrap();
+            stream.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    let json = done(&socket, &["show", "x", "--json"]);
+    assert_eq!(serde_json::from_str::<Value>(&json).unwrap(), hostile);
+    for shown in [json, done(&socket, &["show", "x"])] {
+        let is_plain = |letter: char| letter == '\n' || !letter.is_control() && letter != '\u{202e}';
+        assert!(shown.chars().all(is_plain), "{shown:?}");
+    }
+    server.join().unwrap();
+}

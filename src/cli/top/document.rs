@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::cells::standing;
 use super::rates::{DiskRow, Done, Picture, RingRow, Standing};
 use super::view::View;
+use crate::cli::printable::printable_json;
 
 /// The document of a picture; null is what is not known.
 pub(super) fn line(picture: &Picture, view: &View) -> String {
@@ -23,12 +24,12 @@ pub(super) fn line(picture: &Picture, view: &View) -> String {
         "disks": view.disks(picture).into_iter().map(disk).collect::<Vec<_>>(),
         "rings": rings.into_iter().map(ring).collect::<Vec<_>>(),
     });
-    format!("{document}\n")
+    printable_json(&document.to_string()) + "\n"
 }
 
 /// There is none.
 pub(super) fn away(why: &str) -> String {
-    format!("{}\n", json!({"time": now(), "error": why}))
+    printable_json(&json!({"time": now(), "error": why}).to_string()) + "\n"
 }
 
 /// In seconds since 1970.

@@ -12,8 +12,10 @@ use std::process::Command;
 
 use common::daemon::{Daemon, Place, Setup};
 use common::frontend::Session;
+use common::frontend::message::{GET_FEATURES, SET_VRING_NUM};
 use common::frontend::request::{DISCARD, IOERR, OK, Request, WRITE_ZEROES, range};
 use common::frontend::ring::Ring;
+use common::frontend::wire::{Verdict, Wire};
 use common::metrics::{self, Samples};
 use common::{PATIENCE, wait_for};
 
@@ -131,6 +133,30 @@ fn break_ring(mut ring: Ring) {
 fn leave(session: Session, counting: &Counting) {
     drop(session);
     wait_for("it has left", || (counting.samples()[r#"front_ends{disk="disk0"}"#] == 0.0).then_some(()));
+}
+
+#[test]
+fn what_front_ends_are_refused_is_counted() {
+    const PLACES: usize = 16;
+    let counting = Counting::start();
+    let of = |name: &str, disk: usize| counting.samples()[&format!("{name}{{disk=\"disk{disk}\"}}")];
+    let (messages, closed) = (|| of("refused_messages_total", 0), || of("closed_connections_total", 0));
+    let mut sessions: Vec<_> = (0..PLACES).map(|_| Session::connect(&counting.0.socket(0))).collect();
+    assert_eq!((messages(), closed()), (0.0, 0.0));
+    // A ring that does not exist.
+    let no_ring = [255, 255, 0, 0, 64, 0, 0, 0];
+    assert_eq!(sessions[0].wire.tell(SET_VRING_NUM, &no_ring, &[]), Verdict::Nack);
+    wait_for("that is counted", || (messages() == 1.0).then_some(()));
+    assert!(Wire::connect(&counting.0.socket(0)).ask(GET_FEATURES, &[], &[]).is_none(), "there is no place");
+    wait_for("that is counted", || (closed() == 1.0).then_some(()));
+    let garbage = sessions.pop().unwrap();
+    garbage.wire.send_bytes(&[0xff; 12], &[]);
+    wait_for("it is hung up on, and that is counted", || (closed() == 2.0).then_some(()));
+    drop(sessions);
+    wait_for("all have left", || (of("front_ends", 0) == 0.0).then_some(()));
+    assert_eq!((messages(), closed()), (1.0, 2.0), "to leave is no mistake");
+    assert_eq!((of("refused_messages_total", 1), of("closed_connections_total", 1)), (0.0, 0.0));
+    counting.0.stop();
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fmt::{Display, Write as _};
 use std::time::Duration;
 
 use crate::limits::bounds::MAX_LISTED_BAD_BLOCKS;
-use crate::log::dropped_lines;
+use crate::log::{dropped_lines, suppressed_lines};
 use crate::server::DiskStats;
 use crate::virtio::blk::Counters;
 
@@ -50,7 +50,7 @@ const fn labelled(
 }
 
 /// All metrics there are, in the order in which they are written.
-pub(crate) const FAMILIES: [Family; 36] = [
+pub(crate) const FAMILIES: [Family; 39] = [
     Family {
         name: "build_info",
         help: "1; the version of the program is the label `version`.",
@@ -62,6 +62,12 @@ pub(crate) const FAMILIES: [Family; 36] = [
         help: "Lines of the log that were dropped because nobody read it.",
         kind: "counter",
         samples: Samples::Process(|out| out.sample(&[], dropped_lines() as f64)),
+    },
+    Family {
+        name: "suppressed_log_lines_total",
+        help: "Lines of the log that were left out because peers cause very many of the kind; the log says of which.",
+        kind: "counter",
+        samples: Samples::Process(|out| out.sample(&[], suppressed_lines() as f64)),
     },
     labelled(
         "disk_info",
@@ -88,6 +94,16 @@ pub(crate) const FAMILIES: [Family; 36] = [
         "refused_descriptors_total",
         "Descriptors of front-ends that were refused for what they are, or for what waits in them.",
         |disk| number(disk.refused_descriptors),
+    ),
+    counter(
+        "refused_messages_total",
+        "Messages of front-ends that were refused; the log says why.",
+        |disk| number(disk.refused_messages),
+    ),
+    counter(
+        "closed_connections_total",
+        "Connections that were closed for what their front-ends did, or not let in for want of a place.",
+        |disk| number(disk.closed_connections),
     ),
     counter(
         "hold_ups_total",
@@ -344,6 +360,8 @@ mod tests {
             budget_refusals: 3,
             refused_connections: 4,
             refused_descriptors: 6,
+            refused_messages: 10,
+            closed_connections: 11,
             hold_ups: 8,
             populated_zero_bytes: 8192,
             requests_in_flight: 5,
@@ -366,6 +384,8 @@ mod tests {
             r#"vhost_user_pmem_budget_refusals_total{disk="a \"b\" \\"} 3"#,
             r#"vhost_user_pmem_refused_connections_total{disk="a \"b\" \\"} 4"#,
             r#"vhost_user_pmem_refused_descriptors_total{disk="a \"b\" \\"} 6"#,
+            r#"vhost_user_pmem_refused_messages_total{disk="a \"b\" \\"} 10"#,
+            r#"vhost_user_pmem_closed_connections_total{disk="a \"b\" \\"} 11"#,
             r#"vhost_user_pmem_hold_ups_total{disk="a \"b\" \\"} 8"#,
             r#"vhost_user_pmem_bad_bytes{disk="a \"b\" \\"} 20480"#,
             r#"vhost_user_pmem_huge_page_bytes{disk="a \"b\" \\"} 2097152"#,

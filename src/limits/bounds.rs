@@ -227,7 +227,7 @@ pub const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections to the control socket at a time.
 pub const MAX_CONTROL_CONNECTIONS: usize = 32;
 
-/// Operations that are asked for there and under way at a time, each on a thread.
+/// Changes that are asked for there and under way at a time, each on a thread; and as many that only look.
 pub const MAX_CONTROL_OPERATIONS: usize = 8;
 
 /// Bytes of the line and fields of a request there.

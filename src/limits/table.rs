@@ -76,6 +76,10 @@ const fn row(what: &'static str, limit: String, beyond: &'static str, metric: Op
     Bound { what, limit, beyond, metric }
 }
 
+/// What counts messages that are refused, and connections that are closed.
+const REFUSED: Option<&str> = Some("refused_messages_total");
+const CLOSED: Option<&str> = Some("closed_connections_total");
+
 /// The bounds of peers, as the README lists them.
 pub fn of_peers() -> Vec<Bound> {
     [of_guests(), of_connections(), of_resources(), of_the_log()].into_iter().flatten().collect()
@@ -92,7 +96,7 @@ fn of_guests() -> Vec<Bound> {
     let sectors = |number: u32| bytes(u64::from(number) << 9);
     vec![
         row("queues of a disk", count(MAX_QUEUES), "exit code 2 (`queues=`)", None),
-        row("entries of a queue", count(MAX_QUEUE_SIZE), "NACK", None),
+        row("entries of a queue", count(MAX_QUEUE_SIZE), "NACK", REFUSED),
         row("descriptors of a request", count(MAX_CHAIN), "the request fails (IOERR)", FAILURES),
         row(
             "data of a request",
@@ -161,7 +165,7 @@ fn of_connections() -> Vec<Bound> {
                 count(MAX_CONNECTIONS)
             ),
             "the oldest connection that has not completed a message is closed, or if there is none, the new one",
-            None,
+            CLOSED,
         ),
         row(
             "a message",
@@ -171,19 +175,19 @@ fn of_connections() -> Vec<Bound> {
                 count(MAX_MESSAGE_DESCRIPTORS)
             ),
             "the connection is closed; further descriptors are closed",
-            None,
+            CLOSED,
         ),
         row(
             "time from the first byte of a message to its last, and until there is room for an answer",
             time(MESSAGE_TIMEOUT),
             "the connection is closed",
-            None,
+            CLOSED,
         ),
         row(
             "memory regions of a front-end",
             format!("{}; {} in one SET_MEM_TABLE", count(MAX_REGIONS), count(MAX_TABLE_REGIONS)),
             "NACK",
-            None,
+            REFUSED,
         ),
         row(
             "time that a device's state may take, and its end once that is asked for",
@@ -266,7 +270,7 @@ fn of_resources() -> Vec<Bound> {
             "mappings of the process",
             format!("guest memory: {memory} of `vm.max_map_count`; with threads: {threads}"),
             "NACK, or the connection is closed",
-            None,
+            REFUSED,
         ),
         row(
             "address space that stays free (`ulimit -v`)",
@@ -276,9 +280,9 @@ fn of_resources() -> Vec<Bound> {
                 bytes(MIN_THREAD_ADDRESS_SPACE_BYTES)
             ),
             "NACK, or the connection is closed",
-            None,
+            REFUSED,
         ),
-        row("ranges of memory that are watched for faults", count(MAX_WATCHED_RANGES), "NACK", None),
+        row("ranges of memory that are watched for faults", count(MAX_WATCHED_RANGES), "NACK", REFUSED),
     ]
 }
 
@@ -289,7 +293,7 @@ fn of_the_log() -> Vec<Bound> {
             "lines of the log that peers cause",
             format!("{} a second for each cause and disk", count(MAX_LOG_LINES_PER_SECOND)),
             "the next such line says in `suppressed=` how many were left out",
-            None,
+            Some("suppressed_log_lines_total"),
         ),
         row(
             "lines of the log that nobody has read",
@@ -311,7 +315,7 @@ fn of_the_log() -> Vec<Bound> {
             "a request at the control socket",
             format!(
                 "{}, and a body of {}; {} to ask, and as long to take the answer; {MAX_CONTROL_CONNECTIONS} connections, and \
-                 {MAX_CONTROL_OPERATIONS} operations at a time, and {MAX_EVENT_FOLLOWERS} that follow events, of which the last \
+                 {MAX_CONTROL_OPERATIONS} changes at a time and as many that only look, and {MAX_EVENT_FOLLOWERS} that follow events, of which the last \
                  {MAX_EVENTS} or {} are kept, and of a text in them {}; {} to leave a disk that is removed (`drain`)",
                 bytes(MAX_CONTROL_HEAD_BYTES),
                 bytes(MAX_CONTROL_BODY_BYTES),

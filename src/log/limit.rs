@@ -6,6 +6,15 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+/// Lines left out since the process started.
+static ALL_SUPPRESSED: AtomicU64 = AtomicU64::new(0);
+
+#[cfg(feature = "daemon")]
+/// Lines of the log that were left out since the process started, as there were many of their cause: of all disks.
+pub(crate) fn suppressed_lines() -> u64 {
+    ALL_SUPPRESSED.load(Ordering::Relaxed)
+}
+
 /// Requests of vhost-user are fewer; unknown ones share the last place.
 const REQUESTS: usize = 64;
 
@@ -146,6 +155,7 @@ impl Limit {
         let before = self.window.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step).unwrap_or(0);
         if second <= before >> 24 && before & LINES >= MAX_LOG_LINES_PER_SECOND {
             self.suppressed.fetch_add(1, Ordering::Relaxed);
+            ALL_SUPPRESSED.fetch_add(1, Ordering::Relaxed);
             return None;
         }
         Some(NonZeroU64::new(self.suppressed.swap(0, Ordering::Relaxed)))

@@ -10,6 +10,8 @@ mod queue;
 
 #[cfg(feature = "daemon")]
 pub(crate) use events::{EventLog, Follower, Since, recorder};
+#[cfg(feature = "daemon")]
+pub(crate) use limit::suppressed_lines;
 pub(crate) use limit::{Cause, LogLimit};
 #[cfg(feature = "daemon")]
 pub(crate) use queue::{LogQueue, dropped_lines};

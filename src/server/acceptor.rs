@@ -15,7 +15,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use super::commands::{Closing, Command, DiskListener};
 use super::disks::DiskNumber;
 use super::error::GivenUp;
-use super::farewell::farewell;
+use super::farewell;
 use super::handshake::{FIRST_HANDSHAKE, Handshakes, Progress};
 use super::stopper::Stopper;
 use super::take_down::{Leaving, take_down};
@@ -144,6 +144,7 @@ impl<D: Disk> Acceptor<D> {
             let count = self.epoll.wait(self.limit_ms(), &mut events).unwrap_or(0);
             std::mem::take(&mut self.clogged).into_iter().for_each(|number| self.let_in_again(number));
             while let Some(listener) = self.handshakes.hang_up_on_late(&self.epoll) {
+                self.closed(listener, farewell::given_up);
                 self.has_left(listener, false);
             }
             for event in events.iter().take(count) {
@@ -305,7 +306,7 @@ impl<D: Disk> Acceptor<D> {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => match self.handshakes.hang_up_on_oldest(&self.epoll, None) {
                 // A descriptor is free now; the connection that waits to be accepted makes epoll return again.
-                Some(listener) => self.made_room(listener),
+                Some(listener) => self.closed(listener, farewell::made_room),
                 None => self.exhausted(number, &error),
             },
         }
@@ -331,9 +332,9 @@ impl<D: Disk> Acceptor<D> {
         };
         if self.count(number) >= MAX_FRONT_ENDS {
             if !self.make_room(number) {
-                return self.turn_away(number);
+                return self.closed(number, farewell::turned_away);
             }
-            self.made_room(number);
+            self.closed(number, farewell::made_room);
         }
         if let Err(error) = self.handshakes.add(&self.epoll, number, stream) {
             self.exhausted(number, &error);
@@ -358,19 +359,10 @@ impl<D: Disk> Acceptor<D> {
         true
     }
 
-    fn turn_away(&self, number: DiskNumber) {
-        let Some(DiskListener { context, .. }) = self.listeners.get(&number) else { return };
-        if let Some(suppressed) = context.log_limit.admit(Cause::NoRoom) {
-            let (disk, most) = (&context.device.identity().name, MAX_FRONT_ENDS);
-            tracing::warn!(name: kinds::FRONT_END_REFUSED, disk, most, suppressed, "a front-end is turned away: too many are connected");
-        }
-    }
-
-    fn made_room(&self, number: DiskNumber) {
-        let Some(DiskListener { context, .. }) = self.listeners.get(&number) else { return };
-        if let Some(suppressed) = context.log_limit.admit(Cause::MadeRoom) {
-            let disk = &context.device.identity().name;
-            tracing::warn!(disk, suppressed, "a connection that has sent nothing is closed to make room");
+    /// Says, and counts, that a connection is closed, or not let in.
+    fn closed(&self, number: DiskNumber, say: impl FnOnce(&SessionContext<D>)) {
+        if let Some(DiskListener { context, .. }) = self.listeners.get(&number) {
+            say(context);
         }
     }
 
@@ -387,13 +379,7 @@ impl<D: Disk> Acceptor<D> {
         let Some(listener) = self.listeners.get(&number) else { return };
         let charge = match listener.context.budget.charge(Amounts::SESSION) {
             Ok(charge) => charge,
-            Err(error) => {
-                if let Some(suppressed) = listener.context.log_limit.admit(Cause::NoRoom) {
-                    let disk = &listener.context.device.identity().name;
-                    tracing::warn!(name: kinds::FRONT_END_REFUSED, disk, %error, suppressed, "a front-end is turned away");
-                }
-                return;
-            }
+            Err(error) => return farewell::no_budget(&listener.context, &error),
         };
         let id = self.next_session;
         self.next_session = self.next_session.wrapping_add(1);
@@ -425,7 +411,7 @@ impl<D: Disk> Acceptor<D> {
         thread::spawn(ThreadKind::Session, format!("session-{id}"), move || {
             let hangup = connection.serve();
             connection.close();
-            farewell(id, &context, &hangup);
+            farewell::left(id, &context, &hangup);
             // Fails when the acceptor has ended already: it joins this thread then.
             let _ = ended.send(Ended { session: id, has_sent_message: stage.has_sent_message() });
             stopper.wake();

@@ -34,6 +34,10 @@ pub struct DiskStats {
     pub refused_connections: u64,
     /// Descriptors of front-ends that were refused for what they are.
     pub refused_descriptors: u64,
+    /// Messages of front-ends that were refused.
+    pub refused_messages: u64,
+    /// Connections that were closed, or not let in.
+    pub closed_connections: u64,
     /// What its front-ends have held up others with.
     pub hold_ups: u64,
     /// Bytes of the disk that cannot be read any more.
@@ -151,6 +155,8 @@ impl DiskStats {
             front_ends: context.front_ends.count(),
             refused_connections: context.front_ends.refused(),
             refused_descriptors: context.front_ends.refused_descriptors(),
+            refused_messages: context.front_ends.refused_messages(),
+            closed_connections: context.front_ends.closed(),
             hold_ups: context.hold_ups.count(),
             bad_blocks: disk.bad_blocks(),
             huge_bytes: disk.huge_bytes(),

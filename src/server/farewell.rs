@@ -1,12 +1,47 @@
-//! What the log says of a front-end that has left.
+//! What the log and the metrics say of a front-end that has left, or was not let in.
 
 use std::sync::PoisonError;
 
 use crate::disk::Disk;
+use crate::limits::bounds::MAX_FRONT_ENDS;
+use crate::limits::budget::Exceeded;
 use crate::log::{Cause, kinds};
 use crate::vhost_user::{Hangup, SessionContext, SessionId};
 
-pub(super) fn farewell<D: Disk>(session: SessionId, context: &SessionContext<D>, hangup: &Hangup) {
+/// There is no place for it.
+pub(super) fn turned_away<D: Disk>(context: &SessionContext<D>) {
+    context.front_ends.count_closed();
+    if let Some(suppressed) = context.log_limit.admit(Cause::NoRoom) {
+        let (disk, most) = (&context.device.identity().name, MAX_FRONT_ENDS);
+        tracing::warn!(name: kinds::FRONT_END_REFUSED, disk, most, suppressed, "a front-end is turned away: too many are connected");
+    }
+}
+
+/// What all front-ends of its disk may have is used up.
+pub(super) fn no_budget<D: Disk>(context: &SessionContext<D>, error: &Exceeded) {
+    context.front_ends.count_closed();
+    if let Some(suppressed) = context.log_limit.admit(Cause::NoRoom) {
+        let disk = &context.device.identity().name;
+        tracing::warn!(name: kinds::FRONT_END_REFUSED, disk, %error, suppressed, "a front-end is turned away");
+    }
+}
+
+/// It has said nothing, and another one has come.
+pub(super) fn made_room<D: Disk>(context: &SessionContext<D>) {
+    context.front_ends.count_closed();
+    if let Some(suppressed) = context.log_limit.admit(Cause::MadeRoom) {
+        let disk = &context.device.identity().name;
+        tracing::warn!(disk, suppressed, "a connection that has sent nothing is closed to make room");
+    }
+}
+
+/// It has begun its first message, and not gone on.
+pub(super) fn given_up<D: Disk>(context: &SessionContext<D>) {
+    context.front_ends.count_closed();
+}
+
+/// It has left, or was hung up on.
+pub(super) fn left<D: Disk>(session: SessionId, context: &SessionContext<D>, hangup: &Hangup) {
     let disk = &context.device.identity().name;
     let limit = &context.log_limit;
     let totals = *context.totals.lock().unwrap_or_else(PoisonError::into_inner);
@@ -17,6 +52,7 @@ pub(super) fn farewell<D: Disk>(session: SessionId, context: &SessionContext<D>,
             }
         }
         hangup => {
+            context.front_ends.count_closed();
             if let Some(suppressed) = limit.admit(Cause::HungUp) {
                 tracing::warn!(name: kinds::FRONT_END_LEFT, disk, session, reason = %hangup, suppressed, "closed the connection of the front-end");
             }

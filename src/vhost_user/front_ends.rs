@@ -16,6 +16,10 @@ pub struct FrontEnds<D: Disk> {
     refused: AtomicU64,
     /// Descriptors that were not passed on to the daemon.
     refused_descriptors: AtomicU64,
+    /// Messages that were not obeyed.
+    refused_messages: AtomicU64,
+    /// Connections that the daemon has closed, or has not let in.
+    closed: AtomicU64,
 }
 
 /// The rings of one of them.
@@ -31,6 +35,8 @@ impl<D: Disk> Default for FrontEnds<D> {
             rings: Mutex::default(),
             refused: AtomicU64::default(),
             refused_descriptors: AtomicU64::default(),
+            refused_messages: AtomicU64::default(),
+            closed: AtomicU64::default(),
         }
     }
 }
@@ -59,6 +65,26 @@ impl<D: Disk> FrontEnds<D> {
     /// How many were.
     pub fn refused_descriptors(&self) -> u64 {
         self.refused_descriptors.load(Ordering::Relaxed)
+    }
+
+    /// A message was refused.
+    pub(super) fn count_refused_message(&self) {
+        self.refused_messages.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many were.
+    pub fn refused_messages(&self) -> u64 {
+        self.refused_messages.load(Ordering::Relaxed)
+    }
+
+    /// A connection is closed for what its front-end does, or for want of a place.
+    pub fn count_closed(&self) {
+        self.closed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many were.
+    pub fn closed(&self) -> u64 {
+        self.closed.load(Ordering::Relaxed)
     }
 
     /// The disk has grown: every front-end is told to read the configuration again. Call it when the

@@ -78,10 +78,11 @@ impl<D: Disk> MessageHandler<D> {
 
     /// Logs an error of a message that is answered with a value: `vhost` puts it into that, and does not return it.
     fn tell_of(&self, outcome: std::result::Result<(), SessionError>) -> Result<()> {
-        if let Err(error) = &outcome
-            && let Some(suppressed) = self.0.context.log_limit.admit(Cause::Message)
-        {
-            tracing::warn!(disk = self.0.disk(), session = self.0.id(), suppressed, "{error}");
+        if let Err(error) = &outcome {
+            self.0.context.front_ends.count_refused_message();
+            if let Some(suppressed) = self.0.context.log_limit.admit(Cause::Message) {
+                tracing::warn!(disk = self.0.disk(), session = self.0.id(), suppressed, "{error}");
+            }
         }
         Ok(outcome?)
     }

@@ -117,6 +117,7 @@ impl<D: Disk> Replier<'_, D> {
     }
 
     pub(super) fn log_refusal(&self, message: &Message, reason: &str) {
+        self.session.context.front_ends.count_refused_message();
         if let Some(suppressed) = self.session.context.log_limit.admit_refusal(message.code) {
             let (disk, session, request) = (self.session.disk(), self.session.id(), message.request_name());
             let (bytes, descriptors) = (message.payload().len(), message.files.len());

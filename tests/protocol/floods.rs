@@ -10,7 +10,7 @@ use crate::common::daemon::Daemon;
 use crate::common::frontend::Session;
 use crate::common::frontend::message::{SET_VRING_BASE, SET_VRING_NUM};
 use crate::common::frontend::wire::{VERSION, Verdict, Wire};
-use crate::common::wait_for;
+use crate::common::{metrics, wait_for};
 
 /// A ring that does not exist.
 const NO_RING: [u8; 8] = [255, 255, 0, 0, 64, 0, 0, 0];
@@ -67,13 +67,19 @@ fn who_comes_and_goes_writes_few_lines() {
 
 #[test]
 fn one_kind_of_refusal_hides_no_other() {
-    let daemon = with_disks(&[""]).start();
+    let daemon = with_disks(&[""]).with_metrics().start();
+    let left_out = || metrics::read(&daemon.metrics_socket())["suppressed_log_lines_total{}"];
+    let before = left_out();
     let noisy = Session::connect(&daemon.socket(0));
     assert_few_lines(&daemon, 3000, || {
         assert_eq!(noisy.wire.tell(SET_VRING_NUM, &NO_RING, &[]), Verdict::Nack);
     });
     assert_eq!(noisy.wire.tell(SET_VRING_BASE, &NO_RING, &[]), Verdict::Nack);
     daemon.wait_for_log("SET_VRING_BASE");
+    let lines = daemon.log().lines().filter(|line| line.contains("SET_VRING_NUM")).count();
+    // The last one is counted once it is answered.
+    let is_counted = || (left_out() - before >= (2999 - lines) as f64).then_some(());
+    wait_for(&format!("all but {lines} lines are counted"), is_counted);
     let told = |line: &str| line.contains("SET_VRING_NUM") && line.contains("suppressed=");
     wait_for("the first line of another second says how many were left out", || {
         assert_eq!(noisy.wire.tell(SET_VRING_NUM, &NO_RING, &[]), Verdict::Nack);

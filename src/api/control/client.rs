@@ -38,8 +38,9 @@ const TICK: Duration = Duration::from_millis(250);
 pub(super) struct Shared {
     operator: Arc<Operator>,
     pub(super) events: Arc<EventLog>,
-    /// Operations that are under way.
-    under_way: Arc<AtomicUsize>,
+    /// Changes that are under way: media below some of them may hang, so what only looks has places of its own.
+    changes: Arc<AtomicUsize>,
+    looks: Arc<AtomicUsize>,
     /// Those that were begun.
     begun: AtomicUsize,
     /// Reloads that nobody waits for.
@@ -54,7 +55,8 @@ impl Shared {
         Self {
             operator,
             events,
-            under_way: Arc::default(),
+            changes: Arc::default(),
+            looks: Arc::default(),
             begun: AtomicUsize::new(0),
             reloads: Arc::default(),
             owner,
@@ -281,9 +283,12 @@ impl Client {
 
     /// Does it on a thread of its own.
     async fn work(&self, call: Call, body: Bytes) -> Outcome {
-        let Some(place) = Place::among(&self.shared.under_way) else {
-            let text =
-                format!("{MAX_CONTROL_OPERATIONS} operations are under way; ask again when one is done");
+        let (others, what) = match call.route.changes() {
+            true => (&self.shared.changes, "changes"),
+            false => (&self.shared.looks, "operations"),
+        };
+        let Some(place) = Place::among(others) else {
+            let text = format!("{MAX_CONTROL_OPERATIONS} {what} are under way; ask again when one is done");
             return Err(Problem::new(Code::Crowded, text));
         };
         let (sender, receiver) = oneshot::channel();

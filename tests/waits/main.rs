@@ -6,10 +6,15 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod control;
 mod direct;
 mod ends;
 mod fuse;
+#[allow(dead_code)]
+#[path = "../control/http.rs"]
+mod http;
 mod latency;
+mod memory;
 mod others;
 mod slow;
 mod table;

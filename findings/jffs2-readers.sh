@@ -40,7 +40,7 @@ seen=$(
         venv/bin/python look.py $method.jffs2
         venv/bin/jefferson -d out-$method $method.jffs2 >/dev/null
         same=0
-        for file in out-$method/*; do
+        for file in "out-$method"/*; do
             if cmp -s "$file" "files/${file##*/}"; then same=$((same + 1)); fi
         done
         echo "jefferson: $(find out-$method -type f | wc -l) files, $same of them the same"

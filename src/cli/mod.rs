@@ -197,6 +197,13 @@ fn read_again(args: &[OsString], before: &[OsString]) -> Result<Wanted, String> 
         ));
     }
     let Some(Command::Serve(serve)) = cli.command else { return Err("nothing is served".to_owned()) };
+    if let Some(file) = &serve.file.blank {
+        return Err(format!(
+            "{}: there is nothing in it, as in one that is just being written; write it beside its place and rename it, or, if \
+             nothing is meant, write a comment",
+            file.display()
+        ));
+    }
     let config = serve::configuration(serve, true).map_err(|failure| failure.to_string())?;
     config.check().map_err(|error| error.to_string())?;
     Ok(config.disks)

@@ -37,6 +37,8 @@ pub(crate) struct ConfigFile {
     pub(crate) server: Vec<Setting>,
     /// The disks, in the order of the file; those of included files come last.
     pub(crate) disks: Vec<DiskOptions>,
+    /// The first file in which nothing stands at all: as one that is about to be written.
+    pub(crate) blank: Option<PathBuf>,
 }
 
 /// An option of `[server]`.
@@ -193,6 +195,9 @@ struct Source<'a> {
 impl Source<'_> {
     /// Adds what stands here, and answers what is to be included.
     fn add_to(&self, config: &mut ConfigFile) -> Result<Vec<Include>, FileError> {
+        if self.text.trim().is_empty() && config.blank.is_none() {
+            config.blank = Some(self.file.to_owned());
+        }
         let table = DeTable::parse(self.text).map_err(|error| {
             let (start, message) = (error.span().map_or(0, |span| span.start), error.message().to_owned());
             self.place(&(start..start)).error(FileCause::Syntax(message))

@@ -183,6 +183,30 @@ fn what_cannot_be_changed_is_named_and_nothing_changes() {
     assert!(host.reload().problem().1.contains("cannot read the configuration file"));
 }
 
+/// Whoever writes a file in its place makes it empty first.
+#[test]
+fn a_file_that_is_empty_for_a_moment_removes_no_disk() {
+    let host = Host::start("", &[("a", DISK_BYTES, "")]);
+    let (main, part) = (host.folder.join("main.toml"), host.folder.join("part.toml"));
+    for text in ["", "\n"] {
+        std::fs::write(&main, text).unwrap();
+        let (code, text) = host.reload().problem();
+        assert!(code == "bad-options" && text.contains("main.toml: there is nothing in it"), "{text}");
+        assert_eq!(host.names(), ["line", "a"]);
+    }
+    // A file of those that are included is meant, too.
+    let disk = text(&host.folder, &host.sockets, "", &[("a", DISK_BYTES, "")]).replace("[server]\n", "");
+    std::fs::write(&main, "include = \"part.toml\"\n").unwrap();
+    std::fs::write(&part, &disk).unwrap();
+    assert_eq!(host.reload().status, 200);
+    std::fs::write(&part, "").unwrap();
+    assert!(host.reload().problem().1.contains("part.toml: there is nothing in it"));
+    assert_eq!(host.names(), ["line", "a"]);
+    std::fs::write(&part, "# none\n").unwrap();
+    assert_eq!(host.reload().json()["removed"], json!(["a"]));
+    host.daemon.stop();
+}
+
 /// A disk that was made larger at the socket is smaller in the file: what is to be written there is said.
 #[test]
 fn a_growth_that_the_file_does_not_know_is_named_with_its_remedy() {

@@ -1,16 +1,19 @@
 //! In the guest: two rings with many writes under way, flushes among them, and a mark in the log behind each that was
-//! answered. What a mark promises goes to a disk of its own.
+//! answered; or, while the disk writes through, behind each write. What a mark promises goes to a disk of its own.
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use virtio_driver::VirtioBlkFeatureFlags;
 
 use super::super::common::Random;
 use super::super::common::driver::{Driver, Options, Queue, Request};
+use super::super::common::frontend::message::SET_CONFIG;
+use super::super::common::frontend::wire::{VERSION, Wire};
 use super::super::soak::in_guest::{RECORD_BYTES, record};
 use super::{BLOCKS, Way};
 
@@ -19,6 +22,10 @@ const DEPTHS: [usize; 2] = [12, 128];
 
 /// Completed writes between two flushes, on the average.
 const WRITES_A_FLUSH: u64 = 6;
+
+/// Writes between two changes of the cache mode, on the average; changes that there must have been.
+const WRITES_A_CHANGE: u64 = 200;
+const CHANGES: u64 = 3;
 
 /// Tags of flushes begin here.
 const FLUSHES: u64 = 1 << 32;
@@ -32,8 +39,14 @@ type Completed = (u64, u64);
 
 struct FrontEnd {
     driver: Driver,
+    cache: CacheSwitch,
     random: Random,
     way: Way,
+    /// What is completed is durable.
+    writes_through: bool,
+    changes: u64,
+    /// The number of the write before which the mode is changed.
+    next_change: u64,
     /// Of each block, whether a write is under way.
     is_busy: Vec<bool>,
     /// By the slot of the data that a write has: the ring, the block, and the number.
@@ -56,9 +69,13 @@ pub fn run(socket: &Path, seed: u64, writes: u64, way: Way, promises: &Path) {
     let driver =
         Driver::connect(socket, Options { queues: 2, queue_size: 512, block_features, ..Options::default() });
     let mut front_end = FrontEnd {
+        cache: CacheSwitch::of(socket),
         driver,
         random: Random::new(seed),
         way,
+        writes_through: way == Way::WritesThrough,
+        changes: 0,
+        next_change: WRITES_A_CHANGE,
         is_busy: vec![false; usize::try_from(BLOCKS).unwrap()],
         slots: vec![None; DEPTHS.iter().sum()],
         next_number: 1,
@@ -71,11 +88,15 @@ pub fn run(socket: &Path, seed: u64, writes: u64, way: Way, promises: &Path) {
         front_end.turn(seed);
     }
     front_end.marks.promises.flush().unwrap();
-    println!("{} marks", front_end.marks.count);
+    println!("{} marks, {} changes of the cache mode", front_end.marks.count, front_end.changes);
+    assert!(way != Way::Changes || front_end.changes >= CHANGES);
 }
 
 impl FrontEnd {
     fn turn(&mut self, seed: u64) {
+        if self.way == Way::Changes && self.next_number >= self.next_change {
+            self.change();
+        }
         for ring in 0..DEPTHS.len() {
             self.fill(ring, seed);
             self.queue(ring).kick();
@@ -127,9 +148,21 @@ impl FrontEnd {
         self.completed.push((block, number));
     }
 
+    /// Changes between write-back and write-through under load. Either way, what was completed before is durable.
+    fn change(&mut self) {
+        self.writes_through = !self.writes_through;
+        self.cache.set_writeback(!self.writes_through);
+        // It is answered behind that.
+        assert_eq!(self.driver.config().writeback, u8::from(!self.writes_through));
+        let completed = std::mem::take(&mut self.completed);
+        self.marks.set(&completed);
+        self.changes += 1;
+        self.next_change = self.next_number + self.random.below(2 * WRITES_A_CHANGE);
+    }
+
     fn flush(&mut self, ring: usize) {
         let completed = std::mem::take(&mut self.completed);
-        if self.way != Way::Flushes {
+        if self.writes_through {
             return self.marks.set(&completed);
         }
         let tag = self.next_flush;
@@ -149,6 +182,37 @@ impl FrontEnd {
         }
         self.marks.set(&covered);
     }
+}
+
+/// The connection of a driver, for what its crate cannot say.
+struct CacheSwitch(Wire);
+
+impl CacheSwitch {
+    /// The one that this process has to the disk behind `socket`.
+    fn of(socket: &Path) -> Self {
+        let files = std::fs::read_dir("/proc/self/fd").unwrap();
+        let mut numbers = files.map(|file| file.unwrap().file_name().to_str().unwrap().parse().unwrap());
+        let found = numbers.find_map(|number| connection(number, socket));
+        Self(Wire::new(found.expect("the driver is connected")))
+    }
+
+    /// Nobody answers: whoever asks the device for something then is answered behind it.
+    fn set_writeback(&self, writeback: bool) {
+        // `writeback` of the configuration space (VIRTIO 1.2 §5.2.4): its offset and length, no flags, and it.
+        let payload =
+            [&32_u32.to_le_bytes()[..], &1_u32.to_le_bytes(), &[0; 4], &[u8::from(writeback)]].concat();
+        assert!(self.0.send_bytes(&Wire::encode(SET_CONFIG, VERSION, &payload), &[]));
+    }
+}
+
+/// A copy of this descriptor, if it is a connection to `socket`.
+#[allow(unsafe_code)]
+fn connection(number: RawFd, socket: &Path) -> Option<UnixStream> {
+    // SAFETY: nobody else opens or closes descriptors meanwhile; that of the folder, which may be closed by now, is not used.
+    let file = unsafe { BorrowedFd::borrow_raw(number) };
+    let copy = UnixStream::from(file.try_clone_to_owned().ok()?);
+    let is_it = copy.peer_addr().is_ok_and(|peer| peer.as_pathname() == Some(socket));
+    is_it.then_some(copy)
 }
 
 /// Marks in the log, and what each promises.

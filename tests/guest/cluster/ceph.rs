@@ -12,6 +12,7 @@ use super::super::soak::table::Row;
 use super::super::soak::{Order, rig};
 use super::node::{Node, Switch};
 use super::recorder::Records;
+use super::{Cluster, on_cluster};
 
 /// Nodes: the cluster's, and its clients'.
 const NODES: u8 = 3;
@@ -32,7 +33,7 @@ pub fn osds(order: &Order<'_>) -> Vec<Row> {
     on_cluster(order, kill_osds)
 }
 
-fn kill_osds(order: &Order<'_>, cluster: Cluster) -> Vec<Row> {
+fn kill_osds(order: &Order<'_>, cluster: Ceph) -> Vec<Row> {
     let start = Instant::now();
     let daemon = cluster.serve_beside_another(order, 2).start();
     cluster.assert_named(&daemon, 2);
@@ -83,7 +84,7 @@ fn assert_waits(daemon: &Daemon, other: &mut Driver) {
 
 /// The daemon is to end while nothing answers: it does in time, and says what it gives up.
 fn end_while_frozen(
-    cluster: &Cluster,
+    cluster: &Ceph,
     mut daemon: Daemon,
     recorder: super::recorder::Recorder,
     mut other: Driver,
@@ -106,7 +107,7 @@ pub fn client_losses(order: &Order<'_>) -> Vec<Row> {
     on_cluster(order, lose_clients)
 }
 
-fn lose_clients(order: &Order<'_>, mut cluster: Cluster) -> Vec<Row> {
+fn lose_clients(order: &Order<'_>, mut cluster: Ceph) -> Vec<Row> {
     let start = Instant::now();
     let mut random = Random::new(order.seed);
     let mut daemon = cluster.serve(order, 2, "size=64M").start();
@@ -134,33 +135,18 @@ fn lose_clients(order: &Order<'_>, mut cluster: Cluster) -> Vec<Row> {
     vec![Row { what, rounds: order.rounds, seconds: start.elapsed().as_secs_f32(), pauses }]
 }
 
-/// What one client wrote is what the other reads, whatever each has in its caches.
-pub fn alternation(order: &Order<'_>) -> Vec<Row> {
-    on_cluster(order, alternate)
-}
-
-fn alternate(order: &Order<'_>, cluster: Cluster) -> Vec<Row> {
-    let first = cluster.serve(order, 2, "size=64M,lock=wait").start();
-    super::turns::take_turns(order, [first, cluster.serve(order, 3, "lock=wait").start()])
-}
-
-/// Runs a scenario, or says why it cannot be had here.
-fn on_cluster(order: &Order<'_>, scenario: fn(&Order<'_>, Cluster) -> Vec<Row>) -> Vec<Row> {
-    match super::missing("ceph") {
-        None => scenario(order, Cluster::new(order)),
-        Some(why) => vec![Row::skipped(&why)],
-    }
-}
-
 /// The nodes: the first one is the cluster, the others mount its file system.
 #[derive(Debug)]
-struct Cluster {
+pub struct Ceph {
     switch: Switch,
     nodes: Vec<Option<Node>>,
     folder: PathBuf,
 }
 
-impl Cluster {
+impl Cluster for Ceph {
+    const PACKAGES: &str = "ceph";
+    const SERVING: [u8; 2] = [2, 3];
+
     fn new(order: &Order<'_>) -> Self {
         let (switch, folder) = (Switch::new(), order.folder.join("cluster"));
         let mut cluster = Self { switch, nodes: (0..=NODES).map(|_| None).collect(), folder };
@@ -169,6 +155,18 @@ impl Cluster {
         cluster
     }
 
+    fn serve(&self, order: &Order<'_>, number: u8, disk: &str) -> Setup {
+        let setup = super::setup(order, self.node(number), disk);
+        let mount = format!("ceph-fuse --id {number} {}", setup.folder().display());
+        // It gives up at once where the metadata server is not back yet.
+        wait_long_for("the file system is mounted", || {
+            self.node(number).attempt(&mount).status.success().then_some(())
+        });
+        setup
+    }
+}
+
+impl Ceph {
     /// Has the script do something on the cluster's node.
     fn say(&self, words: &str) {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/ceph.sh");
@@ -194,17 +192,6 @@ impl Cluster {
 
     fn lose(&mut self, number: u8) {
         self.nodes[usize::from(number)].take().unwrap().lose(&self.switch);
-    }
-
-    /// A daemon on this node, whose images are in the file system.
-    fn serve(&self, order: &Order<'_>, number: u8, disk: &str) -> Setup {
-        let setup = super::setup(order, self.node(number), disk);
-        let mount = format!("ceph-fuse --id {number} {}", setup.folder().display());
-        // It gives up at once where the metadata server is not back yet.
-        wait_long_for("the file system is mounted", || {
-            self.node(number).attempt(&mount).status.success().then_some(())
-        });
-        setup
     }
 
     /// What a flush has it do is said at the start, and by `info`.

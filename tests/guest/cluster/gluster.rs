@@ -12,6 +12,7 @@ use super::super::soak::table::Row;
 use super::super::soak::{Order, rig};
 use super::node::{Node, Switch};
 use super::recorder::Records;
+use super::{Cluster, on_cluster};
 
 /// Nodes, each with a replica.
 const NODES: u8 = 3;
@@ -38,7 +39,7 @@ pub fn bricks(order: &Order<'_>) -> Vec<Row> {
     on_cluster(order, kill_bricks)
 }
 
-fn kill_bricks(order: &Order<'_>, cluster: Cluster) -> Vec<Row> {
+fn kill_bricks(order: &Order<'_>, cluster: Gluster) -> Vec<Row> {
     let start = Instant::now();
     let daemon = cluster.serve(order, 1, "size=64M").start();
     let socket = daemon.socket(0);
@@ -67,7 +68,7 @@ pub fn node_losses(order: &Order<'_>) -> Vec<Row> {
     on_cluster(order, lose_nodes)
 }
 
-fn lose_nodes(order: &Order<'_>, mut cluster: Cluster) -> Vec<Row> {
+fn lose_nodes(order: &Order<'_>, mut cluster: Gluster) -> Vec<Row> {
     let start = Instant::now();
     let mut random = Random::new(order.seed);
     let mut daemon = cluster.serve(order, 1, "size=64M").start();
@@ -102,7 +103,7 @@ pub fn migrations(order: &Order<'_>) -> Vec<Row> {
     on_cluster(order, migrate)
 }
 
-fn migrate(order: &Order<'_>, cluster: Cluster) -> Vec<Row> {
+fn migrate(order: &Order<'_>, cluster: Gluster) -> Vec<Row> {
     let first = cluster.serve(order, 1, "size=64M,serial=soak,lock=wait").start();
     let second = cluster.serve(order, 2, "serial=soak,lock=wait");
     // Past the page cache: the kernel of this node knows nothing of what the others write.
@@ -111,33 +112,18 @@ fn migrate(order: &Order<'_>, cluster: Cluster) -> Vec<Row> {
     migration::moves(order, Scene::over(order, vec![first, second.start()], image))
 }
 
-/// What one node wrote is what the other reads, also where it has read before: page caches know nothing of each other.
-pub fn alternation(order: &Order<'_>) -> Vec<Row> {
-    on_cluster(order, alternate)
-}
-
-fn alternate(order: &Order<'_>, cluster: Cluster) -> Vec<Row> {
-    let first = cluster.serve(order, 1, "size=64M,lock=wait").start();
-    super::turns::take_turns(order, [first, cluster.serve(order, 2, "lock=wait").start()])
-}
-
-/// Runs a scenario, or says why it cannot be had here.
-fn on_cluster(order: &Order<'_>, scenario: fn(&Order<'_>, Cluster) -> Vec<Row>) -> Vec<Row> {
-    match super::missing("cluster") {
-        None => scenario(order, Cluster::new(order)),
-        Some(why) => vec![Row::skipped(&why)],
-    }
-}
-
 /// Three nodes, and the volume `disk`.
 #[derive(Debug)]
-struct Cluster {
+pub struct Gluster {
     switch: Switch,
     nodes: Vec<Option<Node>>,
     folder: PathBuf,
 }
 
-impl Cluster {
+impl Cluster for Gluster {
+    const PACKAGES: &str = "cluster";
+    const SERVING: [u8; 2] = [1, 2];
+
     fn new(order: &Order<'_>) -> Self {
         let (switch, folder) = (Switch::new(), order.folder.join("cluster"));
         let mut cluster = Self { switch, nodes: (0..=NODES).map(|_| None).collect(), folder };
@@ -160,6 +146,14 @@ impl Cluster {
         cluster
     }
 
+    fn serve(&self, order: &Order<'_>, number: u8, disk: &str) -> Setup {
+        let setup = super::setup(order, self.node(number), disk);
+        self.mount(number, setup.folder(), "log-level=WARNING");
+        setup
+    }
+}
+
+impl Gluster {
     fn node(&self, number: u8) -> &Node {
         self.nodes[usize::from(number)].as_ref().unwrap()
     }
@@ -197,12 +191,5 @@ impl Cluster {
         let place = folder.display();
         node.run(&format!("mount -t glusterfs -o {options} {}:/disk {place}", node.address()));
         node.path(folder)
-    }
-
-    /// A daemon on this node, whose images are in the volume.
-    fn serve(&self, order: &Order<'_>, number: u8, disk: &str) -> Setup {
-        let setup = super::setup(order, self.node(number), disk);
-        self.mount(number, setup.folder(), "log-level=WARNING");
-        setup
     }
 }

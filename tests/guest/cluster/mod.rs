@@ -15,10 +15,42 @@ use std::time::Duration;
 use super::common::daemon::{Daemon, Place, Setup};
 use super::machine::script;
 use super::soak::Order;
+use super::soak::table::Row;
 use node::Node;
 
 /// Of a daemon: long enough for any number of rounds.
 const LIFETIME: Duration = Duration::from_secs(4 * 3600);
+
+/// An engine's cluster on nodes of this machine, whose storage several of them see.
+pub trait Cluster: Sized {
+    /// What `ci/lab/install` calls what it needs.
+    const PACKAGES: &str;
+
+    /// Two nodes on which daemons may be.
+    const SERVING: [u8; 2];
+
+    fn new(order: &Order<'_>) -> Self;
+
+    /// A daemon on this node, whose images are in the cluster.
+    fn serve(&self, order: &Order<'_>, number: u8, disk: &str) -> Setup;
+}
+
+/// Runs a scenario, or says why it cannot be had here.
+fn on_cluster<C: Cluster>(order: &Order<'_>, scenario: fn(&Order<'_>, C) -> Vec<Row>) -> Vec<Row> {
+    match missing(C::PACKAGES) {
+        None => scenario(order, C::new(order)),
+        Some(why) => vec![Row::skipped(&why)],
+    }
+}
+
+/// What one node wrote is what the other reads, also where it has read before, whatever each has in its caches.
+pub fn alternation<C: Cluster>(order: &Order<'_>) -> Vec<Row> {
+    on_cluster(order, |order, cluster: C| {
+        let [first, second] = C::SERVING;
+        let first = cluster.serve(order, first, "size=64M,lock=wait").start();
+        turns::take_turns(order, [first, cluster.serve(order, second, "lock=wait").start()])
+    })
+}
 
 /// Installs what an engine on nodes of this machine needs (`ci/lab/install`). Why it cannot be had here, if so.
 fn missing(packages: &str) -> Option<String> {

@@ -1,6 +1,7 @@
 //! Machines of a cluster that are none: a network, a process tree and a table of mounts each. What such a node runs is
 //! killed where it stands when the node is lost. Nothing of it can be seen from outside.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -134,8 +135,24 @@ fn succeeded(line: &str, Output { status, stdout, stderr }: Output) -> String {
     stdout
 }
 
+/// Numbers of the connections that the FUSE file systems are which a process sees.
+fn fuse_connections(process: &str) -> BTreeSet<String> {
+    let mounts = std::fs::read_to_string(format!("/proc/{process}/mountinfo")).unwrap_or_default();
+    let of_fuse = mounts.lines().filter(|mount| mount.contains(" - fuse."));
+    of_fuse.filter_map(|mount| Some(mount.split(' ').nth(2)?.split_once(':')?.1.to_owned())).collect()
+}
+
 impl Drop for Holder {
     fn drop(&mut self) {
+        // A client may have a child that waits for its answer, and inherits what keeps the connection up (`ceph-fuse`, which
+        // runs `mount -o remount`): nobody could end that child any more.
+        let seen_outside = fuse_connections("self");
+        for number in fuse_connections(&self.first.to_string()).difference(&seen_outside) {
+            let connections = "/sys/fs/fuse/connections";
+            let abort = format!("mount -t fusectl none {connections}; echo 1 >{connections}/{number}/abort");
+            // It may be over already.
+            let _ = self.shell(&["-m"], &abort).output();
+        }
         let _ = self.unshare.kill();
         let _ = self.unshare.wait();
     }

@@ -24,7 +24,9 @@ pub mod table;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::cluster::{ceph, drbd, gluster};
+use super::cluster::ceph::{self, Ceph};
+use super::cluster::gluster::{self, Gluster};
+use super::cluster::{alternation, drbd};
 use super::folder;
 use super::pmem;
 use super::report::Report;
@@ -166,11 +168,11 @@ pub fn run(report: &mut Report, counts: &Counts) -> Table {
         ("soak: GlusterFS, replicas are killed", counts.brick_kills, gluster::bricks),
         ("soak: GlusterFS, the node that serves is lost", counts.node_losses, gluster::node_losses),
         ("soak: DRBD, the node that serves is lost", counts.node_losses, drbd::node_losses),
-        ("soak: GlusterFS, nodes in turn", 4 * counts.node_migrations, gluster::alternation),
+        ("soak: GlusterFS, nodes in turn", 4 * counts.node_migrations, alternation::<Gluster>),
         ("soak: GlusterFS, migration between nodes under fio", counts.node_migrations, gluster::migrations),
         ("soak: CephFS, OSDs are killed, and all of it", counts.osd_kills, ceph::osds),
         ("soak: CephFS, the client that serves is lost", counts.client_losses, ceph::client_losses),
-        ("soak: CephFS, clients in turn", 4 * counts.client_losses, ceph::alternation),
+        ("soak: CephFS, clients in turn", 4 * counts.client_losses, alternation::<Ceph>),
     ];
     let mut table = Table::default();
     for (name, rounds, scenario) in scenarios {

@@ -1,7 +1,7 @@
 //! Requests that the kernel does by itself: begun by a worker, which hears of their end.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use super::aio::{Direct, Transfers};
 use crate::disk::executor::Task as _;
@@ -92,8 +92,15 @@ pub(super) fn reap<D: Disk>(transfers: &DirectTasks<D>, here: &Arc<Completions>)
 
 /// What a worker needs for them, once it has a ring of a disk that can do some. `None`: it is done by threads.
 pub(super) fn transfers<D: Disk>() -> Option<DirectTasks<D>> {
+    static TOLD: Once = Once::new();
     let told = |error: &io::Error| {
-        tracing::debug!(%error, "no asynchronous I/O: threads do what may wait for block devices (fs.aio-max-nr)");
+        TOLD.call_once(|| {
+            tracing::warn!(
+                %error,
+                "no asynchronous I/O for block devices: threads do what waits for them, which takes more CPU; raise \
+                 fs.aio-max-nr, or allow io_setup and io_submit"
+            );
+        });
     };
     Transfers::new().inspect_err(told).ok()
 }

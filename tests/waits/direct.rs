@@ -77,6 +77,38 @@ fn a_device_is_read_and_written_by_the_kernel_and_what_it_cannot_by_threads() {
     });
 }
 
+/// Any process of the machine may have used up `fs.aio-max-nr`. (Here the calls alone fail, as they do then.)
+#[test]
+fn where_the_kernel_has_no_asynchronous_io_for_us_threads_do_all_and_the_log_says_what_to_do() {
+    with_device(|setup, _| {
+        let launcher =
+            ["strace", "-D", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", "trace=io_setup"];
+        let launcher = [&launcher[..], &["-e", "inject=io_setup:error=EAGAIN"]].concat();
+        let daemon = setup.through(&launcher).start();
+        for session in Session::of_each_kind(&daemon.socket(0)) {
+            let mut ring = session.ring(0, 128);
+            let written = pattern(5, 4096);
+            let requests = [Request::write(64, &written), Request::read(64, 4096), Request::flush()];
+            let heads = requests.each_ref().map(|request| ring.submit(request));
+            ring.notify();
+            for (request, head) in requests.iter().zip(heads) {
+                let used = ring.wait();
+                assert_eq!(used.head, head, "in the ring's order");
+                let answer = ring.answer(request, used);
+                assert_eq!(answer.status, OK, "{request:?}");
+                assert!(answer.data.is_empty() || answer.data == written);
+            }
+            let load = Load::start(ring, 0);
+            load.wait_for_progress();
+            session.stop(&load.stop().vring());
+        }
+        daemon.wait_for_log("raise fs.aio-max-nr, or allow io_setup");
+        daemon.wait_for_log("no asynchronous I/O for block devices: threads do what waits for them");
+        assert_eq!(direct(&daemon), 0.0, "none is done by the kernel");
+        daemon.stop();
+    });
+}
+
 /// Of io_uring, what has ended is told by the thread that has begun it: such a one would be held up by the other disk.
 #[test]
 fn transfers_are_told_of_while_the_thread_that_has_begun_them_hangs() {

@@ -1,6 +1,6 @@
 //! Write amplification on an ordinary file system, measured by the counters of the device below it: random
 //! 4 KiB writes, each followed by a flush, through the daemon and, for comparison, by stores into a shared
-//! mapping and `fdatasync`.
+//! mapping and `fdatasync`. And what random reads cost that are not in the page cache, one by one and many at once.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::cast_possible_truncation, clippy::print_stderr, clippy::print_stdout)]
@@ -8,6 +8,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
@@ -25,6 +26,7 @@ const IMAGE_BYTES: u64 = 128 << 20;
 const BLOCK_BYTES: u64 = 4096;
 const DAEMON_WRITES: u64 = 256;
 const NAIVE_WRITES: u64 = 48;
+const READS: usize = 512;
 
 /// What the daemon may cost: device bytes for each byte of the guest.
 const MOST: f64 = 1.2;
@@ -147,6 +149,56 @@ fn reading_through_the_daemon(file_system: &FileSystem) -> f64 {
     });
     std::fs::remove_file(image).unwrap();
     amplification
+}
+
+/// Device bytes for each byte that is read at random, so many blocks at a time.
+fn random_reads(file_system: &FileSystem, depth: usize) -> f64 {
+    let image = file_system.mount().join("random.img");
+    let file = filled(&image);
+    let daemon = Daemon::start(&image);
+    let mut driver = daemon.connect();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    // Where each block is, is known already.
+    file.read_exact_at(&mut [0], 0).unwrap();
+    // No block twice, and not in order.
+    let mut known = BTreeSet::new();
+    let places: Vec<u64> = offsets(5).filter(|offset| known.insert(*offset)).take(READS).collect();
+    let before = file_system.ext4.read_bytes();
+    for some in places.chunks(depth) {
+        for (number, &offset) in some.iter().enumerate() {
+            let place = number * BLOCK_BYTES as usize;
+            let into = vec![place..place + BLOCK_BYTES as usize];
+            assert!(driver.queue().submit(&Request::Read { offset, into }, number as u64));
+        }
+        driver.queue().kick();
+        let mut done = 0;
+        while done < some.len() {
+            let answers = driver.queue().wait();
+            assert!(answers.iter().all(|(_, outcome)| *outcome == Ok(())), "{answers:?}");
+            done += answers.len();
+        }
+    }
+    let read = file_system.ext4.read_bytes() - before;
+    std::fs::remove_file(image).unwrap();
+    read as f64 / (places.len() as u64 * BLOCK_BYTES) as f64
+}
+
+#[test]
+fn a_random_read_costs_the_device_little_more_than_itself() {
+    let test = || match FileSystem::new() {
+        Err(reason) => eprintln!("skipped: {reason}"),
+        Ok(file_system) => {
+            for depth in [1, 32] {
+                let read = random_reads(&file_system, depth);
+                println!("device bytes for each byte read at random, {depth} at a time: {read:.2}");
+                assert!(
+                    (0.9..=MOST).contains(&read),
+                    "{read:.2} at depth {depth}, at most {MOST} is allowed"
+                );
+            }
+        }
+    };
+    std::thread::scope(|scope| scope.spawn(test).join().unwrap());
 }
 
 fn through_a_mapping(file_system: &FileSystem) -> f64 {

@@ -36,9 +36,18 @@ impl Ext4 {
 
     /// Bytes written to the device so far (Documentation/block/stat.rst: the seventh field, in sectors).
     pub fn written_bytes(&self) -> u64 {
+        self.counted_bytes(6)
+    }
+
+    /// Bytes read from it (the third field).
+    pub fn read_bytes(&self) -> u64 {
+        self.counted_bytes(2)
+    }
+
+    fn counted_bytes(&self, field: usize) -> u64 {
         let name = self.device.file_name().unwrap().to_str().unwrap();
         let stat = std::fs::read_to_string(format!("/sys/block/{name}/stat")).unwrap();
-        stat.split_ascii_whitespace().nth(6).unwrap().parse::<u64>().unwrap() * 512
+        stat.split_ascii_whitespace().nth(field).unwrap().parse::<u64>().unwrap() * 512
     }
 }
 

@@ -230,9 +230,10 @@ impl<D: Disk> Pending<D> {
         self.in_flight = self.in_flight.saturating_sub(self.returned.len());
     }
 
-    /// Whether it is woken so often that its worker need not look by itself, and leaves the CPU to who has its requests.
+    /// Whether it is woken so often that its worker need not look by itself, and leaves the CPU to who has its requests; or waits
+    /// for a flush, which takes longer than to be woken, and says nothing about its driver's pauses.
     pub(super) const fn has_much_in_flight(&self) -> bool {
-        self.in_flight >= 4
+        self.in_flight >= 4 || self.flush.is_some()
     }
 
     /// Whether a thread has a request.

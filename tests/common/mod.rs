@@ -17,6 +17,7 @@ pub mod process;
 pub mod random;
 pub mod steps;
 pub mod strace;
+pub mod user_mode;
 pub mod wait;
 
 use std::io::Write as _;

@@ -1,4 +1,5 @@
-//! Media that hang: a file of a FUSE server that is stopped, and a block device over such a file.
+//! Media that hang: a file of a FUSE server that is stopped, and a block device over such a file; and where the kernel has them
+//! (`other_kernel`), a device of the device-mapper that is suspended, and a file of an NFS server that is gone.
 
 use std::fs::{DirEntry, File};
 use std::path::{Path, PathBuf};
@@ -20,6 +21,25 @@ pub(crate) enum Media {
     Device,
     /// A file of a local file system on such a device.
     Local,
+    /// A device of the device-mapper.
+    Suspended,
+    /// A file of [`EXPORTED`], of an NFS server that is reached through a network.
+    Nfs,
+}
+
+/// Where `user_mode.sh` has mounted what an NFS server exports.
+const EXPORTED: &str = "/mnt/client";
+
+impl Media {
+    /// Whether a write is acknowledged only when the media has answered.
+    pub(crate) fn writes_wait(self) -> bool {
+        self != Self::Nfs
+    }
+
+    /// Whether it is there on any machine.
+    fn is_usual(self) -> bool {
+        !matches!(self, Self::Suspended | Self::Nfs)
+    }
 }
 
 /// Bytes of the first disk, and what they are. One of a [local](Media::Local) file system is a quarter of that.
@@ -30,14 +50,48 @@ pub(crate) fn contents() -> Vec<u8> {
     pattern(1, BYTES as usize)
 }
 
-/// A server of FUSE, and what is mounted.
+/// What answers, and can be made to stop.
 #[derive(Debug)]
 pub(crate) struct Server {
-    process: Child,
+    engine: Engine,
     pub(crate) image: PathBuf,
 }
 
+#[derive(Debug)]
+enum Engine {
+    /// A server of FUSE.
+    Process(Child),
+    /// The device-mapper, over a loop device, which lasts as long.
+    Mapper(#[expect(dead_code, reason = "it is detached when this is dropped")] Loop),
+    /// A server of NFS: the network to it is cut.
+    Network,
+}
+
+/// The device-mapper's device.
+const MAPPED: &str = "/dev/dm-0";
+
 impl Server {
+    fn of(media: Media, folder: &Path) -> Self {
+        match media {
+            Media::File | Media::Device | Media::Local => Self::mount(folder),
+            Media::Suspended => Self::map(folder),
+            Media::Nfs => {
+                let image = Path::new(EXPORTED).join("disk.img");
+                std::fs::write(&image, contents()).unwrap();
+                Self { engine: Engine::Network, image }
+            }
+        }
+    }
+
+    fn map(folder: &Path) -> Self {
+        let image = folder.join("disk.img");
+        std::fs::write(&image, contents()).unwrap();
+        let device = Loop::over(&image, &[]).unwrap();
+        let table = format!("0 {} linear {} 0", BYTES / 512, device.path().display());
+        run(Command::new("dmsetup").args(["create", "hung", "--noudevsync", "--table", &table]));
+        Self { engine: Engine::Mapper(device), image }
+    }
+
     fn mount(folder: &Path) -> Self {
         let (device, mount) = (folder.join("device"), folder.join("mount"));
         File::create(&device).unwrap().set_len(64 * MIB).unwrap();
@@ -49,7 +103,7 @@ impl Server {
         wait_for("the file system is mounted", || mount.join("lost+found").exists().then_some(()));
         let image = mount.join("disk.img");
         std::fs::write(&image, contents()).unwrap();
-        Self { process, image }
+        Self { engine: Engine::Process(process), image }
     }
 
     /// Nothing of the image is in the page cache any more.
@@ -59,34 +113,48 @@ impl Server {
         rustix::fs::fadvise(&image, 0, None, rustix::fs::Advice::DontNeed).unwrap();
     }
 
-    /// Nothing is answered any more, nor read: what it has read cannot be given up (`request_wait_answer` of the kernel).
+    /// Nothing is answered any more, nor read: what a server has read cannot be given up (`request_wait_answer` of the kernel).
     pub(crate) fn hang(&self) {
-        self.signal(Signal::STOP);
-        let tasks = format!("/proc/{}/task", self.process.id());
-        let is_stopped = |task: std::io::Result<DirEntry>| {
-            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
-            stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('T'))
-        };
-        wait_for("the server has stopped", || {
-            std::fs::read_dir(&tasks).unwrap().all(is_stopped).then_some(())
-        });
+        match &self.engine {
+            Engine::Process(process) => stop(process),
+            Engine::Mapper(_) => {
+                run(Command::new("dmsetup").args(["suspend", "--nolockfs", "--noudevsync", "hung"]))
+            }
+            Engine::Network => run(Command::new("ip").args(["link", "set", "lo", "down"])),
+        }
     }
 
     /// All is answered again.
     pub(crate) fn go_on(&self) {
-        self.signal(Signal::CONT);
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.process), signal).unwrap();
+        match &self.engine {
+            Engine::Process(process) => kill_process(Pid::from_child(process), Signal::CONT).unwrap(),
+            Engine::Mapper(_) => run(Command::new("dmsetup").args(["resume", "--noudevsync", "hung"])),
+            Engine::Network => run(Command::new("ip").args(["link", "set", "lo", "up"])),
+        }
     }
 }
 
+fn stop(process: &Child) {
+    kill_process(Pid::from_child(process), Signal::STOP).unwrap();
+    let tasks = format!("/proc/{}/task", process.id());
+    let is_stopped = |task: std::io::Result<DirEntry>| {
+        let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('T'))
+    };
+    wait_for("the server has stopped", || std::fs::read_dir(&tasks).unwrap().all(is_stopped).then_some(()));
+}
+
 impl Drop for Server {
-    /// With it, all requests fail that wait for it.
+    /// With a server of FUSE, all requests fail that wait for it.
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        match &mut self.engine {
+            Engine::Process(process) => {
+                let _ = process.kill();
+                let _ = process.wait();
+            }
+            Engine::Mapper(_) => run(Command::new("dmsetup").args(["remove", "--noudevsync", "hung"])),
+            Engine::Network => {}
+        }
     }
 }
 
@@ -123,7 +191,8 @@ pub(crate) fn with_disks_of(
     let is_there = |program: &str| {
         Command::new(program).arg("-V").stderr(Stdio::null()).stdout(Stdio::null()).status().is_ok()
     };
-    if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() || !is_there("fuse2fs") {
+    let has_fuse = || Path::new("/dev/fuse").exists() && is_there("fuse2fs");
+    if media.is_usual() && !(rustix::process::geteuid().is_root() && has_fuse()) {
         eprintln!("skipped: no root, no /dev/fuse, or no fuse2fs");
         return;
     }
@@ -132,7 +201,7 @@ pub(crate) fn with_disks_of(
         // SAFETY: it concerns this thread only, which ends with the test, and what it starts.
         assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0, "unshare");
         run(Command::new("mount").args(["--make-rprivate", "/"]));
-        let server = Server::mount(folder.path());
+        let server = Server::of(media, folder.path());
         let mut setup = Setup::new(Place::Tmpfs).disk(options);
         for _ in 0..others {
             setup = setup.disk("size=4M");
@@ -140,13 +209,16 @@ pub(crate) fn with_disks_of(
         let setup = setup.arg("--workers=1").with_metrics();
         // Direct: else the loop device has a page cache of its own, which answers.
         let device = match media {
-            Media::File => None,
+            Media::File | Media::Suspended | Media::Nfs => None,
             Media::Device | Media::Local => {
                 let Some(device) = Loop::over(&server.image, &["--direct-io=on"]) else { return };
                 Some(device)
             }
         };
-        let path = device.as_ref().map_or(server.image.as_path(), Loop::path);
+        let path = match media {
+            Media::Suspended => Path::new(MAPPED),
+            _ => device.as_ref().map_or(server.image.as_path(), Loop::path),
+        };
         let local = (media == Media::Local).then(|| mount_local(folder.path(), path));
         let path = local.as_deref().unwrap_or(path);
         std::os::unix::fs::symlink(path, setup.image(0)).unwrap();
@@ -156,7 +228,9 @@ pub(crate) fn with_disks_of(
         }
         drop(server);
         drop(device);
-        run(Command::new("umount").arg("--lazy").arg(folder.path().join("mount")));
+        if media.is_usual() {
+            run(Command::new("umount").arg("--lazy").arg(folder.path().join("mount")));
+        }
     };
     std::thread::scope(|scope| scope.spawn(body).join().unwrap());
 }

@@ -2,7 +2,7 @@
 //! own disk: others that the same worker serves go on, and so do their messages.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-#![allow(clippy::cast_possible_truncation, clippy::print_stderr)]
+#![allow(clippy::cast_possible_truncation, clippy::print_stderr, clippy::print_stdout)]
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -15,6 +15,7 @@ mod fuse;
 mod http;
 mod latency;
 mod memory;
+mod other_kernel;
 mod others;
 mod slow;
 mod table;

@@ -8,7 +8,7 @@ use vhost::vhost_user::message::VhostUserConfigFlags;
 
 use crate::common::daemon::Daemon;
 use crate::common::frontend::message::RESET_DEVICE;
-use crate::common::frontend::request::{DISCARD, OK, Request, WRITE_ZEROES, range};
+use crate::common::frontend::request::{DISCARD, OK, OUT, Request, WRITE_ZEROES, range};
 use crate::common::frontend::ring::Ring;
 use crate::common::frontend::{Options, Session, settle};
 use crate::common::{SECTOR_BYTES, metrics, pattern};
@@ -33,11 +33,24 @@ pub(crate) struct Hung<'a> {
     /// Counts up, so that no two rows touch the same bytes.
     next: u64,
     packed: bool,
+    media: Media,
+}
+
+impl Row {
+    /// Whether something of it waits for such media.
+    pub(crate) fn hangs(&self, media: Media) -> bool {
+        let only_writes = ["a write", "20 writes", "a write, and a read of what it writes", "zeroes"]
+            .contains(&self.name)
+            || self.name.starts_with("a front-end that leaves");
+        // A loop device over a file of FUSE has no zeroes for it: the request fails, hung or not.
+        let fails = media == Media::Device && self.name.starts_with("zeroes");
+        !fails && (media.writes_wait() || !only_writes)
+    }
 }
 
 impl<'a> Hung<'a> {
-    pub(crate) fn of(daemon: &'a Daemon, packed: bool) -> Self {
-        Self { daemon, front_end: None, contents: contents(), next: 0, packed }
+    pub(crate) fn of(daemon: &'a Daemon, packed: bool, media: Media) -> Self {
+        Self { daemon, front_end: None, contents: contents(), next: 0, packed, media }
     }
 
     fn connect(&mut self) -> &mut (Session, Ring) {
@@ -68,11 +81,12 @@ impl<'a> Hung<'a> {
 
     /// Submits requests; then they are answered in their order, well.
     fn submit(&mut self, requests: Vec<Request>) -> Then {
+        let may_be_done = !self.media.writes_wait() && requests[0].kind == OUT;
         let (_, ring) = self.connect();
         let heads: Vec<_> = requests.iter().map(|request| ring.submit(request)).collect();
         ring.notify();
         settle();
-        assert_eq!(ring.next_used(), None, "it cannot be done while the media hangs");
+        assert!(may_be_done || ring.next_used().is_none(), "it cannot be done while the media hangs");
         Box::new(move |hung| {
             for (request, head) in requests.iter().zip(heads) {
                 let (_, ring) = hung.front_end.as_mut().unwrap();
@@ -325,19 +339,16 @@ fn print(media: Media, packed: bool, name: &str, (worst, median): (Duration, Dur
     );
 }
 
-fn each_row(media: Media, packed: bool) -> usize {
+/// Tries the rows that are `wanted`, of those that hang. Returns how many there were.
+pub(crate) fn each_row(media: Media, packed: bool, wanted: impl Fn(&Row) -> bool + Sync) -> usize {
     let mut tried = 0;
     with_disks(media, 2, |setup, server| {
         let daemon = setup.start();
         let neighbour = Neighbour::start(&daemon);
-        let mut hung = Hung::of(&daemon, packed);
+        let mut hung = Hung::of(&daemon, packed, media);
         let before = (neighbour.wait_for_progress(), say_everything(&daemon));
         print(media, packed, "nothing hangs", before.0, before.1);
-        for Row { name, begin } in ROWS {
-            // A loop device over a file of FUSE has no zeroes for it: the request fails, hung or not.
-            if media == Media::Device && name.starts_with("zeroes") {
-                continue;
-            }
+        for Row { name, begin } in ROWS.iter().filter(|row| row.hangs(media) && wanted(row)) {
             let write = hung.write();
             hung.done_again(&write);
             server.forget();
@@ -361,7 +372,7 @@ fn whatever_hangs_costs_its_own_disk() {
     for media in [Media::File, Media::Device] {
         // Two turns, with both kinds of rings: twice as many rows.
         for packed in [false, true] {
-            let tried = each_row(media, packed);
+            let tried = each_row(media, packed, |_| true);
             assert!(tried == 0 || tried >= ROWS.len() - 2);
         }
     }

@@ -1,10 +1,12 @@
-//! DRBD: two guests, each with a disk of its own, and a daemon on `/dev/drbd0` of the one that is primary.
+//! DRBD: two guests, each with a disk of its own, and a daemon on `/dev/drbd0` of the one that is primary, or of both.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::super::common::Random;
+use super::super::common::user_mode::INSTALLED;
 use super::super::guest::{Guest, Reply};
 use super::super::machine::{Kernel, script};
 use super::super::soak::table::Row;
@@ -58,6 +60,32 @@ pub fn node_losses(order: &Order<'_>) -> Vec<Row> {
     vec![Row { what, rounds: order.rounds, seconds: start.elapsed().as_secs_f32(), pauses }]
 }
 
+/// A guest under verified load moves between daemons on two nodes, both of which are primary meanwhile. The nodes are User-Mode
+/// Linux, as QEMU runs in them (`drbd_moves.py`).
+pub fn migrations(order: &Order<'_>) -> Vec<Row> {
+    if let Some(why) = super::missing("cluster") {
+        return vec![Row::skipped(&why)];
+    }
+    if !Path::new(INSTALLED).exists() {
+        return vec![Row::skipped("no User-Mode Linux (Debian's package user-mode-linux)")];
+    }
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/cluster");
+    let initramfs = Guest::initramfs(order.folder, &[&scripts.join("drbd_load.sh")]);
+    let start = Instant::now();
+    let moved = Command::new("python3")
+        .arg(scripts.join("drbd_moves.py"))
+        .arg(order.rounds.to_string())
+        .arg(env!("CARGO_BIN_EXE_vhost-user-pmem"))
+        .args([&Kernel::Cloud.image(), &initramfs, order.folder])
+        .output()
+        .unwrap();
+    let [said, why] =
+        [moved.stdout, moved.stderr].map(|text| String::from_utf8_lossy(&text).trim().to_owned());
+    assert!(moved.status.success(), "{said}\n{why}");
+    let seconds = start.elapsed().as_secs_f32();
+    vec![Row { what: said, rounds: order.rounds, seconds, pauses: Vec::new() }]
+}
+
 /// What [`Records::write_on`] says in the guest.
 const SOCKET: &str = "/tmp/disk.sock";
 
@@ -83,7 +111,7 @@ struct Nodes {
 impl Nodes {
     /// Nothing runs yet; or why it cannot.
     fn new(order: &Order<'_>) -> Result<Self, String> {
-        let installed = std::process::Command::new(script("install")).arg("cluster").output();
+        let installed = Command::new(script("install")).arg("cluster").output();
         if !installed.map_err(|error| error.to_string())?.status.success() {
             return Err("drbd-utils cannot be installed here".to_owned());
         }

@@ -60,6 +60,8 @@ pub struct Counts {
     node_losses: u32,
     /// Moves of a guest from one such node to another.
     node_migrations: u32,
+    /// The same between two primaries of DRBD.
+    drbd_migrations: u32,
     /// Of a second disk to a guest of libvirt, and ends of the daemon meanwhile.
     attachments: u32,
     /// Of every random moment.
@@ -84,6 +86,8 @@ impl Counts {
         client_losses: 0,
         node_losses: 1,
         node_migrations: 2,
+        // Three minutes: `ci/cluster` and `ci/soak` have it.
+        drbd_migrations: 0,
         attachments: 1,
         seed: 1,
     };
@@ -104,6 +108,7 @@ impl Counts {
             client_losses: 0,
             node_losses: 0,
             node_migrations: 0,
+            drbd_migrations: 0,
             attachments: 0,
             seed: 1,
         };
@@ -122,6 +127,7 @@ impl Counts {
                 ("client-losses", number) => counts.client_losses = number.parse().ok()?,
                 ("node-losses", number) => counts.node_losses = number.parse().ok()?,
                 ("node-migrations", number) => counts.node_migrations = number.parse().ok()?,
+                ("drbd-migrations", number) => counts.drbd_migrations = number.parse().ok()?,
                 ("attachments", number) => counts.attachments = number.parse().ok()?,
                 ("seed", number) => counts.seed = number.parse().ok()?,
                 _ => return None,
@@ -145,7 +151,7 @@ type Scenario = fn(&Order<'_>) -> Vec<Row>;
 
 /// Runs every scenario that is wanted and counted.
 pub fn run(report: &mut Report, counts: &Counts) -> Table {
-    let scenarios: [(&str, u32, Scenario); 27] = [
+    let scenarios: [(&str, u32, Scenario); 28] = [
         ("soak: daemon ends under fio, split rings", counts.kills, recovery::split),
         ("soak: daemon ends under fio, packed rings", counts.kills, recovery::packed),
         ("soak: migration under fio, one daemon", counts.migrations, migration::one_daemon),
@@ -170,6 +176,7 @@ pub fn run(report: &mut Report, counts: &Counts) -> Table {
         ("soak: DRBD, the node that serves is lost", counts.node_losses, drbd::node_losses),
         ("soak: GlusterFS, nodes in turn", 4 * counts.node_migrations, alternation::<Gluster>),
         ("soak: GlusterFS, migration between nodes under fio", counts.node_migrations, gluster::migrations),
+        ("soak: DRBD, migration between nodes under fio", counts.drbd_migrations, drbd::migrations),
         ("soak: CephFS, OSDs are killed, and all of it", counts.osd_kills, ceph::osds),
         ("soak: CephFS, the client that serves is lost", counts.client_losses, ceph::client_losses),
         ("soak: CephFS, clients in turn", 4 * counts.client_losses, alternation::<Ceph>),

@@ -2,7 +2,8 @@
 
 use std::io;
 use std::num::NonZeroU16;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -52,9 +53,10 @@ pub struct DiskSummary {
     pub throttling: Throttling,
 }
 
-/// Files that this start has created: removed if it fails, so that the next try starts afresh.
+/// Files that this start has created, and which inodes they are: removed if it fails, so that the next try starts afresh. What
+/// their paths lead to by then may be somebody else's.
 #[derive(Debug, Default)]
-pub(super) struct Created(Vec<PathBuf>);
+pub(super) struct Created(Vec<(PathBuf, Option<(u64, u64)>)>);
 
 impl Created {
     /// The start has succeeded.
@@ -65,7 +67,7 @@ impl Created {
 
 impl Drop for Created {
     fn drop(&mut self) {
-        for path in &self.0 {
+        for (path, _) in self.0.iter().filter(|(path, created)| inode(path) == *created) {
             // The error that brought us here is the one to report; but in the sandbox nothing can be removed any more.
             if std::fs::remove_file(path).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
             {
@@ -73,6 +75,10 @@ impl Drop for Created {
             }
         }
     }
+}
+
+fn inode(path: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path).ok().map(|there| (there.dev(), there.ino()))
 }
 
 /// Opens one disk and its socket. The socket comes last: once it exists, the disk is there.
@@ -88,7 +94,7 @@ pub(super) fn open(
     let Opened { disk, lock, media, created } = disk::open(&path, &options)?;
     log_media(&name, &media);
     if created {
-        files.0.push(path.clone());
+        files.0.push((path.clone(), inode(&path)));
     }
     let cpus = cpus_of(&name, cpus, media.numa_node())?;
     let geometry = disk.geometry();

@@ -236,3 +236,30 @@ fn a_start_whose_folder_is_swapped_removes_nothing_elsewhere() {
         );
     }
 }
+
+/// The same of a file that a start has created, and takes back.
+#[test]
+fn a_start_that_fails_takes_back_nothing_elsewhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().canonicalize().unwrap();
+    for name in ["images", "elsewhere", "sockets"] {
+        std::fs::create_dir(root.join(name)).unwrap();
+    }
+    std::fs::write(root.join("elsewhere/disk"), "precious").unwrap();
+    std::fs::write(root.join("sockets/s"), "no socket").unwrap();
+    let lock = std::fs::File::open(root.join("sockets")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    let disk = format!(
+        "path={},socket={},size=1M",
+        root.join("images/disk").display(),
+        root.join("sockets/s").display()
+    );
+    let mut daemon = super::Running::spawn(super::program(["serve", "--disk", &disk]));
+    let process = crate::common::process::Process(daemon.0.id());
+    crate::common::wait_for("it waits", || process.has_open(&root.join("sockets")).then_some(()));
+    std::fs::rename(root.join("images"), root.join("away")).unwrap();
+    symlink("elsewhere", root.join("images")).unwrap();
+    drop(lock);
+    assert_eq!(daemon.wait().code(), Some(12));
+    assert_eq!(std::fs::read_to_string(root.join("elsewhere/disk")).unwrap(), "precious");
+}

@@ -72,7 +72,7 @@ impl<'a> RegularFile<'a> {
         });
         let media = media.inspect_err(|_| {
             if created {
-                remove(&backing);
+                remove(&backing, &file);
             }
         })?;
         if let Some(warning) = &media.warning {
@@ -85,7 +85,7 @@ impl<'a> RegularFile<'a> {
         lock(&self.backing, &self.file, self.options).inspect_err(|error| {
             // Another process that was faster with the lock serves the file that was created here.
             if self.created && !matches!(error, OpenError::Locked { .. }) {
-                remove(&self.backing);
+                remove(&self.backing, &self.file);
             }
         })
     }
@@ -105,7 +105,7 @@ impl<'a> RegularFile<'a> {
             .map(|disk| Opened { disk, lock, media: self.media.clone(), created: self.created })
             .inspect_err(|_| {
                 if self.created {
-                    remove(&self.backing);
+                    remove(&self.backing, &self.file);
                 } else if before.len() == 0
                     && self.metadata().is_ok_and(|now| now.len() != 0 || now.blocks() != 0)
                 {
@@ -298,9 +298,15 @@ pub(super) fn not_created(backing: &BackingPath, source: io::Error) -> OpenError
     }
 }
 
-/// Removes what was created. An error is ignored: the one that made the file useless is to be reported.
-fn remove(backing: &BackingPath) {
-    let _ = std::fs::remove_file(backing.path());
+/// Removes what was created, and nothing that its path leads to by now. An error is ignored: the one that made the file useless is
+/// to be reported.
+fn remove(backing: &BackingPath, created: &File) {
+    let inode = |metadata: Metadata| (metadata.dev(), metadata.ino());
+    let (there, created) =
+        (std::fs::symlink_metadata(backing.path()).map(inode), created.metadata().map(inode));
+    if there.is_ok_and(|there| created.is_ok_and(|created| created == there)) {
+        let _ = std::fs::remove_file(backing.path());
+    }
 }
 
 fn sync_directory(path: &Path) -> io::Result<()> {

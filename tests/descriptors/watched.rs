@@ -13,7 +13,10 @@ use rustix::mm::{MapFlags, ProtFlags};
 use super::calls::{RING, run_untold};
 use super::{blocking_event, bystander, often_called, two_disks};
 use crate::common::daemon::{Daemon, Place, Setup};
+use vhost::VhostBackend as _;
+
 use crate::common::frontend::Session;
+use crate::common::frontend::load::Load;
 use crate::common::frontend::message::{SET_VRING_CALL, SET_VRING_ERR, SET_VRING_KICK};
 use crate::common::frontend::request::OK;
 use crate::common::frontend::settle;
@@ -284,6 +287,43 @@ fn a_disk_whose_memory_is_taken_away_while_it_is_used_has_workers_of_its_own() {
         load.wait_for_progress();
         is_over.store(true, Ordering::Relaxed);
     });
+    load.stop();
+    daemon.stop();
+}
+
+/// The rings of a front-end are given to other workers while all of their descriptors are replaced, again and again.
+#[test]
+fn descriptors_that_are_replaced_while_rings_move_lose_no_notification() {
+    let daemon = two_disks();
+    let (_bystander, load) = bystander(&daemon);
+    let process = Process(daemon.pid());
+    let session = often_called(&daemon);
+    let busy = Load::start(session.ring(1, 64), 0);
+    let mut ring = session.ring(0, 64);
+    busy.wait_for_progress();
+    let fds = process.fds();
+    let watched = watched(EPOLLS);
+    let vring = busy.vring.clone();
+    let index = usize::from(vring.index);
+    wait_long_for("the disk has workers of its own", || {
+        assert_eq!(session.wire.tell(SET_VRING_CALL, &RING, &[watched.event.as_fd()]), Verdict::Ack);
+        for _ in 0..100 {
+            vring.kick.replace(|kick| session.ask(|control| control.set_vring_kick(index, kick)).unwrap());
+            vring.call.replace(|call| session.ask(|control| control.set_vring_call(index, call)).unwrap());
+            vring.err.replace(|err| session.ask(|control| control.set_vring_err(index, err)).unwrap());
+        }
+        run_untold(&mut ring);
+        is_apart(&daemon).then_some(())
+    });
+    for _ in 0..300 {
+        vring.kick.replace(|kick| session.ask(|control| control.set_vring_kick(index, kick)).unwrap());
+        vring.call.replace(|call| session.ask(|control| control.set_vring_call(index, call)).unwrap());
+    }
+    check_apart(&daemon);
+    busy.wait_for_progress();
+    load.wait_for_progress();
+    assert!(process.fds() <= fds + 8, "{} descriptors, and {fds} before", process.fds());
+    session.stop(&busy.stop().vring());
     load.stop();
     daemon.stop();
 }

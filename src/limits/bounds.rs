@@ -130,17 +130,26 @@ pub const RETIRED_CHECKERS_TIMEOUT: Duration = Duration::from_secs(10);
 /// few microseconds at most.
 pub const LONG_CALL: Duration = Duration::from_micros(100);
 
-/// The same of a turn of a ring, waits for guest memory included: 32 huge pages that are touched first take that.
+/// The same of a turn of a ring, waits for guest memory included, but not while the disk is populated: 32 huge pages that are touched first take that.
 pub const LONG_TURN: Duration = Duration::from_millis(4);
 
-/// What such calls and turns of a disk's rings may take together until it has workers of its own …
+/// What such calls of a disk's rings may take together until it has workers of its own …
 pub const HOLD_UP: Duration = Duration::from_millis(3);
+
+/// … and what such turns may: nobody honest has hundreds wait for a call, but a guest that starts touches its memory first, in huge
+/// pages that are cleared then, or waits for one that was swapped out. A dozen such turns in a row are no reason to be put behind
+/// others for minutes …
+pub const HOLD_UP_TURNS: Duration = Duration::from_millis(50);
 
 /// … besides this part of the time (1 of 200) …
 pub const HOLD_UP_SHARE: u32 = 200;
 
 /// … and at least so many of them, however long each takes.
 pub const HOLD_UPS: u32 = 3;
+
+/// How long a worker that disks share may do one turn of each of its rings, if pages of guest memory are the reason: the turn is
+/// ended then, and its disk has workers of its own.
+pub const MAX_ROUND: Duration = Duration::from_millis(50);
 
 /// How long a disk has workers of its own after the last of them.
 pub const HOLD_UPS_MEMORY: Duration = Duration::from_secs(600);

@@ -216,14 +216,16 @@ fn of_connections() -> Vec<Bound> {
         row(
             "time that a front-end holds up its worker: a call of its driver, a kick's lock, a turn in which guest memory is waited for",
             format!(
-                "{} of what takes more than {} (a turn: {}), from {HOLD_UPS} times on, besides 1/{HOLD_UP_SHARE} of the time; {}, nice {OWN_WORKER_NICE}, pauses up to {}",
+                "{} of what takes more than {} of the processor (turns: {} of more than {}, with waits for pages unless the disk is populated), from {HOLD_UPS} times on, besides 1/{HOLD_UP_SHARE} of the time; {}, nice {OWN_WORKER_NICE}, pauses up to {}; a turn is ended when a round has taken {} and pages are the reason",
                 time(HOLD_UP),
                 time(LONG_CALL),
+                time(HOLD_UP_TURNS),
                 time(LONG_TURN),
                 time(HOLD_UPS_MEMORY),
-                time(MAX_PAUSE)
+                time(MAX_PAUSE),
+                time(MAX_ROUND)
             ),
-            "the disk has workers of its own, behind all others and on any CPU, until nothing has taken long for that time; they pause after long turns",
+            "the disk has workers of its own, if it shares one, behind all others and on any CPU, until nothing has taken long for that time; they pause after long turns",
             Some("hold_ups_total"),
         ),
     ]

@@ -40,6 +40,9 @@ impl PopulateThread {
             // Returns an error when `waits` is dropped; nothing is ever sent.
             let _ = may_begin.recv();
             let should_stop = || stop.load(Ordering::Relaxed);
+            // Their turns wait for pages that are not entered yet, for this thread, and for who is run in its place.
+            let served = disks.iter().filter_map(Weak::upgrade);
+            let excuses: Vec<_> = served.map(|disk| disk.context.hold_ups.excuse_waits()).collect();
             for disk in disks.iter().filter_map(Weak::upgrade) {
                 if should_stop() {
                     return;
@@ -50,6 +53,7 @@ impl PopulateThread {
                     report(device, populated);
                 }
             }
+            drop(excuses);
             count_huge_pages(disks, should_stop);
         };
         match thread::spawn(ThreadKind::Populate, "populate", run) {

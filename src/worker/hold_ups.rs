@@ -6,16 +6,22 @@
 //! waits while the front-end punches holes into it that it has mapped thousands of times. So it is looked how long that takes.
 //! A disk for which it is [too much](Level) is served by workers that serve no other, after all others and on any CPU: there it
 //! holds up itself alone, until nothing has taken long for [`HOLD_UPS_MEMORY`].
+//!
+//! Nobody is held up by a disk that has its workers for itself anyway, nor while others use the processor ([`usage`]).
+
+mod level;
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use level::Level;
+
 use super::target::Target;
 use super::usage;
-use crate::limits::bounds::{HOLD_UP, HOLD_UP_SHARE, HOLD_UPS, HOLD_UPS_MEMORY, LONG_CALL};
+use crate::limits::bounds::{HOLD_UP, HOLD_UP_SHARE, HOLD_UP_TURNS, HOLD_UPS_MEMORY, LONG_CALL};
 use crate::limits::thread;
 use crate::log::{Cause, LogLimit};
 use crate::sandbox::ThreadKind;
@@ -45,6 +51,10 @@ struct Inner {
     /// A call took long by the clock: the processor may have been another's meanwhile. The next are looked at more closely.
     is_suspect: AtomicBool,
     is_apart: AtomicBool,
+    /// Workers that serve the disk and others.
+    shared: AtomicUsize,
+    /// Who makes turns of it wait that is not a front-end.
+    excuses: AtomicUsize,
     /// How often others were held up.
     count: AtomicU64,
     state: Mutex<State>,
@@ -64,41 +74,25 @@ impl fmt::Debug for MoveRings {
 
 #[derive(Debug)]
 struct State {
-    level: Level,
+    calls: Level,
+    turns: Level,
     /// When something took long last.
     last: Instant,
     suspect_until: Instant,
     has_thread: bool,
+    /// A ring rests until it is moved.
+    has_resting: bool,
     /// Nobody serves the disk any more.
     is_over: bool,
 }
 
-/// How much was held up lately: it sinks by a [share](HOLD_UP_SHARE) of the time that passes, which so is what a disk may hold up
-/// for ever. It is too much from [`HOLD_UP`] on, but after [`HOLD_UPS`] looks only: a hypervisor that runs others meanwhile makes
-/// one look wrong.
-#[derive(Debug)]
-struct Level {
-    held_up: Duration,
-    looks: u32,
-    at: Instant,
-}
-
-impl Level {
-    const fn new(at: Instant) -> Self {
-        Self { held_up: Duration::ZERO, looks: 0, at }
-    }
-
-    /// Adds what was held up until now. Returns whether that is too much.
-    fn add(&mut self, now: Instant, took: Duration) -> bool {
-        let sinks = now.saturating_duration_since(self.at) / HOLD_UP_SHARE;
-        if sinks >= self.held_up {
-            *self = Self::new(now);
-        }
-        self.held_up = self.held_up.saturating_sub(sinks).saturating_add(took);
-        self.looks = self.looks.saturating_add(1);
-        self.at = now;
-        self.looks >= HOLD_UPS && self.held_up >= HOLD_UP
-    }
+/// What takes long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum What {
+    /// A call, or to begin or end to wait for a kick.
+    Call,
+    /// A turn of a ring.
+    Turn,
 }
 
 impl HoldUps {
@@ -110,10 +104,12 @@ impl HoldUps {
     fn with(disk: String, log_limit: Arc<LogLimit>, long_call: Duration, memory: Duration) -> Self {
         let now = Instant::now();
         let state = State {
-            level: Level::new(now),
+            calls: Level::new(HOLD_UP, now),
+            turns: Level::new(HOLD_UP_TURNS, now),
             last: now,
             suspect_until: now,
             has_thread: false,
+            has_resting: false,
             is_over: false,
         };
         Self(Arc::new(Inner {
@@ -123,6 +119,8 @@ impl HoldUps {
             memory,
             is_suspect: AtomicBool::new(false),
             is_apart: AtomicBool::new(false),
+            shared: AtomicUsize::new(0),
+            excuses: AtomicUsize::new(0),
             count: AtomicU64::new(0),
             state: Mutex::new(state),
             changed: Condvar::new(),
@@ -139,6 +137,38 @@ impl HoldUps {
     /// Whether the disk's rings are for workers of its own.
     pub(super) fn is_apart(&self) -> bool {
         self.0.is_apart.load(Ordering::Acquire)
+    }
+
+    /// Another worker serves the disk and others, until what is returned is dropped.
+    pub(super) fn share(&self) -> Counted {
+        Counted::new(&self.0, |inner| &inner.shared)
+    }
+
+    /// What turns of the disk wait for is no fault of its front-ends, until what is returned is dropped.
+    pub fn excuse_waits(&self) -> Counted {
+        Counted::new(&self.0, |inner| &inner.excuses)
+    }
+
+    /// Whether waits of its turns are a front-end's fault.
+    pub(super) fn waits_count(&self) -> bool {
+        self.0.waits_count()
+    }
+
+    /// Whether it is known how its rings can be moved.
+    pub(super) fn can_leave(&self) -> bool {
+        self.0.move_rings.0.get().is_some()
+    }
+
+    /// A turn of a ring had to be ended: the ring rests until it is moved. Returns whether it will be.
+    #[cold]
+    pub(super) fn leave(&self) -> bool {
+        self.0.count.fetch_add(1, Ordering::Relaxed);
+        let mut state = self.0.state();
+        state.last = Instant::now();
+        state.has_resting = true;
+        // A thread that is there looks for it again before it ends.
+        self.0.changed.notify_one();
+        state.has_thread || self.begin(&mut state)
     }
 
     /// How often others were held up.
@@ -189,26 +219,34 @@ impl HoldUps {
         let result = work();
         let took = usage::cpu_time().saturating_sub(before);
         if took >= self.0.long_call {
-            self.add(took);
+            self.add(What::Call, took);
         }
         result
     }
 
     /// Something took long.
     #[cold]
-    pub(super) fn add(&self, took: Duration) {
+    pub(super) fn add(&self, what: What, took: Duration) {
         if !is_looked_at() {
             return;
         }
         let (mut state, now) = (self.0.state(), Instant::now());
         state.last = now;
-        if self.is_apart() {
+        if self.is_apart() || self.0.shared.load(Ordering::Relaxed) == 0 {
             return;
         }
         self.0.count.fetch_add(1, Ordering::Relaxed);
-        if !state.level.add(now, took) || state.has_thread {
-            return;
+        let level = match what {
+            What::Call => &mut state.calls,
+            What::Turn => &mut state.turns,
+        };
+        if level.add(now, took) && !state.has_thread {
+            self.begin(&mut state);
         }
+    }
+
+    /// Has its rings moved. Returns whether they will be.
+    fn begin(&self, state: &mut State) -> bool {
         match self.0.begin() {
             Ok(()) => state.has_thread = true,
             Err(error) => {
@@ -218,6 +256,33 @@ impl HoldUps {
                 }
             }
         }
+        state.has_thread
+    }
+}
+
+/// Is one of a number of its disk's, until it is dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct Counted {
+    disk: Arc<Inner>,
+    number: fn(&Inner) -> &AtomicUsize,
+}
+
+impl Counted {
+    fn new(disk: &Arc<Inner>, number: fn(&Inner) -> &AtomicUsize) -> Self {
+        number(disk).fetch_add(1, Ordering::Relaxed);
+        Self { disk: disk.clone(), number }
+    }
+
+    /// As [`HoldUps::waits_count`], of its disk.
+    pub(super) fn waits_count(&self) -> bool {
+        self.disk.waits_count()
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        (self.number)(&self.disk).fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -240,25 +305,37 @@ impl Inner {
             );
         }
         let this = self.clone();
-        thread::spawn(ThreadKind::Worker, format!("apart-{}", self.disk), move || this.run())?;
+        // Before the thread moves any.
         self.is_apart.store(true, Ordering::Release);
-        Ok(())
+        let thread = thread::spawn(ThreadKind::Worker, format!("apart-{}", self.disk), move || this.run());
+        self.is_apart.store(thread.is_ok(), Ordering::Release);
+        thread.map(drop)
+    }
+
+    fn waits_count(&self) -> bool {
+        self.excuses.load(Ordering::Relaxed) == 0
     }
 
     /// The thread: nothing of the disk has taken long for a while when it ends, or the disk is gone.
     fn run(&self) {
         loop {
+            self.state().has_resting = false;
             if let Some(move_rings) = self.move_rings.0.get() {
                 move_rings();
             }
             let mut state = self.state();
             let left = |state: &State| self.memory.saturating_sub(state.last.elapsed());
-            while self.is_apart.load(Ordering::Relaxed) && !state.is_over && !left(&state).is_zero() {
+            let waits = |state: &State| !state.is_over && !state.has_resting && !left(state).is_zero();
+            while self.is_apart.load(Ordering::Relaxed) && waits(&state) {
                 let left = left(&state);
                 state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
             }
-            if !self.is_apart.swap(false, Ordering::AcqRel) || state.is_over {
-                state.level = Level::new(Instant::now());
+            if state.has_resting && !state.is_over {
+                // Those that were moved back meanwhile have to leave again.
+                self.is_apart.store(true, Ordering::Release);
+            } else if !self.is_apart.swap(false, Ordering::AcqRel) || state.is_over {
+                let now = Instant::now();
+                (state.calls, state.turns) = (Level::new(HOLD_UP, now), Level::new(HOLD_UP_TURNS, now));
                 state.has_thread = false;
                 return;
             }
@@ -297,30 +374,53 @@ mod tests {
     }
 
     #[test]
-    fn too_much_is_a_share_of_the_time_and_more_than_one_look() {
-        let start = Instant::now();
-        let at = |ms: u64| start + Duration::from_millis(ms);
-        let mut level = Level::new(start);
-        assert_eq!([0, 0, 0].map(|now| level.add(at(now), TOOK)), [false, false, true], "three looks");
-        let mut level = Level::new(start);
-        let gap = 100 * u64::from(HOLD_UP_SHARE);
-        assert!((0..9).all(|turn| !level.add(at(turn * gap), TOOK)), "a share of the time");
-        let mut level = Level::new(start);
-        let short = Duration::from_micros(200);
-        let first = (0..100).find(|turn| level.add(at(*turn), short)).unwrap();
-        assert!((15..=20).contains(&first), "short ones are added up: {first}");
+    fn calls_and_turns_are_not_added_up() {
+        let hold_ups = HoldUps::with("mixed".into(), Arc::default(), LONG_CALL, Duration::from_secs(3600));
+        let _shared = hold_ups.share();
+        for _ in 0..2 {
+            hold_ups.add(What::Call, TOOK);
+            hold_ups.add(What::Turn, TOOK);
+        }
+        assert!(!hold_ups.is_apart() && hold_ups.count() == 4);
+        hold_ups.add(What::Turn, TOOK);
+        wait_until(|| hold_ups.is_apart());
+    }
+
+    #[test]
+    fn a_disk_that_is_alone_on_its_workers_holds_up_nobody() {
+        let hold_ups = HoldUps::with("alone".into(), Arc::default(), LONG_CALL, Duration::from_secs(3600));
+        (0..9).for_each(|_| hold_ups.add(What::Call, TOOK));
+        let (shared, other) = (hold_ups.share(), hold_ups.share());
+        drop(shared);
+        (0..2).for_each(|_| hold_ups.add(What::Call, TOOK));
+        drop(other);
+        (0..9).for_each(|_| hold_ups.add(What::Call, TOOK));
+        assert!(!hold_ups.is_apart() && hold_ups.count() == 2);
+    }
+
+    #[test]
+    fn waits_are_excused_while_somebody_says_so() {
+        let hold_ups = HoldUps::default();
+        assert!(hold_ups.waits_count());
+        let excused = [hold_ups.excuse_waits(), hold_ups.excuse_waits()];
+        for excuse in excused {
+            assert!(!hold_ups.waits_count());
+            drop(excuse);
+        }
+        assert!(hold_ups.waits_count());
     }
 
     #[test]
     fn a_disk_is_apart_until_nothing_has_taken_long_for_a_while() {
         let hold_ups = HoldUps::with("slow".into(), Arc::default(), LONG_CALL, Duration::from_millis(20));
+        let _shared = hold_ups.share();
         let moves = Arc::new(AtomicU64::new(0));
         let moved = moves.clone();
         hold_ups.move_by(move || _ = moved.fetch_add(1, Ordering::SeqCst));
         for round in 1..=2 {
-            (0..2).for_each(|_| hold_ups.add(TOOK));
+            (0..2).for_each(|_| hold_ups.add(What::Call, TOOK));
             assert!(!hold_ups.is_apart(), "one look more may show that it was the machine");
-            hold_ups.add(TOOK);
+            hold_ups.add(What::Call, TOOK);
             wait_until(|| moves.load(Ordering::SeqCst) == 2 * round && !hold_ups.0.state().has_thread);
             assert_eq!((hold_ups.is_apart(), hold_ups.count()), (false, 3 * round));
         }
@@ -339,10 +439,31 @@ mod tests {
     }
 
     #[test]
+    fn a_ring_that_rests_is_moved_also_if_that_is_while_others_are_moved_back() {
+        let hold_ups =
+            Arc::new(HoldUps::with("rests".into(), Arc::default(), LONG_CALL, Duration::from_millis(20)));
+        assert!(!hold_ups.can_leave());
+        let (moves, rests) = (Arc::new(AtomicU64::new(0)), Arc::downgrade(&hold_ups));
+        let moved = moves.clone();
+        hold_ups.move_by(move || {
+            // The second time they are moved back.
+            if moved.fetch_add(1, Ordering::SeqCst) == 1 {
+                let hold_ups = rests.upgrade().unwrap();
+                assert!(!hold_ups.is_apart() && hold_ups.leave());
+            }
+        });
+        assert!(hold_ups.can_leave() && hold_ups.leave());
+        wait_until(|| !hold_ups.0.state().has_thread);
+        assert_eq!((moves.load(Ordering::SeqCst), hold_ups.count(), hold_ups.is_apart()), (4, 2, false));
+    }
+
+    #[test]
     fn its_thread_ends_with_the_disk() {
         let hold_ups =
             HoldUps::with("gone".into(), Arc::default(), Duration::ZERO, Duration::from_secs(3600));
-        (0..3).for_each(|_| hold_ups.add(TOOK));
+        let shared = hold_ups.share();
+        (0..3).for_each(|_| hold_ups.add(What::Call, TOOK));
+        drop(shared);
         wait_until(|| hold_ups.is_apart());
         let inner = Arc::downgrade(&hold_ups.0);
         drop(hold_ups);

@@ -70,6 +70,7 @@ mod relief;
 mod report;
 mod ring;
 mod run;
+mod sharing;
 mod state;
 mod target;
 #[cfg(test)]
@@ -78,11 +79,12 @@ mod throttled;
 mod timer;
 mod times;
 mod usage;
+mod watch;
 
 pub(crate) use aio::prepare as prepare_calls;
 pub use any_ring::AnyRing;
 pub use cpus::{Cpus, NotCpus};
-pub use hold_ups::HoldUps;
+pub use hold_ups::{Counted, HoldUps};
 pub use mailbox::RingCount;
 pub use notifier::Notifier;
 pub(crate) use notifier::{is_eventfd, link};

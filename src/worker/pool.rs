@@ -16,6 +16,8 @@ use super::relief::{Place, Post, Relief};
 use super::report::RingReport;
 use super::ring::RingKey;
 use super::run::Runner;
+use super::watch::Watch;
+use crate::copy::fault::interruption;
 use crate::disk::Disk;
 
 /// A worker, by its number.
@@ -66,6 +68,7 @@ pub struct Pool<D: Disk> {
     cpus: NonZeroU16,
     polling: Polling,
     relief: Arc<Relief<Runner<D>>>,
+    watch: Arc<Watch>,
     /// Pools [beside](Self::beside) this one.
     beside: Mutex<Vec<Weak<Self>>>,
 }
@@ -75,7 +78,9 @@ impl<D: Disk> Pool<D> {
     pub fn new(most: Option<NonZeroU16>, polling: Polling) -> Self {
         prepare();
         let (workers, cpus, beside) = (Mutex::new(Vec::new()), all_cpus(), Mutex::default());
-        Self { workers, most, cpus, polling, relief: Arc::default(), beside }
+        // Ignored: a turn may be long then, and its disk leaves behind it.
+        let _ = interruption::install();
+        Self { workers, most, cpus, polling, relief: Arc::default(), watch: Arc::default(), beside }
     }
 
     /// A pool for rings that may stand still for long: each has a thread of its own, so that none holds another up.
@@ -88,6 +93,7 @@ impl<D: Disk> Pool<D> {
             cpus: self.cpus,
             polling: self.polling,
             relief: Arc::default(),
+            watch: Arc::default(),
             beside,
         });
         let mut beside = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
@@ -203,6 +209,7 @@ impl<D: Disk> Pool<D> {
             worker.post.join(answered.recv().ok());
         }
         self.relief.stop();
+        self.watch.stop();
     }
 
     /// The idlest worker there; a new one as long as none is idle and there may be more.
@@ -243,7 +250,7 @@ impl<D: Disk> Pool<D> {
 
     fn spawn(&self, number: usize, place: Place) -> io::Result<Worker<D>> {
         let (mailbox, inbox) = mailbox()?;
-        let post = Post::new(&self.relief, format!("worker-{number}"), place);
+        let post = Post::new(&self.relief, &self.watch, format!("worker-{number}"), place);
         let runner = Runner::new(inbox, self.polling, post.clone())?;
         post.start(move |_| Some(runner))?;
         Ok(Worker { mailbox, post, load: 0, owner: None })

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use super::aio::OwnContext;
 use super::cpus::{Cpus, give_way};
+use super::watch::Watch;
 use crate::limits::thread;
 use crate::sandbox::ThreadKind;
 
@@ -40,6 +41,7 @@ pub(super) struct Post<R: Runs> {
     /// The worker's threads: the one that it has, and those that were relieved.
     threads: Mutex<Vec<JoinHandle<()>>>,
     relief: Arc<Relief<R>>,
+    watch: Arc<Watch>,
     name: String,
     place: Place,
 }
@@ -57,15 +59,21 @@ pub(super) enum Place {
 
 impl<R: Runs> Post<R> {
     /// That of a worker of this name.
-    pub(super) fn new(relief: &Arc<Relief<R>>, name: String, place: Place) -> Arc<Self> {
+    pub(super) fn new(relief: &Arc<Relief<R>>, watch: &Arc<Watch>, name: String, place: Place) -> Arc<Self> {
         Arc::new(Self {
             left: Mutex::new(None),
             times: AtomicU64::new(0),
             threads: Mutex::default(),
             relief: relief.clone(),
+            watch: watch.clone(),
             name,
             place,
         })
+    }
+
+    /// What looks whether the worker gets on.
+    pub(super) const fn watch(&self) -> &Arc<Watch> {
+        &self.watch
     }
 
     /// Where the worker's threads run.

@@ -17,6 +17,7 @@ use super::parts::{MANY_REQUESTS, Popped, WAKE_UP_REQUESTS, warn_of_small_ring};
 pub use super::parts::{RingKey, RingParts, Served};
 use super::pending::{Pending, Waits};
 use super::times::Times;
+use crate::copy::fault::interruption;
 use crate::disk::Disk;
 use crate::failpoint::{self, Point};
 use crate::limits::bounds::{MAX_SLICE_BYTES, MAX_TURN_BYTES, MAX_TURN_REQUESTS};
@@ -424,6 +425,11 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     #[inline(never)]
     fn break_ring(&mut self, error: RingError) {
         if self.broken.is_some() {
+            return;
+        }
+        // Where it cannot leave it ends as if its memory were lost.
+        if interruption::is_interrupted() && self.hold_ups.leave() {
+            self.broken = Some(RingError::Interrupted);
             return;
         }
         let error = if self.batch.memory().is_log_lost() { RingError::DirtyLogLost } else { error };

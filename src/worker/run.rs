@@ -20,6 +20,7 @@ use super::quick::{Batch, Quick};
 use super::relief::{Post, Relief, Runs};
 use super::report::RingReport;
 use super::ring::{RingKey, Served};
+use super::sharing::Sharing;
 use super::state::{Slot, State};
 use super::throttled::Throttled;
 use super::timer::Timer;
@@ -60,7 +61,7 @@ pub(super) struct Runner<D: Disk> {
     /// How many are armed, and one more where disks share the worker: if none is, neither epoll nor the clock need be asked.
     armed: usize,
     throttled: Throttled,
-    is_shared: bool,
+    sharing: Sharing,
     /// Rings that are leaving, and who waits for each.
     leaving: Vec<(usize, SyncSender<Option<AnyRing<D>>>)>,
     window: PollWindow,
@@ -91,31 +92,29 @@ impl<D: Disk> Runner<D> {
         // Edge-triggered, here and for kicks: they wake us without having to be read.
         let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, MAILBOX);
         epoll.ctl(ControlOperation::Add, inbox.waker.event().as_raw_fd(), event)?;
-        let waker = Waker::from(inbox.waker.clone());
-        let (slots, polled, window) = (Vec::new(), Vec::new(), PollWindow::new(polling));
-        let timer = Timer::new(post.is_behind());
         Ok(Box::new(Self {
+            waker: Waker::from(inbox.waker.clone()),
             inbox,
             epoll,
-            slots,
+            slots: Vec::new(),
             since: Vec::new(),
-            polled,
+            polled: Vec::new(),
             armed: 0,
             throttled: Throttled::default(),
-            is_shared: false,
+            sharing: Sharing::new(post.watch().clone()),
             leaving: Vec::new(),
-            window,
+            window: PollWindow::new(polling),
             last_kick_check: Instant::now(),
             has_just_woken: false,
-            waker,
             quick: Quick::default(),
-            timer,
+            timer: Timer::new(post.is_behind()),
             post,
         }))
     }
 
     /// Serves its rings until it is told to stop, or its thread is relieved. Sleeps when there is nothing to do.
     pub(super) fn run(mut self: Box<Self>) {
+        let _interruptible = self.sharing.on_this_thread();
         loop {
             if self.inbox.waker.take_wake() {
                 match self.wake_up() {
@@ -176,6 +175,7 @@ impl<D: Disk> Runner<D> {
                     Served::Idle | Served::More => None,
                 };
                 if let Some(state) = rests {
+                    self.sharing.turn_is_over();
                     slot.state = state;
                     self.throttled.note(state);
                     self.armed = self.armed.saturating_add(state.is_armed().into());
@@ -214,13 +214,15 @@ impl<D: Disk> Runner<D> {
     }
 
     fn sleep(&mut self) {
-        if self.is_shared {
+        if self.sharing.is_shared() {
             let since = Instant::now().saturating_duration_since(self.last_kick_check);
             self.timer.took(since, self.polled.len());
+            self.sharing.pause();
         }
         self.wait_for_events(self.throttled.timeout_ms(&self.slots));
         self.has_just_woken = true;
         self.last_kick_check = Instant::now();
+        self.sharing.go_on();
     }
 
     /// Sleeps, if all that is polled waits for media: what comes from there wakes it, and no pause of a driver is learnt from that.
@@ -276,8 +278,9 @@ impl<D: Disk> Runner<D> {
             return;
         }
         self.last_kick_check = now;
-        if self.is_shared {
+        if self.sharing.is_shared() {
             self.timer.took(since, self.polled.len());
+            self.sharing.next_round();
             if self.armed == 1 {
                 return;
             }
@@ -343,13 +346,16 @@ impl<D: Disk> Runner<D> {
     #[cold]
     #[inline(never)]
     fn wake_up(mut self: Box<Self>) -> Option<Box<Self>> {
+        self.sharing.pause();
         if self.timer.is_timing() {
             self.timer.stop(&mut self.polled);
         }
         while let Some(batch) = self.quick.next() {
             self = self.leave_for(batch)?;
         }
-        self.read_mailbox().then_some(self)
+        let goes_on = self.read_mailbox();
+        self.sharing.go_on();
+        goes_on.then_some(self)
     }
 
     /// Does a batch, while the rings are at the post. `None`: the thread was relieved, and is to end.
@@ -425,6 +431,7 @@ impl<D: Disk> Runner<D> {
         let free = self.slots.iter().position(Option::is_none).unwrap_or(self.slots.len());
         let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, free as u64);
         let kick = ring.kick().as_raw_fd();
+        let _shared = Sharing::with(&ring, &self.slots);
         ring.hold_ups().watch(|| self.epoll.ctl(ControlOperation::Add, kick, event))?;
         self.quick.attend(&mut ring, &self.epoll, TRANSFERS)?;
         ring.renew_limits();
@@ -444,12 +451,9 @@ impl<D: Disk> Runner<D> {
     }
 
     fn see_who_shares(&mut self) {
-        let mut devices = self.slots.iter().flatten().map(|slot| slot.ring.device());
-        let first = devices.next();
-        let is_shared = devices.any(|device| first.is_none_or(|first| !Arc::ptr_eq(first, device)));
-        let armed = self.armed.saturating_sub(self.is_shared.into());
-        self.armed = armed.saturating_add(is_shared.into());
-        self.is_shared = is_shared;
+        let armed = self.armed.saturating_sub(self.sharing.is_shared().into());
+        self.sharing.update(&self.slots);
+        self.armed = armed.saturating_add(self.sharing.is_shared().into());
         self.last_kick_check = Instant::now();
     }
 
@@ -486,9 +490,8 @@ impl<D: Disk> Runner<D> {
     fn take(&mut self, number: usize) -> Option<AnyRing<D>> {
         let Slot { mut ring, .. } = self.slots.get_mut(number)?.take()?;
         ring.resume();
-        let nothing = EpollEvent::default();
         // Cannot fail for a descriptor that was added; the ring still holds it open.
-        let kick = ring.kick().as_raw_fd();
+        let (kick, nothing) = (ring.kick().as_raw_fd(), EpollEvent::default());
         let _ = ring.hold_ups().watch(|| self.epoll.ctl(ControlOperation::Delete, kick, nothing));
         self.see_who_shares();
         Some(ring)

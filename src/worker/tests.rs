@@ -19,6 +19,7 @@ use crate::virtio::queue::{RingAddresses, RingKind, RingLayout};
 
 mod direct;
 mod hold_ups;
+mod interrupted;
 mod relief;
 mod slow;
 
@@ -159,7 +160,7 @@ fn stacks(kind: u32) -> Vec<Vec<Frame>> {
     let guest = guest(kind);
     let ring = ring(Backing::Mapped(disk()), &guest, 0);
     let (mailbox, inbox) = mailbox().unwrap();
-    let post = Post::new(&Arc::default(), "way".into(), Place::Anywhere);
+    let post = Post::new(&Arc::default(), &Arc::default(), "way".into(), Place::Anywhere);
     let runner = Runner::new(inbox, Polling::Never, post).unwrap();
     let (attached, is_attached) = sync_channel(1);
     mailbox.post(Command::Attach(ring, attached));

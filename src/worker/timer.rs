@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::any_ring::AnyRing;
-use super::hold_ups::is_looked_at;
+use super::hold_ups::{What, is_looked_at};
 use super::usage::Usage;
 use crate::disk::Disk;
 use crate::limits::bounds::{HOLD_UP_SHARE, HOLD_UPS_MEMORY, LONG_TURN, MAX_PAUSE};
@@ -144,10 +144,10 @@ impl Timer {
     /// Whether a turn that took so long by the clock took long.
     fn judge<D: Disk>(&self, ring: &AnyRing<D>, begun: &Begun, took: Duration) {
         let Some(usage) = begun.usage.filter(|_| took >= LONG_TURN) else { return };
-        let used = usage.elapsed();
-        let took = used.time(took);
+        let used = usage.until(&Usage::now());
+        let took = used.time(took, ring.hold_ups().waits_count());
         if took >= LONG_TURN {
-            ring.hold_ups().add(took);
+            ring.hold_ups().add(What::Turn, took);
             // What waits leaves the processor to others anyway.
             if self.gives_way && used.cpu_time >= LONG_TURN {
                 std::thread::sleep(used.cpu_time.min(MAX_PAUSE));

@@ -163,7 +163,7 @@ fn main() {
         for file in ["mailbox", "poll", "run", "state", "throttled"] {
             all += &module(copied.join(format!("worker/{file}.rs")), file);
         }
-        for file in ["any_ring", "quick", "relief", "report", "ring", "timer", "model"] {
+        for file in ["any_ring", "quick", "relief", "report", "ring", "sharing", "timer", "model"] {
             all += &module(proofs.join(format!("worker/{file}.rs")), file);
         }
         all += "}\n";

@@ -14,6 +14,8 @@
 //! kernel hands to it, and makes a few system calls at most. It runs on the thread's alternate stack
 //! ([`AltStack`]), with the signal blocked: a fault in the handler itself ends the process.
 //!
+//! And memory may be taken away again and again while a copy goes on: then another thread has that [ended](interruption).
+//!
 //! Guest memory that is not there *yet* is another matter: who touches it waits ([`Userfault`]).
 //!
 //! What `unsafe` here relies on:
@@ -24,15 +26,18 @@
 //! - **F3**: a range that is registered as guest memory consists of whole pages that stay mapped until it is dropped; no Rust
 //!   reference leads there but to atomics; the spare bytes before it are used by nobody. Who registers it guarantees that
 //!   ([`WatchedRange::guest`]).
-//! - **F4**: `sigaction` and `stack_t` of all zeroes are valid ones, and each call reads or writes one of them, or none.
+//! - **F4**: `sigaction`, `stack_t` and `rusage` of all zeroes are valid ones, and each call reads or writes one of them, or none.
 //! - **F5**: the mapping of an [`AltStack`] is its own from when it is made until it is dropped.
 //! - **F6**: an ioctl of userfaultfd(2) reads and writes the structure that its opcode names, and changes when memory
 //!   answers, not what.
+//! - **F7**: what a thread's `interruption::CURRENT` points to is kept by the guard that has set it, which sets it to null when it is
+//!   dropped, on that thread.
 
 #![allow(unsafe_code)]
 
 pub mod action_optional;
 mod alt_stack;
+pub mod interruption;
 mod ranges;
 mod signal_chaining;
 mod userfault;
@@ -110,14 +115,24 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
 /// `context` is what the kernel handed to the handler.
 #[cfg(target_arch = "x86_64")]
 unsafe fn mend(context: *mut c_void) -> bool {
+    // SAFETY: F1: the context is passed on.
+    unsafe { go_on(context, super::x86_64::kernels::fixup_of) }
+}
+
+/// Lets the interrupted routine go on where this says, if it knows the instruction.
+///
+/// # Safety
+/// `context` is what the kernel handed to the handler.
+#[cfg(target_arch = "x86_64")]
+unsafe fn go_on(context: *mut c_void, at: fn(usize) -> Option<usize>) -> bool {
     const RIP: usize = libc::REG_RIP as usize;
     let context = context.cast::<libc::ucontext_t>();
     // SAFETY: F1: the registers, which the kernel loads when the handler returns.
     let registers = unsafe { &mut (*context).uc_mcontext.gregs };
     let Some(ip) = registers.get_mut(RIP) else { return false };
     let address = usize::try_from(ip.cast_unsigned()).ok();
-    let Some(fixup) = address.and_then(super::x86_64::kernels::fixup_of) else { return false };
-    *ip = (fixup as u64).cast_signed();
+    let Some(place) = address.and_then(at) else { return false };
+    *ip = (place as u64).cast_signed();
     true
 }
 

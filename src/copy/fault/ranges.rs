@@ -47,13 +47,18 @@ static CHANGES: Mutex<()> = Mutex::new(());
 /// How often guest memory was found lost so far.
 static LOSSES: AtomicU64 = AtomicU64::new(0);
 
-/// How often guest memory was found lost so far, all guests together: as long as it does not change, no
-/// [`WatchedRange`] has to be asked. It changes before anybody can find zeroes in place of what is lost.
+/// How often guest memory was found lost, or a copy [ended](super::interruption), so far, all guests together: as long as it does
+/// not change, nobody has to be asked. It changes before anybody can find zeroes in place of what is lost.
 #[inline]
 pub fn losses() -> u64 {
     // Not before what the caller has read: the handler, which counts, interrupts that.
     compiler_fence(Ordering::SeqCst);
     LOSSES.load(Ordering::Relaxed)
+}
+
+/// Has everybody ask who uses guest memory. For a handler.
+pub(super) fn count_loss() {
+    LOSSES.fetch_add(1, Ordering::SeqCst);
 }
 
 /// A range of mapped memory that faults are expected in. It must be dropped before the memory is unmapped.

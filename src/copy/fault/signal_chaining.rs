@@ -31,7 +31,7 @@ pub(super) fn install(handler: Handler) -> io::Result<()> {
     Ok(())
 }
 
-fn action_of(handler: Handler) -> libc::sigaction {
+pub(super) fn action_of(handler: Handler) -> libc::sigaction {
     // SAFETY: F4: all zeroes is a sigaction: the default action, no flags, no mask.
     let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
     action.sa_sigaction = handler as *const () as usize;
@@ -95,17 +95,35 @@ pub(super) unsafe fn pass_on(
             default_action(signal, is_of_instruction);
             false
         }
+        _ => {
+            // SAFETY: F1: all three are passed on.
+            unsafe { call(former, signal, info, context) };
+            true
+        }
+    }
+}
+
+/// Calls the handler that was there before, if there was one.
+///
+/// # Safety
+/// The last three arguments are the ones that the kernel handed to the handler.
+pub(super) unsafe fn call(
+    former: &libc::sigaction,
+    signal: c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut c_void,
+) {
+    match former.sa_sigaction {
+        libc::SIG_IGN | libc::SIG_DFL => {}
         function if former.sa_flags & libc::SA_SIGINFO != 0 => {
             // SAFETY: F1: whoever installed it said by the flag that it takes three arguments, and gets ours.
             let function = unsafe { std::mem::transmute::<usize, Handler>(function) };
             function(signal, info, context);
-            true
         }
         function => {
             // SAFETY: F1: whoever installed it said by the missing flag that it takes one argument.
             let function = unsafe { std::mem::transmute::<usize, PlainHandler>(function) };
             function(signal);
-            true
         }
     }
 }
@@ -124,7 +142,7 @@ fn default_action(signal: c_int, is_of_instruction: bool) {
 }
 
 /// Asks for a signal's action, and sets it if there is a new one.
-fn change(signal: c_int, new: Option<&libc::sigaction>) -> io::Result<libc::sigaction> {
+pub(super) fn change(signal: c_int, new: Option<&libc::sigaction>) -> io::Result<libc::sigaction> {
     let mut former = MaybeUninit::zeroed();
     let new = new.map_or(std::ptr::null(), std::ptr::from_ref);
     // SAFETY: F4: `new` is null or an action; `former` has room for one.

@@ -78,9 +78,10 @@ macro_rules! begin {
     };
 }
 
-/// Notes that a fault from one label up to another goes on at a third.
+/// Notes that a fault from one label up to another goes on at a third, and that a copy from guest memory, or to it, that is to end
+/// there goes on at a fourth; at `.` in routines over the media alone, which are not ended.
 macro_rules! fixup {
-    ($from:literal, $to:literal, $at:literal) => {
+    ($from:literal, $to:literal, $at:literal, $end:literal) => {
         concat!(
             ".pushsection .rodata.vhost_user_pmem_fixups, \"a\", @progbits\n",
             ".long ",
@@ -89,6 +90,8 @@ macro_rules! fixup {
             $to,
             " - .\n.long ",
             $at,
+            " - .\n.long ",
+            $end,
             " - .\n.popsection\n"
         )
     };
@@ -96,7 +99,7 @@ macro_rules! fixup {
 
 /// A routine over whole lines: `$four` does 256 bytes a turn, then `$one` 64; both use offsets only.
 macro_rules! lines {
-    ($name:literal, $before:expr, $four:expr, $one:expr, $after:literal, $fixup:literal) => {
+    ($name:literal, $before:expr, $four:expr, $one:expr, $after:literal, $fixup:literal, $end:literal) => {
         concat!(
             begin!($name),
             $before,
@@ -111,7 +114,7 @@ macro_rules! lines {
             "6:\n",
             $after,
             "\nxor eax, eax\nret\n",
-            fixup!("2b", "6b", $fixup)
+            fixup!("2b", "6b", $fixup, $end)
         )
     };
 }
@@ -125,7 +128,7 @@ macro_rules! copy64 {
                 prefetch!(0, 64, 128, 192),
                 moves!("vmovdqu64", $store, "zmm16" @ 0, "zmm17" @ 64, "zmm18" @ 128, "zmm19" @ 192)
             ),
-            concat!(prefetch!(0), moves!("vmovdqu64", $store, "zmm16" @ 0)), "", ".Lvhost_user_pmem_rest_copy"
+            concat!(prefetch!(0), moves!("vmovdqu64", $store, "zmm16" @ 0)), "", ".Lvhost_user_pmem_rest_copy", ".Lvhost_user_pmem_end"
         )
     };
 }
@@ -139,7 +142,8 @@ macro_rules! copy32 {
                 moves!("vmovdqu", $store, "ymm0" @ 0, "ymm1" @ 32, "ymm2" @ 64, "ymm3" @ 96, "ymm4" @ 128,
                        "ymm5" @ 160, "ymm6" @ 192, "ymm7" @ 224)
             ),
-            concat!(prefetch!(0), moves!("vmovdqu", $store, "ymm0" @ 0, "ymm1" @ 32)), "vzeroupper", ".Lvhost_user_pmem_rest_copy_avx"
+            concat!(prefetch!(0), moves!("vmovdqu", $store, "ymm0" @ 0, "ymm1" @ 32)), "vzeroupper", ".Lvhost_user_pmem_rest_copy_avx",
+            ".Lvhost_user_pmem_end_avx"
         )
     };
 }
@@ -156,7 +160,7 @@ macro_rules! copy16 {
                        "xmm4" @ 192, "xmm5" @ 208, "xmm6" @ 224, "xmm7" @ 240)
             ),
             concat!(prefetch!(0), moves!("movdqu", $store, "xmm0" @ 0, "xmm1" @ 16, "xmm2" @ 32, "xmm3" @ 48)),
-            "", ".Lvhost_user_pmem_rest_copy"
+            "", ".Lvhost_user_pmem_rest_copy", ".Lvhost_user_pmem_end"
         )
     };
 }
@@ -169,7 +173,7 @@ macro_rules! flush {
             $flush,
             " [rdi]\nadd rdi, 64\nsub rdx, 64\njnz 2b\n",
             "3: mov rax, rdx\nret\n",
-            fixup!("2b", "3b", "3b")
+            fixup!("2b", "3b", "3b", ".")
         )
     };
 }
@@ -184,10 +188,10 @@ global_asm!(
     // A request's header and its status, in conventions of their own: see `load16` and `store1`.
     begin!("vhost_user_pmem_load16"),
     "2: mov rax, [rsi]", "mov rdx, [rsi + 8]", "3: xor ecx, ecx", "ret",
-    "4: mov ecx, 1", "ret", fixup!("2b", "3b", "4b"),
+    "4: mov ecx, 1", "ret", fixup!("2b", "3b", "4b", "4b"),
     begin!("vhost_user_pmem_store1"),
     "2: mov [rdi], al", "3: xor ecx, ecx", "ret",
-    "4: mov ecx, 1", "ret", fixup!("2b", "3b", "4b"),
+    "4: mov ecx, 1", "ret", fixup!("2b", "3b", "4b", "4b"),
 
     // At most 64 bytes, of which some may be read twice; what arrives is from either time.
     begin!("vhost_user_pmem_copy_small"),
@@ -209,13 +213,13 @@ global_asm!(
     "3: movzx eax, word ptr [rsi]", "movzx ecx, byte ptr [rsi + rdx - 1]",
     "mov [rdi], ax", "mov [rdi + rdx - 1], cl",
     "9: xor eax, eax", "ret",
-    fixup!("2b", "9b", ".Lvhost_user_pmem_rest_copy"),
+    fixup!("2b", "9b", ".Lvhost_user_pmem_rest_copy", ".Lvhost_user_pmem_end"),
 
     // Any length, by the CPU's own loop, which keeps count by itself.
     begin!("vhost_user_pmem_copy_rep"),
-    "mov rcx, rdx", "2: rep movsb", "3: mov rax, rcx", "ret", fixup!("2b", "3b", "3b"),
+    "mov rcx, rdx", "2: rep movsb", "3: mov rax, rcx", "ret", fixup!("2b", "3b", "3b", "3b"),
     begin!("vhost_user_pmem_fill"),
-    "mov rcx, rdx", "xor eax, eax", "2: rep stosb", "3: mov rax, rcx", "ret", fixup!("2b", "3b", "3b"),
+    "mov rcx, rdx", "xor eax, eax", "2: rep stosb", "3: mov rax, rcx", "ret", fixup!("2b", "3b", "3b", "."),
 
     copy16!("vhost_user_pmem_copy16", "movdqu"),
     copy32!("vhost_user_pmem_copy32", "vmovdqu"),
@@ -226,17 +230,17 @@ global_asm!(
     lines!(
         "vhost_user_pmem_zero16", "pxor xmm0, xmm0",
         stores!("movntdq", "xmm0", 0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240),
-        stores!("movntdq", "xmm0", 0, 16, 32, 48), "", ".Lvhost_user_pmem_rest_zero"
+        stores!("movntdq", "xmm0", 0, 16, 32, 48), "", ".Lvhost_user_pmem_rest_zero", "."
     ),
     lines!(
         "vhost_user_pmem_zero32", "vpxor xmm0, xmm0, xmm0",
         stores!("vmovntdq", "ymm0", 0, 32, 64, 96, 128, 160, 192, 224),
-        stores!("vmovntdq", "ymm0", 0, 32), "vzeroupper", ".Lvhost_user_pmem_rest_zero_avx"
+        stores!("vmovntdq", "ymm0", 0, 32), "vzeroupper", ".Lvhost_user_pmem_rest_zero_avx", "."
     ),
     lines!(
         "vhost_user_pmem_zero64", "vpxord zmm16, zmm16, zmm16",
         stores!("vmovntdq", "zmm16", 0, 64, 128, 192),
-        stores!("vmovntdq", "zmm16", 0), "", ".Lvhost_user_pmem_rest_zero"
+        stores!("vmovntdq", "zmm16", 0), "", ".Lvhost_user_pmem_rest_zero", "."
     ),
 
     flush!("vhost_user_pmem_clwb", "clwb"),
@@ -246,10 +250,14 @@ global_asm!(
     // The rest, byte by byte, after a fault: at least one is reported.
     ".Lvhost_user_pmem_rest_copy_avx:", "vzeroupper",
     ".Lvhost_user_pmem_rest_copy:", "mov rcx, rdx", "2: rep movsb",
-    "3: mov rax, rcx", "cmp rax, 1", "adc rax, 0", "ret", fixup!("2b", "3b", "3b"),
+    "3: mov rax, rcx", "cmp rax, 1", "adc rax, 0", "ret", fixup!("2b", "3b", "3b", "3b"),
     ".Lvhost_user_pmem_rest_zero_avx:", "vzeroupper",
     ".Lvhost_user_pmem_rest_zero:", "mov rcx, rdx", "xor eax, eax", "2: rep stosb",
-    "3: mov rax, rcx", "cmp rax, 1", "adc rax, 0", "ret", fixup!("2b", "3b", "3b"),
+    "3: mov rax, rcx", "cmp rax, 1", "adc rax, 0", "ret", fixup!("2b", "3b", "3b", "."),
+
+    // It is to end: the rest is reported as it is, or a chunk more, and at least one byte.
+    ".Lvhost_user_pmem_end_avx:", "vzeroupper",
+    ".Lvhost_user_pmem_end:", "mov rax, rdx", "cmp rax, 1", "adc rax, 0", "ret",
 
     ".section .rodata.vhost_user_pmem_fixups, \"a\", @progbits",
     ".globl vhost_user_pmem_fixups_end", ".hidden vhost_user_pmem_fixups_end",
@@ -263,6 +271,7 @@ struct Fixup {
     from: i32,
     to: i32,
     at: i32,
+    end: i32,
 }
 
 unsafe extern "C" {
@@ -359,14 +368,27 @@ pub(in crate::copy) unsafe fn store1(dst: *mut u8, byte: u8) -> bool {
 ///
 /// Used in the signal handler: reads constants, nothing else.
 pub(in crate::copy) fn fixup_of(address: usize) -> Option<usize> {
+    find(address).map(|fixup| target(&fixup.at))
+}
+
+/// Where to go on when the copy that has the instruction at `address` is to end, if it is one from guest memory or to it. Used as
+/// [`fixup_of`].
+pub(in crate::copy) fn end_of(address: usize) -> Option<usize> {
+    find(address).filter(|fixup| fixup.end != 0).map(|fixup| target(&fixup.end))
+}
+
+fn target(field: &i32) -> usize {
+    (&raw const *field).addr().wrapping_add_signed(*field as isize)
+}
+
+fn find(address: usize) -> Option<&'static Fixup> {
     let (first, end) = (&raw const vhost_user_pmem_fixups, &raw const vhost_user_pmem_fixups_end);
     let mut entry = first;
     while entry < end {
         // SAFETY: C3: whole entries between the two symbols, which are constants.
         let fixup = unsafe { &*entry };
-        let target = |field: &i32| (&raw const *field).addr().wrapping_add_signed(*field as isize);
         if (target(&fixup.from)..target(&fixup.to)).contains(&address) {
-            return Some(target(&fixup.at));
+            return Some(fixup);
         }
         entry = entry.wrapping_add(1);
     }
@@ -390,6 +412,21 @@ mod tests {
         for entry in entries.chain(own.map(|kernel| kernel as *const () as usize)) {
             assert!((entry..entry + 128).any(|address| fixup_of(address).is_some()), "{entry:#x}");
             assert_eq!(fixup_of(entry.wrapping_sub(1)), None, "{entry:#x}: padding before it");
+        }
+        let copies = [copy_small, copy_rep].map(|kernel| kernel as *const () as usize);
+        let lines = [copy16, copy32, copy64, stream16, stream32, stream64];
+        let copies = copies.into_iter().chain(lines.map(|kernel| kernel as *const () as usize));
+        for entry in copies.chain(own.map(|kernel| kernel as *const () as usize)) {
+            let first = (entry..).find(|address| fixup_of(*address).is_some()).unwrap();
+            let ends =
+                (first..).take_while(|address| fixup_of(*address).is_some()).all(|it| end_of(it).is_some());
+            assert!(ends, "{entry:#x}: a copy can be ended wherever it can fault");
+        }
+        let media = [fill, clwb, clflushopt, clflush].map(|kernel| kernel as *const () as usize);
+        let zeroes = [zero16, zero32, zero64].map(|kernel| kernel as *const () as usize);
+        for entry in media.into_iter().chain(zeroes) {
+            let first = (entry..).find(|address| fixup_of(*address).is_some()).unwrap();
+            assert_eq!(end_of(first), None, "{entry:#x}: guest memory has no part in it");
         }
         for address in [0, 1, fixup_of as *const () as usize, usize::MAX, usize::MAX / 2] {
             assert_eq!(fixup_of(address), None);

@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::mm::{Advice, MsyncFlags};
 
-use crate::copy::fault::action_optional;
+use crate::copy::fault::{action_optional, interruption};
 #[cfg(test)]
 use crate::copy::recording::{Synced, Syncing};
 use crate::copy::{self, Engine, Load, Persist, PrefetchHint, Segments, Store};
@@ -417,6 +417,9 @@ impl Mapping {
         len: usize,
         bytes_left: usize,
     ) -> DiskError {
+        if interruption::is_interrupted() {
+            return failed(operation, offset, len as u64)(io::Error::other(IoFailure::GuestMemory));
+        }
         let copied = len.saturating_sub(bytes_left);
         let (end, address) = (offset.saturating_add(copied as u64), start.wrapping_add(copied));
         // On DAX, holes and shared blocks can be read, but a store into them needs space.

@@ -13,6 +13,7 @@ use super::pending::RequestTask;
 use super::request::ErrorStatus;
 use super::slow::Slow;
 use super::units::{Limits, SECTOR_BYTES, SEG_MAX};
+use crate::copy::fault::interruption;
 use crate::disk::executor::{TaskName, Threads, Unfinished};
 use crate::disk::{Disk, DiskError, Flusher, GrowError, Ticket};
 use crate::limits::bounds::MAX_IO_THREADS;
@@ -272,7 +273,10 @@ impl<D: Disk> Device<D> {
     }
 
     fn log_failure(&self, operation: &str, error: &DiskError) {
-        if let Some(suppressed) = self.log_limit.admit(Cause::of_request(operation)) {
+        // One that was interrupted is done again.
+        if !interruption::is_interrupted()
+            && let Some(suppressed) = self.log_limit.admit(Cause::of_request(operation))
+        {
             let disk = &self.identity.name;
             tracing::warn!(name: kinds::REQUEST_FAILED, disk, operation, %error, suppressed, "request failed");
         }

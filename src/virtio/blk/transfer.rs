@@ -7,6 +7,7 @@ use super::pending::Span;
 use super::request::{Direction, OK, direction, guess_offset, offset_of};
 use super::units::Limits;
 use crate::copy::PrefetchHint;
+use crate::copy::fault::interruption;
 use crate::disk::{Disk, DiskError};
 use crate::virtio::queue::{Completion, ContiguousChain, Header};
 
@@ -132,6 +133,10 @@ impl<D: Disk> Device<D> {
         error: &DiskError,
         counters: &mut Counters,
     ) -> Option<Completion> {
+        if interruption::is_interrupted() {
+            // It has not failed: it is done again.
+            return None;
+        }
         counters.count(Effect::Failed);
         chain.finish(self.failed(operation, error).status(), written_bytes)
     }

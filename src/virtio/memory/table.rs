@@ -305,8 +305,8 @@ impl Translator {
         self.log = Some(log);
     }
 
-    /// Whether a page of the table was lost, or of its log, so that a ring in it cannot be trusted. Cheap as long as
-    /// none is lost anywhere.
+    /// Whether a page of the table was lost, or of its log, so that a ring in it cannot be trusted, or what was read of it because a
+    /// copy was [ended](fault::interruption). Cheap as long as none is lost anywhere.
     #[inline]
     pub fn is_lost(&mut self) -> bool {
         let losses = fault::losses();
@@ -315,7 +315,8 @@ impl Translator {
 
     #[cold]
     fn ask_for_losses(&mut self, losses: u64) -> bool {
-        let is_lost = self.table.has_lost_pages() || self.is_log_lost();
+        let is_lost =
+            self.table.has_lost_pages() || self.is_log_lost() || fault::interruption::is_interrupted();
         if !is_lost {
             self.losses = losses;
         }

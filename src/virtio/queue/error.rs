@@ -43,6 +43,11 @@ pub enum RingError {
     /// A page of guest memory is not there any more: the front-end has truncated it, or it went bad.
     #[error("guest memory is lost: its file was truncated, or a page of it went bad")]
     GuestMemoryLost,
+    /// Its front-end takes guest memory away while that is used: it is about to get a worker of its own, and goes on there.
+    #[error(
+        "guest memory is taken away while it is used; the ring is about to go on with a worker of its own"
+    )]
+    Interrupted,
     /// A page of the dirty log is not there any more, and so the marks in it: the migration cannot succeed.
     #[error("the dirty log is lost: its file was truncated, or a page of it went bad")]
     DirtyLogLost,

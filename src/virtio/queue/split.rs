@@ -394,7 +394,7 @@ impl Virtqueue for SplitQueue {
     }
 
     fn base(&self) -> u32 {
-        u32::from(self.next_used)
+        u32::from(self.published)
     }
 
     #[cold]

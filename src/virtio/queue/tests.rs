@@ -357,7 +357,7 @@ fn same_as_the_oracle(steps: &[Step], event_idx: bool, start: u16) {
                 assert_eq!(seen, taken_by_twin.collect::<Vec<_>>());
                 driver.in_flight.drain(..seen.len());
                 let queue = &mut device.queue;
-                let has_completed = queue.base() != u32::from(ours.read(used + 2));
+                let has_completed = queue.indices().used != ours.read(used + 2);
                 let call = queue.publish();
                 if has_completed {
                     assert_eq!(call, twin.needs_notification(&oracle.memory).unwrap());
@@ -365,7 +365,7 @@ fn same_as_the_oracle(steps: &[Step], event_idx: bool, start: u16) {
                     assert!(!call, "nothing new, nobody to call");
                 }
                 assert_eq!(queue.arm_kicks(), twin.enable_notification(&oracle.memory).unwrap());
-                assert_eq!(queue.base(), u32::from(twin.next_used()));
+                assert_eq!(queue.indices().used, twin.next_used());
                 assert_eq!(ours.used(), oracle.used());
             }
         }

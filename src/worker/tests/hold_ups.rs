@@ -31,6 +31,9 @@ impl Disk for WaitingDisk {
     fn read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
         *self.reader.lock().unwrap() = Some(std::thread::current().id());
         if self.waits {
+            // Who waits for a page is brought one: no allocator keeps as much as this.
+            let mut pages = vec![0_u8; 64 << 20];
+            std::hint::black_box(&mut pages)[0] = 1;
             std::thread::sleep(2 * LONG_TURN);
         }
         self.disk.read(offset, into, next)

@@ -36,7 +36,7 @@ class Node:
         script = pathlib.Path(__file__).resolve().with_name("drbd_node.sh")
         words = ["setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child", "linux.uml", "mem=1400M",
                  "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "noreboot", "panic=-1", "con=null", "con0=null,fd:1", "ssl=null",
-                 f"ubd0={disk}", f"vec0:transport=fd,fd={cable.fileno()},depth=128,gro=0", f"init={script}",
+                 f"uml_dir={folder}", f"ubd0={disk}", f"vec0:transport=fd,fd={cable.fileno()},depth=128,gro=0", f"init={script}",
                  f"control={self.control}", f"node={number}"]
         with open(folder / f"console-{number}", "wb") as console:
             self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT,

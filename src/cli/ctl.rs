@@ -24,8 +24,8 @@ use crate::config::size::Size;
 #[command(after_long_help = exit::help())]
 pub(super) struct CtlArgs {
     /// The control socket of the server
-    #[arg(long, value_name = "SOCKET", env = "VHOST_USER_PMEM_CONTROL", global = true)]
-    socket: Option<PathBuf>,
+    #[arg(long, value_name = "SOCKET", env = "VHOST_USER_PMEM_CONTROL", alias = "socket", global = true)]
+    control: Option<PathBuf>,
 
     /// Print JSON, as the server answers it
     #[arg(long, global = true)]
@@ -111,7 +111,7 @@ struct Request {
 }
 
 pub(super) fn run(args: &CtlArgs) -> Result<(), Failure> {
-    let socket = args.socket.as_deref().ok_or(CtlError::NoSocket)?;
+    let socket = args.control.as_deref().ok_or(CtlError::NoControl)?;
     if let Task::Events(events) = &args.command {
         return ctl_events::run(socket, events, args.json);
     }

@@ -26,10 +26,6 @@ const SHOWN_LETTERS: usize = 100;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CtlError {
     #[error(
-        "--socket is missing; name the control socket of the server (serve --control), or set VHOST_USER_PMEM_CONTROL"
-    )]
-    NoSocket,
-    #[error(
         "--control is missing; name the control socket of the server (serve --control), or set VHOST_USER_PMEM_CONTROL"
     )]
     NoControl,
@@ -39,7 +35,7 @@ pub(super) enum CtlError {
     NoLimit(&'static str),
     #[error("{}: cannot reach the server ({source}); check that it runs, and that this is what serve --control names", socket.display())]
     Unreachable { socket: PathBuf, source: io::Error },
-    #[error("{}: this is no control socket of vhost-user-pmem ({found}); check --socket", socket.display())]
+    #[error("{}: this is no control socket of vhost-user-pmem ({found}); check --control", socket.display())]
     Stranger { socket: PathBuf, found: String },
     /// The server has said why.
     #[error("{detail}")]

@@ -40,10 +40,7 @@ const ENVIRONMENT: [(&str, &str); 7] = [
     ),
     ("NOTIFY_SOCKET", "Where to tell the service manager that every socket listens (READY=1)."),
     ("FDSTORE", "If it is set and not 0, the service manager is given the sockets to keep for the next run."),
-    (
-        "VHOST_USER_PMEM_CONTROL",
-        "The control socket for ctl when there is no --socket, and for top when there is no --control.",
-    ),
+    ("VHOST_USER_PMEM_CONTROL", "The control socket for ctl and top when there is no --control."),
     ("NO_COLOR", "If it is set and not empty, the log on a terminal, and top, have no colours."),
 ];
 
@@ -61,6 +58,12 @@ const EXAMPLES: &[(&str, &str)] = &[
         "Serve metrics as well, and read them:",
         "vhost-user-pmem serve --disk path=/srv/a.img,socket=/run/a.sock --metrics=/run/metrics.sock & \
          curl --unix-socket /run/metrics.sock http://localhost/metrics",
+    ),
+    (
+        "Start a server that disks can be added to, add one, and limit what its guest takes:",
+        "vhost-user-pmem serve --control /run/pmem.sock --allow /srv --allow /run & \
+         vhost-user-pmem ctl --control /run/pmem.sock add path=/srv/a.img,socket=/run/a.sock,size=20G; \
+         vhost-user-pmem ctl --control /run/pmem.sock limit a iops=5000",
     ),
     (
         "The way that management software starts a back-end program:",

@@ -8,8 +8,9 @@ pub(super) const USAGE: &[&str] = &[
     "serve --disk path=FILE,socket=SOCKET[,KEY=VALUE...] [...]",
     "serve --config FILE [--check] [...]",
     "info PATH [--json]",
-    "ctl --socket SOCKET {list | show NAME | rings NAME | add KEY=VALUE,... | log LEVEL | reload} [--json]",
-    "ctl --socket SOCKET {remove | resize | flush | disconnect} NAME [...]",
+    "ctl --control SOCKET {list | show NAME | rings NAME | events [--follow]} [--json]",
+    "ctl --control SOCKET {add KEY=VALUE,... | log LEVEL | reload} [--json]",
+    "ctl --control SOCKET {remove | resize | limit | flush | disconnect} NAME [...]",
     "top --control SOCKET [--once] [--json] [...]",
     #[cfg(feature = "bench")]
     "bench --socket SOCKET [--against SOCKET] [...]",

@@ -60,6 +60,40 @@ fn people_and_scripts_are_served() {
     assert!(done(&socket, &["show", "stays"]).contains("durability              volatile"));
 }
 
+/// The socket is `--control`, as `serve` and `top` have it, before and behind the task; and what it was called before.
+#[test]
+fn the_socket_has_one_name() {
+    let host = Host::new(Place::Tmpfs);
+    let (control, nowhere) = (host.control(), host.socket("nowhere"));
+    let list = |before: Option<&str>, behind: Option<&str>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-user-pmem"));
+        command.arg("ctl").env("VHOST_USER_PMEM_CONTROL", &nowhere);
+        before.into_iter().for_each(|option| _ = command.arg(option).arg(&control));
+        command.arg("list");
+        behind.into_iter().for_each(|option| _ = command.arg(option).arg(&control));
+        command.output().unwrap()
+    };
+    for (before, behind) in [
+        (Some("--control"), None),
+        (None, Some("--control")),
+        (Some("--socket"), None),
+        (None, Some("--socket")),
+    ] {
+        let output = list(before, behind);
+        assert!(output.status.success() && output.stderr.is_empty(), "{before:?} {behind:?}: {output:?}");
+    }
+    assert_eq!(list(None, None).status.code(), Some(12), "the environment counts where nothing is said");
+    let program = || Command::new(env!("CARGO_BIN_EXE_vhost-user-pmem"));
+    for task in ["ctl", "top"] {
+        let help = program().args([task, "--help"]).output().unwrap();
+        let help = String::from_utf8(help.stdout).unwrap();
+        assert!(help.contains("--control <SOCKET>") && !help.contains("--socket"), "{help}");
+    }
+    let missing = program().args(["ctl", "list"]).env_remove("VHOST_USER_PMEM_CONTROL").output().unwrap();
+    let text = String::from_utf8(missing.stderr).unwrap();
+    assert!(missing.status.code() == Some(2) && text.contains("--control is missing"), "{text}");
+}
+
 /// The log says more, or less, from then on.
 #[test]
 fn the_log_can_be_changed() {

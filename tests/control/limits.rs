@@ -228,7 +228,7 @@ fn ctl_shows_and_sets_limits() {
         let control = host.control().display().to_string();
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_vhost-user-pmem"));
         let output =
-            command.args(["ctl", "--socket", &control, "limit", "stays"]).args(words).output().unwrap();
+            command.args(["ctl", "--control", &control, "limit", "stays"]).args(words).output().unwrap();
         (
             output.status.code(),
             String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap(),
@@ -288,7 +288,7 @@ fn limits_are_seen_wherever_disks_are() {
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
     };
-    let shown = said(&["ctl", "--socket", &control, "show", "stays"]);
+    let shown = said(&["ctl", "--control", &control, "show", "stays"]);
     for line in ["bps-max 8192", "throttled 1"] {
         let has = |it: &str| it.split_whitespace().eq(line.split(' '));
         assert!(shown.lines().any(has), "{line}: {shown}");

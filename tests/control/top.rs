@@ -126,7 +126,7 @@ fn a_hostile_server_has_no_say_in_the_terminal() {
     let output = top(&socket).arg("--once").output().unwrap();
     assert!(output.status.code() == Some(12), "{output:?}");
     let shown =
-        done(&Command::new(PROGRAM).args(["ctl", "show", "x", "--socket"]).arg(&socket).output().unwrap());
+        done(&Command::new(PROGRAM).args(["ctl", "show", "x", "--control"]).arg(&socket).output().unwrap());
     assert!(shown.matches("\\u{1b}[2J").count() == 3 && !shown.contains('\u{1b}'), "{shown:?}");
     server.join().unwrap();
 }

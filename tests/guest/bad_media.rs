@@ -26,7 +26,7 @@ impl Pmem {
 
     /// Whoever follows events is told that these ranges are bad.
     pub(super) fn assert_event(&mut self, ranges: &str) {
-        let told = self.guest.shell("/lab/vhost-user-pmem ctl --socket /tmp/control.sock events --json");
+        let told = self.guest.shell("/lab/vhost-user-pmem ctl --control /tmp/control.sock events --json");
         let events = told.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         let bad: Vec<_> = events.filter(|event| event["event"] == "media-bad").collect();
         assert!(bad.iter().any(|it| it["disk"] == "disk" && it["ranges"] == ranges), "{told}");

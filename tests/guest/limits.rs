@@ -50,7 +50,7 @@ fn both() -> String {
     let limit = |text: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-user-pmem"));
         let control = control.display().to_string();
-        let output = command.args(["ctl", "--socket", &control, "limit", "b", text]).output().unwrap();
+        let output = command.args(["ctl", "--control", &control, "limit", "b", text]).output().unwrap();
         assert!(output.status.success(), "{output:?}");
     };
     let mut seen = Vec::new();

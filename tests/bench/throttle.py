@@ -15,6 +15,8 @@ import tempfile
 import time
 
 BYTES = 64 << 20
+# Seconds until all loads run.
+PATIENCE = 60
 LIMITS = [("iops", 1_000), ("iops", 100_000), ("iops", 1_000_000), ("bps", 100_000_000)]
 
 
@@ -109,8 +111,27 @@ def ticks(pid):
 
 
 def reads(tool, server, disk):
-    words = [tool, "ctl", f"--socket={server.control}", "--json", "rings", disk]
+    words = [tool, "ctl", f"--control={server.control}", "--json", "rings", disk]
     return {ring["ring"]: ring["reads"] for ring in json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE).stdout)}
+
+
+def done(tool, server, paths, loads, rings, seconds):
+    """What each ring of each disk has read in so many seconds, once all have taken what may be done at once. Ends the loads."""
+    end = time.monotonic() + PATIENCE
+    while not all(len([count for count in reads(tool, server, path.name).values() if count]) == rings for path in paths):
+        if time.monotonic() > end:
+            sys.exit(f"the loads do not run after {PATIENCE} s")
+        time.sleep(0.05)
+    time.sleep(1)
+    before = [reads(tool, server, path.name) for path in paths]
+    time.sleep(seconds)
+    after = [reads(tool, server, path.name) for path in paths]
+    for load in loads:
+        if load.poll() is not None:
+            sys.exit("a load has ended too early")
+        load.terminate()
+        load.communicate()
+    return [now[ring] - then[ring] for then, now in zip(before, after) for ring in now]
 
 
 def fairness(tool, folder, rounds, seconds):
@@ -121,28 +142,17 @@ def fairness(tool, folder, rounds, seconds):
             for _ in range(rounds):
                 paths = disks(folder, 1)
                 with ours(tool, folder, paths, limit, workers) as server:
-                    load = bench(tool, server.sockets[0], seconds + 1, queues=2)
-                    time.sleep(1)
-                    before = reads(tool, server, paths[0].name)
-                    time.sleep(seconds - 1)
-                    after = reads(tool, server, paths[0].name)
-                    load.communicate()
-                done = [after[ring] - before[ring] for ring in after]
-                shares += [count * len(done) / sum(done) for count in done]
+                    loads = [bench(tool, server.sockets[0], seconds + 2 * PATIENCE, queues=2)]
+                    counts = done(tool, server, paths, loads, 2, seconds)
+                shares += [count * len(counts) / sum(counts) for count in counts]
             print(f"| two queues, {limit} | {workers} | {min(shares):.3f} | {max(shares):.3f} |", flush=True)
             shares = []
             for _ in range(rounds):
                 paths = disks(folder, 10)
                 with ours(tool, folder, paths, f"throttle-group=g,{limit}", workers) as server:
-                    loads = [bench(tool, socket, seconds + 1) for socket in server.sockets]
-                    time.sleep(2)
-                    before = [sum(reads(tool, server, path.name).values()) for path in paths]
-                    time.sleep(seconds - 2)
-                    after = [sum(reads(tool, server, path.name).values()) for path in paths]
-                    for load in loads:
-                        load.communicate()
-                done = [b - a for a, b in zip(before, after)]
-                shares += [count * len(done) / sum(done) for count in done]
+                    loads = [bench(tool, socket, seconds + 2 * PATIENCE) for socket in server.sockets]
+                    counts = done(tool, server, paths, loads, 1, seconds)
+                shares += [count * len(counts) / sum(counts) for count in counts]
             print(f"| ten disks of a group, {limit} | {workers} | {min(shares):.3f} | {max(shares):.3f} |", flush=True)
 
 

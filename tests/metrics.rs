@@ -125,6 +125,45 @@ fn every_counter_counts_while_its_ring_runs() {
     counting.0.stop();
 }
 
+/// Of each queue the sum over all front-ends that the disk has had; those of a disk add up to what is said of the disk.
+#[test]
+fn queues_are_counted_each() {
+    let counting = Counting::start();
+    let of = |ring: u16, operation: &str| {
+        let labels = format!("{{disk=\"disk0\",ring=\"{ring}\",operation=\"{operation}\"}}");
+        let samples = counting.samples();
+        let sample = |name: &str| samples.get(&format!("ring_{name}_total{labels}")).copied();
+        (sample("requests"), sample("bytes"))
+    };
+    for round in [1.0, 2.0] {
+        let session = Session::connect(&counting.0.socket(0));
+        let (mut first, mut last) = (session.ring(0, 16), session.ring(63, 16));
+        assert_eq!(first.run(&Request::read(0, 1536)).status, OK);
+        assert_eq!(last.run(&Request::write(3, &[7; 4096])).status, OK);
+        assert_eq!(last.run(&Request::flush()).status, OK);
+        assert_eq!(last.run(&Request::get_id()).status, OK);
+        let assert_all = |what: &str| {
+            assert_eq!(of(0, "read"), (Some(round), Some(round * 1536.0)), "{what}");
+            assert_eq!(of(0, "write"), (Some(0.0), Some(0.0)), "{what}");
+            assert_eq!(of(63, "write"), (Some(round), Some(round * 4096.0)), "{what}");
+            assert_eq!(
+                (of(63, "flush"), of(63, "other")),
+                ((Some(round), None), (Some(round), None)),
+                "{what}"
+            );
+            assert_eq!(of(1, "read"), (None, None), "of a queue that was never used nothing is said");
+        };
+        assert_all("while they run");
+        assert_ne!(session.stop(&first), 0);
+        assert_all("when one has stopped");
+        drop((first, last));
+        leave(session, &counting);
+        assert_all("when the front-end has left");
+        assert_eq!(counting.samples()[r#"reads_total{disk="disk0"}"#], round);
+    }
+    counting.0.stop();
+}
+
 fn break_ring(mut ring: Ring) {
     ring.break_it();
     ring.err.wait("the ring breaks");

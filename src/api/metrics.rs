@@ -3,7 +3,7 @@
 use std::fmt::{Display, Write as _};
 use std::time::Duration;
 
-use crate::limits::bounds::MAX_LISTED_BAD_BLOCKS;
+use crate::limits::bounds::{MAX_LISTED_BAD_BLOCKS, MAX_LISTED_RINGS};
 use crate::log::{dropped_lines, suppressed_lines};
 use crate::server::DiskStats;
 use crate::virtio::blk::Counters;
@@ -50,7 +50,7 @@ const fn labelled(
 }
 
 /// All metrics there are, in the order in which they are written.
-pub(crate) const FAMILIES: [Family; 39] = [
+pub(crate) const FAMILIES: [Family; 41] = [
     Family {
         name: "build_info",
         help: "1; the version of the program is the label `version`.",
@@ -178,6 +178,30 @@ pub(crate) const FAMILIES: [Family; 39] = [
         "Bytes written to the media for requests, divided by the bytes that these requests wrote or zeroed.",
         |disk| amplification(&disk.counters),
     ),
+    Family {
+        kind: "counter",
+        ..labelled(
+            "ring_requests_total",
+            "Requests of each queue that succeeded: its index is the label `ring`, `operation` is `read`, `write`, `flush` or `other`. Of a \
+             queue that was used; at most of the first 64 of a disk.",
+            |disk, out| {
+                of_rings(disk, out, |it| {
+                    vec![
+                        ("read", it.reads),
+                        ("write", it.writes),
+                        ("flush", it.flushes),
+                        ("other", it.others),
+                    ]
+                });
+            },
+        )
+    },
+    Family {
+        kind: "counter",
+        ..labelled("ring_bytes_total", "Bytes that these reads and writes moved.", |disk, out| {
+            of_rings(disk, out, |it| vec![("read", it.read_bytes), ("write", it.written_bytes)]);
+        })
+    },
     counter("flushes_total", "Flushes that succeeded.", |disk| number(disk.counters.flushes)),
     counter(
         "other_requests_total",
@@ -254,6 +278,17 @@ fn region_info(disk: &DiskStats, out: &mut Writer<'_>) {
             ("numa_node", &node),
         ];
         out.sample(&labels, 1.0);
+    }
+}
+
+/// Samples of each ring, by operation.
+fn of_rings(disk: &DiskStats, out: &mut Writer<'_>, of: fn(&Counters) -> Vec<(&'static str, u64)>) {
+    for (ring, counters) in disk.rings.all().take_while(|(ring, _)| *ring < MAX_LISTED_RINGS) {
+        for (operation, count) in of(counters) {
+            let labels: [(_, &dyn Display); 3] =
+                [("disk", &disk.name), ("ring", &ring), ("operation", &operation)];
+            out.sample(&labels, count as f64);
+        }
     }
 }
 
@@ -336,7 +371,7 @@ fn escaped(value: &str) -> String {
 mod tests {
     use super::*;
     use crate::disk::{BackingKind, Durability, Region};
-    use crate::virtio::blk::{Latency, LatencyCounts, Timed};
+    use crate::virtio::blk::{Latency, LatencyCounts, RingCounters, Timed};
 
     fn timed() -> LatencyCounts {
         let latency = Latency::default();
@@ -370,7 +405,15 @@ mod tests {
             latency: vec![(Timed::Write, timed())],
             throttling: crate::config::Throttling::default(),
             counters: Counters { media_written_bytes: 4096, ..Counters::default() },
+            rings: rings(),
         }
+    }
+
+    fn rings() -> RingCounters {
+        let mut rings = RingCounters::default();
+        rings.add(3, &Counters { reads: 5, read_bytes: 512, ..Counters::default() });
+        rings.add(200, &Counters { reads: 1, ..Counters::default() });
+        rings
     }
 
     #[test]
@@ -400,6 +443,9 @@ mod tests {
             r#"vhost_user_pmem_request_seconds_bucket{disk="a \"b\" \\",operation="write",le="+Inf"} 3"#,
             r#"vhost_user_pmem_request_seconds_count{disk="a \"b\" \\",operation="write"} 3"#,
             r#"vhost_user_pmem_bad_block_bytes{disk="a \"b\" \\",offset="16384"} 16384"#,
+            r#"vhost_user_pmem_ring_requests_total{disk="a \"b\" \\",ring="3",operation="read"} 5"#,
+            r#"vhost_user_pmem_ring_requests_total{disk="a \"b\" \\",ring="3",operation="write"} 0"#,
+            r#"vhost_user_pmem_ring_bytes_total{disk="a \"b\" \\",ring="3",operation="read"} 512"#,
         ] {
             assert!(text.lines().any(|it| it == line), "no line {line} in:\n{text}");
         }
@@ -408,6 +454,7 @@ mod tests {
             r#",region="region3",provider="ACPI.NFIT",persistence_domain="cpu_cache",numa_node="unknown"} 1"#;
         assert!(text.contains(region), "{text}");
         assert!(!text.contains("write_amplification{"), "nothing was written: {text}");
+        assert!(!text.contains("ring=\"200\""), "only the first are shown: {text}");
         for sample in text.lines().filter(|line| !line.starts_with('#')) {
             let name = sample.split('{').next().unwrap();
             let name =

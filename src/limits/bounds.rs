@@ -269,6 +269,9 @@ pub const COLLECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bad ranges of a disk that metrics list one by one; all of them are in the sum.
 pub const MAX_LISTED_BAD_BLOCKS: usize = 256;
 
+/// Queues of a disk that metrics show one by one; all of them are in the sum.
+pub const MAX_LISTED_RINGS: usize = 64;
+
 /// Bad ranges of a disk that are kept; others are found when they are read.
 pub const MAX_BAD_BLOCKS: usize = 4096;
 

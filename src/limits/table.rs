@@ -95,7 +95,16 @@ fn of_guests() -> Vec<Bound> {
     const FAILURES: Option<&str> = Some("failures_total");
     let sectors = |number: u32| bytes(u64::from(number) << 9);
     vec![
-        row("queues of a disk", count(MAX_QUEUES), "exit code 2 (`queues=`)", None),
+        row(
+            "queues of a disk",
+            format!(
+                "{}; the metrics have the first {} one by one",
+                count(MAX_QUEUES),
+                count(MAX_LISTED_RINGS)
+            ),
+            "exit code 2 (`queues=`)",
+            None,
+        ),
         row("entries of a queue", count(MAX_QUEUE_SIZE), "NACK", REFUSED),
         row("descriptors of a request", count(MAX_CHAIN), "the request fails (IOERR)", FAILURES),
         row(

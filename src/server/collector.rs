@@ -10,7 +10,7 @@ use super::open::DiskSummary;
 use crate::config::Throttling;
 use crate::disk::{Backing, BackingKind, Disk as _, Durability, Region};
 use crate::limits::bounds::COLLECT_TIMEOUT;
-use crate::virtio::blk::{Counters, LatencyCounts, Timed};
+use crate::virtio::blk::{Counters, LatencyCounts, RingCounters, Timed};
 use crate::worker::{Pool, RingReport};
 
 /// What a disk is, has and has done, at one moment.
@@ -60,6 +60,8 @@ pub struct DiskStats {
     pub throttling: Throttling,
     /// What all its rings have done since the server started.
     pub counters: Counters,
+    /// The same of each of them.
+    pub rings: RingCounters,
     /// How long requests took, of each operation that there were some of.
     pub latency: Vec<(Timed, LatencyCounts)>,
 }
@@ -85,18 +87,18 @@ impl Collector {
         let disks = self.disks.all();
         // In this order: a ring that is taken back in between is missed, not counted twice, and what was seen of
         // it before stands.
-        let of_stopped: Vec<_> = disks.iter().map(|disk| *lock(&disk.context.totals)).collect();
-        let mut of_running: HashMap<String, Counters> = HashMap::new();
-        for (device, counters) in self.pool.count(COLLECT_TIMEOUT) {
-            of_running.entry(device.identity().name.clone()).or_default().add(&counters);
+        let of_stopped: Vec<_> = disks.iter().map(|disk| lock(&disk.context.totals).clone()).collect();
+        let mut of_running: HashMap<String, RingCounters> = HashMap::new();
+        for (device, ring, counters) in self.pool.count(COLLECT_TIMEOUT) {
+            of_running.entry(device.identity().name.clone()).or_default().add(ring.index, &counters);
         }
-        let seen = disks.iter().zip(of_stopped).filter_map(|(disk, mut sum)| {
-            if let Some(counters) = of_running.get(disk.name()) {
-                sum.add(counters);
+        let seen = disks.iter().zip(of_stopped).filter_map(|(disk, mut all)| {
+            if let Some(running) = of_running.get(disk.name()) {
+                all.add_all(running);
             }
             let mut seen = lock(&disk.seen);
-            seen.raise_to(&sum);
-            Some(DiskStats::of(disk, disk.summary.as_ref()?, *seen))
+            seen.raise_to(&all);
+            Some(DiskStats::of(disk, disk.summary.as_ref()?, seen.clone()))
         });
         seen.collect()
     }
@@ -104,10 +106,10 @@ impl Collector {
     /// The same of one disk, and no worker is asked: what its rings that run have done is not in it.
     pub fn collect_quietly(&self, disk: &str) -> Option<DiskStats> {
         let served = self.disks.named(disk)?;
-        let mut counters = *lock(&served.context.totals);
+        let mut rings = lock(&served.context.totals).clone();
         let seen = lock(&served.seen);
-        counters.raise_to(&seen);
-        Some(DiskStats::of(&served, served.summary.as_ref()?, counters))
+        rings.raise_to(&seen);
+        Some(DiskStats::of(&served, served.summary.as_ref()?, rings))
     }
 }
 
@@ -132,12 +134,12 @@ impl Collector {
     }
 }
 
-fn lock(counters: &Mutex<Counters>) -> MutexGuard<'_, Counters> {
+fn lock(counters: &Mutex<RingCounters>) -> MutexGuard<'_, RingCounters> {
     counters.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl DiskStats {
-    fn of(served: &Served<Backing>, summary: &DiskSummary, counters: Counters) -> Self {
+    fn of(served: &Served<Backing>, summary: &DiskSummary, rings: RingCounters) -> Self {
         let context = &served.context;
         let disk = context.device.disk();
         let geometry = disk.geometry();
@@ -167,7 +169,8 @@ impl DiskStats {
             oldest_request: oldest.map_or(Duration::ZERO, |since| since.elapsed()),
             slow_requests: context.device.slow().requests(),
             throttling: served.throttling(),
-            counters,
+            counters: rings.sum(),
+            rings,
             latency: latencies.filter(|(_, counts)| counts.count() != 0).collect(),
         }
     }

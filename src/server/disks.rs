@@ -12,7 +12,7 @@ use super::rescan::Rescan;
 use crate::config::{ConfigError, SocketSource, Throttling};
 use crate::disk::Disk;
 use crate::vhost_user::SessionContext;
-use crate::virtio::blk::Counters;
+use crate::virtio::blk::RingCounters;
 
 /// A disk's number: no other disk of the server ever has it.
 pub(super) type DiskNumber = u64;
@@ -27,7 +27,7 @@ pub(super) struct Served<D: Disk> {
     /// Ended when it is removed.
     pub(super) watch: Option<FileWatch>,
     /// The highest that were seen by whoever collects them.
-    pub(super) seen: Mutex<Counters>,
+    pub(super) seen: Mutex<RingCounters>,
     /// Its size is read again.
     pub(super) rescan: Rescan,
     /// Its name and socket are its own until its file is closed.

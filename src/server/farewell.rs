@@ -44,7 +44,7 @@ pub(super) fn given_up<D: Disk>(context: &SessionContext<D>) {
 pub(super) fn left<D: Disk>(session: SessionId, context: &SessionContext<D>, hangup: &Hangup) {
     let disk = &context.device.identity().name;
     let limit = &context.log_limit;
-    let totals = *context.totals.lock().unwrap_or_else(PoisonError::into_inner);
+    let totals = context.totals.lock().unwrap_or_else(PoisonError::into_inner).sum();
     match hangup {
         Hangup::Left => {
             if let Some(suppressed) = limit.admit(Cause::Left) {

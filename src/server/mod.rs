@@ -229,7 +229,7 @@ impl<D: Disk> Server<D> {
     /// What the rings of a disk that have stopped did, by the disk's name.
     pub fn totals(&self, disk: &str) -> Option<Counters> {
         let served = self.parts.disks.named(disk)?;
-        Some(*served.context.totals.lock().unwrap_or_else(PoisonError::into_inner))
+        Some(served.context.totals.lock().unwrap_or_else(PoisonError::into_inner).sum())
     }
 
     /// Waits until the server has stopped: asked to, or because its only front-end has left. Every request

@@ -9,7 +9,7 @@ use crate::limits::budget::{Budget, DiskBudget};
 use crate::vhost_user::{
     ConfigRecord, DescriptorChecker, DiskSocket, FrontEnds, SessionContext, WriterLock, is_postcopy_possible,
 };
-use crate::virtio::blk::{Counters, Device};
+use crate::virtio::blk::Device;
 use crate::worker::{Cpus, HoldUps, Polling, Pool};
 
 /// A disk of any kind and the socket its front-ends connect to: what an embedder serves.
@@ -49,7 +49,7 @@ impl<D: Disk> Service<D> {
             pool,
             cpus: cpus.map(Arc::new),
             writer_lock,
-            totals: Mutex::new(Counters::default()),
+            totals: Mutex::default(),
             offers_postcopy: postcopy && is_postcopy_possible(),
             is_in_postcopy: Arc::default(),
             config_record: is_exclusive.then(|| Arc::new(config_record)),

@@ -10,7 +10,7 @@ use super::writer_lock::WriterLock;
 use crate::disk::Disk;
 use crate::limits::budget::DiskBudget;
 use crate::log::LogLimit;
-use crate::virtio::blk::{Counters, Device};
+use crate::virtio::blk::{Device, RingCounters};
 use crate::worker::{Cpus, HoldUps, Pool};
 
 /// What the sessions of one disk share.
@@ -25,7 +25,7 @@ pub struct SessionContext<D: Disk> {
     /// Whose rings may run.
     pub writer_lock: WriterLock,
     /// What rings that have stopped did.
-    pub totals: Mutex<Counters>,
+    pub totals: Mutex<RingCounters>,
     /// Whether postcopy migration is offered.
     pub offers_postcopy: bool,
     /// Set while one of them is in a postcopy migration.

@@ -236,7 +236,7 @@ impl<D: Disk> Rings<D> {
         if ring.counters().media_written_bytes != 0 {
             self.config.media_is_written();
         }
-        self.context.totals.lock().unwrap_or_else(PoisonError::into_inner).add(ring.counters());
+        self.context.totals.lock().unwrap_or_else(PoisonError::into_inner).add(index, ring.counters());
     }
 
     /// Gives a ring to a worker if all is known that is needed, its pages have come, and the writer lock is this session's.
@@ -388,7 +388,7 @@ mod tests {
     use crate::disk::{FileLock, Geometry, MappedDisk};
     use crate::limits::budget::{Amounts, Budget};
     use crate::vhost_user::{DescriptorChecker, FrontEnds, Session, WriterLock};
-    use crate::virtio::blk::{Counters, Device, Identity};
+    use crate::virtio::blk::{Device, Identity};
     use crate::worker::{Polling, Pool};
 
     fn context() -> Arc<SessionContext<MappedDisk>> {
@@ -401,7 +401,7 @@ mod tests {
             pool: Arc::new(Pool::new(NonZeroU16::new(1), Polling::Never)),
             cpus: None,
             writer_lock: WriterLock::new(true, FileLock::none(), || ()),
-            totals: Mutex::new(Counters::default()),
+            totals: Mutex::default(),
             offers_postcopy: false,
             is_in_postcopy: Arc::default(),
             config_record: None,

@@ -13,8 +13,8 @@ use super::ring::RingKey;
 use crate::disk::Disk;
 use crate::virtio::blk::{Counters, Device};
 
-/// What a ring has done since it was started.
-pub type RingCount<D> = (Arc<Device<D>>, Counters);
+/// What a ring has done since it was started: which one, and of which device.
+pub type RingCount<D> = (Arc<Device<D>>, RingKey, Counters);
 
 /// What a worker can be asked.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub(super) enum Command<D: Disk> {
     Attach(AnyRing<D>, SyncSender<std::io::Result<()>>),
     /// Give this ring back, with everything fetched from it published.
     Detach(RingKey, SyncSender<Option<AnyRing<D>>>),
-    /// Say what each ring has done, and of which device it is; the sender is dropped when all have been named.
+    /// Say what each ring has done, which one that is, and of which device; the sender is dropped when all have been named.
     Count(Sender<RingCount<D>>),
     /// The same, with all that is to be seen of a ring.
     Report(Sender<RingReport<D>>),

@@ -414,7 +414,8 @@ impl<D: Disk> Runner<D> {
     fn count(&self, answers: &Sender<RingCount<D>>) {
         for slot in self.slots.iter().flatten() {
             // Ignored: whoever has asked has stopped waiting.
-            let _ = answers.send((slot.ring.device().clone(), *slot.ring.counters()));
+            let ring = &slot.ring;
+            let _ = answers.send((ring.device().clone(), ring.key(), *ring.counters()));
         }
     }
 

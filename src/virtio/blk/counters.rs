@@ -112,9 +112,70 @@ impl Counters {
     }
 }
 
+/// What the rings of a disk have done, by their index: of all its front-ends together.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RingCounters(Vec<Counters>);
+
+impl RingCounters {
+    /// Adds what a ring has done.
+    pub fn add(&mut self, ring: u16, counters: &Counters) {
+        self.of(usize::from(ring)).add(counters);
+    }
+
+    /// Adds `other`.
+    pub fn add_all(&mut self, other: &Self) {
+        other.0.iter().enumerate().for_each(|(ring, counters)| self.of(ring).add(counters));
+    }
+
+    /// Takes those of `other` that are higher.
+    pub fn raise_to(&mut self, other: &Self) {
+        other.0.iter().enumerate().for_each(|(ring, counters)| self.of(ring).raise_to(counters));
+    }
+
+    /// What all of them have done.
+    pub fn sum(&self) -> Counters {
+        let mut sum = Counters::default();
+        self.0.iter().for_each(|counters| sum.add(counters));
+        sum
+    }
+
+    /// The rings that have done something.
+    pub fn all(&self) -> impl Iterator<Item = (usize, &Counters)> {
+        self.0.iter().enumerate().filter(|(_, counters)| **counters != Counters::default())
+    }
+
+    /// Those of a ring, for which there is room from now on.
+    fn of(&mut self, ring: usize) -> &mut Counters {
+        if ring >= self.0.len() {
+            self.0.resize(ring.saturating_add(1), Counters::default());
+        }
+        #[allow(clippy::indexing_slicing)] // there is room for it
+        &mut self.0[ring]
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rings_are_told_apart_and_added_up() {
+        let reads = |reads| Counters { reads, ..Counters::default() };
+        let mut rings = RingCounters::default();
+        rings.add(3, &reads(2));
+        rings.add(0, &reads(1));
+        rings.add(3, &reads(4));
+        assert_eq!(rings.all().map(|(ring, it)| (ring, it.reads)).collect::<Vec<_>>(), [(0, 1), (3, 6)]);
+        assert_eq!(rings.sum(), reads(7));
+        let mut seen = RingCounters::default();
+        seen.add(3, &reads(9));
+        seen.add(4, &reads(1));
+        seen.raise_to(&rings);
+        assert_eq!(
+            seen.all().map(|(ring, it)| (ring, it.reads)).collect::<Vec<_>>(),
+            [(0, 1), (3, 9), (4, 1)]
+        );
+    }
 
     #[test]
     fn what_is_lower_does_not_lower_it() {

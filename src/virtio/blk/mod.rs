@@ -20,7 +20,7 @@ mod units;
 pub use begin::Predecessors;
 pub use cache::CacheMode;
 pub use config_space::{CONFIG_BYTES, ConfigSpace, WRITEBACK_OFFSET};
-pub use counters::{Counters, Effect};
+pub use counters::{Counters, Effect, RingCounters};
 pub use device::{Device, Identity};
 pub use execute::{HeldRequest, Progress};
 pub use latency::{Latency, LatencyCounts, Timed};

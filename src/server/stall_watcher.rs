@@ -15,7 +15,7 @@ use crate::limits::thread;
 use crate::log::{Cause, kinds};
 use crate::sandbox::ThreadKind;
 use crate::virtio::blk::Slow;
-use crate::worker::Pool;
+use crate::worker::{Pool, tell_held_up};
 
 /// The thread, which runs as soon as there is a disk that may wait for media, or of which requests are slow.
 #[derive(Debug)]
@@ -91,6 +91,8 @@ fn watch(disks: &Disks<Backing>, pool: &Pool<Backing>, has_news: &Receiver<()>) 
         if waiting != 0 {
             pool.tell_slow();
         }
+        // Those that hold up their workers' threads.
+        all.iter().for_each(|disk| tell_held_up(&disk.context.device));
         // They are not kept meanwhile.
         drop(all);
         match has_news.recv_timeout(patience) {

@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use super::direct::DirectTasks;
 use super::hold_ups::HoldUps;
-use super::ring::limited::renew_limits;
 use super::ring::waiting::leave_quick;
 use super::ring::{Ring, RingKey, RingParts};
 use crate::disk::Disk;
@@ -128,9 +127,9 @@ impl<D: Disk> AnyRing<D> {
         with_ring!(self, ring => leave_quick(ring, transfers));
     }
 
-    /// As [`renew_limits`].
+    /// As [`Ring::renew_limits`].
     pub(super) fn renew_limits(&mut self) {
-        with_ring!(self, ring => renew_limits(ring));
+        with_ring!(self, ring => ring.renew_limits());
     }
 
     /// As [`Ring::tell_slow`].

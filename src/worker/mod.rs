@@ -92,3 +92,4 @@ pub use poll::Polling;
 pub use pool::{Pool, PoolError, WorkerId};
 pub use report::RingReport;
 pub use ring::{Ring, RingKey, RingParts, Served};
+pub use times::tell_held_up;

@@ -108,10 +108,3 @@ pub(super) enum Popped {
     /// It is a flush that takes time, or a request that is done in slices.
     Waits,
 }
-
-impl Popped {
-    /// That it was to move, where that is known.
-    pub(super) const fn bytes(&self) -> u64 {
-        if let Self::Done(bytes) = self { *bytes } else { 0 }
-    }
-}

@@ -21,7 +21,7 @@ use crate::failpoint::{self, Point};
 use crate::limits::bounds::{MAX_PENDING_REQUESTS, MAX_TURN_BYTES, MAX_TURN_REQUESTS};
 use crate::virtio::blk::{
     Asked, CacheMode, Completions, Counters, Device, PendingRequest, Predecessors, Progress, RequestTask,
-    Span, Transfer,
+    Slow, Span, Transfer,
 };
 use crate::virtio::queue::{Bounds, Chain, Next, RingError, RingLog, Virtqueue};
 
@@ -81,17 +81,17 @@ pub(super) struct Pending<D: Disk> {
     does_quick: bool,
     /// What the kernel does by itself for its worker.
     transfers: Option<Arc<DirectTasks<D>>>,
-    /// It takes nothing more: its ring is being stopped.
+    /// It takes nothing more.
     is_leaving: bool,
 }
 
 impl<D: Disk> Pending<D> {
-    /// Of a ring with so many entries, the one with this index.
-    pub(super) fn new(ring_size: u32, ring: u16) -> Box<Self> {
+    /// Of a ring with so many entries and this index.
+    pub(super) fn new(ring_size: u32, ring: u16, slow: &Slow) -> Box<Self> {
         let room = usize::try_from(ring_size).unwrap_or(usize::MAX).min(usize::from(MAX_PENDING_REQUESTS));
         Box::new(Self {
             entries: VecDeque::with_capacity(room),
-            times: Times::new(room, ring),
+            times: Times::new(room, ring, slow),
             room,
             first: 0,
             has_completed: false,
@@ -343,8 +343,9 @@ impl<D: Disk> Pending<D> {
         let RingSide { queue, batch, device, cache, counters, log, .. } = ring;
         let rules = device.rules(cache);
         for chain in batch.drain(most) {
-            let is_free = |span: &Span| self.is_free(span);
             let asked = Asked::of(chain.header(), chain.data_bytes().into());
+            self.times.begin(asked);
+            let is_free = |span: &Span| self.is_free(span);
             let chain = match &**log {
                 None => match device.try_transfer(chain, &rules, counters, is_free) {
                     Transfer::Done(completion) if self.entries.is_empty() => {
@@ -384,8 +385,7 @@ impl<D: Disk> Pending<D> {
         let bytes = chain.readable.total_bytes().saturating_add(chain.writable.total_bytes()) as u64;
         let is_done = self.take_chain(chain, &mut Side { device, cache, counters, log }, false)?;
         left.requests = left.requests.saturating_sub(1);
-        // Of what is only begun, nothing was copied.
-        left.bytes = left.bytes.saturating_sub_unsigned(if is_done { bytes } else { 0 });
+        left.bytes = left.bytes.saturating_sub_unsigned(if is_done { bytes } else { 0 }); // else nothing was copied
         Ok(true)
     }
 
@@ -402,6 +402,7 @@ impl<D: Disk> Pending<D> {
             log.note(&chain);
         }
         let asked = Asked::of(&chain.header, chain.data_bytes);
+        self.times.begin(asked);
         let mut request = self.free.pop().unwrap_or_default();
         let is_free = |span: &Span| !is_tried && self.is_free(span);
         let before = Predecessors { is_free, are_done: self.is_finished() };

@@ -23,7 +23,9 @@ use crate::failpoint::{self, Point};
 use crate::limits::bounds::{MAX_SLICE_BYTES, MAX_TURN_BYTES, MAX_TURN_REQUESTS};
 use crate::log::{Cause, LogLimit, kinds};
 use crate::throttle::{Kind, Share};
-use crate::virtio::blk::{CacheMode, Counters, Device, Progress, SlicedRequest, Transfer, kind_for_limits};
+use crate::virtio::blk::{
+    Asked, CacheMode, Counters, Device, Progress, SlicedRequest, Transfer, kind_for_limits,
+};
 use crate::virtio::memory::Translator;
 use crate::virtio::queue::{Batch, Bounds, Indices, Next, RingError, RingLog, SplitQueue, Virtqueue};
 
@@ -77,8 +79,11 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         }
         // Where pages come later the ring has a worker of its own; and a thread of the disk would write zeroes in place of them.
         let is_begun = device.disk().may_wait() && !memory.awaits_pages();
-        let waits =
-            if is_begun { Waits::Media(Pending::new(layout.size, key.index)) } else { Waits::Nothing };
+        let waits = if is_begun {
+            Waits::Media(Pending::new(layout.size, key.index, device.slow()))
+        } else {
+            Waits::Nothing
+        };
         Ok(Self {
             key,
             queue,
@@ -301,7 +306,10 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             // To find the flaw may have taken as long.
             Some(_) => u64::from(MAX_TURN_BYTES),
         };
-        let Self { device, cache, counters, sliced, log, limit, .. } = self;
+        let Self { device, cache, counters, sliced, log, limit, times, .. } = self;
+        if let Some(times) = times {
+            times.begin(Asked::of(&chain.header, if chain.flaw.is_none() { bytes } else { 0 }));
+        }
         if let Some(limit) = limit {
             let kind = if chain.flaw.is_none() { kind_for_limits(&chain.header) } else { Kind::Other };
             limit.count(kind);

@@ -1,12 +1,14 @@
 //! When the requests of a ring were taken, each of which is timed, and what they wait for: so those are known that are slow.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::disk::Disk;
+use crate::disk::executor::TaskName;
 use crate::limits::bounds::MAX_TURN_REQUESTS;
 use crate::log::{Cause, kinds};
-use crate::virtio::blk::{Asked, Device, Slow, Timed};
+use crate::virtio::blk::{Asked, Device, Slow, Timed, UnderHand};
 use crate::virtio::queue::Header;
 
 /// What a request waits for.
@@ -80,21 +82,29 @@ struct Limited {
 pub(super) struct Times {
     /// The ring's index.
     ring: u16,
+    /// What its worker is doing of it, where it matters.
+    hand: Arc<UnderHand>,
+    begun: Asked,
+    /// It was said that this one is slow.
+    is_told: bool,
     turn: Instant,
     /// How long a request may take that is not slow.
     threshold: Option<Duration>,
     taken: VecDeque<Taken>,
-    /// Reads that were done at once in this turn.
-    at_once: Vec<Asked>,
+    /// Reads that were done at once in this turn, and whether it was said that they are slow.
+    at_once: Vec<(Asked, bool)>,
     completed: usize,
     limited: Option<Limited>,
 }
 
 impl Times {
-    /// With room for so many.
-    pub(super) fn new(room: usize, ring: u16) -> Self {
+    /// With room for so many, of the ring with this index.
+    pub(super) fn new(room: usize, ring: u16, slow: &Slow) -> Self {
         Self {
             ring,
+            hand: slow.hand(ring),
+            begun: Asked::UNKNOWN,
+            is_told: false,
             turn: Instant::now(),
             threshold: None,
             taken: VecDeque::with_capacity(room),
@@ -122,10 +132,46 @@ impl Times {
         }
     }
 
+    /// The next one is about to be done, or begun, by this thread, which may be held up meanwhile.
+    pub(super) fn begin(&mut self, asked: Asked) {
+        self.begun = asked;
+        // It may be begun twice: tried, and then handed to a thread.
+        self.is_told |= self.hand.end();
+        if self.is_watched() {
+            self.hand.begin(&asked, self.turn);
+        }
+    }
+
+    /// It is over. Returns whether it was said that it is slow.
+    fn end(&mut self) -> bool {
+        self.hand.end() | std::mem::take(&mut self.is_told)
+    }
+
+    /// That one is taken: it is done, or `slices` say what is done of it slice by slice.
+    pub(super) fn took_begun(&mut self, slices: Option<TaskName>, waits_for: WaitsFor) {
+        let asked = slices.map_or(self.begun, |name| self.begun.of_slices(name));
+        self.took(asked, waits_for);
+    }
+
+    /// The same of a slice of the first one.
+    pub(super) fn begin_slice(&self) {
+        if let (true, Some(first)) = (self.is_watched(), self.taken.front())
+            && !first.is_told
+        {
+            self.hand.begin(&first.asked, first.since);
+        }
+    }
+
+    /// That is over.
+    pub(super) fn end_slice(&mut self) {
+        let is_told = self.hand.end();
+        self.taken.front_mut().into_iter().for_each(|first| first.is_told |= is_told);
+    }
+
     /// One is taken.
     pub(super) fn took(&mut self, asked: Asked, waits_for: WaitsFor) {
         let limited = self.limited.take();
-        let is_told = limited.as_ref().is_some_and(|it| it.is_told);
+        let is_told = self.end() || limited.as_ref().is_some_and(|it| it.is_told);
         let limited = limited.map_or(Duration::ZERO, |it| self.turn.saturating_duration_since(it.since));
         self.taken.push_back(Taken {
             asked,
@@ -139,7 +185,8 @@ impl Times {
 
     /// A read was taken and completed.
     pub(super) fn done_at_once(&mut self, asked: Asked) {
-        self.at_once.push(asked);
+        let is_told = self.end();
+        self.at_once.push((asked, is_told));
     }
 
     /// What each of them waits for by now, in the ring's order.
@@ -159,6 +206,8 @@ impl Times {
 
     /// What is completed is about to be shown, or was in this moment.
     pub(super) fn end_turn<D: Disk>(&mut self, device: &Device<D>) {
+        // Of one that has broken the ring.
+        self.end();
         let completed = std::mem::take(&mut self.completed).min(self.taken.len());
         if completed == 0 && self.at_once.is_empty() && self.threshold.is_none() {
             return;
@@ -168,8 +217,10 @@ impl Times {
             let took = now.saturating_duration_since(self.turn);
             device.latency().add(Timed::Read, took, self.at_once.len() as u64);
             if self.is_slow(took) {
-                let told = |asked| tell(device, self.ring, asked, took, WaitsFor::Media, End::Done);
-                self.at_once.iter().for_each(told);
+                for (asked, is_told) in &self.at_once {
+                    let end = if *is_told { End::DoneAtLast } else { End::Done };
+                    tell(device, self.ring, asked, took, WaitsFor::Media, end);
+                }
             }
             self.at_once.clear();
         }
@@ -218,6 +269,17 @@ impl Times {
 
     fn is_slow(&self, took: Duration) -> bool {
         self.threshold.is_some_and(|threshold| took > threshold)
+    }
+}
+
+/// Says which requests are slow of those that hold up their workers' threads in the kernel, which cannot say it: memory that they
+/// copy from or to does not come.
+pub fn tell_held_up<D: Disk>(device: &Device<D>) {
+    let Some(threshold) = device.slow().threshold() else { return };
+    for hand in device.slow().hands() {
+        if let Some((asked, took)) = hand.take_slow(threshold) {
+            tell(device, hand.ring(), &asked, took, WaitsFor::Media, End::Waits);
+        }
     }
 }
 

@@ -99,6 +99,34 @@ fn what_rings_consist_of_is_waited_for_by_nobody_who_answers() {
     assert_eq!(moved.session.memory.load_u16(rings[1].used + 2), 0);
 }
 
+/// A copy that waits for a page keeps its thread in the kernel, which cannot say that it is slow: others do.
+#[test]
+fn a_request_that_waits_for_its_page_is_named_meanwhile() {
+    if !can_wait() {
+        return;
+    }
+    let daemon = with_options(Place::Tmpfs, ",slow-ms=200").start();
+    let mut moved = Moved::new(&daemon, 0);
+    let mut ring = moved.ring(0);
+    waiting_write(&mut moved, &mut ring);
+    let lines = |is_done: bool| {
+        let log = daemon.log();
+        let done = format!("done={is_done}");
+        let is_such = |line: &&str| line.contains("a request is slow") && line.contains(&done);
+        log.lines().filter(is_such).map(ToOwned::to_owned).collect::<Vec<_>>()
+    };
+    let named = wait_for("it is named", || lines(false).pop());
+    let place = format!("ring=0 operation=\"write\" offset={} bytes={PAGE}", TARGET * SECTOR_BYTES as u64);
+    assert!(named.contains(&place) && named.contains("waited_for=\"media\""), "{named}");
+    moved.pages.bring(ring.buffers(0).data);
+    moved.serve(&mut ring, 1);
+    let named = wait_for("its end is named", || lines(true).pop());
+    assert!(named.contains(&place), "{named}");
+    assert_eq!(lines(false).len(), 1, "once");
+    moved.end(&mut ring);
+    daemon.stop();
+}
+
 #[test]
 fn a_ring_that_waits_holds_no_other_up() {
     if !can_wait() {

@@ -15,6 +15,7 @@ mod slow;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod under_hand;
 mod units;
 
 pub use begin::Predecessors;
@@ -29,4 +30,5 @@ pub use request::{ErrorStatus, Operation, Range, Ranges, kind_for_limits, parse,
 pub use sliced::SlicedRequest;
 pub use slow::{Asked, Slow};
 pub use transfer::{Rules, Transfer};
+pub use under_hand::UnderHand;
 pub use units::{Limits, MAX_DISCARD_SECTORS, MAX_RANGES, MAX_WRITE_ZEROES_SECTORS, SECTOR_BYTES, SEG_MAX};

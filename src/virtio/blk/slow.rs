@@ -2,10 +2,12 @@
 
 use std::num::NonZeroU16;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use super::latency::Timed;
 use super::pending::Span;
+use super::under_hand::UnderHand;
 use super::units::SECTOR_BYTES;
 use crate::disk::executor::TaskName;
 use crate::virtio::queue::Header;
@@ -53,6 +55,8 @@ pub struct Slow {
     requests: AtomicU64,
     /// Some request may become slow that has not ended: a ring is to be asked, soon.
     may_wait: AtomicBool,
+    /// What is under hand of its rings.
+    hands: Mutex<Vec<Weak<UnderHand>>>,
 }
 
 impl Slow {
@@ -87,5 +91,20 @@ impl Slow {
     /// Whether one may, since this was asked last.
     pub fn take_may_wait(&self) -> bool {
         self.may_wait.swap(false, Ordering::Relaxed)
+    }
+
+    /// For the ring with this index: who does its requests says so there, and [others](Self::hands) look, until it is dropped.
+    pub fn hand(&self, ring: u16) -> Arc<UnderHand> {
+        let hand = Arc::new(UnderHand::new(ring));
+        let mut hands = self.hands.lock().unwrap_or_else(PoisonError::into_inner);
+        hands.retain(|hand| hand.strong_count() != 0);
+        hands.push(Arc::downgrade(&hand));
+        hand
+    }
+
+    /// What is under hand of the rings whose requests may be slow.
+    pub fn hands(&self) -> Vec<Arc<UnderHand>> {
+        let hands = self.hands.lock().unwrap_or_else(PoisonError::into_inner);
+        hands.iter().filter_map(Weak::upgrade).collect()
     }
 }

@@ -9,32 +9,33 @@ use super::{Popped, Ring, Served, Waits};
 use crate::disk::Disk;
 use crate::limits::bounds::{MAX_TURN_BYTES, MAX_TURN_REQUESTS};
 use crate::throttle::{Kind, Moment, Share};
-use crate::virtio::blk::{Asked, kind_for_limits};
+use crate::virtio::blk::kind_for_limits;
 use crate::virtio::queue::{RingError, Virtqueue};
 use crate::worker::pending::limited::admits;
 use crate::worker::times::{Times, WaitsFor};
 
-/// Has a ring limited as its device says by now. It is not held any more, and may be held again.
-pub(in crate::worker) fn renew_limits<D: Disk, Q: Virtqueue>(ring: &mut Ring<D, Q>) {
-    let is_watched = ring.device.slow().threshold().is_some() && !matches!(ring.waits, Waits::Media(_));
-    if is_watched != ring.times.is_some() {
-        let times = || Box::new(Times::new(usize::from(MAX_TURN_REQUESTS), ring.key.index));
-        ring.times = is_watched.then(times);
-    }
-    let throttle = ring.device.throttle();
-    let before = ring.limit.as_ref().map(|limit| limit.throttle());
-    if before.map(Arc::as_ptr) != throttle.as_ref().map(Arc::as_ptr) {
-        ring.resume();
-        ring.limit = throttle.map(|throttle| Box::new(Share::new(throttle)));
-    }
-    ring.waits = match std::mem::replace(&mut ring.waits, Waits::Nothing) {
-        Waits::Nothing | Waits::Limit if ring.takes_singly() => Waits::Limit,
-        Waits::Nothing | Waits::Limit => Waits::Nothing,
-        waits @ (Waits::Flush(..) | Waits::Media(_)) => waits,
-    };
-}
-
 impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
+    /// Has it limited as its device says by now. It is not held any more, and may be held again.
+    pub fn renew_limits(&mut self) {
+        let is_watched = self.device.slow().threshold().is_some() && !matches!(self.waits, Waits::Media(_));
+        if is_watched != self.times.is_some() {
+            let room = usize::from(MAX_TURN_REQUESTS);
+            let times = || Box::new(Times::new(room, self.key.index, self.device.slow()));
+            self.times = is_watched.then(times);
+        }
+        let throttle = self.device.throttle();
+        let before = self.limit.as_ref().map(|limit| limit.throttle());
+        if before.map(Arc::as_ptr) != throttle.as_ref().map(Arc::as_ptr) {
+            self.resume();
+            self.limit = throttle.map(|throttle| Box::new(Share::new(throttle)));
+        }
+        self.waits = match std::mem::replace(&mut self.waits, Waits::Nothing) {
+            Waits::Nothing | Waits::Limit if self.takes_singly() => Waits::Limit,
+            Waits::Nothing | Waits::Limit => Waits::Nothing,
+            waits @ (Waits::Flush(..) | Waits::Media(_)) => waits,
+        };
+    }
+
     /// Whether its requests are taken one by one: there is a limit, or it is to be known how long each takes.
     pub(super) fn takes_singly(&self) -> bool {
         self.limit.is_some() || self.times.is_some()
@@ -141,10 +142,8 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             }
             let popped = self.pop(popped)?;
             if let (Some(times), false) = (&mut self.times, matches!(popped, Popped::Nothing)) {
-                let asked = header.map_or(Asked::UNKNOWN, |header| Asked::of(&header, popped.bytes()));
-                let is_sliced = self.sliced.is_in_progress();
-                let asked = if is_sliced { asked.of_slices(self.sliced.name()) } else { asked };
-                times.took(asked, WaitsFor::Media);
+                let slices = self.sliced.is_in_progress().then(|| self.sliced.name());
+                times.took_begun(slices, WaitsFor::Media);
             }
             match popped {
                 Popped::Nothing => return Ok(false),
@@ -168,6 +167,9 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
             }
             limit.count_bytes(kind, bytes);
         }
-        self.next_slice().map(drop)
+        self.times.iter().for_each(|times| times.begin_slice());
+        let has_more = self.next_slice();
+        self.times.iter_mut().for_each(|times| times.end_slice());
+        has_more.map(drop)
     }
 }

@@ -9,14 +9,15 @@ use super::{disk, guest, ring, status};
 use crate::copy::{PrefetchHint, Segments};
 use crate::disk::{Disk, DiskError, Durability, Geometry, MappedDisk};
 use crate::virtio::blk::{Device, Timed};
-use crate::worker::{Polling, Pool};
+use crate::worker::{Polling, Pool, tell_held_up};
 
 /// How long a step may take on a machine that is busy.
 const STEP_TIME: Duration = Duration::from_secs(60);
 
+const READ: u32 = 0;
 const FLUSH: u32 = 4;
 
-/// Memory that needs a sync, each of which ends when the test says so.
+/// Memory that needs a sync, and holds up who reads it; both end when the test says so.
 #[derive(Debug)]
 struct GatedDisk {
     disk: MappedDisk,
@@ -31,6 +32,7 @@ impl Disk for GatedDisk {
         Durability::Page
     }
     fn read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
+        let _ = self.end.lock().unwrap().recv();
         self.disk.read(offset, into, next)
     }
     fn write(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
@@ -55,15 +57,23 @@ impl Disk for GatedDisk {
     }
 }
 
-/// A worker with a ring whose flush waits.
-fn held_flush(threshold_ms: u16) -> (Pool<GatedDisk>, Arc<Device<GatedDisk>>, std::fs::File, Sender<()>) {
+/// A worker with a ring whose request waits.
+fn waiting(
+    kind: u32,
+    threshold_ms: u16,
+) -> (Pool<GatedDisk>, Arc<Device<GatedDisk>>, std::fs::File, Sender<()>) {
     let (end, end_out) = channel();
-    let guest = guest(FLUSH);
+    let guest = guest(kind);
     let ring = ring(GatedDisk { disk: disk(), end: Mutex::new(end_out) }, &guest, 0);
     let device = ring.device().clone();
     device.slow().set_threshold_ms(NonZeroU16::new(threshold_ms));
     let pool = Pool::new(NonZeroU16::new(1), Polling::Never);
     pool.attach(ring, None).unwrap();
+    (pool, device, guest, end)
+}
+
+fn held_flush(threshold_ms: u16) -> (Pool<GatedDisk>, Arc<Device<GatedDisk>>, std::fs::File, Sender<()>) {
+    let (pool, device, guest, end) = waiting(FLUSH, threshold_ms);
     wait_until(|| device.unfinished().0 == 1);
     (pool, device, guest, end)
 }
@@ -118,6 +128,33 @@ fn one_that_is_not_slow_yet_is_looked_at_again() {
     assert_eq!(device.slow().requests(), 1);
     drop(end);
     pool.stop();
+}
+
+/// Nobody but who looks from outside can say so.
+#[test]
+fn a_request_that_holds_up_its_worker_is_named_meanwhile_and_counted_once() {
+    let (pool, device, guest, end) = waiting(READ, 1);
+    wait_until(|| {
+        tell_held_up(&device);
+        device.slow().requests() == 1
+    });
+    assert!(status(&guest) == 0xff, "it waits");
+    tell_held_up(&device);
+    assert_eq!(device.slow().requests(), 1);
+    end.send(()).unwrap();
+    let timed = || device.latency().counts(Timed::Read).count();
+    wait_until(|| status(&guest) == 0 && timed() == 1);
+    assert!(
+        device.slow().hands().iter().all(|hand| hand.take_slow(Duration::ZERO).is_none()),
+        "it has ended"
+    );
+    // When this has been answered, its turn is over.
+    assert_eq!(pool.count(STEP_TIME).len(), 1);
+    assert_eq!(device.slow().requests(), 1);
+    drop(end);
+    pool.stop();
+    drop(guest);
+    assert!(device.slow().hands().is_empty(), "it goes with its ring");
 }
 
 /// What of memory waits is timed, although most of what does not is not.

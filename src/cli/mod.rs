@@ -52,6 +52,7 @@ mod usage;
 use crate::api::control::{Reload, Wanted};
 use crate::config::ServerConfig;
 use crate::config::file::{ConfigFile, FileError};
+use crate::config::keys::Key;
 use confine::Confinement;
 use exit::{Exit, Failure};
 use logging::{Log, LogArgs};
@@ -146,6 +147,21 @@ pub fn configuration_of(args: Vec<OsString>) -> Result<ServerConfig, String> {
         }
         _ => Err("nothing is served".to_owned()),
     }
+}
+
+/// The keys of `--disk`: this is for tests which make command lines up.
+#[doc(hidden)]
+pub fn disk_keys() -> Vec<&'static str> {
+    Key::all().map(Key::name).collect()
+}
+
+/// The long options of `serve`, of which some take no value: for the same.
+#[doc(hidden)]
+pub fn serve_options() -> Vec<String> {
+    let mut command = Cli::command();
+    command.build();
+    let serve = command.find_subcommand("serve").into_iter().flat_map(clap::Command::get_arguments);
+    serve.filter_map(|arg| arg.get_long()).map(ToOwned::to_owned).collect()
 }
 
 /// What is wrong with what the program was told.

@@ -4,29 +4,15 @@ use std::process::Command;
 
 use super::{run, stdout};
 
-const KEYS: [&str; 21] = [
-    "path",
-    "socket",
-    "name",
-    "size",
-    "serial",
-    "readonly",
-    "block-size",
-    "queues",
-    "seg-max",
-    "sparse",
-    "lock",
-    "require-durable",
-    "discard",
-    "deep-flush",
-    "cpus",
-    "numa",
-    "postcopy",
-    "socket-mode",
-    "socket-owner",
-    "socket-group",
-    "allow-uid",
-];
+/// The keys of `--disk` that have a row of their own, as the README's table has them.
+fn keys() -> Vec<String> {
+    let tables = stdout(&run(["reference"]));
+    let rows = tables.split_once("<!-- table: keys -->").unwrap().1.split("<!--").next().unwrap().lines();
+    let names = rows.filter_map(|row| row.strip_prefix("| `")?.split_once('='));
+    let names: Vec<_> = names.map(|(name, _)| name.to_owned()).collect();
+    assert!(names.len() > 20 && names.contains(&"slow-ms".to_owned()), "{names:?}");
+    names
+}
 
 const OPTIONS: [&str; 27] = [
     "--config",
@@ -113,11 +99,16 @@ fn every_help_shows_every_exit_code_and_fits_100_columns() {
 fn help_lists_every_key_and_option() {
     let serve = stdout(&run(["serve", "--help"]));
     let all = stdout(&run(["--help"])) + &serve;
-    for key in KEYS {
+    for key in keys() {
         assert!(serve.contains(&format!("\n  {key}=")), "{key}");
     }
     for option in OPTIONS {
         assert!(all.contains(&format!("{option} ")) || all.contains(&format!("{option}\n")), "{option}");
+    }
+    let listed = all.lines().filter_map(|line| line.strip_prefix("      --"));
+    for option in listed.filter_map(|line| line.split([' ', '[', '=']).next()) {
+        let is_known = |known: &&str| known.strip_prefix("--") == Some(option);
+        assert!(OPTIONS.iter().any(is_known), "this test does not know --{option}");
     }
 }
 
@@ -156,7 +147,7 @@ fn the_manual_page_is_complete() {
     assert!(page.contains(".TH vhost-user-pmem 1"), "{page}");
     assert!(page.contains(".SH DESCRIPTION\nServe a persistent-memory file"), "{page}");
     assert!(!page.contains('`'), "marks of code are not for readers of the page");
-    for key in KEYS {
+    for key in keys() {
         assert!(page.contains(&format!("\\fB{key}\\fR=")), "{key}");
     }
     for option in OPTIONS {
@@ -184,7 +175,7 @@ fn each_command_has_a_page() {
             count += 1;
         }
         assert!(count > 4 || ["info", "ctl"].contains(&name), "{help}");
-        assert_eq!(KEYS.iter().all(|key| page.contains(&format!("\\fB{key}\\fR="))), name == "serve");
+        assert_eq!(keys().iter().all(|key| page.contains(&format!("\\fB{key}\\fR="))), name == "serve");
         assert_eq!(page.matches("EXIT STATUS").count(), 1, "{page}");
         assert!(!page.contains('`'), "marks of code are not for readers of the page");
     }

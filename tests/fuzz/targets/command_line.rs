@@ -3,62 +3,41 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use arbitrary::{Arbitrary, Unstructured};
-use vhost_user_pmem::cli::configuration_of;
+use vhost_user_pmem::cli::{configuration_of, disk_keys, serve_options};
 use vhost_user_pmem::config::SocketSource;
 use vhost_user_pmem::vhost_user::AllowedUsers;
 
 use crate::common::guarded::found;
 
-#[derive(Debug, Clone, Copy, Arbitrary)]
-pub(super) enum Key {
-    Name,
-    Size,
-    Serial,
-    ReadOnly,
-    BlockSize,
-    Queues,
-    SegMax,
-    Sparse,
-    Lock,
-    RequireDurable,
-    Discard,
-    DeepFlush,
-    Cpus,
-    Numa,
-    Postcopy,
-    SocketMode,
-    SocketOwner,
-    SocketGroup,
-    AllowUid,
-    Unknown,
+/// A key of a disk, of all that there are; or one that there is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Key(&'static str);
+
+const NO_KEY: &str = "Größe";
+
+impl<'a> Arbitrary<'a> for Key {
+    fn arbitrary(u: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
+        // What each disk has is said apart.
+        static KEYS: LazyLock<Vec<&str>> = LazyLock::new(|| {
+            let keys = disk_keys().into_iter().filter(|key| !["path", "socket"].contains(key));
+            keys.chain([NO_KEY]).collect()
+        });
+        // As many bytes as of an enumeration: so inputs that were found before say the same.
+        let place = (u64::from(u.arbitrary::<u32>()?) * KEYS.len() as u64) >> 32;
+        Ok(Self(KEYS[place as usize]))
+    }
+
+    fn size_hint(depth: usize) -> (usize, Option<usize>) {
+        u32::size_hint(depth)
+    }
 }
 
 impl Key {
     pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Name => "name",
-            Self::Size => "size",
-            Self::Serial => "serial",
-            Self::ReadOnly => "readonly",
-            Self::BlockSize => "block-size",
-            Self::Queues => "queues",
-            Self::SegMax => "seg-max",
-            Self::Sparse => "sparse",
-            Self::Lock => "lock",
-            Self::RequireDurable => "require-durable",
-            Self::Discard => "discard",
-            Self::DeepFlush => "deep-flush",
-            Self::Cpus => "cpus",
-            Self::Numa => "numa",
-            Self::Postcopy => "postcopy",
-            Self::SocketMode => "socket-mode",
-            Self::SocketOwner => "socket-owner",
-            Self::SocketGroup => "socket-group",
-            Self::AllowUid => "allow-uid",
-            Self::Unknown => "Größe",
-        }
+        self.0
     }
 }
 
@@ -164,31 +143,18 @@ impl Disk {
 
 /// Reads a command line.
 pub fn run(data: &[u8]) {
-    const OPTIONS: [&str; 16] = [
-        "--workers",
-        "--poll-max-us",
-        "--require-durable",
-        "--deep-flush",
-        "--cpus",
-        "--numa",
-        "--metrics",
-        "--log",
-        "--log-format",
-        "--exit-on-disconnect",
-        "--no-symlinks",
-        "--sandbox",
-        "--sandbox-check",
-        "--user",
-        "--group",
-        "--disk",
-    ];
+    // Files of others are none of a fuzzer's business.
+    static OPTIONS: LazyLock<Vec<String>> = LazyLock::new(|| {
+        let options = serve_options().into_iter().filter(|option| option != "config");
+        options.map(|option| format!("--{option}")).collect()
+    });
     let Ok(input) = Input::arbitrary_take_rest(Unstructured::new(data)) else { return };
     let mut args: Vec<OsString> = vec!["vhost-user-pmem".into(), "serve".into()];
     for disk in input.disks.iter().take(4) {
         args.extend(["--disk".into(), disk.text()]);
     }
     for (option, value) in input.options.iter().take(4) {
-        args.push(OPTIONS[usize::from(*option) % OPTIONS.len()].into());
+        args.push(OPTIONS[usize::from(*option) % OPTIONS.len()].clone().into());
         args.push(OsString::from_vec(value.bytes()));
     }
     args.extend(input.words.iter().take(4).map(|word| OsString::from_vec(word.clone())));
@@ -218,24 +184,34 @@ fn assert_meant(disk: &Disk, config: &vhost_user_pmem::config::DiskConfig) {
         };
         let number = |number: u64| String::from_utf8(value.bytes()).is_ok_and(|it| it.parse() == Ok(number));
         let is_user = |user: u32| number(user.into()) || (value.bytes() == b"root" && user == 0);
-        let is_meant = match key {
-            Key::Name => value.bytes() == config.name.as_bytes(),
-            Key::ReadOnly => switch(config.read_only),
-            Key::Sparse => switch(config.sparse),
-            Key::Postcopy => switch(config.postcopy),
-            Key::BlockSize => config.block_bytes.is_some_and(|bytes| number(bytes.into())),
-            Key::Queues => number(config.queues.get().into()),
-            Key::SegMax => number(config.seg_max.into()),
-            Key::SocketMode => config.access.mode <= 0o777 && is_octal(&value.bytes(), config.access.mode),
+        let limit = config.limits.all().find(|(measure, _)| measure.name() == key.name());
+        let is_meant = match key.name() {
+            "name" => value.bytes() == config.name.as_bytes(),
+            "readonly" => switch(config.read_only),
+            "sparse" => switch(config.sparse),
+            "postcopy" => switch(config.postcopy),
+            "block-size" => config.block_bytes.is_some_and(|bytes| number(bytes.into())),
+            "queues" => number(config.queues.get().into()),
+            "seg-max" => number(config.seg_max.into()),
+            "socket-mode" => config.access.mode <= 0o777 && is_octal(&value.bytes(), config.access.mode),
             // Names of other users are those of the machine.
-            Key::SocketOwner => {
+            "socket-owner" => {
                 config.access.owner.is_some_and(is_user) || matches!(value, Value::Word(_) | Value::Text(_))
             }
-            Key::SocketGroup => {
+            "socket-group" => {
                 config.access.group.is_some_and(is_user) || matches!(value, Value::Word(_) | Value::Text(_))
             }
-            Key::AllowUid => config.allowed_users != AllowedUsers::default(),
-            Key::Unknown => false,
+            "allow-uid" => config.allowed_users != AllowedUsers::default(),
+            "throttle-group" => {
+                config.throttle_group.as_ref().is_some_and(|it| value.bytes() == it.as_bytes())
+            }
+            "slow-ms" => number(config.slow_ms.map_or(0, |it| it.get().into())),
+            // Nothing, or a number; of bytes also with a unit.
+            "iops" | "iops-rd" | "iops-wr" => match limit {
+                Some((_, rate)) => number(rate.average.get()),
+                None => number(0) || value.bytes() == b"none",
+            },
+            NO_KEY => false,
             _ => true,
         };
         if !is_meant {

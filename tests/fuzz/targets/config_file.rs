@@ -89,8 +89,10 @@ struct Input {
 }
 
 /// Options whose place is the same in both, but for `--disk`.
-const OPTIONS: [&str; 9] = [
+const OPTIONS: [&str; 11] = [
     "workers",
+    "stop-timeout",
+    "metrics-listen",
     "poll-max-us",
     "cpus",
     "numa",
@@ -131,7 +133,7 @@ impl Disk {
         };
         let mut pairs = vec![("path", path(&self.path)), ("socket", path(&self.socket))];
         for (key, value) in self.values.iter().take(20) {
-            pairs.push((key.name(), value.on_the_line(matches!(key, Key::SocketMode))?));
+            pairs.push((key.name(), value.on_the_line(key.name() == "socket-mode")?));
         }
         let pairs: Vec<Vec<u8>> = pairs
             .iter()

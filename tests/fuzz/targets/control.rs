@@ -60,19 +60,23 @@ struct Input {
 }
 
 const METHODS: [&str; 7] = ["GET", "PUT", "PATCH", "DELETE", "POST", "HEAD", "put"];
-const PATHS: [&str; 10] = [
+const PATHS: [&str; 14] = [
     "/v1",
     "/v1/disks",
     "/v1/disks/",
     "/v1/disks//resize",
     "/v1/disks//flush",
     "/v1/disks//disconnect",
+    "/v1/disks//rings",
+    "/v1/rings",
+    "/v1/events",
+    "/v1/log",
     "/v1/reload",
     "/metrics",
     "/openapi.json",
     "",
 ];
-const QUERIES: [&str; 4] = ["drain=", "force", "force=", ""];
+const QUERIES: [&str; 6] = ["drain=", "force", "force=", "since=", "once", ""];
 
 impl Input {
     fn target(&self) -> String {

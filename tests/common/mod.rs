@@ -11,6 +11,7 @@ pub mod folder;
 pub mod frontend;
 pub mod guarded;
 pub mod host;
+pub mod killer;
 pub mod messages;
 pub mod metrics;
 pub mod process;

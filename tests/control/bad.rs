@@ -99,11 +99,22 @@ fn options(host: &Host) -> Vec<(Value, &'static str, &'static str)> {
         (with("socket-owner", json!("no-such-user-here")), bad, "no such user"),
         (with("socket-group", json!(4_294_967_295_u64)), bad, "no such group"),
         (with("allow-uid", json!(["root", 1.5])), bad, "allow-uid: this array is no value of it"),
+        (with("iops", json!(-1)), bad, "iops: this number is no value of it"),
+        (with("iops", json!("1k")), bad, "iops=1k: write a whole number, or none"),
+        (with("iops", json!(10_u64.pow(16))), bad, "more than can be counted"),
+        (with("iops-max", json!(5)), bad, "iops-max needs iops; add it, or leave iops-max out"),
+        (with("bps", json!("100MB/s")), bad, "is not a size"),
+        (with("bps-rd", json!(true)), bad, "bps-rd: true or false is no value of it"),
+        (with("bps-wr-max-length", json!(1)), bad, "bps-wr-max-length needs bps-wr-max"),
+        (with("throttle-group", json!("")), bad, "throttle-group has no value"),
+        (with("throttle-group", json!("a\u{7}")), bad, "it has control characters"),
+        (with("slow-ms", json!(60_001)), bad, "write a whole number from 0 to 60000"),
+        (with("slow-ms", json!(0.5)), bad, "slow-ms: this number is no value of it"),
     ]
 }
 
 /// Requests with a body that is not even options.
-const BODIES: [(&str, &str, &str, &str); 18] = [
+const BODIES: [(&str, &str, &str, &str); 21] = [
     ("PUT", "/v1/disks/new", "", "not-json"),
     ("PUT", "/v1/disks/new", "{", "not-json"),
     ("PUT", "/v1/disks/new", "[]", "not-json"),
@@ -115,6 +126,9 @@ const BODIES: [(&str, &str, &str, &str); 18] = [
     ("PATCH", "/v1/disks/stays", "{\"queues\": 3}", "not-changeable"),
     ("PATCH", "/v1/disks/stays", "{\"name\": \"goes\"}", "not-changeable"),
     ("PATCH", "/v1/disks/none", "{\"size\": 3}", "no-such-disk"),
+    ("PATCH", "/v1/disks/stays", "{\"iops\": 5, \"iops-wr\": 5}", "bad-options"),
+    ("PATCH", "/v1/disks/stays", "{\"iops\": 5, \"iops-max\": 4}", "bad-options"),
+    ("PATCH", "/v1/disks/stays", "{\"slow-ms\": \"soon\"}", "bad-options"),
     ("POST", "/v1/disks/stays/resize", "{\"bytes\": 3}", "unknown-key"),
     ("POST", "/v1/disks/stays/resize", "{\"size\": \"3X\"}", "bad-options"),
     ("POST", "/v1/disks/stays/flush", "{}", "bad-request"),
@@ -222,7 +236,7 @@ fn each_bad_request_has_its_answer_and_no_guest_notices() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     println!("{count} requests: {codes:?}");
-    assert!(count > 110);
+    assert!(count > 130);
     assert_eq!(host.names(), ["stays"]);
     let mut left: Vec<_> =
         std::fs::read_dir(&host.images).unwrap().map(|it| it.unwrap().file_name()).collect();

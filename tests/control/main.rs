@@ -22,6 +22,7 @@ mod operations;
 mod reload;
 mod rings;
 mod slow;
+mod steps;
 mod top;
 mod turns;
 

@@ -344,7 +344,7 @@ impl<D: Disk> Pending<D> {
         let rules = device.rules(cache);
         for chain in batch.drain(most) {
             let asked = Asked::of(chain.header(), chain.data_bytes().into());
-            self.times.begin(asked);
+            self.times.begin(chain.header(), asked.len_bytes);
             let is_free = |span: &Span| self.is_free(span);
             let chain = match &**log {
                 None => match device.try_transfer(chain, &rules, counters, is_free) {
@@ -402,7 +402,7 @@ impl<D: Disk> Pending<D> {
             log.note(&chain);
         }
         let asked = Asked::of(&chain.header, chain.data_bytes);
-        self.times.begin(asked);
+        self.times.begin(&chain.header, chain.data_bytes);
         let mut request = self.free.pop().unwrap_or_default();
         let is_free = |span: &Span| !is_tried && self.is_free(span);
         let before = Predecessors { is_free, are_done: self.is_finished() };

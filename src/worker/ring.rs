@@ -23,9 +23,7 @@ use crate::failpoint::{self, Point};
 use crate::limits::bounds::{MAX_SLICE_BYTES, MAX_TURN_BYTES, MAX_TURN_REQUESTS};
 use crate::log::{Cause, LogLimit, kinds};
 use crate::throttle::{Kind, Share};
-use crate::virtio::blk::{
-    Asked, CacheMode, Counters, Device, Progress, SlicedRequest, Transfer, kind_for_limits,
-};
+use crate::virtio::blk::{CacheMode, Counters, Device, Progress, SlicedRequest, Transfer, kind_for_limits};
 use crate::virtio::memory::Translator;
 use crate::virtio::queue::{Batch, Bounds, Indices, Next, RingError, RingLog, SplitQueue, Virtqueue};
 
@@ -308,7 +306,7 @@ impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
         };
         let Self { device, cache, counters, sliced, log, limit, times, .. } = self;
         if let Some(times) = times {
-            times.begin(Asked::of(&chain.header, if chain.flaw.is_none() { bytes } else { 0 }));
+            times.begin(&chain.header, bytes);
         }
         if let Some(limit) = limit {
             let kind = if chain.flaw.is_none() { kind_for_limits(&chain.header) } else { Kind::Other };

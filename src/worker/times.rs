@@ -133,7 +133,9 @@ impl Times {
     }
 
     /// The next one is about to be done, or begun, by this thread, which may be held up meanwhile.
-    pub(super) fn begin(&mut self, asked: Asked) {
+    #[inline(never)] // most rings have none
+    pub(super) fn begin(&mut self, header: &Header, len_bytes: u64) {
+        let asked = Asked::of(header, len_bytes);
         self.begun = asked;
         // It may be begun twice: tried, and then handed to a thread.
         self.is_told |= self.hand.end();

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::hint::black_box;
+use std::num::{NonZeroU16, NonZeroU64};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -15,6 +16,7 @@ use virtio_bindings::bindings::virtio_blk as blk;
 
 use vhost_user_pmem::copy::{Engine, Load, Persist, PrefetchHint, Segment, Segments, Store, store_fence};
 use vhost_user_pmem::disk::{Disk as _, Geometry, MappedDisk};
+use vhost_user_pmem::throttle::{Limits, Measure, Rate, Throttle};
 use vhost_user_pmem::virtio::blk::{CacheMode, Device, Identity};
 use vhost_user_pmem::virtio::memory::{MemoryTable, RegionSpec};
 use vhost_user_pmem::virtio::queue::{RingAddresses, RingKind, RingLayout};
@@ -66,12 +68,16 @@ pub struct Shape {
     pub indirect: bool,
     pub event_idx: bool,
     pub write_through: bool,
+    /// Its disk has limits that are never reached.
+    pub limits: bool,
+    /// Each request is timed, as with `slow-ms=`.
+    pub slow: bool,
 }
 
 impl Shape {
     /// The common request: one ring, one region, header, data and status in three descriptors.
     pub const fn new(kind: Kind, payload_bytes: usize, depth: usize) -> Self {
-        let (indirect, event_idx, write_through) = (false, false, false);
+        let (indirect, event_idx, write_through, limits, slow) = (false, false, false, false, false);
         Self {
             kind,
             payload_bytes,
@@ -83,6 +89,8 @@ impl Shape {
             indirect,
             event_idx,
             write_through,
+            limits,
+            slow,
         }
     }
 }
@@ -174,7 +182,7 @@ impl Guest {
             charge: None,
         });
         let table = Arc::new(MemoryTable::map(regions.collect()).unwrap());
-        let devices: Vec<_> = (0..shape.devices).map(|_| device(disk, disk_bytes, media)).collect();
+        let devices: Vec<_> = (0..shape.devices).map(|_| device(&shape, disk, disk_bytes, media)).collect();
         let (mut drivers, mut rings) = (Vec::new(), Vec::new());
         for ring in 0..shape.rings {
             let (addresses, driver) = lay_out(&mut memory, &shape, chains);
@@ -297,14 +305,21 @@ impl Guest {
     }
 }
 
-fn device(disk: &File, disk_bytes: usize, media: *mut u8) -> Arc<Device<MappedDisk>> {
+fn device(shape: &Shape, disk: &File, disk_bytes: usize, media: *mut u8) -> Arc<Device<MappedDisk>> {
     let geometry = Geometry { capacity_bytes: disk_bytes as u64, block_bytes: 512, read_only: false };
     let disk = MappedDisk::new(disk.try_clone().unwrap(), geometry).unwrap();
     // With what is there, so that every page is in the page tables.
     let all = [Segment::new(media, disk_bytes)];
     // SAFETY: the caller's mapping of the same file stays.
     disk.write(0, unsafe { Segments::new(&all) }, PrefetchHint::NONE).unwrap();
-    Arc::new(Device::new(disk, Identity { name: "bench".into(), serial: [b'x'; 20] }, 1))
+    let device = Device::new(disk, Identity { name: "bench".into(), serial: [b'x'; 20] }, 1);
+    if shape.limits {
+        let rate = Rate { average: NonZeroU64::new(1 << 40).unwrap(), burst: None };
+        let limits = Limits::default().with(Measure::Iops, Some(rate)).with(Measure::Bps, Some(rate));
+        device.set_throttle(Some(Arc::new(Throttle::new(limits))));
+    }
+    device.slow().set_threshold_ms(NonZeroU16::new(60_000).filter(|_| shape.slow));
+    Arc::new(device)
 }
 
 fn start(
@@ -331,7 +346,9 @@ fn start(
         connection: None,
         hold_ups: Arc::default(),
     };
-    Ring::start(parts, Arc::default()).unwrap()
+    let mut ring = Ring::start(parts, Arc::default()).unwrap();
+    ring.renew_limits();
+    ring
 }
 
 /// Writes a ring and all its chains into guest memory.

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::disks::Served;
@@ -113,43 +113,55 @@ fn report(device: &Device<Backing>, populated: Populated) {
 }
 
 /// Disks of this process whose huge pages are to be counted.
-static UNCOUNTED: Mutex<Uncounted> = Mutex::new(Uncounted { disks: Vec::new(), is_counting: false });
+static UNCOUNTED: Mutex<Uncounted> =
+    Mutex::new(Uncounted { disks: Vec::new(), last_came: None, is_counting: false });
 
 #[derive(Debug)]
 struct Uncounted {
     disks: Vec<Weak<Served<Backing>>>,
+    /// When the last of them was populated.
+    last_came: Option<Instant>,
     /// A thread counts, and will count what is added.
     is_counting: bool,
 }
 
-/// A count has a pause behind it that is so many times as long: whatever maps something meanwhile waits for it, as do other threads
-/// for the processor.
-const PAUSES_OF_COUNT: u32 = 20;
+/// Disks are counted once no other has come for so long: whatever maps something meanwhile waits for a count, and disks often come
+/// one after the other.
+const QUIET: Duration = Duration::from_millis(200);
 
-/// The longest pause: the thread is seen by whoever counts threads.
-const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+/// But not later than this.
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
 /// Has the huge pages of these disks counted. A count takes the longer the more the process has mapped, whatever is asked for: it
 /// is made by one thread, for all that have come meanwhile, and no disk is held while it waits for it.
 fn count_huge_pages(disks: Vec<Weak<Served<Backing>>>, should_stop: impl Fn() -> bool) {
-    let mut uncounted = UNCOUNTED.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut uncounted = lock_uncounted();
     uncounted.disks.extend(disks);
+    uncounted.last_came = Some(Instant::now());
     if std::mem::replace(&mut uncounted.is_counting, true) {
         return;
     }
     while !uncounted.disks.is_empty() && !should_stop() {
-        let disks = std::mem::take(&mut uncounted.disks);
         drop(uncounted);
-        let start = Instant::now();
+        wait_for_quiet(&should_stop);
+        let disks = std::mem::take(&mut lock_uncounted().disks);
         report_huge_pages(&disks.iter().filter_map(Weak::upgrade).collect::<Vec<_>>());
-        let pause = start.elapsed().saturating_mul(PAUSES_OF_COUNT).min(LONGEST_PAUSE);
-        let end = Instant::now() + pause;
-        while Instant::now() < end && !should_stop() {
-            std::thread::sleep(POLL.min(end.saturating_duration_since(Instant::now())));
-        }
-        uncounted = UNCOUNTED.lock().unwrap_or_else(PoisonError::into_inner);
+        uncounted = lock_uncounted();
     }
     uncounted.is_counting = false;
+}
+
+/// Returns when no disk has come for [`QUIET`], and in the end anyway.
+fn wait_for_quiet(should_stop: impl Fn() -> bool) {
+    let end = Instant::now() + LONGEST_WAIT;
+    let is_quiet = || lock_uncounted().last_came.is_none_or(|came| came.elapsed() >= QUIET);
+    while !is_quiet() && Instant::now() < end && !should_stop() {
+        std::thread::sleep(POLL);
+    }
+}
+
+fn lock_uncounted() -> MutexGuard<'static, Uncounted> {
+    UNCOUNTED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A disk of which less is mapped in huge pages is only slower.

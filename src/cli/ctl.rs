@@ -175,6 +175,9 @@ fn options(text: &std::ffi::OsStr) -> Result<Map<String, Value>, Failure> {
         }
         options.insert(key.name().to_owned(), value.to_string_lossy().into());
     }
+    if let Some(key) = Key::all().find(|key| key.is_required() && !options.contains_key(key.name())) {
+        return Err(CtlError::Missing(key.name(), key.form()).into());
+    }
     options.entry(Key::Name.name()).or_insert_with(|| default.into());
     Ok(options)
 }
@@ -221,9 +224,22 @@ fn text(task: &Task, answer: &Value) -> String {
             format!("from {} to {}\n", size("from_bytes"), size("to_bytes"))
         }
         (Task::Limit { .. }, disk) => limits(disk),
-        (_, Value::Object(object)) => lines(object, 0),
-        _ => printable_json(&answer.to_string()) + "\n",
+        (_, Value::Object(object)) => lines(&without_histograms(object), 0),
+        _ => printable_json(&answer.to_string()) + "
+",
     }
+}
+
+/// Of the histograms of a disk no more than people read: how many requests there were, and their quantiles.
+fn without_histograms(disk: &Map<String, Value>) -> Map<String, Value> {
+    let mut disk = disk.clone();
+    let operations = disk.get_mut("state").and_then(|state| state.get_mut("latency")?.as_object_mut());
+    for operation in operations.into_iter().flat_map(Map::values_mut).filter_map(Value::as_object_mut) {
+        let all = operation.remove("count").and_then(|counts| counts.as_array()?.last().cloned());
+        operation.remove("le");
+        operation.extend(all.map(|all| ("requests".to_owned(), all)));
+    }
+    disk
 }
 
 /// What stands in a column.

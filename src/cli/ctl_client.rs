@@ -33,6 +33,8 @@ pub(super) enum CtlError {
         "{0} is no limit; write iops, iops-rd, iops-wr, bps, bps-rd, bps-wr, each also with -max and -max-length, throttle-group or slow-ms"
     )]
     NoLimit(&'static str),
+    #[error("{0} is missing; add {0}={1}")]
+    Missing(&'static str, &'static str),
     #[error("{}: cannot reach the server ({source}); check that it runs, and that this is what serve --control names", socket.display())]
     Unreachable { socket: PathBuf, source: io::Error },
     #[error("{}: this is no control socket of vhost-user-pmem ({found}); check --control", socket.display())]

@@ -259,7 +259,7 @@ fn of_control(error: &ControlError) -> Exit {
 
 fn of_ctl(error: &CtlError) -> Exit {
     match error {
-        CtlError::NoControl | CtlError::NoLimit(_) => Exit::Usage,
+        CtlError::NoControl | CtlError::NoLimit(_) | CtlError::Missing(..) => Exit::Usage,
         CtlError::Unreachable { source, .. } => of_socket(source),
         CtlError::Stranger { .. } => Exit::Socket,
         CtlError::Problem { code, .. } => of_code(code),

@@ -415,11 +415,16 @@ impl Key {
         self.definition().default
     }
 
+    /// Whether each disk says it.
+    pub(crate) fn is_required(self) -> bool {
+        self.default() == REQUIRED
+    }
+
     /// Both, for texts without marks.
     pub(crate) fn sentence(self) -> String {
         let (meaning, default) = (self.meaning(), self.default());
         let changes = if self.is_changeable() { "; can be changed while it is served" } else { "" };
-        let default = match default == REQUIRED {
+        let default = match self.is_required() {
             true => format!("({REQUIRED}{changes})"),
             false => format!("[default: {default}{changes}]"),
         };

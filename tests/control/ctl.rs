@@ -10,6 +10,8 @@ use serde_json::Value;
 use super::Host;
 use super::common::daemon::Place;
 use super::common::frontend::Session;
+use super::common::frontend::request::{OK, Request};
+use super::common::wait_for;
 
 fn ctl(socket: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-user-pmem"));
@@ -56,6 +58,19 @@ fn people_and_scripts_are_served() {
     assert!(done(&socket, &["disconnect", "new"]).contains("front_ends              1"));
     drop(session);
     assert_eq!(done(&socket, &["remove", "new", "--drain=10ms"]), "");
+    let session = Session::connect(&host.daemon.socket(0));
+    let mut ring = session.ring(0, 64);
+    // In memory one turn in 61 is timed.
+    let shown = wait_for("a read is timed", || {
+        assert_eq!(ring.run(&Request::read(0, 512)).status, OK);
+        Some(done(&socket, &["show", "stays"])).filter(|shown| shown.contains("p99_seconds"))
+    });
+    assert!(
+        shown.contains("requests  ") && !shown.contains("  le  ") && !shown.contains("  count  "),
+        "{shown}"
+    );
+    let json: Value = serde_json::from_str(&done(&socket, &["show", "stays", "--json"])).unwrap();
+    assert!(json["state"]["latency"]["read"]["count"].is_array(), "{json}");
     assert!(done(&socket, &["reload"]).contains("removed                 -"));
     assert!(done(&socket, &["show", "stays"]).contains("durability              volatile"));
 }
@@ -125,6 +140,7 @@ fn what_fails_has_the_exit_code_of_a_start() {
         (disk(&format!("{},size=513", path("odd"))), 5, "cannot serve it"),
         (disk(&stays), 9, "already uses it"),
         (disk(&format!("{},siez=1", path("odd"))), 11, "did you mean \"size\"?"),
+        (path("odd"), 2, "socket is missing; add socket=SOCKET"),
         (disk(&format!("{},queues=0", path("odd"))), 2, "a whole number from 1 to 256"),
         (disk(&format!("{},size=1M,require-durable", path("odd"))), 13, "cannot promise durability"),
     ] {

@@ -225,8 +225,11 @@ fn text(task: &Task, answer: &Value) -> String {
         }
         (Task::Limit { .. }, disk) => limits(disk),
         (_, Value::Object(object)) => lines(&without_histograms(object), 0),
-        _ => printable_json(&answer.to_string()) + "
-",
+        _ => {
+            printable_json(&answer.to_string())
+                + "
+"
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::direct::DirectTasks;
 use super::hold_ups::HoldUps;
+use super::ring::limited::renew_limits;
 use super::ring::waiting::leave_quick;
 use super::ring::{Ring, RingKey, RingParts};
 use crate::disk::Disk;
@@ -127,9 +128,9 @@ impl<D: Disk> AnyRing<D> {
         with_ring!(self, ring => leave_quick(ring, transfers));
     }
 
-    /// As [`Ring::renew_limits`].
+    /// As [`renew_limits`].
     pub(super) fn renew_limits(&mut self) {
-        with_ring!(self, ring => ring.renew_limits());
+        with_ring!(self, ring => renew_limits(ring));
     }
 
     /// As [`Ring::tell_slow`].

@@ -91,5 +91,6 @@ pub(crate) use notifier::{is_eventfd, link};
 pub use poll::Polling;
 pub use pool::{Pool, PoolError, WorkerId};
 pub use report::RingReport;
+pub use ring::limited::renew_limits;
 pub use ring::{Ring, RingKey, RingParts, Served};
 pub use times::tell_held_up;

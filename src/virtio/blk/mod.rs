@@ -1,5 +1,6 @@
 //! The block device (VIRTIO 1.2 §5.2): what a request asks, and what is answered.
 
+mod asked;
 mod begin;
 mod cache;
 mod config_space;
@@ -18,6 +19,7 @@ mod transfer;
 mod under_hand;
 mod units;
 
+pub use asked::Asked;
 pub use begin::Predecessors;
 pub use cache::CacheMode;
 pub use config_space::{CONFIG_BYTES, ConfigSpace, WRITEBACK_OFFSET};
@@ -28,7 +30,7 @@ pub use latency::{Latency, LatencyCounts, Timed};
 pub use pending::{Completions, PendingRequest, RequestTask, Span};
 pub use request::{ErrorStatus, Operation, Range, Ranges, kind_for_limits, parse, parse_ranges};
 pub use sliced::SlicedRequest;
-pub use slow::{Asked, Slow};
+pub use slow::Slow;
 pub use transfer::{Rules, Transfer};
 pub use under_hand::UnderHand;
 pub use units::{Limits, MAX_DISCARD_SECTORS, MAX_RANGES, MAX_WRITE_ZEROES_SECTORS, SECTOR_BYTES, SEG_MAX};

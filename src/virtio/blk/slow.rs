@@ -5,47 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use super::latency::Timed;
-use super::pending::Span;
 use super::under_hand::UnderHand;
-use super::units::SECTOR_BYTES;
-use crate::disk::executor::TaskName;
-use crate::virtio::queue::Header;
-
-/// What a request asks for, and of which bytes of the disk.
-#[derive(Debug, Clone, Copy)]
-pub struct Asked {
-    /// None where that is not timed.
-    pub what: Option<Timed>,
-    /// Where it begins, as its driver says.
-    pub offset: u64,
-    /// How many.
-    pub len_bytes: u64,
-}
-
-impl Asked {
-    /// Nothing is known of it.
-    pub const UNKNOWN: Self = Self { what: None, offset: 0, len_bytes: 0 };
-
-    /// By the header of a request, and how long its data is.
-    #[inline]
-    pub fn of(header: &Header, len_bytes: u64) -> Self {
-        let [_, sector] = *header;
-        Self { what: Timed::of(header), offset: sector.saturating_mul(SECTOR_BYTES), len_bytes }
-    }
-
-    /// It is about these.
-    #[must_use]
-    pub const fn at(self, span: Span) -> Self {
-        Self { offset: span.offset(), len_bytes: span.len_bytes(), ..self }
-    }
-
-    /// It is about those of a request that is done in slices.
-    #[must_use]
-    pub const fn of_slices(self, name: TaskName) -> Self {
-        Self { offset: name.offset, len_bytes: name.len_bytes, ..self }
-    }
-}
 
 /// What counts as slow, which may change at any time, and how many were.
 #[derive(Debug, Default)]

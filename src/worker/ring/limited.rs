@@ -14,28 +14,28 @@ use crate::virtio::queue::{RingError, Virtqueue};
 use crate::worker::pending::limited::admits;
 use crate::worker::times::{Times, WaitsFor};
 
-impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
-    /// Has it limited as its device says by now. It is not held any more, and may be held again.
-    pub fn renew_limits(&mut self) {
-        let is_watched = self.device.slow().threshold().is_some() && !matches!(self.waits, Waits::Media(_));
-        if is_watched != self.times.is_some() {
-            let room = usize::from(MAX_TURN_REQUESTS);
-            let times = || Box::new(Times::new(room, self.key.index, self.device.slow()));
-            self.times = is_watched.then(times);
-        }
-        let throttle = self.device.throttle();
-        let before = self.limit.as_ref().map(|limit| limit.throttle());
-        if before.map(Arc::as_ptr) != throttle.as_ref().map(Arc::as_ptr) {
-            self.resume();
-            self.limit = throttle.map(|throttle| Box::new(Share::new(throttle)));
-        }
-        self.waits = match std::mem::replace(&mut self.waits, Waits::Nothing) {
-            Waits::Nothing | Waits::Limit if self.takes_singly() => Waits::Limit,
-            Waits::Nothing | Waits::Limit => Waits::Nothing,
-            waits @ (Waits::Flush(..) | Waits::Media(_)) => waits,
-        };
+/// Has a ring limited as its device says by now. It is not held any more, and may be held again.
+pub fn renew_limits<D: Disk, Q: Virtqueue>(ring: &mut Ring<D, Q>) {
+    let is_watched = ring.device.slow().threshold().is_some() && !matches!(ring.waits, Waits::Media(_));
+    if is_watched != ring.times.is_some() {
+        let room = usize::from(MAX_TURN_REQUESTS);
+        let times = || Box::new(Times::new(room, ring.key.index, ring.device.slow()));
+        ring.times = is_watched.then(times);
     }
+    let throttle = ring.device.throttle();
+    let before = ring.limit.as_ref().map(|limit| limit.throttle());
+    if before.map(Arc::as_ptr) != throttle.as_ref().map(Arc::as_ptr) {
+        ring.resume();
+        ring.limit = throttle.map(|throttle| Box::new(Share::new(throttle)));
+    }
+    ring.waits = match std::mem::replace(&mut ring.waits, Waits::Nothing) {
+        Waits::Nothing | Waits::Limit if ring.takes_singly() => Waits::Limit,
+        Waits::Nothing | Waits::Limit => Waits::Nothing,
+        waits @ (Waits::Flush(..) | Waits::Media(_)) => waits,
+    };
+}
 
+impl<D: Disk, Q: Virtqueue> Ring<D, Q> {
     /// Whether its requests are taken one by one: there is a limit, or it is to be known how long each takes.
     pub(super) fn takes_singly(&self) -> bool {
         self.limit.is_some() || self.times.is_some()

@@ -20,7 +20,7 @@ use vhost_user_pmem::throttle::{Limits, Measure, Rate, Throttle};
 use vhost_user_pmem::virtio::blk::{CacheMode, Device, Identity};
 use vhost_user_pmem::virtio::memory::{MemoryTable, RegionSpec};
 use vhost_user_pmem::virtio::queue::{RingAddresses, RingKind, RingLayout};
-use vhost_user_pmem::worker::{Ring, RingKey, RingParts, Served};
+use vhost_user_pmem::worker::{Ring, RingKey, RingParts, Served, renew_limits};
 
 use super::{fill, map, memfd};
 
@@ -347,7 +347,7 @@ fn start(
         hold_ups: Arc::default(),
     };
     let mut ring = Ring::start(parts, Arc::default()).unwrap();
-    ring.renew_limits();
+    renew_limits(&mut ring);
     ring
 }
 

@@ -20,8 +20,8 @@ use crate::disk::{Disk, Ticket};
 use crate::failpoint::{self, Point};
 use crate::limits::bounds::{MAX_PENDING_REQUESTS, MAX_TURN_BYTES, MAX_TURN_REQUESTS};
 use crate::virtio::blk::{
-    Asked, CacheMode, Completions, Counters, Device, PendingRequest, Predecessors, Progress, RequestTask,
-    Slow, Span, Transfer,
+    CacheMode, Completions, Counters, Device, PendingRequest, Predecessors, Progress, RequestTask, Slow,
+    Span, Transfer,
 };
 use crate::virtio::queue::{Bounds, Chain, Next, RingError, RingLog, Virtqueue};
 
@@ -343,8 +343,7 @@ impl<D: Disk> Pending<D> {
         let RingSide { queue, batch, device, cache, counters, log, .. } = ring;
         let rules = device.rules(cache);
         for chain in batch.drain(most) {
-            let asked = Asked::of(chain.header(), chain.data_bytes().into());
-            self.times.begin(chain.header(), asked.len_bytes);
+            let asked = self.times.begin(chain.header(), chain.data_bytes().into());
             let is_free = |span: &Span| self.is_free(span);
             let chain = match &**log {
                 None => match device.try_transfer(chain, &rules, counters, is_free) {
@@ -401,8 +400,7 @@ impl<D: Disk> Pending<D> {
         if let Some(log) = &mut **log {
             log.note(&chain);
         }
-        let asked = Asked::of(&chain.header, chain.data_bytes);
-        self.times.begin(&chain.header, chain.data_bytes);
+        let asked = self.times.begin(&chain.header, chain.data_bytes);
         let mut request = self.free.pop().unwrap_or_default();
         let is_free = |span: &Span| !is_tried && self.is_free(span);
         let before = Predecessors { is_free, are_done: self.is_finished() };

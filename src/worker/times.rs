@@ -134,7 +134,7 @@ impl Times {
 
     /// The next one is about to be done, or begun, by this thread, which may be held up meanwhile.
     #[inline(never)] // most rings have none
-    pub(super) fn begin(&mut self, header: &Header, len_bytes: u64) {
+    pub(super) fn begin(&mut self, header: &Header, len_bytes: u64) -> Asked {
         let asked = Asked::of(header, len_bytes);
         self.begun = asked;
         // It may be begun twice: tried, and then handed to a thread.
@@ -142,6 +142,7 @@ impl Times {
         if self.is_watched() {
             self.hand.begin(&asked, self.turn);
         }
+        asked
     }
 
     /// It is over. Returns whether it was said that it is slow.

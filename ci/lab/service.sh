@@ -130,14 +130,14 @@ systemctl enable --now vhost-user-pmem >/tmp/said 2>&1 || fail "the unit of many
 bench --runtime 500ms >/tmp/said 2>&1 || fail "the unit of many: $(cat /tmp/said)"
 say "ok one unit for all"
 
-control() { vhost-user-pmem ctl --socket /run/vhost-user-pmem/control.sock "$@" >/tmp/said 2>&1; }
+control() { vhost-user-pmem ctl --control /run/vhost-user-pmem/control.sock "$@" >/tmp/said 2>&1; }
 sed -i 's,^\[server\],&\ncontrol = "/run/vhost-user-pmem/control.sock"\nallow = ["/run/vhost-user-pmem"\, "/var/lib/vhost-user-pmem"],' \
     /etc/vhost-user-pmem/vhost-user-pmem.toml
 systemctl restart vhost-user-pmem || fail "with a control socket"
 control add path=/var/lib/vhost-user-pmem/db1.img,socket=/run/vhost-user-pmem/db1.sock,size=16M || fail "add: $(cat /tmp/said)"
 SOCKET=/run/vhost-user-pmem/db1.sock bench --runtime 500ms >/tmp/said 2>&1 || fail "a disk that was added: $(cat /tmp/said)"
 [ "$(vhost-user-pmem top --control /run/vhost-user-pmem/control.sock --once | grep -c '^db[01] ')" = 2 ] || fail "top"
-! setpriv --reuid=nobody --regid=nogroup --clear-groups vhost-user-pmem ctl --socket /run/vhost-user-pmem/control.sock list \
+! setpriv --reuid=nobody --regid=nogroup --clear-groups vhost-user-pmem ctl --control /run/vhost-user-pmem/control.sock list \
     >/dev/null 2>&1 || fail "a stranger asks"
 sed 's/db0/db2/g' /usr/share/doc/vhost-user-pmem/examples/one-disk.toml >>/etc/vhost-user-pmem/vhost-user-pmem.toml
 systemctl reload vhost-user-pmem || fail "reload with a control socket"

@@ -90,6 +90,7 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one of them, on the stack of the start")]
 enum Command {
     Serve(serve::ServeArgs),
     Info(info::InfoArgs),

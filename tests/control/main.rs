@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 use common::daemon::{Daemon, Place, Setup};
 use common::frontend::request::{OK, Request};
 use common::frontend::ring::Ring;
-use common::{MIB, pattern};
+use common::{MIB, pattern, wait_for};
 use http::{Answer, ask};
 use serde_json::{Value, json};
 
@@ -106,9 +106,12 @@ impl Host {
     }
 }
 
-/// The disks that are served, in their order.
+/// The disks that are served, in their order. Beside many clients it may be told to come again.
 fn names(control: &Path) -> Vec<String> {
-    let disks = ask(control, "GET", "/v1/disks", None).json();
+    let disks = wait_for("there is a place for who only looks", || {
+        let answer = ask(control, "GET", "/v1/disks", None);
+        (answer.status != 503).then(|| answer.json())
+    });
     disks.as_array().unwrap().iter().map(|disk| disk["name"].as_str().unwrap().to_owned()).collect()
 }
 

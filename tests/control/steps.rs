@@ -34,7 +34,12 @@ fn is_done_before(daemon: &Daemon, at: u64, control: &Path, request: &str) -> bo
         Some(Process(daemon.pid()).threads_named("control")).filter(|threads| threads.len() == 1)
     });
     let killer = Killer::follow(daemon.pid(), threads[0], at);
-    let answer = http::send(control, request.as_bytes());
+    // A front-end that has left is a moment longer in the books of who lets them in.
+    let answer = wait_for("nobody is connected", || {
+        let answer = http::send(control, request.as_bytes());
+        let is_connected = answer.as_ref().is_some_and(|answer| answer.body.contains("\"connected\""));
+        (!is_connected).then_some(answer)
+    });
     let is_done = answer.is_some();
     if let Some(answer) = answer {
         assert!((200..300).contains(&answer.status), "{answer:?}");

@@ -148,7 +148,11 @@ fn a_thousand_disks_cost_little() {
     let used = (own_bytes(&daemon), process.threads(), process.fds());
     println!("all connected: {} bytes, {} threads, {} descriptors", used.0, used.1, used.2);
     assert!(used.0 < CONNECTED_LIMIT_BYTES, "{} bytes", used.0);
-    assert_eq!(used.1, THREADS + 1 + DISKS, "one worker, and one thread for each front-end");
+    assert_eq!(
+        used.1,
+        THREADS + 2 + DISKS,
+        "one worker, one thread that watches it, and one for each front-end"
+    );
     assert_rests(process);
     drop(front_ends);
     daemon.stop();

@@ -80,6 +80,7 @@ mod timer;
 mod times;
 mod usage;
 mod watch;
+mod watchdog;
 
 pub(crate) use aio::prepare as prepare_calls;
 pub use any_ring::AnyRing;

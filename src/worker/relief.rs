@@ -9,22 +9,20 @@
 //! until it has been quick for a while (`Claim`).
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, ThreadId};
 use std::time::Duration;
 
 use super::aio::OwnContext;
 use super::cpus::{Cpus, give_way};
 use super::watch::Watch;
+use super::watchdog::{Look, Watchdog, lock};
 use crate::limits::thread;
 use crate::sandbox::ThreadKind;
 
 /// How often it is looked whether a thread is back: it is relieved after one to two of these.
 const TICK: Duration = Duration::from_millis(2);
-
-/// After so many ticks in which nobody has left anything, nobody looks before somebody does.
-const QUIET_TICKS: u32 = 4;
 
 /// A worker, which threads may go on with one after the other.
 pub(super) trait Runs: Send + 'static {
@@ -135,7 +133,7 @@ impl<R: Runs> Post<R> {
             *left = Some(runner);
             self.times.fetch_add(1, Ordering::SeqCst).wrapping_add(1)
         };
-        self.relief.watch();
+        self.relief.wake();
         time
     }
 
@@ -151,28 +149,15 @@ impl<R: Runs> Post<R> {
 }
 
 /// Relieves the threads of a pool's workers. Its own thread begins with the first that leaves its rings.
-#[derive(Debug)]
-pub(super) struct Relief<R: Runs> {
-    state: Mutex<State<R>>,
-    changed: Condvar,
-    has_thread: AtomicBool,
-    /// Nobody looks whether threads are back.
-    is_asleep: AtomicBool,
-}
+pub(super) type Relief<R> = Watchdog<Posts<R>>;
 
+/// Each with the time that was seen last. They have the workers' rings, which have them, until it is stopped.
 #[derive(Debug)]
-struct State<R: Runs> {
-    /// Each with the time that was seen last.
-    posts: Vec<(Arc<Post<R>>, u64)>,
-    thread: Option<JoinHandle<()>>,
-    is_stopping: bool,
-}
+pub(super) struct Posts<R: Runs>(Vec<(Arc<Post<R>>, u64)>);
 
-impl<R: Runs> Default for Relief<R> {
+impl<R: Runs> Default for Posts<R> {
     fn default() -> Self {
-        let state = State { posts: Vec::new(), thread: None, is_stopping: false };
-        let (has_thread, is_asleep) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { state: Mutex::new(state), changed: Condvar::new(), has_thread, is_asleep }
+        Self(Vec::new())
     }
 }
 
@@ -180,87 +165,30 @@ impl<R: Runs> Relief<R> {
     /// Whether a thread that leaves its rings at this post is relieved.
     pub(super) fn is_there(post: &Arc<Post<R>>) -> bool {
         // A post that nobody looks at has not been left yet.
-        post.relief.has_thread.load(Ordering::Acquire) && post.times.load(Ordering::Relaxed) != 0
-            || Self::begin(post)
+        post.relief.has_thread() && post.times.load(Ordering::Relaxed) != 0 || Self::begin(post)
     }
 
     /// Has this post looked at from now on.
     #[cold]
     #[inline(never)]
     fn begin(post: &Arc<Post<R>>) -> bool {
-        let relief = &post.relief;
-        let mut state = lock(&relief.state);
-        if state.is_stopping {
-            return false;
-        }
-        if !state.posts.iter().any(|(known, _)| Arc::ptr_eq(known, post)) {
-            state.posts.push((post.clone(), 0));
-        }
-        if state.thread.is_none() {
-            let this = relief.clone();
-            // Ignored: threads of the disk's do what it would have allowed.
-            let thread = thread::spawn(ThreadKind::Worker, ThreadKind::Worker.name(), move || this.run());
-            state.thread = thread.ok();
-        }
-        relief.has_thread.store(state.thread.is_some(), Ordering::Release);
-        state.thread.is_some()
-    }
-
-    /// Somebody has left his rings.
-    #[inline]
-    fn watch(&self) {
-        // After the time was written, and the other way round in `run`: one of both sees what the other has done.
-        if self.is_asleep.load(Ordering::SeqCst) {
-            let _state = lock(&self.state);
-            self.is_asleep.store(false, Ordering::SeqCst);
-            self.changed.notify_one();
-        }
-    }
-
-    /// Its thread: looks at the posts, each tick, and sleeps while nobody leaves anything.
-    fn run(&self) {
-        let mut state = lock(&self.state);
-        let mut quiet = 0;
-        while !state.is_stopping {
-            if quiet < QUIET_TICKS {
-                let waited = self.changed.wait_timeout(state, TICK);
-                state = waited.unwrap_or_else(PoisonError::into_inner).0;
-                quiet = if state.look() { 0 } else { quiet.saturating_add(1) };
-                continue;
+        let add = |Posts(posts): &mut Posts<R>| {
+            if !posts.iter().any(|(known, _)| Arc::ptr_eq(known, post)) {
+                posts.push((post.clone(), 0));
             }
-            self.is_asleep.store(true, Ordering::SeqCst);
-            if !state.look() {
-                while self.is_asleep.load(Ordering::SeqCst) && !state.is_stopping {
-                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-                }
-            }
-            self.is_asleep.store(false, Ordering::SeqCst);
-            quiet = 0;
-        }
-    }
-
-    /// Ends its thread; there are no workers any more.
-    pub(super) fn stop(&self) {
-        let thread = {
-            let mut state = lock(&self.state);
-            state.is_stopping = true;
-            // They have the workers' rings, which have them.
-            state.posts.clear();
-            state.thread.take()
         };
-        self.changed.notify_one();
-        if let Some(thread) = thread {
-            // One that panicked has said so already.
-            let _ = thread.join();
-        }
+        // Ignored: threads of the disk's do what it would have allowed.
+        post.relief.attend(add).unwrap_or(false)
     }
 }
 
-impl<R: Runs> State<R> {
+impl<R: Runs> Look for Posts<R> {
+    const TICK: Duration = TICK;
+
     /// Relieves who has not come back since the last look. Returns whether anybody has left anything since.
     fn look(&mut self) -> bool {
         let mut has_any_left = false;
-        for (post, seen) in &mut self.posts {
+        for (post, seen) in &mut self.0 {
             let time = post.times.load(Ordering::SeqCst);
             let is_left = time % 2 == 1;
             if is_left && time == *seen {
@@ -272,8 +200,4 @@ impl<R: Runs> State<R> {
         }
         has_any_left
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

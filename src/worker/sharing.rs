@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::any_ring::AnyRing;
 use super::hold_ups::{Counted, is_looked_at};
 use super::state::Slot;
-use super::watch::{Watch, Watched, lock};
+use super::watch::{Watch, Watched};
+use super::watchdog::lock;
 use crate::copy::fault::interruption::{self, OnThisThread};
 use crate::disk::Disk;
 
@@ -45,11 +46,11 @@ impl Sharing {
         let is_watched = is_shared && can_all_leave && is_looked_at();
         if is_watched && !self.is_watched {
             // Ignored: where there is no thread, a turn may be long, and its disk leaves behind it.
-            self.is_watched = self.watch.attend(&self.watched).is_ok();
+            self.is_watched = self.watch.begin(&self.watched).is_ok();
         } else if !is_watched && self.is_watched {
             self.pause();
             self.is_watched = false;
-            self.watch.forget(&self.watched);
+            self.watch.end(&self.watched);
         }
     }
 
@@ -100,7 +101,7 @@ impl Sharing {
 impl Drop for Sharing {
     fn drop(&mut self) {
         if self.is_watched {
-            self.watch.forget(&self.watched);
+            self.watch.end(&self.watched);
         }
     }
 }

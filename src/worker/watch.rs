@@ -7,23 +7,17 @@
 //! there where its used index stands.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::hold_ups::Counted;
+use super::watchdog::{Look, Watchdog, lock};
 use crate::copy::fault::interruption::Interruptible;
 use crate::limits::bounds::MAX_ROUND;
-use crate::limits::thread;
-use crate::sandbox::ThreadKind;
 
 /// How often it is looked: by the second look in a round it is known what the reason is.
 const TICK: Duration = Duration::from_millis(25);
 const _: () = assert!(2 * TICK.as_nanos() == MAX_ROUND.as_nanos(), "not later than the bound");
-
-/// After so many ticks in which all workers rest nobody looks before one begins.
-const QUIET_TICKS: u32 = 4;
 
 /// A worker that disks share.
 #[derive(Debug, Default)]
@@ -40,103 +34,40 @@ impl Watched {
     }
 }
 
-/// What looks at the workers of a pool. Its thread begins with the first that is shared.
-#[derive(Debug, Default)]
-pub(super) struct Watch {
-    state: Mutex<State>,
-    changed: Condvar,
-    /// Nobody looks.
-    is_asleep: AtomicBool,
-}
+/// What looks at the workers of a pool that are shared.
+pub(super) type Watch = Watchdog<Workers>;
 
+/// Each with the round that was seen last.
 #[derive(Debug, Default)]
-struct State {
-    /// Each with the round that was seen last.
-    workers: Vec<(Arc<Watched>, u64)>,
-    thread: Option<JoinHandle<()>>,
-    is_stopping: bool,
-}
+pub(super) struct Workers(Vec<(Arc<Watched>, u64)>);
 
 impl Watch {
     /// Has this worker looked at from now on.
     ///
     /// # Errors
     /// There is no thread for it.
-    pub(super) fn attend(self: &Arc<Self>, worker: &Arc<Watched>) -> io::Result<()> {
-        let mut state = lock(&self.state);
-        if state.is_stopping {
-            return Ok(());
-        }
-        if !state.workers.iter().any(|(known, _)| Arc::ptr_eq(known, worker)) {
-            state.workers.push((worker.clone(), 0));
-        }
-        if state.thread.is_none() {
-            let this = self.clone();
-            let run = move || this.run();
-            state.thread = Some(thread::spawn(ThreadKind::Worker, ThreadKind::Worker.name(), run)?);
-        }
-        Ok(())
+    pub(super) fn begin(self: &Arc<Self>, worker: &Arc<Watched>) -> io::Result<()> {
+        let add = |Workers(workers): &mut Workers| {
+            if !workers.iter().any(|(known, _)| Arc::ptr_eq(known, worker)) {
+                workers.push((worker.clone(), 0));
+            }
+        };
+        self.attend(add).map(drop)
     }
 
     /// Forgets it.
-    pub(super) fn forget(&self, worker: &Arc<Watched>) {
-        lock(&self.state).workers.retain(|(known, _)| !Arc::ptr_eq(known, worker));
-    }
-
-    /// A worker that has rested is in a round now.
-    #[inline]
-    pub(super) fn wake(&self) {
-        // After the round was written, and the other way round in `run`: one of both sees what the other has done.
-        if self.is_asleep.load(Ordering::SeqCst) {
-            let _state = lock(&self.state);
-            self.is_asleep.store(false, Ordering::SeqCst);
-            self.changed.notify_one();
-        }
-    }
-
-    /// Its thread: looks at the workers, each tick, and sleeps while they rest.
-    fn run(&self) {
-        let mut state = lock(&self.state);
-        let mut quiet = 0;
-        while !state.is_stopping {
-            if quiet < QUIET_TICKS {
-                let waited = self.changed.wait_timeout(state, TICK);
-                state = waited.unwrap_or_else(PoisonError::into_inner).0;
-                quiet = if state.look() { 0 } else { quiet.saturating_add(1) };
-                continue;
-            }
-            self.is_asleep.store(true, Ordering::SeqCst);
-            if !state.look() {
-                while self.is_asleep.load(Ordering::SeqCst) && !state.is_stopping {
-                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-                }
-            }
-            self.is_asleep.store(false, Ordering::SeqCst);
-            quiet = 0;
-        }
-    }
-
-    /// Ends its thread; there are no workers any more.
-    pub(super) fn stop(&self) {
-        let thread = {
-            let mut state = lock(&self.state);
-            state.is_stopping = true;
-            state.workers.clear();
-            state.thread.take()
-        };
-        self.changed.notify_one();
-        if let Some(thread) = thread {
-            // One that panicked has said so already.
-            let _ = thread.join();
-        }
+    pub(super) fn end(&self, worker: &Arc<Watched>) {
+        self.forget(|Workers(workers)| workers.retain(|(known, _)| !Arc::ptr_eq(known, worker)));
     }
 }
 
-impl State {
+impl Look for Workers {
+    const TICK: Duration = TICK;
+
     /// Has the rounds ended that were seen before. Returns whether any worker is in one.
     fn look(&mut self) -> bool {
         let mut is_any_busy = false;
-        for (worker, seen) in &mut self.workers {
+        for (worker, seen) in &mut self.0 {
             let round = worker.task.round();
             if round != 0 && round == *seen {
                 worker.task.end(round, worker.waits_count());
@@ -146,8 +77,4 @@ impl State {
         }
         is_any_busy
     }
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
-use std::os::unix::fs::MetadataExt as _;
 
 use crate::cli::control::Control;
 use crate::cli::exit::Failure;
@@ -11,7 +10,7 @@ use crate::cli::metrics::MetricsArgs;
 use crate::cli::{activation, limits};
 use crate::config::size::Size;
 use crate::config::{DiskConfig, ServerConfig};
-use crate::disk::{BackingPath, Holder, LockMode, OpenError, Preview, Symlinks};
+use crate::disk::{BackingPath, Holder, Inode, LockMode, OpenError, Preview, Symlinks};
 use crate::server::{self, ServerError};
 
 /// Checks everything, prints what would be served, and fails as a start would; other failures follow the first.
@@ -47,7 +46,7 @@ pub(super) fn run(
 
 /// The files of the disks that were checked: two disks cannot write to the same one.
 #[derive(Debug, Default)]
-struct Files(HashMap<(u64, u64), bool>);
+struct Files(HashMap<Inode, bool>);
 
 impl Files {
     fn add(&mut self, disk: &DiskConfig) -> Result<(), Failure> {
@@ -55,8 +54,7 @@ impl Files {
         if !metadata.is_file() || disk.lock != LockMode::On {
             return Ok(());
         }
-        let inode = (metadata.dev(), metadata.ino());
-        match self.0.insert(inode, disk.read_only) {
+        match self.0.insert(Inode::from(&metadata), disk.read_only) {
             Some(others_reads) if !(others_reads && disk.read_only) => {
                 let holder = Holder { pid: Some(std::process::id()), command: None };
                 let backing = BackingPath::of_disk(&disk.name, &disk.path);

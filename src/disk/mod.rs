@@ -11,7 +11,7 @@
 //! ```text
 //! error
 //! mod
-//! sys ranges kept_file symlinks backing_path
+//! sys ranges kept_file symlinks inode backing_path
 //! lock durability media executor
 //! space
 //! failure
@@ -34,6 +34,7 @@ mod error;
 pub mod executor;
 mod failure;
 mod file;
+mod inode;
 mod kept_file;
 mod lock;
 mod mapped;
@@ -53,6 +54,7 @@ pub use block::BlockDisk;
 pub use durability::flush::{Flusher, Ticket};
 pub use error::{DiskError, GrowError};
 pub use file::FileDisk;
+pub use inode::Inode;
 pub(crate) use kept_file::KeptFile;
 pub use lock::holder::Holder;
 pub use lock::{BackingFile, FileLock, LockError, LockMode, UnknownLockMode};

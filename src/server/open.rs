@@ -2,8 +2,7 @@
 
 use std::io;
 use std::num::NonZeroU16;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -11,7 +10,8 @@ use super::error::ServerError;
 use super::service::Service;
 use crate::config::{CpuChoice, DiskConfig, SocketSource, Throttling};
 use crate::disk::{
-    self, Backing, BackingKind, Disk as _, Durability, Media, OpenOptions, Opened, Preview, Region, Storage,
+    self, Backing, BackingKind, Disk as _, Durability, Inode, Media, OpenOptions, Opened, Preview, Region,
+    Storage,
 };
 use crate::log::kinds;
 use crate::vhost_user::{AllowedUsers, ConfigRecord, DiskSocket, Listener, ListenerError, SocketAccess};
@@ -56,7 +56,7 @@ pub struct DiskSummary {
 /// Files that this start has created, and which inodes they are: removed if it fails, so that the next try starts afresh. What
 /// their paths lead to by then may be somebody else's.
 #[derive(Debug, Default)]
-pub(super) struct Created(Vec<(PathBuf, Option<(u64, u64)>)>);
+pub(super) struct Created(Vec<(PathBuf, Inode)>);
 
 impl Created {
     /// The start has succeeded.
@@ -67,18 +67,13 @@ impl Created {
 
 impl Drop for Created {
     fn drop(&mut self) {
-        for (path, _) in self.0.iter().filter(|(path, created)| inode(path) == *created) {
+        for (path, created) in &self.0 {
             // The error that brought us here is the one to report; but in the sandbox nothing can be removed any more.
-            if std::fs::remove_file(path).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
-            {
+            if created.remove_from(path).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
                 tracing::warn!(path = %path.display(), "the file was created, and stays: remove it, or start again with it");
             }
         }
     }
-}
-
-fn inode(path: &Path) -> Option<(u64, u64)> {
-    std::fs::symlink_metadata(path).ok().map(|there| (there.dev(), there.ino()))
 }
 
 /// Opens one disk and its socket. The socket comes last: once it exists, the disk is there.
@@ -94,7 +89,7 @@ pub(super) fn open(
     let Opened { disk, lock, media, created } = disk::open(&path, &options)?;
     log_media(&name, &media);
     if created {
-        files.0.push((path.clone(), inode(&path)));
+        files.0.extend(Inode::at(&path).ok().map(|created| (path.clone(), created)));
     }
     let cpus = cpus_of(&name, cpus, media.numa_node())?;
     let geometry = disk.geometry();

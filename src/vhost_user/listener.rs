@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,6 +9,8 @@ use std::time::Duration;
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::net::{AddressFamily, sockopt};
 use rustix::process::{Resource, getrlimit};
+
+use crate::disk::Inode;
 
 mod bind;
 mod error;
@@ -35,7 +36,7 @@ pub struct Listener {
 #[derive(Debug)]
 struct Bound {
     path: PathBuf,
-    inode: bind::Inode,
+    inode: Inode,
 }
 
 /// The socket that a disk's front-ends use: bound, or inherited.
@@ -137,10 +138,8 @@ impl Drop for Listener {
     fn drop(&mut self) {
         let Some(Bound { path, inode: ours }) = &self.bound else { return };
         // Another daemon may have taken the path over meanwhile.
-        if inode(path) == Some(*ours) {
-            // Ignored: nobody is left to tell, and the next daemon replaces a stale socket.
-            let _ = std::fs::remove_file(path);
-        }
+        // Ignored: nobody is left to tell, and the next daemon replaces a stale socket.
+        let _ = ours.remove_from(path);
     }
 }
 
@@ -154,10 +153,6 @@ fn released_first(socket: UnixListener) -> UnixListener {
     let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let least = i32::try_from(LEAST_NUMBER.min(most / 2)).unwrap_or(0);
     fcntl_dupfd_cloexec(&socket, least).map(UnixListener::from).unwrap_or(socket)
-}
-
-fn inode(path: &Path) -> Option<bind::Inode> {
-    std::fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 #[cfg(test)]

@@ -19,7 +19,8 @@ use crate::disk::media::sysfs::Sysfs;
 use crate::disk::space;
 use crate::disk::space::cgroup::find_groups;
 use crate::disk::{
-    Backing, BackingKind, BackingPath, Durability, FileDisk, FileLock, Geometry, MappedDisk, Media, OpenError,
+    Backing, BackingKind, BackingPath, Durability, FileDisk, FileLock, Geometry, Inode, MappedDisk, Media,
+    OpenError,
 };
 use crate::limits::bounds::LEASE_TIMEOUT;
 
@@ -301,12 +302,7 @@ pub(super) fn not_created(backing: &BackingPath, source: io::Error) -> OpenError
 /// Removes what was created, and nothing that its path leads to by now. An error is ignored: the one that made the file useless is
 /// to be reported.
 fn remove(backing: &BackingPath, created: &File) {
-    let inode = |metadata: Metadata| (metadata.dev(), metadata.ino());
-    let (there, created) =
-        (std::fs::symlink_metadata(backing.path()).map(inode), created.metadata().map(inode));
-    if there.is_ok_and(|there| created.is_ok_and(|created| created == there)) {
-        let _ = std::fs::remove_file(backing.path());
-    }
+    let _ = created.metadata().and_then(|created| Inode::from(&created).remove_from(backing.path()));
 }
 
 fn sync_directory(path: &Path) -> io::Result<()> {

@@ -24,7 +24,7 @@ use rustix::net::{
 };
 
 use super::error::ListenerError;
-use crate::disk::Symlinks;
+use crate::disk::{Inode, Symlinks};
 use crate::limits::bounds::SOCKET_FOLDER_TIMEOUT;
 
 /// As many connections may wait to be let in as the machine allows (`net.core.somaxconn`).
@@ -64,9 +64,6 @@ struct Place<'a> {
     name: &'a OsStr,
 }
 
-/// Which inode it is.
-pub(super) type Inode = (u64, u64);
-
 /// Listens on a path. A socket that nobody answers on, and that is ours to replace, is replaced.
 pub(super) fn listening(path: &Path, access: &SocketAccess) -> Result<(UnixListener, Inode), ListenerError> {
     let failed = |operation| move |source| error_at(path, operation, source);
@@ -98,7 +95,7 @@ pub(super) fn listening(path: &Path, access: &SocketAccess) -> Result<(UnixListe
         let _ = place.replace(&made);
         return Err(error);
     }
-    Ok((socket.into(), inode(&made)))
+    Ok((socket.into(), Inode::from(&made)))
 }
 
 /// Whether a path can be listened on, as far as that shows without a change to anything.
@@ -142,7 +139,7 @@ impl<'a> Place<'a> {
     /// Removes what was found to be stale, and nothing that has taken its place.
     fn replace(&self, stale: &Stat) -> io::Result<()> {
         match self.status()? {
-            Some(there) if inode(&there) == inode(stale) => {
+            Some(there) if Inode::from(&there) == Inode::from(stale) => {
                 Ok(unlinkat(&self.folder, self.name, AtFlags::empty())?)
             }
             Some(_) => Err(io::Error::other(TAKEN)),
@@ -191,7 +188,7 @@ impl<'a> Place<'a> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let node = openat(&self.folder, self.name, flags, Mode::empty())?;
         let status = fstat(&node)?;
-        if inode(&status) != inode(made) {
+        if Inode::from(&status) != Inode::from(made) {
             return Err(io::Error::other(TAKEN));
         }
         let owner = access.owner.filter(|owner| *owner != status.st_uid).map(Uid::from_raw);
@@ -227,10 +224,6 @@ impl<'a> Place<'a> {
 /// Whoever may write to a folder of ours can put a socket there; only one of our own is known to be left by us.
 fn is_ours(there: &Stat, access: &SocketAccess) -> bool {
     there.st_uid == rustix::process::geteuid().as_raw() || Some(there.st_uid) == access.owner
-}
-
-fn inode(of: &Stat) -> Inode {
-    (of.st_dev, of.st_ino)
 }
 
 fn error_at(path: &Path, operation: &'static str, source: io::Error) -> ListenerError {

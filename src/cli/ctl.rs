@@ -119,7 +119,7 @@ pub(super) fn run(args: &CtlArgs) -> Result<(), Failure> {
     let answer = Client(socket).ask(method, &path, body.as_ref())?;
     let text = match (args.json, &answer) {
         (_, Value::Null) => String::new(),
-        (true, answer) => printable_json(&answer.to_string()) + "\n",
+        (true, answer) => printable_json(answer) + "\n",
         (false, answer) => text(&args.command, answer),
     };
     let mut out = io::stdout().lock();
@@ -225,11 +225,7 @@ fn text(task: &Task, answer: &Value) -> String {
         }
         (Task::Limit { .. }, disk) => limits(disk),
         (_, Value::Object(object)) => lines(&without_histograms(object), 0),
-        _ => {
-            printable_json(&answer.to_string())
-                + "
-"
-        }
+        _ => printable_json(answer) + "\n",
     }
 }
 

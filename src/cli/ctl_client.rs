@@ -19,6 +19,9 @@ const MAX_ANSWER_BYTES: u64 = 256 << 20;
 /// Bytes of the lines before a stream, or of one line.
 const HEAD_BYTES: usize = 64 << 10;
 
+/// Bytes of the line before a chunk.
+const CHUNK_LINE_BYTES: u64 = 100;
+
 /// Of what is no answer.
 const SHOWN_LETTERS: usize = 100;
 
@@ -209,7 +212,7 @@ impl<R: Read> Chunks<R> {
     /// The next line, without its end.
     fn line(&mut self) -> io::Result<String> {
         let mut line = String::new();
-        match self.stream.by_ref().take(SHOWN_LETTERS as u64).read_line(&mut line)? {
+        match self.stream.by_ref().take(CHUNK_LINE_BYTES).read_line(&mut line)? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             _ => Ok(line.trim_end().to_owned()),
         }

@@ -38,7 +38,7 @@ const COLUMNS: [&str; 5] = ["seq", "time", "event", "disk", "message"];
 pub(super) fn run(socket: &Path, args: &EventsArgs, is_json: bool) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     Client(socket).follow(&args.path(), |event| {
-        let line = if is_json { printable_json(&event.to_string()) } else { line(event) };
+        let line = if is_json { printable_json(event) } else { line(event) };
         writeln!(out, "{line}").and_then(|()| out.flush()).map_err(Failure::Output)
     })
 }
@@ -65,6 +65,6 @@ pub(super) fn plain(value: &Value) -> String {
         Value::String(text) => printable(text),
         Value::Array(items) if items.is_empty() => "-".to_owned(),
         Value::Array(items) => items.iter().map(plain).collect::<Vec<_>>().join(", "),
-        other => printable_json(&other.to_string()),
+        other => printable_json(other),
     }
 }

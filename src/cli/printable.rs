@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use serde_json::Value;
+
 /// What a terminal would obey, or not show, is written as what it is.
 pub(super) fn printable(text: &str) -> String {
     let letter = |letter: char| match letter {
@@ -16,8 +18,9 @@ pub(super) fn printable_lines(text: &str) -> String {
     text.lines().map(printable).collect::<Vec<_>>().join("\n")
 }
 
-/// JSON that means the same: what is not to be shown stands in strings alone, where it may be escaped (RFC 8259 §7).
-pub(super) fn printable_json(json: &str) -> String {
+/// JSON, in which what is not to be shown is escaped: it stands in strings alone, which may be (RFC 8259 §7).
+pub(super) fn printable_json(value: &Value) -> String {
+    let json = value.to_string();
     let mut text = String::with_capacity(json.len());
     for letter in json.chars() {
         if matches!(letter, ' '..='~') || letter.escape_debug().eq([letter]) {
@@ -47,8 +50,8 @@ mod tests {
     #[test]
     fn json_says_the_same_and_tells_a_terminal_nothing() {
         let value = serde_json::json!({"a\u{9b}2J": ["\x1b\x7f\u{202e}\u{e0001}\n\"\\ü 😀", 1.5, null]});
-        let text = printable_json(&value.to_string());
-        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
+        let text = printable_json(&value);
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), value);
         assert!(!text.contains(['\u{9b}', '\x1b', '\x7f', '\u{202e}', '\u{e0001}', '\n']), "{text}");
         assert!(text.contains("ü 😀") && text.contains("\\udb40\\udc01"), "{text}");
     }

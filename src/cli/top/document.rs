@@ -24,12 +24,12 @@ pub(super) fn line(picture: &Picture, view: &View) -> String {
         "disks": view.disks(picture).into_iter().map(disk).collect::<Vec<_>>(),
         "rings": rings.into_iter().map(ring).collect::<Vec<_>>(),
     });
-    printable_json(&document.to_string()) + "\n"
+    printable_json(&document) + "\n"
 }
 
 /// There is none.
 pub(super) fn away(why: &str) -> String {
-    printable_json(&json!({"time": now(), "error": why}).to_string()) + "\n"
+    printable_json(&json!({"time": now(), "error": why})) + "\n"
 }
 
 /// In seconds since 1970.

@@ -97,14 +97,10 @@ fn change(control: &std::path::Path, [a, b]: &[String; 2]) {
 /// before or as after.
 #[test]
 fn a_kill_during_a_reload_is_no_obstacle() {
-    let (before, after) = (
-        [("a", DISK_BYTES, ""), ("b", DISK_BYTES, "")],
-        [("a", 2 * DISK_BYTES, ""), ("c", DISK_BYTES, "queues = 2")],
-    );
-    let mut host = reload::Host::start("", &before);
+    let mut host = reload::Host::start("", &reload::BEFORE);
     let (mut random, mut added) = (Random::new(11), 0);
     for kill in 0..KILLS {
-        host.write("", &after);
+        host.write("", &reload::AFTER);
         let control = host.control();
         // It is answered, or the connection ends.
         let reloading = std::thread::spawn(move || {
@@ -113,32 +109,9 @@ fn a_kill_during_a_reload_is_no_obstacle() {
             let _ = stream.read_to_end(&mut Vec::new());
         });
         std::thread::sleep(Duration::from_micros(random.below(30_000)));
-        let reload::Host { daemon, folder, sockets } = host;
-        let setup = daemon.kill();
-        reloading.join().unwrap();
-        let bytes = |name: &str| std::fs::metadata(folder.join(name)).map_or(0, |it| it.len());
-        assert!([DISK_BYTES, 2 * DISK_BYTES].contains(&bytes("a")), "{kill}: {}", bytes("a"));
-        assert_eq!(bytes("b"), DISK_BYTES, "{kill}: a file stays when its disk is removed");
-        assert!([0, DISK_BYTES].contains(&bytes("c")), "{kill}: {}", bytes("c"));
-        added += u64::from(bytes("c") != 0);
-        // A start does not make a file longer: it has grown, or it has not, and the file says so.
-        let after = [("a", bytes("a"), ""), after[1]];
-        std::fs::write(folder.join("main.toml"), reload::text(&folder, &sockets, "", &after)).unwrap();
-        host = reload::Host { daemon: setup.start(), folder, sockets };
-        assert_eq!(host.names(), ["line", "a", "c"], "{kill}");
-        for (name, size, _) in after {
-            assert_eq!(host.disk(name)["state"]["capacity_bytes"], size, "{kill}: {name}");
-            assert_works(&mut Session::connect(&host.sockets.join(name)).ring(0, 64), 0);
-        }
-        let reload::Host { daemon, folder, sockets } = host;
-        let setup = daemon.stop();
-        for name in ["a", "c"] {
-            std::fs::remove_file(folder.join(name)).unwrap();
-        }
-        std::fs::write(folder.join("main.toml"), reload::text(&folder, &sockets, "", &before)).unwrap();
-        host = reload::Host { daemon: setup.start(), folder, sockets };
-        // The socket is answered once all disks are served.
-        assert_eq!(host.names(), ["line", "a", "b"]);
+        let is_added;
+        (host, is_added) = host.kill_in_reload(&format!("kill {kill}"), || reloading.join().unwrap());
+        added += u64::from(is_added);
     }
     println!("{added} of {KILLS} were killed when the new disk's file was there");
     host.daemon.stop();

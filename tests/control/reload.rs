@@ -22,6 +22,12 @@ pub(super) struct Host {
 /// A disk in the file.
 pub(super) type Disk<'a> = (&'a str, u64, &'a str);
 
+/// What a reload adds, grows and removes: it leads from these …
+pub(super) const BEFORE: [Disk<'static>; 2] = [("a", DISK_BYTES, ""), ("b", DISK_BYTES, "")];
+
+/// … to these.
+pub(super) const AFTER: [Disk<'static>; 2] = [("a", 2 * DISK_BYTES, ""), ("c", DISK_BYTES, "queues = 2")];
+
 pub(super) fn text(
     folder: &std::path::Path,
     sockets: &std::path::Path,
@@ -55,6 +61,39 @@ impl Host {
     pub(super) fn write(&self, server: &str, disks: &[Disk<'_>]) {
         std::fs::write(self.folder.join("main.toml"), text(&self.folder, &self.sockets, server, disks))
             .unwrap();
+    }
+
+    /// Kills the daemon, which reads the file again from [`BEFORE`] to [`AFTER`], and waits by `then` for who has asked for that: a
+    /// start with the same file serves what the file says, and files are as before or as after. Goes back to how it was. Also
+    /// returns whether the new disk's file was there.
+    pub(super) fn kill_in_reload(self, what: &str, then: impl FnOnce()) -> (Self, bool) {
+        let Self { daemon, folder, sockets } = self;
+        let setup = daemon.kill();
+        then();
+        let bytes = |name: &str| std::fs::metadata(folder.join(name)).map_or(0, |it| it.len());
+        let [a, b, c] = ["a", "b", "c"].map(bytes);
+        assert!([DISK_BYTES, 2 * DISK_BYTES].contains(&a), "{what}: {a}");
+        assert_eq!(b, DISK_BYTES, "{what}: a file stays when its disk is removed");
+        assert!([0, DISK_BYTES].contains(&c), "{what}: {c}");
+        // A start does not make a file longer: it has grown, or it has not, and the file says so.
+        let now = [("a", a, ""), AFTER[1]];
+        std::fs::write(folder.join("main.toml"), text(&folder, &sockets, "", &now)).unwrap();
+        let host = Self { daemon: setup.start(), folder, sockets };
+        assert_eq!(host.names(), ["line", "a", "c"], "{what}");
+        for (name, size, _) in now {
+            assert_eq!(host.disk(name)["state"]["capacity_bytes"], size, "{what}: {name}");
+            assert_works(&mut Session::connect(&host.sockets.join(name)).ring(0, 64), 0);
+        }
+        let Self { daemon, folder, sockets } = host;
+        let setup = daemon.stop();
+        for name in ["a", "c"] {
+            std::fs::remove_file(folder.join(name)).unwrap();
+        }
+        std::fs::write(folder.join("main.toml"), text(&folder, &sockets, "", &BEFORE)).unwrap();
+        let host = Self { daemon: setup.start(), folder, sockets };
+        // The socket is answered once all disks are served.
+        assert_eq!(host.names(), ["line", "a", "b"], "{what}");
+        (host, c != 0)
     }
 
     pub(super) fn control(&self) -> PathBuf {

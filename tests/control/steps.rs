@@ -179,38 +179,13 @@ fn of_a_reload() {
     if !may_trace() {
         return;
     }
-    let (before, after) = (
-        [("a", DISK_BYTES, ""), ("b", DISK_BYTES, "")],
-        [("a", 2 * DISK_BYTES, ""), ("c", DISK_BYTES, "queues = 2")],
-    );
-    let mut host = reload::Host::start("", &before);
+    let mut host = reload::Host::start("", &reload::BEFORE);
     let mut count = 0;
     for at in steps() {
-        host.write("", &after);
+        host.write("", &reload::AFTER);
         let request = request("POST", "/v1/reload", &Value::Null);
         let is_done = is_done_before(&host.daemon, at, &host.control(), &request);
-        let reload::Host { daemon, folder, sockets } = host;
-        let setup = daemon.kill();
-        let (a, b, c) = (len(&folder.join("a")), len(&folder.join("b")), len(&folder.join("c")));
-        assert!([DISK_BYTES, 2 * DISK_BYTES].contains(&a), "step {at}: {a}");
-        assert!(b == DISK_BYTES && [0, DISK_BYTES].contains(&c), "step {at}: {b} {c}");
-        // A start does not make a file longer: where it has not grown the file says so.
-        let now = [("a", a, ""), after[1]];
-        std::fs::write(folder.join("main.toml"), reload::text(&folder, &sockets, "", &now)).unwrap();
-        host = reload::Host { daemon: setup.start(), folder, sockets };
-        assert_eq!(host.names(), ["line", "a", "c"], "step {at}");
-        for (name, size, _) in now {
-            assert_eq!(host.disk(name)["state"]["capacity_bytes"], size, "step {at}: {name}");
-            assert_works(&mut Session::connect(&host.sockets.join(name)).ring(0, 64), 0);
-        }
-        let reload::Host { daemon, folder, sockets } = host;
-        let setup = daemon.stop();
-        for name in ["a", "c"] {
-            std::fs::remove_file(folder.join(name)).unwrap();
-        }
-        std::fs::write(folder.join("main.toml"), reload::text(&folder, &sockets, "", &before)).unwrap();
-        host = reload::Host { daemon: setup.start(), folder, sockets };
-        assert_eq!(host.names(), ["line", "a", "b"]);
+        (host, _) = host.kill_in_reload(&format!("step {at}"), || ());
         count += 1;
         if is_done {
             break;

@@ -3,19 +3,12 @@
 # and is mounted twice as if by two clients; "daemon=" of the kernel's command line is served by all of them.
 # Each case is one line: its name, and the exit codes of who came second and third ("-" for one that was served).
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+# shellcheck source=tests/common/nfs.sh
+. "$(dirname "$0")/../common/nfs.sh"
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 for folder in /run /var/lib/nfs /tmp /mnt; do mount -t tmpfs tmpfs "$folder"; done
 daemon=$(sed -n 's/.*daemon=\([^ ]*\).*/\1/p' /proc/cmdline)
-modules=/usr/lib/uml/modules/$(uname -r)
-
-load() {
-    local file dependency
-    grep -q "^$1 " /proc/modules && return
-    file=$(find "$modules" -name "$1.ko")
-    for dependency in $(modinfo -F depends "$file" | tr ',' ' '); do load "$dependency"; done
-    insmod "$file"
-}
 
 # serve PATH KEYS: "-" when it is served for a while, else its exit code; then it has ended.
 serve() {
@@ -52,20 +45,9 @@ log() {
     return 1
 }
 
-ip link set lo up
-for module in nfsv4 nfsd; do load "$module"; done
-mkdir -p /var/lib/nfs/v4recovery /var/lib/nfs/rpc_pipefs /mnt/{export,a,b}
-touch /var/lib/nfs/{etab,rmtab}
-mount -t tmpfs tmpfs /mnt/export
-mount -t nfsd nfsd /proc/fs/nfsd
-exportfs -o rw,no_root_squash,insecure,fsid=0,no_subtree_check 127.0.0.1:/mnt/export
-rpc.mountd -N 3
-rpc.nfsd -N 3 -V 4.2 2
-echo Y >/proc/fs/nfsd/v4_end_grace
-for client in a b; do
-    mount -i -t nfs4 -o vers=4.2,addr=127.0.0.1,clientaddr=127.0.0.1,nosharecache 127.0.0.1:/ "/mnt/$client" ||
-        echo "no mount"
-done
+export_folder
+mount_export /mnt/a nosharecache
+mount_export /mnt/b nosharecache
 truncate -s 1M /mnt/export/x.img
 
 wait=60

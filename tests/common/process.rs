@@ -176,12 +176,22 @@ impl Process {
 
     /// Resident memory in bytes without mappings of files whose name contains one of `except`.
     pub fn resident_bytes_except(self, except: &[&str]) -> u64 {
+        self.resident_bytes_where(|line| !except.iter().any(|name| line.contains(name)))
+    }
+
+    /// Resident memory in bytes of mappings of files whose name contains `name`.
+    pub fn resident_bytes_of(self, name: &str) -> u64 {
+        self.resident_bytes_where(|line| line.contains(name))
+    }
+
+    /// Resident memory in bytes of mappings whose line in the list of them fits.
+    fn resident_bytes_where(self, fits: impl Fn(&str) -> bool) -> u64 {
         let maps = fs::read_to_string(format!("/proc/{}/smaps", self.0)).unwrap();
         let (mut counts, mut kib) = (true, 0);
         for line in maps.lines() {
             let is_header = line.split_whitespace().next().is_some_and(|word| !word.ends_with(':'));
             if is_header {
-                counts = !except.iter().any(|name| line.contains(name));
+                counts = fits(line);
             } else if counts && line.starts_with("Rss:") {
                 kib += field(line, "Rss:");
             }

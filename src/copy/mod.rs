@@ -52,6 +52,6 @@ pub use routines::{
     PrefetchHint, can_read, full_fence, load_slice, load_words, store_byte, store_fence, store_slice, touch,
     zero,
 };
-pub use segments::{Segment, Segments};
+pub use segments::{PagePart, Segment, Segments, with_bytes};
 pub use syscall::{pwritev_all, pwritev_zeroes, touch_lost};
 pub use transfer::{Load, Persist, Store};

@@ -1,6 +1,7 @@
 //! The disks that a path can become, as one type.
 
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use crate::disk::mapped::populate::{Populated, populate};
 use crate::disk::space::growth::GrowthPolicy;
 use crate::disk::{
     BackingKind, BlockDisk, DirectTransfer, Disk, DiskError, Durability, FileDisk, Geometry, GrowError,
-    MappedDisk,
+    MappedDisk, Overlay,
 };
 
 /// The disks that a path can become, told apart without a virtual call.
@@ -27,6 +28,10 @@ pub enum Backing {
     File(FileDisk),
     /// Read and written past the page cache.
     Block(BlockDisk),
+    /// A private disk over memory that others share.
+    MappedOverlay(Box<Overlay<MappedDisk>>),
+    /// A private disk over a file that others share.
+    FileOverlay(Box<Overlay<FileDisk>>),
 }
 
 /// Calls the same method of whichever disk it is.
@@ -36,46 +41,66 @@ macro_rules! either {
             Self::Mapped($disk) => $call,
             Self::File($disk) => $call,
             Self::Block($disk) => $call,
+            Self::MappedOverlay($disk) => $call,
+            Self::FileOverlay($disk) => $call,
         }
     };
+}
+
+/// As `either`, of what a private disk lies over.
+macro_rules! below {
+    ($self:ident, $disk:ident => $call:expr) => {
+        match $self {
+            Self::Mapped($disk) => $call,
+            Self::File($disk) => $call,
+            Self::Block($disk) => $call,
+            Self::MappedOverlay(overlay) => below!(@ overlay.base(), $disk => $call),
+            Self::FileOverlay(overlay) => below!(@ overlay.base(), $disk => $call),
+        }
+    };
+    (@ $base:expr, $disk:ident => $call:expr) => {{
+        let $disk = $base;
+        $call
+    }};
 }
 
 impl Backing {
     /// The ranges in bytes that are known to be bad: by Linux's list, or because reads have run into them.
     pub fn bad_blocks(&self) -> Vec<Range<u64>> {
-        either!(self, disk => disk.bad_blocks())
+        below!(self, disk => disk.bad_blocks())
+    }
+
+    /// What is read as memory, if it is: of a private disk, the base.
+    fn mapped(&self) -> Option<&MappedDisk> {
+        match self {
+            Self::Mapped(disk) => Some(disk),
+            Self::MappedOverlay(overlay) => Some(overlay.base()),
+            Self::File(_) | Self::Block(_) | Self::FileOverlay(_) => None,
+        }
     }
 
     /// Learns what the kernel has found to be bad by now, where reads must be kept from touching it. Returns what
     /// was news, in bytes of the disk.
     pub fn update_bad_blocks(&self) -> Vec<Range<u64>> {
         match self {
-            Self::Mapped(disk) => disk.update_bad_blocks(),
-            Self::File(disk) => {
-                disk.forget_announced();
-                Vec::new()
-            }
+            Self::File(disk) => disk.forget_announced(),
+            Self::FileOverlay(overlay) => overlay.base().forget_announced(),
             // A device is asked with each request.
-            Self::Block(_) => Vec::new(),
+            Self::Mapped(_) | Self::MappedOverlay(_) | Self::Block(_) => {}
         }
+        self.mapped().map(MappedDisk::update_bad_blocks).unwrap_or_default()
     }
 
     /// The list in which Linux notes what is bad of mapped media, where there is one: `poll(2)` says when there is
     /// news in it.
     pub fn bad_block_list(&self) -> Option<Arc<File>> {
-        match self {
-            Self::Mapped(disk) => disk.bad_block_list()?.to_poll(),
-            Self::File(_) | Self::Block(_) => None,
-        }
+        self.mapped()?.bad_block_list()?.to_poll()
     }
 
     /// Bytes that are mapped in huge pages, when they were last [counted](super::count_huge_pages); none before, and where
-    /// there is no mapping that writes go through.
+    /// there is no mapping that it is read through as memory.
     pub fn huge_bytes(&self) -> Option<u64> {
-        match self {
-            Self::Mapped(disk) => disk.huge_bytes(),
-            Self::File(_) | Self::Block(_) => None,
-        }
+        self.mapped()?.huge_bytes()
     }
 
     /// Enters the disk's mapping from this byte on into the page tables, until `should_stop`. None where that is no use:
@@ -84,26 +109,45 @@ impl Backing {
     /// No hole is filled that the disk was to leave: call it only for disks that are not sparse. Bytes that a
     /// guest discards meanwhile may be given space again.
     pub fn populate(&self, from_bytes: u64, should_stop: impl Fn() -> bool) -> Option<Populated> {
-        match self {
-            Self::Mapped(disk) => Some(populate(disk, from_bytes, should_stop)),
-            Self::File(_) | Self::Block(_) => None,
-        }
+        Some(populate(self.mapped()?, from_bytes, should_stop))
     }
 
     /// Bytes of persistent memory without data that Linux has zeroed to [populate](Backing::populate) the mapping: they cost
     /// endurance as writes do.
     pub fn populated_zero_bytes(&self) -> u64 {
-        match self {
-            Self::Mapped(disk) => disk.populated_zero_bytes(),
-            Self::File(_) | Self::Block(_) => 0,
-        }
+        self.mapped().map_or(0, MappedDisk::populated_zero_bytes)
     }
 
     /// Whether it is read from persistent memory as the CPU reads memory.
     pub fn is_persistent_memory(&self) -> bool {
-        let kind =
+        let is_persistent =
             |disk: &MappedDisk| matches!(disk.kind(), BackingKind::DaxFile { .. } | BackingKind::DeviceDax);
-        matches!(self, Self::Mapped(disk) if kind(disk))
+        self.mapped().is_some_and(is_persistent)
+    }
+
+    /// Of a private disk: the bytes of memory that hold what was written, and the most that may.
+    pub fn overlay_bytes(&self) -> Option<(u64, u64)> {
+        match self {
+            Self::MappedOverlay(overlay) => Some((overlay.resident_bytes(), overlay.max_bytes())),
+            Self::FileOverlay(overlay) => Some((overlay.resident_bytes(), overlay.max_bytes())),
+            Self::Mapped(_) | Self::File(_) | Self::Block(_) => None,
+        }
+    }
+
+    /// A private disk over this one, which has to be read-only.
+    ///
+    /// # Errors
+    /// As [`Overlay::new`]; [`io::ErrorKind::Unsupported`] over a block device, and over another private disk.
+    pub fn overlaid(self, max_bytes: u64, unmaps: bool) -> io::Result<Self> {
+        match self {
+            Self::Mapped(disk) => {
+                Overlay::new(disk, max_bytes, unmaps).map(|it| Self::MappedOverlay(Box::new(it)))
+            }
+            Self::File(disk) => Overlay::new(disk, max_bytes, unmaps).map(|it| Self::FileOverlay(Box::new(it))),
+            Self::Block(_) | Self::MappedOverlay(_) | Self::FileOverlay(_) => {
+                Err(io::ErrorKind::Unsupported.into())
+            }
+        }
     }
 
     /// Serves so many bytes, after it has made a file as long that is shorter; a chosen size (`size=`) is this from now on.
@@ -118,7 +162,7 @@ impl Backing {
         if is_short {
             ftruncate(file, to_bytes).map_err(|errno| cannot("make the file longer")(errno.into()))?;
         }
-        let growth = either!(self, disk => &disk.growth);
+        let growth = below!(self, disk => &disk.growth);
         let before = growth.has_limit().then(|| growth.set_limit(to_bytes));
         self.rescan_size().inspect_err(|_| {
             before.map(|before| growth.set_limit(before));
@@ -140,6 +184,9 @@ impl Backing {
         if to_bytes < capacity_bytes {
             return Err(GrowError::Smaller { wanted_bytes: to_bytes, served_bytes: capacity_bytes });
         }
+        if self.overlay_bytes().is_some() && to_bytes > capacity_bytes {
+            return Err(GrowError::Private);
+        }
         if !to_bytes.is_multiple_of(u64::from(block_bytes)) {
             return Err(GrowError::NotBlocks { wanted_bytes: to_bytes, block_bytes });
         }
@@ -154,16 +201,22 @@ impl Backing {
 
     /// The file or device, to be watched.
     pub fn file(&self) -> BorrowedFd<'_> {
-        either!(self, disk => disk.file().as_fd())
+        below!(self, disk => disk.file().as_fd())
     }
 
     /// The same, shared: it is open, and locked, as long as somebody has it.
     pub fn shared_file(&self) -> Arc<BackingFile> {
-        either!(self, disk => disk.shared_file())
+        below!(self, disk => disk.shared_file())
     }
 
-    pub(super) const fn set_growth(&mut self, growth: GrowthPolicy) {
-        either!(self, disk => disk.growth = growth);
+    pub(super) fn set_growth(&mut self, growth: GrowthPolicy) {
+        match self {
+            Self::Mapped(disk) => disk.growth = growth,
+            Self::File(disk) => disk.growth = growth,
+            Self::Block(disk) => disk.growth = growth,
+            // As its base has grown when it was laid over it.
+            Self::MappedOverlay(_) | Self::FileOverlay(_) => {}
+        }
     }
 }
 
@@ -171,10 +224,7 @@ impl Backing {
 ///
 /// It may walk through the page tables of everything that is mapped: not to be asked for one disk after the other.
 pub fn count_huge_pages<'a>(disks: impl IntoIterator<Item = &'a Backing>) {
-    huge_pages::count(disks.into_iter().filter_map(|disk| match disk {
-        Backing::Mapped(disk) => Some(disk),
-        Backing::File(_) | Backing::Block(_) => None,
-    }));
+    huge_pages::count(disks.into_iter().filter_map(Backing::mapped));
 }
 
 impl Disk for Backing {

@@ -46,6 +46,11 @@ pub(in crate::disk) enum IoFailure {
         file.display(), at(*offset)
     )]
     Quota { file: PathBuf, offset: Option<u64> },
+    #[error(
+        "{max_bytes} bytes were written to the overlay, which is all that it may take of memory; raise overlay-max=, or have the \
+         guest discard what it does not need"
+    )]
+    OverlayFull { max_bytes: u64 },
     #[error("{}: its file system or device refuses changes{} ({cause}); repair that, or use readonly=on", file.display(), at(*offset))]
     Refused { file: PathBuf, offset: Option<u64>, cause: io::Error },
     #[error("{}: its device, or the way to it, failed{} ({cause}); see the kernel's log", file.display(), at(*offset))]
@@ -126,6 +131,7 @@ impl IoFailure {
             | Self::Gone { .. }
             | Self::Server { .. }
             | Self::Quota { .. }
+            | Self::OverlayFull { .. }
             | Self::Refused { .. }
             | Self::Device { .. } => None,
         }

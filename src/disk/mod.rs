@@ -17,6 +17,7 @@
 //! failure
 //! mapping
 //! mapped file block
+//! overlay
 //! backing
 //! open
 //! ```
@@ -41,6 +42,7 @@ mod mapped;
 mod mapping;
 mod media;
 mod open;
+mod overlay;
 mod ranges;
 mod space;
 mod symlinks;
@@ -73,6 +75,7 @@ pub use open::open;
 pub use open::options::{OpenOptions, Opened};
 pub use open::policy::{DeepFlush, DiscardPolicy, UnknownWord};
 pub use open::preview::{Preview, preview};
+pub use overlay::Overlay;
 pub use symlinks::Symlinks;
 
 /// Size, block size and access of a disk: fixed while it is served, but the size may grow.

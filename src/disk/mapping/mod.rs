@@ -178,6 +178,16 @@ impl Mapping {
         unsafe { rustix::mm::madvise(start, len, Advice::LinuxHugepage) }.map_err(Into::into)
     }
 
+    /// Asks for small pages, for bytes that come one by one.
+    ///
+    /// # Errors
+    /// The error of `madvise(2)`; `EINVAL` in a kernel without huge pages.
+    pub(super) fn advise_small_pages(&self) -> io::Result<()> {
+        let Some((start, len)) = self.pages(&(0..u64::MAX)) else { return Ok(()) };
+        // SAFETY: V1: `pages` has checked the range. R2: the advice changes no byte.
+        unsafe { rustix::mm::madvise(start, len, Advice::LinuxNoHugepage) }.map_err(Into::into)
+    }
+
     /// Collapses the pages of this part of a file in memory into huge ones, whatever the system's setting for new pages is. No
     /// byte changes, and others may use them meanwhile.
     ///

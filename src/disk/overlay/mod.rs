@@ -1,0 +1,302 @@
+//! A private disk over a base that many share: what a guest writes is in memory of this process, page by page, and the base is
+//! only read.
+
+use std::fs::File;
+use std::io;
+
+use rustix::fs::MemfdFlags;
+
+use crate::copy::{self, PrefetchHint, Segments};
+use crate::disk::error::failed;
+use crate::disk::failure::IoFailure;
+use crate::disk::{DirectTransfer, Disk, DiskError, Durability, Geometry, MappedDisk};
+use budget::Budget;
+use pages::{PAGE_BYTES, Pages, Place};
+
+mod budget;
+mod pages;
+
+/// What a page without bytes reads as.
+const ZEROES: [u8; PAGE_BYTES as usize] = [0; PAGE_BYTES as usize];
+
+/// A disk whose bytes are those of a base until they are written, and then in memory, by pages of 4 KiB.
+///
+/// A read of what nobody has written is a read of the base, after a look at two bits; what was written is read from memory, at the
+/// same offset. The first write to a page copies it from the base; that is done without guest memory, so that nobody who waits
+/// for a page's lock waits for a guest. A range that is zeroed or discarded gives its whole pages back, and reads as zeroes.
+///
+/// # Lifecycle
+/// What was written ends with the value. The base is never written, must be as long as the disk for as long, and should not change:
+/// pages that nobody has written show what it has by then.
+#[derive(Debug)]
+pub struct Overlay<B> {
+    base: B,
+    /// Sparse, and as long as the disk.
+    upper: MappedDisk,
+    pages: Pages,
+    budget: Budget,
+    geometry: Geometry,
+    /// Whether discards give memory back.
+    unmaps: bool,
+}
+
+impl<B: Disk> Overlay<B> {
+    /// A private disk over all of `base`, whose written pages are at most `max_bytes`.
+    ///
+    /// # Errors
+    /// Those of `memfd_create(2)`, `ftruncate(2)` and `mmap(2)`.
+    pub fn new(base: B, max_bytes: u64, unmaps: bool) -> io::Result<Self> {
+        let geometry = Geometry { read_only: false, ..base.geometry() };
+        let file = File::from(rustix::fs::memfd_create("vhost-user-pmem overlay", MemfdFlags::CLOEXEC)?);
+        file.set_len(geometry.capacity_bytes)?;
+        let upper = MappedDisk::new(file, geometry)?;
+        // Ignored: a kernel without huge pages has none to be spared.
+        let _ = upper.mapping().advise_small_pages();
+        let pages = Pages::new(geometry.capacity_bytes);
+        Ok(Self { base, upper, pages, budget: Budget::new(max_bytes), geometry, unmaps })
+    }
+
+    /// What it lies over.
+    pub const fn base(&self) -> &B {
+        &self.base
+    }
+
+    /// Bytes of memory that hold what was written.
+    pub fn resident_bytes(&self) -> u64 {
+        budget::resident_bytes(self.upper.file()).unwrap_or(0)
+    }
+
+    /// The most of them.
+    pub const fn max_bytes(&self) -> u64 {
+        self.budget.max_bytes()
+    }
+
+    /// Bytes of a page that the disk has: all but for its last.
+    fn page_len(&self, page: u64) -> u64 {
+        self.geometry.capacity_bytes.saturating_sub(page.saturating_mul(PAGE_BYTES)).min(PAGE_BYTES)
+    }
+
+    /// Has the bytes of all pages that a range touches in memory.
+    fn own(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        let end = offset.saturating_add(len);
+        for page in offset / PAGE_BYTES..end.div_ceil(PAGE_BYTES) {
+            if self.pages.place(page) != Place::Upper {
+                let start = page.saturating_mul(PAGE_BYTES);
+                let is_whole = offset <= start && end >= start.saturating_add(self.page_len(page));
+                self.own_page(page, is_whole)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The first write to a page: its bytes are copied into memory. What is to be written whole need not be readable.
+    #[cold]
+    #[inline(never)]
+    fn own_page(&self, page: u64, is_whole: bool) -> Result<(), DiskError> {
+        let (start, len) = (page.saturating_mul(PAGE_BYTES), self.page_len(page));
+        let _lock = self.pages.lock(page);
+        let mut buffer = ZEROES;
+        let bytes = buffer.get_mut(..usize::try_from(len).unwrap_or(0)).unwrap_or_default();
+        match self.pages.place(page) {
+            Place::Upper => return Ok(()),
+            Place::Nowhere => {}
+            Place::Base => {
+                let read = copy::with_bytes(bytes, |into| self.base.read(start, into, PrefetchHint::NONE));
+                match read {
+                    Err(_) if is_whole => bytes.fill(0),
+                    read => read?,
+                }
+            }
+        }
+        if !self.budget.take(self.upper.file()) {
+            let full = IoFailure::OverlayFull { max_bytes: self.budget.max_bytes() };
+            return Err(failed("writing the overlay", start, len)(io::Error::other(full)));
+        }
+        copy::with_bytes(bytes, |from| self.upper.write(start, from, PrefetchHint::NONE))?;
+        // Others read the page once they see where it is.
+        copy::store_fence();
+        self.pages.set(page, Place::Upper);
+        Ok(())
+    }
+
+    /// Gives the pages of a range back that lie wholly in it; they read as zeroes then. Returns the bytes before and behind them.
+    fn give_back(&self, offset: u64, len: u64) -> Result<[(u64, u64); 2], DiskError> {
+        let end = offset.saturating_add(len);
+        let first = offset.div_ceil(PAGE_BYTES);
+        // A last page that is cut short by the disk's end is a whole one.
+        let last = if end == self.geometry.capacity_bytes { end.div_ceil(PAGE_BYTES) } else { end / PAGE_BYTES };
+        if first >= last {
+            return Ok([(offset, len), (end, 0)]);
+        }
+        for page in first..last {
+            let _lock = self.pages.lock(page);
+            self.pages.set(page, Place::Nowhere);
+        }
+        let (start, stop) = (first * PAGE_BYTES, (last * PAGE_BYTES).min(end));
+        self.upper.discard(start, stop.saturating_sub(start))?;
+        self.budget.count(self.upper.file(), 0);
+        Ok([(offset, start.saturating_sub(offset)), (stop, end.saturating_sub(stop))])
+    }
+
+    /// A read of pages that are in several places, or nowhere.
+    #[cold]
+    #[inline(never)]
+    fn read_by_page(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
+        self.upper.mapping().check(offset, into.total_bytes() as u64)?;
+        for (at, part) in into.in_pages(offset, PAGE_BYTES) {
+            let segments = part.segments();
+            match self.pages.place(at / PAGE_BYTES) {
+                Place::Base => self.base.read(at, segments, PrefetchHint::NONE)?,
+                Place::Upper => self.upper.read(at, segments, PrefetchHint::NONE)?,
+                Place::Nowhere => {
+                    let len = segments.total_bytes();
+                    if copy::store_slice(segments, ZEROES.get(..len).unwrap_or(&ZEROES)) != len {
+                        let lost = io::Error::other(IoFailure::GuestMemory);
+                        return Err(failed("reading zeroes", at, len as u64)(lost));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether nobody has written a range.
+    fn is_base(&self, offset: u64, len: u64) -> bool {
+        self.pages.place_of_all(offset, len) == Some(Place::Base)
+    }
+}
+
+impl<B: Disk> Disk for Overlay<B> {
+    #[inline]
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn unit_bytes(&self) -> u32 {
+        self.upper.unit_bytes()
+    }
+
+    fn durability(&self) -> Durability {
+        Durability::Volatile
+    }
+
+    #[inline]
+    fn prefetch_hint(&self, offset: u64) -> PrefetchHint {
+        match self.pages.place(offset / PAGE_BYTES) {
+            Place::Base => self.base.prefetch_hint(offset),
+            Place::Upper => self.upper.prefetch_hint(offset),
+            Place::Nowhere => PrefetchHint::NONE,
+        }
+    }
+
+    #[inline]
+    fn read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
+        match self.pages.place_of_all(offset, into.total_bytes() as u64) {
+            Some(Place::Base) => self.base.read(offset, into, next),
+            Some(Place::Upper) => self.upper.read(offset, into, next),
+            Some(Place::Nowhere) | None => self.read_by_page(offset, into),
+        }
+    }
+
+    #[inline]
+    fn write(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
+        let len = from.total_bytes() as u64;
+        if self.pages.place_of_all(offset, len) != Some(Place::Upper) {
+            self.geometry.check_write(offset, len)?;
+            self.own(offset, len)?;
+        }
+        self.upper.write(offset, from, next)
+    }
+
+    fn may_wait(&self) -> bool {
+        self.base.may_wait()
+    }
+
+    /// It is a copy into memory, unless the page has never been written to.
+    fn writes_are_quick(&self) -> bool {
+        true
+    }
+
+    fn has_direct(&self) -> bool {
+        self.base.has_direct()
+    }
+
+    fn direct<'a>(&'a self, offset: u64, data: Segments<'a>, is_write: bool) -> Option<DirectTransfer<'a>> {
+        let is_of_base = !is_write && self.is_base(offset, data.total_bytes() as u64);
+        is_of_base.then(|| self.base.direct(offset, data, false)).flatten()
+    }
+
+    fn transferred(&self, offset: u64, len: u64, is_write: bool) {
+        self.base.transferred(offset, len, is_write);
+    }
+
+    fn try_read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> bool {
+        match self.pages.place_of_all(offset, into.total_bytes() as u64) {
+            Some(Place::Base) => self.base.try_read(offset, into, next),
+            Some(Place::Upper) => self.upper.read(offset, into, next).is_ok(),
+            Some(Place::Nowhere) => self.read_by_page(offset, into).is_ok(),
+            None => false,
+        }
+    }
+
+    fn can_announce(&self, len: u64) -> bool {
+        self.base.can_announce(len)
+    }
+
+    fn announce(&self, offset: u64, len: u64) {
+        self.base.announce(offset, len);
+    }
+
+    fn read_announced(&self, offset: u64, into: Segments<'_>) -> bool {
+        self.is_base(offset, into.total_bytes() as u64) && self.base.read_announced(offset, into)
+    }
+
+    fn forget_cached(&self) {
+        self.base.forget_cached();
+    }
+
+    fn begin_turn(&self) {
+        self.base.begin_turn();
+    }
+
+    fn flushes_by_fence(&self) -> bool {
+        true
+    }
+
+    #[inline]
+    fn try_flush(&self) -> Option<Result<(), DiskError>> {
+        Some(Ok(()))
+    }
+
+    fn flush(&self) -> Result<(), DiskError> {
+        Ok(())
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        self.geometry.check_write(offset, len)?;
+        if self.unmaps {
+            self.give_back(offset, len)?;
+        }
+        Ok(())
+    }
+
+    fn has_fast_zero(&self) -> bool {
+        true
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, _unmap: bool) -> Result<u64, DiskError> {
+        self.geometry.check_write(offset, len)?;
+        let mut written_bytes = 0_u64;
+        for (offset, len) in self.give_back(offset, len)? {
+            // What is nowhere is zeroes.
+            if len != 0 && self.pages.place_of_all(offset, len) != Some(Place::Nowhere) {
+                self.own(offset, len)?;
+                written_bytes = written_bytes.saturating_add(self.upper.write_zeroes(offset, len, false)?);
+            }
+        }
+        Ok(written_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -50,7 +50,7 @@ const fn labelled(
 }
 
 /// All metrics there are, in the order in which they are written.
-pub(crate) const FAMILIES: [Family; 41] = [
+pub(crate) const FAMILIES: [Family; 42] = [
     Family {
         name: "build_info",
         help: "1; the version of the program is the label `version`.",
@@ -84,6 +84,11 @@ pub(crate) const FAMILIES: [Family; 41] = [
         "guest_memory_bytes",
         "Bytes of guest memory that are mapped for front-ends of the disk.",
         |disk| number(disk.guest_memory_bytes),
+    ),
+    gauge(
+        "overlay_bytes",
+        "Bytes of memory that hold what was written to the private disk (`overlay=memory`).",
+        |disk| disk.overlay_bytes.and_then(|(bytes, _)| number(bytes)),
     ),
     counter(
         "refused_connections_total",
@@ -391,6 +396,7 @@ mod tests {
             bad_blocks: vec![4096..8192, 16384..32768],
             regions: vec![Region::testing("region3", Some(7))],
             huge_bytes: Some(2 << 20),
+            overlay_bytes: Some((12_288, 65_536)),
             guest_memory_bytes: 1 << 30,
             budget_refusals: 3,
             refused_connections: 4,
@@ -424,6 +430,7 @@ mod tests {
             r#"vhost_user_pmem_read_only{disk="a \"b\" \\"} 1"#,
             r#"vhost_user_pmem_front_ends{disk="a \"b\" \\"} 2"#,
             r#"vhost_user_pmem_guest_memory_bytes{disk="a \"b\" \\"} 1073741824"#,
+            r#"vhost_user_pmem_overlay_bytes{disk="a \"b\" \\"} 12288"#,
             r#"vhost_user_pmem_budget_refusals_total{disk="a \"b\" \\"} 3"#,
             r#"vhost_user_pmem_refused_connections_total{disk="a \"b\" \\"} 4"#,
             r#"vhost_user_pmem_refused_descriptors_total{disk="a \"b\" \\"} 6"#,

@@ -7,10 +7,11 @@ use std::io::{self, Write as _};
 use crate::cli::control::Control;
 use crate::cli::exit::Failure;
 use crate::cli::metrics::MetricsArgs;
+use crate::cli::start_message::OverlayLine;
 use crate::cli::{activation, limits};
 use crate::config::size::Size;
 use crate::config::{DiskConfig, ServerConfig};
-use crate::disk::{BackingPath, Holder, Inode, LockMode, OpenError, Preview, Symlinks};
+use crate::disk::{BackingPath, Durability, Holder, Inode, LockMode, OpenError, Preview, Symlinks};
 use crate::server::{self, ServerError};
 
 /// Checks everything, prints what would be served, and fails as a start would; other failures follow the first.
@@ -54,8 +55,8 @@ impl Files {
         if !metadata.is_file() || disk.lock != LockMode::On {
             return Ok(());
         }
-        match self.0.insert(Inode::from(&metadata), disk.read_only) {
-            Some(others_reads) if !(others_reads && disk.read_only) => {
+        match self.0.insert(Inode::from(&metadata), disk.only_reads()) {
+            Some(others_reads) if !(others_reads && disk.only_reads()) => {
                 let holder = Holder { pid: Some(std::process::id()), command: None };
                 let backing = BackingPath::of_disk(&disk.name, &disk.path);
                 Err(ServerError::from(OpenError::Locked { backing, holder }).into())
@@ -84,7 +85,11 @@ impl fmt::Display for Line<'_> {
         }
         write!(f, "  size        {} ({bytes} bytes), ", Size(bytes))?;
         writeln!(f, "{}-byte blocks, {access}", preview.block_bytes)?;
+        if let Some(overlay) = disk.overlay {
+            writeln!(f, "{}", OverlayLine(overlay.max_bytes.unwrap_or(bytes)))?;
+        }
         match &preview.media {
+            Some(_) if disk.overlay.is_some() => writeln!(f, "  durability  {}", Durability::Volatile)?,
             Some(media) => writeln!(f, "  durability  {}", media.durability)?,
             None => writeln!(f, "  durability  known once the file is there: its file system has DAX")?,
         }

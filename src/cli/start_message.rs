@@ -24,6 +24,9 @@ impl fmt::Display for StartMessage<'_> {
         writeln!(f, "  file        {}: {}", disk.path.display(), disk.kind)?;
         write!(f, "  size        {} ({} bytes), ", Size(disk.capacity_bytes), disk.capacity_bytes)?;
         writeln!(f, "{}-byte blocks, {access}", disk.block_bytes)?;
+        if let Some(max_bytes) = disk.overlay_max_bytes {
+            writeln!(f, "{}", OverlayLine(max_bytes))?;
+        }
         writeln!(f, "  durability  {}", disk.durability)?;
         writeln!(f, "              because: {}; a flush is: {}", disk.why, disk.flush)?;
         if let Some(storage) = &disk.storage {
@@ -42,6 +45,15 @@ impl fmt::Display for StartMessage<'_> {
             write_commands(f, disk, &socket)?;
         }
         writeln!(f)
+    }
+}
+
+/// What is said of a private disk, which may take so many bytes.
+pub(super) struct OverlayLine(pub(super) u64);
+
+impl fmt::Display for OverlayLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "  overlay     what is written is in memory, up to {}; the file is only read", Size(self.0))
     }
 }
 

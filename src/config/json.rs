@@ -201,6 +201,8 @@ fn value_of(config: &DiskConfig, key: Key) -> Option<Value> {
         Key::Queues => config.queues.get().into(),
         Key::SegMax => config.seg_max.into(),
         Key::Sparse => config.sparse.into(),
+        Key::Overlay => if config.overlay.is_some() { "memory" } else { "off" }.into(),
+        Key::OverlayMax => config.overlay?.max_bytes?.into(),
         Key::Lock => config.lock.to_string().into(),
         Key::RequireDurable => config.require_durable.map_or("off", Durability::word).into(),
         Key::Discard => config.discard.to_string().into(),

@@ -22,6 +22,8 @@ pub(crate) enum Key {
     Queues,
     SegMax,
     Sparse,
+    Overlay,
+    OverlayMax,
     Lock,
     RequireDurable,
     Discard,
@@ -128,6 +130,11 @@ const fn row(
     Definition { key, name, kind, form, meaning, default, bare: None, is_changeable: false }
 }
 
+/// One that can be changed while the disk is served.
+const fn changeable(row: Definition) -> Definition {
+    Definition { is_changeable: true, ..row }
+}
+
 /// A switch that is off by default, and on by its bare name.
 const fn switch(key: Key, name: &'static str, meaning: &'static str) -> Definition {
     Definition { bare: Some("on"), ..row(key, name, Kind::Switch, ON_OFF, meaning, "`off`") }
@@ -156,7 +163,7 @@ const fn limit(key: Key, name: &'static str, measure: Measure, part: Part) -> De
     Definition { is_changeable: true, ..row(key, name, Kind::Limit(measure, part), form, meaning, default) }
 }
 
-const TABLE: [Definition; 41] = [
+const TABLE: [Definition; 43] = [
     row(Key::Path, "path", Kind::Path, "FILE", "File or device whose bytes are the disk", REQUIRED),
     row(
         Key::Socket,
@@ -174,18 +181,15 @@ const TABLE: [Definition; 41] = [
         "Name of the disk in logs and errors",
         "the file's name without extension, made unique",
     ),
-    Definition {
-        is_changeable: true,
-        ..row(
-            Key::Size,
-            "size",
-            Kind::Bytes,
-            "SIZE",
-            "Bytes to serve, also with K, M, G, T or P (powers of 1024). A file that is missing or empty is made that long, and \
+    changeable(row(
+        Key::Size,
+        "size",
+        Kind::Bytes,
+        "SIZE",
+        "Bytes to serve, also with K, M, G, T or P (powers of 1024). A file that is missing or empty is made that long, and \
              its space is allocated; a shorter file is refused",
-            "the file's size; the disk grows with it",
-        )
-    },
+        "the file's size; the disk grows with it",
+    )),
     row(
         Key::Serial,
         "serial",
@@ -221,6 +225,23 @@ const TABLE: [Definition; 41] = [
         "`126`",
     ),
     switch(Key::Sparse, "sparse", "Leave holes in the file unallocated at the start"),
+    row(
+        Key::Overlay,
+        "overlay",
+        Kind::Word(&["memory", "off"]),
+        "memory|off",
+        "`memory`: a private disk over the file, which is only read and may be the base of many. What the guest writes is in memory \
+         of the daemon, page by page, until the disk ends",
+        "`off`",
+    ),
+    row(
+        Key::OverlayMax,
+        "overlay-max",
+        Kind::Bytes,
+        "SIZE",
+        "Most memory that what is written may take; a write that needs more fails",
+        "the size of the disk",
+    ),
     row(
         Key::Lock,
         "lock",
@@ -330,29 +351,23 @@ const TABLE: [Definition; 41] = [
     limit(Key::BpsWr, "bps-wr", Measure::BpsWrite, Part::Average),
     limit(Key::BpsWrMax, "bps-wr-max", Measure::BpsWrite, Part::Max),
     limit(Key::BpsWrMaxLength, "bps-wr-max-length", Measure::BpsWrite, Part::MaxLength),
-    Definition {
-        is_changeable: true,
-        ..row(
-            Key::ThrottleGroup,
-            "throttle-group",
-            Kind::Text,
-            "NAME",
-            "Disks of one group share its limits, which each of them says, and all say alike; a change of one is one of all",
-            "the limits are its own",
-        )
-    },
-    Definition {
-        is_changeable: true,
-        ..row(
-            Key::SlowMs,
-            "slow-ms",
-            Kind::Number { min: 0, max: MAX_SLOW_MS },
-            "N",
-            "Requests that take longer than so many milliseconds, {range}, are named by the log and an event, also before they \
+    changeable(row(
+        Key::ThrottleGroup,
+        "throttle-group",
+        Kind::Text,
+        "NAME",
+        "Disks of one group share its limits, which each of them says, and all say alike; a change of one is one of all",
+        "the limits are its own",
+    )),
+    changeable(row(
+        Key::SlowMs,
+        "slow-ms",
+        Kind::Number { min: 0, max: MAX_SLOW_MS },
+        "N",
+        "Requests that take longer than so many milliseconds, {range}, are named by the log and an event, also before they \
              have ended. `0`: none are",
-            "`0`",
-        )
-    },
+        "`0`",
+    )),
 ];
 
 impl Key {

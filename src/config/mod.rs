@@ -27,7 +27,7 @@ use std::time::Duration;
 pub(crate) use groups::check_groups;
 pub use groups::{GroupDisagrees, Throttling, ThrottlingChanges};
 
-use crate::disk::{DeepFlush, DiscardPolicy, Durability, LockMode, Symlinks};
+use crate::disk::{DeepFlush, DiscardPolicy, Durability, LockMode, OverlayOptions, Symlinks};
 pub use crate::limits::bounds::{MAX_QUEUES, MAX_SEG_MAX, MAX_SLOW_MS, SERIAL_BYTES};
 use crate::throttle::{LimitError, Limits};
 use crate::vhost_user::{AllowedUsers, SocketAccess};
@@ -87,6 +87,8 @@ pub struct DiskConfig {
     pub slow_ms: Option<NonZeroU16>,
     /// Do not allocate the file's space at start.
     pub sparse: bool,
+    /// What guests write is private, and the backing is only read.
+    pub overlay: Option<OverlayOptions>,
     /// How the backing is protected from a second writer.
     pub lock: LockMode,
     /// The least that a completed and flushed write must be worth; the server does not start otherwise.
@@ -110,6 +112,13 @@ pub struct DiskConfig {
     pub limits: Limits,
     /// The disks that share these limits; they all say the same ones.
     pub throttle_group: Option<String>,
+}
+
+impl DiskConfig {
+    /// Whether the backing is not written to.
+    pub const fn only_reads(&self) -> bool {
+        self.read_only || self.overlay.is_some()
+    }
 }
 
 /// Where workers run.
@@ -273,6 +282,7 @@ impl DiskConfig {
             seg_max: SEG_MAX,
             slow_ms: None,
             sparse: false,
+            overlay: None,
             lock: LockMode::On,
             require_durable: None,
             discard: DiscardPolicy::Auto,

@@ -12,7 +12,9 @@ use crate::config::{
     BLOCK_SIZES, CpuChoice, DiskConfig, MAX_QUEUES, MAX_SEG_MAX, MAX_SLOW_MS, Serial, SerialTooLong,
     SocketSource,
 };
-use crate::disk::{DeepFlush, DiscardPolicy, Durability, LockMode, Symlinks, UnknownLockMode, UnknownWord};
+use crate::disk::{
+    DeepFlush, DiscardPolicy, Durability, LockMode, OverlayOptions, Symlinks, UnknownLockMode, UnknownWord,
+};
 use crate::throttle::{Burst, LimitError, Limits, Measure, Rate};
 use crate::vhost_user::{AllowedUsers, SocketAccess};
 use crate::worker::NotCpus;
@@ -30,6 +32,8 @@ pub(crate) enum OptionError {
     NoValue(Key),
     #[error("cpus and numa=auto both say where its workers run; leave one of them out")]
     TwoPlaces,
+    #[error("{} and {} contradict each other; leave one of them out", .0.name(), .1.name())]
+    Contradiction(Key, Key),
     #[error("{} needs {}; add it, or leave {} out", key.name(), needed.name(), key.name())]
     Needs { key: Key, needed: Key },
     #[error(transparent)]
@@ -44,6 +48,7 @@ impl OptionError {
         match self {
             Self::Twice(key) | Self::NoValue(key) | Self::Value { key, .. } => Some(*key),
             Self::TwoPlaces => Some(Key::Numa),
+            Self::Contradiction(key, _) => Some(*key),
             Self::Needs { key, .. } => Some(*key),
             Self::Limits(error) => Key::of_limit(error.measure(), Part::Average),
             Self::UnknownKey { .. } | Self::Missing(_) => None,
@@ -66,6 +71,8 @@ pub(crate) enum ValueError {
     NotASegMax,
     #[error("write a whole number from 0 to {MAX_SLOW_MS}")]
     NotASlowTime,
+    #[error("write memory or off")]
+    NotAnOverlay,
     #[error(transparent)]
     Size(#[from] SizeError),
     #[error("{0}; shorten it")]
@@ -106,6 +113,7 @@ pub(crate) struct DiskOptions {
     seg_max: Option<u16>,
     slow_ms: Option<NonZeroU16>,
     sparse: bool,
+    overlay: Option<OverlayOptions>,
     lock: Option<LockMode>,
     /// `Some(None)` is "off": nothing, whatever is required of the other disks.
     require_durable: Option<Option<Durability>>,
@@ -130,17 +138,23 @@ pub(crate) struct Defaults {
 
 impl DiskOptions {
     pub(crate) fn read(mut values: Values) -> Result<Self, OptionError> {
+        let read_only = values.take(Key::ReadOnly, switch)?.unwrap_or(false);
+        let overlay = values.overlay()?;
+        if read_only && overlay.is_some() {
+            return Err(OptionError::Contradiction(Key::Overlay, Key::ReadOnly));
+        }
         Ok(Self {
             path: values.required(Key::Path)?,
             socket: values.required(Key::Socket)?,
             name: values.take(Key::Name, |value| Ok(value.to_owned()))?,
             size_bytes: values.take(Key::Size, |value| Ok(size::parse(value)?))?,
             serial: values.take(Key::Serial, serial)?,
-            read_only: values.take(Key::ReadOnly, switch)?.unwrap_or(false),
+            read_only,
             block_bytes: values.take(Key::BlockSize, block_size)?,
             queues: values.take(Key::Queues, queues)?,
             seg_max: values.take(Key::SegMax, seg_max)?,
             sparse: values.take(Key::Sparse, switch)?.unwrap_or(false),
+            overlay,
             lock: values.take(Key::Lock, |value| Ok(value.parse()?))?,
             require_durable: values.take(Key::RequireDurable, class_or_off)?,
             discard: values.take(Key::Discard, |value| Ok(value.parse()?))?,
@@ -165,6 +179,7 @@ impl DiskOptions {
         config.seg_max = self.seg_max.unwrap_or(config.seg_max);
         config.slow_ms = self.slow_ms;
         config.sparse = self.sparse;
+        config.overlay = self.overlay;
         config.lock = self.lock.unwrap_or(config.lock);
         config.require_durable = self.require_durable.unwrap_or(defaults.require_durable);
         config.discard = self.discard.unwrap_or(config.discard);
@@ -271,6 +286,23 @@ impl Values {
             return Err(OptionError::TwoPlaces);
         }
         Ok(cpus.or(numa))
+    }
+
+    /// Where what is written is, if the path is only the base.
+    fn overlay(&mut self) -> Result<Option<OverlayOptions>, OptionError> {
+        let is_laid = self.take(Key::Overlay, |value| match value {
+            "memory" => Ok(true),
+            "off" => Ok(false),
+            _ => Err(ValueError::NotAnOverlay),
+        })?;
+        let max_bytes = self.take(Key::OverlayMax, |value| Ok(size::parse(value)?))?;
+        match is_laid {
+            Some(true) => Ok(Some(OverlayOptions { max_bytes })),
+            _ if max_bytes.is_some() => {
+                Err(OptionError::Needs { key: Key::OverlayMax, needed: Key::Overlay })
+            }
+            _ => Ok(None),
+        }
     }
 
     fn limits(&mut self) -> Result<Limits, OptionError> {

@@ -143,7 +143,9 @@ impl Backing {
             Self::Mapped(disk) => {
                 Overlay::new(disk, max_bytes, unmaps).map(|it| Self::MappedOverlay(Box::new(it)))
             }
-            Self::File(disk) => Overlay::new(disk, max_bytes, unmaps).map(|it| Self::FileOverlay(Box::new(it))),
+            Self::File(disk) => {
+                Overlay::new(disk, max_bytes, unmaps).map(|it| Self::FileOverlay(Box::new(it)))
+            }
             Self::Block(_) | Self::MappedOverlay(_) | Self::FileOverlay(_) => {
                 Err(io::ErrorKind::Unsupported.into())
             }
@@ -321,6 +323,10 @@ impl Disk for Backing {
 
     fn begin_turn(&self) {
         either!(self, disk => disk.begin_turn());
+    }
+
+    fn ring_starts(&self, ring: u16, goes_on: bool, is_first: bool) -> bool {
+        either!(self, disk => disk.ring_starts(ring, goes_on, is_first))
     }
 
     #[inline]

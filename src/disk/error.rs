@@ -105,7 +105,9 @@ pub enum GrowError {
     #[error("it is served read-only; whoever may write to the file makes it longer")]
     ReadOnly,
     /// A private disk, whose base is shared.
-    #[error("it is a private disk over a base (overlay=), which does not grow; end it, make the base longer, and begin anew")]
+    #[error(
+        "it is a private disk over a base (overlay=), which does not grow; end it, make the base longer, and begin anew"
+    )]
     Private,
     /// The new part has no space on its file system.
     #[error("no space for {missing_bytes} more bytes ({source}); free some, or use sparse=on")]

@@ -51,6 +51,10 @@ pub(in crate::disk) enum IoFailure {
          guest discard what it does not need"
     )]
     OverlayFull { max_bytes: u64 },
+    #[error(
+        "what this guest has written before was in the memory of a daemon that has ended (overlay=memory); restart the guest"
+    )]
+    OverlayLost,
     #[error("{}: its file system or device refuses changes{} ({cause}); repair that, or use readonly=on", file.display(), at(*offset))]
     Refused { file: PathBuf, offset: Option<u64>, cause: io::Error },
     #[error("{}: its device, or the way to it, failed{} ({cause}); see the kernel's log", file.display(), at(*offset))]
@@ -132,6 +136,7 @@ impl IoFailure {
             | Self::Server { .. }
             | Self::Quota { .. }
             | Self::OverlayFull { .. }
+            | Self::OverlayLost
             | Self::Refused { .. }
             | Self::Device { .. } => None,
         }

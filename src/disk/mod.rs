@@ -72,7 +72,7 @@ pub use media::storage::{Storage, StorageKind, StorageLayer};
 pub use open::describe::{Description, describe};
 pub use open::error::OpenError;
 pub use open::open;
-pub use open::options::{OpenOptions, Opened};
+pub use open::options::{OpenOptions, Opened, OverlayOptions};
 pub use open::policy::{DeepFlush, DiscardPolicy, UnknownWord};
 pub use open::preview::{Preview, preview};
 pub use overlay::Overlay;
@@ -304,6 +304,13 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
 
     /// Called once a turn, before requests are [tried](Self::try_read).
     fn begin_turn(&self) {}
+
+    /// A driver starts a ring, at its beginning or where the ring `goes_on`; `is_first`: no other ring of the disk runs. Returns
+    /// whether the disk has lost what that driver has written: then its requests fail until it begins anew.
+    fn ring_starts(&self, ring: u16, goes_on: bool, is_first: bool) -> bool {
+        let _ = (ring, goes_on, is_first);
+        false
+    }
 
     /// Orders every write so far before whatever is stored next: called once a batch, before its completions are published.
     /// The CPU's store fence, unless an implementation needs more.

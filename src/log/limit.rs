@@ -86,10 +86,12 @@ pub enum Cause {
     HugePages,
     /// Front-ends that hold up their workers.
     HoldUps,
+    /// A driver whose writes are lost.
+    Lost,
 }
 
 /// One for each [`Cause`].
-const CAUSES: usize = Cause::HoldUps as usize + 1;
+const CAUSES: usize = Cause::Lost as usize + 1;
 
 /// Lines of a cause that were left out since the last one that was written. `None` stands for zero: the log does not
 /// mention it.

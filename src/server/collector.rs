@@ -46,6 +46,8 @@ pub struct DiskStats {
     pub huge_bytes: Option<u64>,
     /// Bytes of persistent memory that Linux has zeroed to populate the mapping.
     pub populated_zero_bytes: u64,
+    /// Of a private disk: bytes of memory that hold what was written, and the most that may.
+    pub overlay_bytes: Option<(u64, u64)>,
     /// Bytes of guest memory that are mapped for its front-ends.
     pub guest_memory_bytes: u64,
     /// How often a front-end of it did not get what it asked for, since its disk's front-ends had all they may have.
@@ -163,6 +165,7 @@ impl DiskStats {
             bad_blocks: disk.bad_blocks(),
             huge_bytes: disk.huge_bytes(),
             populated_zero_bytes: disk.populated_zero_bytes(),
+            overlay_bytes: disk.overlay_bytes(),
             guest_memory_bytes: context.budget.used().memory_bytes(),
             budget_refusals: context.budget.refusals().saturating_add(context.checker.refusals()),
             requests_in_flight: u64::try_from(in_flight).unwrap_or(u64::MAX),

@@ -49,6 +49,8 @@ pub struct DiskSummary {
     pub storage: Option<Storage>,
     /// Holes are left as they are.
     pub sparse: bool,
+    /// Of a private disk: the most memory that what is written may take, in bytes.
+    pub overlay_max_bytes: Option<u64>,
     /// What its guests may do when it is opened.
     pub throttling: Throttling,
 }
@@ -108,13 +110,15 @@ pub(super) fn open(
         why: media.why,
         regions: media.regions,
         sparse,
+        overlay_max_bytes: disk.overlay_bytes().map(|(_, max_bytes)| max_bytes),
         throttling,
     };
     let socket = open_socket(socket, &access, allowed_users)
         .map_err(|error| ServerError::listener(name.clone(), error))?;
     let identity = Identity { name, serial: *serial.as_bytes() };
-    let config_record =
-        ConfigRecord::load((!geometry.read_only).then(|| disk.shared_file()), media.durability);
+    // A base is not written to, not even beside its bytes.
+    let keeps_record = !geometry.read_only && disk.overlay_bytes().is_none();
+    let config_record = ConfigRecord::load(keeps_record.then(|| disk.shared_file()), media.durability);
     let device = Device::new(disk, identity, queues.get()).with_seg_max(seg_max);
     device.slow().set_threshold_ms(slow_ms);
     Ok((Service { device, lock, socket, cpus, postcopy, config_record }, summary))
@@ -127,6 +131,7 @@ fn options_of(config: &DiskConfig, should_stop: &Arc<AtomicBool>) -> OpenOptions
         block_bytes: config.block_bytes,
         read_only: config.read_only,
         sparse: config.sparse,
+        overlay: config.overlay,
         lock: config.lock,
         require_durable: config.require_durable,
         discard: config.discard,

@@ -287,8 +287,23 @@ impl<D: Disk> Rings<D> {
         let mut ring = AnyRing::start(parts, self.context.log_limit.clone())
             .map_err(|error| SessionError::Ring(index, error))?;
         log.into_iter().for_each(|log| ring.log_to(log));
+        // Packed rings begin with their wrap bits.
+        let goes_on = ring.base() & !0x8000_8000 != 0;
+        let is_first = state.running().is_empty();
         if !self.context.writer_lock.ring_starts(self.session) {
             return Err(SessionError::OtherWriter(index));
+        }
+        if self.context.device.disk().ring_starts(index, goes_on, is_first)
+            && let Some(suppressed) = self.context.log_limit.admit(Cause::Lost)
+        {
+            let (disk, session) = (self.disk(), self.session);
+            tracing::error!(
+                disk,
+                session,
+                suppressed,
+                "what this guest has written is lost: it was in the memory of a daemon that has ended (overlay=memory). Its requests \
+                 fail until its driver begins anew: restart the guest"
+            );
         }
         let worker = state.pool(&self.context.pool).attach(ring, self.context.cpus.as_ref());
         let worker = worker.inspect_err(|_| self.context.writer_lock.ring_stopped());

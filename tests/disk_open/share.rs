@@ -148,7 +148,7 @@ fn describing_changes_nothing() {
         let words = match opened.disk {
             Backing::Mapped(_) => "reads and writes through the mapping",
             Backing::File(_) => "reads through the mapping, writes by pwritev",
-            Backing::Block(_) => panic!("a file"),
+            other => panic!("{other:?}"),
         };
         assert_eq!(description.data_path(), Some(words));
 

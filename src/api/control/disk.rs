@@ -28,6 +28,8 @@ fn state(summary: &DiskSummary, stats: &DiskStats) -> Value {
         "durability": stats.durability.word(),
         "front_ends": stats.front_ends,
         "guest_memory_bytes": stats.guest_memory_bytes,
+        "overlay_bytes": stats.overlay_bytes.map(|(bytes, _)| bytes),
+        "overlay_max_bytes": stats.overlay_bytes.map(|(_, max_bytes)| max_bytes),
         "bad_bytes": bad_bytes,
         "requests_in_flight": stats.requests_in_flight,
         "slow_requests": stats.slow_requests,

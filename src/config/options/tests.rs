@@ -69,7 +69,10 @@ fn the_defaults_that_help_shows_are_those_that_hold() {
         let text = format!("path=/a,socket=/b,{}={value}", key.name());
         assert_eq!(config(&text), config("path=/a,socket=/b"), "{text}");
     }
-    assert_eq!(values, 9, "readonly, queues, seg-max, sparse, lock, discard, postcopy, socket-mode, slow-ms");
+    assert_eq!(
+        values, 10,
+        "readonly, queues, seg-max, sparse, overlay, lock, discard, postcopy, socket-mode, slow-ms"
+    );
 }
 
 #[test]
@@ -208,6 +211,10 @@ fn values_are_of_the_kind_that_the_table_says() {
         let mut values = Values::default();
         for needed in [Key::Path, Key::Socket].into_iter().filter(|needed| *needed != key) {
             values.add(needed, "/x".into()).unwrap();
+        }
+        // It does not stand alone.
+        if key == Key::OverlayMax {
+            values.add(Key::Overlay, "memory".into()).unwrap();
         }
         values.add(key, value.into()).unwrap();
         DiskOptions::read(values).map(|option| format!("{option:?}"))

@@ -21,18 +21,17 @@ use crate::disk::media::is_gone;
 use crate::disk::media::sysfs::Sysfs;
 use crate::disk::{DiskError, Durability};
 use crate::failpoint::{self, Point};
+use advice::advise;
 use options::too_large;
 pub(super) use options::{HUGE_PAGE_BYTES, MapOptions};
 use reservation::Reservation;
 
+mod advice;
 pub(super) mod huge_pages;
 mod options;
 mod reservation;
 pub(in crate::disk) mod residency;
 pub(super) mod smaps;
-
-/// `madvise(2)`: gather pages into huge ones now (Linux 6.1).
-const MADV_COLLAPSE: libc::c_int = 25;
 
 /// Names of operations in errors.
 const READING: &str = "reading the mapping";
@@ -163,9 +162,7 @@ impl Mapping {
     pub(super) fn populate(&self, range: Range<u64>) -> io::Result<()> {
         let advice =
             if self.options.read_only { Advice::LinuxPopulateRead } else { Advice::LinuxPopulateWrite };
-        let Some((start, len)) = self.pages(&range) else { return Ok(()) };
-        // SAFETY: V1: `pages` has checked the range. R2: populating changes no byte.
-        unsafe { rustix::mm::madvise(start, len, advice) }.map_err(Into::into)
+        advise(self.pages(&range), advice)
     }
 
     /// Asks for huge pages where the kernel has a choice.
@@ -173,9 +170,7 @@ impl Mapping {
     /// # Errors
     /// The error of `madvise(2)`; `EINVAL` in a kernel without them.
     pub(super) fn advise_huge_pages(&self) -> io::Result<()> {
-        let Some((start, len)) = self.pages(&(0..u64::MAX)) else { return Ok(()) };
-        // SAFETY: V1: `pages` has checked the range. R2: the advice changes no byte.
-        unsafe { rustix::mm::madvise(start, len, Advice::LinuxHugepage) }.map_err(Into::into)
+        advise(self.pages(&(0..u64::MAX)), Advice::LinuxHugepage)
     }
 
     /// Asks for small pages, for bytes that come one by one.
@@ -183,9 +178,7 @@ impl Mapping {
     /// # Errors
     /// The error of `madvise(2)`; `EINVAL` in a kernel without huge pages.
     pub(super) fn advise_small_pages(&self) -> io::Result<()> {
-        let Some((start, len)) = self.pages(&(0..u64::MAX)) else { return Ok(()) };
-        // SAFETY: V1: `pages` has checked the range. R2: the advice changes no byte.
-        unsafe { rustix::mm::madvise(start, len, Advice::LinuxNoHugepage) }.map_err(Into::into)
+        advise(self.pages(&(0..u64::MAX)), Advice::LinuxNoHugepage)
     }
 
     /// Collapses the pages of this part of a file in memory into huge ones, whatever the system's setting for new pages is. No
@@ -194,12 +187,15 @@ impl Mapping {
     /// # Errors
     /// The error of `madvise(2)`: no huge page is free, or Linux is older than 6.1.
     pub(super) fn collapse(&self, range: Range<u64>) -> io::Result<()> {
-        let Some((start, len)) = self.pages(&range) else { return Ok(()) };
-        // SAFETY: V1: `pages` has checked the range. R2: collapsing changes no byte.
-        match unsafe { libc::madvise(start, len, MADV_COLLAPSE) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+        advice::collapse(self.pages(&range))
+    }
+
+    /// Removes a part from the page tables; it is entered again when it is next touched. No byte changes.
+    ///
+    /// # Errors
+    /// The error of `madvise(2)`.
+    pub(super) fn dont_need(&self, range: Range<u64>) -> io::Result<()> {
+        advise(self.pages(&range), Advice::LinuxDontNeed)
     }
 
     /// Writes a part of the mapping back to the media (`msync(2)`), and waits for that.
@@ -212,16 +208,6 @@ impl Mapping {
         let _recorded = Syncing::start(Synced::Range { start: range.start, end: range.end });
         // SAFETY: V1: `pages` has checked the range. R2: writing it down changes no byte.
         unsafe { rustix::mm::msync(start, len, MsyncFlags::SYNC) }.map_err(Into::into)
-    }
-
-    /// Removes a part from the page tables; it is entered again when it is next touched. No byte changes.
-    ///
-    /// # Errors
-    /// The error of `madvise(2)`.
-    pub(super) fn dont_need(&self, range: Range<u64>) -> io::Result<()> {
-        let Some((start, len)) = self.pages(&range) else { return Ok(()) };
-        // SAFETY: V1: `pages` has checked the range. R2: what was stored there is in the file and not lost.
-        unsafe { rustix::mm::madvise(start, len, Advice::LinuxDontNeed) }.map_err(Into::into)
     }
 
     /// Offsets in bytes of pages that the kernel has announced to be bad since the last call.

@@ -12,6 +12,11 @@ use crate::disk::lock::holder::Holder;
 use crate::disk::lock::{BackingFile, FileLock, REMEDY};
 use crate::disk::media::kind::FileKind;
 use crate::disk::media::{Media, Unusable};
+use crate::disk::{BackingKind, Durability};
+
+/// Why a private disk in memory promises nothing.
+pub(super) const OVERLAY_IN_MEMORY: &str =
+    "what guests write is in the memory of this process (overlay=memory)";
 
 /// Refuses a device that cannot be a disk as it is now.
 pub(super) fn check_usable(backing: &BackingPath, media: &Media) -> Result<(), OpenError> {
@@ -29,15 +34,32 @@ pub(super) fn check_durability(
     media: &Media,
     options: &OpenOptions,
 ) -> Result<(), OpenError> {
+    let (found, why) = match options.overlay {
+        Some(_) => (Durability::Volatile, OVERLAY_IN_MEMORY),
+        None => (media.durability, media.why.as_str()),
+    };
     match options.require_durable {
-        Some(required) if media.durability < required => Err(OpenError::NotDurable {
-            backing: backing.clone(),
-            required,
-            found: media.durability,
-            why: media.why.clone(),
-        }),
+        Some(required) if found < required => {
+            Err(OpenError::NotDurable { backing: backing.clone(), required, found, why: why.to_owned() })
+        }
         _ => Ok(()),
     }
+}
+
+/// Refuses to lay a private disk over a block device.
+pub(super) fn check_base(
+    backing: &BackingPath,
+    kind: BackingKind,
+    options: &OpenOptions,
+) -> Result<(), OpenError> {
+    if options.overlay.is_none() || !kind.is_device() || kind == BackingKind::DeviceDax {
+        return Ok(());
+    }
+    Err(OpenError::Unusable {
+        backing: backing.clone(),
+        cause: format!("overlay= needs a file or device DAX as its base, and this is a {kind}"),
+        remedy: "copy it into a file, or leave overlay= out".to_owned(),
+    })
 }
 
 /// Opens the `deep_flush` attributes that FLUSH writes to.

@@ -19,6 +19,8 @@ pub struct OpenOptions {
     pub block_bytes: Option<u32>,
     /// Open for reading only; nothing is created, grown or allocated then.
     pub read_only: bool,
+    /// Lay a private disk over it, and open it for reading only.
+    pub overlay: Option<OverlayOptions>,
     /// Leave holes as they are. On tmpfs, hugetlbfs and DAX a write into a hole fails when there is no space for it.
     pub sparse: bool,
     /// When the file is locked, if at all.
@@ -43,6 +45,7 @@ impl OpenOptions {
             size_bytes: None,
             block_bytes: None,
             read_only: false,
+            overlay: None,
             sparse: false,
             lock: LockMode::On,
             require_durable: None,
@@ -53,10 +56,22 @@ impl OpenOptions {
         }
     }
 
+    /// How the path is opened: what lies below a private disk is only read.
+    pub(super) fn of_path(&self) -> Self {
+        Self { read_only: self.read_only || self.overlay.is_some(), ..self.clone() }
+    }
+
     /// Whether the disk grows with its backing, and how.
     pub(super) const fn growth(&self) -> GrowthPolicy {
         GrowthPolicy::new(self.size_bytes, self.sparse)
     }
+}
+
+/// A private disk over what the path leads to, whose written pages are in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OverlayOptions {
+    /// The most memory in bytes; none for as much as the disk has.
+    pub max_bytes: Option<u64>,
 }
 
 /// Logical block size in bytes of a disk that is no block device.

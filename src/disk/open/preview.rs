@@ -8,7 +8,8 @@ use std::sync::Arc;
 use rustix::fs::{Access, Mode, OFlags, access};
 
 use super::checks::{
-    check_block_size, check_durability, check_regular, check_size, check_usable, lock, whole_blocks,
+    check_base, check_block_size, check_durability, check_regular, check_size, check_usable, lock,
+    whole_blocks,
 };
 use super::describe::recognise;
 use super::device::{Unwritable, block_bytes};
@@ -41,6 +42,7 @@ pub struct Preview {
 /// # Errors
 /// Those of [`open`](super::open).
 pub fn preview(path: &Path, options: &OpenOptions) -> Result<Preview, OpenError> {
+    let options = &options.of_path();
     let backing = BackingPath::of_disk(&options.name, path);
     let block_bytes = options.block_bytes.unwrap_or(DEFAULT_BLOCK_BYTES);
     check_block_size(&backing, block_bytes)?;
@@ -84,6 +86,7 @@ fn of_existing(
         return Err(OpenError::NotRegular { backing: backing.clone(), what: metadata.file_type().into() });
     };
     check_usable(backing, &media)?;
+    check_base(backing, media.kind, options)?;
     check_durability(backing, &media, options)?;
     let is_device = media.kind.is_device();
     let block_bytes = match is_device {

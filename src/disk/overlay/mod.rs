@@ -11,9 +11,11 @@ use crate::disk::error::failed;
 use crate::disk::failure::IoFailure;
 use crate::disk::{DirectTransfer, Disk, DiskError, Durability, Geometry, MappedDisk};
 use budget::Budget;
+use continuity::Continuity;
 use pages::{PAGE_BYTES, Pages, Place};
 
 mod budget;
+mod continuity;
 mod pages;
 
 /// What a page without bytes reads as.
@@ -35,6 +37,7 @@ pub struct Overlay<B> {
     upper: MappedDisk,
     pages: Pages,
     budget: Budget,
+    continuity: Continuity,
     geometry: Geometry,
     /// Whether discards give memory back.
     unmaps: bool,
@@ -53,7 +56,8 @@ impl<B: Disk> Overlay<B> {
         // Ignored: a kernel without huge pages has none to be spared.
         let _ = upper.mapping().advise_small_pages();
         let pages = Pages::new(geometry.capacity_bytes);
-        Ok(Self { base, upper, pages, budget: Budget::new(max_bytes), geometry, unmaps })
+        let (budget, continuity) = (Budget::new(max_bytes), Continuity::default());
+        Ok(Self { base, upper, pages, budget, continuity, geometry, unmaps })
     }
 
     /// What it lies over.
@@ -69,6 +73,12 @@ impl<B: Disk> Overlay<B> {
     /// The most of them.
     pub const fn max_bytes(&self) -> u64 {
         self.budget.max_bytes()
+    }
+
+    /// An error if the driver has written what is not here.
+    #[inline]
+    fn check_there(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        if self.continuity.is_lost() { Err(lost(offset, len)) } else { Ok(()) }
     }
 
     /// Bytes of a page that the disk has: all but for its last.
@@ -124,7 +134,8 @@ impl<B: Disk> Overlay<B> {
         let end = offset.saturating_add(len);
         let first = offset.div_ceil(PAGE_BYTES);
         // A last page that is cut short by the disk's end is a whole one.
-        let last = if end == self.geometry.capacity_bytes { end.div_ceil(PAGE_BYTES) } else { end / PAGE_BYTES };
+        let last =
+            if end == self.geometry.capacity_bytes { end.div_ceil(PAGE_BYTES) } else { end / PAGE_BYTES };
         if first >= last {
             return Ok([(offset, len), (end, 0)]);
         }
@@ -191,6 +202,7 @@ impl<B: Disk> Disk for Overlay<B> {
 
     #[inline]
     fn read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
+        self.check_there(offset, into.total_bytes() as u64)?;
         match self.pages.place_of_all(offset, into.total_bytes() as u64) {
             Some(Place::Base) => self.base.read(offset, into, next),
             Some(Place::Upper) => self.upper.read(offset, into, next),
@@ -201,6 +213,7 @@ impl<B: Disk> Disk for Overlay<B> {
     #[inline]
     fn write(&self, offset: u64, from: Segments<'_>, next: PrefetchHint) -> Result<(), DiskError> {
         let len = from.total_bytes() as u64;
+        self.check_there(offset, len)?;
         if self.pages.place_of_all(offset, len) != Some(Place::Upper) {
             self.geometry.check_write(offset, len)?;
             self.own(offset, len)?;
@@ -222,7 +235,8 @@ impl<B: Disk> Disk for Overlay<B> {
     }
 
     fn direct<'a>(&'a self, offset: u64, data: Segments<'a>, is_write: bool) -> Option<DirectTransfer<'a>> {
-        let is_of_base = !is_write && self.is_base(offset, data.total_bytes() as u64);
+        let is_of_base =
+            !is_write && !self.continuity.is_lost() && self.is_base(offset, data.total_bytes() as u64);
         is_of_base.then(|| self.base.direct(offset, data, false)).flatten()
     }
 
@@ -231,6 +245,9 @@ impl<B: Disk> Disk for Overlay<B> {
     }
 
     fn try_read(&self, offset: u64, into: Segments<'_>, next: PrefetchHint) -> bool {
+        if self.continuity.is_lost() {
+            return false;
+        }
         match self.pages.place_of_all(offset, into.total_bytes() as u64) {
             Some(Place::Base) => self.base.try_read(offset, into, next),
             Some(Place::Upper) => self.upper.read(offset, into, next).is_ok(),
@@ -248,7 +265,9 @@ impl<B: Disk> Disk for Overlay<B> {
     }
 
     fn read_announced(&self, offset: u64, into: Segments<'_>) -> bool {
-        self.is_base(offset, into.total_bytes() as u64) && self.base.read_announced(offset, into)
+        !self.continuity.is_lost()
+            && self.is_base(offset, into.total_bytes() as u64)
+            && self.base.read_announced(offset, into)
     }
 
     fn forget_cached(&self) {
@@ -259,21 +278,23 @@ impl<B: Disk> Disk for Overlay<B> {
         self.base.begin_turn();
     }
 
-    fn flushes_by_fence(&self) -> bool {
-        true
+    fn ring_starts(&self, ring: u16, goes_on: bool, is_first: bool) -> bool {
+        self.continuity.ring_starts(ring, goes_on, is_first)
     }
 
     #[inline]
     fn try_flush(&self) -> Option<Result<(), DiskError>> {
-        Some(Ok(()))
+        Some(self.flush())
     }
 
+    /// Memory needs none; but what is lost was not kept.
     fn flush(&self) -> Result<(), DiskError> {
-        Ok(())
+        self.check_there(0, 0)
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         self.geometry.check_write(offset, len)?;
+        self.check_there(offset, len)?;
         if self.unmaps {
             self.give_back(offset, len)?;
         }
@@ -286,6 +307,7 @@ impl<B: Disk> Disk for Overlay<B> {
 
     fn write_zeroes(&self, offset: u64, len: u64, _unmap: bool) -> Result<u64, DiskError> {
         self.geometry.check_write(offset, len)?;
+        self.check_there(offset, len)?;
         let mut written_bytes = 0_u64;
         for (offset, len) in self.give_back(offset, len)? {
             // What is nowhere is zeroes.
@@ -296,6 +318,12 @@ impl<B: Disk> Disk for Overlay<B> {
         }
         Ok(written_bytes)
     }
+}
+
+#[cold]
+#[inline(never)]
+fn lost(offset: u64, len: u64) -> DiskError {
+    failed("reaching the overlay", offset, len)(io::Error::other(IoFailure::OverlayLost))
 }
 
 #[cfg(test)]

@@ -139,3 +139,33 @@ fn no_worker_wakes_up_when_disks_come_and_go() {
     wait_for("it is seen when it wakes up", || (sleeps() != before).then_some(()));
     host.daemon.stop();
 }
+
+/// Two private disks over one file, added while the daemon runs, in its sandbox.
+#[test]
+fn private_disks_come_and_go() {
+    let host = Host::new(Place::Tmpfs);
+    let base = host.image("base");
+    std::fs::write(&base, pattern(1, 65_536)).unwrap();
+    for name in ["one", "two"] {
+        let disk =
+            json!({"path": base, "socket": host.socket(name), "overlay": "memory", "overlay-max": "32K"});
+        let added = host.ask("PUT", &format!("/v1/disks/{name}"), Some(&disk));
+        assert_eq!(added.status, 201, "{added:?}");
+        let options = &added.json()["options"];
+        assert_eq!((&options["overlay"], &options["overlay-max"]), (&"memory".into(), &32_768.into()));
+    }
+    let session = Session::connect(&host.socket("one"));
+    let mut ring = session.ring(0, 64);
+    assert_works(&mut ring, 8);
+    let state = |name: &str, key: &str| host.get(&format!("/v1/disks/{name}"))["state"][key].clone();
+    assert_eq!(state("one", "overlay_bytes"), 4096);
+    assert_eq!((state("two", "overlay_bytes"), state("two", "overlay_max_bytes")), (0.into(), 32_768.into()));
+    let resized = host.ask("POST", "/v1/disks/one/resize", Some(&json!({"size": "128K"})));
+    assert!(resized.problem().1.contains("private disk over a base"), "{resized:?}");
+    assert!(std::fs::read(&base).unwrap() == pattern(1, 65_536), "the base");
+    drop((ring, session));
+    for name in ["one", "two"] {
+        wait_for("it can be removed", || (host.remove(name, "").status == 204).then_some(()));
+    }
+    host.daemon.stop();
+}

@@ -12,14 +12,14 @@ use crate::disk::failure::IoFailure;
 use crate::disk::{DirectTransfer, Disk, DiskError, Durability, Geometry, MappedDisk};
 use budget::Budget;
 use continuity::Continuity;
-use pages::{PAGE_BYTES, Pages, Place};
+use pages::{PAGE, PAGE_BYTES, Pages, Place};
 
 mod budget;
 mod continuity;
 mod pages;
 
 /// What a page without bytes reads as.
-const ZEROES: [u8; PAGE_BYTES as usize] = [0; PAGE_BYTES as usize];
+const ZEROES: [u8; PAGE] = [0; PAGE];
 
 /// A disk whose bytes are those of a base until they are written, and then in memory, by pages of 4 KiB.
 ///

@@ -4,7 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// What is copied, or given back, at once.
-pub(super) const PAGE_BYTES: u64 = 4096;
+pub(super) const PAGE_BYTES: u64 = PAGE as u64;
+/// The same, of memory.
+pub(super) const PAGE: usize = 4096;
 
 /// Pages that one word has the states of, two bits each.
 const PAGES_OF_WORD: u64 = 32;

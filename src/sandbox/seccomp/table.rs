@@ -308,6 +308,8 @@ const OPENS: &[Call] = &[
     call!(SYS_getdents64, "getdents64"),
     call!(SYS_getcwd, "getcwd"),
     call!(SYS_ftruncate, "ftruncate"),
+    // The memory of a private disk.
+    call!(SYS_memfd_create, "memfd_create"),
     call!(SYS_linkat, "linkat"),
     call!(SYS_renameat2, "renameat2"),
     call!(SYS_socket, "socket", Only::OneOf(0, &[argument(libc::AF_UNIX)])),

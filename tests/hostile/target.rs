@@ -22,8 +22,11 @@ const STRIDE: usize = 41;
 /// Of a machine that is busy with other things, too.
 const LIFETIME: Duration = Duration::from_secs(3600);
 
-/// How soon the log says why, if it does.
+/// How soon the log says why, if it does and nothing else has the processors.
 const LOGGED: Duration = Duration::from_millis(50);
+
+/// How soon it does then.
+const LOGGED_IN_THE_END: Duration = Duration::from_secs(10);
 
 /// How long the places of front-ends that are gone may be taken: a descriptor of theirs may hold one up for seconds.
 const NEXT_PATIENCE: Duration = Duration::from_secs(60);
@@ -90,10 +93,12 @@ impl Target {
             if seen != row.expected {
                 return Err(format!("{seen}; log:\n{}", &self.daemon.log()[before..]));
             }
-            if self.is_logged(before, &row.reason) {
+            // A row may take longer than all of the patience.
+            let is_last = Instant::now() > deadline;
+            if self.is_logged(before, &row.reason, if is_last { LOGGED_IN_THE_END } else { LOGGED }) {
                 break;
             }
-            if Instant::now() > deadline {
+            if is_last {
                 return Err(format!("not logged: {:?}; log:\n{}", row.reason, &self.daemon.log()[before..]));
             }
         }
@@ -118,8 +123,8 @@ impl Target {
         (row.attack)(&place)
     }
 
-    fn is_logged(&self, before: usize, reason: &str) -> bool {
-        let deadline = Instant::now() + LOGGED;
+    fn is_logged(&self, before: usize, reason: &str, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
         loop {
             if self.daemon.log()[before..].contains(reason) {
                 return true;

@@ -6,6 +6,7 @@ use std::io;
 
 use rustix::fs::MemfdFlags;
 
+use crate::copy::fault::interruption;
 use crate::copy::{self, PrefetchHint, Segments};
 use crate::disk::error::failed;
 use crate::disk::failure::IoFailure;
@@ -113,7 +114,8 @@ impl<B: Disk> Overlay<B> {
             Place::Base => {
                 let read = copy::with_bytes(bytes, |into| self.base.read(start, into, PrefetchHint::NONE));
                 match read {
-                    Err(_) if is_whole => bytes.fill(0),
+                    // A copy that was ended is done again; until then the page is the base's.
+                    Err(_) if is_whole && !interruption::is_interrupted() => bytes.fill(0),
                     read => read?,
                 }
             }

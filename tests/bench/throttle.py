@@ -164,4 +164,5 @@ def main():
         fairness(tool, pathlib.Path(folder), rounds, seconds)
 
 
-main()
+if __name__ == "__main__":
+    main()

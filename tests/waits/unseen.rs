@@ -7,6 +7,8 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use crate::common::frontend::request::{OK, Request};
 use crate::common::frontend::{Options, Session};
 use crate::common::{MIB, metrics, pattern, wait_for};
@@ -19,7 +21,8 @@ const OTHER_BYTES: u64 = 4 * MIB;
 #[test]
 fn a_start_of_a_queue_and_a_look_at_the_size_are_seen_and_hold_up_no_other_disk() {
     with_disks(Media::File, 0, |setup, server| {
-        let setup = setup.disk("");
+        let control = setup.socket(0).with_file_name("control.sock");
+        let setup = setup.disk("").arg(&format!("--control={}", control.display()));
         let other_file = File::create(setup.image(1)).unwrap();
         other_file.set_len(OTHER_BYTES).unwrap();
         drop(other_file);
@@ -54,10 +57,27 @@ fn a_start_of_a_queue_and_a_look_at_the_size_are_seen_and_hold_up_no_other_disk(
         start.join().unwrap();
         wait_for("nothing waits", || (oldest() == 0.0).then_some(()));
         daemon.wait_for_log("the disk goes on: its media has answered");
+        wait_for("whoever asks for events is told", || {
+            (events_of_media(&control) == ["media-hangs disk0", "media-answers disk0"]).then_some(())
+        });
         drop(session);
         daemon.assert_alive();
         daemon.stop();
     });
+}
+
+/// What whoever asks for events is told of media, each once.
+fn events_of_media(control: &Path) -> Vec<String> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-user-pmem"));
+    let output = command.args(["ctl", "events", "--json", "--control"]).arg(control).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let told = String::from_utf8(output.stdout).unwrap();
+    let events = told.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let text = |event: &Value, key: &str| event[key].as_str().unwrap_or_default().to_owned();
+    let of_media = events.map(|event| text(&event, "event") + " " + &text(&event, "disk"));
+    let mut all: Vec<_> = of_media.filter(|event| event.starts_with("media-")).collect();
+    all.dedup();
+    all
 }
 
 /// Of each kind of media, with requests under way: the disk grows when its media answers again, and others notice nothing.

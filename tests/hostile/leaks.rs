@@ -14,8 +14,11 @@ const CONNECTIONS: usize = 3000;
 /// 132 KiB at first; and the stacks of as many threads as there ever were at once. It was seen to come to an end after 30,000.
 const MARGIN_BYTES: u64 = 1 << 20;
 
-/// Two such stacks, each a mapping with a guard. Anything that a connection left behind would be thousands.
-const MARGIN_MAPPINGS: usize = 4;
+/// Two such stacks, each a mapping with a guard, and all such heaps, each with what is set aside for it: which threads run at once,
+/// and so need one more, is chance. Anything that a connection left behind would be thousands.
+fn margin_mappings() -> usize {
+    4 + 2 * 8 * std::thread::available_parallelism().unwrap().get()
+}
 
 /// Rounds of all rows after which there is nothing that is made at the first use, such as heaps of threads.
 const MOST_ROUNDS: usize = 8;
@@ -58,7 +61,7 @@ impl Resources {
     fn is_as(self, before: Self) -> bool {
         let Self { anonymous_bytes, mappings, .. } = before;
         let is_kept = self.anonymous_bytes <= anonymous_bytes + MARGIN_BYTES
-            && self.mappings <= mappings + MARGIN_MAPPINGS;
+            && self.mappings <= mappings + margin_mappings();
         Self { anonymous_bytes, mappings, ..self } == before && is_kept
     }
 }

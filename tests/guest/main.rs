@@ -28,6 +28,7 @@ mod linux;
 mod log_writes;
 mod machine;
 mod machine_check;
+mod overlay;
 mod pmem;
 mod report;
 mod soak;
@@ -102,5 +103,6 @@ fn main() -> ExitCode {
     machine_check::run(&mut report);
     log_writes::run(&mut report);
     limits::run(&mut report);
+    overlay::run(&mut report);
     report.close()
 }

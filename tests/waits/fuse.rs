@@ -2,8 +2,10 @@
 //! (`other_kernel`), a device of the device-mapper that is suspended, and a file of an NFS server that is gone.
 
 use std::fs::{DirEntry, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -59,13 +61,16 @@ pub(crate) struct Server {
 
 #[derive(Debug)]
 enum Engine {
-    /// A server of FUSE.
-    Process(Child),
+    /// A server of FUSE, and the number of its connection.
+    Process(Child, u32),
     /// The device-mapper, over a loop device, which lasts as long.
     Mapper(#[expect(dead_code, reason = "it is detached when this is dropped")] Loop),
     /// A server of NFS: the network to it is cut.
     Network,
 }
+
+/// How often a server is stopped anew that may have read a request, and not answered it.
+const STOPS: usize = 20;
 
 /// The device-mapper's device.
 const MAPPED: &str = "/dev/dm-0";
@@ -103,7 +108,11 @@ impl Server {
         wait_for("the file system is mounted", || mount.join("lost+found").exists().then_some(()));
         let image = mount.join("disk.img");
         std::fs::write(&image, contents()).unwrap();
-        Self { engine: Engine::Process(process), image }
+        // It may be there already.
+        let control = ["-t", "fusectl", "fusectl", "/sys/fs/fuse/connections"];
+        let _ = Command::new("mount").args(control).stderr(Stdio::null()).status();
+        let connection = rustix::fs::minor(image.metadata().unwrap().dev());
+        Self { engine: Engine::Process(process, connection), image }
     }
 
     /// Nothing of the image is in the page cache any more.
@@ -116,7 +125,18 @@ impl Server {
     /// Nothing is answered any more, nor read: what a server has read cannot be given up (`request_wait_answer` of the kernel).
     pub(crate) fn hang(&self) {
         match &self.engine {
-            Engine::Process(process) => stop(process),
+            Engine::Process(process, connection) => {
+                stop(process);
+                // While there are always requests it is stopped as it is.
+                for _ in 0..STOPS {
+                    if !has_requests(*connection) {
+                        return;
+                    }
+                    kill_process(Pid::from_child(process), Signal::CONT).unwrap();
+                    std::thread::sleep(Duration::from_millis(10));
+                    stop(process);
+                }
+            }
             Engine::Mapper(_) => {
                 run(Command::new("dmsetup").args(["suspend", "--nolockfs", "--noudevsync", "hung"]))
             }
@@ -127,11 +147,17 @@ impl Server {
     /// All is answered again.
     pub(crate) fn go_on(&self) {
         match &self.engine {
-            Engine::Process(process) => kill_process(Pid::from_child(process), Signal::CONT).unwrap(),
+            Engine::Process(process, _) => kill_process(Pid::from_child(process), Signal::CONT).unwrap(),
             Engine::Mapper(_) => run(Command::new("dmsetup").args(["resume", "--noudevsync", "hung"])),
             Engine::Network => run(Command::new("ip").args(["link", "set", "lo", "up"])),
         }
     }
+}
+
+/// Whether anybody waits for an answer of a server of FUSE.
+fn has_requests(connection: u32) -> bool {
+    let waiting = std::fs::read_to_string(format!("/sys/fs/fuse/connections/{connection}/waiting"));
+    waiting.is_ok_and(|waiting| waiting.trim() != "0")
 }
 
 fn stop(process: &Child) {
@@ -148,7 +174,7 @@ impl Drop for Server {
     /// With a server of FUSE, all requests fail that wait for it.
     fn drop(&mut self) {
         match &mut self.engine {
-            Engine::Process(process) => {
+            Engine::Process(process, _) => {
                 let _ = process.kill();
                 let _ = process.wait();
             }

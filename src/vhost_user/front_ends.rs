@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::front_end_config::FrontEndConfig;
 use crate::disk::Disk;
+use crate::limits::thread;
+use crate::sandbox::ThreadKind;
 
 /// The configuration as each of one disk's front-ends knows it, for as long as the front-end is connected.
 #[derive(Debug)]
@@ -106,11 +108,26 @@ impl<D: Disk> FrontEnds<D> {
         rings.push(its_rings);
     }
 
-    /// Has the rings of all of them given to workers anew.
+    /// Has the rings of all of them given to workers anew. One front-end's, whose media keeps a ring from being taken back, do not
+    /// hold up another's.
     pub fn move_rings(&self) {
-        let rings: Vec<_> = self.rings().iter().filter_map(Weak::upgrade).collect();
-        for its_rings in rings {
-            its_rings.move_rings();
+        let mut rings: Vec<_> = self.rings().iter().filter_map(Weak::upgrade).collect();
+        let Some(last) = rings.pop() else { return };
+        let mut threads = Vec::with_capacity(rings.len());
+        rings.retain(|its_rings| {
+            let its_rings = its_rings.clone();
+            let run = move || its_rings.move_rings();
+            let thread = thread::spawn(ThreadKind::Worker, ThreadKind::Worker.name(), run);
+            let is_left = thread.is_err();
+            threads.extend(thread);
+            is_left
+        });
+        last.move_rings();
+        // There is no thread for these.
+        rings.iter().for_each(|its_rings| its_rings.move_rings());
+        for thread in threads {
+            // One that panicked has said so already.
+            let _ = thread.join();
         }
     }
 

@@ -28,8 +28,8 @@ use crate::worker::{AnyRing, PoolError, RingKey, RingParts, WorkerId};
 impl<D: Disk> MoveRings for Rings<D> {
     fn move_rings(&self) {
         let mut state = self.state();
-        // In a postcopy migration each ring has a worker of its own already, and may wait for pages.
-        if self.is_closed() || state.postcopy.is_some() {
+        // While pages are missing each ring has a worker of its own already, and may wait for one.
+        if self.is_closed() || state.is_listening() {
             return;
         }
         for index in state.running() {

@@ -29,6 +29,9 @@ use crate::sandbox::ThreadKind;
 /// Set to 0, nobody looks how long anything takes: whoever traces or debugs a worker makes all of it long.
 const SWITCH: &str = "VHOST_USER_PMEM_HOLD_UPS";
 
+/// So long after no worker could be started it is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
 /// Whether it is looked how long things take.
 pub(super) fn is_looked_at() -> bool {
     static IS_LOOKED_AT: LazyLock<bool> =
@@ -82,6 +85,8 @@ struct State {
     has_thread: bool,
     /// A ring rests until it is moved.
     has_resting: bool,
+    /// A worker could not be started, and another has its rings.
+    lacks_worker: bool,
     /// Nobody serves the disk any more.
     is_over: bool,
 }
@@ -110,6 +115,7 @@ impl HoldUps {
             suspect_until: now,
             has_thread: false,
             has_resting: false,
+            lacks_worker: false,
             is_over: false,
         };
         Self(Arc::new(Inner {
@@ -169,6 +175,21 @@ impl HoldUps {
         // A thread that is there looks for it again before it ends.
         self.0.changed.notify_one();
         state.has_thread || self.begin(&mut state)
+    }
+
+    /// No worker can be started for a ring of it, and another takes the ring: it is tried [again](RETRY_AFTER).
+    #[cold]
+    pub(super) fn lacks_worker(&self, error: &io::Error) {
+        self.0.state().lacks_worker = true;
+        if let Some(suppressed) = self.0.log_limit.admit(Cause::HoldUps) {
+            let disk = &self.0.disk;
+            tracing::warn!(
+                disk,
+                %error,
+                suppressed,
+                "cannot start a worker: another one serves a ring that was for it; check the limits (ulimit -n, -u, -v)"
+            );
+        }
     }
 
     /// How often others were held up.
@@ -296,6 +317,12 @@ impl Drop for HoldUps {
 impl Inner {
     /// Starts the thread that moves the disk's rings, and moves them back in the end.
     fn begin(self: &Arc<Self>) -> io::Result<()> {
+        let this = self.clone();
+        // Before the thread moves any.
+        self.is_apart.store(true, Ordering::Release);
+        let thread = thread::spawn(ThreadKind::Worker, format!("apart-{}", self.disk), move || this.run());
+        self.is_apart.store(thread.is_ok(), Ordering::Release);
+        thread?;
         if let Some(suppressed) = self.log_limit.admit(Cause::HoldUps) {
             tracing::warn!(
                 disk = self.disk,
@@ -304,12 +331,7 @@ impl Inner {
                 "a front-end holds up its worker: calls, kicks or guest memory of it take long; the disk has workers of its own now"
             );
         }
-        let this = self.clone();
-        // Before the thread moves any.
-        self.is_apart.store(true, Ordering::Release);
-        let thread = thread::spawn(ThreadKind::Worker, format!("apart-{}", self.disk), move || this.run());
-        self.is_apart.store(thread.is_ok(), Ordering::Release);
-        thread.map(drop)
+        Ok(())
     }
 
     fn waits_count(&self) -> bool {
@@ -319,18 +341,23 @@ impl Inner {
     /// The thread: nothing of the disk has taken long for a while when it ends, or the disk is gone.
     fn run(&self) {
         loop {
-            self.state().has_resting = false;
+            {
+                let mut state = self.state();
+                (state.has_resting, state.lacks_worker) = (false, false);
+            }
             if let Some(move_rings) = self.move_rings.0.get() {
                 move_rings();
             }
             let mut state = self.state();
             let left = |state: &State| self.memory.saturating_sub(state.last.elapsed());
             let waits = |state: &State| !state.is_over && !state.has_resting && !left(state).is_zero();
-            while self.is_apart.load(Ordering::Relaxed) && waits(&state) {
-                let left = left(&state);
+            let mut moves_again = false;
+            while self.is_apart.load(Ordering::Relaxed) && waits(&state) && !moves_again {
+                moves_again = state.lacks_worker;
+                let left = if moves_again { left(&state).min(RETRY_AFTER) } else { left(&state) };
                 state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
             }
-            if state.has_resting && !state.is_over {
+            if (state.has_resting || moves_again) && !state.is_over {
                 // Those that were moved back meanwhile have to leave again.
                 self.is_apart.store(true, Ordering::Release);
             } else if !self.is_apart.swap(false, Ordering::AcqRel) || state.is_over {

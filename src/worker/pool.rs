@@ -103,7 +103,7 @@ impl<D: Disk> Pool<D> {
     }
 
     /// Hands a ring to the worker that has the fewest rings on these CPUs (or on any), which polls it at once. One of a disk that
-    /// [holds up](HoldUps) its workers has those of the disk's own.
+    /// [holds up](HoldUps) its workers has those of the disk's own. Where no worker can be started one that is there takes it.
     ///
     /// # Errors
     /// [`PoolError`]; the ring is stopped then.
@@ -112,7 +112,17 @@ impl<D: Disk> Pool<D> {
         let id = {
             let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
             let apart = Some(ring.hold_ups()).filter(|disk| disk.is_apart());
-            let id = self.choose(&mut workers, cpus, apart)?;
+            let id = match self.choose(&mut workers, cpus, apart) {
+                Ok(id) => id,
+                // A ring that stands still is worse than one that shares: whoever has taken it back gives it to nobody else.
+                Err(error) => match idlest(&workers, apart) {
+                    Some(id) => {
+                        ring.hold_ups().lacks_worker(&error);
+                        id
+                    }
+                    None => return Err(PoolError::Spawn(error)),
+                },
+            };
             let worker = workers.get_mut(id.0).ok_or(PoolError::Stopped)?;
             worker.load = worker.load.saturating_add(1);
             worker.mailbox.post(Command::Attach(ring, answer));
@@ -213,12 +223,15 @@ impl<D: Disk> Pool<D> {
     }
 
     /// The idlest worker there; a new one as long as none is idle and there may be more.
+    ///
+    /// # Errors
+    /// It cannot be started.
     fn choose(
         &self,
         workers: &mut Vec<Worker<D>>,
         cpus: Option<&Arc<Cpus>>,
         apart: Option<&Arc<HoldUps>>,
-    ) -> Result<WorkerId, PoolError> {
+    ) -> io::Result<WorkerId> {
         let place = match (apart, cpus) {
             (Some(_), _) => Place::Behind,
             (None, Some(cpus)) => Place::On(cpus.clone()),
@@ -238,7 +251,7 @@ impl<D: Disk> Pool<D> {
                 number
             }
             _ => {
-                workers.push(self.spawn(workers.len(), place).map_err(PoolError::Spawn)?);
+                workers.push(self.spawn(workers.len(), place)?);
                 workers.len().saturating_sub(1)
             }
         };
@@ -262,6 +275,13 @@ impl<D: Disk> Pool<D> {
             worker.load = worker.load.saturating_sub(1);
         }
     }
+}
+
+/// The worker that has the fewest rings, but for those of disks that hold up their own.
+fn idlest<D: Disk>(workers: &[Worker<D>], apart: Option<&Arc<HoldUps>>) -> Option<WorkerId> {
+    let is_for = |worker: &Worker<D>| apart.is_some_and(|disk| worker.is_for(disk));
+    let cost = |(_, worker): &(usize, &Worker<D>)| (worker.post.is_behind() && !is_for(worker), worker.load);
+    workers.iter().enumerate().min_by_key(cost).map(|(number, _)| WorkerId(number))
 }
 
 fn all_cpus() -> NonZeroU16 {

@@ -151,9 +151,19 @@ impl<R: Runs> Post<R> {
 /// Relieves the threads of a pool's workers. Its own thread begins with the first that leaves its rings.
 pub(super) type Relief<R> = Watchdog<Posts<R>>;
 
-/// Each with the time that was seen last. They have the workers' rings, which have them, until it is stopped.
+/// They have the workers' rings, which have them, until it is stopped.
 #[derive(Debug)]
-pub(super) struct Posts<R: Runs>(Vec<(Arc<Post<R>>, u64)>);
+pub(super) struct Posts<R: Runs>(Vec<Looked<R>>);
+
+/// One of them.
+#[derive(Debug)]
+struct Looked<R: Runs> {
+    post: Arc<Post<R>>,
+    /// The time that was seen last.
+    seen: u64,
+    /// The last time for which a thread was started.
+    relieved: u64,
+}
 
 impl<R: Runs> Default for Posts<R> {
     fn default() -> Self {
@@ -173,8 +183,8 @@ impl<R: Runs> Relief<R> {
     #[inline(never)]
     fn begin(post: &Arc<Post<R>>) -> bool {
         let add = |Posts(posts): &mut Posts<R>| {
-            if !posts.iter().any(|(known, _)| Arc::ptr_eq(known, post)) {
-                posts.push((post.clone(), 0));
+            if !posts.iter().any(|known| Arc::ptr_eq(&known.post, post)) {
+                posts.push(Looked { post: post.clone(), seen: 0, relieved: 0 });
             }
         };
         // Ignored: threads of the disk's do what it would have allowed.
@@ -188,12 +198,16 @@ impl<R: Runs> Look for Posts<R> {
     /// Relieves who has not come back since the last look. Returns whether anybody has left anything since.
     fn look(&mut self) -> bool {
         let mut has_any_left = false;
-        for (post, seen) in &mut self.0 {
+        for Looked { post, seen, relieved } in &mut self.0 {
             let time = post.times.load(Ordering::SeqCst);
             let is_left = time % 2 == 1;
-            if is_left && time == *seen {
-                // Ignored: with the next look it is tried again.
-                let _ = post.start(move |post| post.take(time));
+            // If none can be started it is tried again with the next look; one that was may not have begun yet.
+            if is_left
+                && time == *seen
+                && time != *relieved
+                && post.start(move |post| post.take(time)).is_ok()
+            {
+                *relieved = time;
             }
             has_any_left |= is_left || time != *seen;
             *seen = time;

@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use rustix::fs::{Gid, Uid};
-use rustix::process::{Pid, Signal, set_parent_process_death_signal};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, set_parent_process_death_signal};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 /// Length of the unit of resident memory in `smaps`.
@@ -40,6 +40,19 @@ impl Process {
     /// Open descriptors.
     pub fn fds(self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.0)).unwrap().count()
+    }
+
+    /// Has it open nothing but what it closes, until `run` is over.
+    pub fn opens_nothing<T>(self, run: impl FnOnce() -> T) -> T {
+        let is_free = |fd: &u64| !fs::exists(format!("/proc/{}/fd/{fd}", self.0)).unwrap();
+        let pid = Some(Pid::from_raw(self.0.try_into().unwrap()).unwrap());
+        let set = |limit| rustix::process::prlimit(pid, Resource::Nofile, limit).unwrap();
+        // Told by this: what a process has cannot be read without a change.
+        let of_us = getrlimit(Resource::Nofile);
+        let before = set(Rlimit { current: (0..).find(is_free), maximum: of_us.maximum });
+        let result = run();
+        set(before);
+        result
     }
 
     /// Whether one of them leads there.

@@ -135,6 +135,32 @@ fn a_disk_whose_calls_take_long_has_workers_of_its_own() {
     daemon.stop();
 }
 
+/// No descriptor is left for a worker of its own: it goes on with the one that it has until there is.
+#[test]
+fn a_disk_that_can_have_no_worker_of_its_own_keeps_the_one_it_has() {
+    let daemon = two_disks();
+    let (_bystander, load) = bystander(&daemon);
+    let session = often_called(&daemon);
+    let mut ring = session.ring(0, 64);
+    let watched = watched(EPOLLS);
+    assert_eq!(session.wire.tell(SET_VRING_CALL, &RING, &[watched.event.as_fd()]), Verdict::Ack);
+    run_untold(&mut ring);
+    Process(daemon.pid()).opens_nothing(|| {
+        wait_long_for("a worker is missed", || {
+            run_untold(&mut ring);
+            daemon.log().contains("cannot start a worker: another one serves").then_some(())
+        });
+        (0..REQUESTS).for_each(|_| run_untold(&mut ring));
+        load.wait_for_progress();
+        assert_eq!(workers(&daemon).len(), 1);
+    });
+    check_apart(&daemon);
+    run_untold(&mut ring);
+    load.wait_for_progress();
+    load.stop();
+    daemon.stop();
+}
+
 /// Each takes less than a millisecond.
 #[test]
 fn calls_that_take_some_time_each_are_added_up() {

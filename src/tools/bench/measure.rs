@@ -164,11 +164,11 @@ fn collect<T>(
                 watch(done, now.duration_since(begin));
                 if done != seen {
                     (seen, changed) = (done, now);
-                } else if now.duration_since(changed) > STALLED_AFTER {
-                    return Err(monitor.stalled(STALLED_AFTER));
                 } else if now.duration_since(changed.max(probed)) > PROBE_AFTER {
                     monitor.probe()?;
                     probed = now;
+                } else if now.duration_since(changed) > STALLED_AFTER {
+                    return Err(monitor.stalled(STALLED_AFTER));
                 }
             }
         }

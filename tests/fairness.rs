@@ -14,6 +14,7 @@ use common::frontend::memory::Memory;
 use common::frontend::request::{DISCARD, FLUSH, GET_ID, IN, OK, OUT, Request, WRITE_ZEROES, header, range};
 use common::frontend::ring::{NO_STATUS, Part, Ring, Used, WRITE};
 use common::frontend::{Options, SPANS, Session};
+use common::wait::Ends;
 use common::{MIB, metrics, wait_for};
 
 /// Size of the disk of the guest that asks for much.
@@ -137,11 +138,12 @@ fn read_on(victim: &mut Ring, is_over: &AtomicBool) -> (Duration, u32) {
 fn worst_beside(victim: &mut Ring, other: impl FnOnce()) -> Duration {
     let is_over = Arc::new(AtomicBool::new(false));
     std::thread::scope(|scope| {
+        let ends = Ends(&is_over);
         let flag = is_over.clone();
         let reader = scope.spawn(move || read_on(victim, &flag));
         std::thread::sleep(Duration::from_millis(5));
         other();
-        is_over.store(true, Ordering::Relaxed);
+        drop(ends);
         reader.join().unwrap().0
     })
 }

@@ -20,6 +20,7 @@ use common::frontend::request::{OK, header};
 use common::frontend::ring::{INDIRECT, NO_STATUS, Part, Ring, WRITE};
 use common::frontend::{Options, Session};
 use common::guarded::guard_mappings;
+use common::wait::Ends;
 use common::{Random, wait_for};
 use server::{DISK_BYTES, World};
 
@@ -135,6 +136,7 @@ fn race(packed: bool, indirect: bool) {
     let (mut rounds, mut done, mut failed, mut broken) = (0_u64, 0, 0, 0_u64);
     let end = Instant::now() + Duration::from_secs(seconds);
     std::thread::scope(|scope| {
+        let ends = Ends(&is_over);
         scope.spawn(|| {
             let mut random = Random::new(seed);
             while !is_over.load(Ordering::Relaxed) {
@@ -176,7 +178,7 @@ fn race(packed: bool, indirect: bool) {
             }
             rounds += 1;
         }
-        is_over.store(true, Ordering::Relaxed);
+        drop(ends);
     });
     session.stop(&ring);
     memory.assert_canaries();

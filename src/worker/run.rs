@@ -164,6 +164,7 @@ impl<D: Disk> Runner<D> {
             if slot.ring.has_work() {
                 has_served = true;
                 slot.state = State::Polled { idle_checks: 0 };
+                self.sharing.turn_of(&slot.ring);
                 let rests = match with_ring!(&mut slot.ring, ring => ring.serve(&self.waker)) {
                     Served::Held => Some(State::of_held(&slot.ring)),
                     Served::Begun => {
@@ -414,8 +415,7 @@ impl<D: Disk> Runner<D> {
     fn count(&self, answers: &Sender<RingCount<D>>) {
         for slot in self.slots.iter().flatten() {
             // Ignored: whoever has asked has stopped waiting.
-            let ring = &slot.ring;
-            let _ = answers.send((ring.device().clone(), ring.key(), *ring.counters()));
+            let _ = answers.send((slot.ring.device().clone(), slot.ring.key(), *slot.ring.counters()));
         }
     }
 

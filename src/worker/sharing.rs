@@ -73,6 +73,14 @@ impl Sharing {
         }
     }
 
+    /// The turn of this ring begins.
+    #[inline]
+    pub(super) fn turn_of<D: Disk>(&self, ring: &AnyRing<D>) {
+        if self.is_watched {
+            self.watched.task.turn_of(Arc::as_ptr(ring.hold_ups()).addr());
+        }
+    }
+
     /// Whether the turn of a ring was ended is known by now.
     #[inline]
     pub(super) fn turn_is_over(&self) {

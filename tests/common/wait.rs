@@ -1,6 +1,7 @@
 //! Waiting for what should happen soon.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -42,4 +43,14 @@ pub fn is_readable(fd: &impl AsRawFd, limit: Duration) -> bool {
     let limit = Timespec::try_from(limit).unwrap();
     let mut waits = [PollFd::new(&fd, PollFlags::IN)];
     rustix::io::retry_on_intr(|| rustix::event::poll(&mut waits, Some(&limit))).unwrap() == 1
+}
+
+/// Says that it is over when it is dropped: threads of a scope that work until then end with a test that fails, too.
+#[must_use]
+pub struct Ends<'a>(pub &'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }

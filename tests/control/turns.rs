@@ -13,6 +13,7 @@ use serde_json::json;
 use super::common::daemon::{Daemon, Place};
 use super::common::frontend::Session;
 use super::common::process::Process;
+use super::common::wait::Ends;
 use super::common::wait_for;
 use super::http::{Answer, answer, ask, connect};
 use super::reload::{self, Host};
@@ -166,6 +167,7 @@ fn a_name_that_many_add_and_remove_is_there_or_is_not() {
     let host = super::Host::new(Place::Tmpfs);
     let (is_over, control) = (AtomicBool::new(false), host.control());
     std::thread::scope(|threads| {
+        let ends = Ends(&is_over);
         for _ in 0..4 {
             threads.spawn(|| {
                 while !is_over.load(Ordering::Relaxed) {
@@ -175,7 +177,7 @@ fn a_name_that_many_add_and_remove_is_there_or_is_not() {
             });
         }
         let added: Vec<Answer> = (0..500).map(|_| host.add("r")).collect();
-        is_over.store(true, Ordering::Relaxed);
+        drop(ends);
         let wrong = added.iter().find(|added| ![200, 201, 409].contains(&added.status));
         assert!(wrong.is_none() && added.iter().any(|added| added.status == 201), "{wrong:?}");
     });

@@ -22,6 +22,7 @@ use crate::common::frontend::request::{OK, Request};
 use crate::common::frontend::settle;
 use crate::common::frontend::wire::Verdict;
 use crate::common::process::Process;
+use crate::common::wait::Ends;
 use crate::common::{SECTOR_BYTES, is_readable, metrics, pattern, wait_long_for, wait_readable};
 
 /// As many as an ordinary limit of open files allows.
@@ -213,6 +214,7 @@ fn a_disk_whose_kicks_are_locked_for_long_has_workers_of_its_own() {
     let mut ring = session.ring(0, 64);
     let (watched, is_over) = (watched(EPOLLS), AtomicBool::new(false));
     std::thread::scope(|scope| {
+        let ends = Ends(&is_over);
         scope.spawn(|| {
             while !is_over.load(Ordering::Relaxed) {
                 rustix::io::write(&watched.event, &1_u64.to_ne_bytes()).unwrap();
@@ -223,7 +225,7 @@ fn a_disk_whose_kicks_are_locked_for_long_has_workers_of_its_own() {
             assert_eq!(session.wire.tell(SET_VRING_KICK, &RING, &kick), Verdict::Ack);
             is_apart(&daemon).then_some(())
         });
-        is_over.store(true, Ordering::Relaxed);
+        drop(ends);
     });
     let before = check_apart(&daemon);
     session.set_events(&ring.vring()).unwrap();
@@ -303,6 +305,7 @@ fn a_disk_whose_memory_is_taken_away_while_it_is_used_has_workers_of_its_own() {
     let area = session.memory.allocate(AREA_BYTES.into(), PAGE_BYTES as u64);
     let (mapped, is_over) = (MappedOften::new(&session, area), AtomicBool::new(false));
     std::thread::scope(|scope| {
+        let ends = Ends(&is_over);
         // One punches as soon as the other one has.
         for _ in 0..2 {
             scope.spawn(|| {
@@ -324,7 +327,7 @@ fn a_disk_whose_memory_is_taken_away_while_it_is_used_has_workers_of_its_own() {
         let before = hold_ups(&daemon);
         load.wait_for_progress();
         assert_eq!(hold_ups(&daemon), before, "nobody else waits any more");
-        is_over.store(true, Ordering::Relaxed);
+        drop(ends);
     });
     assert_eq!(ring.read_to(0, area, AREA_BYTES), OK);
     assert!(session.memory.read(area, content.len()) == content, "what was ended is done to its end");

@@ -7,7 +7,8 @@
 //! is lost; [`is_interrupted`] says that it has not. What is done of the round is to be thrown away, and to be done again elsewhere.
 //!
 //! On a machine that is busy a round may be long because others are run. So the first signal looks how often the thread has waited
-//! and pages were brought to it so far, and only the next one, which finds that pages are the reason, ends the copy.
+//! and pages were brought to it so far, and only the next one, which finds that pages are the reason, ends the copy. Both have to
+//! find it in the turn of the same disk ([`turn_of`](Interruptible::turn_of)): whose is next has not made the round long.
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
@@ -15,7 +16,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ptr::null;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use vmm_sys_util::signal::unblock_signal;
@@ -78,12 +79,15 @@ pub struct Interruptible {
     thread: AtomicI32,
     /// The round that it is in; 0 for none.
     round: AtomicU64,
+    /// For whom it works.
+    turn: AtomicUsize,
     /// The round that is to end.
     unwanted: AtomicU64,
     /// Whether its waits are a reason to.
     waits_count: AtomicBool,
-    /// The round in which the handler has looked first, and what the thread had used by then. These are the thread's own.
+    /// The round and turn in which the handler has looked first, and what the thread had used by then. These are the thread's own.
     looked_in: AtomicU64,
+    looked_at: AtomicUsize,
     waits: AtomicI64,
     pages: AtomicI64,
     is_interrupted: AtomicBool,
@@ -110,6 +114,12 @@ impl Interruptible {
     /// As [`begin`](Self::begin), where there was none, and ordered before whatever comes.
     pub fn begin_anew(&self, round: u64) {
         self.round.store(round, Ordering::SeqCst);
+    }
+
+    /// It works for this one from now on: no other is blamed for how long that takes. A number that each has for itself.
+    #[inline]
+    pub fn turn_of(&self, whom: usize) {
+        self.turn.store(whom, Ordering::Relaxed);
     }
 
     /// There is no round that may be ended.
@@ -142,7 +152,9 @@ impl Interruptible {
             return false;
         }
         let Some((waits, pages)) = used() else { return false };
-        if self.looked_in.swap(round, Ordering::Relaxed) != round {
+        let turn = self.turn.load(Ordering::Relaxed);
+        let is_first = self.looked_in.swap(round, Ordering::Relaxed) != round;
+        if self.looked_at.swap(turn, Ordering::Relaxed) != turn || is_first {
             self.waits.store(waits, Ordering::Relaxed);
             self.pages.store(pages, Ordering::Relaxed);
             return false;

@@ -89,6 +89,28 @@ fn pages_are_the_reason_if_they_are_waited_for_or_very_many() {
     assert!(are_reason(MANY_PAGES, 0, false), "whatever else is going on");
 }
 
+/// A page is brought to this thread, which has waited.
+fn wait_for_a_page() {
+    // No allocator keeps as much as this.
+    let mut pages = vec![0_u8; 64 << 20];
+    std::hint::black_box(&mut pages)[0] = 1;
+    std::thread::sleep(Duration::from_millis(1));
+}
+
+#[test]
+fn who_comes_behind_a_long_turn_is_not_ended_for_it() {
+    let task =
+        Interruptible { unwanted: AtomicU64::new(1), waits_count: true.into(), ..Interruptible::default() };
+    task.begin_anew(1);
+    task.turn_of(7);
+    assert!(!task.is_to_end(), "the first look");
+    wait_for_a_page();
+    task.turn_of(8);
+    assert!(!task.is_to_end(), "that was another's page");
+    wait_for_a_page();
+    assert!(task.is_to_end(), "and this one its own");
+}
+
 /// One that is not ours goes where it would have gone without us.
 #[test]
 fn a_signal_that_somebody_sends_is_no_reason_to_end() {

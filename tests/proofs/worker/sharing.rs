@@ -24,6 +24,8 @@ impl Sharing {
 
     pub(super) fn next_round(&mut self) {}
 
+    pub(super) fn turn_of<D: Disk>(&self, _: &AnyRing<D>) {}
+
     pub(super) fn turn_is_over(&self) {}
 
     pub(super) fn go_on(&mut self) {}

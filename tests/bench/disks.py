@@ -4,10 +4,11 @@
     ci/bench disks [ROUNDS [DISKS [SECONDS [FOLDER]]]]
 
 Files of 1 MiB that are there already in FOLDER (/dev/shm by default) are added one after the other, and removed. Beside them
-`vhost-user-pmem bench --rw randrw --verify --event` loads another disk for SECONDS a round: in turn with nothing else, with all
-disks added and removed once in this time, with disks that come and go without a pause, and with those of another daemon. The last
-one is what the processors cost that the client, the worker and who adds disks share. Each number is the median of the rounds,
-with the least and the most."""
+`vhost-user-pmem bench --rw randrw --verify --event` loads another disk for SECONDS a round: in turn with nothing else, and for each
+kind of disturbance with disks of the same daemon and with those of another one, which is what a machine with so few processors
+costs by itself. The client and the worker share the last processor, before all others that would use it (SCHED_FIFO, if that is
+allowed): what they wait for is not the processor, but what those who add disks share with them. Each number is the median of
+the rounds, with the least and the most."""
 
 import json
 import os
@@ -78,11 +79,24 @@ def state(pid):
     return len(os.listdir(f"/proc/{pid}/fd")), int(fields["Threads"]), int(fields["RssAnon"].split()[0])
 
 
+LAST = max(os.sched_getaffinity(0))
+OTHERS = os.sched_getaffinity(0) - {LAST} or {LAST}
+
+
+def go_first(thread=0):
+    """Puts a thread on the last processor, before others."""
+    os.sched_setaffinity(thread, {LAST})
+    try:
+        os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(1))
+    except PermissionError:
+        print("real-time priority is not allowed: others' work counts as well", file=sys.stderr)
+
+
 def p99(tool, disk, seconds, depth):
     """In microseconds. A wrong byte ends it with an error."""
     words = [tool, "--log=error", "bench", f"--socket={disk}", "--rw=randrw", "--verify", "--event"]
     words += [f"--iodepth={depth}", f"--runtime={seconds}", "--json"]
-    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, preexec_fn=go_first)
     if done.returncode:
         sys.exit("the load has failed")
     return json.loads(done.stdout)["peers"][0]["depths"][0]["latency_ns"]["p99"] / 1000
@@ -99,37 +113,43 @@ def quantiles(name, numbers):
 
 
 def changes(disks, seconds, is_over):
-    """All disks are added and removed within this time, or again and again without a pause where it is zero."""
-    start, done = time.monotonic(), 0
+    """All disks are added and removed within this time, or again and again without a pause where it is zero. Returns how often one
+    was added or removed."""
+    start, asked = time.monotonic(), 0
 
     def goes_on():
-        nonlocal done
-        done += 1
+        nonlocal asked
+        asked += 1
         if seconds:
-            is_over.wait(max(0, start + done * seconds / (2 * disks.count) - time.monotonic()))
+            is_over.wait(max(0, start + asked * seconds / (2 * disks.count) - time.monotonic()))
         return not is_over.is_set()
 
     while not is_over.is_set():
         disks.remove_all(disks.add_all(goes_on), goes_on)
         if seconds:
-            return
+            break
+    return asked
+
+
+KINDS = ("all once", "all once, of another daemon", "without a pause", "without a pause, of another daemon")
 
 
 def compare(tool, disk, ours, other, rounds, seconds, depth):
     """A row for each kind of disturbance, from rounds that have each of them once."""
-    alone, beside = [], {"all once": [], "without a pause": [], "without a pause, of another daemon": []}
+    alone, beside, counts = [], {kind: [] for kind in KINDS}, {kind: [] for kind in KINDS}
     for _ in range(rounds):
         alone.append(p99(tool, disk, seconds, depth))
-        for (name, numbers), disks, pace in zip(beside.items(), (ours, ours, other), (seconds, 0, 0)):
+        for kind, disks, pace in zip(KINDS, (ours, other, ours, other), (seconds, seconds, 0, 0)):
             is_over = threading.Event()
-            others = threading.Thread(target=changes, args=(disks, pace, is_over))
+            others = threading.Thread(target=lambda: counts[kind].append(changes(disks, pace, is_over)))
             others.start()
-            numbers.append(p99(tool, disk, seconds, depth))
+            beside[kind].append(p99(tool, disk, seconds, depth))
             is_over.set()
             others.join()
-    for name, numbers in beside.items():
+    for kind, numbers in beside.items():
         ratios = [with_it / without for with_it, without in zip(numbers, alone)]
-        print(f"| {depth} | {name} | {spread(alone, 'µs')} | {spread(numbers, 'µs')} | {spread(ratios, '×')} |", flush=True)
+        cells = [depth, kind, statistics.median(counts[kind]), spread(alone, "µs"), spread(numbers, "µs"), spread(ratios, "×")]
+        print("|", " | ".join(map(str, cells)), "|", flush=True)
 
 
 class Daemon:
@@ -145,6 +165,14 @@ class Daemon:
     def wait(self):
         while not self.control.exists():
             time.sleep(0.01)
+
+    def pin(self):
+        """Its workers go first; its other threads, and those they start, leave the last processor to them."""
+        for task in pathlib.Path(f"/proc/{self.process.pid}/task").iterdir():
+            if (task / "comm").read_text().startswith("worker-"):
+                go_first(int(task.name))
+            else:
+                os.sched_setaffinity(int(task.name), OTHERS)
 
     def end(self):
         self.process.terminate()
@@ -167,9 +195,14 @@ def measure(tool, server, ours, theirs, rounds, seconds):
     for name, numbers in [("before", before), (f"with {added} disks", full), ("after", after)]:
         print(f"{name}: {numbers[0]} descriptors, {numbers[1]} threads, {numbers[2]} KiB")
     ours.forget()
-    print("\n| depth | disks come and go | p99 alone | p99 beside them | ratio |\n| ---: | :--- | ---: | ---: | ---: |")
+    # Its worker begins with the first front-end, and stays.
+    p99(tool, server.disk, 1, 1)
+    server.pin()
+    print("\n| depth | disks come and go | changes | p99 alone | p99 beside them | ratio |\n| ---: | :--- | ---: | ---: | ---: | ---: |")
     for depth in (1, 32):
         compare(tool, server.disk, ours, theirs, rounds, seconds, depth)
+    time.sleep(1)
+    print("in the end: {} descriptors, {} threads, {} KiB".format(*state(server.process.pid)))
     quantiles("add, beside the load", ours.adding)
     quantiles("remove, beside the load", ours.removing)
 
@@ -183,6 +216,8 @@ def main():
         try:
             server.wait()
             other.wait()
+            other.pin()
+            os.sched_setaffinity(0, OTHERS)
             ours = Disks(folder / "ours", server.control, count)
             theirs = Disks(folder / "other", other.control, count)
             measure(tool, server, ours, theirs, rounds, seconds)

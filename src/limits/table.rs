@@ -234,7 +234,7 @@ fn of_connections() -> Vec<Bound> {
                 time(MAX_PAUSE),
                 time(MAX_ROUND)
             ),
-            "the disk has workers of its own, if it shares one, behind all others and on any CPU, until nothing has taken long for that time; they pause after long turns",
+            "the disk has workers of its own, if it shares one, behind all others and on any CPU, until nothing has taken long for that time; they pause after long turns. Where none can be started, another serves it, and it is tried again every few seconds",
             Some("hold_ups_total"),
         ),
     ]

@@ -87,7 +87,7 @@ pub(crate) const FAMILIES: [Family; 42] = [
     ),
     gauge(
         "overlay_bytes",
-        "Bytes of memory that hold what was written to the private disk (`overlay=memory`).",
+        "Bytes of memory, or of its file's space, that hold what was written to the private disk (`overlay=`).",
         |disk| disk.overlay_bytes.and_then(|(bytes, _)| number(bytes)),
     ),
     counter(

@@ -85,11 +85,13 @@ impl fmt::Display for Line<'_> {
         }
         write!(f, "  size        {} ({bytes} bytes), ", Size(bytes))?;
         writeln!(f, "{}-byte blocks, {access}", preview.block_bytes)?;
-        if let Some(overlay) = disk.overlay {
-            writeln!(f, "{}", OverlayLine(overlay.max_bytes.unwrap_or(bytes)))?;
+        if let Some(overlay) = &disk.overlay {
+            let max_bytes = overlay.max_bytes.or_else(|| overlay.file.is_none().then_some(bytes));
+            writeln!(f, "{}", OverlayLine { file: overlay.file.as_deref(), max_bytes })?;
         }
+        let is_in_memory = disk.overlay.as_ref().is_some_and(|overlay| overlay.file.is_none());
         match &preview.media {
-            Some(_) if disk.overlay.is_some() => writeln!(f, "  durability  {}", Durability::Volatile)?,
+            Some(_) if is_in_memory => writeln!(f, "  durability  {}", Durability::Volatile)?,
             Some(media) => writeln!(f, "  durability  {}", media.durability)?,
             None => writeln!(f, "  durability  known once the file is there: its file system has DAX")?,
         }

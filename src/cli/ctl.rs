@@ -13,7 +13,7 @@ use crate::cli::ctl_events::{self, EventsArgs, plain};
 use crate::cli::exit::{self, Failure};
 use crate::cli::printable::{printable, printable_json};
 use crate::config::disk_text;
-use crate::config::keys::{Key, Kind};
+use crate::config::keys::Key;
 use crate::config::options::default_name;
 use crate::config::size::Size;
 
@@ -165,10 +165,10 @@ fn options(text: &std::ffi::OsStr) -> Result<Map<String, Value>, Failure> {
     let mut options = Map::new();
     let mut default = String::new();
     for (key, value) in disk_text::items(text)? {
-        let value = match key.kind() {
-            // It only fails where this folder is gone, or the value is empty: then the server says what is wrong.
-            Kind::Path => std::path::absolute(&value).map_or(value, Into::into),
-            _ => value,
+        let value = match key.is_path(&value) {
+            // It only fails where this folder is gone: then the server says what is wrong.
+            true => std::path::absolute(&value).map_or(value, Into::into),
+            false => value,
         };
         if key == Key::Path {
             default = default_name(value.as_ref());

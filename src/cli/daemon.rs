@@ -11,7 +11,7 @@ use crate::cli::metrics::MetricsArgs;
 use crate::cli::notify::ServiceManager;
 use crate::cli::signals::CaughtSignals;
 use crate::config::{ServerConfig, json};
-use crate::disk::Symlinks;
+use crate::disk::{self, Symlinks};
 use crate::server::{DiskSummary, Server, ServerError};
 
 /// What the process listens on besides the sockets of disks.
@@ -31,6 +31,7 @@ pub(super) fn run<T>(
     announce: impl FnOnce(&[DiskSummary]) -> T,
 ) -> Result<(), Failure> {
     config.check()?;
+    disk::prepare_overlays();
     limits::raise_open_files(config.disks.len())?;
     let signals = CaughtSignals::catch().map_err(Failure::Signals)?;
     let endpoints = metrics.bind(symlinks)?;

@@ -25,7 +25,8 @@ impl fmt::Display for StartMessage<'_> {
         write!(f, "  size        {} ({} bytes), ", Size(disk.capacity_bytes), disk.capacity_bytes)?;
         writeln!(f, "{}-byte blocks, {access}", disk.block_bytes)?;
         if let Some(max_bytes) = disk.overlay_max_bytes {
-            writeln!(f, "{}", OverlayLine(max_bytes))?;
+            let max_bytes = (max_bytes != u64::MAX).then_some(max_bytes);
+            writeln!(f, "{}", OverlayLine { file: disk.overlay_file.as_deref(), max_bytes })?;
         }
         writeln!(f, "  durability  {}", disk.durability)?;
         writeln!(f, "              because: {}; a flush is: {}", disk.why, disk.flush)?;
@@ -48,12 +49,25 @@ impl fmt::Display for StartMessage<'_> {
     }
 }
 
-/// What is said of a private disk, which may take so many bytes.
-pub(super) struct OverlayLine(pub(super) u64);
+/// What is said of a private disk.
+pub(super) struct OverlayLine<'a> {
+    /// What keeps what is written, if it is not memory.
+    pub(super) file: Option<&'a Path>,
+    /// The most bytes of that.
+    pub(super) max_bytes: Option<u64>,
+}
 
-impl fmt::Display for OverlayLine {
+impl fmt::Display for OverlayLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "  overlay     what is written is in memory, up to {}; the file is only read", Size(self.0))
+        f.write_str("  overlay     what is written is in ")?;
+        match self.file {
+            Some(file) => write!(f, "{}", file.display())?,
+            None => f.write_str("memory")?,
+        }
+        if let Some(max_bytes) = self.max_bytes {
+            write!(f, ", up to {}", Size(max_bytes))?;
+        }
+        f.write_str("; the file is only read")
     }
 }
 

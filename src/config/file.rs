@@ -280,8 +280,8 @@ impl Source<'_> {
 
     /// With the folder of this file before a path.
     fn resolved(&self, key: Key, text: String) -> OsString {
-        match (key.kind(), self.file.parent()) {
-            (Kind::Path, Some(folder)) if !text.is_empty() => folder.join(text).into(),
+        match self.file.parent() {
+            Some(folder) if key.is_path(text.as_ref()) => folder.join(text).into(),
             _ => text.into(),
         }
     }

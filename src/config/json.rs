@@ -102,9 +102,9 @@ fn known(name: &str) -> Result<Key, OptionError> {
 /// # Errors
 /// [`JsonError::Relative`].
 pub(crate) fn check_paths(object: &Object) -> Result<(), JsonError> {
-    for key in Key::all().filter(|key| key.kind() == Kind::Path) {
+    for key in Key::all() {
         if let Some(Value::String(path)) = object.get(key.name())
-            && !path.is_empty()
+            && key.is_path(path.as_ref())
             && !Path::new(path).is_absolute()
         {
             return Err(JsonError::Relative { key, path: path.clone() });
@@ -201,8 +201,11 @@ fn value_of(config: &DiskConfig, key: Key) -> Option<Value> {
         Key::Queues => config.queues.get().into(),
         Key::SegMax => config.seg_max.into(),
         Key::Sparse => config.sparse.into(),
-        Key::Overlay => if config.overlay.is_some() { "memory" } else { "off" }.into(),
-        Key::OverlayMax => config.overlay?.max_bytes?.into(),
+        Key::Overlay => match &config.overlay {
+            None => "off".into(),
+            Some(overlay) => overlay.file.as_ref().map_or("memory".into(), |file| path(file)),
+        },
+        Key::OverlayMax => config.overlay.as_ref()?.max_bytes?.into(),
         Key::Lock => config.lock.to_string().into(),
         Key::RequireDurable => config.require_durable.map_or("off", Durability::word).into(),
         Key::Discard => config.discard.to_string().into(),
@@ -257,7 +260,7 @@ pub(crate) fn schema() -> Value {
 
 fn schema_of(key: Key) -> Value {
     let mut schema = match key.kind() {
-        Kind::Path | Kind::Text => json!({"type": "string"}),
+        Kind::Path | Kind::Text | Kind::WordOrPath(_) => json!({"type": "string"}),
         Kind::Bytes => json!({"type": ["integer", "string"], "minimum": 0}),
         Kind::Limit(..) => json!({"type": ["integer", "string"], "minimum": 0}),
         Kind::Switch => json!({"type": ["boolean", "string"]}),

@@ -3,6 +3,10 @@
 //! `--disk` and the configuration file take them by these names. Help, the manual page and the README show this table
 //! (`vhost-user-pmem reference`), and tests check what is read against it.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+
+pub(crate) use super::kind::{Kind, Part};
 use crate::limits::bounds::{MAX_QUEUES, MAX_SEG_MAX, MAX_SLOW_MS, SERIAL_BYTES};
 use crate::throttle::Measure;
 
@@ -55,49 +59,6 @@ pub(crate) enum Key {
     BpsWrMaxLength,
     ThrottleGroup,
     SlowMs,
-}
-
-/// What is said of a limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Part {
-    /// How much in the long run.
-    Average,
-    /// How much in a burst.
-    Max,
-    /// How many seconds a burst may last.
-    MaxLength,
-}
-
-/// What kind of value an option has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// A path; it needs no UTF-8.
-    Path,
-    /// Any text.
-    Text,
-    /// Bytes, also with a unit.
-    Bytes,
-    /// A limit: a whole number, or `none`; of bytes also with a unit.
-    Limit(Measure, Part),
-    /// On or off.
-    Switch,
-    /// A whole number in a range.
-    Number {
-        /// The least.
-        min: u16,
-        /// The most.
-        max: u16,
-    },
-    /// One of these numbers.
-    OneOf(&'static [u32]),
-    /// One of these words.
-    Word(&'static [&'static str]),
-    /// Permissions in octal.
-    Mode,
-    /// A user or a group, by name or number.
-    Identity,
-    /// Several of these, or CPUs and ranges of them.
-    List,
 }
 
 /// What an option is. Its meaning and its default are sentences with marks of code; `{range}` is that of its kind, and
@@ -228,10 +189,10 @@ const TABLE: [Definition; 43] = [
     row(
         Key::Overlay,
         "overlay",
-        Kind::Word(&["memory", "off"]),
-        "memory|off",
-        "`memory`: a private disk over the file, which is only read and may be the base of many. What the guest writes is in memory \
-         of the daemon, page by page, until the disk ends",
+        Kind::WordOrPath(&["memory", "off"]),
+        "memory|FILE|off",
+        "A private disk over the file, which is only read and may be the base of many. What the guest writes is, page by page, in \
+         memory of the daemon until the disk ends (`memory`), or in a sparse file of its own, which is made if there is none, and stays",
         "`off`",
     ),
     row(
@@ -239,8 +200,8 @@ const TABLE: [Definition; 43] = [
         "overlay-max",
         Kind::Bytes,
         "SIZE",
-        "Most memory that what is written may take; a write that needs more fails",
-        "the size of the disk",
+        "Most memory, or space of its file, that what is written may take; a write that needs more fails",
+        "the size of the disk; of a file, what its file system has",
     ),
     row(
         Key::Lock,
@@ -465,13 +426,23 @@ impl Key {
             Kind::Switch => "true or false".to_owned(),
             Kind::Number { min, max } => format!("a whole number from {min} to {max}"),
             Kind::OneOf(numbers) => numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or "),
-            Kind::Word(words) => {
+            Kind::Word(words) | Kind::WordOrPath(words) => {
                 let words: Vec<_> = words.iter().map(|word| format!("{word:?}")).collect();
-                format!("one of {}", words.join(", "))
+                let or_path = if matches!(self.kind(), Kind::Word(_)) { "" } else { ", or a path" };
+                format!("one of {}{or_path}", words.join(", "))
             }
             Kind::Mode => "permissions in octal, such as \"0660\"".to_owned(),
             Kind::Identity => "a name in quotes, or a number".to_owned(),
             Kind::List => "an array, or text such as \"2-5\"".to_owned(),
+        }
+    }
+
+    /// Whether such a value of it is a path.
+    pub(crate) fn is_path(self, value: &OsStr) -> bool {
+        match self.kind() {
+            Kind::Path => !value.is_empty(),
+            Kind::WordOrPath(_) => value.as_bytes().contains(&b'/'),
+            _ => false,
         }
     }
 

@@ -11,6 +11,7 @@ pub(crate) mod identity;
 pub(crate) mod json;
 #[cfg(feature = "daemon")]
 pub(crate) mod keys;
+mod kind;
 #[cfg(feature = "daemon")]
 pub(crate) mod options;
 #[cfg(feature = "daemon")]

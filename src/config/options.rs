@@ -71,7 +71,7 @@ pub(crate) enum ValueError {
     NotASegMax,
     #[error("write a whole number from 0 to {MAX_SLOW_MS}")]
     NotASlowTime,
-    #[error("write memory or off")]
+    #[error("write memory, off, or the path of a file, with a / in it")]
     NotAnOverlay,
     #[error(transparent)]
     Size(#[from] SizeError),
@@ -290,18 +290,24 @@ impl Values {
 
     /// Where what is written is, if the path is only the base.
     fn overlay(&mut self) -> Result<Option<OverlayOptions>, OptionError> {
-        let is_laid = self.take(Key::Overlay, |value| match value {
-            "memory" => Ok(true),
-            "off" => Ok(false),
-            _ => Err(ValueError::NotAnOverlay),
-        })?;
+        let laid = match self.get(Key::Overlay) {
+            None => None,
+            Some(value) if value == "off" => None,
+            Some(value) if value == "memory" => Some(None),
+            Some(value) if Key::Overlay.is_path(&value) => Some(Some(value.into())),
+            Some(value) => {
+                let (key, value, cause) =
+                    (Key::Overlay, value.to_string_lossy().into(), ValueError::NotAnOverlay);
+                return Err(OptionError::Value { key, value, cause });
+            }
+        };
         let max_bytes = self.take(Key::OverlayMax, |value| Ok(size::parse(value)?))?;
-        match is_laid {
-            Some(true) => Ok(Some(OverlayOptions { max_bytes })),
-            _ if max_bytes.is_some() => {
+        match laid {
+            Some(file) => Ok(Some(OverlayOptions { file, max_bytes })),
+            None if max_bytes.is_some() => {
                 Err(OptionError::Needs { key: Key::OverlayMax, needed: Key::Overlay })
             }
-            _ => Ok(None),
+            None => Ok(None),
         }
     }
 

@@ -13,6 +13,8 @@ use crate::disk::error::cannot;
 use crate::disk::lock::BackingFile;
 use crate::disk::mapped::huge_pages;
 use crate::disk::mapped::populate::{Populated, populate};
+use crate::disk::overlay::in_file::OverlayFileError;
+use crate::disk::overlay::{InFile, Pages};
 use crate::disk::space::growth::GrowthPolicy;
 use crate::disk::{
     BackingKind, BlockDisk, DirectTransfer, Disk, DiskError, Durability, FileDisk, Geometry, GrowError,
@@ -32,6 +34,10 @@ pub enum Backing {
     MappedOverlay(Box<Overlay<MappedDisk>>),
     /// A private disk over a file that others share.
     FileOverlay(Box<Overlay<FileDisk>>),
+    /// As over memory, and what is written is kept in a file.
+    KeptMappedOverlay(Box<Overlay<MappedDisk, InFile>>),
+    /// As over a file, and what is written is kept in another one.
+    KeptFileOverlay(Box<Overlay<FileDisk, InFile>>),
 }
 
 /// Calls the same method of whichever disk it is.
@@ -43,6 +49,8 @@ macro_rules! either {
             Self::Block($disk) => $call,
             Self::MappedOverlay($disk) => $call,
             Self::FileOverlay($disk) => $call,
+            Self::KeptMappedOverlay($disk) => $call,
+            Self::KeptFileOverlay($disk) => $call,
         }
     };
 }
@@ -56,6 +64,8 @@ macro_rules! below {
             Self::Block($disk) => $call,
             Self::MappedOverlay(overlay) => below!(@ overlay.base(), $disk => $call),
             Self::FileOverlay(overlay) => below!(@ overlay.base(), $disk => $call),
+            Self::KeptMappedOverlay(overlay) => below!(@ overlay.base(), $disk => $call),
+            Self::KeptFileOverlay(overlay) => below!(@ overlay.base(), $disk => $call),
         }
     };
     (@ $base:expr, $disk:ident => $call:expr) => {{
@@ -75,7 +85,8 @@ impl Backing {
         match self {
             Self::Mapped(disk) => Some(disk),
             Self::MappedOverlay(overlay) => Some(overlay.base()),
-            Self::File(_) | Self::Block(_) | Self::FileOverlay(_) => None,
+            Self::KeptMappedOverlay(overlay) => Some(overlay.base()),
+            Self::File(_) | Self::Block(_) | Self::FileOverlay(_) | Self::KeptFileOverlay(_) => None,
         }
     }
 
@@ -85,8 +96,9 @@ impl Backing {
         match self {
             Self::File(disk) => disk.forget_announced(),
             Self::FileOverlay(overlay) => overlay.base().forget_announced(),
+            Self::KeptFileOverlay(overlay) => overlay.base().forget_announced(),
             // A device is asked with each request.
-            Self::Mapped(_) | Self::MappedOverlay(_) | Self::Block(_) => {}
+            Self::Mapped(_) | Self::MappedOverlay(_) | Self::KeptMappedOverlay(_) | Self::Block(_) => {}
         }
         self.mapped().map(MappedDisk::update_bad_blocks).unwrap_or_default()
     }
@@ -125,11 +137,13 @@ impl Backing {
         self.mapped().is_some_and(is_persistent)
     }
 
-    /// Of a private disk: the bytes of memory that hold what was written, and the most that may.
+    /// Of a private disk: the bytes of memory, or of its file, that hold what was written, and the most that may.
     pub fn overlay_bytes(&self) -> Option<(u64, u64)> {
         match self {
             Self::MappedOverlay(overlay) => Some((overlay.resident_bytes(), overlay.max_bytes())),
             Self::FileOverlay(overlay) => Some((overlay.resident_bytes(), overlay.max_bytes())),
+            Self::KeptMappedOverlay(overlay) => Some((overlay.resident_bytes(), overlay.max_bytes())),
+            Self::KeptFileOverlay(overlay) => Some((overlay.resident_bytes(), overlay.max_bytes())),
             Self::Mapped(_) | Self::File(_) | Self::Block(_) => None,
         }
     }
@@ -146,9 +160,30 @@ impl Backing {
             Self::File(disk) => {
                 Overlay::new(disk, max_bytes, unmaps).map(|it| Self::FileOverlay(Box::new(it)))
             }
-            Self::Block(_) | Self::MappedOverlay(_) | Self::FileOverlay(_) => {
-                Err(io::ErrorKind::Unsupported.into())
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// The same with what is written in a file; `make` opens it, and tells which pages were written.
+    ///
+    /// # Errors
+    /// Those of `make`; [`io::ErrorKind::Unsupported`] as above.
+    pub(super) fn overlaid_by_file(
+        self,
+        max_bytes: u64,
+        unmaps: bool,
+        make: impl FnOnce() -> Result<(InFile, Pages), OverlayFileError>,
+    ) -> Result<Self, OverlayFileError> {
+        match self {
+            Self::Mapped(disk) => {
+                let (file, pages) = make()?;
+                Ok(Self::KeptMappedOverlay(Box::new(Overlay::over(disk, file, pages, max_bytes, unmaps))))
             }
+            Self::File(disk) => {
+                let (file, pages) = make()?;
+                Ok(Self::KeptFileOverlay(Box::new(Overlay::over(disk, file, pages, max_bytes, unmaps))))
+            }
+            _ => Err(io::Error::from(io::ErrorKind::Unsupported).into()),
         }
     }
 
@@ -217,7 +252,7 @@ impl Backing {
             Self::File(disk) => disk.growth = growth,
             Self::Block(disk) => disk.growth = growth,
             // As its base has grown when it was laid over it.
-            Self::MappedOverlay(_) | Self::FileOverlay(_) => {}
+            _ => {}
         }
     }
 }

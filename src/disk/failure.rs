@@ -47,7 +47,7 @@ pub(in crate::disk) enum IoFailure {
     )]
     Quota { file: PathBuf, offset: Option<u64> },
     #[error(
-        "{max_bytes} bytes were written to the overlay, which is all that it may take of memory; raise overlay-max=, or have the \
+        "{max_bytes} bytes were written to the overlay, which is all that it may take; raise overlay-max=, or have the \
          guest discard what it does not need"
     )]
     OverlayFull { max_bytes: u64 },

@@ -75,7 +75,8 @@ pub use open::open;
 pub use open::options::{OpenOptions, Opened, OverlayOptions};
 pub use open::policy::{DeepFlush, DiscardPolicy, UnknownWord};
 pub use open::preview::{Preview, preview};
-pub use overlay::Overlay;
+pub use overlay::in_file::{BaseStamp, OverlayFileError, prepare as prepare_overlays};
+pub use overlay::{InFile, InMemory, Overlay, Upper};
 pub use symlinks::Symlinks;
 
 /// Size, block size and access of a disk: fixed while it is served, but the size may grow.

@@ -49,6 +49,8 @@ pub struct DiskSummary {
     pub storage: Option<Storage>,
     /// Holes are left as they are.
     pub sparse: bool,
+    /// The file that keeps what is written to a private disk.
+    pub overlay_file: Option<PathBuf>,
     /// Of a private disk: the most memory that what is written may take, in bytes.
     pub overlay_max_bytes: Option<u64>,
     /// What its guests may do when it is opened.
@@ -88,10 +90,12 @@ pub(super) fn open(
     let DiskConfig { name, path, socket, serial, queues, seg_max, slow_ms, sparse, cpus, postcopy, .. } =
         config;
     let (access, allowed_users) = (config.access, config.allowed_users);
+    let overlay = config.overlay.and_then(|overlay| overlay.file);
     let Opened { disk, lock, media, created } = disk::open(&path, &options)?;
     log_media(&name, &media);
     if created {
-        files.0.extend(Inode::at(&path).ok().map(|created| (path.clone(), created)));
+        let made = overlay.as_ref().unwrap_or(&path);
+        files.0.extend(Inode::at(made).ok().map(|created| (made.clone(), created)));
     }
     let cpus = cpus_of(&name, cpus, media.numa_node())?;
     let geometry = disk.geometry();
@@ -110,6 +114,7 @@ pub(super) fn open(
         why: media.why,
         regions: media.regions,
         sparse,
+        overlay_file: overlay,
         overlay_max_bytes: disk.overlay_bytes().map(|(_, max_bytes)| max_bytes),
         throttling,
     };
@@ -131,7 +136,7 @@ fn options_of(config: &DiskConfig, should_stop: &Arc<AtomicBool>) -> OpenOptions
         block_bytes: config.block_bytes,
         read_only: config.read_only,
         sparse: config.sparse,
-        overlay: config.overlay,
+        overlay: config.overlay.clone(),
         lock: config.lock,
         require_durable: config.require_durable,
         discard: config.discard,

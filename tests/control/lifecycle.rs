@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::common::daemon::Place;
 use super::common::frontend::load::Load;
-use super::common::frontend::request::Request;
+use super::common::frontend::request::{OK, Request};
 use super::common::frontend::{Session, settle};
 use super::common::{pattern, wait_for};
 use super::{DISK_BYTES, Host, assert_works};
@@ -167,5 +167,34 @@ fn private_disks_come_and_go() {
     for name in ["one", "two"] {
         wait_for("it can be removed", || (host.remove(name, "").status == 204).then_some(()));
     }
+    host.daemon.stop();
+}
+
+/// What is written to it is there when the disk comes again, whoever has read the number of the system's run first.
+#[test]
+fn private_disks_that_are_kept_come_again() {
+    let host = Host::new(Place::Tmpfs);
+    let (base, kept) = (host.image("base"), host.image("kept"));
+    std::fs::write(&base, pattern(1, 65_536)).unwrap();
+    let disk = json!({"path": base, "socket": host.socket("one"), "overlay": kept});
+    for life in 0..2 {
+        let added = host.ask("PUT", "/v1/disks/one", Some(&disk));
+        assert_eq!(added.status, 201, "{added:?}");
+        assert_eq!(added.json()["options"]["overlay"], json!(kept));
+        assert_eq!(added.json()["state"]["overlay_max_bytes"], json!(null));
+        let session = Session::connect(&host.socket("one"));
+        let mut ring = session.ring(0, 64);
+        let first = if life == 0 { pattern(1, 65_536)[..512].to_vec() } else { vec![7; 512] };
+        assert_eq!(ring.run(&Request::read(0, 512)).data, first, "{life}");
+        assert_eq!(ring.run(&Request::write(0, &[7; 512])).status, OK);
+        drop((ring, session));
+        wait_for("it can be removed", || (host.remove("one", "").status == 204).then_some(()));
+    }
+    let relative = json!({"path": base, "socket": host.socket("one"), "overlay": "./kept"});
+    assert_eq!(host.ask("PUT", "/v1/disks/one", Some(&relative)).status, 422);
+    let outside = json!({"path": base, "socket": host.socket("one"), "overlay": "/var/kept"});
+    let refused = host.ask("PUT", "/v1/disks/one", Some(&outside));
+    assert!(refused.problem().1.contains("/var/kept is in no folder of --allow"), "{refused:?}");
+    assert!(std::fs::read(&base).unwrap() == pattern(1, 65_536), "the base");
     host.daemon.stop();
 }

@@ -29,7 +29,7 @@ fn state(summary: &DiskSummary, stats: &DiskStats) -> Value {
         "front_ends": stats.front_ends,
         "guest_memory_bytes": stats.guest_memory_bytes,
         "overlay_bytes": stats.overlay_bytes.map(|(bytes, _)| bytes),
-        "overlay_max_bytes": stats.overlay_bytes.map(|(_, max_bytes)| max_bytes),
+        "overlay_max_bytes": stats.overlay_bytes.map(|(_, max_bytes)| max_bytes).filter(|max_bytes| *max_bytes != u64::MAX),
         "bad_bytes": bad_bytes,
         "requests_in_flight": stats.requests_in_flight,
         "slow_requests": stats.slow_requests,

@@ -299,7 +299,9 @@ impl Operator {
             SocketSource::Fd(_) => None,
         };
         let is_outside = |path: &PathBuf| !allowed.iter().any(|folder| path.starts_with(folder));
-        let outside = [Some(&config.path), socket].into_iter().flatten().find(|path| is_outside(path))?;
+        let overlay = config.overlay.as_ref().and_then(|overlay| overlay.file.as_ref());
+        let outside =
+            [Some(&config.path), socket, overlay].into_iter().flatten().find(|path| is_outside(path))?;
         Some(format!(
             "; {} is in no folder of --allow: name its folder there at the start, as the sandbox lets nothing else be opened \
              afterwards",

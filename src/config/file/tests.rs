@@ -53,6 +53,10 @@ fn every_key_means_the_same_as_on_the_command_line() {
         Kind::Number { max, .. } => vec![(max.to_string(), max.to_string()), ("\"1\"".into(), "1".into())],
         Kind::OneOf(numbers) => numbers.iter().map(|it| (it.to_string(), it.to_string())).collect(),
         Kind::Word(words) => words.iter().map(|it| (format!("{it:?}"), it.to_string())).collect(),
+        Kind::WordOrPath(words) => {
+            let words = words.iter().map(|it| (format!("{it:?}"), it.to_string()));
+            words.chain([("\"/x, y\"".to_owned(), "/x,, y".to_owned())]).collect()
+        }
         Kind::Mode => vec![("\"0600\"".into(), "0600".into()), ("0o600".into(), "0600".into())],
         Kind::Identity => vec![("7".into(), "7".into()), ("\"root\"".into(), "root".into())],
         Kind::List => vec![

@@ -45,6 +45,10 @@ fn every_key_means_the_same_as_on_the_command_line() {
         Kind::Number { max, .. } => vec![(json!(max), max.to_string()), (json!("1"), "1".into())],
         Kind::OneOf(numbers) => numbers.iter().map(|it| (json!(it), it.to_string())).collect(),
         Kind::Word(words) => words.iter().map(|it| (json!(it), (*it).to_owned())).collect(),
+        Kind::WordOrPath(words) => {
+            let words = words.iter().map(|it| (json!(it), (*it).to_owned()));
+            words.chain([(json!("/x, y"), "/x,, y".to_owned())]).collect()
+        }
         Kind::Mode => vec![(json!("0600"), "0600".into())],
         Kind::Identity => vec![(json!(7), "7".into()), (json!("root"), "root".into())],
         Kind::List => {

@@ -245,6 +245,9 @@ fn values_are_of_the_kind_that_the_table_says() {
                 assert!(key.form() == "CLASS" || key.form() == words.join("|"), "{key:?}");
                 (words.iter().map(ToString::to_string).collect(), vec!["1".into(), "other".into()])
             }
+            Kind::WordOrPath(words) => {
+                (words.iter().map(ToString::to_string).chain(["./x".into()]).collect(), vec!["other".into()])
+            }
             Kind::Mode => (vec!["0600".into()], vec!["0888".into(), "rw".into()]),
             Kind::Identity => (vec!["root".into(), "7".into()], vec!["no-such-one".into()]),
             Kind::List => (vec!["0".into(), "0,1".into()], vec!["no-such-one".into()]),

@@ -34,9 +34,9 @@ pub(super) fn check_durability(
     media: &Media,
     options: &OpenOptions,
 ) -> Result<(), OpenError> {
-    let (found, why) = match options.overlay {
-        Some(_) => (Durability::Volatile, OVERLAY_IN_MEMORY),
-        None => (media.durability, media.why.as_str()),
+    let (found, why) = match &options.overlay {
+        Some(overlay) if overlay.file.is_none() => (Durability::Volatile, OVERLAY_IN_MEMORY),
+        _ => (media.durability, media.why.as_str()),
     };
     match options.require_durable {
         Some(required) if found < required => {

@@ -18,6 +18,7 @@ mod device;
 pub(super) mod error;
 mod fill;
 pub(super) mod options;
+mod overlay_file;
 pub(super) mod policy;
 pub(super) mod preview;
 mod regular;
@@ -30,8 +31,12 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Opened, OpenError> {
     let options = &options.of_path();
     let backing = BackingPath::of_disk(&options.name, path);
     let opened = open_path(path, &backing, options)?;
-    match options.overlay {
+    match &options.overlay {
         None => Ok(opened),
+        Some(OverlayOptions { file: Some(file), max_bytes }) => {
+            check_base(&backing, opened.media.kind, options)?;
+            overlay_file::lay_over(opened, file, *max_bytes, options)
+        }
         Some(overlay) => lay_over(opened, overlay, &backing, options),
     }
 }
@@ -39,7 +44,7 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Opened, OpenError> {
 /// A private disk over what was opened.
 fn lay_over(
     opened: Opened,
-    overlay: OverlayOptions,
+    overlay: &OverlayOptions,
     backing: &BackingPath,
     options: &OpenOptions,
 ) -> Result<Opened, OpenError> {

@@ -1,5 +1,6 @@
 //! The options of opening a disk, and what the result is.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -67,10 +68,12 @@ impl OpenOptions {
     }
 }
 
-/// A private disk over what the path leads to, whose written pages are in memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A private disk over what the path leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OverlayOptions {
-    /// The most memory in bytes; none for as much as the disk has.
+    /// The file that keeps what is written, which is made if there is none; without one it is in memory.
+    pub file: Option<PathBuf>,
+    /// The most memory, or space of the file, in bytes; none for as much as it takes.
     pub max_bytes: Option<u64>,
 }
 

@@ -15,6 +15,7 @@ use super::describe::recognise;
 use super::device::{Unwritable, block_bytes};
 use super::error::{OpenError, PATH_REMEDY};
 use super::options::{DEFAULT_BLOCK_BYTES, OpenOptions};
+use super::overlay_file;
 use super::regular::{check_creatable, dangling, not_created};
 use crate::disk::backing_path::BackingPath;
 use crate::disk::lock::LockMode;
@@ -50,10 +51,33 @@ pub fn preview(path: &Path, options: &OpenOptions) -> Result<Preview, OpenError>
         check_size(&backing, size_bytes, block_bytes)?;
     }
     match options.symlinks.metadata(path) {
-        Ok(metadata) => of_existing(&backing, &metadata, options),
+        Ok(metadata) => {
+            let preview = of_existing(&backing, &metadata, options)?;
+            match options.overlay.as_ref().and_then(|overlay| overlay.file.as_ref()) {
+                Some(file) => of_overlay(preview, &metadata, file, options),
+                None => Ok(preview),
+            }
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => of_new(&backing, options),
         Err(error) => Err(OpenError::system(&backing, "examine", PATH_REMEDY, error)),
     }
+}
+
+/// A private disk over what was found, whose writes are in `file`.
+fn of_overlay(
+    base: Preview,
+    metadata: &Metadata,
+    file: &Path,
+    options: &OpenOptions,
+) -> Result<Preview, OpenError> {
+    let found = preview(file, &overlay_file::as_disk(file, base.capacity_bytes, options))?;
+    overlay_file::check(file, metadata, base.capacity_bytes, options)?;
+    let media = base.media.zip(found.media).map(|(base, mut media)| {
+        let kind = base.kind;
+        overlay_file::weaken(&mut media, base);
+        Media { kind, ..media }
+    });
+    Ok(Preview { media, creates: found.creates, ..base })
 }
 
 fn of_new(backing: &BackingPath, options: &OpenOptions) -> Result<Preview, OpenError> {

@@ -10,17 +10,23 @@ use std::sync::{Mutex, PoisonError};
 /// has ended, or on another machine. It must not see what the base has in place of that.
 #[derive(Debug, Default)]
 pub(super) struct Continuity {
+    /// What drivers have written before this process is there.
+    has_past: bool,
     begun: Mutex<BTreeSet<u16>>,
     is_lost: AtomicBool,
 }
 
 impl Continuity {
+    pub(super) fn new(has_past: bool) -> Self {
+        Self { has_past, ..Self::default() }
+    }
+
     /// A ring starts, at its beginning or where it has stopped before; `is_first`: no other runs. Returns whether what the driver
     /// has written is lost.
     pub(super) fn ring_starts(&self, ring: u16, goes_on: bool, is_first: bool) -> bool {
         let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
         match goes_on {
-            true if !begun.contains(&ring) => self.is_lost.store(true, Ordering::Release),
+            true if !self.has_past && !begun.contains(&ring) => self.is_lost.store(true, Ordering::Release),
             true => {}
             // A driver that begins anew expects nothing.
             false if is_first => {
@@ -60,6 +66,12 @@ mod tests {
         assert!(all.ring_starts(2, GOES_ON, false));
         assert!(all.ring_starts(0, GOES_ON, true), "it stays lost");
         assert!(!all.ring_starts(0, ANEW, true), "until the driver begins anew");
+    }
+
+    #[test]
+    fn what_was_kept_is_not_lost() {
+        let kept = Continuity::new(true);
+        assert!(!kept.ring_starts(0, GOES_ON, true));
     }
 
     /// After a restart, where the first ring was never used.

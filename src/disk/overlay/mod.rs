@@ -1,8 +1,9 @@
-//! A private disk over a base that many share: what a guest writes is in memory of this process, page by page, and the base is
-//! only read.
+//! A private disk over a base that many share: what a guest writes is in memory of this process, or in a file of its own, page by
+//! page, and the base is only read.
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 
 use rustix::fs::MemfdFlags;
 
@@ -13,29 +14,35 @@ use crate::disk::failure::IoFailure;
 use crate::disk::{DirectTransfer, Disk, DiskError, Durability, Geometry, MappedDisk};
 use budget::Budget;
 use continuity::Continuity;
-use pages::{PAGE, PAGE_BYTES, Pages, Place};
+pub(super) use pages::Pages;
+use pages::{PAGE, PAGE_BYTES, Place};
 
 mod budget;
 mod continuity;
+pub(super) mod in_file;
 mod pages;
+mod upper;
+
+pub use in_file::InFile;
+pub use upper::{InMemory, Upper};
 
 /// What a page without bytes reads as.
 const ZEROES: [u8; PAGE] = [0; PAGE];
 
-/// A disk whose bytes are those of a base until they are written, and then in memory, by pages of 4 KiB.
+/// A disk whose bytes are those of a base until they are written, and then in memory or a file ([`Upper`]), by pages of 4 KiB.
 ///
-/// A read of what nobody has written is a read of the base, after a look at two bits; what was written is read from memory, at the
+/// A read of what nobody has written is a read of the base, after a look at two bits; what was written is read from there, at the
 /// same offset. The first write to a page copies it from the base; that is done without guest memory, so that nobody who waits
 /// for a page's lock waits for a guest. A range that is zeroed or discarded gives its whole pages back, and reads as zeroes.
 ///
 /// # Lifecycle
-/// What was written ends with the value. The base is never written, must be as long as the disk for as long, and should not change:
-/// pages that nobody has written show what it has by then.
+/// What was written [in memory](InMemory) ends with the value; [in a file](InFile) it stays. The base is never written, must be as
+/// long as the disk for as long, and should not change: pages that nobody has written show what it has by then.
 #[derive(Debug)]
-pub struct Overlay<B> {
+pub struct Overlay<B, U = InMemory> {
     base: B,
     /// Sparse, and as long as the disk.
-    upper: MappedDisk,
+    upper: U,
     pages: Pages,
     budget: Budget,
     continuity: Continuity,
@@ -45,7 +52,7 @@ pub struct Overlay<B> {
 }
 
 impl<B: Disk> Overlay<B> {
-    /// A private disk over all of `base`, whose written pages are at most `max_bytes`.
+    /// A private disk over all of `base`, whose written pages are at most `max_bytes` of memory.
     ///
     /// # Errors
     /// Those of `memfd_create(2)`, `ftruncate(2)` and `mmap(2)`.
@@ -57,8 +64,17 @@ impl<B: Disk> Overlay<B> {
         // Ignored: a kernel without huge pages has none to be spared.
         let _ = upper.mapping().advise_small_pages();
         let pages = Pages::new(geometry.capacity_bytes);
-        let (budget, continuity) = (Budget::new(max_bytes), Continuity::default());
-        Ok(Self { base, upper, pages, budget, continuity, geometry, unmaps })
+        Ok(Self::over(base, InMemory(upper), pages, max_bytes, unmaps))
+    }
+}
+
+impl<B: Disk, U: Upper> Overlay<B, U> {
+    /// With pages that are where they are by now.
+    pub(super) fn over(base: B, upper: U, pages: Pages, max_bytes: u64, unmaps: bool) -> Self {
+        let geometry = Geometry { read_only: false, ..base.geometry() };
+        let (budget, continuity) = (Budget::new(max_bytes), Continuity::new(upper.has_past()));
+        budget.count(upper.file(), 0);
+        Self { base, upper, pages, budget, continuity, geometry, unmaps }
     }
 
     /// What it lies over.
@@ -66,7 +82,7 @@ impl<B: Disk> Overlay<B> {
         &self.base
     }
 
-    /// Bytes of memory that hold what was written.
+    /// Bytes of memory, or of the file's space, that hold what was written.
     pub fn resident_bytes(&self) -> u64 {
         budget::resident_bytes(self.upper.file()).unwrap_or(0)
     }
@@ -124,10 +140,25 @@ impl<B: Disk> Overlay<B> {
             let full = IoFailure::OverlayFull { max_bytes: self.budget.max_bytes() };
             return Err(failed("writing the overlay", start, len)(io::Error::other(full)));
         }
-        copy::with_bytes(bytes, |from| self.upper.write(start, from, PrefetchHint::NONE))?;
+        copy::with_bytes(bytes, |from| self.upper.disk().write(start, from, PrefetchHint::NONE))?;
         // Others read the page once they see where it is.
         copy::store_fence();
-        self.pages.set(page, Place::Upper);
+        self.set(page..page.saturating_add(1), Place::Upper)
+    }
+
+    /// These pages, of one word whose lock the caller has, are there from now on.
+    fn set(&self, pages: Range<u64>, place: Place) -> Result<(), DiskError> {
+        let (start, word) = (pages.start.saturating_mul(PAGE_BYTES), Pages::word_of(pages.start));
+        let states = self.pages.word_with(pages, place);
+        if states != self.pages.word(word) {
+            let noted = self.upper.note(word, states);
+            noted.map_err(|error| IoFailure::of_error(self.upper.file(), None, error)).map_err(failed(
+                "noting what is written in the overlay",
+                start,
+                PAGE_BYTES,
+            ))?;
+            self.upper.change(word, || self.pages.set_word(word, states));
+        }
         Ok(())
     }
 
@@ -141,26 +172,43 @@ impl<B: Disk> Overlay<B> {
         if first >= last {
             return Ok([(offset, len), (end, 0)]);
         }
-        for page in first..last {
+        let mut page = first;
+        while page < last {
+            let next = last.min(Pages::end_of_word(page));
             let _lock = self.pages.lock(page);
-            self.pages.set(page, Place::Nowhere);
+            self.set(page..next, Place::Nowhere)?;
+            page = next;
         }
         let (start, stop) = (first * PAGE_BYTES, (last * PAGE_BYTES).min(end));
-        self.upper.discard(start, stop.saturating_sub(start))?;
+        self.upper.disk().discard(start, stop.saturating_sub(start))?;
         self.budget.count(self.upper.file(), 0);
         Ok([(offset, start.saturating_sub(offset)), (stop, end.saturating_sub(stop))])
+    }
+
+    /// Zeroes parts of pages that were written, by bytes: a page that was written has space, by which an overlay in a file tells it.
+    fn zero_parts(&self, offset: u64, len: u64) -> Result<u64, DiskError> {
+        let (mut at, end, mut zeroes) = (offset, offset.saturating_add(len), ZEROES);
+        while at < end {
+            let next = end.min((at / PAGE_BYTES).saturating_add(1).saturating_mul(PAGE_BYTES));
+            let part =
+                zeroes.get_mut(..usize::try_from(next.saturating_sub(at)).unwrap_or(0)).unwrap_or_default();
+            copy::with_bytes(part, |from| self.upper.disk().write(at, from, PrefetchHint::NONE))?;
+            at = next;
+        }
+        Ok(len)
     }
 
     /// A read of pages that are in several places, or nowhere.
     #[cold]
     #[inline(never)]
     fn read_by_page(&self, offset: u64, into: Segments<'_>) -> Result<(), DiskError> {
-        self.upper.mapping().check(offset, into.total_bytes() as u64)?;
+        // Nobody may read beyond the end either.
+        self.geometry.check_write(offset, into.total_bytes() as u64)?;
         for (at, part) in into.in_pages(offset, PAGE_BYTES) {
             let segments = part.segments();
             match self.pages.place(at / PAGE_BYTES) {
                 Place::Base => self.base.read(at, segments, PrefetchHint::NONE)?,
-                Place::Upper => self.upper.read(at, segments, PrefetchHint::NONE)?,
+                Place::Upper => self.upper.disk().read(at, segments, PrefetchHint::NONE)?,
                 Place::Nowhere => {
                     let len = segments.total_bytes();
                     if copy::store_slice(segments, ZEROES.get(..len).unwrap_or(&ZEROES)) != len {
@@ -179,25 +227,25 @@ impl<B: Disk> Overlay<B> {
     }
 }
 
-impl<B: Disk> Disk for Overlay<B> {
+impl<B: Disk, U: Upper> Disk for Overlay<B, U> {
     #[inline]
     fn geometry(&self) -> Geometry {
         self.geometry
     }
 
     fn unit_bytes(&self) -> u32 {
-        self.upper.unit_bytes()
+        self.upper.disk().unit_bytes()
     }
 
     fn durability(&self) -> Durability {
-        Durability::Volatile
+        self.upper.durability()
     }
 
     #[inline]
     fn prefetch_hint(&self, offset: u64) -> PrefetchHint {
         match self.pages.place(offset / PAGE_BYTES) {
             Place::Base => self.base.prefetch_hint(offset),
-            Place::Upper => self.upper.prefetch_hint(offset),
+            Place::Upper => self.upper.disk().prefetch_hint(offset),
             Place::Nowhere => PrefetchHint::NONE,
         }
     }
@@ -207,7 +255,7 @@ impl<B: Disk> Disk for Overlay<B> {
         self.check_there(offset, into.total_bytes() as u64)?;
         match self.pages.place_of_all(offset, into.total_bytes() as u64) {
             Some(Place::Base) => self.base.read(offset, into, next),
-            Some(Place::Upper) => self.upper.read(offset, into, next),
+            Some(Place::Upper) => self.upper.disk().read(offset, into, next),
             Some(Place::Nowhere) | None => self.read_by_page(offset, into),
         }
     }
@@ -220,16 +268,19 @@ impl<B: Disk> Disk for Overlay<B> {
             self.geometry.check_write(offset, len)?;
             self.own(offset, len)?;
         }
-        self.upper.write(offset, from, next)
+        self.upper.disk().write(offset, from, next)
     }
 
     fn may_wait(&self) -> bool {
-        self.base.may_wait()
+        self.base.may_wait() || self.upper.disk().may_wait()
     }
 
-    /// It is a copy into memory, unless the page has never been written to.
+    fn changes_exclude_each_other(&self) -> bool {
+        self.upper.disk().changes_exclude_each_other()
+    }
+
     fn writes_are_quick(&self) -> bool {
-        true
+        self.upper.writes_are_quick()
     }
 
     fn has_direct(&self) -> bool {
@@ -252,46 +303,65 @@ impl<B: Disk> Disk for Overlay<B> {
         }
         match self.pages.place_of_all(offset, into.total_bytes() as u64) {
             Some(Place::Base) => self.base.try_read(offset, into, next),
-            Some(Place::Upper) => self.upper.read(offset, into, next).is_ok(),
+            Some(Place::Upper) => self.upper.try_read(offset, into, next),
             Some(Place::Nowhere) => self.read_by_page(offset, into).is_ok(),
             None => false,
         }
     }
 
     fn can_announce(&self, len: u64) -> bool {
-        self.base.can_announce(len)
+        self.base.can_announce(len) || self.upper.disk().can_announce(len)
     }
 
     fn announce(&self, offset: u64, len: u64) {
-        self.base.announce(offset, len);
+        match self.pages.place_of_all(offset, len) {
+            Some(Place::Base) => self.base.announce(offset, len),
+            Some(Place::Upper) => self.upper.disk().announce(offset, len),
+            Some(Place::Nowhere) | None => {}
+        }
     }
 
     fn read_announced(&self, offset: u64, into: Segments<'_>) -> bool {
-        !self.continuity.is_lost()
-            && self.is_base(offset, into.total_bytes() as u64)
-            && self.base.read_announced(offset, into)
+        if self.continuity.is_lost() {
+            return false;
+        }
+        match self.pages.place_of_all(offset, into.total_bytes() as u64) {
+            Some(Place::Base) => self.base.read_announced(offset, into),
+            Some(Place::Upper) => self.upper.disk().read_announced(offset, into),
+            Some(Place::Nowhere) | None => false,
+        }
     }
 
     fn forget_cached(&self) {
         self.base.forget_cached();
+        self.upper.disk().forget_cached();
     }
 
     fn begin_turn(&self) {
         self.base.begin_turn();
+        self.upper.disk().begin_turn();
     }
 
     fn ring_starts(&self, ring: u16, goes_on: bool, is_first: bool) -> bool {
         self.continuity.ring_starts(ring, goes_on, is_first)
     }
 
-    #[inline]
-    fn try_flush(&self) -> Option<Result<(), DiskError>> {
-        Some(self.flush())
+    fn fence(&self) {
+        self.upper.disk().fence();
     }
 
-    /// Memory needs none; but what is lost was not kept.
+    /// What is lost was not kept.
+    #[inline]
+    fn try_flush(&self) -> Option<Result<(), DiskError>> {
+        match self.check_there(0, 0) {
+            Ok(()) => self.upper.try_flush(),
+            lost => Some(lost),
+        }
+    }
+
     fn flush(&self) -> Result<(), DiskError> {
-        self.check_there(0, 0)
+        self.check_there(0, 0)?;
+        self.upper.flush(|word| self.pages.word(word))
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
@@ -315,7 +385,7 @@ impl<B: Disk> Disk for Overlay<B> {
             // What is nowhere is zeroes.
             if len != 0 && self.pages.place_of_all(offset, len) != Some(Place::Nowhere) {
                 self.own(offset, len)?;
-                written_bytes = written_bytes.saturating_add(self.upper.write_zeroes(offset, len, false)?);
+                written_bytes = written_bytes.saturating_add(self.zero_parts(offset, len)?);
             }
         }
         Ok(written_bytes)

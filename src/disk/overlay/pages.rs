@@ -1,5 +1,6 @@
 //! Where the bytes of each page of an overlay are, and who may change that.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -22,12 +23,12 @@ pub(super) enum Place {
     Base,
     /// Nowhere: it reads as zeroes.
     Nowhere,
-    /// In the overlay's memory.
+    /// In the overlay's memory, or file.
     Upper,
 }
 
 impl Place {
-    const fn bits(self) -> u64 {
+    pub(super) const fn bits(self) -> u64 {
         match self {
             Self::Base => 0,
             Self::Nowhere => 1,
@@ -48,7 +49,7 @@ type Part = Box<[AtomicU64; WORDS_OF_PART]>;
 
 /// Where the bytes of each page are. Nothing is allocated for parts that nobody has written to.
 #[derive(Debug)]
-pub(super) struct Pages {
+pub(in crate::disk) struct Pages {
     parts: Box<[OnceLock<Part>]>,
     locks: [Mutex<()>; LOCKS],
 }
@@ -89,26 +90,46 @@ impl Pages {
         (first.saturating_add(1)..=last).all(|page| self.place(page) == place).then_some(place)
     }
 
-    /// Only who has this changes where the bytes of the page are.
+    /// Only who has this changes where the bytes of the page are, and of others that its word has the states of.
     pub(super) fn lock(&self, page: u64) -> MutexGuard<'_, ()> {
-        let lock = usize::try_from(page % LOCKS as u64).unwrap_or(0);
+        let lock = usize::try_from(page / PAGES_OF_WORD % LOCKS as u64).unwrap_or(0);
         let [first, ..] = &self.locks;
         self.locks.get(lock).unwrap_or(first).lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The bytes of the page, whose lock the caller has, are there from now on; they must be there before.
-    pub(super) fn set(&self, page: u64, place: Place) {
-        let (part, word, shift) = Self::place_of(page);
+    /// The number of the word that has the state of a page.
+    pub(super) const fn word_of(page: u64) -> u64 {
+        page / PAGES_OF_WORD
+    }
+
+    /// The first page behind those of the same word.
+    pub(super) const fn end_of_word(page: u64) -> u64 {
+        (page / PAGES_OF_WORD).saturating_add(1).saturating_mul(PAGES_OF_WORD)
+    }
+
+    /// The states of the pages of a word.
+    pub(super) fn word(&self, word: u64) -> u64 {
+        let (part, word, _) = Self::place_of(word.saturating_mul(PAGES_OF_WORD));
+        let part = self.parts.get(part).and_then(OnceLock::get);
+        part.and_then(|part| part.get(word)).map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    /// The same if these pages, all of one word, were there.
+    pub(super) fn word_with(&self, pages: Range<u64>, place: Place) -> u64 {
+        let before = self.word(Self::word_of(pages.start));
+        pages.fold(before, |states, page| {
+            let (_, _, shift) = Self::place_of(page);
+            states & !(3 << shift) | place.bits() << shift
+        })
+    }
+
+    /// These are the states of the pages of a word, whose lock the caller has, from now on: their bytes must be there before.
+    pub(super) fn set_word(&self, word: u64, states: u64) {
+        let (part, word, _) = Self::place_of(word.saturating_mul(PAGES_OF_WORD));
         let Some(part) = self.parts.get(part) else { return };
         let part = part.get_or_init(|| Box::new([const { AtomicU64::new(0) }; WORDS_OF_PART]));
-        let Some(word) = part.get(word) else { return };
-        let with = |bits: u64| bits & !(3 << shift) | place.bits() << shift;
-        // Other pages of the word change meanwhile.
-        let mut before = word.load(Ordering::Relaxed);
-        while let Err(now) =
-            word.compare_exchange_weak(before, with(before), Ordering::Release, Ordering::Relaxed)
-        {
-            before = now;
+        if let Some(word) = part.get(word) {
+            word.store(states, Ordering::Release);
         }
     }
 }
@@ -124,7 +145,8 @@ mod tests {
         let written = [0, 1, 31, 32, 16_383, 16_384, (130 << 8) - 1];
         for (at, page) in written.into_iter().enumerate() {
             let _lock = pages.lock(page);
-            pages.set(page, if at % 2 == 0 { Place::Upper } else { Place::Nowhere });
+            let place = if at % 2 == 0 { Place::Upper } else { Place::Nowhere };
+            pages.set_word(Pages::word_of(page), pages.word_with(page..page + 1, place));
         }
         for page in 0..130 << 8 {
             let expected = match written.iter().position(|it| *it == page) {
@@ -138,8 +160,13 @@ mod tests {
         assert_eq!(pages.place_of_all(4095, 2), None);
         assert_eq!(pages.place_of_all(8192, 20_000), Some(Place::Base));
         assert_eq!(pages.place_of_all(8192, 0), Some(Place::Base));
+        assert_eq!(Pages::end_of_word(31), 32);
+        let zeroed = pages.word_with(4..32, Place::Nowhere);
+        pages.set_word(0, zeroed);
+        assert_eq!((pages.place(1), pages.place(3)), (Place::Nowhere, Place::Base));
+        assert_eq!(pages.place_of_all(4 * 4096, 28 * 4096), Some(Place::Nowhere));
         // One that is outside is not noted anywhere.
-        pages.set(u64::MAX / PAGE_BYTES, Place::Upper);
+        pages.set_word(Pages::word_of(u64::MAX / PAGE_BYTES), u64::MAX);
         assert_eq!(pages.place(u64::MAX / PAGE_BYTES), Place::Base);
     }
 }

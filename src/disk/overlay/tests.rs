@@ -10,35 +10,35 @@ use crate::copy::testing::{Memory, pattern};
 use crate::disk::FileDisk;
 
 /// Pages, and a part of one.
-const LEN: usize = 40 * 4096 + 1536;
-const ALL: u64 = LEN as u64;
+pub(super) const LEN: usize = 40 * 4096 + 1536;
+pub(super) const ALL: u64 = LEN as u64;
 
-fn file(folder: &str) -> File {
+pub(super) fn file(folder: &str) -> File {
     let file = tempfile::tempfile_in(folder).unwrap();
     file.write_all_at(&pattern(LEN, 3), 0).unwrap();
     file
 }
 
-const BASE: Geometry = Geometry { capacity_bytes: ALL, block_bytes: 512, read_only: true };
+pub(super) const BASE: Geometry = Geometry { capacity_bytes: ALL, block_bytes: 512, read_only: true };
 
 fn over_memory(max_bytes: u64) -> Overlay<MappedDisk> {
     Overlay::new(MappedDisk::new(file("/dev/shm"), BASE).unwrap(), max_bytes, true).unwrap()
 }
 
-fn read(disk: &impl Disk, offset: usize, len: usize) -> Vec<u8> {
+pub(super) fn read(disk: &impl Disk, offset: usize, len: usize) -> Vec<u8> {
     // Cut where no page ends.
     let memory = Memory::new(&vec![0xee; len]).cut(0, &[len / 3, len - len / 3], 0);
     disk.read(offset as u64, memory.segments(), PrefetchHint::NONE).unwrap();
     memory.bytes()
 }
 
-fn write(disk: &impl Disk, offset: usize, bytes: &[u8]) -> Result<(), DiskError> {
+pub(super) fn write(disk: &impl Disk, offset: usize, bytes: &[u8]) -> Result<(), DiskError> {
     let memory = Memory::new(bytes).cut(0, &[bytes.len() / 3, bytes.len() - bytes.len() / 3], 0);
     disk.write(offset as u64, memory.segments(), PrefetchHint::NONE)
 }
 
 #[derive(Debug, Clone)]
-enum Step {
+pub(super) enum Step {
     Write(usize, usize, u8),
     Zero(usize, usize),
     Discard(usize, usize),
@@ -47,7 +47,7 @@ enum Step {
 }
 
 /// Sectors, as guests ask for them.
-fn step() -> impl Strategy<Value = Step> {
+pub(super) fn step() -> impl Strategy<Value = Step> {
     let range = (0..LEN / 512, prop_oneof![1..9_usize, 1..200_usize]).prop_map(|(start, len)| {
         let len = len.min(LEN / 512 - start);
         (start * 512, len * 512)
@@ -62,7 +62,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// Does it to the disk and to the model, and holds what is read against it.
-fn take(disk: &impl Disk, model: &mut [u8], step: Step) {
+pub(super) fn take(disk: &impl Disk, model: &mut [u8], step: Step) {
     match step {
         Step::Write(start, len, seed) => {
             let bytes = pattern(len, seed);

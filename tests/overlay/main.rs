@@ -1,9 +1,11 @@
-//! Private disks over a base that many share (`overlay=memory`), through their sockets.
+//! Private disks over a base that many share (`overlay=`), through their sockets.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::cast_possible_truncation, clippy::print_stderr, unreachable_pub)]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod kept;
 
 use std::fs;
 
@@ -187,7 +189,7 @@ fn what_a_private_disk_cannot_be_is_refused() {
             "overlay and readonly contradict each other; leave one of them out",
         ),
         ("overlay-max=1M", 2, "overlay-max needs overlay; add it, or leave overlay-max out"),
-        ("overlay=disk", 2, "overlay=disk: write memory or off"),
+        ("overlay=disk", 2, "overlay=disk: write memory, off, or the path of a file"),
         ("overlay=memory,require-durable=page", 13, "in the memory of this process (overlay=memory)"),
         ("overlay=memory,size=64M", 6, "the file has only 2097152 bytes"),
     ] {

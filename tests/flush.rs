@@ -97,6 +97,7 @@ impl Bench {
             cpus: None,
             postcopy: false,
             config_record: ConfigRecord::default(),
+            template: None,
         };
         let options = ServeOptions { workers: NonZeroU16::new(1), ..ServeOptions::default() };
         let server = Server::serve(vec![service], options).unwrap();

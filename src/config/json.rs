@@ -206,6 +206,7 @@ fn value_of(config: &DiskConfig, key: Key) -> Option<Value> {
             Some(overlay) => overlay.file.as_ref().map_or("memory".into(), |file| path(file)),
         },
         Key::OverlayMax => config.overlay.as_ref()?.max_bytes?.into(),
+        Key::Template => config.template.word().into(),
         Key::Lock => config.lock.to_string().into(),
         Key::RequireDurable => config.require_durable.map_or("off", Durability::word).into(),
         Key::Discard => config.discard.to_string().into(),

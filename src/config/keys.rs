@@ -28,6 +28,7 @@ pub(crate) enum Key {
     Sparse,
     Overlay,
     OverlayMax,
+    Template,
     Lock,
     RequireDurable,
     Discard,
@@ -124,7 +125,7 @@ const fn limit(key: Key, name: &'static str, measure: Measure, part: Part) -> De
     Definition { is_changeable: true, ..row(key, name, Kind::Limit(measure, part), form, meaning, default) }
 }
 
-const TABLE: [Definition; 43] = [
+const TABLE: [Definition; 44] = [
     row(Key::Path, "path", Kind::Path, "FILE", "File or device whose bytes are the disk", REQUIRED),
     row(
         Key::Socket,
@@ -202,6 +203,15 @@ const TABLE: [Definition; 43] = [
         "SIZE",
         "Most memory, or space of its file, that what is written may take; a write that needs more fails",
         "the size of the disk; of a file, what its file system has",
+    ),
+    row(
+        Key::Template,
+        "template",
+        Kind::Word(&["off", "on", "same-serial"]),
+        "off|on|same-serial",
+        "With `overlay=memory`: each front-end that connects gets a private disk of its own, which ends when it leaves. Its serial \
+         number has `-` and a number behind it, or is the same for all (`same-serial`). Limits hold for all of them together",
+        "`off`",
     ),
     row(
         Key::Lock,

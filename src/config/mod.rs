@@ -11,11 +11,13 @@ pub(crate) mod identity;
 pub(crate) mod json;
 #[cfg(feature = "daemon")]
 pub(crate) mod keys;
+#[cfg(feature = "daemon")]
 mod kind;
 #[cfg(feature = "daemon")]
 pub(crate) mod options;
 #[cfg(feature = "daemon")]
 pub(crate) mod size;
+mod template;
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU16;
@@ -27,6 +29,7 @@ use std::time::Duration;
 
 pub(crate) use groups::check_groups;
 pub use groups::{GroupDisagrees, Throttling, ThrottlingChanges};
+pub use template::Template;
 
 use crate::disk::{DeepFlush, DiscardPolicy, Durability, LockMode, OverlayOptions, Symlinks};
 pub use crate::limits::bounds::{MAX_QUEUES, MAX_SEG_MAX, MAX_SLOW_MS, SERIAL_BYTES};
@@ -90,6 +93,8 @@ pub struct DiskConfig {
     pub sparse: bool,
     /// What guests write is private, and the backing is only read.
     pub overlay: Option<OverlayOptions>,
+    /// Each front-end gets a private disk in memory of its own; only with such an overlay.
+    pub template: Template,
     /// How the backing is protected from a second writer.
     pub lock: LockMode,
     /// The least that a completed and flushed write must be worth; the server does not start otherwise.
@@ -284,6 +289,7 @@ impl DiskConfig {
             slow_ms: None,
             sparse: false,
             overlay: None,
+            template: Template::Off,
             lock: LockMode::On,
             require_durable: None,
             discard: DiscardPolicy::Auto,

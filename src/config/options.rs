@@ -10,7 +10,7 @@ use crate::config::keys::{self, Key, Kind, Part};
 use crate::config::size::{self, SizeError};
 use crate::config::{
     BLOCK_SIZES, CpuChoice, DiskConfig, MAX_QUEUES, MAX_SEG_MAX, MAX_SLOW_MS, Serial, SerialTooLong,
-    SocketSource,
+    SocketSource, Template,
 };
 use crate::disk::{
     DeepFlush, DiscardPolicy, Durability, LockMode, OverlayOptions, Symlinks, UnknownLockMode, UnknownWord,
@@ -73,6 +73,10 @@ pub(crate) enum ValueError {
     NotASlowTime,
     #[error("write memory, off, or the path of a file, with a / in it")]
     NotAnOverlay,
+    #[error("write off, on or same-serial")]
+    NotATemplate,
+    #[error("a template's disks are in memory; add overlay=memory")]
+    NotInMemory,
     #[error(transparent)]
     Size(#[from] SizeError),
     #[error("{0}; shorten it")]
@@ -114,6 +118,7 @@ pub(crate) struct DiskOptions {
     slow_ms: Option<NonZeroU16>,
     sparse: bool,
     overlay: Option<OverlayOptions>,
+    template: Template,
     lock: Option<LockMode>,
     /// `Some(None)` is "off": nothing, whatever is required of the other disks.
     require_durable: Option<Option<Durability>>,
@@ -143,6 +148,7 @@ impl DiskOptions {
         if read_only && overlay.is_some() {
             return Err(OptionError::Contradiction(Key::Overlay, Key::ReadOnly));
         }
+        let template = values.template(overlay.as_ref())?;
         Ok(Self {
             path: values.required(Key::Path)?,
             socket: values.required(Key::Socket)?,
@@ -155,6 +161,7 @@ impl DiskOptions {
             seg_max: values.take(Key::SegMax, seg_max)?,
             sparse: values.take(Key::Sparse, switch)?.unwrap_or(false),
             overlay,
+            template,
             lock: values.take(Key::Lock, |value| Ok(value.parse()?))?,
             require_durable: values.take(Key::RequireDurable, class_or_off)?,
             discard: values.take(Key::Discard, |value| Ok(value.parse()?))?,
@@ -180,6 +187,7 @@ impl DiskOptions {
         config.slow_ms = self.slow_ms;
         config.sparse = self.sparse;
         config.overlay = self.overlay;
+        config.template = self.template;
         config.lock = self.lock.unwrap_or(config.lock);
         config.require_durable = self.require_durable.unwrap_or(defaults.require_durable);
         config.discard = self.discard.unwrap_or(config.discard);
@@ -309,6 +317,17 @@ impl Values {
             }
             None => Ok(None),
         }
+    }
+
+    /// Whether each front-end has a disk of its own.
+    fn template(&mut self, overlay: Option<&OverlayOptions>) -> Result<Template, OptionError> {
+        let is_in_memory = overlay.is_some_and(|overlay| overlay.file.is_none());
+        let template = self.take(Key::Template, |word| match Template::named(word) {
+            None => Err(ValueError::NotATemplate),
+            Some(Template::On | Template::SameSerial) if !is_in_memory => Err(ValueError::NotInMemory),
+            Some(template) => Ok(template),
+        })?;
+        Ok(template.unwrap_or_default())
     }
 
     fn limits(&mut self) -> Result<Limits, OptionError> {

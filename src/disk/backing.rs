@@ -164,6 +164,18 @@ impl Backing {
         }
     }
 
+    /// Another private disk in memory over the same base, to which nothing was written.
+    ///
+    /// # Errors
+    /// As [`Overlay::fork`]; [`io::ErrorKind::Unsupported`] of others.
+    pub fn fork(&self) -> io::Result<Self> {
+        match self {
+            Self::MappedOverlay(overlay) => overlay.fork().map(|it| Self::MappedOverlay(Box::new(it))),
+            Self::FileOverlay(overlay) => overlay.fork().map(|it| Self::FileOverlay(Box::new(it))),
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
     /// The same with what is written in a file; `make` opens it, and tells which pages were written.
     ///
     /// # Errors
@@ -177,11 +189,23 @@ impl Backing {
         match self {
             Self::Mapped(disk) => {
                 let (file, pages) = make()?;
-                Ok(Self::KeptMappedOverlay(Box::new(Overlay::over(disk, file, pages, max_bytes, unmaps))))
+                Ok(Self::KeptMappedOverlay(Box::new(Overlay::over(
+                    Arc::new(disk),
+                    file,
+                    pages,
+                    max_bytes,
+                    unmaps,
+                ))))
             }
             Self::File(disk) => {
                 let (file, pages) = make()?;
-                Ok(Self::KeptFileOverlay(Box::new(Overlay::over(disk, file, pages, max_bytes, unmaps))))
+                Ok(Self::KeptFileOverlay(Box::new(Overlay::over(
+                    Arc::new(disk),
+                    file,
+                    pages,
+                    max_bytes,
+                    unmaps,
+                ))))
             }
             _ => Err(io::Error::from(io::ErrorKind::Unsupported).into()),
         }

@@ -84,6 +84,9 @@ pub const MAX_POLL_US: u64 = 60_000_000;
 /// Front-ends of one disk at the same time; a migration needs two. One that has sent nothing makes room for one that comes.
 pub const MAX_FRONT_ENDS: usize = 16;
 
+/// Front-ends of a template at the same time, each with a disk of its own.
+pub const MAX_PRIVATE_FRONT_ENDS: usize = 1024;
+
 /// Connections of a disk, with those whose session is about to end.
 pub const MAX_CONNECTIONS: usize = 2 * MAX_FRONT_ENDS;
 

@@ -31,6 +31,9 @@ impl Amounts {
     /// the dirty log.
     pub const SESSION: Self = Self([0, 0, CONNECTION_DESCRIPTORS, CONNECTION_THREADS]);
 
+    /// The same with a disk of its own, and that one's memory.
+    pub const PRIVATE_SESSION: Self = Self([0, 0, CONNECTION_DESCRIPTORS + 1, CONNECTION_THREADS]);
+
     /// The eventfds of a ring: kick, call and err.
     pub const RING: Self = Self([0, 0, RING_DESCRIPTORS, 0]);
 

@@ -169,9 +169,10 @@ fn of_connections() -> Vec<Bound> {
         row(
             "front-ends of a disk",
             format!(
-                "{}, and until {} those that are being closed",
+                "{}, and until {} those that are being closed; of a template {}, and twice as many",
                 count(MAX_FRONT_ENDS),
-                count(MAX_CONNECTIONS)
+                count(MAX_CONNECTIONS),
+                count(MAX_PRIVATE_FRONT_ENDS)
             ),
             "the oldest connection that has not completed a message is closed, or if there is none, the new one",
             CLOSED,

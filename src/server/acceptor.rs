@@ -20,8 +20,8 @@ use super::handshake::{FIRST_HANDSHAKE, Handshakes, Progress};
 use super::stopper::Stopper;
 use super::take_down::{Leaving, take_down};
 use crate::disk::Disk;
-use crate::limits::bounds::{MAX_CONNECTIONS, MAX_FRONT_ENDS, MAX_RETIRED_CHECKERS};
-use crate::limits::budget::{Amounts, Charge};
+use crate::limits::bounds::MAX_RETIRED_CHECKERS;
+use crate::limits::budget::Charge;
 use crate::limits::thread;
 use crate::log::{Cause, kinds};
 use crate::sandbox::ThreadKind;
@@ -330,7 +330,7 @@ impl<D: Disk> Acceptor<D> {
             Ok(stream) => stream,
             Err(error) => return self.exhausted(number, &error),
         };
-        if self.count(number) >= MAX_FRONT_ENDS {
+        if self.count(number) >= listener.context.most_front_ends() {
             if !self.make_room(number) {
                 return self.closed(number, farewell::turned_away);
             }
@@ -347,7 +347,7 @@ impl<D: Disk> Acceptor<D> {
             return true;
         }
         if self.front_ends.values().filter(|front_end| front_end.listener == number).count()
-            >= MAX_CONNECTIONS
+            >= 2 * self.listeners.get(&number).map_or(0, |listener| listener.context.most_front_ends())
         {
             return false;
         }
@@ -377,7 +377,7 @@ impl<D: Disk> Acceptor<D> {
 
     fn begin_session(&mut self, number: DiskNumber, stream: ClosedByChecker<UnixStream>) {
         let Some(listener) = self.listeners.get(&number) else { return };
-        let charge = match listener.context.budget.charge(Amounts::SESSION) {
+        let charge = match listener.context.budget.charge(listener.context.session_amounts()) {
             Ok(charge) => charge,
             Err(error) => return farewell::no_budget(&listener.context, &error),
         };
@@ -405,6 +405,7 @@ impl<D: Disk> Acceptor<D> {
         charge: Charge,
         stage: Arc<Stage>,
     ) -> io::Result<JoinHandle<()>> {
+        let context = context.of_session(id)?;
         let session = Session::new(id, context.clone(), Some(stream.try_clone()?), charge);
         let mut connection = Connection::new(stream.try_clone()?, session, Arc::clone(&stage));
         let (ended, stopper) = (self.ended.0.clone(), self.stopper.clone());

@@ -10,6 +10,7 @@ use super::open::DiskSummary;
 use crate::config::Throttling;
 use crate::disk::{Backing, BackingKind, Disk as _, Durability, Region};
 use crate::limits::bounds::COLLECT_TIMEOUT;
+use crate::vhost_user::SessionContext;
 use crate::virtio::blk::{Counters, LatencyCounts, RingCounters, Timed};
 use crate::worker::{Pool, RingReport};
 
@@ -124,7 +125,7 @@ impl Collector {
     pub fn rings(&self, disk: &str) -> Option<Vec<RingStats>> {
         let served = self.disks.named(disk)?;
         let mut rings = self.all_rings();
-        rings.retain(|ring| Arc::ptr_eq(&ring.device, &served.context.device));
+        rings.retain(|ring| ring.device.identity().name == served.name());
         Some(rings)
     }
 
@@ -140,12 +141,19 @@ fn lock(counters: &Mutex<RingCounters>) -> MutexGuard<'_, RingCounters> {
     counters.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Of a template: of all private disks together, and what each of them may have.
+fn overlay_bytes(context: &SessionContext<Backing>) -> Option<(u64, u64)> {
+    let (own, max_bytes) = context.device.disk().overlay_bytes()?;
+    let private = context.private().into_iter().filter_map(|it| it.device.disk().overlay_bytes());
+    Some((private.map(|(bytes, _)| bytes).fold(own, u64::saturating_add), max_bytes))
+}
+
 impl DiskStats {
     fn of(served: &Served<Backing>, summary: &DiskSummary, rings: RingCounters) -> Self {
         let context = &served.context;
         let disk = context.device.disk();
         let geometry = disk.geometry();
-        let (in_flight, oldest) = context.device.unfinished();
+        let (in_flight, oldest) = context.unfinished();
         let oldest = oldest.map(|oldest| oldest.since).into_iter();
         let oldest = oldest.chain(served.waits_for().map(|(_, since)| since)).min();
         let latencies = Timed::ALL.into_iter().map(|what| (what, context.device.latency().counts(what)));
@@ -156,7 +164,7 @@ impl DiskStats {
             durability: disk.durability(),
             capacity_bytes: geometry.capacity_bytes,
             read_only: geometry.read_only,
-            front_ends: context.front_ends.count(),
+            front_ends: context.count_front_ends(),
             refused_connections: context.front_ends.refused(),
             refused_descriptors: context.front_ends.refused_descriptors(),
             refused_messages: context.front_ends.refused_messages(),
@@ -165,7 +173,7 @@ impl DiskStats {
             bad_blocks: disk.bad_blocks(),
             huge_bytes: disk.huge_bytes(),
             populated_zero_bytes: disk.populated_zero_bytes(),
-            overlay_bytes: disk.overlay_bytes(),
+            overlay_bytes: overlay_bytes(context),
             guest_memory_bytes: context.budget.used().memory_bytes(),
             budget_refusals: context.budget.refusals().saturating_add(context.checker.refusals()),
             requests_in_flight: u64::try_from(in_flight).unwrap_or(u64::MAX),

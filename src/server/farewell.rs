@@ -3,7 +3,6 @@
 use std::sync::PoisonError;
 
 use crate::disk::Disk;
-use crate::limits::bounds::MAX_FRONT_ENDS;
 use crate::limits::budget::Exceeded;
 use crate::log::{Cause, kinds};
 use crate::vhost_user::{Hangup, SessionContext, SessionId};
@@ -12,7 +11,7 @@ use crate::vhost_user::{Hangup, SessionContext, SessionId};
 pub(super) fn turned_away<D: Disk>(context: &SessionContext<D>) {
     context.front_ends.count_closed();
     if let Some(suppressed) = context.log_limit.admit(Cause::NoRoom) {
-        let (disk, most) = (&context.device.identity().name, MAX_FRONT_ENDS);
+        let (disk, most) = (&context.device.identity().name, context.most_front_ends());
         tracing::warn!(name: kinds::FRONT_END_REFUSED, disk, most, suppressed, "a front-end is turned away: too many are connected");
     }
 }

@@ -8,13 +8,15 @@ use std::sync::atomic::AtomicBool;
 
 use super::error::ServerError;
 use super::service::Service;
-use crate::config::{CpuChoice, DiskConfig, SocketSource, Throttling};
+use crate::config::{self, CpuChoice, DiskConfig, SocketSource, Throttling};
 use crate::disk::{
     self, Backing, BackingKind, Disk as _, Durability, Inode, Media, OpenOptions, Opened, Preview, Region,
     Storage,
 };
 use crate::log::kinds;
-use crate::vhost_user::{AllowedUsers, ConfigRecord, DiskSocket, Listener, ListenerError, SocketAccess};
+use crate::vhost_user::{
+    AllowedUsers, ConfigRecord, DiskSocket, Listener, ListenerError, SocketAccess, Template,
+};
 use crate::virtio::blk::{Device, Identity};
 use crate::worker::Cpus;
 
@@ -90,6 +92,8 @@ pub(super) fn open(
     let DiskConfig { name, path, socket, serial, queues, seg_max, slow_ms, sparse, cpus, postcopy, .. } =
         config;
     let (access, allowed_users) = (config.access, config.allowed_users);
+    let template = (config.template != config::Template::Off)
+        .then(|| Template::new(Backing::fork, config.template == config::Template::SameSerial));
     let overlay = config.overlay.and_then(|overlay| overlay.file);
     let Opened { disk, lock, media, created } = disk::open(&path, &options)?;
     log_media(&name, &media);
@@ -126,7 +130,7 @@ pub(super) fn open(
     let config_record = ConfigRecord::load(keeps_record.then(|| disk.shared_file()), media.durability);
     let device = Device::new(disk, identity, queues.get()).with_seg_max(seg_max);
     device.slow().set_threshold_ms(slow_ms);
-    Ok((Service { device, lock, socket, cpus, postcopy, config_record }, summary))
+    Ok((Service { device, lock, socket, cpus, postcopy, config_record, template }, summary))
 }
 
 fn options_of(config: &DiskConfig, should_stop: &Arc<AtomicBool>) -> OpenOptions {

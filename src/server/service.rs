@@ -1,13 +1,14 @@
 //! What a server serves, and how.
 
 use std::num::NonZeroU16;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::disk::{Disk, FileLock};
 use crate::limits::budget::{Budget, DiskBudget};
 use crate::vhost_user::{
-    ConfigRecord, DescriptorChecker, DiskSocket, FrontEnds, SessionContext, WriterLock, is_postcopy_possible,
+    ConfigRecord, DescriptorChecker, DiskSocket, FrontEnds, SessionContext, Template, WriterLock,
+    is_postcopy_possible,
 };
 use crate::virtio::blk::Device;
 use crate::worker::{Cpus, HoldUps, Polling, Pool};
@@ -27,6 +28,8 @@ pub struct Service<D: Disk> {
     pub postcopy: bool,
     /// What its front-end knows of the configuration from before.
     pub config_record: ConfigRecord,
+    /// Each front-end gets a disk of its own, which is made of the device's.
+    pub template: Option<Template<D>>,
 }
 
 impl<D: Disk> Service<D> {
@@ -37,7 +40,7 @@ impl<D: Disk> Service<D> {
         checker: Arc<DescriptorChecker>,
         budget: DiskBudget,
     ) -> (DiskSocket, Arc<SessionContext<D>>) {
-        let Self { device, lock, socket, cpus, postcopy, config_record } = self;
+        let Self { device, lock, socket, cpus, postcopy, config_record, template } = self;
         let is_exclusive = !device.disk().geometry().read_only;
         let log_limit = device.log_limit().clone();
         let hold_ups = HoldUps::of(device.identity().name.clone(), log_limit.clone());
@@ -49,7 +52,7 @@ impl<D: Disk> Service<D> {
             pool,
             cpus: cpus.map(Arc::new),
             writer_lock,
-            totals: Mutex::default(),
+            totals: Arc::default(),
             offers_postcopy: postcopy && is_postcopy_possible(),
             is_in_postcopy: Arc::default(),
             config_record: is_exclusive.then(|| Arc::new(config_record)),
@@ -57,14 +60,10 @@ impl<D: Disk> Service<D> {
             hold_ups,
             budget,
             front_ends: FrontEnds::default(),
+            template,
             log_limit,
         });
-        let weak = Arc::downgrade(&context);
-        context.hold_ups.move_by(move || {
-            if let Some(context) = weak.upgrade() {
-                context.front_ends.move_rings();
-            }
-        });
+        context.move_by_itself();
         let weak = Arc::downgrade(&context);
         context.device.after_first_flush(move || {
             if let Some(context) = weak.upgrade()

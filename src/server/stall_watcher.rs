@@ -140,7 +140,7 @@ fn waits(disk: &Served<Backing>) -> bool {
 
 /// The same of requests.
 fn unanswered(disk: &Served<Backing>) -> bool {
-    let (requests, Some(Unfinished { name, since })) = disk.context.device.unfinished() else { return false };
+    let (requests, Some(Unfinished { name, since })) = disk.context.unfinished() else { return false };
     let waits = since.elapsed();
     if waits < STALL_INTERVAL {
         return false;

@@ -68,7 +68,7 @@ pub(super) fn take_down<D: Disk>(
     }
     for ((_, context), _) in contexts.iter().zip(&flushes).filter(|(_, flush)| **flush == LastFlush::Over) {
         // A process with a thread that is stuck in the kernel stays, and with it the files: another is to have this disk.
-        if context.device.unfinished().0 == 0 {
+        if context.unfinished().0 == 0 {
             context.writer_lock.end();
         }
     }
@@ -117,7 +117,7 @@ fn finish_flush<D: Disk>(context: &SessionContext<D>, ticket: Ticket) -> LastFlu
 
 /// What hangs of a disk.
 fn describe<D: Disk>(context: &SessionContext<D>, sessions: usize) -> String {
-    let (count, oldest) = context.device.unfinished();
+    let (count, oldest) = context.unfinished();
     let name = &context.device.identity().name;
     match oldest {
         None if sessions == 0 => format!("disk {name:?}: its media did not answer to a flush"),

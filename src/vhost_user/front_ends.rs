@@ -14,6 +14,12 @@ use crate::sandbox::ThreadKind;
 pub struct FrontEnds<D: Disk> {
     configs: Mutex<Vec<Weak<FrontEndConfig<D>>>>,
     rings: Mutex<Vec<Weak<dyn MoveRings>>>,
+    counts: Arc<Counts>,
+}
+
+/// What was counted, also of those that have left.
+#[derive(Debug, Default)]
+struct Counts {
     /// Connections of users that may not connect.
     refused: AtomicU64,
     /// Descriptors that were not passed on to the daemon.
@@ -32,18 +38,16 @@ pub(super) trait MoveRings: fmt::Debug + Send + Sync {
 
 impl<D: Disk> Default for FrontEnds<D> {
     fn default() -> Self {
-        Self {
-            configs: Mutex::default(),
-            rings: Mutex::default(),
-            refused: AtomicU64::default(),
-            refused_descriptors: AtomicU64::default(),
-            refused_messages: AtomicU64::default(),
-            closed: AtomicU64::default(),
-        }
+        Self { configs: Mutex::default(), rings: Mutex::default(), counts: Arc::default() }
     }
 }
 
 impl<D: Disk> FrontEnds<D> {
+    /// Those of another disk, which are counted with these.
+    pub(super) fn of_another(&self) -> Self {
+        Self { counts: Arc::clone(&self.counts), ..Self::default() }
+    }
+
     /// How many there are now.
     pub fn count(&self) -> usize {
         self.lock().iter().filter(|config| config.strong_count() != 0).count()
@@ -51,42 +55,42 @@ impl<D: Disk> FrontEnds<D> {
 
     /// A connection was refused, as its user may not connect.
     pub fn count_refused(&self) {
-        self.refused.fetch_add(1, Ordering::Relaxed);
+        self.counts.refused.fetch_add(1, Ordering::Relaxed);
     }
 
     /// How many were refused.
     pub fn refused(&self) -> u64 {
-        self.refused.load(Ordering::Relaxed)
+        self.counts.refused.load(Ordering::Relaxed)
     }
 
     /// Descriptors that came with a message were refused for what they are.
     pub(super) fn count_refused_descriptors(&self, count: u64) {
-        self.refused_descriptors.fetch_add(count, Ordering::Relaxed);
+        self.counts.refused_descriptors.fetch_add(count, Ordering::Relaxed);
     }
 
     /// How many were.
     pub fn refused_descriptors(&self) -> u64 {
-        self.refused_descriptors.load(Ordering::Relaxed)
+        self.counts.refused_descriptors.load(Ordering::Relaxed)
     }
 
     /// A message was refused.
     pub(super) fn count_refused_message(&self) {
-        self.refused_messages.fetch_add(1, Ordering::Relaxed);
+        self.counts.refused_messages.fetch_add(1, Ordering::Relaxed);
     }
 
     /// How many were.
     pub fn refused_messages(&self) -> u64 {
-        self.refused_messages.load(Ordering::Relaxed)
+        self.counts.refused_messages.load(Ordering::Relaxed)
     }
 
     /// A connection is closed for what its front-end does, or for want of a place.
     pub fn count_closed(&self) {
-        self.closed.fetch_add(1, Ordering::Relaxed);
+        self.counts.closed.fetch_add(1, Ordering::Relaxed);
     }
 
     /// How many were.
     pub fn closed(&self) -> u64 {
-        self.closed.load(Ordering::Relaxed)
+        self.counts.closed.load(Ordering::Relaxed)
     }
 
     /// The disk has grown: every front-end is told to read the configuration again. Call it when the

@@ -46,7 +46,7 @@ pub use backend_channel::BackendChannel;
 pub use checker::{ClosedByChecker, DescriptorChecker};
 pub use config_record::{ConfigRecord, KnownConfig};
 pub use connection::{Connection, Stage};
-pub use context::SessionContext;
+pub use context::{SessionContext, Template};
 pub use front_ends::FrontEnds;
 pub use handler::PROTOCOL_FEATURES;
 pub(crate) use listener::socket_remedy;

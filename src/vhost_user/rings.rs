@@ -416,7 +416,7 @@ mod tests {
             pool: Arc::new(Pool::new(NonZeroU16::new(1), Polling::Never)),
             cpus: None,
             writer_lock: WriterLock::new(true, FileLock::none(), || ()),
-            totals: Mutex::default(),
+            totals: Arc::default(),
             offers_postcopy: false,
             is_in_postcopy: Arc::default(),
             config_record: None,
@@ -424,6 +424,7 @@ mod tests {
             hold_ups: Arc::default(),
             budget: Budget::of_process(1).add(),
             front_ends: FrontEnds::default(),
+            template: None,
         })
     }
 

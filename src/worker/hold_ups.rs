@@ -10,14 +10,15 @@
 //! Nobody is held up by a disk that has its workers for itself anyway, nor while others use the processor ([`usage`]).
 
 mod level;
+mod move_rings;
 
-use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use level::Level;
+use move_rings::MoveRings;
 
 use super::target::Target;
 use super::usage;
@@ -59,20 +60,10 @@ struct Inner {
     /// Who makes turns of it wait that is not a front-end.
     excuses: AtomicUsize,
     /// How often others were held up.
-    count: AtomicU64,
+    count: Arc<AtomicU64>,
     state: Mutex<State>,
     changed: Condvar,
     move_rings: MoveRings,
-}
-
-/// Has all rings of the disk given to workers anew.
-#[derive(Default)]
-struct MoveRings(OnceLock<Box<dyn Fn() + Send + Sync>>);
-
-impl fmt::Debug for MoveRings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("MoveRings")
-    }
 }
 
 #[derive(Debug)]
@@ -127,11 +118,21 @@ impl HoldUps {
             is_apart: AtomicBool::new(false),
             shared: AtomicUsize::new(0),
             excuses: AtomicUsize::new(0),
-            count: AtomicU64::new(0),
+            count: Arc::default(),
             state: Mutex::new(state),
             changed: Condvar::new(),
             move_rings: MoveRings::default(),
         }))
+    }
+
+    /// Those of another disk of this name, which are counted with these.
+    pub fn of_another(&self) -> Arc<Self> {
+        let Inner { disk, log_limit, count, .. } = &*self.0;
+        let mut another = Self::with(disk.clone(), log_limit.clone(), LONG_CALL, HOLD_UPS_MEMORY);
+        if let Some(inner) = Arc::get_mut(&mut another.0) {
+            inner.count = count.clone();
+        }
+        Arc::new(another)
     }
 
     /// What takes all rings of the disk back from their workers and [attaches](super::Pool::attach) them anew.

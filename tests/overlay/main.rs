@@ -6,6 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod kept;
+mod template;
 
 use std::fs;
 

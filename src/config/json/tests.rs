@@ -32,7 +32,7 @@ fn every_key_means_the_same_as_on_the_command_line() {
         Kind::Path => vec![(json!("/x, y"), "/x,, y".to_owned())],
         Kind::Text => vec![(json!("a,b"), "a,,b".into())],
         // It does not stand alone.
-        _ if key == Key::OverlayMax => Vec::new(),
+        _ if matches!(key, Key::OverlayMax | Key::Template) => Vec::new(),
         Kind::Bytes => vec![(json!(4096), "4096".into()), (json!("1M"), "1M".into())],
         Kind::Limit(_, Part::Average) => {
             vec![(json!(7), "7".into()), (json!("70"), "70".into()), (json!("none"), "0".into())]
@@ -83,7 +83,7 @@ fn what_is_shown_makes_the_same_disk() {
         ..Defaults::default()
     };
     for more in ["", ",numa=auto", ",numa=off", ",cpus=2-5"] {
-        let private = format!("path=/p,socket=/s,overlay=memory,overlay-max=1M{more}");
+        let private = format!("path=/p,socket=/s,overlay=memory,overlay-max=1M,template=same-serial{more}");
         for text in [format!("{text}{more}"), format!("path=/p,socket=/s{more}"), private] {
             let shown = of(&configs(disk_text::parse(text.as_ref()).unwrap(), Defaults::default()));
             let again = of(&configs(read(&shown).unwrap(), other()));

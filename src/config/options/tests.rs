@@ -70,8 +70,8 @@ fn the_defaults_that_help_shows_are_those_that_hold() {
         assert_eq!(config(&text), config("path=/a,socket=/b"), "{text}");
     }
     assert_eq!(
-        values, 10,
-        "readonly, queues, seg-max, sparse, overlay, lock, discard, postcopy, socket-mode, slow-ms"
+        values, 11,
+        "readonly, queues, seg-max, sparse, overlay, template, lock, discard, postcopy, socket-mode, slow-ms"
     );
 }
 
@@ -213,7 +213,7 @@ fn values_are_of_the_kind_that_the_table_says() {
             values.add(needed, "/x".into()).unwrap();
         }
         // It does not stand alone.
-        if key == Key::OverlayMax {
+        if matches!(key, Key::OverlayMax | Key::Template) {
             values.add(Key::Overlay, "memory".into()).unwrap();
         }
         values.add(key, value.into()).unwrap();

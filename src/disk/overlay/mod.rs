@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 
 use rustix::fs::MemfdFlags;
 
@@ -40,7 +41,8 @@ const ZEROES: [u8; PAGE] = [0; PAGE];
 /// long as the disk for as long, and should not change: pages that nobody has written show what it has by then.
 #[derive(Debug)]
 pub struct Overlay<B, U = InMemory> {
-    base: B,
+    /// Of as many overlays as there are.
+    base: Arc<B>,
     /// Sparse, and as long as the disk.
     upper: U,
     pages: Pages,
@@ -57,6 +59,18 @@ impl<B: Disk> Overlay<B> {
     /// # Errors
     /// Those of `memfd_create(2)`, `ftruncate(2)` and `mmap(2)`.
     pub fn new(base: B, max_bytes: u64, unmaps: bool) -> io::Result<Self> {
+        Self::in_memory(Arc::new(base), max_bytes, unmaps)
+    }
+
+    /// Another one over the same base, to which nothing was written.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn fork(&self) -> io::Result<Self> {
+        Self::in_memory(Arc::clone(&self.base), self.max_bytes(), self.unmaps)
+    }
+
+    fn in_memory(base: Arc<B>, max_bytes: u64, unmaps: bool) -> io::Result<Self> {
         let geometry = Geometry { read_only: false, ..base.geometry() };
         let file = File::from(rustix::fs::memfd_create("vhost-user-pmem overlay", MemfdFlags::CLOEXEC)?);
         file.set_len(geometry.capacity_bytes)?;
@@ -70,7 +84,7 @@ impl<B: Disk> Overlay<B> {
 
 impl<B: Disk, U: Upper> Overlay<B, U> {
     /// With pages that are where they are by now.
-    pub(super) fn over(base: B, upper: U, pages: Pages, max_bytes: u64, unmaps: bool) -> Self {
+    pub(super) fn over(base: Arc<B>, upper: U, pages: Pages, max_bytes: u64, unmaps: bool) -> Self {
         let geometry = Geometry { read_only: false, ..base.geometry() };
         let (budget, continuity) = (Budget::new(max_bytes), Continuity::new(upper.has_past()));
         budget.count(upper.file(), 0);
@@ -78,7 +92,7 @@ impl<B: Disk, U: Upper> Overlay<B, U> {
     }
 
     /// What it lies over.
-    pub const fn base(&self) -> &B {
+    pub fn base(&self) -> &B {
         &self.base
     }
 

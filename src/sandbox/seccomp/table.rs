@@ -332,13 +332,16 @@ const OPENS: &[Call] = &[
     call!(SYS_uname, "uname"),
 ];
 
+/// To make the memory of a front-end's private disk.
+const MAKES_PRIVATE: &[Call] = &[call!(SYS_memfd_create, "memfd_create"), call!(SYS_ftruncate, "ftruncate")];
+
 /// What a kind does itself.
 const fn own(kind: Kind) -> &'static [&'static [Call]] {
     match kind {
         Kind::Main => &[LIFE, STARTS_THREADS, WAITS, TALKS, LISTENS, ASKS, ENDS, DISK],
         Kind::Log | Kind::StartMessage => &[LIFE],
         Kind::Signals => &[LIFE, WAITS, TALKS],
-        Kind::Acceptor => &[LIFE, STARTS_THREADS, WAITS, TALKS, LISTENS, ASKS, ENDS, DISK],
+        Kind::Acceptor => &[LIFE, STARTS_THREADS, WAITS, TALKS, LISTENS, ASKS, ENDS, DISK, MAKES_PRIVATE],
         Kind::Session => {
             &[LIFE, STARTS_THREADS, STARTS_PROCESSES, WAITS, MAKES_WAITS, TALKS, ASKS, ENDS, DISK, ATTRIBUTES]
         }

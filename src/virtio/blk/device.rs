@@ -52,6 +52,12 @@ pub struct Device<D: Disk> {
     queues: u16,
     seg_max: u16,
     log_limit: Arc<LogLimit>,
+    common: Arc<Common>,
+}
+
+/// What a device has in common with those that were [made like it](Device::another).
+#[derive(Debug, Default)]
+struct Common {
     latency: Latency,
     slow: Slow,
     /// What limits its rings. A ring keeps what it has of it: this is looked at when it comes, and when its worker is told.
@@ -80,20 +86,26 @@ impl<D: Disk> Device<D> {
             queues,
             seg_max: SEG_MAX,
             log_limit,
-            latency: Latency::default(),
-            slow: Slow::default(),
-            throttle: Mutex::default(),
+            common: Arc::default(),
         }
+    }
+
+    /// One over another disk that is served by the same name: it has the same limits, and counts with this one.
+    #[must_use]
+    pub fn another(&self, disk: D, serial: [u8; 20]) -> Self {
+        let identity = Identity { name: self.identity.name.clone(), serial };
+        let device = Self::new(disk, identity, self.queues).with_seg_max(self.seg_max);
+        Self { log_limit: Arc::clone(&self.log_limit), common: Arc::clone(&self.common), ..device }
     }
 
     /// Limits what its rings do, from when their workers are told ([`Pool::renew_limits`](crate::worker::Pool::renew_limits)).
     pub fn set_throttle(&self, throttle: Option<Arc<Throttle>>) {
-        *self.throttle.lock().unwrap_or_else(PoisonError::into_inner) = throttle;
+        *self.common.throttle.lock().unwrap_or_else(PoisonError::into_inner) = throttle;
     }
 
     /// What limits its rings.
     pub fn throttle(&self) -> Option<Arc<Throttle>> {
-        self.throttle.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.common.throttle.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Tells drivers that a request may have so many data segments, in place of [`SEG_MAX`]. More are taken all the same.
@@ -113,13 +125,13 @@ impl<D: Disk> Device<D> {
     }
 
     /// How long its requests take.
-    pub const fn latency(&self) -> &Latency {
-        &self.latency
+    pub fn latency(&self) -> &Latency {
+        &self.common.latency
     }
 
     /// Which of them are slow.
-    pub const fn slow(&self) -> &Slow {
-        &self.slow
+    pub fn slow(&self) -> &Slow {
+        &self.common.slow
     }
 
     /// What a request is checked against now.

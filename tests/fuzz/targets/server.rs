@@ -73,6 +73,7 @@ impl World {
                 cpus: None,
                 postcopy,
                 config_record: ConfigRecord::load(Some(recorded_at), Durability::Page),
+                template: None,
             }
         };
         let services = sockets.iter().map(service).collect();

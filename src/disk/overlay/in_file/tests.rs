@@ -29,7 +29,7 @@ fn open(file: &File, base: BaseStamp, capacity_bytes: u64) -> Result<(InFile, Pa
 fn over(base: &File, kept: &File, max_bytes: u64) -> Overlay<MappedDisk, InFile> {
     let base = MappedDisk::new(base.try_clone().unwrap(), BASE).unwrap();
     let (upper, pages) = open(kept, STAMP, ALL).unwrap();
-    Overlay::over(base, upper, pages, max_bytes, true)
+    Overlay::over(Arc::new(base), upper, pages, max_bytes, true)
 }
 
 fn follows_the_model(folder: &str, lives: Vec<Vec<Step>>) {

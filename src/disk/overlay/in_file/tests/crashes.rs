@@ -128,7 +128,8 @@ fn lay_over(
     let path = BackingPath::of_disk("kept", "kept".as_ref());
     let lock = FileLock::new(Arc::clone(&file), &path, LockMode::Off, false);
     let upper = InFile { disk: SimulatedDisk(Arc::clone(kept)), index, file, has_past, _lock: lock };
-    Overlay::over(MappedDisk::new(base.try_clone().unwrap(), BASE).unwrap(), upper, pages, u64::MAX, true)
+    let base = Arc::new(MappedDisk::new(base.try_clone().unwrap(), BASE).unwrap());
+    Overlay::over(base, upper, pages, u64::MAX, true)
 }
 
 /// What each sector of the disk may be, from this operation on.

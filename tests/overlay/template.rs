@@ -1,0 +1,139 @@
+//! Templates (`template=on`): each front-end that connects gets a private disk of its own.
+
+use std::fs;
+
+use super::common::daemon::{Daemon, Place, Setup};
+use super::common::frontend::request::{GET_ID, IOERR, OK, Request};
+use super::common::frontend::ring::Ring;
+use super::common::frontend::{Options, Session};
+use super::common::process::Process;
+use super::common::{Random, wait_for};
+use super::{all, base, change_at_random, come_back, value};
+
+fn template(place: Place, options: &str) -> Setup {
+    let setup = Setup::new(place).disk(&format!("overlay=memory,template=on{options}"));
+    fs::write(setup.image(0), base()).unwrap();
+    setup
+}
+
+fn serial(ring: &mut Ring) -> String {
+    let request = Request { kind: GET_ID, sector: 0, payload: Vec::new(), writable_bytes: 20 };
+    let answer = ring.run(&request);
+    assert_eq!(answer.status, OK);
+    String::from_utf8(answer.data).unwrap().trim_end_matches('\0').to_owned()
+}
+
+fn overlay_bytes(daemon: &Daemon) -> f64 {
+    value(daemon, "vhost_user_pmem_overlay_bytes{disk=\"disk0\"}")
+}
+
+/// More than any disk has front-ends, all at once: none sees another's changes, and who leaves gives its memory back.
+#[test]
+fn each_front_end_has_a_disk_of_its_own() {
+    for place in Place::ALL {
+        for options in Options::both_kinds() {
+            let daemon = template(place, ",queues=1").with_metrics().start();
+            let mut random = Random::new(3);
+            let sessions: Vec<_> =
+                (0..20).map(|_| Session::connect_with(&daemon.socket(0), &options)).collect();
+            let mut rings: Vec<_> = sessions.iter().map(|session| session.ring(0, 64)).collect();
+            let mut models = vec![base(); rings.len()];
+            for _ in 0..400 {
+                let which = random.below(19) as usize;
+                change_at_random(&mut rings[which], &mut models[which], &mut random);
+            }
+            for (ring, model) in rings.iter_mut().zip(&models) {
+                assert!(all(ring) == *model, "{place:?}");
+            }
+            assert!(models[19] == base(), "nobody has written to this one");
+            let mut serials: Vec<_> = rings.iter_mut().map(serial).collect();
+            assert!(serials.iter().all(|serial| serial.starts_with("disk0-")), "{serials:?}");
+            serials.sort_unstable();
+            serials.dedup();
+            assert_eq!(serials.len(), rings.len());
+            assert_eq!(value(&daemon, "vhost_user_pmem_front_ends{disk=\"disk0\"}"), 20.0);
+            assert!(overlay_bytes(&daemon) >= 19.0 * 4096.0);
+            let last = (rings.pop().unwrap(), sessions);
+            drop((rings, last.1.into_iter().take(19).for_each(drop)));
+            wait_for("their memory is given back", || (overlay_bytes(&daemon) == 0.0).then_some(()));
+            drop(last.0);
+            let next = Session::connect_with(&daemon.socket(0), &options);
+            assert!(all(&mut next.ring(0, 64)) == base(), "who comes next begins with the base");
+            let setup = daemon.stop();
+            assert!(fs::read(setup.image(0)).unwrap() == base(), "{place:?}: the base");
+        }
+    }
+}
+
+/// A front-end that comes back gets a new disk, and its guest must not take that for its own.
+#[test]
+fn a_guest_that_comes_back_gets_errors() {
+    let options = Options::default();
+    let daemon = template(Place::Tmpfs, "").start();
+    let session = Session::connect(&daemon.socket(0));
+    let mut ring = session.ring(0, 64);
+    assert_eq!(ring.run(&Request::write(8, &[9; 512])).status, OK);
+    let (session, mut ring) = come_back(&daemon, session, ring, &options);
+    assert_eq!(ring.run(&Request::read(8, 512)).status, IOERR);
+    daemon.wait_for_log("what this guest has written is lost");
+    session.stop(&ring);
+    let mut ring = session.ring(0, 64);
+    assert!(all(&mut ring) == base());
+    daemon.stop();
+}
+
+/// The limit is each disk's; what is written together is what they have together.
+#[test]
+fn each_may_write_as_much_as_the_limit_says() {
+    let daemon = template(Place::Tmpfs, ",overlay-max=64K").with_metrics().start();
+    let sessions = [0, 1].map(|_| Session::connect(&daemon.socket(0)));
+    let mut rings = sessions.each_ref().map(|session| session.ring(0, 64));
+    for ring in &mut rings {
+        let page = |page: u64| Request::write(page * 8, &[page as u8; 4096]);
+        assert!((0..16).all(|at| ring.run(&page(at)).status == OK));
+        assert_eq!(ring.run(&page(16)).status, IOERR);
+    }
+    assert_eq!(overlay_bytes(&daemon), 131_072.0);
+    daemon.stop();
+}
+
+/// Hundreds come and go, and nothing is left of them.
+#[test]
+fn front_ends_that_have_left_leave_nothing() {
+    let daemon = template(Place::Tmpfs, ",queues=1").with_metrics().start();
+    let process = Process(daemon.pid());
+    let visit = || {
+        let session = Session::connect(&daemon.socket(0));
+        assert_eq!(session.ring(0, 64).run(&Request::write(0, &[1; 4096])).status, OK);
+    };
+    let is_alone = || value(&daemon, "vhost_user_pmem_front_ends{disk=\"disk0\"}") == 0.0;
+    (0..20).for_each(|_| visit());
+    wait_for("they have left", || is_alone().then_some(()));
+    let before = (process.fds(), process.mappings("overlay"));
+    (0..300).for_each(|_| visit());
+    wait_for("they have left", || is_alone().then_some(()));
+    wait_for("nothing is left", || ((process.fds(), process.mappings("overlay")) == before).then_some(()));
+    daemon.stop();
+}
+
+#[test]
+fn what_a_template_cannot_be_is_refused() {
+    for (options, message) in [
+        ("template=on", "template=on: a template's disks are in memory; add overlay=memory"),
+        ("overlay=./x,template=on", "template=on: a template's disks are in memory; add overlay=memory"),
+        ("overlay=memory,template=both", "template=both: write off, on or same-serial"),
+    ] {
+        let setup = Setup::new(Place::Tmpfs).disk(options);
+        fs::write(setup.image(0), base()).unwrap();
+        let output = setup.run();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(error.contains(message) && output.status.code() == Some(2), "{options}: {error}");
+    }
+    let same = Setup::new(Place::Tmpfs).disk("overlay=memory,template=same-serial,serial=golden");
+    fs::write(same.image(0), base()).unwrap();
+    let daemon = same.start();
+    let session = Session::connect(&daemon.socket(0));
+    assert_eq!(serial(&mut session.ring(0, 64)), "golden");
+    drop(session);
+    daemon.stop();
+}

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Private disks over one base (overlay=memory): beside a plain disk in the same process, and beside qcow2 on qemu-storage-daemon.
+"""Private disks over one base (overlay=): beside a plain disk in the same process, and beside qcow2 on qemu-storage-daemon.
 
     ci/bench overlay [ROUNDS [SECONDS [FOLDER]]]
 
@@ -56,11 +56,13 @@ def fill(tool, socket, control):
         bench(tool, socket, 1, "--rw=write", "--bs=1M")
 
 
-def first_writes(tool, base, rounds):
+def first_writes(tool, base, rounds, where):
     ours, theirs = [], []
     for _ in range(rounds):
-        with serve(tool, base, {"fresh": (base, ",overlay=memory")}) as server:
+        kept = base.with_name("kept.overlay")
+        with serve(tool, base, {"fresh": (base, f",overlay={kept if where == 'file' else where}")}) as server:
             ours.append(bench(tool, server.sockets[0], FIRST_SECONDS, "--rw=randwrite"))
+        kept.unlink(missing_ok=True)
         upper, socket = base.with_name("upper.qcow2"), base.with_name("qcow2.sock")
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", upper], check=True)
         node = f"driver=qcow2,node-name=disk,file.driver=file,file.filename={upper}"
@@ -68,7 +70,7 @@ def first_writes(tool, base, rounds):
         with Server([*BACK_END, "qemu-storage-daemon", "--blockdev", node, "--export", export], [socket]):
             theirs.append(bench(tool, socket, FIRST_SECONDS, "--rw=randwrite"))
         upper.unlink()
-    row("first writes, beside a qcow2 overlay on qemu-storage-daemon", ours, theirs)
+    row(f"first writes in {where}, beside a qcow2 overlay on qemu-storage-daemon", ours, theirs)
 
 
 def main():
@@ -89,7 +91,8 @@ def main():
             alternate(tool, "reads of what nobody has written, beside a plain disk", unwritten, plain, rounds, seconds)
             alternate(tool, "reads of what was written", written, plain, rounds, seconds)
             alternate(tool, "writes to what was written", written, plain, rounds, seconds, "--rw=randwrite")
-        first_writes(tool, base, rounds)
+        for where in ("memory", "file"):
+            first_writes(tool, base, rounds, where)
 
 
 main()

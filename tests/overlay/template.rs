@@ -1,6 +1,9 @@
 //! Templates (`template=on`): each front-end that connects gets a private disk of its own.
 
 use std::fs;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::common::daemon::{Daemon, Place, Setup};
 use super::common::frontend::request::{GET_ID, IOERR, OK, Request};
@@ -113,6 +116,49 @@ fn front_ends_that_have_left_leave_nothing() {
     (0..300).for_each(|_| visit());
     wait_for("they have left", || is_alone().then_some(()));
     wait_for("nothing is left", || ((process.fds(), process.mappings("overlay")) == before).then_some(()));
+    daemon.stop();
+}
+
+/// What a farm costs: each stays, beside as many that come to a plain disk and leave, one at a time.
+#[test]
+#[ignore = "a measurement: ci/bench overlay"]
+fn a_thousand_front_ends() {
+    const COUNT: usize = 1000;
+    let open = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: open.maximum, ..open }).unwrap();
+    let setup =
+        Setup::new(Place::Tmpfs).disk("overlay=memory,template=on,queues=1").disk("size=8G,sparse=on");
+    fs::File::create(setup.image(0)).unwrap().set_len(8 << 30).unwrap();
+    let daemon = setup.lifetime(Duration::from_secs(600)).start();
+    let process = Process(daemon.pid());
+    let first_read = |disk: usize| {
+        let start = Instant::now();
+        let session = Session::connect(&daemon.socket(disk));
+        let mut ring = session.ring(0, 64);
+        assert_eq!(ring.run(&Request::read(8, 4096)).status, OK);
+        (start.elapsed(), (ring, session))
+    };
+    let mut kept = vec![first_read(0).1];
+    drop(first_read(1));
+    let (before, threads) = (process.anonymous_bytes(), process.threads());
+    let (mut template, mut plain) = (Vec::new(), Vec::new());
+    for _ in 1..COUNT {
+        let (took, stays) = first_read(0);
+        template.push(took);
+        kept.push(stays);
+        plain.push(first_read(1).0);
+    }
+    let each = (process.anonymous_bytes() - before) / (COUNT as u64 - 1) / 1024;
+    let threads = (process.threads() - threads) as f64 / (COUNT - 1) as f64;
+    template.sort_unstable();
+    plain.sort_unstable();
+    let (ours, theirs) = (template[COUNT / 2], plain[COUNT / 2]);
+    println!(
+        "{COUNT} front-ends of a template of 8 GiB: {each} KiB and {threads:.2} threads each; from connect to the first read {ours:?}, \
+         of a plain disk {theirs:?} (medians, alternating): {:.2}",
+        ours.as_secs_f64() / theirs.as_secs_f64()
+    );
+    drop(kept);
     daemon.stop();
 }
 

@@ -149,6 +149,11 @@ impl DiskOptions {
             return Err(OptionError::Contradiction(Key::Overlay, Key::ReadOnly));
         }
         let template = values.template(overlay.as_ref())?;
+        let postcopy = values.take(Key::Postcopy, switch)?.unwrap_or(false);
+        // It would hand out the memory of all guests of the template.
+        if postcopy && template != Template::Off {
+            return Err(OptionError::Contradiction(Key::Template, Key::Postcopy));
+        }
         Ok(Self {
             path: values.required(Key::Path)?,
             socket: values.required(Key::Socket)?,
@@ -167,7 +172,7 @@ impl DiskOptions {
             discard: values.take(Key::Discard, |value| Ok(value.parse()?))?,
             deep_flush: values.take(Key::DeepFlush, |value| Ok(value.parse()?))?,
             cpus: values.cpus()?,
-            postcopy: values.take(Key::Postcopy, switch)?.unwrap_or(false),
+            postcopy,
             access: values.access()?,
             allowed_users: values.take(Key::AllowUid, allowed_users)?.unwrap_or_default(),
             limits: values.limits()?,

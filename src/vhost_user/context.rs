@@ -92,7 +92,8 @@ impl<D: Disk> SessionContext<D> {
             // Nobody else has it.
             writer_lock: WriterLock::new(true, FileLock::none(), || ()),
             totals: Arc::clone(&self.totals),
-            offers_postcopy: self.offers_postcopy,
+            // Other guests are in the same process.
+            offers_postcopy: false,
             is_in_postcopy: Arc::clone(&self.is_in_postcopy),
             config_record: None,
             checker: Arc::clone(&self.checker),

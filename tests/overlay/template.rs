@@ -167,6 +167,10 @@ fn what_a_template_cannot_be_is_refused() {
     for (options, message) in [
         ("template=on", "template=on: a template's disks are in memory; add overlay=memory"),
         ("overlay=./x,template=on", "template=on: a template's disks are in memory; add overlay=memory"),
+        (
+            "overlay=memory,template=on,postcopy=on",
+            "template and postcopy contradict each other; leave one of them out",
+        ),
         ("overlay=memory,template=both", "template=both: write off, on or same-serial"),
     ] {
         let setup = Setup::new(Place::Tmpfs).disk(options);

@@ -87,7 +87,11 @@ impl fmt::Display for Line<'_> {
         writeln!(f, "{}-byte blocks, {access}", preview.block_bytes)?;
         if let Some(overlay) = &disk.overlay {
             let max_bytes = overlay.max_bytes.or_else(|| overlay.file.is_none().then_some(bytes));
-            writeln!(f, "{}", OverlayLine { file: overlay.file.as_deref(), max_bytes })?;
+            writeln!(
+                f,
+                "{}",
+                OverlayLine { file: overlay.file.as_deref(), max_bytes, template: disk.template }
+            )?;
         }
         let is_in_memory = disk.overlay.as_ref().is_some_and(|overlay| overlay.file.is_none());
         match &preview.media {
@@ -103,9 +107,10 @@ impl fmt::Display for Line<'_> {
             Some(socket) => writeln!(f, "  socket      {}", socket.display())?,
             None => writeln!(f, "  socket      passed by the service manager")?,
         }
-        match preview.creates {
-            true => writeln!(f, "  a start creates the file\n"),
-            false => writeln!(f),
+        match (preview.creates, is_in_memory || disk.overlay.is_none()) {
+            (true, true) => writeln!(f, "  a start creates the file\n"),
+            (true, false) => writeln!(f, "  a start creates the overlay's file\n"),
+            (false, _) => writeln!(f),
         }
     }
 }

@@ -244,7 +244,7 @@ fn without_histograms(disk: &Map<String, Value>) -> Map<String, Value> {
 /// What stands in a column.
 type Column = (&'static str, fn(&Value) -> String);
 
-const DISKS: [Column; 6] = [
+const DISKS: [Column; 7] = [
     ("NAME", |disk| plain(at(disk, "/name"))),
     ("SIZE", |disk| Size(at(disk, "/state/capacity_bytes").as_u64().unwrap_or(0)).to_string()),
     ("ACCESS", |disk| match at(disk, "/state/read_only").as_bool() {
@@ -253,6 +253,9 @@ const DISKS: [Column; 6] = [
     }),
     ("DURABILITY", |disk| plain(at(disk, "/state/durability"))),
     ("FRONT-ENDS", |disk| plain(at(disk, "/state/front_ends"))),
+    ("OVERLAY", |disk| {
+        at(disk, "/state/overlay_bytes").as_u64().map_or("-".to_owned(), |bytes| Size(bytes).to_string())
+    }),
     ("SOCKET", |disk| plain(at(disk, "/options/socket"))),
 ];
 

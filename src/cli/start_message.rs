@@ -3,8 +3,8 @@
 use std::fmt;
 use std::path::Path;
 
-use crate::config::Throttling;
 use crate::config::size::Size;
+use crate::config::{Template, Throttling};
 use crate::server::DiskSummary;
 
 /// vCPUs of the guest in the examples; each gets a queue where there are as many.
@@ -26,7 +26,11 @@ impl fmt::Display for StartMessage<'_> {
         writeln!(f, "{}-byte blocks, {access}", disk.block_bytes)?;
         if let Some(max_bytes) = disk.overlay_max_bytes {
             let max_bytes = (max_bytes != u64::MAX).then_some(max_bytes);
-            writeln!(f, "{}", OverlayLine { file: disk.overlay_file.as_deref(), max_bytes })?;
+            writeln!(
+                f,
+                "{}",
+                OverlayLine { file: disk.overlay_file.as_deref(), max_bytes, template: disk.template }
+            )?;
         }
         writeln!(f, "  durability  {}", disk.durability)?;
         writeln!(f, "              because: {}; a flush is: {}", disk.why, disk.flush)?;
@@ -55,11 +59,17 @@ pub(super) struct OverlayLine<'a> {
     pub(super) file: Option<&'a Path>,
     /// The most bytes of that.
     pub(super) max_bytes: Option<u64>,
+    /// Whether each front-end has one of its own.
+    pub(super) template: Template,
 }
 
 impl fmt::Display for OverlayLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("  overlay     what is written is in ")?;
+        f.write_str("  overlay     ")?;
+        if self.template != Template::Off {
+            f.write_str("each front-end gets a disk of its own; ")?;
+        }
+        f.write_str("what is written is in ")?;
         match self.file {
             Some(file) => write!(f, "{}", file.display())?,
             None => f.write_str("memory")?,

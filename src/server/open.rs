@@ -51,6 +51,8 @@ pub struct DiskSummary {
     pub storage: Option<Storage>,
     /// Holes are left as they are.
     pub sparse: bool,
+    /// Whether each front-end has a private disk of its own.
+    pub template: config::Template,
     /// The file that keeps what is written to a private disk.
     pub overlay_file: Option<PathBuf>,
     /// Of a private disk: the most memory that what is written may take, in bytes.
@@ -118,6 +120,7 @@ pub(super) fn open(
         why: media.why,
         regions: media.regions,
         sparse,
+        template: config.template,
         overlay_file: overlay,
         overlay_max_bytes: disk.overlay_bytes().map(|(_, max_bytes)| max_bytes),
         throttling,

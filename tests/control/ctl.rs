@@ -44,10 +44,11 @@ fn people_and_scripts_are_served() {
     let list = done(&socket, &["list"]);
     let lines: Vec<_> = list.lines().collect();
     assert!(
-        lines.len() == 3 && lines[0].starts_with("NAME   SIZE   ACCESS      DURABILITY  FRONT-ENDS  SOCKET"),
+        lines.len() == 3
+            && lines[0].starts_with("NAME   SIZE   ACCESS      DURABILITY  FRONT-ENDS  OVERLAY  SOCKET"),
         "{list}"
     );
-    assert!(lines[2].starts_with("new    8 MiB  read-write  volatile    0           /"), "{list}");
+    assert!(lines[2].starts_with("new    8 MiB  read-write  volatile    0           -        /"), "{list}");
     let json: Value = serde_json::from_str(&done(&socket, &["list", "--json"])).unwrap();
     assert_eq!(json[1]["name"], "new");
     assert_eq!(done(&socket, &["resize", "new", "16M"]), "from 8 MiB to 16 MiB\n");

@@ -182,6 +182,7 @@ fn private_disks_that_are_kept_come_again() {
         assert_eq!(added.status, 201, "{added:?}");
         assert_eq!(added.json()["options"]["overlay"], json!(kept));
         assert_eq!(added.json()["state"]["overlay_max_bytes"], json!(null));
+        assert_eq!(added.json()["state"]["durability"], "volatile", "as what its file lies on");
         let session = Session::connect(&host.socket("one"));
         let mut ring = session.ring(0, 64);
         let first = if life == 0 { pattern(1, 65_536)[..512].to_vec() } else { vec![7; 512] };

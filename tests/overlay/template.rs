@@ -97,6 +97,11 @@ fn each_may_write_as_much_as_the_limit_says() {
         assert_eq!(ring.run(&page(16)).status, IOERR);
     }
     assert_eq!(overlay_bytes(&daemon), 131_072.0);
+    let said = daemon.output();
+    assert!(
+        said.contains("each front-end gets a disk of its own; what is written is in memory, up to 64 KiB"),
+        "{said}"
+    );
     daemon.stop();
 }
 
@@ -153,7 +158,7 @@ fn a_thousand_front_ends() {
     template.sort_unstable();
     plain.sort_unstable();
     let (ours, theirs) = (template[COUNT / 2], plain[COUNT / 2]);
-    println!(
+    eprintln!(
         "{COUNT} front-ends of a template of 8 GiB: {each} KiB and {threads:.2} threads each; from connect to the first read {ours:?}, \
          of a plain disk {theirs:?} (medians, alternating): {:.2}",
         ours.as_secs_f64() / theirs.as_secs_f64()

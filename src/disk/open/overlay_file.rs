@@ -31,10 +31,10 @@ pub(super) fn lay_over(
     let stamp =
         stamp.map_err(|source| OpenError::system(&backing, "examine the base of", PATH_REMEDY, source))?;
     let unmaps = options.discard != DiscardPolicy::Ignore;
-    let make = || InFile::open(shared, lock, BaseStamp::of(&stamp), geometry, unmaps);
+    weaken(&mut media, base.media);
+    let make = || InFile::open(shared, lock, BaseStamp::of(&stamp), geometry, unmaps, media.durability);
     let disk = base.disk.overlaid_by_file(max_bytes.unwrap_or(u64::MAX), unmaps, make);
     let disk = disk.map_err(|error| refused(&backing, error))?;
-    weaken(&mut media, base.media);
     Ok(Opened { disk, lock: base.lock, media, created })
 }
 

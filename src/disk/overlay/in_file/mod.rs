@@ -110,6 +110,8 @@ pub struct InFile<D = FileDisk, S = Arc<BackingFile>> {
     disk: D,
     index: Index<S>,
     file: Arc<BackingFile>,
+    /// What it is worth, on what it lies on.
+    durability: Durability,
     /// It was there before.
     has_past: bool,
     /// It is nobody else's as long as it is open.
@@ -137,8 +139,8 @@ impl InFile {
         header.map(|header| header.check(base, capacity_bytes)).transpose().map(drop)
     }
 
-    /// Opens the file of an overlay, or makes one of a file of that length without any data; `lock` is held. Returns which pages were
-    /// written as well.
+    /// Opens the file of an overlay, or makes one of a file of that length without any data; `lock` is held, and what is flushed is
+    /// worth as much as `durability` says. Returns which pages were written as well.
     ///
     /// # Errors
     /// It is none, or of another base or size.
@@ -148,13 +150,14 @@ impl InFile {
         base: BaseStamp,
         geometry: Geometry,
         unmaps: bool,
+        durability: Durability,
     ) -> Result<(Self, Pages), OverlayFileError> {
         if *BOOT == [0; 16] {
             return Err(OverlayFileError::UnknownRun);
         }
         let (index, pages, has_past) = load(Arc::clone(&file), base, geometry.capacity_bytes, *BOOT)?;
         let disk = FileDisk::over(Arc::clone(&file), geometry, unmaps)?;
-        Ok((Self { disk, index, file, has_past, _lock: lock }, pages))
+        Ok((Self { disk, index, file, durability, has_past, _lock: lock }, pages))
     }
 }
 
@@ -234,7 +237,7 @@ impl<D: Disk, S: Store> Upper for InFile<D, S> {
     }
 
     fn durability(&self) -> Durability {
-        self.disk.durability()
+        self.durability
     }
 
     fn has_past(&self) -> bool {

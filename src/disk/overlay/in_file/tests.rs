@@ -23,7 +23,7 @@ fn open(file: &File, base: BaseStamp, capacity_bytes: u64) -> Result<(InFile, Pa
     let path = BackingPath::of_disk("kept", "kept".as_ref());
     let lock = FileLock::new(Arc::clone(&file), &path, LockMode::Off, false);
     let geometry = Geometry { capacity_bytes, block_bytes: 512, read_only: false };
-    InFile::open(file, lock, base, geometry, true)
+    InFile::open(file, lock, base, geometry, true, Durability::Page)
 }
 
 fn over(base: &File, kept: &File, max_bytes: u64) -> Overlay<MappedDisk, InFile> {

@@ -127,7 +127,14 @@ fn lay_over(
     let file: Arc<BackingFile> = Arc::new(tempfile::tempfile_in("/dev/shm").unwrap().into());
     let path = BackingPath::of_disk("kept", "kept".as_ref());
     let lock = FileLock::new(Arc::clone(&file), &path, LockMode::Off, false);
-    let upper = InFile { disk: SimulatedDisk(Arc::clone(kept)), index, file, has_past, _lock: lock };
+    let upper = InFile {
+        disk: SimulatedDisk(Arc::clone(kept)),
+        index,
+        file,
+        durability: Durability::Page,
+        has_past,
+        _lock: lock,
+    };
     let base = Arc::new(MappedDisk::new(base.try_clone().unwrap(), BASE).unwrap());
     Overlay::over(base, upper, pages, u64::MAX, true)
 }

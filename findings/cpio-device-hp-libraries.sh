@@ -55,14 +55,14 @@ seen=$(
         timeout 60 target/debug/look $format
         echo "bsdtar: $(LD_LIBRARY_PATH=$(echo root/usr/lib/*-linux-gnu) root/usr/bin/bsdtar -tf $format 2>error | xargs)" \
             "$(sed -n '1s/.*\(Truncated\).*/(\1)/p' error)"
-    done
+    done | sed 's/ $//'
 )
 echo "$seen"
 want='odc
 GNU cpio: a disk z
 cpio_reader: a (15) disk (0) z (15)
 cpio-archive: a (15) disk (0) z (15)
-bsdtar: a disk z 
+bsdtar: a disk z
 hpodc
 GNU cpio: a disk z
 cpio_reader: a (15)

@@ -116,13 +116,14 @@ fn front_ends_that_have_left_leave_nothing() {
         let session = Session::connect(&daemon.socket(0));
         assert_eq!(session.ring(0, 64).run(&Request::write(0, &[1; 4096])).status, OK);
     };
-    let is_alone = || value(&daemon, "vhost_user_pmem_front_ends{disk=\"disk0\"}") == 0.0;
     (0..20).for_each(|_| visit());
+    // The template's own.
+    let is_alone = || process.mappings("overlay") == 1;
     wait_for("they have left", || is_alone().then_some(()));
-    let before = (process.fds(), process.mappings("overlay"));
+    // One that is about to close its last may be counted here.
+    let before = process.fds();
     (0..300).for_each(|_| visit());
-    wait_for("they have left", || is_alone().then_some(()));
-    wait_for("nothing is left", || ((process.fds(), process.mappings("overlay")) == before).then_some(()));
+    wait_for("nothing is left", || (is_alone() && process.fds() <= before).then_some(()));
     daemon.stop();
 }
 

@@ -7,11 +7,11 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-use super::Host;
 use super::common::daemon::Place;
 use super::common::frontend::Session;
 use super::common::frontend::request::{OK, Request};
-use super::common::wait_for;
+use super::common::{pattern, wait_for};
+use super::{Host, assert_works};
 
 fn ctl(socket: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-user-pmem"));
@@ -74,6 +74,27 @@ fn people_and_scripts_are_served() {
     assert!(json["state"]["latency"]["read"]["count"].is_array(), "{json}");
     assert!(done(&socket, &["reload"]).contains("removed                 -"));
     assert!(done(&socket, &["show", "stays"]).contains("durability              volatile"));
+}
+
+/// What is written to private disks is in the list, of a template that of all its front-ends.
+#[test]
+fn the_list_says_what_overlays_take() {
+    let host = Host::new(Place::Tmpfs);
+    let (socket, base) = (host.control(), host.image("base"));
+    std::fs::write(&base, pattern(1, 65_536)).unwrap();
+    let disk = format!(
+        "name=farm,path={},socket={},overlay=memory,template=on",
+        base.display(),
+        host.socket("farm").display()
+    );
+    done(&socket, &["add", &disk]);
+    let sessions = [0, 1].map(|_| Session::connect(&host.socket("farm")));
+    sessions.iter().for_each(|session| assert_works(&mut session.ring(0, 64), 8));
+    let list = done(&socket, &["list"]);
+    let row = "farm   64 KiB  read-write  volatile    2           8 KiB    /";
+    assert!(list.lines().any(|line| line.starts_with(row)), "{list}");
+    drop(sessions);
+    host.daemon.stop();
 }
 
 /// The socket is `--control`, as `serve` and `top` have it, before and behind the task; and what it was called before.

@@ -10,7 +10,7 @@ use super::common::frontend::{Session, settle};
 use super::common::process::Process;
 use super::events::Follower;
 use super::{DISK_BYTES, Host, assert_works, http, reload, setup};
-use crate::common::wait_for;
+use crate::common::{pattern, wait_for};
 
 /// Three reads of 4 KiB at once: one is taken while there is no more in the bucket than its 8 KiB. The next an hour later.
 const THREE: &str = "bps=1,bps-max=8K";
@@ -94,6 +94,40 @@ fn a_limit_holds_its_disk_in_order_and_no_other() {
         assert_eq!(host.get("/v1/disks/stays")["options"].get("bps-max"), None);
         host.daemon.stop();
     }
+}
+
+/// Private disks of one template are limited together, and each goes on when there is no limit any more.
+#[test]
+fn a_template_is_limited_as_one_disk() {
+    let host = Host::new(Place::Tmpfs);
+    let base = host.image("base");
+    std::fs::write(&base, pattern(1, 65_536)).unwrap();
+    let disk = json!({"path": base, "socket": host.socket("farm"), "overlay": "memory", "template": "on",
+        "bps": 1, "bps-max": "8K"});
+    let added = host.ask("PUT", "/v1/disks/farm", Some(&disk));
+    assert!(added.status == 201 && added.json()["options"]["template"] == "on", "{added:?}");
+    let state = |key: &str| host.get("/v1/disks/farm")["state"][key].clone();
+    let sessions = [0, 1].map(|_| Session::connect(&host.socket("farm")));
+    let [mut ring, mut second] = sessions.each_ref().map(|session| session.ring(0, 64));
+    ask(&mut ring, 10);
+    wait_until_held(&host, "farm", 1);
+    wait_for("what was taken is done", || (ring.used_index() == 3).then_some(()));
+    ask(&mut second, 2);
+    wait_until_held(&host, "farm", 2);
+    assert_eq!((ring.used_index(), second.used_index()), (3, 0));
+    assert_eq!((state("front_ends"), state("overlay_bytes")), (2.into(), 0.into()));
+    limit(&host, "farm", &unlimited());
+    take(&mut ring, 10);
+    take(&mut second, 2);
+    assert_works(&mut ring, 0);
+    assert_works(&mut second, 8);
+    assert_eq!(state("overlay_bytes"), 8192);
+    let resized = host.ask("POST", "/v1/disks/farm/resize", Some(&json!({"size": "128K"})));
+    assert!(resized.problem().1.contains("private disk over a base"), "{resized:?}");
+    assert!(host.remove("farm", "").problem().1.contains("2 of its front-ends are connected"));
+    drop((ring, second, sessions));
+    wait_for("it can be removed", || (host.remove("farm", "").status == 204).then_some(()));
+    host.daemon.stop();
 }
 
 /// A guest that comes again, asks with other requests, or through other rings, has no more than one that does not.

@@ -270,6 +270,17 @@ impl Backing {
         below!(self, disk => disk.shared_file())
     }
 
+    /// Where what front-ends know of the disk may be kept: a disk that is only read, and one in memory over a base, has no place.
+    pub fn record_file(&self) -> Option<Arc<BackingFile>> {
+        match self {
+            Self::KeptMappedOverlay(overlay) => Some(overlay.upper().shared_file()),
+            Self::KeptFileOverlay(overlay) => Some(overlay.upper().shared_file()),
+            Self::MappedOverlay(_) | Self::FileOverlay(_) => None,
+            _ if self.geometry().read_only => None,
+            _ => Some(self.shared_file()),
+        }
+    }
+
     pub(super) fn set_growth(&mut self, growth: GrowthPolicy) {
         match self {
             Self::Mapped(disk) => disk.growth = growth,

@@ -128,9 +128,7 @@ pub(super) fn open(
     let socket = open_socket(socket, &access, allowed_users)
         .map_err(|error| ServerError::listener(name.clone(), error))?;
     let identity = Identity { name, serial: *serial.as_bytes() };
-    // A base is not written to, not even beside its bytes.
-    let keeps_record = !geometry.read_only && disk.overlay_bytes().is_none();
-    let config_record = ConfigRecord::load(keeps_record.then(|| disk.shared_file()), media.durability);
+    let config_record = ConfigRecord::load(disk.record_file(), media.durability);
     let device = Device::new(disk, identity, queues.get()).with_seg_max(seg_max);
     device.slow().set_threshold_ms(slow_ms);
     Ok((Service { device, lock, socket, cpus, postcopy, config_record, template }, summary))

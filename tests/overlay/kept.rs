@@ -5,6 +5,9 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::common::daemon::{Place, Setup};
+use vhost::vhost_user::VhostUserFrontend as _;
+use vhost::vhost_user::message::VhostUserConfigFlags;
+
 use super::common::frontend::request::{IOERR, OK, Request};
 use super::common::frontend::{Options, Session};
 use super::common::{Random, pattern};
@@ -64,6 +67,29 @@ fn what_is_written_stays_when_the_daemon_ends() {
             let setup = daemon.stop();
             assert!(fs::read(setup.image(0)).unwrap() == base(), "{place:?}: the base");
         }
+    }
+}
+
+/// A guest that has switched to write-through sends no flushes: the next daemon has to know. It is kept at the overlay's file.
+#[test]
+fn a_guests_cache_mode_is_known_again() {
+    const WRITEBACK: u32 = 32;
+    for place in Place::ALL {
+        let daemon = over_one_base(place, 1, "").start();
+        let session = Session::connect(&daemon.socket(0));
+        session.config(0, 60).unwrap();
+        let mut ring = session.ring(0, 64);
+        session.ask(|control| control.set_config(WRITEBACK, VhostUserConfigFlags::empty(), &[0])).unwrap();
+        assert_eq!(ring.run(&Request::write(8, &[9; 512])).status, OK);
+        assert_eq!(ring.run(&Request::flush()).status, OK);
+        let daemon = daemon.kill().start();
+        let (session, mut ring) = come_back(&daemon, session, ring, &Options::default());
+        assert_eq!(ring.run(&Request::read(8, 512)).data, [9; 512]);
+        assert_eq!(session.config(WRITEBACK, 1).unwrap(), [0], "{place:?}");
+        drop((session, ring));
+        let setup = daemon.stop();
+        let names = rustix::fs::listxattr(setup.image(0), &mut [0_u8; 256]).unwrap();
+        assert_eq!(names, 0, "{place:?}: nothing is kept at the base");
     }
 }
 

@@ -96,6 +96,10 @@ impl<B: Disk, U: Upper> Overlay<B, U> {
         &self.base
     }
 
+    pub(super) const fn upper(&self) -> &U {
+        &self.upper
+    }
+
     /// Bytes of memory, or of the file's space, that hold what was written.
     pub fn resident_bytes(&self) -> u64 {
         budget::resident_bytes(self.upper.file()).unwrap_or(0)

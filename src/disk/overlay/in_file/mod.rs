@@ -161,6 +161,12 @@ impl InFile {
     }
 }
 
+impl<D, S> InFile<D, S> {
+    pub(in crate::disk) fn shared_file(&self) -> Arc<BackingFile> {
+        Arc::clone(&self.file)
+    }
+}
+
 /// What a file says was written, in this run of the system, and whether it was an overlay; it is made one if not.
 fn load<S: Store>(
     store: S,

@@ -81,7 +81,7 @@ fn a_disk_with_postcopy_is_the_only_one_of_its_process() {
 #[test]
 fn an_unknown_key_is_11_and_the_nearest_is_named() {
     let output = run(["serve", "--disk", "path=/a,sokcet=/b"]);
-    let keys = "path, socket, name, size, serial, readonly, block-size, queues, seg-max, sparse, overlay, overlay-max, lock";
+    let keys = "path, socket, name, size, serial, readonly, block-size, queues, seg-max, sparse, overlay, overlay-max, template, lock";
     assert_error(
         &output,
         11,
